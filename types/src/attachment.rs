@@ -1,0 +1,171 @@
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// What a runtime attaches: one interface of one container to one network. Everything that Twill
+/// keeps for a pod is keyed by this, never by the pod's name, so that a late DEL of an old sandbox
+/// cannot touch a newer one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentId {
+    /// The network's name from the network configuration.
+    pub network: String,
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+}
+
+/// Why a text is no [`LinkAlias`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no alias of a Twill link")]
+pub struct AttachmentError(String);
+
+impl AttachmentId {
+    /// A digest that is the same in every run and on every machine.
+    fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for part in [&self.network, &self.container_id, &self.ifname] {
+            // The length keeps ("ab", "c") apart from ("a", "bc").
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        hash.finalize().into()
+    }
+}
+
+impl fmt::Display for AttachmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.network, self.container_id, self.ifname)
+    }
+}
+
+/// The name of a pod's host link: `twl` and 48 bits of a hash, 15 bytes, the most that the kernel
+/// takes (`IFNAMSIZ`).
+pub fn host_link_name(id: &AttachmentId) -> String {
+    format!("twl{}", hex(&id.digest()[..6]))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the alias of a host link says about whose it is. It is the identity of last resort: the
+/// store can be rebuilt from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkAlias {
+    /// Whose link it is.
+    pub owner: Alias,
+    /// The sequence number of the ADD that made it: a podman restart uses the same attachment
+    /// again, and only this tells a late DEL which one it means.
+    pub sequence: u64,
+}
+
+/// An attachment as far as the 255 bytes of an alias can hold it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alias {
+    /// In full.
+    Full(AttachmentId),
+    /// Too long for an alias (CNI bounds neither network nor container id): a hash of it.
+    Hashed(String),
+}
+
+impl LinkAlias {
+    /// The longest alias that the kernel takes (`IFALIASZ` - 1).
+    const MAX: usize = 255;
+
+    /// The alias of an attachment's host link.
+    pub fn new(id: &AttachmentId, sequence: u64) -> Self {
+        let full = Self { owner: Alias::Full(id.clone()), sequence };
+        if full.to_string().len() <= Self::MAX {
+            return full;
+        }
+        Self { owner: Alias::Hashed(hex(&id.digest()[..16])), sequence }
+    }
+
+    /// Whether this link belongs to the attachment.
+    pub fn is_of(&self, id: &AttachmentId) -> bool {
+        self.owner == Self::new(id, self.sequence).owner
+    }
+}
+
+impl fmt::Display for LinkAlias {
+    /// None of network (by the spec's pattern), container id and interface name can hold a `;`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "twill;seq={};", self.sequence)?;
+        match &self.owner {
+            Alias::Full(id) => {
+                write!(f, "net={};id={};if={}", id.network, id.container_id, id.ifname)
+            }
+            Alias::Hashed(hash) => write!(f, "hash={hash}"),
+        }
+    }
+}
+
+impl std::str::FromStr for LinkAlias {
+    type Err = AttachmentError;
+
+    fn from_str(text: &str) -> Result<Self, AttachmentError> {
+        let bad = || AttachmentError(text.to_owned());
+        let rest = text.strip_prefix("twill;").ok_or_else(bad)?;
+        let fields: Vec<&str> = rest.split(';').collect();
+        let field = |index: usize, key: &str| -> Option<&str> {
+            fields.get(index)?.strip_prefix(key)?.strip_prefix('=')
+        };
+        let sequence = field(0, "seq").and_then(|s| s.parse().ok()).ok_or_else(bad)?;
+        let owner = match (field(1, "net"), field(2, "id"), field(3, "if"), field(1, "hash")) {
+            (Some(network), Some(container_id), Some(ifname), None) if fields.len() == 4 => {
+                Alias::Full(AttachmentId {
+                    network: network.to_owned(),
+                    container_id: container_id.to_owned(),
+                    ifname: ifname.to_owned(),
+                })
+            }
+            (None, None, None, Some(hash)) if fields.len() == 2 => Alias::Hashed(hash.to_owned()),
+            _ => return Err(bad()),
+        };
+        Ok(Self { owner, sequence })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(network: &str, container_id: &str, ifname: &str) -> AttachmentId {
+        AttachmentId {
+            network: network.into(),
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+        }
+    }
+
+    #[test]
+    fn link_names_fit_and_differ() {
+        let names: std::collections::BTreeSet<_> =
+            [id("n", "ab", "c"), id("n", "a", "bc"), id("na", "b", "c"), id("n", "ab", "d")]
+                .iter()
+                .map(host_link_name)
+                .collect();
+        assert_eq!(names.len(), 4);
+        assert!(names.iter().all(|name| name.len() == 15));
+    }
+
+    #[test]
+    fn aliases_round_trip() {
+        for id in [id("net", "c1", "eth0"), id("net", &"c".repeat(300), "eth0")] {
+            let alias = LinkAlias::new(&id, 7);
+            let text = alias.to_string();
+            assert!(text.len() <= LinkAlias::MAX);
+            let read: LinkAlias = text.parse().unwrap();
+            assert_eq!(read, alias);
+            assert!(read.is_of(&id));
+        }
+        let other = LinkAlias::new(&id("net", "c2", "eth0"), 7);
+        assert!(!other.is_of(&id("net", "c1", "eth0")));
+        for text in ["", "twill", "twill;seq=x;hash=0", "twill;seq=1;net=a;id=b", "eth0"] {
+            assert!(text.parse::<LinkAlias>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The vocabulary that every part of Twill shares.
+//!
+//! Promise: values of these types are valid by construction (a [`Prefix`] has no host bits, a
+//! [`Block`] has a legal size, an [`AttachmentId`] has legal names). Nothing here reads a file, a
+//! clock or the network.
+
+mod asn;
+mod attachment;
+mod block;
+mod prefix;
+
+pub use asn::{Asn, AsnError};
+pub use attachment::{Alias, AttachmentId, AttachmentError, LinkAlias, host_link_name};
+pub use block::{Block, BlockError};
+pub use prefix::{Family, Prefix, PrefixError};
+
+/// The routing protocol number (`rtm_protocol`) of every route that Twill makes. It is in none of
+/// the registered ranges of `rt_protos` (`ip route show proto 116`).
+pub const ROUTE_PROTOCOL: u8 = 116;
+
+/// The link group into which a deleted pod's host link is put until the daemon deletes it in a
+/// batch ("twil" in ASCII).
+pub const DELETE_GROUP: u32 = 0x7477_696c;
