@@ -1,1 +1,32 @@
-//! Skeleton.
+//! The BGP speaker without I/O.
+//!
+//! Promise: the same inputs at the same times give the same outputs. There are no sockets, clocks,
+//! threads or random numbers here: time is an argument ([`Time`]), jitter comes from a seed, and
+//! everything that has to be done outside is an [`Output`] for the shell to carry out.
+//!
+//! ```text
+//!   Input ──> Speaker ──> Output
+//!               ├─ Peer (one per neighbour: both connections, timers, state)
+//!               └─ Rib  (paths of all peers, decision, what the kernel should have)
+//! ```
+
+mod api;
+mod connection;
+mod decision;
+mod export;
+mod graceful;
+mod peer;
+mod rib;
+mod speaker;
+mod time;
+pub mod wire;
+
+pub use api::{
+    ConnId, Input, NextHopState, Output, PeerConfig, PeerEvent, PeerKey, PeerKind, PeerSnapshot,
+    RouteChange, RouteSnapshot, SpeakerConfig, State,
+};
+pub use speaker::Speaker;
+pub use time::Time;
+
+#[cfg(test)]
+mod sim;

@@ -1,0 +1,340 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use twill_types::{Asn, Family, Prefix};
+
+use crate::{
+    Time,
+    wire::{Notification, PathAttributes},
+};
+
+/// A neighbour: its address and the port that it listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerKey {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its TCP port, usually 179.
+    pub port: u16,
+}
+
+impl PeerKey {
+    /// Where to connect to.
+    pub const fn socket(self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+}
+
+impl fmt::Display for PeerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            179 => self.address.fmt(f),
+            _ => self.socket().fmt(f),
+        }
+    }
+}
+
+/// A connection, as the shell and the speaker call it. The speaker numbers those that it opens
+/// upwards from 1, the shell those that it accepts downwards from the top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// What does not change while the process lives.
+#[derive(Debug, Clone)]
+pub struct SpeakerConfig {
+    /// BGP identifier, not 0.0.0.0.
+    pub router_id: Ipv4Addr,
+    /// The AS of this node.
+    pub asn: Asn,
+    /// Spreads timers; any number.
+    pub seed: u64,
+    /// Whether our routes were found in the kernel at the start: OPENs then say that we restarted
+    /// and kept forwarding (the R and F bits of RFC 4724 section 3).
+    pub restarting: bool,
+    /// After this time a restart is over even if a peer has not finished (the
+    /// Selection_Deferral_Timer of RFC 4724 section 4.1).
+    pub selection_deferral: Duration,
+    /// The most paths that one route uses at once.
+    pub max_paths: usize,
+}
+
+/// Where a session comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerKind {
+    /// From the full mesh.
+    Mesh,
+    /// From a BGPPeer that names nodes.
+    Node,
+    /// From a BGPPeer for all nodes.
+    Global,
+}
+
+/// One session as it is configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Name of the resource that it comes from.
+    pub name: String,
+    /// Where it comes from.
+    pub kind: PeerKind,
+    /// The peer's AS.
+    pub asn: Asn,
+    /// The address to connect from.
+    pub local_address: Option<IpAddr>,
+    /// Never connect, only accept.
+    pub passive: bool,
+    /// Proposed hold time in seconds: 0 (off), or 3 and more.
+    pub hold_time: u16,
+    /// How long the peer shall keep our routes over a restart, in seconds, 0 to 4095.
+    pub restart_time: u16,
+    /// Families to negotiate.
+    pub families: BTreeSet<Family>,
+    /// This node's address of the family that the session itself does not run over, as the next
+    /// hop of that family's routes.
+    pub other_next_hop: Option<IpAddr>,
+}
+
+impl PeerConfig {
+    /// Whether going from `self` to `new` needs a new session: what was said in the OPEN, and
+    /// where the session runs, cannot change under it.
+    pub(crate) fn needs_reset(&self, new: &Self) -> bool {
+        self.asn != new.asn
+            || self.local_address != new.local_address
+            || self.hold_time != new.hold_time
+            || self.restart_time != new.restart_time
+            || self.families != new.families
+    }
+}
+
+/// Whether and how well a next hop can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHopState {
+    /// At this cost of the interior route.
+    Reachable {
+        /// Lower is nearer.
+        metric: u32,
+    },
+    /// Not at all.
+    Unreachable,
+}
+
+/// What happens outside.
+#[derive(Debug)]
+pub enum Input {
+    /// A deadline of [`crate::Speaker::poll_timeout`] has come.
+    Tick,
+    /// The sessions there are to be, all of them.
+    SetPeers(BTreeMap<PeerKey, PeerConfig>),
+    /// The prefixes that this node announces, all of them.
+    SetOriginated(BTreeSet<Prefix>),
+    /// An [`Output::Connect`] succeeded.
+    Connected {
+        /// As in the output.
+        conn: ConnId,
+        /// Our end.
+        local: SocketAddr,
+    },
+    /// An [`Output::Connect`] failed.
+    ConnectFailed {
+        /// As in the output.
+        conn: ConnId,
+        /// For people.
+        reason: String,
+    },
+    /// Someone connected to us.
+    Accepted {
+        /// Chosen by the shell.
+        conn: ConnId,
+        /// Our end.
+        local: SocketAddr,
+        /// Their end.
+        remote: SocketAddr,
+    },
+    /// Bytes came in.
+    Received {
+        /// On which connection.
+        conn: ConnId,
+        /// As they came, cut anywhere.
+        bytes: Vec<u8>,
+    },
+    /// The kernel took bytes that an [`Output::Send`] handed over.
+    Written {
+        /// On which connection.
+        conn: ConnId,
+        /// How many.
+        count: usize,
+    },
+    /// A connection is gone, and not by an [`Output::Close`].
+    Closed {
+        /// Which.
+        conn: ConnId,
+        /// For people.
+        reason: String,
+    },
+    /// What is known of the next hops of [`Output::TrackNextHops`]; those not named are as before.
+    NextHops(BTreeMap<IpAddr, NextHopState>),
+}
+
+/// What is to be done outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Open a connection; answered by `Connected` or `ConnectFailed`.
+    Connect {
+        /// Its name from now on.
+        conn: ConnId,
+        /// To where.
+        remote: SocketAddr,
+        /// From where.
+        local: Option<IpAddr>,
+    },
+    /// Send bytes.
+    Send {
+        /// On which connection.
+        conn: ConnId,
+        /// Whole messages.
+        bytes: Vec<u8>,
+    },
+    /// Close a connection, or give up opening it. What was sent before is still delivered.
+    Close {
+        /// Which.
+        conn: ConnId,
+    },
+    /// What should be in the kernel has changed.
+    Routes(Vec<RouteChange>),
+    /// The next hops whose reachability matters, all of them.
+    TrackNextHops(BTreeSet<IpAddr>),
+    /// The restart is over: routes in the kernel that no [`Output::Routes`] named can go.
+    Converged,
+    /// A peer announces what this node originates, or a part of it. The route is not used.
+    OriginConflict {
+        /// What is announced.
+        prefix: Prefix,
+        /// What of ours it lies in.
+        ours: Prefix,
+        /// By whom.
+        peer: PeerKey,
+    },
+    /// For logs.
+    Event(PeerKey, PeerEvent),
+}
+
+/// A route to install or to remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteChange {
+    /// The destination.
+    pub prefix: Prefix,
+    /// BGP next hops to share the traffic, sorted; none means remove.
+    pub next_hops: Vec<IpAddr>,
+}
+
+/// What happened to a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// It is Established.
+    Up,
+    /// It is no longer Established.
+    Down {
+        /// For people.
+        reason: String,
+        /// Its routes are kept as stale for this long (RFC 4724 section 4.2).
+        kept_for: Option<Duration>,
+    },
+    /// An attempt failed before Established.
+    Failed {
+        /// For people.
+        reason: String,
+    },
+    /// The peer's UPDATE was not as it should be, and the session stays (RFC 7606).
+    BadUpdate {
+        /// For people.
+        text: String,
+    },
+    /// The initial routes of a family are in.
+    EndOfRib(Family),
+    /// Stale routes are gone.
+    StaleFlushed {
+        /// How many.
+        count: usize,
+    },
+    /// A NOTIFICATION came or went.
+    Notification {
+        /// Sent by us, or received.
+        sent: bool,
+        /// What it says.
+        notification: Notification,
+    },
+}
+
+/// The states of RFC 4271 section 8.2.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Waits before it tries again.
+    Idle,
+    /// Opens a connection.
+    Connect,
+    /// Waits for the peer to connect, or for the next attempt.
+    Active,
+    /// Has sent an OPEN.
+    OpenSent,
+    /// Has an OPEN, waits for the KEEPALIVE that confirms ours.
+    OpenConfirm,
+    /// Exchanges routes.
+    Established,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// One session, for people.
+#[derive(Debug, Clone)]
+pub struct PeerSnapshot {
+    /// Which.
+    pub key: PeerKey,
+    /// As configured.
+    pub config: PeerConfig,
+    /// Its state: that of the connection that is farthest.
+    pub state: State,
+    /// When it entered or left Established.
+    pub since: Time,
+    /// What happened last.
+    pub info: String,
+    /// Negotiated, in seconds.
+    pub hold_time: u16,
+    /// The peer's identifier.
+    pub router_id: Option<Ipv4Addr>,
+    /// Capabilities that both sides have.
+    pub capabilities: Vec<&'static str>,
+    /// Prefixes accepted, stale ones included.
+    pub prefixes_in: usize,
+    /// Prefixes kept over a restart of the peer.
+    pub prefixes_stale: usize,
+    /// Prefixes announced.
+    pub prefixes_out: usize,
+    /// Messages received.
+    pub messages_in: u64,
+    /// Messages sent.
+    pub messages_out: u64,
+    /// How often it left Established.
+    pub flaps: u32,
+}
+
+/// One path, for people.
+#[derive(Debug, Clone)]
+pub struct RouteSnapshot {
+    /// The destination.
+    pub prefix: Prefix,
+    /// Where it came from; `None` for what this node originates.
+    pub from: Option<PeerKey>,
+    /// Its attributes; `None` for what this node originates.
+    pub attributes: Option<Arc<PathAttributes>>,
+    /// Used for forwarding.
+    pub best: bool,
+    /// Kept over a restart of the peer.
+    pub stale: bool,
+}

@@ -1,0 +1,273 @@
+//! One TCP connection of a peer, from our OPEN to its end.
+
+use std::{net::SocketAddr, time::Duration};
+
+use twill_types::Family;
+
+use crate::{
+    ConnId, PeerConfig, SpeakerConfig, State, Time,
+    wire::{
+        self, Capability, Frame, GracefulRestart, GracefulRestartFamily, MessageType, Notification,
+        Open, Session, code, open_error,
+    },
+};
+
+/// The hold time while the peer's OPEN is awaited (RFC 4271 section 8.2.2 suggests 4 minutes).
+const OPEN_HOLD: Duration = Duration::from_secs(240);
+
+/// Without progress for this long, and never less than twice the hold time, a connection that does
+/// not take our bytes is given up (RFC 9687 section 4.3 suggests 8 minutes).
+const SEND_HOLD: Duration = Duration::from_secs(480);
+
+/// Who opened it; a collision is decided by it (RFC 4271 section 6.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Outgoing,
+    Incoming,
+}
+
+/// What the two OPENs agreed on.
+#[derive(Debug, Clone)]
+pub(crate) struct Negotiated {
+    /// What the codec has to know.
+    pub(crate) session: Session,
+    /// Seconds; 0 is off.
+    pub(crate) hold_time: u16,
+    /// The peer's OPEN.
+    pub(crate) open: Open,
+    /// Both sides understand RFC 8538.
+    pub(crate) notification_restart: bool,
+}
+
+impl Negotiated {
+    pub(crate) fn graceful_restart(&self) -> Option<&GracefulRestart> {
+        self.open.capabilities.iter().find_map(|capability| match capability {
+            Capability::GracefulRestart(restart) => Some(restart),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn families(&self) -> impl Iterator<Item = Family> + use<> {
+        let session = self.session;
+        [Family::V4, Family::V6].into_iter().filter(move |family| session.has(*family))
+    }
+}
+
+/// A connection whose OPEN we have sent.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) id: ConnId,
+    pub(crate) direction: Direction,
+    pub(crate) local: SocketAddr,
+    /// OpenSent, OpenConfirm or Established.
+    pub(crate) state: State,
+    pub(crate) negotiated: Option<Negotiated>,
+    pub(crate) established_at: Time,
+    buffer: Vec<u8>,
+    hold: Option<Time>,
+    keepalive: Option<Time>,
+    /// Bytes handed over that the kernel has not taken yet.
+    unsent: usize,
+    send_hold: Option<Time>,
+}
+
+/// A message that came in, as far as the state of the connection allows it.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Open(Open),
+    Keepalive,
+    Update(wire::UpdateIn),
+    RouteRefresh(Option<wire::RouteRefresh>),
+    Notification(Notification),
+}
+
+impl Connection {
+    pub(crate) fn new(id: ConnId, direction: Direction, local: SocketAddr, now: Time) -> Self {
+        Self {
+            id,
+            direction,
+            local,
+            state: State::OpenSent,
+            negotiated: None,
+            established_at: now,
+            buffer: Vec::new(),
+            hold: Some(now + OPEN_HOLD),
+            keepalive: None,
+            unsent: 0,
+            send_hold: None,
+        }
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole message, decoded; `None` when more bytes are needed.
+    pub(crate) fn next_message(&mut self, now: Time) -> Result<Option<Message>, Notification> {
+        let max = self.negotiated.as_ref().map_or(wire::MAX_MESSAGE, |n| n.session.max_message());
+        let Some(frame) = wire::frame(&self.buffer, max)? else { return Ok(None) };
+        let length = frame.length;
+        let message = self.decode(frame)?;
+        self.buffer.drain(..length);
+        // RFC 4271 section 8.2.2: KEEPALIVE and UPDATE restart the hold timer.
+        if matches!(message, Message::Keepalive | Message::Update(_)) {
+            self.restart_hold(now);
+        }
+        Ok(Some(message))
+    }
+
+    fn decode(&self, frame: Frame<'_>) -> Result<Message, Notification> {
+        match (frame.kind, self.state, &self.negotiated) {
+            (MessageType::Notification, ..) => {
+                Ok(Message::Notification(Notification::decode(frame.body)))
+            }
+            (MessageType::Open, State::OpenSent, _) => {
+                Ok(Message::Open(wire::decode_open(frame.body)?))
+            }
+            (MessageType::Keepalive, State::OpenConfirm | State::Established, _) => {
+                Ok(Message::Keepalive)
+            }
+            (MessageType::Update, State::Established, Some(negotiated)) => {
+                Ok(Message::Update(wire::decode_update(frame.body, &negotiated.session)?))
+            }
+            (MessageType::RouteRefresh, State::Established, Some(_)) => {
+                Ok(Message::RouteRefresh(wire::decode_route_refresh(frame.body)?))
+            }
+            (kind, state, _) => Err(unexpected(kind, state)),
+        }
+    }
+
+    /// Our OPEN.
+    pub(crate) fn open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Vec<u8> {
+        let mut capabilities: Vec<Capability> =
+            peer.families.iter().map(|family| Capability::MultiProtocol(*family)).collect();
+        capabilities.push(Capability::RouteRefresh);
+        capabilities.push(Capability::FourOctetAs(speaker.asn));
+        let forwarding = speaker.restarting;
+        capabilities.push(Capability::GracefulRestart(GracefulRestart {
+            restarting,
+            notification: true,
+            restart_time: peer.restart_time,
+            families: peer
+                .families
+                .iter()
+                .map(|family| GracefulRestartFamily { family: *family, forwarding })
+                .collect(),
+        }));
+        wire::encode_open(&Open {
+            asn: speaker.asn,
+            hold_time: peer.hold_time,
+            identifier: speaker.router_id,
+            capabilities,
+        })
+    }
+
+    /// Takes the peer's OPEN and goes to OpenConfirm (RFC 4271 section 8.2.2, event 19).
+    pub(crate) fn opened(
+        &mut self,
+        open: Open,
+        speaker: &SpeakerConfig,
+        peer: &PeerConfig,
+        now: Time,
+    ) -> Result<(), Notification> {
+        if open.asn != peer.asn {
+            return Err(Notification::new(code::OPEN, open_error::BAD_PEER_AS));
+        }
+        let internal = speaker.asn == peer.asn;
+        // RFC 6286 section 2.3: unique within an AS.
+        if internal && open.identifier == speaker.router_id {
+            return Err(Notification::new(code::OPEN, open_error::BAD_IDENTIFIER)
+                .with_data(&open.identifier.octets()));
+        }
+        let theirs = open.families();
+        let has = |family| peer.families.contains(&family) && theirs.contains(&family);
+        let restart_notification = open.capabilities.iter().any(
+            |capability| matches!(capability, Capability::GracefulRestart(r) if r.notification),
+        );
+        let hold_time = peer.hold_time.min(open.hold_time);
+        self.negotiated = Some(Negotiated {
+            session: Session {
+                four_octet_as: open.four_octet_as(),
+                extended_message: false,
+                extended_next_hop: false,
+                ipv4: has(Family::V4),
+                ipv6: has(Family::V6),
+                internal,
+            },
+            hold_time,
+            notification_restart: restart_notification,
+            open,
+        });
+        self.state = State::OpenConfirm;
+        self.restart_hold(now);
+        Ok(())
+    }
+
+    fn restart_hold(&mut self, now: Time) {
+        let hold_time = self.negotiated.as_ref().map_or(0, |n| n.hold_time);
+        self.hold = (hold_time > 0).then(|| now + Duration::from_secs(hold_time.into()));
+    }
+
+    /// The interval between KEEPALIVEs: a third of the hold time (RFC 4271 section 10).
+    pub(crate) fn keepalive_interval(&self) -> Option<Duration> {
+        let hold_time = self.negotiated.as_ref()?.hold_time;
+        (hold_time > 0).then(|| Duration::from_millis(u64::from(hold_time) * 1000 / 3))
+    }
+
+    pub(crate) fn set_keepalive(&mut self, deadline: Option<Time>) {
+        self.keepalive = deadline;
+    }
+
+    pub(crate) fn keepalive_due(&self, now: Time) -> bool {
+        self.keepalive.is_some_and(|deadline| deadline <= now)
+    }
+
+    pub(crate) fn hold_expired(&self, now: Time) -> bool {
+        self.hold.is_some_and(|deadline| deadline <= now)
+    }
+
+    pub(crate) fn send_hold_expired(&self, now: Time) -> bool {
+        self.send_hold.is_some_and(|deadline| deadline <= now)
+    }
+
+    fn send_hold_time(&self) -> Duration {
+        let hold_time = self.negotiated.as_ref().map_or(0, |n| n.hold_time);
+        SEND_HOLD.max(Duration::from_secs(u64::from(hold_time) * 2))
+    }
+
+    /// Notes bytes on their way out.
+    pub(crate) fn sent(&mut self, count: usize, now: Time) {
+        self.unsent += count;
+        if self.send_hold.is_none() {
+            self.send_hold = Some(now + self.send_hold_time());
+        }
+    }
+
+    /// Notes bytes that the kernel took: progress restarts the send hold timer.
+    pub(crate) fn written(&mut self, count: usize, now: Time) {
+        self.unsent = self.unsent.saturating_sub(count);
+        self.send_hold = (self.unsent > 0).then(|| now + self.send_hold_time());
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<(Time, &'static str)> {
+        [
+            (self.hold, "hold timer"),
+            (self.keepalive, "keepalive timer"),
+            (self.send_hold, "send hold timer"),
+        ]
+        .into_iter()
+        .filter_map(|(deadline, why)| Some((deadline?, why)))
+        .min()
+    }
+}
+
+/// A message that has no place in this state (RFC 4271 section 6.6, subcodes by RFC 6608).
+fn unexpected(kind: MessageType, state: State) -> Notification {
+    let subcode = match state {
+        State::OpenSent => wire::fsm_error::IN_OPEN_SENT,
+        State::OpenConfirm => wire::fsm_error::IN_OPEN_CONFIRM,
+        State::Established => wire::fsm_error::IN_ESTABLISHED,
+        State::Idle | State::Connect | State::Active => 0,
+    };
+    Notification::new(code::FSM, subcode).with_data(&[kind.code()])
+}

@@ -1,0 +1,152 @@
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use twill_types::Asn;
+
+use super::as_path::AsPath;
+
+/// Attribute type codes (IANA "BGP Path Attributes").
+pub(super) mod kind {
+    pub(crate) const ORIGIN: u8 = 1;
+    pub(crate) const AS_PATH: u8 = 2;
+    pub(crate) const NEXT_HOP: u8 = 3;
+    pub(crate) const MED: u8 = 4;
+    pub(crate) const LOCAL_PREF: u8 = 5;
+    pub(crate) const ATOMIC_AGGREGATE: u8 = 6;
+    pub(crate) const AGGREGATOR: u8 = 7;
+    pub(crate) const COMMUNITIES: u8 = 8;
+    pub(crate) const ORIGINATOR_ID: u8 = 9;
+    pub(crate) const CLUSTER_LIST: u8 = 10;
+    pub(crate) const MP_REACH: u8 = 14;
+    pub(crate) const MP_UNREACH: u8 = 15;
+    pub(crate) const EXTENDED_COMMUNITIES: u8 = 16;
+    pub(crate) const AS4_PATH: u8 = 17;
+    pub(crate) const AS4_AGGREGATOR: u8 = 18;
+    pub(crate) const LARGE_COMMUNITIES: u8 = 32;
+}
+
+/// Attribute flags (RFC 4271 section 4.3).
+pub(super) mod flag {
+    pub(crate) const OPTIONAL: u8 = 0x80;
+    pub(crate) const TRANSITIVE: u8 = 0x40;
+    pub(crate) const PARTIAL: u8 = 0x20;
+    pub(crate) const EXTENDED: u8 = 0x10;
+}
+
+/// Where the information came from; lower is better (RFC 4271 section 5.1.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// Interior to the originating AS.
+    #[default]
+    Igp,
+    /// By EGP (RFC 904).
+    Egp,
+    /// By other means.
+    Incomplete,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Igp => "IGP",
+            Self::Egp => "EGP",
+            Self::Incomplete => "incomplete",
+        })
+    }
+}
+
+/// Who formed an aggregate (RFC 4271 section 5.1.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Aggregator {
+    /// Its AS.
+    pub asn: Asn,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+/// A community (RFC 1997), written `64512:100`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Community(pub u32);
+
+impl fmt::Display for Community {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.0 >> 16, self.0 & 0xffff)
+    }
+}
+
+/// A large community (RFC 8092), written `64512:1:2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LargeCommunity(pub [u32; 3]);
+
+impl fmt::Display for LargeCommunity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [global, first, second] = self.0;
+        write!(f, "{global}:{first}:{second}")
+    }
+}
+
+/// A transitive attribute that this codec does not know, to be passed on as it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RawAttribute {
+    /// Type code.
+    pub kind: u8,
+    /// Flags, with Partial set as RFC 4271 section 5 wants it from who does not know it.
+    pub flags: u8,
+    /// Value.
+    pub value: Vec<u8>,
+}
+
+/// The attributes of a path, without its prefixes. Two paths with equal attributes can share one
+/// UPDATE.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathAttributes {
+    /// ORIGIN.
+    pub origin: Origin,
+    /// AS_PATH, merged with AS4_PATH on an old session.
+    pub as_path: AsPath,
+    /// NEXT_HOP, or the global next hop of MP_REACH_NLRI.
+    pub next_hop: IpAddr,
+    /// MULTI_EXIT_DISC; lower is better.
+    pub med: Option<u32>,
+    /// LOCAL_PREF; higher is better. Only on internal sessions.
+    pub local_pref: Option<u32>,
+    /// ATOMIC_AGGREGATE.
+    pub atomic_aggregate: bool,
+    /// AGGREGATOR.
+    pub aggregator: Option<Aggregator>,
+    /// COMMUNITIES, sorted.
+    pub communities: Vec<Community>,
+    /// EXTENDED COMMUNITIES (RFC 4360), eight octets each, sorted.
+    pub extended_communities: Vec<[u8; 8]>,
+    /// LARGE_COMMUNITY, sorted, each once.
+    pub large_communities: Vec<LargeCommunity>,
+    /// ORIGINATOR_ID (RFC 4456).
+    pub originator_id: Option<Ipv4Addr>,
+    /// CLUSTER_LIST (RFC 4456), nearest first.
+    pub cluster_list: Vec<Ipv4Addr>,
+    /// Unknown transitive ones, by type code.
+    pub unknown: Vec<RawAttribute>,
+}
+
+impl PathAttributes {
+    /// The mandatory ones, the others absent.
+    pub const fn new(origin: Origin, as_path: AsPath, next_hop: IpAddr) -> Self {
+        Self {
+            origin,
+            as_path,
+            next_hop,
+            med: None,
+            local_pref: None,
+            atomic_aggregate: false,
+            aggregator: None,
+            communities: Vec::new(),
+            extended_communities: Vec::new(),
+            large_communities: Vec::new(),
+            originator_id: None,
+            cluster_list: Vec::new(),
+            unknown: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! One TCP connection: a task that reads, a task that writes, and nothing that decides.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpSocket, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc,
+    task::JoinHandle,
+};
+use twill_bgp_proto::ConnId;
+
+/// How long the kernel may take to open a connection. A peer that drops SYNs must not hold up the
+/// retry for the two minutes that the kernel would try.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Room for one extended message (RFC 8654).
+const READ_BUFFER: usize = 64 * 1024;
+
+/// What the tasks of a connection tell the speaker.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// An outgoing connection is open.
+    Connected { conn: ConnId, local: SocketAddr, remote: SocketAddr, stream: TcpStream },
+    /// An outgoing connection could not be opened.
+    ConnectFailed { conn: ConnId, reason: String },
+    /// Bytes came in.
+    Received { conn: ConnId, bytes: Vec<u8> },
+    /// The kernel took this many bytes.
+    Written { conn: ConnId, count: usize },
+    /// The other side closed, or the connection broke.
+    Closed { conn: ConnId, reason: String },
+}
+
+/// The tasks of an open connection. Dropping it ends both and closes the socket.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    reader: JoinHandle<()>,
+    writer: JoinHandle<()>,
+}
+
+impl Connection {
+    pub(crate) fn start(conn: ConnId, stream: TcpStream, events: mpsc::Sender<Event>) -> Self {
+        // The speaker packs its messages; waiting for more would only delay a KEEPALIVE.
+        let _ = stream.set_nodelay(true);
+        let (read, write) = stream.into_split();
+        // Unbounded, because the speaker itself bounds what is on its way: it counts `Written`
+        // and stops sending to a peer that does not read (RFC 9687 ends such a session).
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        Self {
+            outgoing,
+            reader: tokio::spawn(read_all(conn, read, events.clone())),
+            writer: tokio::spawn(write_all(conn, write, queue, events)),
+        }
+    }
+
+    pub(crate) fn send(&self, bytes: Vec<u8>) {
+        // A writer that is gone has reported `Closed`, or is about to.
+        let _ = self.outgoing.send(bytes);
+    }
+
+    /// Sends what is queued, then closes, in the background: the peer gets the NOTIFICATION.
+    pub(crate) fn finish(self) {
+        self.reader.abort();
+        let Self { outgoing, writer, .. } = self;
+        // The writer ends when its queue is empty and has no sender any more.
+        drop(outgoing);
+        tokio::spawn(async move {
+            let abort = writer.abort_handle();
+            if tokio::time::timeout(CONNECT_TIMEOUT, writer).await.is_err() {
+                abort.abort();
+            }
+        });
+    }
+
+    /// Closes at once.
+    pub(crate) fn abort(self) {
+        self.reader.abort();
+        self.writer.abort();
+    }
+}
+
+/// Opens a connection from `local` in a task of its own.
+pub(crate) fn connect(
+    conn: ConnId,
+    local: Option<IpAddr>,
+    remote: SocketAddr,
+    events: mpsc::Sender<Event>,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, open(local, remote)).await;
+        let event = match opened {
+            Ok(Ok((stream, local, remote))) => Event::Connected { conn, local, remote, stream },
+            Ok(Err(error)) => Event::ConnectFailed { conn, reason: error.to_string() },
+            Err(_) => Event::ConnectFailed {
+                conn,
+                reason: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            },
+        };
+        let _ = events.send(event).await;
+    })
+}
+
+async fn open(
+    local: Option<IpAddr>,
+    remote: SocketAddr,
+) -> io::Result<(TcpStream, SocketAddr, SocketAddr)> {
+    let socket = match remote {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if let Some(local) = local {
+        socket.bind(SocketAddr::new(local, 0))?;
+    }
+    let stream = socket.connect(remote).await?;
+    let (local, remote) = (stream.local_addr()?, stream.peer_addr()?);
+    Ok((stream, local, remote))
+}
+
+async fn read_all(conn: ConnId, mut read: OwnedReadHalf, events: mpsc::Sender<Event>) {
+    let mut buffer = vec![0; READ_BUFFER];
+    let reason = loop {
+        match read.read(&mut buffer).await {
+            Ok(0) => break "the peer closed the connection".to_owned(),
+            Ok(count) => {
+                let bytes = buffer.get(..count).unwrap_or_default().to_vec();
+                if events.send(Event::Received { conn, bytes }).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => break error.to_string(),
+        }
+    };
+    let _ = events.send(Event::Closed { conn, reason }).await;
+}
+
+async fn write_all(
+    conn: ConnId,
+    mut write: OwnedWriteHalf,
+    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    events: mpsc::Sender<Event>,
+) {
+    while let Some(bytes) = queue.recv().await {
+        if let Err(error) = write.write_all(&bytes).await {
+            let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
+            return;
+        }
+        let _ = events.send(Event::Written { conn, count: bytes.len() }).await;
+    }
+    let _ = write.shutdown().await;
+}

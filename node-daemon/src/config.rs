@@ -1,0 +1,274 @@
+//! `twilld.yaml`: what belongs to this process and is not a resource.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// The whole file. Unknown keys are errors that name the key and the line.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Config {
+    /// The node's name. Default: `$NODE_NAME`, else the host name.
+    pub node_name: Option<String>,
+    /// What may outlive a boot.
+    pub state_dir: PathBuf,
+    /// Socket, store, spool and locks: gone at a reboot.
+    pub run_dir: PathBuf,
+    /// Where the resources come from.
+    pub datastore: Datastore,
+    /// BGP settings that are per node and not a resource.
+    pub bgp: Bgp,
+    /// How learned routes go into the kernel.
+    pub fib: FibSettings,
+    /// The HTTP endpoint.
+    pub metrics: Metrics,
+    /// Logging.
+    pub log: Log,
+}
+
+/// `datastore:`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Datastore {
+    /// Only `file` so far.
+    #[serde(rename = "type")]
+    pub kind: DatastoreKind,
+    /// Directory with `*.yaml` manifests; `claims/` inside it holds one file per claimed block.
+    pub directory: PathBuf,
+    /// Whether several daemons use this directory. Needs one host, or a file system whose locks
+    /// and links work across hosts.
+    pub shared: bool,
+}
+
+/// The kinds of datastore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatastoreKind {
+    /// Manifests in a directory.
+    File,
+}
+
+/// `bgp:`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Bgp {
+    /// TCP port to listen on, 1 to 65535; over BGPConfiguration's `listenPort`.
+    pub listen_port: Option<std::num::NonZeroU16>,
+}
+
+/// `fib:`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct FibSettings {
+    /// Metric of learned routes. It has to be Twill's alone: a route is recognised as ours by
+    /// protocol and metric.
+    pub metric: u32,
+    /// Whether routes name nexthop objects. This version installs plain and multipath gateway
+    /// routes, which is what `auto` does where nothing is gained by objects.
+    pub nexthop_objects: Switch,
+    /// The kernel's `nexthop_compat_mode`; only nexthop objects look at it.
+    pub nexthop_compat: Switch,
+}
+
+/// A setting that can be left to the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// The daemon chooses.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// `metrics:`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Metrics {
+    /// Address and port of /metrics, /healthz, /readyz and /statusz; none when absent.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `log:`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: LogLevel,
+    /// `json` or `text`.
+    pub format: LogFormat,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Only what fails.
+    Error,
+    /// Someone might be woken.
+    Warn,
+    /// State changes.
+    Info,
+    /// Per request.
+    Debug,
+    /// Per message.
+    Trace,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_name: None,
+            state_dir: "/var/lib/twill".into(),
+            run_dir: "/run/twill".into(),
+            datastore: Datastore::default(),
+            bgp: Bgp::default(),
+            fib: FibSettings::default(),
+            metrics: Metrics::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Datastore {
+    fn default() -> Self {
+        Self {
+            kind: DatastoreKind::File,
+            directory: "/etc/twill/resources".into(),
+            shared: false,
+        }
+    }
+}
+
+impl Default for FibSettings {
+    fn default() -> Self {
+        Self { metric: 512, nexthop_objects: Switch::Auto, nexthop_compat: Switch::On }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: LogLevel::Info, format: LogFormat::Json }
+    }
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}; give another with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file has an unknown key, a wrong type or bad YAML. The text names line and column and
+    /// shows the place.
+    #[error("{}: {text}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What, where, and what would be right.
+        text: String,
+    },
+    /// No name for this node.
+    #[error("this node has no name: set nodeName in the configuration, or NODE_NAME")]
+    NodeName,
+}
+
+impl Config {
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|text| ConfigError::Parse { path: path.to_owned(), text })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        // An empty file is a null document, which serde does not take for a struct.
+        let config: Option<Self> = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
+        let config = config.unwrap_or_default();
+        // 0 would be the kernel's default metric, where other programs' routes live.
+        if config.fib.metric == 0 || config.fib.metric == u32::MAX {
+            return Err(format!(
+                "fib.metric {} belongs to other routes; use 1 to 4294967294, such as 512",
+                config.fib.metric
+            ));
+        }
+        if config.fib.nexthop_objects == Switch::On {
+            return Err("fib.nexthopObjects on: this version has no nexthop objects; \
+                        use auto or off"
+                .to_owned());
+        }
+        Ok(config)
+    }
+
+    /// The node's name: from the file, else `$NODE_NAME`, else the host name.
+    pub fn node_name(&self) -> Result<String, ConfigError> {
+        self.node_name
+            .clone()
+            .or_else(|| std::env::var("NODE_NAME").ok())
+            .or_else(|| nix::unistd::gethostname().ok()?.into_string().ok())
+            .filter(|name| !name.is_empty())
+            .ok_or(ConfigError::NodeName)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert_eq!(Config::parse("# nothing\n").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn reads_every_documented_key() {
+        let config = Config::parse(
+            "nodeName: node1\nstateDir: /s\nrunDir: /r\n\
+             datastore: {type: file, directory: /d, shared: true}\n\
+             bgp: {listenPort: 1179}\nfib: {metric: 600, nexthopObjects: auto, nexthopCompat: on}\n\
+             metrics: {listen: \"127.0.0.1:9190\"}\nlog: {level: debug, format: text}\n",
+        )
+        .unwrap();
+        assert_eq!(config.node_name.as_deref(), Some("node1"));
+        assert!(config.datastore.shared);
+        assert_eq!(config.fib.metric, 600);
+        assert_eq!(config.log.format, LogFormat::Text);
+    }
+
+    #[test]
+    fn errors_name_key_and_line() {
+        for (text, parts) in [
+            ("nodeNam: a", &["line 1", "nodeNam", "expected one of nodeName"][..]),
+            ("bgp:\n  listenPort: x\n", &["line 2", "listenPort: x"]),
+            ("bgp:\n  listenPort: 0\n", &["line 2", "nonzero"]),
+            ("fib: {metric: 0}", &["fib.metric 0", "1 to 4294967294"]),
+            ("datastore: {type: etcd}", &["line 1", "etcd", "file"]),
+            ("metrics: {listen: here}", &["line 1", "here"]),
+        ] {
+            let error = Config::parse(text).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{text}: {error} lacks {part}");
+            }
+        }
+    }
+}

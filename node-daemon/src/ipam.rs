@@ -1,0 +1,235 @@
+//! Addresses: the fast path from a request to the store.
+//!
+//! An ADD goes straight to the store's committer while a block has space. Only when none has, it
+//! asks the claim task ([`crate::claims`]) for another block and tries again; that task works
+//! ahead, so this is rare.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tracing::debug;
+use twill_ipam_store::{AssignError, Assignment, Service};
+use twill_rpc::message::{
+    AssignRequest, CheckRequest, ErrorKind, ReleaseRequest, Released, RpcError,
+};
+use twill_types::Family;
+
+use crate::{claims, server::chain};
+
+/// What the fast path has to know about the pools; replaced whole when the configuration changes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    /// False until the configuration has been read and the claims of this node are loaded.
+    pub(crate) ready: bool,
+    /// Every pool, by name.
+    pub(crate) pools: BTreeMap<String, PoolView>,
+}
+
+/// One pool as this node sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct PoolView {
+    pub(crate) cidr: twill_types::Prefix,
+    /// Why a pod on this node gets no address from it, unless it does.
+    pub(crate) refusal: Option<String>,
+    /// Why it gives no address even to those who ask for it by name.
+    pub(crate) unusable: Option<String>,
+}
+
+impl View {
+    /// The pools to try for one family: those asked for, else those that select this node.
+    fn pools_for(
+        &self,
+        node: &str,
+        family: Family,
+        asked: &[String],
+    ) -> Result<Vec<String>, RpcError> {
+        if !asked.is_empty() {
+            return asked.iter().map(|wanted| self.find(family, wanted)).collect();
+        }
+        let of_family = || self.pools.iter().filter(|(_, pool)| pool.cidr.family() == family);
+        let eligible: Vec<String> = of_family()
+            .filter(|(_, pool)| pool.refusal.is_none())
+            .map(|(name, _)| name.clone())
+            .collect();
+        if !eligible.is_empty() {
+            return Ok(eligible);
+        }
+        let reasons: Vec<String> = of_family()
+            .map(|(name, pool)| {
+                format!("{name} ({}): {}", pool.cidr, pool.refusal.as_deref().unwrap_or_default())
+            })
+            .collect();
+        let message = if reasons.is_empty() {
+            format!("there is no {family} pool; apply an IPPool")
+        } else {
+            format!(
+                "no pool selects node {node} for {family}; label the node or change a nodeSelector \
+                 [{}]",
+                reasons.join("; ")
+            )
+        };
+        Err(RpcError { kind: ErrorKind::NoPool, message })
+    }
+
+    fn find(&self, family: Family, wanted: &str) -> Result<String, RpcError> {
+        let found = self
+            .pools
+            .iter()
+            .find(|(name, pool)| *name == wanted || pool.cidr.to_string() == wanted);
+        let refuse = |why: &str| {
+            Err(RpcError {
+                kind: ErrorKind::NoPool,
+                message: format!("{family} pool {wanted:?} was asked for by name, but {why}"),
+            })
+        };
+        match found {
+            None => refuse("there is no such pool; name an IPPool or its cidr"),
+            Some((_, pool)) if pool.cidr.family() != family => refuse("it is of the other family"),
+            Some((_, PoolView { unusable: Some(why), .. })) => refuse(why),
+            Some((name, _)) => Ok(name.clone()),
+        }
+    }
+}
+
+/// The way in for requests. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Ipam {
+    pub(crate) node: String,
+    pub(crate) service: Arc<Service>,
+    pub(crate) view: watch::Receiver<Arc<View>>,
+    pub(crate) claims: mpsc::Sender<claims::Command>,
+    pub(crate) mtu: watch::Receiver<u32>,
+}
+
+impl Ipam {
+    /// Waits until addresses can be given, at the most until `deadline`.
+    async fn ready(&self, deadline: Instant) -> Result<Arc<View>, RpcError> {
+        let mut view = self.view.clone();
+        let ready = tokio::time::timeout_at(deadline, view.wait_for(|view| view.ready)).await;
+        match ready {
+            Ok(Ok(view)) => Ok(Arc::clone(&view)),
+            Ok(Err(_)) | Err(_) => Err(RpcError {
+                kind: ErrorKind::TryAgain,
+                message: format!("node {} has not read its configuration yet", self.node),
+            }),
+        }
+    }
+
+    /// One address for each family asked for, or none.
+    pub(crate) async fn assign(&self, request: AssignRequest) -> Result<Assignment, RpcError> {
+        let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
+        let view = self.ready(deadline).await?;
+        let mut pools = BTreeMap::new();
+        for family in &request.families {
+            let asked = match family {
+                Family::V4 => &request.ipv4_pools,
+                Family::V6 => &request.ipv6_pools,
+            };
+            pools.insert(*family, view.pools_for(&self.node, *family, asked)?);
+        }
+        let plan = twill_ipam::AssignRequest {
+            attachment: request.attachment,
+            pools,
+            netns: request.netns,
+            netns_cookie: request.netns_cookie,
+            pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            now_ms: now_ms(),
+        };
+        loop {
+            match self.submit(plan.clone()).await {
+                Ok(assignment) => return Ok(assignment),
+                Err(AssignError::NoFreeAddress { family, pools }) => {
+                    debug!(%family, ?pools, "the blocks of this node are full");
+                    self.claim(pools, deadline).await?;
+                }
+                Err(error) => {
+                    return Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) });
+                }
+            }
+        }
+    }
+
+    async fn submit(&self, plan: twill_ipam::AssignRequest) -> Result<Assignment, AssignError> {
+        let (reply, answer) = oneshot::channel();
+        self.service.submit_assign(plan, move |result| {
+            // A caller that went away gets the same answer when it asks again.
+            let _ = reply.send(result);
+        });
+        answer.await.unwrap_or(Err(AssignError::Stopped))
+    }
+
+    /// Asks for one more block in one of `pools`.
+    async fn claim(&self, pools: Vec<String>, deadline: Instant) -> Result<(), RpcError> {
+        let gone = || RpcError {
+            kind: ErrorKind::TryAgain,
+            message: "the daemon is stopping".to_owned(),
+        };
+        let (reply, answer) = oneshot::channel();
+        let command = claims::Command::Claim { pools, reply };
+        self.claims.send(command).await.map_err(|_| gone())?;
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => Err(RpcError {
+                kind: ErrorKind::TryAgain,
+                message: "no block could be claimed in time".to_owned(),
+            }),
+        }
+    }
+
+    /// Gives the addresses of an attachment back. Nothing held is success.
+    pub(crate) async fn release(&self, request: ReleaseRequest) -> Result<Released, RpcError> {
+        let (reply, answer) = oneshot::channel();
+        self.service.submit_release(
+            twill_ipam::ReleaseRequest {
+                attachment: request.attachment,
+                sequence: request.sequence,
+                now_ms: now_ms(),
+            },
+            move |result| {
+                let _ = reply.send(result);
+            },
+        );
+        match answer.await {
+            Ok(Ok(outcome)) => Ok(Released { addresses: outcome.addresses }),
+            Ok(Err(error)) => {
+                Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })
+            }
+            Err(_) => Err(RpcError {
+                kind: ErrorKind::TryAgain,
+                message: "the daemon is stopping".to_owned(),
+            }),
+        }
+    }
+
+    /// Whether the store holds just these addresses for the attachment.
+    pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
+        let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
+        let Some(record) = self.service.lookup(&request.attachment) else {
+            return mismatch(format!(
+                "{} has no address allocated; delete and add it again",
+                request.attachment
+            ));
+        };
+        match request.addresses.iter().find(|address| !record.addresses.contains(address)) {
+            None => Ok(()),
+            Some(address) => mismatch(format!(
+                "{address} of the previous result is not allocated to {}; it holds {:?}",
+                request.attachment, record.addresses
+            )),
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,114 @@
+//! What Prometheus sees.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use twill_rpc::message::{IpamStatus, NodeStatus};
+
+/// The kinds of request that the plugin makes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    request: String,
+    result: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerLabels {
+    peer: String,
+    asn: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+}
+
+type HistogramFamily = Family<RequestLabels, Histogram, fn() -> Histogram>;
+
+/// The metrics of this process. Counters live as long as it; gauges are set from a status at each
+/// scrape, so a peer or pool that is gone has no stale series.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    requests: HistogramFamily,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        // 50 microseconds to 1.6 seconds.
+        let requests = HistogramFamily::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
+        });
+        Self { requests }
+    }
+
+    /// Counts and times one request of the plugin.
+    pub(crate) fn observe(&self, request: &str, ok: bool, seconds: f64) {
+        let result = if ok { "ok" } else { "error" };
+        self.requests
+            .get_or_create(&RequestLabels { request: request.into(), result: result.into() })
+            .observe(seconds);
+    }
+
+    /// The text exposition of everything.
+    pub(crate) fn render(&self, status: &NodeStatus, ipam: &IpamStatus) -> String {
+        let mut registry = Registry::with_prefix("twill");
+        registry.register("request_seconds", "Requests of the CNI plugin", self.requests.clone());
+        register_peers(&mut registry, status);
+        register_ipam(&mut registry, ipam);
+        let routes: Gauge = Gauge::default();
+        routes.set(i64::from(status.kernel_routes));
+        registry.register("kernel_routes", "Learned routes in the kernel", routes);
+        let in_sync: Gauge = Gauge::default();
+        in_sync.set(i64::from(status.in_sync));
+        registry.register("in_sync", "1 once the configuration has been read", in_sync);
+        let problems: Gauge = Gauge::default();
+        problems.set(i64::try_from(status.problems.len()).unwrap_or(i64::MAX));
+        registry.register("problems", "Standing problems, listed by twillctl node status", problems);
+        let mut text = String::new();
+        // Writing into a `String` cannot fail; a custom collector could, and there is none.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+}
+
+fn register_peers(registry: &mut Registry, status: &NodeStatus) {
+    let up: Family<PeerLabels, Gauge> = Family::default();
+    let prefixes_in: Family<PeerLabels, Gauge> = Family::default();
+    let prefixes_out: Family<PeerLabels, Gauge> = Family::default();
+    let flaps: Family<PeerLabels, Counter<u64, AtomicU64>> = Family::default();
+    for peer in &status.peers {
+        let labels = PeerLabels { peer: peer.address.to_string(), asn: peer.asn.get() };
+        up.get_or_create(&labels).set(i64::from(peer.state == "Established"));
+        prefixes_in.get_or_create(&labels).set(i64::from(peer.prefixes_in));
+        prefixes_out.get_or_create(&labels).set(i64::from(peer.prefixes_out));
+        flaps.get_or_create(&labels).inc_by(u64::from(peer.flaps));
+    }
+    registry.register("bgp_session_up", "1 while the session is Established", up);
+    registry.register("bgp_prefixes_received", "Prefixes accepted from the peer", prefixes_in);
+    registry.register("bgp_prefixes_announced", "Prefixes announced to the peer", prefixes_out);
+    registry.register("bgp_session_flaps", "How often the session was lost", flaps);
+}
+
+fn register_ipam(registry: &mut Registry, ipam: &IpamStatus) {
+    let used: Family<PoolLabels, Gauge> = Family::default();
+    let free: Family<PoolLabels, Gauge> = Family::default();
+    let blocks: Family<PoolLabels, Gauge> = Family::default();
+    for block in &ipam.blocks {
+        let labels = PoolLabels { pool: block.pool.clone() };
+        used.get_or_create(&labels).inc_by(i64::from(block.used));
+        free.get_or_create(&labels).inc_by(i64::from(block.free));
+        blocks.get_or_create(&labels).inc();
+    }
+    registry.register("ipam_addresses_in_use", "Addresses given to pods of this node", used);
+    registry.register("ipam_addresses_free", "Addresses free in this node's blocks", free);
+    registry.register("ipam_blocks", "Blocks that this node owns", blocks);
+}

@@ -1,0 +1,142 @@
+//! The unix socket: accepts connections, checks who asks, and answers each request in order.
+
+use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    task::JoinSet,
+};
+use tracing::{debug, warn};
+use twill_rpc::message::{
+    ErrorKind, Hello, PROTOCOL_VERSION, Request, Response, RpcError, Welcome,
+};
+
+use crate::api::Api;
+
+/// A failure of one connection; the others go on.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("the connection broke")]
+    Io(#[from] io::Error),
+    #[error("a bad frame")]
+    Frame(#[from] twill_rpc::FrameError),
+    #[error("uid {uid} is neither root nor the daemon's own user")]
+    Forbidden { uid: u32 },
+    #[error("protocol version {0} is not {PROTOCOL_VERSION}")]
+    Version(u16),
+}
+
+/// Binds the socket, mode 0600. It appears under its name only once it can be connected to, and
+/// takes the place of a dead daemon's.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    let temporary = path.with_extension("sock.new");
+    match std::fs::remove_file(&temporary) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(&temporary)?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&temporary, path)?;
+    Ok(listener)
+}
+
+/// Serves for ever. Cancelling it ends the connections too.
+pub(crate) async fn serve(listener: UnixListener, api: Arc<Api>) -> io::Result<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, _) = accepted?;
+                let api = Arc::clone(&api);
+                connections.spawn(async move {
+                    match converse(stream, &api).await {
+                        Ok(()) => {}
+                        Err(error @ (ConnectionError::Forbidden { .. } | ConnectionError::Version(_))) => {
+                            warn!(error = %chain(&error), "refused a connection");
+                        }
+                        Err(error) => debug!(error = %chain(&error), "a connection ended"),
+                    }
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionError> {
+    // The file mode keeps others out; the credentials hold where a directory was bind-mounted
+    // with other rights. The pid in them is 0 across pid namespaces and is not looked at.
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        return Err(ConnectionError::Forbidden { uid });
+    }
+    let Some(hello) = receive::<Hello>(&mut stream).await? else { return Ok(()) };
+    send(&mut stream, &api.welcome()).await?;
+    if hello.protocol != PROTOCOL_VERSION {
+        return Err(ConnectionError::Version(hello.protocol));
+    }
+    while let Some(body) = receive_body(&mut stream).await? {
+        let response = match twill_rpc::decode::<Request>(&body) {
+            Ok(request) => api.answer(request).await.unwrap_or_else(Response::Error),
+            Err(error) => Response::Error(RpcError {
+                kind: ErrorKind::Invalid,
+                message: format!("request not understood: {}", chain(&error)),
+            }),
+        };
+        send(&mut stream, &response).await?;
+    }
+    Ok(())
+}
+
+async fn receive<T: serde::de::DeserializeOwned>(
+    stream: &mut UnixStream,
+) -> Result<Option<T>, ConnectionError> {
+    Ok(match receive_body(stream).await? {
+        Some(body) => Some(twill_rpc::decode(&body)?),
+        None => None,
+    })
+}
+
+/// One frame's body, or `None` if the other side closed between two frames.
+async fn receive_body(stream: &mut UnixStream) -> Result<Option<Vec<u8>>, ConnectionError> {
+    let mut length = [0; 4];
+    match stream.read_exact(&mut length).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    let mut body = vec![0; twill_rpc::body_length(length)?];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(body))
+}
+
+async fn send<T: serde::Serialize>(
+    stream: &mut UnixStream,
+    message: &T,
+) -> Result<(), ConnectionError> {
+    Ok(stream.write_all(&twill_rpc::encode(message)?).await?)
+}
+
+/// An error with its sources, outermost first.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
+impl Api {
+    fn welcome(&self) -> Welcome {
+        Welcome {
+            protocol: PROTOCOL_VERSION,
+            daemon: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node.clone(),
+        }
+    }
+}

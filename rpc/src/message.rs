@@ -1,0 +1,367 @@
+//! The messages. Every type is plain data; field names on the wire are camelCase JSON.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use twill_types::{Asn, AttachmentId, Block, Family, Prefix};
+
+/// The version both sides must speak. It changes when a message changes in a way that the other
+/// side cannot ignore; unknown fields are ignored.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// First frame of a connection, from the client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the client.
+    pub protocol: u16,
+    /// Program and version, for the daemon's log.
+    pub client: String,
+}
+
+/// The daemon's answer to [`Hello`]. On a version mismatch the daemon sends this and closes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Welcome {
+    /// [`PROTOCOL_VERSION`] of the daemon.
+    pub protocol: u16,
+    /// The daemon's version.
+    pub daemon: String,
+    /// The node's name.
+    pub node: String,
+}
+
+/// What a client may ask, any number of times per connection, one answer each, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "body", rename_all = "camelCase")]
+pub enum Request {
+    /// CNI ADD: addresses for an attachment.
+    Assign(AssignRequest),
+    /// CNI ADD: the link exists and is about to go up.
+    EndpointUp(EndpointUp),
+    /// CNI DEL: give the addresses back.
+    Release(ReleaseRequest),
+    /// CNI CHECK: is what the daemon holds what the plugin sees?
+    Check(CheckRequest),
+    /// State of the node and its sessions.
+    NodeStatus,
+    /// Sessions in detail.
+    BgpPeers,
+    /// Routes of the RIB.
+    BgpRoutes(RoutesRequest),
+    /// Pools and blocks of this node.
+    IpamShow,
+}
+
+/// The answer to a [`Request`]. Each request has one answer type; [`Response::Error`] may take
+/// the place of any.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "body", rename_all = "camelCase")]
+pub enum Response {
+    /// To [`Request::Assign`].
+    Assigned(Assigned),
+    /// To [`Request::EndpointUp`] and [`Request::Check`]: all is well.
+    Done,
+    /// To [`Request::Release`].
+    Released(Released),
+    /// To [`Request::NodeStatus`].
+    NodeStatus(Box<NodeStatus>),
+    /// To [`Request::BgpPeers`].
+    BgpPeers(Vec<PeerStatus>),
+    /// To [`Request::BgpRoutes`].
+    BgpRoutes(Vec<RouteStatus>),
+    /// To [`Request::IpamShow`].
+    IpamShow(IpamStatus),
+    /// To any.
+    Error(RpcError),
+}
+
+/// Body of [`Request::Assign`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignRequest {
+    /// Whose addresses.
+    pub attachment: AttachmentId,
+    /// Which families; one address each.
+    pub families: Vec<Family>,
+    /// Pools to take IPv4 from, by name or CIDR, instead of those whose selector matches.
+    #[serde(default)]
+    pub ipv4_pools: Vec<String>,
+    /// The same for IPv6.
+    #[serde(default)]
+    pub ipv6_pools: Vec<String>,
+    /// `CNI_NETNS`.
+    pub netns: String,
+    /// The namespace's cookie (`NS_GET_ID`), where the kernel tells.
+    pub netns_cookie: Option<u64>,
+    /// Pod namespace and name from `CNI_ARGS`, for people.
+    pub pod: Option<PodRef>,
+    /// How long the caller will wait for the answer, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// A Kubernetes pod, for people and logs; never a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRef {
+    /// `K8S_POD_NAMESPACE`.
+    pub namespace: String,
+    /// `K8S_POD_NAME`.
+    pub name: String,
+}
+
+/// Body of [`Response::Assigned`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Assigned {
+    /// One address per family asked for, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Number of this ADD; a DEL that carries an older one changes nothing.
+    pub sequence: u64,
+    /// The MTU of the node's uplink, for plugins configured with `mtu: 0`.
+    pub mtu: u32,
+}
+
+/// Body of [`Request::EndpointUp`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointUp {
+    /// Whose link.
+    pub attachment: AttachmentId,
+    /// From [`Assigned`].
+    pub sequence: u64,
+    /// The host link's name.
+    pub host_ifname: String,
+    /// The host link's index.
+    pub host_ifindex: u32,
+}
+
+/// Body of [`Request::Release`], and of a spool tombstone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseRequest {
+    /// Whose addresses.
+    pub attachment: AttachmentId,
+    /// Only if the record still has this sequence number (read from the link's alias); `None`
+    /// releases whatever the attachment holds.
+    pub sequence: Option<u64>,
+}
+
+/// Body of [`Response::Released`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Released {
+    /// What was given back; empty if nothing was held.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Body of [`Request::Check`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckRequest {
+    /// Whose addresses.
+    pub attachment: AttachmentId,
+    /// The addresses in the previous result.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Body of [`Request::BgpRoutes`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoutesRequest {
+    /// Only routes inside this prefix.
+    pub within: Option<Prefix>,
+}
+
+/// Body of [`Response::NodeStatus`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// The node's name.
+    pub node: String,
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// When the daemon started, milliseconds since the Unix epoch.
+    pub started_ms: u64,
+    /// The node's addresses, as its Node resource says.
+    pub addresses: Vec<IpAddr>,
+    /// Its labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// The local AS number, once configured.
+    pub asn: Option<Asn>,
+    /// The BGP identifier.
+    pub router_id: String,
+    /// Whether the first full configuration has been read.
+    pub in_sync: bool,
+    /// The sessions.
+    pub peers: Vec<PeerStatus>,
+    /// Blocks owned.
+    pub blocks: u32,
+    /// Learned routes in the kernel.
+    pub kernel_routes: u32,
+    /// What is wrong, each with place, value and remedy.
+    pub problems: Vec<String>,
+}
+
+/// Where a session comes from, in calicoctl's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerKind {
+    /// From the full mesh.
+    NodeToNodeMesh,
+    /// From a BGPPeer that names nodes.
+    NodeSpecific,
+    /// From a BGPPeer for all nodes.
+    Global,
+}
+
+/// One session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// The peer's address.
+    pub address: IpAddr,
+    /// The peer's TCP port.
+    pub port: u16,
+    /// Where it comes from.
+    pub kind: PeerKind,
+    /// Name of the BGPPeer, or of the other node in a mesh.
+    pub name: String,
+    /// The peer's AS number.
+    pub asn: Asn,
+    /// FSM state as RFC 4271 names it (Idle, Connect, Active, OpenSent, OpenConfirm, Established).
+    pub state: String,
+    /// When the session entered or left Established last, milliseconds since the Unix epoch.
+    pub since_ms: u64,
+    /// What happened last: an error, a NOTIFICATION, a wait.
+    pub info: String,
+    /// Negotiated hold time in seconds, 0 when off or not established.
+    pub hold_time: u16,
+    /// The peer's BGP identifier, once known.
+    pub router_id: Option<String>,
+    /// Capabilities in force, by name.
+    pub capabilities: Vec<String>,
+    /// Prefixes accepted from it, stale ones included.
+    pub prefixes_in: u32,
+    /// Of these, kept over a restart of the peer.
+    pub prefixes_stale: u32,
+    /// Prefixes announced to it.
+    pub prefixes_out: u32,
+    /// Messages received and sent since the session was made.
+    pub messages_in: u64,
+    /// See `messages_in`.
+    pub messages_out: u64,
+    /// How often the session left Established.
+    pub flaps: u32,
+}
+
+/// One path of the RIB.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteStatus {
+    /// The destination.
+    pub prefix: Prefix,
+    /// The BGP next hop; `None` for what this node originates.
+    pub next_hop: Option<IpAddr>,
+    /// The peer it came from; `None` for what this node originates.
+    pub from: Option<IpAddr>,
+    /// Used for forwarding (more than one path with multipath).
+    pub best: bool,
+    /// In the kernel.
+    pub installed: bool,
+    /// Kept over a restart of the peer.
+    pub stale: bool,
+    /// AS path as text, empty for a local one.
+    pub as_path: String,
+    /// IGP, EGP or incomplete.
+    pub origin: String,
+    /// LOCAL_PREF, where there is one.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC, where there is one.
+    pub med: Option<u32>,
+    /// Communities as text.
+    pub communities: Vec<String>,
+}
+
+/// Body of [`Response::IpamShow`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpamStatus {
+    /// Every pool that the node knows.
+    pub pools: Vec<PoolStatus>,
+    /// Blocks that this node owns.
+    pub blocks: Vec<BlockStatus>,
+    /// Claims of all nodes in the datastore: which node owns which block.
+    pub claims: Vec<ClaimStatus>,
+}
+
+/// One pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatus {
+    /// Its name.
+    pub name: String,
+    /// Its range.
+    pub cidr: Prefix,
+    /// Whether it gives addresses on this node, and if not, why.
+    pub eligible: Result<(), String>,
+}
+
+/// One block of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockStatus {
+    /// The block.
+    pub block: Block,
+    /// Its pool.
+    pub pool: String,
+    /// Addresses in use.
+    pub used: u32,
+    /// Addresses that can be given now.
+    pub free: u32,
+    /// Whether new addresses come from it.
+    pub assignable: bool,
+}
+
+/// One claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimStatus {
+    /// The block.
+    pub block: Block,
+    /// The owner.
+    pub node: String,
+    /// The pool it was claimed from.
+    pub pool: String,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+#[serde(rename_all = "camelCase")]
+pub struct RpcError {
+    /// What kind; the plugin derives the CNI error code from it.
+    pub kind: ErrorKind,
+    /// What happened, to what, and what to do.
+    pub message: String,
+}
+
+/// Kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    Invalid,
+    /// No pool gives addresses on this node.
+    NoPool,
+    /// Pools there are, but no free address and no block to claim.
+    Exhausted,
+    /// Not now: still starting, datastore away, shutting down.
+    TryAgain,
+    /// CHECK found a difference.
+    Mismatch,
+    /// A fault of the daemon.
+    Internal,
+}
