@@ -13,8 +13,6 @@
 mod api;
 mod connection;
 mod decision;
-mod export;
-mod graceful;
 mod peer;
 mod rib;
 mod speaker;
