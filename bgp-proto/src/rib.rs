@@ -1,7 +1,7 @@
 //! The paths of all peers, and what follows from them for the kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -77,8 +77,8 @@ impl Rib {
             self.dirty.insert(prefix);
         }
         let next_hop = attributes.next_hop;
-        if !self.next_hops.contains_key(&next_hop) {
-            self.next_hops.insert(next_hop, None);
+        if let Entry::Vacant(unknown) = self.next_hops.entry(next_hop) {
+            unknown.insert(None);
             self.next_hops_changed = true;
         }
     }

@@ -28,7 +28,7 @@ const READ_BUFFER: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// An outgoing connection is open.
-    Connected { conn: ConnId, local: SocketAddr, remote: SocketAddr, stream: TcpStream },
+    Connected { conn: ConnId, local: SocketAddr, stream: TcpStream },
     /// An outgoing connection could not be opened.
     ConnectFailed { conn: ConnId, reason: String },
     /// Bytes came in.
@@ -98,7 +98,7 @@ pub(crate) fn connect(
     tokio::spawn(async move {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, open(local, remote)).await;
         let event = match opened {
-            Ok(Ok((stream, local, remote))) => Event::Connected { conn, local, remote, stream },
+            Ok(Ok((stream, local))) => Event::Connected { conn, local, stream },
             Ok(Err(error)) => Event::ConnectFailed { conn, reason: error.to_string() },
             Err(_) => Event::ConnectFailed {
                 conn,
@@ -112,7 +112,7 @@ pub(crate) fn connect(
 async fn open(
     local: Option<IpAddr>,
     remote: SocketAddr,
-) -> io::Result<(TcpStream, SocketAddr, SocketAddr)> {
+) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = match remote {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -121,8 +121,8 @@ async fn open(
         socket.bind(SocketAddr::new(local, 0))?;
     }
     let stream = socket.connect(remote).await?;
-    let (local, remote) = (stream.local_addr()?, stream.peer_addr()?);
-    Ok((stream, local, remote))
+    let local = stream.local_addr()?;
+    Ok((stream, local))
 }
 
 async fn read_all(conn: ConnId, mut read: OwnedReadHalf, events: mpsc::Sender<Event>) {

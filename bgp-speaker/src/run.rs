@@ -45,6 +45,8 @@ pub enum Command {
 /// A picture of all sessions and routes.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
+    /// When, on the clock that sessions are dated by.
+    pub taken_at: Time,
     /// Sessions, by peer.
     pub peers: Vec<PeerSnapshot>,
     /// Every path.
@@ -169,24 +171,171 @@ impl Shell {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Stop(done)) => {
-                        self.stop();
+                        self.leave();
                         let _ = done.send(());
                         return Ok(());
                     }
                     Some(command) => self.command(command)?,
                     None => {
-                        self.stop();
+                        self.leave();
                         return Ok(());
                     }
                 },
                 Some(event) = self.event_queue.recv() => self.events(event),
                 Some(accepted) = self.accepted_queue.recv() => self.accepted(accepted),
-                () = tokio::time::sleep(wait) => {
-                    let now = self.now();
-                    self.speaker.handle(now, Input::Tick);
-                }
+                () = tokio::time::sleep(wait) => self.input(Input::Tick),
             }
             self.carry_out();
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        let now = self.now();
+        self.speaker.handle(now, input);
+    }
+
+    fn command(&mut self, command: Command) -> Result<(), ShellError> {
+        match command {
+            Command::SetPeers(peers) => self.input(Input::SetPeers(peers)),
+            Command::SetOriginated(prefixes) => self.input(Input::SetOriginated(prefixes)),
+            Command::NextHops(states) => self.input(Input::NextHops(states)),
+            Command::Listen(port) => self.listen(port)?,
+            Command::Snapshot(reply) => {
+                let snapshot = Snapshot {
+                    taken_at: self.now(),
+                    peers: self.speaker.peers(),
+                    routes: self.speaker.routes(),
+                };
+                let _ = reply.send(snapshot);
+            }
+            // Handled by the loop, which it ends.
+            Command::Stop(_) => {}
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, port: u16) -> Result<(), ShellError> {
+        if self.listener.as_ref().is_some_and(|(current, _)| *current == port) {
+            return Ok(());
+        }
+        // The old one goes first: it may be the same port in another family.
+        self.listener = None;
+        let listener = Listener::bind(port, &self.accepted)
+            .map_err(|source| ShellError::Listen { port, source })?;
+        info!(port, "listening for BGP");
+        self.listener = Some((port, listener));
+        Ok(())
+    }
+
+    fn accepted(&mut self, accepted: Accepted) {
+        // Counted down from the top; the speaker counts its own up from 1.
+        let conn = ConnId(u64::MAX - self.next_accepted);
+        self.next_accepted += 1;
+        let Accepted { stream, local, remote } = accepted;
+        self.connections.insert(conn, Connection::start(conn, stream, self.events.clone()));
+        self.input(Input::Accepted { conn, local, remote });
+    }
+
+    /// Takes what is there, up to a budget, so that packed UPDATEs are decided on together.
+    fn events(&mut self, first: Event) {
+        self.event(first);
+        for _ in 1..BUDGET {
+            let Ok(event) = self.event_queue.try_recv() else { return };
+            self.event(event);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Connected { conn, local, stream } => {
+                // One that was given up in the meantime is closed by being dropped.
+                if self.dialling.remove(&conn).is_some() {
+                    let connection = Connection::start(conn, stream, self.events.clone());
+                    self.connections.insert(conn, connection);
+                    self.input(Input::Connected { conn, local });
+                }
+            }
+            Event::ConnectFailed { conn, reason } => {
+                if self.dialling.remove(&conn).is_some() {
+                    self.input(Input::ConnectFailed { conn, reason });
+                }
+            }
+            Event::Received { conn, bytes } => {
+                if self.connections.contains_key(&conn) {
+                    self.input(Input::Received { conn, bytes });
+                }
+            }
+            Event::Written { conn, count } => self.input(Input::Written { conn, count }),
+            Event::Closed { conn, reason } => {
+                if let Some(connection) = self.connections.remove(&conn) {
+                    connection.abort();
+                    self.input(Input::Closed { conn, reason });
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.speaker.poll_output() {
+            match output {
+                Output::Connect { conn, remote, local } => {
+                    let task = connection::connect(conn, local, remote, self.events.clone());
+                    self.dialling.insert(conn, task);
+                }
+                Output::Send { conn, bytes } => {
+                    if let Some(connection) = self.connections.get(&conn) {
+                        connection.send(bytes);
+                    }
+                }
+                Output::Close { conn } => {
+                    if let Some(connection) = self.connections.remove(&conn) {
+                        connection.finish();
+                    }
+                    if let Some(task) = self.dialling.remove(&conn) {
+                        task.abort();
+                    }
+                }
+                Output::Routes(changes) => self.report(Report::Routes(changes)),
+                Output::TrackNextHops(next_hops) => self.report(Report::TrackNextHops(next_hops)),
+                Output::Converged => self.report(Report::Converged),
+                Output::OriginConflict { prefix, ours, peer } => {
+                    self.report(Report::OriginConflict { prefix, ours, peer });
+                }
+                Output::Event(peer, event) => log(peer, &event),
+            }
+        }
+    }
+
+    fn report(&self, report: Report) {
+        // Nobody listens only while the process ends.
+        let _ = self.reports.send(report);
+    }
+
+    /// Closes everything as a crash would: no NOTIFICATION, so that peers keep our routes.
+    fn leave(&mut self) {
+        self.listener = None;
+        for (_, task) in std::mem::take(&mut self.dialling) {
+            task.abort();
+        }
+        for (_, connection) in std::mem::take(&mut self.connections) {
+            connection.abort();
+        }
+    }
+}
+
+fn log(peer: PeerKey, event: &PeerEvent) {
+    match event {
+        PeerEvent::Up => info!(%peer, "session up"),
+        PeerEvent::Down { reason, kept_for: Some(time) } => {
+            warn!(%peer, reason, kept_seconds = time.as_secs(), "session down, its routes are kept");
+        }
+        PeerEvent::Down { reason, kept_for: None } => warn!(%peer, reason, "session down"),
+        PeerEvent::Failed { reason } => info!(%peer, reason, "no session"),
+        PeerEvent::BadUpdate { text } => warn!(%peer, text, "bad UPDATE"),
+        PeerEvent::EndOfRib(family) => debug!(%peer, %family, "End-of-RIB"),
+        PeerEvent::StaleFlushed { count } => info!(%peer, count, "stale routes removed"),
+        PeerEvent::Notification { sent, notification } => {
+            info!(%peer, sent, %notification, "NOTIFICATION");
         }
     }
 }
