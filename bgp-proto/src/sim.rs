@@ -1,1 +1,399 @@
-use super::*;
+//! Speakers against each other in virtual time: a network that delays, cuts and forgets.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use twill_types::{Asn, Family, Prefix};
+
+use crate::{
+    ConnId, Input, NextHopState, Output, PeerConfig, PeerEvent, PeerKey, PeerKind, Speaker,
+    SpeakerConfig, State, Time,
+};
+
+const DELAY: Duration = Duration::from_millis(3);
+
+/// One end of a connection: which node, and what it calls it.
+type End = (usize, ConnId);
+
+struct Node {
+    speaker: Speaker,
+    address: IpAddr,
+    /// The process runs.
+    alive: bool,
+    routes: BTreeMap<Prefix, Vec<IpAddr>>,
+    converged: bool,
+    events: Vec<(PeerKey, PeerEvent)>,
+}
+
+struct Net {
+    now: Time,
+    nodes: Vec<Node>,
+    /// Who is at the other end.
+    wires: BTreeMap<End, End>,
+    queue: BTreeMap<(Time, u64), (usize, Input)>,
+    sequence: u64,
+    next_accepted: u64,
+    /// Packets between these two are dropped without a word.
+    cut: BTreeSet<(usize, usize)>,
+}
+
+fn address(index: usize) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, u8::try_from(index).unwrap() + 1).into()
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+fn block(index: usize) -> Prefix {
+    prefix(&format!("10.0.{index}.0/24"))
+}
+
+fn config(index: usize, asn: u32, restarting: bool, seed: u64) -> SpeakerConfig {
+    let IpAddr::V4(router_id) = address(index) else { unreachable!() };
+    SpeakerConfig {
+        router_id,
+        asn: Asn::new(asn).unwrap(),
+        seed,
+        restarting,
+        selection_deferral: Duration::from_secs(60),
+        max_paths: 16,
+    }
+}
+
+fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
+    let key = PeerKey { address: address(index), port: 179 };
+    let config = PeerConfig {
+        name: format!("node{index}"),
+        kind: PeerKind::Mesh,
+        asn: Asn::new(asn).unwrap(),
+        local_address: None,
+        passive: false,
+        hold_time: 9,
+        restart_time: 120,
+        families: BTreeSet::from([Family::V4, Family::V6]),
+        other_next_hop: None,
+    };
+    (key, config)
+}
+
+impl Net {
+    /// A full mesh of nodes with these AS numbers, each announcing its block.
+    fn mesh(asns: &[u32], seed: u64) -> Self {
+        let mut net = Self {
+            now: Time::ZERO,
+            nodes: Vec::new(),
+            wires: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            next_accepted: u64::MAX,
+            cut: BTreeSet::new(),
+        };
+        for (index, asn) in asns.iter().enumerate() {
+            let config = config(index, *asn, false, seed.wrapping_mul(31) + index as u64);
+            net.nodes.push(Node {
+                speaker: Speaker::new(config, Time::ZERO),
+                address: address(index),
+                alive: true,
+                routes: BTreeMap::new(),
+                converged: false,
+                events: Vec::new(),
+            });
+        }
+        for index in 0..asns.len() {
+            net.configure(index, asns);
+        }
+        net
+    }
+
+    fn configure(&mut self, index: usize, asns: &[u32]) {
+        self.input(index, Input::SetOriginated(BTreeSet::from([block(index)])));
+        let others = (0..asns.len()).filter(|other| *other != index);
+        let peers = others.map(|other| peer(other, asns[other])).collect();
+        self.input(index, Input::SetPeers(peers));
+    }
+
+    fn schedule(&mut self, node: usize, input: Input) {
+        self.sequence += 1;
+        self.queue.insert((self.now + DELAY, self.sequence), (node, input));
+    }
+
+    fn input(&mut self, index: usize, input: Input) {
+        if !self.nodes[index].alive {
+            return;
+        }
+        self.nodes[index].speaker.handle(self.now, input);
+        while let Some(output) = self.nodes[index].speaker.poll_output() {
+            self.output(index, output);
+        }
+    }
+
+    fn output(&mut self, index: usize, output: Output) {
+        match output {
+            Output::Connect { conn, remote, .. } => self.connect(index, conn, remote),
+            Output::Send { conn, bytes } => {
+                self.schedule(index, Input::Written { conn, count: bytes.len() });
+                if let Some((other, conn)) = self.wires.get(&(index, conn)).copied()
+                    && !self.is_cut(index, other)
+                {
+                    self.schedule(other, Input::Received { conn, bytes });
+                }
+            }
+            Output::Close { conn } => self.close((index, conn)),
+            Output::Routes(changes) => {
+                for change in changes {
+                    if change.next_hops.is_empty() {
+                        self.nodes[index].routes.remove(&change.prefix);
+                    } else {
+                        self.nodes[index].routes.insert(change.prefix, change.next_hops);
+                    }
+                }
+            }
+            Output::TrackNextHops(addresses) => {
+                let state = NextHopState::Reachable { metric: 0 };
+                let states = addresses.into_iter().map(|address| (address, state)).collect();
+                self.schedule(index, Input::NextHops(states));
+            }
+            Output::Converged => self.nodes[index].converged = true,
+            Output::OriginConflict { .. } => {}
+            Output::Event(key, event) => self.nodes[index].events.push((key, event)),
+        }
+    }
+
+    fn is_cut(&self, a: usize, b: usize) -> bool {
+        self.cut.contains(&(a.min(b), a.max(b)))
+    }
+
+    fn connect(&mut self, index: usize, conn: ConnId, remote: SocketAddr) {
+        let other = self.nodes.iter().position(|node| node.address == remote.ip()).unwrap();
+        if !self.nodes[other].alive || self.is_cut(index, other) {
+            return self.schedule(index, Input::ConnectFailed { conn, reason: "refused".into() });
+        }
+        let accepted = ConnId(self.next_accepted);
+        self.next_accepted -= 1;
+        self.wires.insert((index, conn), (other, accepted));
+        self.wires.insert((other, accepted), (index, conn));
+        let local = SocketAddr::new(self.nodes[index].address, 40000);
+        let end = SocketAddr::new(self.nodes[other].address, 179);
+        self.schedule(index, Input::Connected { conn, local });
+        self.schedule(other, Input::Accepted { conn: accepted, local: end, remote: local });
+    }
+
+    fn close(&mut self, end: End) {
+        let Some(other) = self.wires.remove(&end) else { return };
+        if self.wires.remove(&other).is_some() && !self.is_cut(end.0, other.0) {
+            let reason = "closed".to_owned();
+            self.schedule(other.0, Input::Closed { conn: other.1, reason });
+        }
+    }
+
+    /// The process of a node dies; its kernel closes its connections, or drops them unseen.
+    fn kill(&mut self, index: usize, silently: bool) {
+        self.nodes[index].alive = false;
+        let ends: Vec<End> = self.wires.keys().filter(|end| end.0 == index).copied().collect();
+        for end in ends {
+            if silently {
+                self.wires.remove(&end);
+            } else {
+                self.close(end);
+            }
+        }
+    }
+
+    fn restart(&mut self, index: usize, asns: &[u32]) {
+        let config = config(index, asns[index], true, 77);
+        self.nodes[index].speaker = Speaker::new(config, self.now);
+        self.nodes[index].alive = true;
+        self.nodes[index].converged = false;
+        self.configure(index, asns);
+    }
+
+    /// When something happens next.
+    fn next(&self) -> Option<Time> {
+        let live = self.nodes.iter().filter(|node| node.alive);
+        let timers = live.filter_map(|node| Some(node.speaker.poll_timeout()?.0));
+        timers.chain(self.queue.keys().map(|(at, _)| *at)).min()
+    }
+
+    fn step(&mut self) -> bool {
+        let timer = |node: &Node| node.speaker.poll_timeout().map(|(deadline, _)| deadline);
+        let timers = self.nodes.iter().enumerate().filter(|(_, node)| node.alive);
+        let next_timer = timers.filter_map(|(i, node)| Some((timer(node)?, i))).min();
+        let next_message = self.queue.keys().next().copied();
+        match (next_timer, next_message) {
+            (Some((deadline, index)), message) if message.is_none_or(|(at, _)| deadline < at) => {
+                self.now = self.now.max(deadline);
+                self.input(index, Input::Tick);
+            }
+            (_, Some(key)) => {
+                self.now = key.0;
+                let Some((index, input)) = self.queue.remove(&key) else { return false };
+                self.input(index, input);
+            }
+            (None, None) | (Some(_), None) => return false,
+        }
+        true
+    }
+
+    fn run_until(&mut self, what: &str, limit: Duration, done: impl Fn(&Self) -> bool) {
+        let deadline = self.now + limit;
+        while !done(self) {
+            assert!(self.step() && self.now <= deadline, "{what}: not within {limit:?}");
+        }
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.next().is_some_and(|at| at <= end) && self.step() {}
+        self.now = end;
+    }
+
+    /// Every live node has a route to every other's block, and one session with each.
+    fn is_full(&self) -> bool {
+        let live: Vec<usize> = (0..self.nodes.len()).filter(|i| self.nodes[*i].alive).collect();
+        live.iter().all(|i| {
+            let node = &self.nodes[*i];
+            live.iter().filter(|j| *j != i).all(|j| node.routes.contains_key(&block(*j)))
+                && node.speaker.peers().iter().all(|peer| peer.state == State::Established)
+        })
+    }
+}
+
+const SECONDS_10: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_mesh_converges_with_one_session_a_pair() {
+    for seed in 0..50 {
+        let mut net = Net::mesh(&[64512, 64512, 64512, 64513], seed);
+        net.run_until("mesh", SECONDS_10, Net::is_full);
+        net.run_for(Duration::from_secs(120));
+        assert!(net.is_full(), "seed {seed}");
+        assert_eq!(net.wires.len(), 4 * 3, "seed {seed}: a collision left two connections");
+        let flaps: u32 = net.nodes[0].speaker.peers().iter().map(|peer| peer.flaps).sum();
+        assert_eq!(flaps, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_killed_node_keeps_its_routes_until_it_is_back() {
+    for silently in [false, true] {
+        let asns = [64512, 64512, 64513];
+        let mut net = Net::mesh(&asns, 3);
+        net.run_until("mesh", SECONDS_10, Net::is_full);
+        net.kill(1, silently);
+        net.run_for(Duration::from_secs(1));
+        assert!(net.nodes[0].routes.contains_key(&block(1)), "kept, silently={silently}");
+        net.restart(1, &asns);
+        net.run_until("back", Duration::from_secs(2), |net| net.is_full() && net.nodes[1].converged);
+        for node in [0, 2] {
+            let lost = net.nodes[node].events.iter().any(|(_, event)| {
+                matches!(event, PeerEvent::StaleFlushed { .. })
+            });
+            assert!(!lost, "node {node} flushed routes, silently={silently}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_stays_away_loses_its_routes_after_the_restart_time() {
+    let mut net = Net::mesh(&[64512, 64513], 1);
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    net.kill(1, false);
+    net.run_for(Duration::from_secs(119));
+    assert!(net.nodes[0].routes.contains_key(&block(1)));
+    net.run_for(Duration::from_secs(3));
+    assert!(!net.nodes[0].routes.contains_key(&block(1)));
+}
+
+#[test]
+fn a_route_that_is_gone_after_the_restart_is_flushed_at_end_of_rib() {
+    let asns = [64512, 64513];
+    let mut net = Net::mesh(&asns, 1);
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    net.kill(1, false);
+    net.nodes[1].speaker = Speaker::new(config(1, 64513, true, 5), net.now);
+    net.nodes[1].alive = true;
+    net.input(1, Input::SetOriginated(BTreeSet::from([prefix("10.9.0.0/24")])));
+    net.input(1, Input::SetPeers([peer(0, 64512)].into()));
+    net.run_until("new route", SECONDS_10, |net| {
+        let routes = &net.nodes[0].routes;
+        routes.contains_key(&prefix("10.9.0.0/24")) && !routes.contains_key(&block(1))
+    });
+}
+
+#[test]
+fn silence_ends_a_session_by_the_hold_timer() {
+    let mut net = Net::mesh(&[64512, 64513], 1);
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    net.cut.insert((0, 1));
+    net.run_for(Duration::from_secs(8));
+    assert_eq!(net.nodes[0].speaker.peers()[0].state, State::Established);
+    net.run_for(Duration::from_secs(4));
+    assert_ne!(net.nodes[0].speaker.peers()[0].state, State::Established);
+    let told = net.nodes[0].events.iter().any(|(_, event)| match event {
+        PeerEvent::Notification { sent: true, notification } => notification.code == 4,
+        _ => false,
+    });
+    assert!(told, "no Hold Timer Expired");
+    net.cut.clear();
+    net.run_until("healed", Duration::from_secs(60), Net::is_full);
+}
+
+#[test]
+fn a_removed_peer_is_told_and_its_routes_go_at_once() {
+    let mut net = Net::mesh(&[64512, 64513], 1);
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    net.input(0, Input::SetPeers(BTreeMap::new()));
+    assert!(net.nodes[0].routes.is_empty());
+    net.run_until("told", SECONDS_10, |net| {
+        net.nodes[1].events.iter().any(|(_, event)| match event {
+            PeerEvent::Notification { sent: false, notification } => {
+                notification.to_string() == "Cease/Peer De-configured (6/3)"
+            }
+            _ => false,
+        })
+    });
+}
+
+#[test]
+fn withdrawn_prefixes_go_and_new_ones_come_without_a_reset() {
+    let mut net = Net::mesh(&[64512, 64512, 64513], 9);
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    let new = prefix("10.0.7.0/24");
+    net.input(1, Input::SetOriginated(BTreeSet::from([new])));
+    net.run_until("moved", SECONDS_10, |net| {
+        [0, 2].iter().all(|node| {
+            let routes = &net.nodes[*node].routes;
+            routes.contains_key(&new) && !routes.contains_key(&block(1))
+        })
+    });
+    assert!(net.nodes.iter().all(|node| node.speaker.peers().iter().all(|p| p.flaps == 0)));
+}
+
+#[test]
+fn what_we_own_is_never_learned_from_others() {
+    let mut net = Net::mesh(&[64512, 64513], 9);
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    let inside = prefix("10.0.0.128/25");
+    net.input(1, Input::SetOriginated(BTreeSet::from([block(1), inside])));
+    net.run_for(SECONDS_10);
+    assert!(!net.nodes[0].routes.contains_key(&inside));
+}
+
+#[test]
+fn a_wrong_as_is_refused_with_the_right_notification() {
+    let mut net = Net::mesh(&[64512, 64513], 9);
+    net.input(0, Input::SetPeers([peer(1, 64999)].into()));
+    net.run_for(SECONDS_10);
+    assert_ne!(net.nodes[0].speaker.peers()[0].state, State::Established);
+    let told = net.nodes[1].events.iter().any(|(_, event)| match event {
+        PeerEvent::Notification { sent: false, notification } => {
+            (notification.code, notification.subcode) == (2, 2)
+        }
+        _ => false,
+    });
+    assert!(told);
+}

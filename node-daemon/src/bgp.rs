@@ -1,0 +1,204 @@
+//! Who this node speaks BGP with, and what it announces: resources in, commands to the speaker
+//! out.
+
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+use twill_bgp_proto::{PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time};
+use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
+use twill_rpc::message::{self, PeerStatus, RouteStatus};
+use twill_types::{Asn, Block, Prefix};
+
+use crate::{
+    datastore::Snapshot,
+    desired::{Desired, desired},
+    ipam::now_ms,
+};
+
+/// After a restart, old kernel routes are kept at the most this long for peers that have not sent
+/// everything (RFC 4724 section 4.1).
+const SELECTION_DEFERRAL: Duration = Duration::from_secs(60);
+/// Next hops that one route uses at once.
+const MAX_PATHS: usize = 16;
+
+/// What cannot change while a speaker runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) asn: Asn,
+    pub(crate) router_id: Ipv4Addr,
+}
+
+/// The running speaker, for those who want a picture of it; `None` until the node is configured.
+pub(crate) type Current = watch::Receiver<Option<(Identity, Handle)>>;
+
+/// What the task works on.
+pub(crate) struct Bgp {
+    pub(crate) node: String,
+    /// Over BGPConfiguration's port.
+    pub(crate) listen_port: Option<u16>,
+    /// Our routes were in the kernel when this process started.
+    pub(crate) restarting: bool,
+    pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+    /// Blocks that are claimed and confirmed; `None` until the claims have been read.
+    pub(crate) owned: watch::Receiver<Option<BTreeSet<Block>>>,
+    pub(crate) reports: mpsc::UnboundedSender<Report>,
+    pub(crate) current: watch::Sender<Option<(Identity, Handle)>>,
+    pub(crate) problems: watch::Sender<Vec<String>>,
+}
+
+impl Bgp {
+    /// Runs until the speaker fails, or for ever.
+    pub(crate) async fn run(mut self) -> Result<(), ShellError> {
+        // Nothing is said before it is known what is ours: an early End-of-RIB would make peers
+        // drop what they kept for us.
+        let owned = self.owned.wait_for(Option::is_some).await;
+        if owned.is_err() {
+            return Ok(());
+        }
+        let mut task = None;
+        loop {
+            let resources = Arc::clone(&self.resources.borrow_and_update());
+            let wanted = desired(&self.node, &resources);
+            self.problems.send_replace(wanted.problems.clone());
+            if let Some(identity) = wanted.identity {
+                if self.current.borrow().as_ref().is_none_or(|(running, _)| *running != identity) {
+                    self.replace_speaker(identity, &mut task).await;
+                }
+                self.configure(wanted).await;
+            }
+            self.originate().await;
+            tokio::select! {
+                changed = self.resources.changed() => if changed.is_err() { return Ok(()) },
+                changed = self.owned.changed() => if changed.is_err() { return Ok(()) },
+                ended = async {
+                    match task.as_mut() {
+                        Some(task) => task.await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    // The shell ends by itself only with an error, or because it panicked.
+                    return ended.unwrap_or(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Starts a speaker with this identity. One with another identity says goodbye first: its
+    /// sessions cannot go on.
+    async fn replace_speaker(
+        &mut self,
+        identity: Identity,
+        task: &mut Option<tokio::task::JoinHandle<Result<(), ShellError>>>,
+    ) {
+        let old = self.current.borrow().clone();
+        if let Some((was, handle)) = old {
+            warn!(?was, ?identity, "AS number or router id changed: all sessions start again");
+            handle.send(Command::SetPeers(std::collections::BTreeMap::new())).await;
+            handle.stop().await;
+            *task = None;
+        }
+        info!(asn = %identity.asn, router_id = %identity.router_id, "speaking BGP");
+        let config = SpeakerConfig {
+            router_id: identity.router_id,
+            asn: identity.asn,
+            seed: now_ms(),
+            restarting: self.restarting,
+            selection_deferral: SELECTION_DEFERRAL,
+            max_paths: MAX_PATHS,
+        };
+        let (handle, join) = twill_bgp_speaker::start(config, self.reports.clone());
+        *task = Some(join);
+        self.current.send_replace(Some((identity, handle)));
+        self.originate().await;
+    }
+
+    async fn configure(&self, wanted: Desired) {
+        let Some((_, handle)) = self.current.borrow().clone() else { return };
+        handle.send(Command::Listen(self.listen_port.unwrap_or(wanted.listen_port))).await;
+        handle.send(Command::SetPeers(wanted.peers)).await;
+    }
+
+    async fn originate(&mut self) {
+        let prefixes: BTreeSet<Prefix> = match &*self.owned.borrow_and_update() {
+            Some(blocks) => blocks.iter().map(|block| block.prefix()).collect(),
+            None => return,
+        };
+        let Some((_, handle)) = self.current.borrow().clone() else { return };
+        handle.send(Command::SetOriginated(prefixes)).await;
+    }
+}
+
+/// The sessions as messages show them.
+pub(crate) fn peer_statuses(picture: &Picture) -> Vec<PeerStatus> {
+    picture.peers.iter().map(|peer| peer_status(picture.taken_at, peer)).collect()
+}
+
+fn peer_status(now: Time, peer: &PeerSnapshot) -> PeerStatus {
+    let ago = u64::try_from(now.since(peer.since).as_millis()).unwrap_or(0);
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    PeerStatus {
+        address: peer.key.address,
+        port: peer.key.port,
+        kind: match peer.config.kind {
+            PeerKind::Mesh => message::PeerKind::NodeToNodeMesh,
+            PeerKind::Node => message::PeerKind::NodeSpecific,
+            PeerKind::Global => message::PeerKind::Global,
+        },
+        name: peer.config.name.clone(),
+        asn: peer.config.asn,
+        state: peer.state.to_string(),
+        since_ms: now_ms().saturating_sub(ago),
+        info: peer.info.clone(),
+        hold_time: peer.hold_time,
+        router_id: peer.router_id.map(|id| id.to_string()),
+        capabilities: peer.capabilities.iter().map(|name| (*name).to_owned()).collect(),
+        prefixes_in: count(peer.prefixes_in),
+        prefixes_stale: count(peer.prefixes_stale),
+        prefixes_out: count(peer.prefixes_out),
+        messages_in: peer.messages_in,
+        messages_out: peer.messages_out,
+        flaps: peer.flaps,
+    }
+}
+
+/// The routes as messages show them. `installed` says whether the kernel has a learned route.
+pub(crate) fn route_statuses(
+    picture: &Picture,
+    within: Option<Prefix>,
+    installed: &BTreeSet<Prefix>,
+) -> Vec<RouteStatus> {
+    picture
+        .routes
+        .iter()
+        .filter(|route| within.is_none_or(|within| within.covers(route.prefix)))
+        .map(|route| route_status(route, installed))
+        .collect()
+}
+
+fn route_status(route: &RouteSnapshot, installed: &BTreeSet<Prefix>) -> RouteStatus {
+    let attributes = route.attributes.as_deref();
+    RouteStatus {
+        prefix: route.prefix,
+        next_hop: attributes.map(|attributes| attributes.next_hop),
+        from: route.from.map(|peer| peer.address),
+        best: route.best,
+        installed: route.from.is_none() || route.best && installed.contains(&route.prefix),
+        stale: route.stale,
+        as_path: attributes.map(|attributes| attributes.as_path.to_string()).unwrap_or_default(),
+        origin: attributes.map_or("IGP".to_owned(), |attributes| attributes.origin.to_string()),
+        local_pref: attributes.and_then(|attributes| attributes.local_pref),
+        med: attributes.and_then(|attributes| attributes.med),
+        communities: attributes
+            .map(|a| {
+                let plain = a.communities.iter().map(ToString::to_string);
+                plain.chain(a.large_communities.iter().map(ToString::to_string)).collect()
+            })
+            .unwrap_or_default(),
+    }
+}
