@@ -1,1 +1,18 @@
-//! Skeleton.
+//! Who gets which address: the block allocator, the choice of pools, and where to claim blocks.
+//!
+//! Promise: plans, no effects. Everything that changes is a [`Change`], the same value that the
+//! store writes and that [`Allocator::apply`] takes, so memory and disk cannot differ. Time is an
+//! argument.
+
+mod allocator;
+mod block;
+mod claim;
+mod pool;
+
+pub use allocator::{
+    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Plan, Record,
+    ReleaseOutcome, ReleaseRequest, Shortage,
+};
+pub use block::BlockState;
+pub use claim::{Taken, next_candidate, should_claim_ahead};
+pub use pool::{Eligibility, PoolView, eligibility};

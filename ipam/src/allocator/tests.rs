@@ -1,0 +1,155 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn id(n: u8) -> AttachmentId {
+    AttachmentId { network: "n".into(), container_id: format!("c{n}"), ifname: "eth0".into() }
+}
+
+fn request(n: u8, families: &[Family], cookie: u64) -> AssignRequest {
+    AssignRequest {
+        attachment: id(n),
+        pools: families.iter().map(|f| (*f, vec![format!("pool-{f}")])).collect(),
+        netns: format!("/run/netns/{n}"),
+        netns_cookie: Some(cookie),
+        pod: None,
+        now_ms: 0,
+    }
+}
+
+fn allocator(blocks: &[&str]) -> Allocator {
+    let mut allocator = Allocator::default();
+    for text in blocks {
+        let block: Block = text.parse().unwrap();
+        let pool = format!("pool-{}", block.family());
+        allocator.apply(&Change::Block(OwnedBlock { block, pool }, true));
+    }
+    allocator
+}
+
+fn assign(allocator: &mut Allocator, request: &AssignRequest) -> Result<Assignment, Shortage> {
+    let plan = allocator.plan_assign(request)?;
+    for change in &plan.changes {
+        allocator.apply(change);
+    }
+    Ok(plan.assignment)
+}
+
+fn release(allocator: &mut Allocator, n: u8, sequence: Option<u64>) -> Vec<IpAddr> {
+    let (changes, outcome) =
+        allocator.plan_release(&ReleaseRequest { attachment: id(n), sequence });
+    for change in &changes {
+        allocator.apply(change);
+    }
+    outcome.addresses
+}
+
+const V4: &[Family] = &[Family::V4];
+const BOTH: &[Family] = &[Family::V4, Family::V6];
+
+#[test]
+fn the_same_attachment_gets_the_same_answer() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    let first = assign(&mut allocator, &request(1, V4, 7)).unwrap();
+    let again = assign(&mut allocator, &request(1, V4, 7)).unwrap();
+    assert_eq!(again, Assignment { fresh: false, ..first });
+}
+
+#[test]
+fn a_restarted_container_keeps_its_address_under_a_new_number() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    let first = assign(&mut allocator, &request(1, V4, 7)).unwrap();
+    let second = assign(&mut allocator, &request(1, V4, 8)).unwrap();
+    assert_eq!(second.addresses, first.addresses);
+    assert!(second.sequence > first.sequence && second.fresh);
+    assert_eq!(release(&mut allocator, 1, Some(first.sequence)), [] as [IpAddr; 0]);
+    assert_eq!(release(&mut allocator, 1, Some(second.sequence)), first.addresses);
+}
+
+#[test]
+fn both_families_or_none() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    let shortage = assign(&mut allocator, &request(1, BOTH, 7)).unwrap_err();
+    assert_eq!(shortage.family, Family::V6);
+    assert_eq!(allocator.blocks().next().unwrap().used, 0);
+}
+
+#[test]
+fn a_freed_address_is_used_last_and_only_when_its_link_is_gone() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    let first = assign(&mut allocator, &request(1, V4, 1)).unwrap().addresses;
+    release(&mut allocator, 1, None);
+    for n in 2..=4 {
+        assert_ne!(assign(&mut allocator, &request(n, V4, 1)).unwrap().addresses, first);
+    }
+    assert!(assign(&mut allocator, &request(5, V4, 1)).is_err(), "its link still exists");
+    let round = allocator.begin_round();
+    allocator.end_round(round);
+    assert_eq!(assign(&mut allocator, &request(5, V4, 1)).unwrap().addresses, first);
+}
+
+#[test]
+fn a_block_that_is_not_assignable_gives_nothing_and_keeps_what_it_gave() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    assign(&mut allocator, &request(1, V4, 1)).unwrap();
+    let block: Block = "10.0.0.0/30".parse().unwrap();
+    let owned = OwnedBlock { block, pool: "pool-IPv4".into() };
+    allocator.apply(&Change::Block(owned, false));
+    assert!(assign(&mut allocator, &request(2, V4, 1)).is_err());
+    assert_eq!(allocator.plan_remove_block(block), None);
+    assert_eq!(release(&mut allocator, 1, None).len(), 1);
+    assert!(allocator.plan_remove_block(block).is_some());
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Assign(u8, bool, u64),
+    Release(u8),
+    Round,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        (0..12u8, any::<bool>(), 0..3u64).prop_map(|(n, both, c)| Action::Assign(n, both, c)),
+        (0..12u8).prop_map(Action::Release),
+        Just(Action::Round),
+    ]
+}
+
+proptest! {
+    /// Against the plainest model there is: a map from attachment to addresses.
+    #[test]
+    fn no_address_is_ever_given_twice(actions in proptest::collection::vec(action(), 1..200)) {
+        let mut allocator = allocator(&["10.0.0.0/30", "10.0.0.4/31", "fd00::/125"]);
+        let mut model: BTreeMap<u8, Vec<IpAddr>> = BTreeMap::new();
+        for action in actions {
+            match action {
+                Action::Assign(n, both, cookie) => {
+                    let families = if both { BOTH } else { V4 };
+                    if let Ok(given) = assign(&mut allocator, &request(n, families, cookie)) {
+                        prop_assert_eq!(given.addresses.len(), families.len());
+                        model.insert(n, given.addresses);
+                    }
+                }
+                Action::Release(n) => {
+                    let given = model.remove(&n).unwrap_or_default();
+                    prop_assert_eq!(release(&mut allocator, n, None), given);
+                }
+                Action::Round => {
+                    let round = allocator.begin_round();
+                    allocator.end_round(round);
+                    prop_assert_eq!(allocator.held(), 0);
+                }
+            }
+            let all: Vec<IpAddr> = model.values().flatten().copied().collect();
+            let distinct: BTreeSet<IpAddr> = all.iter().copied().collect();
+            prop_assert_eq!(all.len(), distinct.len(), "an address was given twice");
+            for block in allocator.blocks() {
+                let used =
+                    distinct.iter().filter(|a| block.block.prefix().contains(**a)).count();
+                prop_assert_eq!(usize::from(block.used), used);
+                prop_assert_eq!(block.used + block.free, block.block.size());
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+use std::{collections::BTreeSet, ops::Bound};
+
+use twill_types::{Block, Prefix};
+
+/// The blocks that someone owns, of any size.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken(BTreeSet<Prefix>);
+
+impl Taken {
+    /// Adds a claim.
+    pub fn insert(&mut self, block: Block) {
+        self.0.insert(block.prefix());
+    }
+
+    /// The claim that shares an address with `prefix` and ends last, if any does.
+    fn in_the_way(&self, prefix: Prefix) -> Option<Prefix> {
+        // Claims do not overlap each other, so one that covers the prefix sorts last before it,
+        // and those inside it follow directly.
+        let after = self.0.range((Bound::Included(prefix), Bound::Unbounded));
+        let inside = after.take_while(|claim| prefix.covers(**claim)).last();
+        let before = self.0.range(..prefix).next_back();
+        inside.or(before.filter(|claim| claim.covers(prefix))).copied()
+    }
+}
+
+impl FromIterator<Block> for Taken {
+    fn from_iter<I: IntoIterator<Item = Block>>(blocks: I) -> Self {
+        Self(blocks.into_iter().map(Block::prefix).collect())
+    }
+}
+
+/// The block that a node should try to claim in a pool: the first free one from a place that
+/// depends on node and pool, so that nodes that start together do not meet at every block.
+///
+/// A run of taken blocks is passed in one step for each claim in it, and a full pool is known
+/// after one round. `None` means that every block is taken.
+pub fn next_candidate(pool: Prefix, block_size: u8, node: &str, taken: &Taken) -> Option<Block> {
+    let bits = u32::from(block_size.checked_sub(pool.length())?);
+    let count = 1u128.checked_shl(bits)?;
+    let start = start(node, pool) % count;
+    first_free(pool, block_size, start, count, taken)
+        .or_else(|| first_free(pool, block_size, 0, start, taken))
+}
+
+fn first_free(
+    pool: Prefix,
+    block_size: u8,
+    from: u128,
+    to: u128,
+    taken: &Taken,
+) -> Option<Block> {
+    let mut index = from;
+    while index < to {
+        let prefix = pool.subnet(block_size, index)?;
+        match taken.in_the_way(prefix) {
+            None => return Block::new(prefix).ok(),
+            // A claim larger than a block covers several: the one behind it is next.
+            Some(claim) => {
+                let last = if claim.length() < block_size { claim.last() } else { prefix.last() };
+                let offset = pool.offset_of(last)?;
+                let block = 1u128 << (u32::from(pool.family().bits() - block_size));
+                index = offset / block + 1;
+            }
+        }
+    }
+    None
+}
+
+/// FNV-1a over node and pool: the same on every machine.
+fn start(node: &str, pool: Prefix) -> u128 {
+    let text = format!("{node} {pool}");
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The low bits of FNV are its weakest.
+    u128::from(hash ^ (hash >> 32))
+}
+
+/// Whether another block should be claimed before it is needed: when less than a quarter of a
+/// block is left.
+pub fn should_claim_ahead(free: u32, block_size: u32) -> bool {
+    free * 4 < block_size
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn finds_the_last_free_block_of_4096() {
+        let pool = prefix("10.0.0.0/14");
+        let missing: Block = "10.3.7.64/26".parse().unwrap();
+        let taken: Taken = (0..4096)
+            .map(|index| Block::new(pool.subnet(26, index).unwrap()).unwrap())
+            .filter(|block| *block != missing)
+            .collect();
+        assert_eq!(next_candidate(pool, 26, "node1", &taken), Some(missing));
+        let mut full = taken;
+        full.insert(missing);
+        assert_eq!(next_candidate(pool, 26, "node1", &full), None);
+    }
+
+    #[test]
+    fn nodes_start_at_different_places() {
+        let pool = prefix("10.10.0.0/20");
+        let starts: BTreeSet<Block> = (0..16)
+            .filter_map(|n| next_candidate(pool, 26, &format!("node{n}"), &Taken::default()))
+            .collect();
+        assert!(starts.len() > 8, "{starts:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_candidate_is_free_and_there_is_one_while_any_is(
+            claims in proptest::collection::btree_set((22u8..=28, 0u32..4096), 0..40),
+            node in "[a-z]{1,6}",
+        ) {
+            let pool = prefix("10.10.0.0/20");
+            let mut taken = Taken::default();
+            let mut list: Vec<Prefix> = Vec::new();
+            for (length, index) in claims {
+                let count = 1u32 << (length - 20);
+                let claim = pool.subnet(length, u128::from(index % count)).unwrap();
+                if !list.iter().any(|other| other.overlaps(claim)) {
+                    list.push(claim);
+                    taken.insert(Block::new(claim).unwrap());
+                }
+            }
+            let free = |block: Prefix| !list.iter().any(|claim| claim.overlaps(block));
+            let any = (0..64).any(|index| free(pool.subnet(26, index).unwrap()));
+            let found = next_candidate(pool, 26, &node, &taken);
+            prop_assert_eq!(found.is_some(), any);
+            if let Some(block) = found {
+                prop_assert!(free(block.prefix()));
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+
+use twill_selector::Selector;
+use twill_types::{Block, Prefix};
+
+/// A pool as the choice sees it.
+#[derive(Debug, Clone)]
+pub struct PoolView {
+    /// Its name.
+    pub name: String,
+    /// Its range.
+    pub cidr: Prefix,
+    /// Prefix length of its blocks.
+    pub block_size: u8,
+    /// Which nodes give addresses from it.
+    pub node_selector: Selector,
+    /// No new addresses from it.
+    pub disabled: bool,
+}
+
+/// What a pool means to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eligibility {
+    /// Why the node gives no address from it to a pod that asks for none in particular.
+    pub refusal: Option<String>,
+    /// Why it gives none even to a pod that asks for it.
+    pub unusable: Option<String>,
+}
+
+/// What each pool means to a node with these labels. Of pools that overlap only the first by name
+/// is used, whatever their lengths: an address must not be in two of them.
+pub fn eligibility(
+    pools: &BTreeMap<String, PoolView>,
+    labels: &BTreeMap<String, String>,
+) -> BTreeMap<String, Eligibility> {
+    let mut result = BTreeMap::new();
+    let mut usable: Vec<&PoolView> = Vec::new();
+    for (name, pool) in pools {
+        let unusable = unusable(pool, &usable);
+        let refusal = unusable.clone().or_else(|| {
+            (!pool.node_selector.matches(labels)).then(|| {
+                format!("nodeSelector {} does not match the node's labels", pool.node_selector)
+            })
+        });
+        if unusable.is_none() {
+            usable.push(pool);
+        }
+        result.insert(name.clone(), Eligibility { refusal, unusable });
+    }
+    result
+}
+
+fn unusable(pool: &PoolView, before: &[&PoolView]) -> Option<String> {
+    if let Some(other) = before.iter().find(|other| other.cidr.overlaps(pool.cidr)) {
+        return Some(format!("it overlaps pool {} ({})", other.name, other.cidr));
+    }
+    if pool.disabled {
+        return Some("it is disabled".to_owned());
+    }
+    let first = Prefix::masked(pool.cidr.address(), pool.block_size).ok();
+    match first.and_then(|first| Block::new(first).ok()) {
+        Some(block) if pool.cidr.covers(block.prefix()) => None,
+        _ => Some(format!("its cidr {} holds no block of /{}", pool.cidr, pool.block_size)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(name: &str, cidr: &str, selector: &str) -> (String, PoolView) {
+        let view = PoolView {
+            name: name.into(),
+            cidr: cidr.parse().unwrap(),
+            block_size: 26,
+            node_selector: Selector::parse(selector).unwrap(),
+            disabled: false,
+        };
+        (name.into(), view)
+    }
+
+    #[test]
+    fn says_why_a_pool_gives_nothing() {
+        let mut pools = BTreeMap::from([
+            pool("a", "10.0.0.0/20", "env == 'prod'"),
+            pool("b", "10.0.1.0/24", "all()"),
+            pool("c", "10.1.0.0/20", "env == 'dev'"),
+            pool("d", "10.2.0.0/27", "all()"),
+            pool("e", "10.3.0.0/20", "all()"),
+        ]);
+        pools.get_mut("e").unwrap().disabled = true;
+        let labels = BTreeMap::from([("env".to_owned(), "prod".to_owned())]);
+        let result = eligibility(&pools, &labels);
+        let refusal = |name: &str| result[name].refusal.clone().unwrap_or_default();
+        assert_eq!(refusal("a"), "");
+        assert_eq!(refusal("b"), "it overlaps pool a (10.0.0.0/20)");
+        assert!(refusal("c").contains("does not match"), "{}", refusal("c"));
+        assert_eq!(result["c"].unusable, None);
+        assert_eq!(refusal("d"), "its cidr 10.2.0.0/27 holds no block of /26");
+        assert_eq!(refusal("e"), "it is disabled");
+    }
+}
