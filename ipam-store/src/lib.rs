@@ -1,1 +1,24 @@
-//! Skeleton.
+//! The node's address store, and the one service that runs on it: in the daemon, and in the
+//! plugin when there is no daemon.
+//!
+//! Promise: what was answered is in the store, what was released does not come back, and what
+//! cannot be read is put aside and never guessed at. One thread owns the store; requests that wait
+//! together are written together.
+
+mod codec;
+mod error;
+mod lock;
+mod service;
+mod sled_store;
+mod standalone;
+mod store;
+
+pub use error::StoreError;
+pub use lock::{LockError, OwnerLock};
+pub use service::{AssignError, OpenReport, Options, Service};
+pub use sled_store::SledStore;
+pub use standalone::{Standalone, StandalonePool};
+pub use store::{Entry, MemoryStore, Store, Write};
+pub use twill_ipam::{
+    Assignment, BlockSummary, OwnedBlock, Record, ReleaseOutcome, ReleaseRequest,
+};

@@ -1,0 +1,68 @@
+use std::{io, path::PathBuf};
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory cannot be made, moved or looked at.
+    #[error("cannot use the store's directory {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The database cannot be opened.
+    #[error("cannot open the store at {}", path.display())]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: sled::Error,
+    },
+    /// What is stored is not what was written.
+    #[error("the store holds a damaged entry {key}: {why}")]
+    Corrupt {
+        /// The key, printable.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A batch could not be written.
+    #[error("cannot write to the store; is its file system full?")]
+    Write(#[source] sled::Error),
+    /// A batch could not be brought to the disk.
+    #[error("cannot sync the store")]
+    Sync(#[source] io::Error),
+    /// A value could not be turned into bytes.
+    #[error("cannot encode a value")]
+    Encode(#[source] serde_json::Error),
+    /// The library panicked.
+    #[error("the storage library panicked while it {0}")]
+    Panic(&'static str),
+    /// The batch that this request was in could not be stored.
+    #[error("the request could not be stored, see the log; try again")]
+    Batch,
+    /// The service has ended.
+    #[error("the address service has stopped")]
+    Stopped,
+}
+
+impl StoreError {
+    /// Whether the contents are to blame, so that putting them aside helps.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } | Self::Panic(_) => true,
+            Self::Open { source, .. } => {
+                matches!(source, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_))
+            }
+            Self::Directory { .. }
+            | Self::Write(_)
+            | Self::Sync(_)
+            | Self::Encode(_)
+            | Self::Batch
+            | Self::Stopped => false,
+        }
+    }
+}

@@ -1,0 +1,90 @@
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+/// Who may open the store: a lock on a file of our own, taken before the database is touched and
+/// held for life. Unlike the database's own lock it can be waited for, and it says who has it.
+#[derive(Debug)]
+pub struct OwnerLock {
+    _file: Flock<File>,
+}
+
+/// Why the lock cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The file cannot be made or opened.
+    #[error("cannot open the lock {}", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Someone else has it.
+    #[error("{} is held by {holder}; wait for it to end", path.display())]
+    Held {
+        /// Which.
+        path: PathBuf,
+        /// What the holder wrote of itself.
+        holder: String,
+    },
+}
+
+impl OwnerLock {
+    /// Takes the lock, waiting at the most until `deadline`. `role` is for whom it keeps out.
+    ///
+    /// # Errors
+    /// The file cannot be used, or the lock is held by someone else all the time.
+    pub fn acquire(path: &Path, role: &str, deadline: Instant) -> Result<Self, LockError> {
+        let open = |source| LockError::Open { path: path.to_owned(), source };
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(open)?;
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(open)?;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut lock) => {
+                    // For people; a failure to write it takes nothing away from the lock.
+                    let _ = lock.set_len(0);
+                    let _ = lock.rewind();
+                    let _ = write!(lock, "{role}, pid {}", std::process::id());
+                    return Ok(Self { _file: lock });
+                }
+                Err((back, Errno::EWOULDBLOCK)) => {
+                    if Instant::now() >= deadline {
+                        return Err(held(path, back));
+                    }
+                    file = back;
+                    // A standalone plugin holds it for some milliseconds.
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Err((_, errno)) => return Err(open(errno.into())),
+            }
+        }
+    }
+}
+
+fn held(path: &Path, mut file: File) -> LockError {
+    let mut holder = String::new();
+    let _ = file.read_to_string(&mut holder);
+    if holder.is_empty() {
+        "another process".clone_into(&mut holder);
+    }
+    LockError::Held { path: path.to_owned(), holder }
+}

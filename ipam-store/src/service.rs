@@ -1,0 +1,379 @@
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::{self, Receiver, Sender},
+    thread::{self, JoinHandle},
+};
+
+use tracing::{error, warn};
+use twill_ipam::{
+    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Record,
+    ReleaseOutcome, ReleaseRequest, Shortage,
+};
+use twill_types::{AttachmentId, Block, Family};
+
+use crate::{
+    SledStore, Store, StoreError, Write,
+    codec::{self, Contents, Meta},
+};
+
+/// Requests written in one batch at the most.
+const BATCH: usize = 64;
+
+/// How a service is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `/proc/sys/kernel/random/boot_id`: records of another boot are dropped.
+    pub boot_id: String,
+    /// Whether an address that was freed waits for [`Service::end_round`] before it is given out
+    /// again. Right where links are deleted later, by the daemon.
+    pub hold_freed: bool,
+}
+
+/// What was found when a store was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Where a damaged store was moved to.
+    pub set_aside: Option<PathBuf>,
+    /// Records of another boot that were dropped.
+    pub other_boot: usize,
+}
+
+/// Why there is no address.
+#[derive(Debug, thiserror::Error)]
+pub enum AssignError {
+    /// The blocks are full: claim another one and ask again.
+    #[error("no free {family} address in this node's blocks of {}", pools.join(", "))]
+    NoFreeAddress {
+        /// Of which family.
+        family: Family,
+        /// In which pools.
+        pools: Vec<String>,
+    },
+    /// The store failed.
+    #[error("the address store failed")]
+    Store(#[from] StoreError),
+    /// The service has ended.
+    #[error("the address service has stopped")]
+    Stopped,
+}
+
+impl From<Shortage> for AssignError {
+    fn from(shortage: Shortage) -> Self {
+        Self::NoFreeAddress { family: shortage.family, pools: shortage.pools }
+    }
+}
+
+type Reply<T> = Box<dyn FnOnce(T) + Send>;
+
+enum Job {
+    Assign(AssignRequest, Reply<Result<Assignment, AssignError>>),
+    Release(ReleaseRequest, Reply<Result<ReleaseOutcome, StoreError>>),
+    Change(Change, Reply<Result<(), StoreError>>),
+    RemoveBlock(Block, Reply<Result<bool, StoreError>>),
+    /// Looks at, or changes, what is not stored.
+    With(Box<dyn FnOnce(&mut Allocator) + Send>),
+}
+
+/// The address service. All methods may be called from any thread.
+#[derive(Debug)]
+pub struct Service {
+    jobs: Option<Sender<Job>>,
+    committer: Option<JoinHandle<()>>,
+}
+
+impl Service {
+    /// Opens the store in a directory and starts the committer. A store that is damaged is moved
+    /// to `<directory>.corrupt-<n>`, and an empty one takes its place.
+    ///
+    /// # Errors
+    /// The directory cannot be used, or another process has the store open.
+    pub fn open(directory: &Path, options: Options) -> Result<(Self, OpenReport), StoreError> {
+        let attempt = || -> Result<_, StoreError> {
+            let mut store = SledStore::open(directory)?;
+            let contents = codec::read(&store.load()?, &options.boot_id)?;
+            Ok((store, contents))
+        };
+        let mut report = OpenReport::default();
+        let (store, contents) = match attempt() {
+            Ok(opened) => opened,
+            Err(damage) if damage.is_damage() => {
+                let aside = set_aside(directory)?;
+                error!(error = %damage, moved_to = %aside.display(), "the store is damaged");
+                report.set_aside = Some(aside);
+                attempt()?
+            }
+            Err(error) => return Err(error),
+        };
+        report.other_boot = contents.other_boot;
+        Ok((Self::start(Box::new(store), contents, options)?, report))
+    }
+
+    /// Starts a service on any store.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub fn with_store(mut store: Box<dyn Store>, options: Options) -> Result<Self, StoreError> {
+        let contents = codec::read(&store.load()?, &options.boot_id)?;
+        Self::start(store, contents, options)
+    }
+
+    fn start(
+        store: Box<dyn Store>,
+        contents: Contents,
+        options: Options,
+    ) -> Result<Self, StoreError> {
+        let mut committer = Committer { store, options, allocator: Allocator::default() };
+        if contents.meta.boot_id != committer.options.boot_id {
+            committer.begin_boot(contents.meta.sequence)?;
+        }
+        committer.allocator =
+            Allocator::restore(contents.blocks, contents.records, contents.meta.sequence);
+        let (jobs, queue) = mpsc::channel();
+        let committer = thread::Builder::new()
+            .name("ipam-committer".to_owned())
+            .spawn(move || committer.run(&queue))
+            .map_err(StoreError::Sync)?;
+        Ok(Self { jobs: Some(jobs), committer: Some(committer) })
+    }
+
+    fn send(&self, job: Job) {
+        // A committer that is gone drops the reply, and the caller sees that.
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// Assigns addresses, and calls back from the committer's thread once that is durable.
+    pub fn submit_assign(
+        &self,
+        request: AssignRequest,
+        reply: impl FnOnce(Result<Assignment, AssignError>) + Send + 'static,
+    ) {
+        self.send(Job::Assign(request, Box::new(reply)));
+    }
+
+    /// Releases addresses, and calls back from the committer's thread once that is durable.
+    pub fn submit_release(
+        &self,
+        request: ReleaseRequest,
+        reply: impl FnOnce(Result<ReleaseOutcome, StoreError>) + Send + 'static,
+    ) {
+        self.send(Job::Release(request, Box::new(reply)));
+    }
+
+    fn wait<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(Reply<T>) -> Job,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = mpsc::channel();
+        self.send(job(Box::new(move |value| {
+            let _ = reply.send(value);
+        })));
+        answer.recv().map_err(|_| StoreError::Stopped)
+    }
+
+    /// Assigns addresses; returns once that is durable.
+    ///
+    /// # Errors
+    /// No free address, or the store failed.
+    pub fn assign(&self, request: AssignRequest) -> Result<Assignment, AssignError> {
+        self.wait(|reply| Job::Assign(request, reply))?
+    }
+
+    /// Releases addresses; returns once that is durable. Nothing held is success.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn release(&self, request: ReleaseRequest) -> Result<ReleaseOutcome, StoreError> {
+        self.wait(|reply| Job::Release(request, reply))?
+    }
+
+    /// Adds a block that was claimed, or changes whether it gives addresses.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn set_block(&self, block: OwnedBlock, assignable: bool) -> Result<(), StoreError> {
+        self.wait(|reply| Job::Change(Change::Block(block, assignable), reply))?
+    }
+
+    /// Removes a block; false, and no change, if an address of it is in use.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn remove_block(&self, block: Block) -> Result<bool, StoreError> {
+        self.wait(|reply| Job::RemoveBlock(block, reply))?
+    }
+
+    fn with<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Allocator) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.wait(|reply| Job::With(Box::new(move |allocator| reply(look(allocator)))))
+    }
+
+    /// What an attachment holds.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn lookup(&self, attachment: &AttachmentId) -> Result<Option<Record>, StoreError> {
+        let attachment = attachment.clone();
+        self.with(move |allocator| allocator.lookup(&attachment).cloned())
+    }
+
+    /// All blocks and their fill.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn blocks(&self) -> Result<Vec<BlockSummary>, StoreError> {
+        self.with(|allocator| allocator.blocks().collect())
+    }
+
+    /// All records.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn records(&self) -> Result<Vec<Record>, StoreError> {
+        self.with(|allocator| allocator.records().cloned().collect())
+    }
+
+    /// Begins a round of deleting links; see [`Service::end_round`].
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn begin_round(&self) -> Result<u64, StoreError> {
+        self.with(Allocator::begin_round)
+    }
+
+    /// The links of what was freed before this round began are gone: its addresses can be given
+    /// out again.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn end_round(&self, round: u64) -> Result<(), StoreError> {
+        self.with(move |allocator| allocator.end_round(round))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(committer) = self.committer.take() {
+            // It ends when it has answered what was queued.
+            let _ = committer.join();
+        }
+    }
+}
+
+/// `<directory>.corrupt-<n>` with the first free number.
+fn set_aside(directory: &Path) -> Result<PathBuf, StoreError> {
+    for number in 1u32.. {
+        let mut name = directory.as_os_str().to_owned();
+        name.push(format!(".corrupt-{number}"));
+        let aside = PathBuf::from(name);
+        if !aside.exists() {
+            return std::fs::rename(directory, &aside)
+                .map(|()| aside)
+                .map_err(|source| StoreError::Directory { path: directory.to_owned(), source });
+        }
+    }
+    Err(StoreError::Stopped)
+}
+
+/// An answer that waits for the batch to be durable.
+type Pending = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+struct Committer {
+    store: Box<dyn Store>,
+    options: Options,
+    allocator: Allocator,
+}
+
+impl Committer {
+    /// Empties a store of another boot, keeping the numbers going up.
+    fn begin_boot(&mut self, sequence: u64) -> Result<(), StoreError> {
+        let mut batch: Vec<Write> =
+            self.store.load()?.into_iter().map(|(key, _)| (key, None)).collect();
+        let boot_id = self.options.boot_id.clone();
+        batch.push(codec::write_meta(&Meta { boot_id, sequence })?);
+        self.store.commit(&batch)
+    }
+
+    fn run(mut self, queue: &Receiver<Job>) {
+        while let Ok(first) = queue.recv() {
+            let mut batch = Vec::new();
+            let mut pending = Vec::new();
+            let jobs = std::iter::once(first).chain(queue.try_iter().take(BATCH - 1));
+            for job in jobs {
+                self.job(job, &mut batch, &mut pending);
+            }
+            let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
+            match outcome {
+                Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
+                Err(error) => self.fail(&error, pending),
+            }
+        }
+    }
+
+    /// Plans one job on top of those before it in the batch.
+    fn job(&mut self, job: Job, batch: &mut Vec<Write>, pending: &mut Vec<Pending>) {
+        match job {
+            Job::Assign(request, reply) => match self.allocator.plan_assign(&request) {
+                Ok(plan) => {
+                    let encoded = self.apply(&plan.changes, batch);
+                    pending.push(Box::new(move |durable| {
+                        reply(encoded.and(durable).map(|()| plan.assignment).map_err(Into::into));
+                    }));
+                }
+                Err(shortage) => reply(Err(shortage.into())),
+            },
+            Job::Release(request, reply) => {
+                let (changes, outcome) = self.allocator.plan_release(&request);
+                let encoded = self.apply(&changes, batch);
+                pending.push(Box::new(move |durable| {
+                    reply(encoded.and(durable).map(|()| outcome));
+                }));
+            }
+            Job::Change(change, reply) => {
+                let encoded = self.apply(&[change], batch);
+                pending.push(Box::new(move |durable| reply(encoded.and(durable))));
+            }
+            Job::RemoveBlock(block, reply) => {
+                let changes = self.allocator.plan_remove_block(block);
+                let removed = changes.is_some();
+                let encoded = self.apply(&changes.unwrap_or_default(), batch);
+                pending.push(Box::new(move |durable| {
+                    reply(encoded.and(durable).map(|()| removed));
+                }));
+            }
+            Job::With(look) => look(&mut self.allocator),
+        }
+    }
+
+    fn apply(&mut self, changes: &[Change], batch: &mut Vec<Write>) -> Result<(), StoreError> {
+        for change in changes {
+            self.allocator.apply(change);
+            codec::writes(change, &self.allocator, &self.options.boot_id, batch)?;
+        }
+        if !self.options.hold_freed {
+            let round = self.allocator.begin_round();
+            self.allocator.end_round(round);
+        }
+        Ok(())
+    }
+
+    /// A batch that failed: nobody is told that it worked, and memory goes back to what is stored.
+    fn fail(&mut self, error: &StoreError, pending: Vec<Pending>) {
+        error!(%error, waiting = pending.len(), "a batch could not be stored");
+        for answer in pending {
+            answer(Err(StoreError::Batch));
+        }
+        let reload = self.store.reopen().and_then(|()| self.store.load());
+        match reload.and_then(|entries| codec::read(&entries, &self.options.boot_id)) {
+            Ok(stored) => {
+                self.allocator =
+                    Allocator::restore(stored.blocks, stored.records, self.allocator.sequence());
+            }
+            Err(error) => warn!(%error, "the store cannot be read again"),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+use std::{
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use tracing::warn;
+
+use crate::{Entry, Store, StoreError, Write};
+
+/// The store on sled 0.34.
+///
+/// On Linux its `flush` calls `sync_file_range` only: safe against a crash of the process, not
+/// against a power cut. On a tmpfs nothing survives one anyway; elsewhere the file is synced, too.
+#[derive(Debug)]
+pub struct SledStore {
+    directory: PathBuf,
+    /// `None` only between dropping and reopening.
+    db: Option<sled::Db>,
+    /// The database file, where it has to be synced.
+    sync: Option<File>,
+}
+
+impl SledStore {
+    /// Opens, or makes, the database in a directory.
+    ///
+    /// # Errors
+    /// Another process has it open, the directory cannot be used, or the database is damaged.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let mut store = Self { directory: directory.to_owned(), db: None, sync: None };
+        store.reopen()?;
+        if store.sync.is_some() {
+            warn!(
+                directory = %directory.display(),
+                "the store is not on a tmpfs: every write waits for the disk"
+            );
+        }
+        Ok(store)
+    }
+
+    fn db(&self) -> Result<&sled::Db, StoreError> {
+        self.db.as_ref().ok_or(StoreError::Stopped)
+    }
+}
+
+impl Store for SledStore {
+    fn load(&mut self) -> Result<Vec<Entry>, StoreError> {
+        let db = self.db()?;
+        let path = &self.directory;
+        guarded("read", || {
+            db.iter()
+                .map(|entry| {
+                    let (key, value) =
+                        entry.map_err(|source| StoreError::Open { path: path.clone(), source })?;
+                    Ok((key.to_vec(), value.to_vec()))
+                })
+                .collect()
+        })
+    }
+
+    fn commit(&mut self, batch: &[Write]) -> Result<(), StoreError> {
+        let db = self.db()?;
+        guarded("wrote", || {
+            let mut sled_batch = sled::Batch::default();
+            for (key, value) in batch {
+                match value {
+                    Some(value) => sled_batch.insert(key.as_slice(), value.as_slice()),
+                    None => sled_batch.remove(key.as_slice()),
+                }
+            }
+            db.apply_batch(sled_batch).map_err(StoreError::Write)?;
+            // Never `flush_async`: it can wait for itself.
+            db.flush().map_err(StoreError::Write)?;
+            Ok(())
+        })?;
+        match &self.sync {
+            Some(file) => file.sync_data().map_err(StoreError::Sync),
+            None => Ok(()),
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        // sled holds a lock of its own, so the old handle goes first.
+        self.db = None;
+        let io = |source| StoreError::Directory { path: self.directory.clone(), source };
+        std::fs::create_dir_all(&self.directory).map_err(io)?;
+        let db = guarded("opened", || {
+            sled::Config::default()
+                .path(&self.directory)
+                // Its default of 1 GiB is for databases; this one has some kilobytes.
+                .cache_capacity(16 * 1024 * 1024)
+                // Every batch is flushed by us; a thread that does it as well costs a start.
+                .flush_every_ms(None)
+                .open()
+                .map_err(|source| StoreError::Open { path: self.directory.clone(), source })
+        })?;
+        self.db = Some(db);
+        let file_system = statfs(&self.directory).map_err(|errno| io(errno.into()))?;
+        self.sync = if file_system.filesystem_type() == TMPFS_MAGIC {
+            None
+        } else {
+            Some(File::open(self.directory.join("db")).map_err(io)?)
+        };
+        Ok(())
+    }
+}
+
+/// Runs code of the library, which panics on some kinds of damage.
+fn guarded<T>(
+    what: &'static str,
+    act: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    // Nothing of ours is changed inside; the handle is dropped after an error.
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or(Err(StoreError::Panic(what)))
+}

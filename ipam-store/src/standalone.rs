@@ -1,0 +1,82 @@
+use std::path::Path;
+
+use twill_ipam::{AssignRequest, Assignment, OwnedBlock, Taken, next_candidate};
+use twill_types::{Block, Prefix};
+
+use crate::{AssignError, Options, Service, StoreError};
+
+/// A pool of a network configuration, for nodes without a daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandalonePool {
+    /// Its range, all of it this node's.
+    pub cidr: Prefix,
+    /// Prefix length of its blocks.
+    pub block_size: u8,
+}
+
+impl StandalonePool {
+    /// Its name: the range, since nothing else names it.
+    pub fn name(&self) -> String {
+        self.cidr.to_string()
+    }
+}
+
+/// The same service, where nobody else claims blocks: the plugin opens it for one call.
+#[derive(Debug)]
+pub struct Standalone {
+    service: Service,
+    pools: Vec<StandalonePool>,
+}
+
+impl Standalone {
+    /// Opens the store. The caller holds the [`crate::OwnerLock`].
+    ///
+    /// # Errors
+    /// As [`Service::open`].
+    pub fn open(
+        directory: &Path,
+        boot_id: String,
+        pools: Vec<StandalonePool>,
+    ) -> Result<Self, StoreError> {
+        // Here links are deleted before their addresses are released.
+        let options = Options { boot_id, hold_freed: false };
+        let (service, _) = Service::open(directory, options)?;
+        Ok(Self { service, pools })
+    }
+
+    /// The service, for what needs no pools.
+    pub const fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Assigns addresses, taking the next block of a pool when those in use are full.
+    ///
+    /// # Errors
+    /// The pools are full, or the store failed.
+    pub fn assign(&self, request: &AssignRequest) -> Result<Assignment, AssignError> {
+        loop {
+            match self.service.assign(request.clone()) {
+                Err(AssignError::NoFreeAddress { family, pools }) => {
+                    if !self.take_block(&pools)? {
+                        return Err(AssignError::NoFreeAddress { family, pools });
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn take_block(&self, names: &[String]) -> Result<bool, StoreError> {
+        let blocks = self.service.blocks()?;
+        let taken: Taken = blocks.iter().map(|summary| summary.block).collect();
+        for pool in self.pools.iter().filter(|pool| names.contains(&pool.name())) {
+            // From the start of the pool: there is no other node to keep out of the way of.
+            let candidate: Option<Block> = next_candidate(pool.cidr, pool.block_size, "", &taken);
+            if let Some(block) = candidate {
+                self.service.set_block(OwnedBlock { block, pool: pool.name() }, true)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
