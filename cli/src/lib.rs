@@ -1,1 +1,177 @@
-//! Skeleton.
+//! `twillctl`: resources through the datastore, the node's state through the daemon's socket.
+//!
+//! Promise: a command that fails changes nothing, and says what to do about it; exit status 0 is
+//! done, 1 failed, 2 wrong usage. What is printed as a table has `calicoctl`'s shape, and every
+//! table can be had as JSON or YAML. No store, netlink or nftables here: what the node holds, its
+//! daemon tells.
+
+mod apply;
+mod args;
+mod bgp;
+mod config;
+mod get;
+mod ipam;
+mod node;
+mod output;
+mod table;
+mod version;
+
+use std::{io::Write, time::Duration};
+
+use jiff::{Timestamp, tz::TimeZone};
+use twill_rpc::{Client, ClientError, message::RoutesRequest};
+
+pub use crate::args::Cli;
+use crate::{
+    args::{BgpCommand, Command, IpamCommand, NodeCommand},
+    config::Paths,
+    output::emit,
+    version::Version,
+};
+
+/// How long the daemon may take for everything that one command asks.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Executes one command. A reader that went away (`twillctl ... | head`) is no failure.
+pub fn run(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<()> {
+    let done = execute(cli, out, err).and_then(|()| Ok(out.flush()?));
+    match done {
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        done => done,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<()> {
+    let paths = Paths::resolve(cli)?;
+    let connect = || {
+        let name = concat!("twillctl ", env!("CARGO_PKG_VERSION"));
+        Client::connect(&paths.socket, name, TIMEOUT)
+    };
+    match &cli.command {
+        Command::Apply { filename } => apply::run(&paths.resources, filename, out, err),
+        Command::Get(arguments) => get::run(&paths.resources, arguments, out, err),
+        Command::Node(NodeCommand::Status { output }) => {
+            let status = connect()?.node_status()?;
+            let now = Timestamp::now();
+            emit(out, *output, &status, |wide| {
+                node::table(&status, now, &TimeZone::system(), wide)
+            })
+        }
+        Command::Ipam(IpamCommand::Show {
+            show_blocks,
+            output,
+        }) => {
+            let mut client = connect()?;
+            let node = client.welcome()?.node.clone();
+            let status = client.ipam_show()?;
+            emit(out, *output, &status, |wide| {
+                ipam::table(&status, &node, *show_blocks, wide)
+            })
+        }
+        Command::Bgp(BgpCommand::Peers { output }) => {
+            let peers = connect()?.bgp_peers()?;
+            let now = Timestamp::now();
+            emit(out, *output, &peers, |wide| bgp::peers(&peers, now, wide))
+        }
+        Command::Bgp(BgpCommand::Routes { within, output }) => {
+            let routes = connect()?.bgp_routes(RoutesRequest { within: *within })?;
+            emit(out, *output, &routes, |wide| bgp::routes(&routes, wide))
+        }
+        Command::Version {
+            client: only_client,
+            output,
+        } => {
+            let welcome = || Ok::<_, ClientError>(connect()?.welcome()?.clone());
+            let asked = (!only_client).then(welcome).transpose();
+            let version = Version::new(asked.as_ref().ok().cloned().flatten());
+            emit(out, *output, &version, |_| version.text())?;
+            // This program's own version is worth printing without a daemon too.
+            asked?;
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twill_rpc::message::{PeerKind, PeerStatus};
+
+    use super::*;
+
+    /// 24 November 2026, noon UTC.
+    pub(crate) const NOW_MS: u64 = 1_795_521_600_000;
+
+    pub(crate) fn peer(address: &str) -> PeerStatus {
+        PeerStatus {
+            address: address.parse().unwrap(),
+            port: 179,
+            kind: PeerKind::NodeSpecific,
+            name: "peer-rack1".into(),
+            asn: "64513".parse().unwrap(),
+            state: "Established".into(),
+            since_ms: NOW_MS - 120_000,
+            info: String::new(),
+            hold_time: 90,
+            router_id: Some("192.168.2.1".into()),
+            capabilities: vec!["multiprotocol ipv4-unicast".into(), "4-octet AS".into()],
+            prefixes_in: 2,
+            prefixes_stale: 0,
+            prefixes_out: 1,
+            messages_in: 12,
+            messages_out: 11,
+            flaps: 0,
+        }
+    }
+
+    struct Gone;
+
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn command(arguments: &[&str]) -> Cli {
+        use clap::Parser;
+        Cli::try_parse_from(["twillctl"].iter().chain(arguments)).unwrap()
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure() {
+        for format in ["table", "json", "yaml"] {
+            let cli = command(&["version", "--client", "-o", format]);
+            run(&cli, &mut Gone, &mut Vec::new()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_run_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("twilld.sock");
+        let socket = socket.to_str().unwrap();
+        for arguments in [
+            &["node", "status"][..],
+            &["ipam", "show"],
+            &["bgp", "peers"],
+            &["version"],
+        ] {
+            let cli = command(&[arguments, &["--socket", socket]].concat());
+            let error = run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(
+                error.contains(socket) && error.contains("systemctl start"),
+                "{error}"
+            );
+        }
+    }
+}

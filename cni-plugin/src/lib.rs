@@ -1,1 +1,129 @@
-//! Skeleton.
+//! One CNI call: read it, get the addresses, plumb the pod, print.
+//!
+//! Promise: standard output holds the result, or one error object, and nothing else, whatever
+//! happens, a panic of ours included. A call ends within the configuration's `timeoutSeconds`. A
+//! call that is killed at any point leaves what the DEL that follows, or the daemon, can find.
+//!
+//! Absent: state (it is the daemon's), knowledge of Kubernetes, and tokio.
+
+mod authority;
+mod call;
+mod daemon;
+mod deadline;
+mod error;
+mod log;
+mod netconf;
+mod panic;
+mod result;
+mod spool;
+mod standalone;
+mod verbs;
+mod version;
+
+use std::{cell::Cell, io::Write, process::ExitCode, time::Duration};
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    call::{Command, Variables, read_stdin},
+    deadline::Deadline,
+    error::Error,
+    netconf::{Netconf, Parsed, Problem},
+    verbs::Call,
+    version::Version,
+};
+
+/// How long a caller may take to write the configuration.
+const STDIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long VERSION waits for a configuration, which it can do without.
+const VERSION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Executes the call that the environment and standard input describe.
+pub fn main() -> ExitCode {
+    let version = Cell::new(Version::NEWEST);
+    let (text, code) = match panic::catch(|| run(&version)) {
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(result)) => (result.to_string(), ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!(code = error.code(), "{error}");
+            (error.to_json(version.get()).to_string(), ExitCode::FAILURE)
+        }
+    };
+    match std::io::stdout().write_all(format!("{text}\n").as_bytes()) {
+        Ok(()) => code,
+        // Nobody reads the answer any more; a runtime that lost it calls DEL.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What is to be printed. `version` is set to the configuration's as soon as that is known.
+fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
+    let command = Command::from_env()?;
+    if command == Command::Version {
+        return Ok(Some(supported_versions(
+            &read_stdin(VERSION_PATIENCE).unwrap_or_default(),
+        )));
+    }
+    let variables = Variables::from_env(command)?;
+    let map = netconf::decode(&read_stdin(STDIN_PATIENCE).map_err(Error::Stdin)?)?;
+    if let Ok(known) = netconf::version(&map) {
+        version.set(known);
+    }
+    let parsed = Parsed::new(map)?;
+    if command.has_attachment() {
+        variables.validate()?;
+    }
+    command.allowed_in(version.get())?;
+    let (netconf, problems) = parsed.netconf();
+    log::start(
+        &netconf.log,
+        format!("{} {}/{}", command.name(), netconf.name, variables),
+    );
+    report(command, problems)?;
+    let deadline = Deadline::after(netconf.timeout);
+    tracing::debug!(?netconf, "begin");
+    let call = Call {
+        variables,
+        netconf,
+        deadline,
+    };
+    match command {
+        Command::Add => verbs::add(&call).map(Some),
+        Command::Del => verbs::del(&call).map(|()| None),
+        Command::Check => verbs::check(&call).map(|()| None),
+        Command::Status => verbs::status(&call).map(|()| None),
+        Command::Version => Ok(None),
+    }
+}
+
+/// The answer to VERSION: the caller's own version back if it gave one.
+fn supported_versions(stdin: &[u8]) -> Value {
+    let config: Map<String, Value> = serde_json::from_slice(stdin).unwrap_or_default();
+    let version = config
+        .get("cniVersion")
+        .and_then(Value::as_str)
+        .filter(|version| !version.is_empty())
+        .unwrap_or(Version::NEWEST.as_str());
+    json!({ "cniVersion": version, "supportedVersions": Version::ALL.map(Version::as_str) })
+}
+
+/// Warns of what can be passed over, and refuses the rest. A DEL passes over all that it does not
+/// need: a pod must not outlive a slip in the configuration.
+fn report(command: Command, problems: Vec<Problem>) -> Result<(), Error> {
+    let needed = |problem: &Problem| match command {
+        Command::Del => Netconf::needed_by_del(&problem.path),
+        Command::Add | Command::Check | Command::Status | Command::Version => true,
+    };
+    let (errors, warnings): (Vec<_>, Vec<_>) = problems
+        .into_iter()
+        .partition(|problem| !problem.is_warning() && needed(problem));
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Config(errors))
+    }
+}

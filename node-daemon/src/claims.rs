@@ -6,14 +6,19 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::block_in_place,
+};
 use tracing::{info, warn};
-use twill_ipam_store::{OwnedBlock, Service};
+use twill_ipam::{Eligibility, OwnedBlock, Taken, eligibility, next_candidate};
+use twill_ipam_store::{Service, StoreError};
+use twill_k8s_api::files::FileError;
 use twill_rpc::message::{ErrorKind, RpcError};
 use twill_types::{Block, Prefix};
 
 use crate::{
-    datastore::{Snapshot, claims::{ClaimOutcome, ClaimStore}},
+    datastore::{ClaimOutcome, ClaimStore, Snapshot},
     ipam::{PoolView, View},
     server::chain,
 };
@@ -23,14 +28,246 @@ use crate::{
 pub(crate) enum Command {
     /// All blocks in `pools` are full: get one more, in the first pool that has one.
     Claim {
-        /// Eligible pools, in the order to try.
+        /// Names, in the order to try.
         pools: Vec<String>,
-        /// Told once it is worth trying again, or why it is not.
+        /// Told once it is worth asking the store again, or why it is not.
         reply: oneshot::Sender<Result<(), RpcError>>,
     },
-    /// A block in `pools` is nearly full: get one ahead of need.
-    ClaimAhead {
-        /// As above.
-        pools: Vec<String>,
+    /// The blocks of a pool are nearly full: get one before it is needed.
+    Ahead {
+        /// The pool.
+        pool: String,
     },
+}
+
+/// Why the task cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClaimsError {
+    #[error("cannot read the claims")]
+    Read(#[source] FileError),
+    #[error("the address store failed")]
+    Store(#[from] StoreError),
+}
+
+/// The task.
+pub(crate) struct Claims {
+    pub(crate) node: String,
+    /// Several daemons use the datastore.
+    pub(crate) shared: bool,
+    pub(crate) store: ClaimStore,
+    pub(crate) service: Arc<Service>,
+    pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) view: watch::Sender<Arc<View>>,
+    pub(crate) owned: watch::Sender<Option<BTreeSet<Block>>>,
+    pub(crate) problems: watch::Sender<Vec<String>>,
+}
+
+/// The pools as the choice of pools sees them.
+fn pool_views(resources: &Snapshot) -> BTreeMap<String, twill_ipam::PoolView> {
+    let view = |(name, pool): (&String, &twill_k8s_api::IpPool)| {
+        let view = twill_ipam::PoolView {
+            name: name.clone(),
+            cidr: pool.spec.cidr,
+            block_size: pool.spec.block_size(),
+            node_selector: pool.spec.node_selector.clone().unwrap_or_default(),
+            disabled: pool.spec.disabled || !pool.spec.is_for_workloads(),
+        };
+        (name.clone(), view)
+    };
+    resources.pools.iter().map(view).collect()
+}
+
+impl Claims {
+    /// Runs until a file or the store fails.
+    pub(crate) async fn run(mut self) -> Result<(), ClaimsError> {
+        self.load()?;
+        loop {
+            tokio::select! {
+                changed = self.resources.changed() => {
+                    if changed.is_err() { return Ok(()) }
+                    self.load()?;
+                }
+                command = self.commands.recv() => match command {
+                    None => return Ok(()),
+                    Some(Command::Claim { pools, reply }) => {
+                        let result = block_in_place(|| self.claim(&pools));
+                        let _ = reply.send(result);
+                    }
+                    Some(Command::Ahead { pool }) => {
+                        if let Err(error) = block_in_place(|| self.ahead(&pool)) {
+                            warn!(pool, %error, "no block could be claimed ahead of need");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings store, view and announcements in line with claims and resources.
+    fn load(&mut self) -> Result<(), ClaimsError> {
+        let resources = Arc::clone(&self.resources.borrow_and_update());
+        let pools = pool_views(&resources);
+        let labels = resources.nodes.get(&self.node).map(|node| node.metadata.labels.clone());
+        let eligible = eligibility(&pools, &labels.unwrap_or_default());
+        self.claim_static(&resources, &pools);
+
+        let claims = self.store.list().map_err(ClaimsError::Read)?;
+        let mine: BTreeMap<Block, String> = claims
+            .into_iter()
+            .filter(|claim| claim.node == self.node)
+            .map(|claim| (claim.block, claim.pool))
+            .collect();
+        for (block, pool) in &mine {
+            let assignable = eligible.get(pool).is_some_and(gives);
+            let owned = OwnedBlock { block: *block, pool: pool.clone() };
+            self.service.set_block(owned, assignable)?;
+        }
+        let mut problems = Vec::new();
+        for summary in self.service.blocks()? {
+            if mine.contains_key(&summary.block) || self.service.remove_block(summary.block)? {
+                continue;
+            }
+            // Pods live on addresses that this node does not own, or not any more: they keep
+            // them, and nobody else gets one.
+            problems.push(format!(
+                "{} addresses of {} are in use here, and this node has no claim for it; it is \
+                 not announced: delete these pods",
+                summary.used, summary.block
+            ));
+            let owned = OwnedBlock { block: summary.block, pool: summary.pool };
+            self.service.set_block(owned, false)?;
+        }
+        self.problems.send_replace(problems);
+        self.publish_owned(mine.keys().copied().collect());
+        self.publish_view(&pools, eligible);
+        Ok(())
+    }
+
+    fn publish_owned(&self, blocks: BTreeSet<Block>) {
+        self.owned.send_if_modified(|owned| {
+            let changed = owned.as_ref() != Some(&blocks);
+            *owned = Some(blocks);
+            changed
+        });
+    }
+
+    fn publish_view(
+        &self,
+        pools: &BTreeMap<String, twill_ipam::PoolView>,
+        eligible: BTreeMap<String, Eligibility>,
+    ) {
+        let view = |(name, eligibility): (String, Eligibility)| {
+            let cidr = pools.get(&name)?.cidr;
+            let Eligibility { refusal, unusable } = eligibility;
+            Some((name, PoolView { cidr, refusal, unusable }))
+        };
+        let pools = eligible.into_iter().filter_map(view).collect();
+        self.view.send_replace(Arc::new(View { ready: true, pools }));
+    }
+
+    /// Claims the `blocks:` of the node's own manifest.
+    fn claim_static(&self, resources: &Snapshot, pools: &BTreeMap<String, twill_ipam::PoolView>) {
+        let Some(node) = resources.nodes.get(&self.node) else { return };
+        for block in &node.spec.blocks {
+            let pool = pools.values().find(|pool| pool.cidr.covers(block.prefix()));
+            let name = pool.map_or("static", |pool| pool.name.as_str());
+            match self.store.try_claim(*block, &self.node, name) {
+                Ok(ClaimOutcome::Won(_)) => {}
+                Ok(ClaimOutcome::Lost(other)) => {
+                    warn!(%block, owner = other.node, "a static block belongs to another node");
+                }
+                Err(error) => warn!(%block, error = %chain(&error), "cannot claim a static block"),
+            }
+        }
+    }
+
+    /// Claims one block in the first of these pools that has one, unless there is space by now:
+    /// of many requests that wait, one claim serves them all.
+    fn claim(&mut self, pools: &[String]) -> Result<(), RpcError> {
+        let internal =
+            |error: String| RpcError { kind: ErrorKind::TryAgain, message: error };
+        let blocks = self.service.blocks().map_err(|error| internal(chain(&error)))?;
+        let has_space = blocks.iter().any(|b| b.assignable && b.free > 0 && pools.contains(&b.pool));
+        if has_space {
+            return Ok(());
+        }
+        let resources = Arc::clone(&self.resources.borrow());
+        self.may_claim(&resources).map_err(|message| RpcError {
+            kind: ErrorKind::Exhausted,
+            message,
+        })?;
+        for name in pools {
+            if self.claim_in(&resources, name).map_err(|error| internal(chain(&error)))? {
+                return Ok(());
+            }
+        }
+        Err(RpcError {
+            kind: ErrorKind::Exhausted,
+            message: format!(
+                "every address of pools {} that node {} can have is in use; add a pool, or delete \
+                 pods",
+                pools.join(", "),
+                self.node
+            ),
+        })
+    }
+
+    fn ahead(&mut self, pool: &str) -> Result<(), ClaimsError> {
+        let resources = Arc::clone(&self.resources.borrow());
+        if self.may_claim(&resources).is_ok() {
+            self.claim_in(&resources, pool)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this node may take blocks by itself.
+    fn may_claim(&self, resources: &Snapshot) -> Result<(), String> {
+        if !resources.ipam_config().auto_allocate_blocks {
+            return Err("the blocks of this node are full, and IPAMConfig autoAllocateBlocks is \
+                        false; give the Node more blocks"
+                .to_owned());
+        }
+        if !self.shared && resources.nodes.len() > 1 {
+            return Err(format!(
+                "the datastore has {} nodes and is not shared, so node {} takes no block by \
+                 itself; list blocks in its Node, or set datastore.shared",
+                resources.nodes.len(),
+                self.node
+            ));
+        }
+        Ok(())
+    }
+
+    fn claim_in(&self, resources: &Snapshot, name: &str) -> Result<bool, ClaimsError> {
+        let Some(pool) = resources.pools.get(name) else { return Ok(false) };
+        let (cidr, size): (Prefix, u8) = (pool.spec.cidr, pool.spec.block_size());
+        loop {
+            let claims = self.store.list().map_err(ClaimsError::Read)?;
+            let taken: Taken = claims.iter().map(|claim| claim.block).collect();
+            let Some(block) = next_candidate(cidr, size, &self.node, &taken) else {
+                return Ok(false);
+            };
+            match self.store.try_claim(block, &self.node, name).map_err(ClaimsError::Read)? {
+                ClaimOutcome::Won(_) => {
+                    info!(%block, pool = name, "claimed a block");
+                    let owned = OwnedBlock { block, pool: name.to_owned() };
+                    self.service.set_block(owned, true)?;
+                    let mut blocks = self.owned.borrow().clone().unwrap_or_default();
+                    blocks.insert(block);
+                    self.publish_owned(blocks);
+                    return Ok(true);
+                }
+                ClaimOutcome::Lost(other) => {
+                    info!(%block, owner = other.node, "another node was faster; trying the next");
+                }
+            }
+        }
+    }
+}
+
+/// Whether blocks of a pool give addresses here: of one that no longer selects the node they are
+/// drained, not taken away.
+fn gives(eligibility: &Eligibility) -> bool {
+    eligibility.refusal.is_none()
 }

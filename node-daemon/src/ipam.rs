@@ -191,7 +191,6 @@ impl Ipam {
             twill_ipam::ReleaseRequest {
                 attachment: request.attachment,
                 sequence: request.sequence,
-                now_ms: now_ms(),
             },
             move |result| {
                 let _ = reply.send(result);
@@ -212,7 +211,10 @@ impl Ipam {
     /// Whether the store holds just these addresses for the attachment.
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
         let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
-        let Some(record) = self.service.lookup(&request.attachment) else {
+        let held = self.service.lookup(&request.attachment);
+        let held = held
+            .map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
+        let Some(record) = held else {
             return mismatch(format!(
                 "{} has no address allocated; delete and add it again",
                 request.attachment

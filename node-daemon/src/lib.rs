@@ -1,1 +1,31 @@
-//! Skeleton.
+//! The node daemon: owns all state on a node.
+//!
+//! ```text
+//!  manifests ─> datastore ──(watch)──┬──> claims ──> store (ipam-store: one committer thread)
+//!                                    │       └─(watch: owned blocks)─┐        ^
+//!                                    └──> bgp ──> speaker <──────────┤        │ assign, release
+//!                                                   │ routes         │        │
+//!  kernel events ──────────────────────────────> routes <────────────┘     server <── twill, twillctl
+//! ```
+//!
+//! Promise: each piece of state has one task that owns it; configuration is passed on as the latest
+//! value, commands by bounded queues. A task that fails takes the process down: starting again is
+//! the one recovery there is, and it loses neither routes nor addresses.
+
+mod api;
+mod app;
+mod bgp;
+mod claims;
+mod config;
+mod datastore;
+mod desired;
+mod http;
+mod ipam;
+mod metrics;
+mod reaper;
+mod routes;
+mod server;
+mod spool;
+
+pub use app::main;
+pub use config::{Config, ConfigError};

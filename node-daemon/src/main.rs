@@ -1,1 +1,7 @@
-fn main() {}
+//! `twilld`, the node daemon.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    twill_node_daemon::main()
+}

@@ -8,4 +8,4 @@ mod frame;
 pub mod message;
 
 pub use client::{Client, ClientError};
-pub use frame::{FrameError, MAX_FRAME, decode, encode, read_frame, write_frame};
+pub use frame::{FrameError, MAX_FRAME, body_length, decode, encode, read_frame, write_frame};

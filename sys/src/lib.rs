@@ -1,1 +1,8 @@
-//! Skeleton.
+//! What the standard library and nix do not offer: the only crate of Twill with `unsafe` code.
+//!
+//! Promise: every function here is safe to call, gives back the calling thread in the namespace in
+//! which it came, and each `unsafe` block says why it is sound.
+
+pub mod netns;
+
+pub use netns::{Netns, NetnsError, in_netns, is_netns, netns_cookie};

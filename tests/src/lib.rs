@@ -1,1 +1,25 @@
-//! Skeleton.
+//! The testkit: whole networks of nodes and routers, made of throw-away namespaces.
+//!
+//! Promise: what a caller makes here ends with its process, however that ends. Everything lives
+//! inside one [`sandbox`] (its own mount, network and process namespaces, `/run` on a tmpfs), so
+//! the kernel itself cleans up, after SIGKILL too. Nothing here touches the machine's own
+//! interfaces, routes or files.
+//!
+//! A [`lab::Lab`] is a topology: nodes (each runs its own `twilld`), routers (real BIRD 2) and
+//! the segments between them. [`cni`] calls plugins exactly as a container runtime does, [`ping`]
+//! counts lost packets, [`snapshot`] compares what is there before and after.
+
+pub mod bird;
+pub mod cni;
+pub mod demo;
+pub mod lab;
+pub mod netns;
+pub mod ping;
+pub mod process;
+pub mod programs;
+pub mod rack;
+pub mod sandbox;
+pub mod snapshot;
+pub mod suite;
+pub mod wait;
+pub mod watch;

@@ -1,0 +1,62 @@
+# The verbs of Twill. `make help` lists them; CONTRIBUTING.md says when to use which.
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+# The plugin is linked statically, so that it runs on any host. The target has to be named, or the
+# flag would reach build scripts and procedural macros too.
+ARCH := $(shell uname -m)
+PLUGIN_TARGET ?= $(ARCH)-unknown-linux-gnu
+PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-pure test-kernel bench build plugin lint fmt tidy deny ci clean tools
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: tools build ## nodes, a ToR, pods and pings, in namespaces of their own (root)
+	@$(TARGET_DIR)/debug/twill-demo
+
+test: tools build ## every test: pure crates, doctests, kernel suites (root)
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+test-pure: ## unit tests and doctests: no root, no tools
+	$(CARGO) test --locked --workspace --lib --bins --no-fail-fast
+	$(CARGO) test --locked --workspace --doc --no-fail-fast
+
+test-kernel: tools build ## the suites in network namespaces alone (root)
+	$(CARGO) test --locked --workspace --test kernel
+
+bench: plugin ## ADD and DEL beside ptp + host-local, into bench/results/ (root)
+	@hack/install-tools bench
+	$(CARGO) build --locked --release --bin twilld --bin twill-bench
+	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN)
+
+build: ## all programs, for demo and tests
+	$(CARGO) build --locked --workspace --bins
+
+plugin: ## the CNI plugin as it is shipped: small and static
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked \
+	    --package twill-cni-plugin --profile plugin --target $(PLUGIN_TARGET)
+
+lint: ## clippy, warnings denied
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+fmt: ## format
+	$(CARGO) fmt --all
+
+tidy: ## the structure rules
+	$(CARGO) xtask tidy
+
+deny: ## bans, licences and sources of all dependencies
+	PATH="$(CURDIR)/.tools/bin:$$PATH" cargo-deny --locked check bans licenses sources
+
+ci: ## what has to be green before a commit
+	.ci/run
+
+clean: ## build output
+	$(CARGO) clean
+
+tools: # what the programs and tests call; installs nothing a second time
+	@hack/install-tools

@@ -1,0 +1,203 @@
+//! Who gives the addresses in this call: the daemon, or this process itself.
+
+use std::time::Duration;
+
+use twill_dataplane::pod::{DelMode, pod_links};
+use twill_rpc::{
+    Client, ClientError,
+    message::{
+        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, ReleaseRequest, RpcError,
+    },
+};
+use twill_types::AttachmentId;
+
+use crate::{
+    daemon::{Daemon, socket},
+    deadline::Deadline,
+    error::Error,
+    netconf::{Mode, Netconf},
+    spool::{Spool, SpoolError},
+    standalone::{Standalone, StandaloneError},
+};
+
+/// How long automatic mode waits for the owner's lock before it looks for the daemon's socket
+/// again: a daemon that is starting holds the lock and has no socket yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Who gives the addresses.
+#[derive(Debug)]
+pub(crate) struct Authority<'a> {
+    netconf: &'a Netconf,
+    deadline: Deadline,
+    daemon: Daemon,
+    /// Takes the daemon's place.
+    standalone: Option<Standalone<'a>>,
+}
+
+impl<'a> Authority<'a> {
+    /// Chooses by the configuration's mode. Nothing is opened yet.
+    pub(crate) fn new(netconf: &'a Netconf, deadline: Deadline) -> Self {
+        let standalone = match netconf.ipam.mode {
+            Mode::Daemon => false,
+            Mode::Standalone => true,
+            // A socket that refuses still means that there is a daemon, which owns the store.
+            Mode::Auto => !netconf.ipam.pools.is_empty() && !socket(&netconf.run_dir).exists(),
+        };
+        Self {
+            netconf,
+            deadline,
+            daemon: Daemon::new(&netconf.run_dir, deadline),
+            standalone: standalone.then(|| Standalone::new(netconf)),
+        }
+    }
+
+    pub(crate) fn is_standalone(&self) -> bool {
+        self.standalone.is_some()
+    }
+
+    /// Who deletes the link of a DEL: the daemon later, many at once, or this call.
+    pub(crate) fn del_mode(&self) -> DelMode {
+        if self.is_standalone() {
+            DelMode::Immediate
+        } else {
+            DelMode::Deferred
+        }
+    }
+
+    /// Addresses for an attachment; durable when this returns.
+    pub(crate) fn assign(&mut self, request: &AssignRequest) -> Result<Assigned, Error> {
+        if let Some(assigned) = self.alone(|standalone, wait| standalone.assign(request, wait))? {
+            return Ok(assigned);
+        }
+        Ok(self.daemon.insist(|client, patience| {
+            let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            client.assign(AssignRequest {
+                timeout_ms,
+                ..request.clone()
+            })
+        })?)
+    }
+
+    /// The link exists; traffic may flow when this returns.
+    pub(crate) fn endpoint_up(&mut self, endpoint: &EndpointUp) -> Result<(), Error> {
+        match &self.standalone {
+            Some(standalone) => Ok(standalone.prepare_node()?),
+            None => Ok(self
+                .daemon
+                .insist(|client, _| client.endpoint_up(endpoint.clone()))?),
+        }
+    }
+
+    /// Whether the store holds just these addresses.
+    pub(crate) fn check(&mut self, request: &CheckRequest) -> Result<(), Error> {
+        match self.alone(|standalone, wait| standalone.check(request, wait))? {
+            Some(()) => Ok(()),
+            None => Ok(self.daemon.ask(|client, _| client.check(request.clone()))?),
+        }
+    }
+
+    /// Gives addresses back. Where the daemon does not take them, a tombstone does; where that
+    /// cannot be written either, the daemon finds out by itself that the pod is gone.
+    pub(crate) fn release(
+        &mut self,
+        attachment: AttachmentId,
+        sequence: Option<u64>,
+    ) -> Result<(), Error> {
+        let alone =
+            |standalone: &Standalone<'_>, wait| standalone.release(&attachment, sequence, wait);
+        if self.alone(alone)?.is_some() {
+            return Ok(());
+        }
+        let request = ReleaseRequest {
+            attachment,
+            sequence,
+        };
+        let release = |client: &mut Client, _| client.release(request.clone());
+        let Err(first) = self.daemon.ask(release) else {
+            return Ok(());
+        };
+        if !may_be_buried(&first) {
+            tracing::warn!(error = %first, "twilld will not take the addresses back");
+            return Ok(());
+        }
+        tracing::debug!(error = %first, "leaving a tombstone");
+        if let Err(error) = self.bury(&request) {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(%error, ?source, "twilld has to find out by itself that the pod is gone");
+        }
+        Ok(())
+    }
+
+    fn bury(&mut self, request: &ReleaseRequest) -> Result<(), SpoolError> {
+        let spool = Spool::open(&self.netconf.run_dir, self.deadline)?;
+        // It may have begun to listen while its lock was waited for.
+        match self.daemon.ask(|client, _| client.release(request.clone())) {
+            Ok(_) => Ok(()),
+            Err(_) => spool.bury(request),
+        }
+    }
+
+    /// After a failed ADD. The dataplane has taken its link back by now; one that is still there
+    /// was there before, or would not go, and keeps its addresses until DEL.
+    pub(crate) fn take_back(&mut self, attachment: &AttachmentId, sequence: u64) {
+        let has_link = match pod_links() {
+            Ok(links) => links
+                .iter()
+                .filter_map(|found| found.alias.as_ref())
+                .any(|alias| alias.is_of(attachment)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot see whether the link is gone");
+                true
+            }
+        };
+        if has_link {
+            return;
+        }
+        if let Err(error) = self.release(attachment.clone(), Some(sequence)) {
+            tracing::warn!(%error, "the addresses stay allocated until DEL");
+        }
+    }
+
+    /// Does `work` in standalone mode; `None` if the daemon is the one to ask, also where it has
+    /// turned up in the meantime.
+    fn alone<T>(
+        &mut self,
+        work: impl Fn(&Standalone<'a>, Deadline) -> Result<T, StandaloneError>,
+    ) -> Result<Option<T>, Error> {
+        let Some(standalone) = &self.standalone else {
+            return Ok(None);
+        };
+        if self.netconf.ipam.mode == Mode::Standalone {
+            return Ok(Some(work(standalone, self.deadline)?));
+        }
+        loop {
+            match work(standalone, self.deadline.at_most(LOOK_AGAIN)) {
+                Err(StandaloneError::Busy(_)) if socket(&self.netconf.run_dir).exists() => {
+                    self.standalone = None;
+                    return Ok(None);
+                }
+                Err(StandaloneError::Busy(_)) if !self.deadline.left().is_zero() => {}
+                done => return Ok(Some(done?)),
+            }
+        }
+    }
+}
+
+/// Whether the daemon can do later what it did not do now.
+fn may_be_buried(error: &ClientError) -> bool {
+    match error {
+        ClientError::Remote(RpcError { kind, .. }) => match kind {
+            ErrorKind::TryAgain | ErrorKind::Internal => true,
+            ErrorKind::Invalid | ErrorKind::NoPool | ErrorKind::Exhausted | ErrorKind::Mismatch => {
+                false
+            }
+        },
+        ClientError::NotRunning { .. }
+        | ClientError::Connect { .. }
+        | ClientError::Timeout { .. }
+        | ClientError::Lost { .. }
+        | ClientError::Version { .. }
+        | ClientError::Protocol { .. }
+        | ClientError::Unexpected { .. } => true,
+    }
+}

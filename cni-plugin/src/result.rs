@@ -1,0 +1,224 @@
+//! The result of an ADD, in the form that each version of the specification gives it.
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+use twill_types::{Family, Prefix};
+
+use crate::version::Version;
+
+/// What an ADD made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AddResult {
+    /// The node's end of the link.
+    pub(crate) host: Interface,
+    /// The pod's end.
+    pub(crate) pod: Interface,
+    /// `CNI_NETNS`, letter for letter.
+    pub(crate) sandbox: String,
+    /// The pod's addresses with their gateways.
+    pub(crate) addresses: Vec<PodAddress>,
+    pub(crate) dns: Option<Map<String, Value>>,
+}
+
+/// One end of the link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    pub(crate) mac: String,
+    pub(crate) mtu: u32,
+}
+
+/// One address of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PodAddress {
+    pub(crate) address: IpAddr,
+    pub(crate) gateway: IpAddr,
+}
+
+impl PodAddress {
+    fn family(self) -> Family {
+        Family::of(self.address)
+    }
+
+    fn cidr(self) -> String {
+        Prefix::host(self.address).to_string()
+    }
+
+    fn default_route(self) -> Value {
+        json!({
+            "dst": Prefix::default_route(self.family()).to_string(),
+            "gw": self.gateway,
+        })
+    }
+}
+
+/// Position of the pod's end in `interfaces`.
+const POD: usize = 1;
+
+impl AddResult {
+    /// The JSON object for standard output.
+    pub(crate) fn render(&self, version: Version) -> Value {
+        let mut result = match version {
+            Version::V0_1_0 | Version::V0_2_0 => self.by_family(),
+            Version::V0_3_0 | Version::V0_3_1 | Version::V0_4_0 => self.listed(true, false),
+            Version::V1_0_0 => self.listed(false, false),
+            Version::V1_1_0 => self.listed(false, true),
+        };
+        result.insert("cniVersion".to_owned(), version.as_str().into());
+        if let Some(dns) = &self.dns {
+            result.insert("dns".to_owned(), dns.clone().into());
+        }
+        result.into()
+    }
+
+    /// 0.1.0 and 0.2.0: one address per family, with its routes.
+    fn by_family(&self) -> Map<String, Value> {
+        let mut result = Map::new();
+        for (key, family) in [("ip4", Family::V4), ("ip6", Family::V6)] {
+            if let Some(address) = self.addresses.iter().find(|a| a.family() == family) {
+                let value = json!({
+                    "ip": address.cidr(),
+                    "gateway": address.gateway,
+                    "routes": [address.default_route()],
+                });
+                result.insert(key.to_owned(), value);
+            }
+        }
+        result
+    }
+
+    /// From 0.3.0: interfaces, addresses and routes as lists.
+    fn listed(&self, with_family: bool, with_mtu: bool) -> Map<String, Value> {
+        let interface = |interface: &Interface| {
+            let mut value = Map::new();
+            value.insert("name".to_owned(), interface.name.clone().into());
+            value.insert("mac".to_owned(), interface.mac.clone().into());
+            if with_mtu {
+                value.insert("mtu".to_owned(), interface.mtu.into());
+            }
+            value
+        };
+        let host = interface(&self.host);
+        let mut pod = interface(&self.pod);
+        pod.insert("sandbox".to_owned(), self.sandbox.clone().into());
+
+        let address = |address: &PodAddress| {
+            let mut value = Map::new();
+            if with_family {
+                let version = match address.family() {
+                    Family::V4 => "4",
+                    Family::V6 => "6",
+                };
+                value.insert("version".to_owned(), version.into());
+            }
+            value.insert("address".to_owned(), address.cidr().into());
+            value.insert("gateway".to_owned(), address.gateway.to_string().into());
+            value.insert("interface".to_owned(), POD.into());
+            value
+        };
+        let ips: Vec<_> = self.addresses.iter().map(address).collect();
+        let routes: Vec<_> = self.addresses.iter().map(|a| a.default_route()).collect();
+        let mut result = Map::new();
+        result.insert("interfaces".to_owned(), json!([host, pod]));
+        result.insert("ips".to_owned(), json!(ips));
+        result.insert("routes".to_owned(), json!(routes));
+        result
+    }
+}
+
+/// What a `prevResult` says about the pod's end of the link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Previous {
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) mtu: Option<u32>,
+}
+
+/// Why a `prevResult` is not one that this plugin can have printed, or a later one in the list
+/// made of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PreviousError {
+    /// A field is missing or of another type.
+    #[error("prevResult.{field} is {value}; {right} is needed")]
+    Field {
+        /// The field.
+        field: String,
+        /// What is there, as JSON.
+        value: String,
+        /// What should be.
+        right: &'static str,
+    },
+    /// The pod's interface is not listed.
+    #[error(
+        "prevResult.interfaces has no `{ifname}` with sandbox `{netns}` (CNI_IFNAME, CNI_NETNS)"
+    )]
+    NoInterface {
+        /// `CNI_IFNAME`.
+        ifname: String,
+        /// `CNI_NETNS`.
+        netns: String,
+    },
+    /// No address belongs to the pod's interface.
+    #[error("prevResult.ips has no address of interface `{0}`")]
+    NoAddress(String),
+}
+
+impl Previous {
+    /// Finds the interface of this attachment, and the addresses on it, in a result of 0.3.0 or
+    /// later. Interfaces of other plugins in the list are passed over.
+    pub(crate) fn read(value: &Value, ifname: &str, netns: &str) -> Result<Self, PreviousError> {
+        let field = |field: &str, value: &Value, right| PreviousError::Field {
+            field: field.to_owned(),
+            value: value.to_string(),
+            right,
+        };
+        let list = |key: &str| match value.get(key) {
+            None | Some(Value::Null) => Ok(&[][..]),
+            Some(Value::Array(list)) => Ok(list.as_slice()),
+            Some(other) => Err(field(key, other, "a list")),
+        };
+        let text = |value: &Value, key: &str| -> Option<String> {
+            value.get(key).and_then(Value::as_str).map(str::to_owned)
+        };
+        let index = list("interfaces")?.iter().position(|interface| {
+            text(interface, "name").as_deref() == Some(ifname)
+                && text(interface, "sandbox").as_deref() == Some(netns)
+        });
+        let Some(index) = index else {
+            let (ifname, netns) = (ifname.to_owned(), netns.to_owned());
+            return Err(PreviousError::NoInterface { ifname, netns });
+        };
+        let mtu = list("interfaces")?[index]
+            .get("mtu")
+            .and_then(Value::as_u64);
+        let mut addresses = Vec::new();
+        for (position, ip) in list("ips")?.iter().enumerate() {
+            match ip.get("interface").and_then(Value::as_u64) {
+                Some(number) if usize::try_from(number) == Ok(index) => {}
+                _ => continue,
+            }
+            let address = text(ip, "address")
+                .and_then(|cidr| {
+                    cidr.split_once('/')
+                        .and_then(|(address, _)| address.parse().ok())
+                })
+                .ok_or_else(|| {
+                    let name = format!("ips[{position}].address");
+                    field(&name, ip.get("address").unwrap_or(&Value::Null), "a CIDR")
+                })?;
+            addresses.push(address);
+        }
+        if addresses.is_empty() {
+            return Err(PreviousError::NoAddress(ifname.to_owned()));
+        }
+        Ok(Self {
+            addresses,
+            mtu: mtu
+                .and_then(|mtu| u32::try_from(mtu).ok())
+                .filter(|m| *m != 0),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

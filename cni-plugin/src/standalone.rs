@@ -1,0 +1,257 @@
+//! Standalone mode: without a daemon this process owns the node's store, for as long as one
+//! request takes.
+
+use std::{fs, io, net::IpAddr, path::PathBuf, time::Instant};
+
+use twill_dataplane::node;
+use twill_ipam_store::{
+    AssignError, LockError, OwnerLock, ReleaseRequest, Standalone as Store, StandalonePool,
+    StoreError,
+};
+use twill_rpc::message::{AssignRequest, Assigned, CheckRequest};
+use twill_types::{AttachmentId, Family};
+
+use crate::{deadline::Deadline, netconf::Netconf};
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What can go wrong without a daemon.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StandaloneError {
+    /// Another process owns the store.
+    #[error("another process owns the address store, and there was no time to wait for it")]
+    Busy(#[source] LockError),
+    /// The owner's lock cannot be used at all.
+    #[error("cannot own the address store; runDir has to be writable")]
+    Lock(#[source] LockError),
+    /// The kernel does not say which boot this is.
+    #[error("cannot read {BOOT_ID}")]
+    BootId(#[source] io::Error),
+    /// The store failed.
+    #[error("the address store in {} failed", path.display())]
+    Store {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The configuration has no pool to take an address from.
+    #[error("no {family} pool to take an address from: ipam.pools has {pools:?}, ipam.ip{}Pools asks for {asked:?}", match family {
+        Family::V4 => "v4",
+        Family::V6 => "v6",
+    })]
+    NoPool {
+        /// The family.
+        family: Family,
+        /// The ranges of `ipam.pools`.
+        pools: Vec<String>,
+        /// What the configuration wants of them; empty for all.
+        asked: Vec<String>,
+    },
+    /// Every address of the pools is in use.
+    #[error("no free {family} address in {}; add a range to ipam.pools", pools.join(", "))]
+    Exhausted {
+        /// The family.
+        family: Family,
+        /// Where it was looked for.
+        pools: Vec<String>,
+    },
+    /// CHECK: the store does not hold what the previous result says.
+    #[error("{attachment} holds {held:?} in the address store, not {address}; delete the pod")]
+    Mismatch {
+        /// Who.
+        attachment: AttachmentId,
+        /// What it holds.
+        held: Vec<IpAddr>,
+        /// What it should hold.
+        address: IpAddr,
+    },
+    /// The node's own part in the kernel failed.
+    #[error(transparent)]
+    Node(#[from] twill_dataplane::Error),
+}
+
+/// The store, opened for each request and closed again, so that calls at the same time take turns.
+#[derive(Debug)]
+pub(crate) struct Standalone<'a> {
+    netconf: &'a Netconf,
+}
+
+/// The store with the right to it. Fields drop in this order: the store closes first.
+struct Owned {
+    store: Store,
+    path: PathBuf,
+    _lock: OwnerLock,
+}
+
+impl<'a> Standalone<'a> {
+    pub(crate) fn new(netconf: &'a Netconf) -> Self {
+        Self { netconf }
+    }
+
+    fn open(&self, deadline: Deadline) -> Result<Owned, StandaloneError> {
+        let directory = self.netconf.run_dir.join("ipam");
+        let until = Instant::now() + deadline.left();
+        let lock = OwnerLock::acquire(&directory.join("owner.lock"), "twill, standalone", until)
+            .map_err(|error| match error {
+                LockError::Held { .. } => StandaloneError::Busy(error),
+                LockError::Open { .. } => StandaloneError::Lock(error),
+            })?;
+        let boot_id = fs::read_to_string(BOOT_ID).map_err(StandaloneError::BootId)?;
+        let pools = self.netconf.ipam.pools.iter();
+        let pools = pools
+            .map(|pool| StandalonePool {
+                cidr: pool.cidr,
+                block_size: pool.block_size,
+            })
+            .collect();
+        let path = directory.join("store");
+        match Store::open(&path, boot_id.trim().to_owned(), pools) {
+            Ok(store) => Ok(Owned {
+                store,
+                path,
+                _lock: lock,
+            }),
+            Err(source) => Err(StandaloneError::Store { path, source }),
+        }
+    }
+
+    /// Addresses for an attachment.
+    pub(crate) fn assign(
+        &self,
+        request: &AssignRequest,
+        deadline: Deadline,
+    ) -> Result<Assigned, StandaloneError> {
+        let pools = request
+            .families
+            .iter()
+            .map(|family| Ok((*family, self.pools(*family)?)))
+            .collect::<Result<_, StandaloneError>>()?;
+        let request = twill_ipam::AssignRequest {
+            attachment: request.attachment.clone(),
+            pools,
+            netns: request.netns.clone(),
+            netns_cookie: request.netns_cookie,
+            pod: request
+                .pod
+                .as_ref()
+                .map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            now_ms: now_ms(),
+        };
+        let mtu = match self.netconf.mtu {
+            0 => node::uplink_mtu(None)?,
+            mtu => mtu,
+        };
+        let owned = self.open(deadline)?;
+        let assignment = owned.store.assign(&request).map_err(|error| match error {
+            AssignError::NoFreeAddress { family, pools } => {
+                StandaloneError::Exhausted { family, pools }
+            }
+            AssignError::Store(source) => owned.failed(source),
+            AssignError::Stopped => owned.failed(StoreError::Stopped),
+        })?;
+        Ok(Assigned {
+            addresses: assignment.addresses,
+            sequence: assignment.sequence,
+            mtu,
+        })
+    }
+
+    /// The names of the pools to take an address of this family from, in the order of the
+    /// configuration.
+    fn pools(&self, family: Family) -> Result<Vec<String>, StandaloneError> {
+        let ipam = &self.netconf.ipam;
+        let asked = match family {
+            Family::V4 => &ipam.ipv4_pools,
+            Family::V6 => &ipam.ipv6_pools,
+        };
+        let all: Vec<String> = ipam
+            .pools
+            .iter()
+            .map(|pool| pool.cidr.to_string())
+            .collect();
+        let names: Vec<String> = ipam
+            .pools
+            .iter()
+            .filter(|pool| pool.cidr.family() == family)
+            .map(|pool| pool.cidr.to_string())
+            .filter(|name| asked.is_empty() || asked.contains(name))
+            .collect();
+        if names.is_empty() {
+            return Err(StandaloneError::NoPool {
+                family,
+                pools: all,
+                asked: asked.clone(),
+            });
+        }
+        Ok(names)
+    }
+
+    /// What the daemon does once for the node.
+    pub(crate) fn prepare_node(&self) -> Result<(), StandaloneError> {
+        let changes = node::ensure_forwarding(&self.netconf.ipam.families)?;
+        if !changes.is_empty() {
+            tracing::info!(?changes, "the node forwards packets now");
+        }
+        if self.netconf.ipam.families.contains(&Family::V4) && node::ensure_gateway()? {
+            tracing::info!("made the route to the gateway of pods");
+        }
+        Ok(())
+    }
+
+    /// Gives addresses back. Nothing held is success.
+    pub(crate) fn release(
+        &self,
+        attachment: &AttachmentId,
+        sequence: Option<u64>,
+        deadline: Deadline,
+    ) -> Result<(), StandaloneError> {
+        let owned = self.open(deadline)?;
+        let request = ReleaseRequest {
+            attachment: attachment.clone(),
+            sequence,
+        };
+        match owned.store.service().release(request) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(owned.failed(source)),
+        }
+    }
+
+    /// Whether the store holds the addresses for the attachment.
+    pub(crate) fn check(
+        &self,
+        request: &CheckRequest,
+        deadline: Deadline,
+    ) -> Result<(), StandaloneError> {
+        let owned = self.open(deadline)?;
+        let record = owned.store.service().lookup(&request.attachment);
+        let record = record.map_err(|source| owned.failed(source))?;
+        let held = record.map(|record| record.addresses).unwrap_or_default();
+        match request
+            .addresses
+            .iter()
+            .find(|address| !held.contains(address))
+        {
+            None => Ok(()),
+            Some(address) => Err(StandaloneError::Mismatch {
+                attachment: request.attachment.clone(),
+                held,
+                address: *address,
+            }),
+        }
+    }
+}
+
+impl Owned {
+    fn failed(&self, source: StoreError) -> StandaloneError {
+        StandaloneError::Store {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,64 @@
+//! The verbs.
+
+mod add;
+mod check;
+mod del;
+mod status;
+
+use nix::sys::stat::fstat;
+use twill_dataplane::{Netns, NetnsError};
+use twill_types::AttachmentId;
+
+pub(crate) use self::{add::add, check::check, del::del, status::status};
+use crate::{call::Variables, deadline::Deadline, error::Error, netconf::Netconf};
+
+/// A call, read and checked.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) variables: Variables,
+    pub(crate) netconf: Netconf,
+    pub(crate) deadline: Deadline,
+}
+
+impl Call {
+    fn attachment(&self) -> AttachmentId {
+        AttachmentId {
+            network: self.netconf.name.clone(),
+            container_id: self.variables.container_id.clone(),
+            ifname: self.variables.ifname.clone(),
+        }
+    }
+
+    /// Opens `CNI_NETNS`, which must not be the namespace of the node. That is found out before
+    /// anything is done there.
+    fn netns(&self) -> Result<Netns, Error> {
+        let failed = |source| self.netns_error(source);
+        let netns = Netns::open(&self.variables.netns).map_err(failed)?;
+        if !self.variables.own_netns_allowed {
+            let own = Netns::current().map_err(failed)?;
+            if is_same(&netns, &own).map_err(failed)? {
+                return Err(Error::OwnNetns(self.variables.netns.clone()));
+            }
+        }
+        Ok(netns)
+    }
+
+    fn netns_error(&self, source: NetnsError) -> Error {
+        Error::Netns {
+            path: self.variables.netns.clone(),
+            source,
+        }
+    }
+}
+
+/// Whether both are one namespace. While both are open, no other can have the same inode.
+fn is_same(one: &Netns, other: &Netns) -> Result<bool, NetnsError> {
+    let inode = |netns: &Netns| match fstat(netns) {
+        Ok(stat) => Ok((stat.st_dev, stat.st_ino)),
+        Err(errno) => Err(NetnsError::Open {
+            path: netns.path().into(),
+            source: errno.into(),
+        }),
+    };
+    Ok(inode(one)? == inode(other)?)
+}

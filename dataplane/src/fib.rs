@@ -1,0 +1,215 @@
+//! The node's routes: those learned by BGP, and an unreachable one for each block that it owns.
+//!
+//! All have our protocol number; learned ones have a metric that is ours alone, so that a REPLACE
+//! never takes over somebody else's route. They are plain gateway routes (and `RTA_MULTIPATH` for
+//! several next hops), which outlive a flap of the carrier; routes by nexthop object do not.
+
+mod diff;
+mod resolve;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+pub use diff::{FibChange, diff};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{
+        RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteScope,
+        RouteType, RouteVia,
+    },
+};
+use nix::errno::Errno;
+pub use resolve::Resolved;
+use twill_types::{Family, Prefix};
+
+use crate::{
+    Error, KernelError, NextHop, message,
+    message::RouteFilter,
+    netlink::{MAX_BATCH, Request, Socket},
+    route::Route,
+};
+
+/// The metric of the routes of owned blocks: the highest there is, so that the host routes of the
+/// pods inside, delegated blocks and connected networks all go before.
+pub const BLOCK_METRIC: u32 = u32::MAX;
+
+/// Settings of the [`Fib`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FibConfig {
+    /// The metric of learned routes, which no one else on the node may use.
+    pub metric: u32,
+}
+
+impl Default for FibConfig {
+    fn default() -> Self {
+        Self { metric: 512 }
+    }
+}
+
+/// A learned route. Two are equal if the kernel would hold the same for both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LearnedRoute {
+    /// Where it leads.
+    pub prefix: Prefix,
+    /// The ways there; several share the traffic (ECMP).
+    pub next_hops: BTreeSet<NextHop>,
+    /// The source address for packets that this node itself sends.
+    pub source: Option<IpAddr>,
+}
+
+/// The kernel's main routing table, as far as it is ours.
+#[derive(Debug)]
+pub struct Fib {
+    socket: Socket,
+    config: FibConfig,
+}
+
+impl Fib {
+    /// Opens it in the calling thread's namespace. Nothing is changed yet.
+    pub fn open(config: FibConfig) -> Result<Self, Error> {
+        Ok(Self { socket: Socket::open()?, config })
+    }
+
+    /// The learned routes that are in the kernel, to be adopted at a start.
+    pub fn learned(&mut self) -> Result<BTreeMap<Prefix, LearnedRoute>, Error> {
+        let metric = self.config.metric;
+        let learned = self.ours()?.into_iter().filter(|route| is_learned(route, metric));
+        Ok(learned
+            .map(|Route { prefix, next_hops, source, .. }| {
+                (prefix, LearnedRoute { prefix, next_hops, source })
+            })
+            .collect())
+    }
+
+    /// Makes the changes, in order; answers those that the kernel refused. A route to delete that
+    /// has gone is no error.
+    pub fn apply(&mut self, changes: &[FibChange]) -> Result<Vec<(Prefix, KernelError)>, Error> {
+        let mut refused = Vec::new();
+        for batch in changes.chunks(MAX_BATCH) {
+            let requests = batch.iter().map(|change| self.request(change)).collect();
+            let replies = self.socket.run(requests)?;
+            for (change, reply) in batch.iter().zip(replies) {
+                let gone = |e: &KernelError| {
+                    matches!(change, FibChange::Delete(_)) && e.errno == Errno::ESRCH
+                };
+                refused.extend(
+                    reply.error.filter(|error| !gone(error)).map(|error| (change.prefix(), error)),
+                );
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Makes the unreachable routes of owned blocks be exactly those of `blocks`: addresses that no
+    /// pod has are refused here, instead of going back to the router that sent them. Answers those
+    /// that the kernel refused.
+    pub fn sync_blocks(&mut self, blocks: &[Prefix]) -> Result<Vec<(Prefix, KernelError)>, Error> {
+        let desired: BTreeSet<Prefix> = blocks.iter().copied().collect();
+        let ours = self.ours()?.into_iter().filter(is_block);
+        let actual: BTreeSet<Prefix> = ours.map(|route| route.prefix).collect();
+        let missing = desired.difference(&actual).map(|block| {
+            let message = RouteNetlinkMessage::NewRoute(block_route(*block));
+            (*block, Request { message, flags: NLM_F_CREATE | NLM_F_EXCL })
+        });
+        let surplus = actual
+            .difference(&desired)
+            .map(|block| (*block, RouteNetlinkMessage::DelRoute(block_route(*block)).into()));
+        let (prefixes, requests): (Vec<_>, Vec<_>) = missing.chain(surplus).unzip();
+        let mut refused = Vec::new();
+        let mut requests = requests.into_iter();
+        for prefixes in prefixes.chunks(MAX_BATCH) {
+            let replies = self.socket.run(requests.by_ref().take(prefixes.len()).collect())?;
+            let settled = |e: &KernelError| matches!(e.errno, Errno::EEXIST | Errno::ESRCH);
+            let errors = prefixes.iter().zip(replies).filter_map(|(prefix, reply)| {
+                Some((*prefix, reply.error.filter(|error| !settled(error))?))
+            });
+            refused.extend(errors);
+        }
+        Ok(refused)
+    }
+
+    /// The port number that marks the kernel's events about changes of this `Fib`.
+    #[cfg(feature = "watch")]
+    pub fn port(&self) -> Result<u32, Error> {
+        self.socket.port()
+    }
+
+    fn ours(&mut self) -> Result<Vec<Route>, Error> {
+        let filter = RouteFilter { ours: true, link: None };
+        let mut routes = self.socket.routes(Family::V4, filter)?;
+        routes.extend(self.socket.routes(Family::V6, filter)?);
+        Ok(routes)
+    }
+
+    fn request(&self, change: &FibChange) -> Request {
+        let priority = RouteAttribute::Priority(self.config.metric);
+        match change {
+            FibChange::Replace(route) => {
+                let mut message = learned_route(route);
+                message.attributes.push(priority);
+                let message = RouteNetlinkMessage::NewRoute(message);
+                Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
+            }
+            FibChange::Delete(prefix) => {
+                // Scope NOWHERE is the wildcard; the protocol keeps others' routes safe.
+                let mut message = message::route(*prefix, RouteType::Unicast, RouteScope::NoWhere);
+                message.attributes.push(priority);
+                RouteNetlinkMessage::DelRoute(message).into()
+            }
+        }
+    }
+}
+
+fn is_learned(route: &Route, metric: u32) -> bool {
+    route.ours && route.kind == RouteType::Unicast && route.metric == metric
+}
+
+fn is_block(route: &Route) -> bool {
+    route.ours && route.kind == RouteType::Unreachable && route.metric == BLOCK_METRIC
+}
+
+fn block_route(block: Prefix) -> RouteMessage {
+    let mut message = message::route(block, RouteType::Unreachable, RouteScope::Universe);
+    message.attributes.push(RouteAttribute::Priority(BLOCK_METRIC));
+    message
+}
+
+fn learned_route(route: &LearnedRoute) -> RouteMessage {
+    let direct = route.next_hops.iter().all(|hop| hop.gateway.is_none());
+    let scope = match (route.prefix.family(), direct) {
+        (Family::V4, true) => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    let mut message = message::route(route.prefix, RouteType::Unicast, scope);
+    message.attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
+    let gateway = |hop: &NextHop| {
+        hop.gateway.map(|gateway| match (route.prefix.family(), gateway) {
+            // RFC 8950: an IPv4 route through an IPv6 router.
+            (Family::V4, IpAddr::V6(v6)) => RouteAttribute::Via(RouteVia::Inet6(v6)),
+            _ => RouteAttribute::Gateway(gateway.into()),
+        })
+    };
+    let mut hops = route.next_hops.iter();
+    if let (Some(only), None) = (hops.next(), hops.next()) {
+        if only.onlink {
+            message.header.flags |= RouteFlags::Onlink;
+        }
+        message.attributes.extend(gateway(only));
+        message.attributes.push(RouteAttribute::Oif(only.ifindex));
+    } else {
+        let multipath = route.next_hops.iter().map(|hop| {
+            let mut next = RouteNextHop::default();
+            next.interface_index = hop.ifindex;
+            next.attributes = gateway(hop).into_iter().collect();
+            if hop.onlink {
+                next.flags = RouteNextHopFlags::Onlink;
+            }
+            next
+        });
+        message.attributes.push(RouteAttribute::MultiPath(multipath.collect()));
+    }
+    message
+}

@@ -1,0 +1,265 @@
+//! Synchronous rtnetlink: several requests in one send, errors by sequence number.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NlasIterator,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+
+use crate::{Error, KernelError};
+
+/// The most requests in one send: each error answer waits in the socket's receive buffer, which
+/// overflows at about 300.
+pub(crate) const MAX_BATCH: usize = 128;
+
+/// The kernel builds dump answers in pieces of at most 32 KiB.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// How often a dump that the kernel calls inconsistent is tried again.
+const DUMP_ATTEMPTS: usize = 10;
+
+/// One request: a message and its `NLM_F_*` flags (CREATE, EXCL, REPLACE).
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) message: RouteNetlinkMessage,
+    pub(crate) flags: u16,
+}
+
+impl From<RouteNetlinkMessage> for Request {
+    fn from(message: RouteNetlinkMessage) -> Self {
+        Self { message, flags: 0 }
+    }
+}
+
+/// What came back for one request.
+#[derive(Debug, Default)]
+pub(crate) struct Reply {
+    pub(crate) error: Option<KernelError>,
+    pub(crate) message: Option<RouteNetlinkMessage>,
+}
+
+impl Reply {
+    /// The error as a result.
+    pub(crate) fn check(self, step: impl ToString) -> Result<Option<RouteNetlinkMessage>, Error> {
+        match self.error {
+            None => Ok(self.message),
+            Some(source) => Err(Error::kernel(step, source)),
+        }
+    }
+
+    /// Like `check`, but an error of `accepted` is as good as success.
+    pub(crate) fn check_except(
+        self,
+        accepted: &[Errno],
+        step: impl ToString,
+    ) -> Result<Option<RouteNetlinkMessage>, Error> {
+        match &self.error {
+            Some(error) if accepted.contains(&error.errno) => Ok(None),
+            _ => self.check(step),
+        }
+    }
+}
+
+/// A netlink socket. It keeps to the network namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    inner: netlink_sys::Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket in the calling thread's namespace.
+    pub(crate) fn open() -> Result<Self, Error> {
+        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(Error::Socket)?;
+        // Errors in words, without the request quoted back; dumps filtered by the kernel.
+        inner.set_ext_ack(true).map_err(Error::Socket)?;
+        inner.set_cap_ack(true).map_err(Error::Socket)?;
+        inner.set_netlink_get_strict_chk(true).map_err(Error::Socket)?;
+        inner.bind(&SocketAddr::new(0, 0)).map_err(Error::Socket)?;
+        Ok(Self { inner, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+    }
+
+    /// The port number by which the kernel marks the events that this socket causes.
+    #[cfg(feature = "watch")]
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        let mut address = SocketAddr::new(0, 0);
+        self.inner.get_address(&mut address).map_err(Error::Socket)?;
+        Ok(address.port_number())
+    }
+
+    /// Executes one request.
+    pub(crate) fn one(&mut self, request: impl Into<Request>) -> Result<Reply, Error> {
+        Ok(self.run(vec![request.into()])?.pop().unwrap_or_default())
+    }
+
+    /// Executes two requests in one send.
+    pub(crate) fn two(&mut self, first: Request, second: Request) -> Result<(Reply, Reply), Error> {
+        let mut replies = self.run(vec![first, second])?.into_iter();
+        Ok((replies.next().unwrap_or_default(), replies.next().unwrap_or_default()))
+    }
+
+    /// Executes at most [`MAX_BATCH`] requests in one send and answers one reply for each. The
+    /// kernel goes on after an error, so requests that depend on others belong in a later send.
+    pub(crate) fn run(&mut self, requests: Vec<Request>) -> Result<Vec<Reply>, Error> {
+        debug_assert!(requests.len() <= MAX_BATCH);
+        let count = requests.len();
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::with_capacity(count * 128);
+        for (index, request) in requests.into_iter().enumerate() {
+            // Only the last is acknowledged: its answer tells that all before it are done.
+            let ack = if index + 1 == count { NLM_F_ACK } else { 0 };
+            self.append(&mut bytes, request.message, NLM_F_REQUEST | ack | request.flags);
+        }
+        self.send(&bytes)?;
+        let last = self.sequence;
+
+        let mut replies: Vec<Reply> = Vec::new();
+        replies.resize_with(count, Reply::default);
+        loop {
+            let mut done = false;
+            self.receive(|header, payload| {
+                let index = header.sequence_number.wrapping_sub(first) as usize;
+                // What an earlier, failed read left in the socket answers none of these.
+                let Some(reply) = replies.get_mut(index) else {
+                    return Ok(());
+                };
+                match payload {
+                    NetlinkPayload::Error(error) => {
+                        reply.error = kernel_error(error.raw_code(), &error.header);
+                        done |= header.sequence_number == last;
+                    }
+                    NetlinkPayload::InnerMessage(message) => reply.message = Some(message),
+                    _ => {}
+                }
+                Ok(())
+            })?;
+            if done {
+                return Ok(replies);
+            }
+        }
+    }
+
+    /// Reads a table; `what` names it in errors. The kernel applies the filters in `message`.
+    pub(crate) fn dump(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        what: &'static str,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let (found, consistent) = self.dump_once(message, what)?;
+            if consistent {
+                return Ok(found);
+            }
+        }
+        Err(Error::Interrupted(what))
+    }
+
+    fn dump_once(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        what: &'static str,
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Error> {
+        let mut bytes = Vec::with_capacity(128);
+        self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+        self.send(&bytes)?;
+        let sequence = self.sequence;
+        let (mut found, mut consistent, mut done) = (Vec::new(), true, false);
+        let mut failed = None;
+        while !done {
+            self.receive(|header, payload| {
+                if header.sequence_number != sequence {
+                    return Ok(());
+                }
+                consistent &= header.flags & NLM_F_DUMP_INTR == 0;
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    NetlinkPayload::Done(end) => {
+                        failed = kernel_error(end.code, &[]);
+                        done = true;
+                    }
+                    NetlinkPayload::Error(error) => {
+                        failed = kernel_error(error.raw_code(), &error.header);
+                        done = true;
+                    }
+                    _ => {}
+                }
+                Ok(())
+            })?;
+        }
+        match failed {
+            None => Ok((found, consistent)),
+            Some(source) => Err(Error::kernel(format_args!("list {what}"), source)),
+        }
+    }
+
+    fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let start = bytes.len();
+        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut bytes[start..]);
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), Error> {
+        let kernel = SocketAddr::new(0, 0);
+        self.inner.send_to(bytes, &kernel, 0).map(drop).map_err(Error::Socket)
+    }
+
+    /// Reads one datagram and hands over each message in it.
+    fn receive(
+        &mut self,
+        mut handle: impl FnMut(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let length = loop {
+            match self.inner.recv(&mut &mut self.buffer[..], 0) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::Socket(error)),
+            }
+        };
+        for_each_message(&self.buffer[..length], &mut handle)
+    }
+}
+
+/// Hands over each netlink message in a datagram.
+pub(crate) fn for_each_message(
+    mut datagram: &[u8],
+    handle: &mut impl FnMut(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    while !datagram.is_empty() {
+        let decode = |error: netlink_packet_core::DecodeError| Error::Decode(error.to_string());
+        let length = NetlinkBuffer::new_checked(datagram).map_err(decode)?.length() as usize;
+        let message = NetlinkMessage::deserialize(&datagram[..length]).map_err(decode)?;
+        let (header, payload) = message.into_parts();
+        handle(header, payload)?;
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// `rest` is what follows the error number: the request's header, then the extended ACK.
+fn kernel_error(code: i32, rest: &[u8]) -> Option<KernelError> {
+    const REQUEST_HEADER: usize = 16;
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    if code == 0 {
+        return None;
+    }
+    let attributes = rest.get(REQUEST_HEADER..).unwrap_or_default();
+    let message = NlasIterator::new(attributes)
+        .map_while(Result::ok)
+        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
+        .map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
+    Some(KernelError { errno: Errno::from_raw(code.saturating_abs()), message })
+}

@@ -1,0 +1,132 @@
+//! The node's own part: the route to the pods' gateway, forwarding, and facts about its links.
+
+use std::{fs, io, net::IpAddr};
+
+use nix::errno::Errno;
+use twill_types::{Family, Prefix};
+
+use crate::{
+    Error, Link, message,
+    netlink::Socket,
+    pod::{GATEWAY_V4, gateway},
+    sysctl,
+};
+
+/// The loopback link's index: the first in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// Makes `169.254.1.1/32 dev lo`, without which proxy ARP is silent on a node that has no default
+/// route; answers whether it had to. The uplink does not answer for it: it has no proxy ARP.
+pub fn ensure_gateway() -> Result<bool, Error> {
+    let prefix = Prefix::host(gateway(Family::V4));
+    let mut socket = Socket::open()?;
+    let route = message::add_route(message::link_route(prefix, LOOPBACK, None));
+    let reply = socket.one(route)?;
+    if reply.error.as_ref().is_none_or(|error| error.errno != Errno::EEXIST) {
+        return reply.check(format_args!("route add {prefix} dev lo scope link")).map(|_| true);
+    }
+    let entry = socket.route_entry(prefix.address())?;
+    match entry.as_ref().and_then(|route| route.next_hops.first()) {
+        Some(hop) if hop.ifindex != LOOPBACK => {
+            let link = socket.link_name(hop.ifindex)?;
+            Err(Error::GatewayTaken { gateway: GATEWAY_V4.into(), link })
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Removes what [`ensure_gateway`] made.
+pub fn remove_gateway() -> Result<(), Error> {
+    let prefix = Prefix::host(gateway(Family::V4));
+    let reply = Socket::open()?.one(message::del_link_route(prefix, LOOPBACK))?;
+    reply.check_except(&[Errno::ESRCH], format_args!("route delete {prefix} dev lo")).map(drop)
+}
+
+/// A kernel setting that was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SysctlChange {
+    /// The file, relative to `/proc/sys`.
+    pub key: String,
+    /// What it was.
+    pub before: u32,
+    /// What it is now.
+    pub after: u32,
+}
+
+/// Makes the node a router for the families given, and answers what it had to change.
+///
+/// With IPv6 forwarding the kernel stops listening to router advertisements, and the node would
+/// lose a default route that it has from one. So each link that listens now is told to go on
+/// (`accept_ra` = 2) first.
+pub fn ensure_forwarding(families: &[Family]) -> Result<Vec<SysctlChange>, Error> {
+    let mut changes = Vec::new();
+    let mut ensure = |key: &str, after: u32| -> Result<(), Error> {
+        if let Some(before) = sysctl::ensure(key, after)? {
+            changes.push(SysctlChange { key: format!("net/{key}"), before, after });
+        }
+        Ok(())
+    };
+    for family in families {
+        match family {
+            Family::V4 => ensure("ipv4/ip_forward", 1)?,
+            Family::V6 => {
+                const FORWARDING: &str = "ipv6/conf/all/forwarding";
+                if sysctl::read(FORWARDING).ok().flatten() != Some(1) {
+                    for link in links_that_listen_to_routers()? {
+                        ensure(&format!("ipv6/conf/{link}/accept_ra"), 2)?;
+                    }
+                }
+                ensure(FORWARDING, 1)?;
+            }
+        }
+    }
+    Ok(changes)
+}
+
+fn links_that_listen_to_routers() -> Result<Vec<String>, Error> {
+    let directory = "/proc/sys/net/ipv6/conf";
+    let failed = |source: io::Error| Error::Sysctl { path: directory.into(), value: 2, source };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        // Not the defaults: they are for links that do not exist yet, pods' among them.
+        let is_link = !matches!(name.as_str(), "all" | "default" | "lo");
+        if is_link && sysctl::read(&format!("ipv6/conf/{name}/accept_ra")).ok() == Some(Some(1)) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The link that has this address; `None` if the node does not have it.
+pub fn link_for_address(address: IpAddr) -> Result<Option<Link>, Error> {
+    let mut socket = Socket::open()?;
+    let addresses = socket.addresses(0)?;
+    match addresses.into_iter().find(|found| found.ip == address) {
+        Some(found) => socket.link(found.ifindex),
+        None => Ok(None),
+    }
+}
+
+/// The MTU in bytes that pods should have: that of the link with the node's address, or without
+/// one (or with one on `lo`) of the link towards the world; 1500 if there is neither.
+pub fn uplink_mtu(node_ip: Option<IpAddr>) -> Result<u32, Error> {
+    /// TEST-NET-1 (RFC 5737): routed as the world is, and nothing is sent.
+    const WORLD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const ETHERNET: u32 = 1500;
+    if let Some(address) = node_ip
+        && let Some(link) = link_for_address(address)?
+        && link.index != LOOPBACK
+    {
+        return Ok(link.mtu);
+    }
+    let mut socket = Socket::open()?;
+    let entry = socket.route_entry(WORLD)?;
+    match entry.as_ref().and_then(|route| route.next_hops.first()) {
+        Some(hop) if hop.ifindex != LOOPBACK => {
+            Ok(socket.link(hop.ifindex)?.map_or(ETHERNET, |link| link.mtu))
+        }
+        _ => Ok(ETHERNET),
+    }
+}

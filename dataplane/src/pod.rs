@@ -1,0 +1,80 @@
+//! A pod's link: a veth pair whose host end answers for the gateway of all pods.
+//!
+//! A pod has its addresses as /32 and /128 and one gateway, which lives on no link: in IPv4
+//! 169.254.1.1, for which the host end answers by proxy ARP, in IPv6 `fe80::1` on each host end.
+
+mod add;
+mod check;
+mod del;
+mod list;
+mod plan;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub use add::{PodLinkUp, Prepared, prepare};
+pub use check::{Difference, check_pod};
+pub use del::{DelMode, DelOutcome, del_pod, delete_group_links};
+pub use list::{FoundPodLink, pod_links};
+use twill_types::{AttachmentId, Family, host_link_name};
+
+use crate::MacAddress;
+
+/// The IPv4 gateway of every pod. Link-local (RFC 3927), so it never collides with a real network.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The IPv6 gateway of every pod.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// The hardware address of every host end. All are the same, so a pod's permanent neighbour entry
+/// holds wherever its link is made.
+pub const HOST_MAC: MacAddress = MacAddress([0xee; 6]);
+
+/// The gateway of pods in a family.
+pub const fn gateway(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(GATEWAY_V4),
+        Family::V6 => IpAddr::V6(GATEWAY_V6),
+    }
+}
+
+/// One pod's link as it shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodLink {
+    /// Whose link it is; its `ifname` is the interface's name in the pod.
+    pub attachment: AttachmentId,
+    /// The sequence number of the ADD, which tells a late DEL from a new one.
+    pub sequence: u64,
+    /// The pod's addresses, of either family or both.
+    pub addresses: Vec<IpAddr>,
+    /// The MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// The pod's name, as an alternative name of the host end (`ip link show <pod>`). Best effort:
+    /// it is left out where the kernel does not take it.
+    pub pod_name: Option<String>,
+}
+
+impl PodLink {
+    /// The name of the host end.
+    pub fn host_ifname(&self) -> String {
+        host_link_name(&self.attachment)
+    }
+
+    /// The hardware address of the pod's end: from the attachment, so that the same ADD gives the
+    /// same one.
+    pub fn pod_mac(&self) -> MacAddress {
+        let name = self.host_ifname();
+        let digits = name.trim_start_matches(|c: char| !c.is_ascii_hexdigit());
+        let hash = u64::from_str_radix(digits, 16).unwrap_or_default();
+        let [_, _, first, rest @ ..] = hash.to_be_bytes();
+        let mut mac = [0; 6];
+        // IEEE 802: bit 1 of the first octet says locally administered, bit 0 would say group.
+        mac[0] = first & !1 | 2;
+        mac[1..].copy_from_slice(&rest);
+        MacAddress(mac)
+    }
+
+    fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        let has = |family| self.addresses.iter().any(|ip| Family::of(*ip) == family);
+        [Family::V4, Family::V6].into_iter().filter(move |family| has(*family))
+    }
+}

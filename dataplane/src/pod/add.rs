@@ -1,0 +1,237 @@
+//! ADD: executes the plan, and takes everything back if a step fails.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
+use twill_sys::Netns;
+
+use super::{
+    HOST_MAC, PodLink, check_pod,
+    plan::{Indexes, Op, Plan},
+};
+use crate::{
+    Error, MacAddress,
+    link::{Link, Owner},
+    message,
+    netlink::{Reply, Socket},
+    sysctl,
+};
+
+/// A pod's link as it is, for the answer to the runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodLinkUp {
+    /// The host end's name.
+    pub host_ifname: String,
+    /// The host end's index on the node.
+    pub host_ifindex: u32,
+    /// The host end's hardware address.
+    pub host_mac: MacAddress,
+    /// The pod end's hardware address.
+    pub pod_mac: MacAddress,
+    /// The MTU of both ends, in bytes.
+    pub mtu: u32,
+}
+
+/// A pod's link that is complete but for the host end, which is down and has no routes: nothing
+/// reaches the pod or leaves it. Dropping it removes the link; [`Prepared::activate`] finishes it.
+#[derive(Debug)]
+pub struct Prepared {
+    socket: Socket,
+    /// A socket in the pod; none if there is nothing left to do.
+    pod: Option<Socket>,
+    plan: Plan,
+    indexes: Indexes,
+    /// Whether the link has to go if this is dropped.
+    unfinished: bool,
+}
+
+/// Makes the link of a pod up to the point where others (the daemon, policy) have to know of it
+/// before traffic flows. The same ADD again finds the link that is there.
+///
+/// Enters the pod's namespace for a moment with the calling thread, see [`Netns::enter`].
+pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
+    let plan = Plan::new(link, sysctl::has_ipv6())?;
+    let mut socket = Socket::open()?;
+    match create(&mut socket, &plan, link, netns)? {
+        Created::Existing(indexes) => {
+            Ok(Prepared { socket, pod: None, plan, indexes, unfinished: false })
+        }
+        Created::New(indexes) => {
+            let mut prepared = Prepared { socket, pod: None, plan, indexes, unfinished: true };
+            prepared.identify()?;
+            prepared.set_up_pod(netns)?;
+            Ok(prepared)
+        }
+    }
+}
+
+enum Created {
+    New(Indexes),
+    /// The same ADD has made it, complete.
+    Existing(Indexes),
+}
+
+fn create(
+    socket: &mut Socket,
+    plan: &Plan,
+    link: &PodLink,
+    netns: &Netns,
+) -> Result<Created, Error> {
+    let fd = netns.as_fd().as_raw_fd();
+    // The second time, what an earlier ADD left behind is out of the way.
+    for last_time in [false, true] {
+        let create = plan.create(fd);
+        let show = message::get_link_by_name(&plan.host_name);
+        let (made, found) = socket.two(create, show)?;
+        let (refused, found) = (made.error, found.link(&plan.host_name)?);
+        let indexes = found
+            .as_ref()
+            .map(|found| Indexes { host: found.index, pod: found.peer.unwrap_or_default() });
+        match (refused, found, indexes) {
+            (None, Some(_), Some(indexes)) => return Ok(Created::New(indexes)),
+            (Some(error), Some(found), Some(indexes))
+                if error.errno == Errno::EEXIST && !last_time =>
+            {
+                if is_complete(&found, link, netns)? {
+                    return Ok(Created::Existing(indexes));
+                }
+                socket.delete_link(found.index)?;
+            }
+            (Some(error), None, _) if error.errno == Errno::EEXIST => {
+                return Err(Error::PodInterfaceTaken {
+                    ifname: plan.pod_name.clone(),
+                    netns: netns.path().to_owned(),
+                });
+            }
+            (Some(error), ..) => return Err(Error::kernel(plan.create_text(), error)),
+            // Created and deleted by somebody else before it could be looked at.
+            (None, ..) => break,
+        }
+    }
+    let gone = crate::KernelError { errno: Errno::ENODEV, message: None };
+    Err(Error::kernel(plan.create_text(), gone))
+}
+
+/// Judges a link that has the name of our host end: `true` if it is this very ADD's and complete,
+/// `false` if it is a leftover that may be deleted, an error if it is neither.
+fn is_complete(found: &Link, link: &PodLink, netns: &Netns) -> Result<bool, Error> {
+    let name = || found.name.clone();
+    match found.owner(&link.attachment) {
+        _ if found.is_doomed() => Ok(false),
+        Owner::DeadAdd => Ok(false),
+        Owner::Other(alias) => Err(Error::HostLinkTaken { name: name(), alias }),
+        Owner::Add(sequence) if sequence > link.sequence => {
+            Err(Error::Superseded { name: name(), found: sequence, wanted: link.sequence })
+        }
+        Owner::Add(sequence) if sequence < link.sequence => Ok(false),
+        Owner::Add(_) => Ok(check_pod(link, netns)?.is_empty()),
+    }
+}
+
+impl Prepared {
+    /// The link, for the answer to the runtime.
+    pub fn link(&self) -> PodLinkUp {
+        PodLinkUp {
+            host_ifname: self.plan.host_name.clone(),
+            host_ifindex: self.indexes.host,
+            host_mac: HOST_MAC,
+            pod_mac: self.plan.pod_mac,
+            mtu: self.plan.mtu,
+        }
+    }
+
+    /// Brings the host end up and routes the pod's addresses to it.
+    pub fn activate(mut self) -> Result<PodLinkUp, Error> {
+        if self.unfinished {
+            let replies = run(&mut self.socket, &self.plan.host, self.indexes)?;
+            for (op, reply) in self.plan.host.iter().zip(replies) {
+                match op {
+                    Op::HostRoute(address) => {
+                        let taken = reply.error.as_ref().is_some_and(|e| e.errno == Errno::EEXIST);
+                        if taken {
+                            return Err(self.address_in_use(*address)?);
+                        }
+                        reply.check(op)?;
+                    }
+                    _ => drop(reply.check(op)?),
+                }
+            }
+            self.settle_carrier()?;
+            self.unfinished = false;
+        }
+        Ok(self.link())
+    }
+
+    /// The pod's end, which came up first, got its carrier only now, and until the kernel's link
+    /// watch has run it drops what it sends: the pod's first answers. To be asked for the link
+    /// makes the kernel do that at once (since 6.9; others do it within milliseconds).
+    fn settle_carrier(&mut self) -> Result<(), Error> {
+        self.socket.link(self.indexes.host)?;
+        match &mut self.pod {
+            Some(pod) => pod.link(self.indexes.pod).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn identify(&mut self) -> Result<(), Error> {
+        let replies = run(&mut self.socket, &self.plan.identify, self.indexes)?;
+        for (op, reply) in self.plan.identify.iter().zip(replies) {
+            match (op, reply.error) {
+                (Op::AltName(name), Some(error)) => {
+                    tracing::debug!(name, %error, "the pod's name cannot be an alternative name");
+                }
+                (op, Some(error)) => return Err(Error::kernel(op, error)),
+                (_, None) => {}
+            }
+        }
+        self.plan
+            .host_settings
+            .iter()
+            .try_for_each(|setting| sysctl::ensure(&setting.key, setting.value).map(drop))
+    }
+
+    fn set_up_pod(&mut self, netns: &Netns) -> Result<(), Error> {
+        let mut socket = netns.enter(|| {
+            for setting in &self.plan.pod_settings {
+                sysctl::ensure(&setting.key, setting.value)?;
+            }
+            Socket::open()
+        })??;
+        let replies = run(&mut socket, &self.plan.pod, self.indexes)?;
+        self.pod = Some(socket);
+        let mut steps = self.plan.pod.iter().zip(replies);
+        steps.try_for_each(|(op, reply)| reply.check(op).map(drop))
+    }
+
+    fn address_in_use(&mut self, address: std::net::IpAddr) -> Result<Error, Error> {
+        let entry = self.socket.route_entry(address)?;
+        let link = match entry.as_ref().and_then(|route| route.next_hops.first()) {
+            Some(hop) => self.socket.link_name(hop.ifindex)?,
+            None => "another link".to_owned(),
+        };
+        Ok(Error::AddressInUse { address, link })
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if self.unfinished
+            && let Err(error) = self.socket.delete_link(self.indexes.host)
+        {
+            tracing::warn!(link = self.plan.host_name, %error, "cannot take back a pod's link");
+        }
+    }
+}
+
+fn run(socket: &mut Socket, ops: &[Op], indexes: Indexes) -> Result<Vec<Reply>, Error> {
+    socket.run(ops.iter().map(|op| op.request(indexes)).collect())
+}
+
+impl Socket {
+    /// Deletes a link and with it its peer, its addresses and its routes. One that has gone
+    /// already is success.
+    pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), Error> {
+        let reply = self.one(message::del_link(index))?;
+        reply.check_except(&[Errno::ENODEV], format_args!("link delete if{index}")).map(drop)
+    }
+}

@@ -1,0 +1,177 @@
+//! DEL: cuts a pod off at once and leaves the slow part, the deletion of its link, to the daemon.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
+use nix::errno::Errno;
+use twill_sys::Netns;
+use twill_types::{AttachmentId, DELETE_GROUP, Prefix, host_link_name};
+
+use crate::{
+    Error,
+    link::{BATCH_GROUP, Link, Owner},
+    message,
+    netlink::Socket,
+};
+
+/// What happens to the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DelMode {
+    /// It is cut off, renamed and put into the group that the daemon deletes in batches
+    /// ([`delete_group_links`]): a deletion waits for a grace period of the kernel, a batch for one.
+    Deferred,
+    /// It is deleted at once: there is no daemon.
+    Immediate,
+}
+
+/// What a DEL found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DelOutcome {
+    /// No link of this attachment.
+    Absent,
+    /// The link is gone, or as good as.
+    Removed {
+        /// The sequence number in its alias; `None` if its ADD died before it wrote one.
+        sequence: Option<u64>,
+    },
+    /// The link belongs to a later ADD and was not touched.
+    Newer {
+        /// That ADD's sequence number.
+        sequence: u64,
+    },
+}
+
+/// Why a step of a DEL may fail: what it takes away has gone already.
+const GONE: &[Errno] = &[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL];
+
+/// Removes the link of an attachment and everything on it.
+///
+/// With `sequence` only if the link is of that ADD or an earlier one. The pod's namespace is used
+/// if it is given and still the one at the other end of the link; it need not exist. What is
+/// missing is success.
+pub fn del_pod(
+    attachment: &AttachmentId,
+    sequence: Option<u64>,
+    netns: Option<&Netns>,
+    mode: DelMode,
+) -> Result<DelOutcome, Error> {
+    let mut socket = Socket::open()?;
+    let Some(host) = socket.link_by_name(&host_link_name(attachment))? else {
+        return Ok(DelOutcome::Absent);
+    };
+    let found = match host.owner(attachment) {
+        Owner::DeadAdd => None,
+        Owner::Add(found) if sequence.is_some_and(|wanted| wanted < found) => {
+            return Ok(DelOutcome::Newer { sequence: found });
+        }
+        Owner::Add(found) => Some(found),
+        Owner::Other(alias) => {
+            tracing::warn!(
+                link = host.name,
+                alias,
+                "this link is not of the attachment; left alone"
+            );
+            return Ok(DelOutcome::Absent);
+        }
+    };
+    match mode {
+        DelMode::Immediate => socket.delete_link(host.index)?,
+        DelMode::Deferred => {
+            let addresses = match netns {
+                Some(netns) => clear_pod(netns, &host)?,
+                None => Vec::new(),
+            };
+            clear_host(&mut socket, &host, &addresses)?;
+        }
+    }
+    Ok(DelOutcome::Removed { sequence: found })
+}
+
+/// Takes addresses and name off the pod's end, so that an ADD for the same namespace and interface
+/// name works at once. Answers the addresses.
+fn clear_pod(netns: &Netns, host: &Link) -> Result<Vec<IpAddr>, Error> {
+    let mut pod = netns.enter(Socket::open)??;
+    let Some(index) = host.peer else {
+        return Ok(Vec::new());
+    };
+    // A runtime may reuse the path of a namespace; only the real peer points back at our link.
+    match pod.link(index)? {
+        Some(peer) if peer.peer == Some(host.index) => {}
+        _ => return Ok(Vec::new()),
+    }
+    let found = pod.addresses(index)?;
+    let mut requests: Vec<_> =
+        found.iter().map(|found| message::del_address(index, found.ip, found.length)).collect();
+    requests.push(message::set_link_up(index, false, Vec::new()));
+    let name = LinkAttribute::IfName(parked_name(index));
+    requests.push(RouteNetlinkMessage::SetLink(message::set_link(index, vec![name])).into());
+    for reply in pod.run(requests)? {
+        // The pod's processes may hold on to what they like; the link is cut on the other side.
+        if let Some(error) = reply.error.filter(|error| !GONE.contains(&error.errno)) {
+            tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
+        }
+    }
+    Ok(found.into_iter().map(|found| found.ip).collect())
+}
+
+fn clear_host(socket: &mut Socket, host: &Link, addresses: &[IpAddr]) -> Result<(), Error> {
+    // Link down flushes routes too, but then the kernel walks through the whole IPv4 table.
+    let mut requests: Vec<_> =
+        addresses.iter().map(|ip| message::del_link_route(Prefix::host(*ip), host.index)).collect();
+    requests.extend(host.altnames.iter().map(|name| message::altname(host.index, name, false)));
+    // On its own: in one message with a rename that fails, the link would stay up.
+    requests.push(message::set_link_up(host.index, false, Vec::new()));
+    let park =
+        vec![LinkAttribute::IfName(parked_name(host.index)), LinkAttribute::Group(DELETE_GROUP)];
+    requests.push(RouteNetlinkMessage::SetLink(message::set_link(host.index, park)).into());
+    let mut replies = socket.run(requests)?;
+    let parked = replies.pop().and_then(|reply| reply.error);
+    let downed = replies.pop().and_then(|reply| reply.error);
+    match downed.or(parked) {
+        None => Ok(()),
+        Some(error) if GONE.contains(&error.errno) => Ok(()),
+        Some(error) => {
+            tracing::warn!(link = host.name, %error, "cannot park the link; deleting it at once");
+            socket.delete_link(host.index)
+        }
+    }
+}
+
+/// A name that no other link has: indexes are unique in a namespace.
+fn parked_name(index: u32) -> String {
+    format!("twd{index}")
+}
+
+/// Deletes up to `max` of the links that wait for it, and says how many it found. `max` should be
+/// at most 10 while ADDs run: others wait for the kernel's lock as long as a batch takes.
+pub fn delete_group_links(max: usize) -> Result<usize, Error> {
+    let mut socket = Socket::open()?;
+    let mut doomed: Vec<Link> = socket.links(true)?;
+    doomed.retain(Link::is_doomed);
+    doomed.truncate(max.min(crate::netlink::MAX_BATCH));
+    if doomed.is_empty() {
+        return Ok(0);
+    }
+    // A group delete takes every link of a group, so those of this batch get one of their own.
+    let group = |link: &Link| {
+        let group = vec![LinkAttribute::Group(BATCH_GROUP)];
+        RouteNetlinkMessage::SetLink(message::set_link(link.index, group)).into()
+    };
+    for reply in socket.run(doomed.iter().map(group).collect())? {
+        reply.check_except(GONE, "link set group")?;
+    }
+    match socket.one(message::del_group(BATCH_GROUP))?.error {
+        None => {}
+        Some(error) if error.errno == Errno::ENODEV => {}
+        // One of them cannot be deleted (it is not ours, then): the others can.
+        Some(error) if error.errno == Errno::EOPNOTSUPP => {
+            for link in &doomed {
+                if let Err(error) = socket.delete_link(link.index) {
+                    tracing::warn!(link = link.name, %error, "cannot delete a link");
+                }
+            }
+        }
+        Some(error) => return Err(Error::kernel("link delete group", error)),
+    }
+    Ok(doomed.len())
+}

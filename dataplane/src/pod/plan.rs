@@ -1,0 +1,308 @@
+//! What an ADD does, as data.
+
+use std::{fmt, net::IpAddr, os::fd::RawFd};
+
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::LinkAttribute,
+    route::{RouteAttribute, RouteMessage},
+};
+use twill_types::{Family, LinkAlias, Prefix};
+
+use super::{GATEWAY_V6, HOST_MAC, PodLink, gateway};
+use crate::{
+    Error, MacAddress,
+    message::{self, Ipv4Conf, VethEnd},
+    netlink::Request,
+};
+
+/// The least MTU with which the kernel runs IPv6 on a link (RFC 8200 section 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
+/// The metric of IPv6 host routes. The kernel would take 1024, behind learned routes; a pod on
+/// this node goes before whatever a peer says about its address. (IPv4's default is 0.)
+const HOST_ROUTE_METRIC_V6: u32 = 256;
+
+/// The longest alternative name that the kernel takes (`ALTIFNAMSIZ` - 1).
+const MAX_ALTNAME: usize = 127;
+
+/// The loopback link's index: the first in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// An end of the veth pair, and with it a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Host,
+    Pod,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Op {
+    /// An alternative name of the host end. May fail.
+    AltName(String),
+    /// Alias and settings of the host end.
+    Identify {
+        alias: String,
+        no_link_local: bool,
+    },
+    /// Proxy ARP without the delay of up to 0.8 s that the kernel has by default.
+    NoProxyDelay,
+    LoopbackUp,
+    LinkUp(End),
+    Address {
+        end: End,
+        address: IpAddr,
+        length: u8,
+    },
+    /// The pod's route to its gateway, or through it.
+    PodRoute {
+        destination: Prefix,
+        gateway: Option<IpAddr>,
+    },
+    /// The node's route to the pod.
+    HostRoute(IpAddr),
+    Neighbour {
+        address: IpAddr,
+        mac: MacAddress,
+    },
+}
+
+/// One kernel setting that has no netlink message: the file's path under `/proc/sys/net`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) key: String,
+    pub(super) value: u32,
+}
+
+/// Everything that an ADD does, in its order. Each list of operations is one send to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The pair is made first, alone: only then are its indexes known.
+    pub(super) host_name: String,
+    pub(super) pod_name: String,
+    pub(super) pod_mac: MacAddress,
+    pub(super) mtu: u32,
+    /// By index, after the creation is acknowledged: by name, in the same send, it would hit a
+    /// link that was there before.
+    pub(super) identify: Vec<Op>,
+    pub(super) host_settings: Vec<Setting>,
+    pub(super) pod_settings: Vec<Setting>,
+    pub(super) pod: Vec<Op>,
+    /// The host end comes up last, and only then takes a route.
+    pub(super) host: Vec<Op>,
+}
+
+/// What only the creation tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Indexes {
+    pub(super) host: u32,
+    pub(super) pod: u32,
+}
+
+impl Plan {
+    /// `ipv6`: whether the node's kernel runs IPv6.
+    pub(super) fn new(link: &PodLink, ipv6: bool) -> Result<Self, Error> {
+        if let Some(address) = link.addresses.iter().find(|ip| ip.is_ipv6()) {
+            if !ipv6 {
+                return Err(Error::NoIpv6(*address));
+            }
+            if link.mtu < IPV6_MIN_MTU {
+                return Err(Error::MtuTooSmall { mtu: link.mtu });
+            }
+        }
+        let host_name = link.host_ifname();
+        let ipv6 = ipv6 && link.mtu >= IPV6_MIN_MTU;
+        let alias = LinkAlias::new(&link.attachment, link.sequence).to_string();
+        let mut identify = vec![Op::Identify { alias, no_link_local: ipv6 }, Op::NoProxyDelay];
+        identify.extend(link.pod_name.clone().filter(|name| is_altname(name)).map(Op::AltName));
+        Ok(Self {
+            identify,
+            host_settings: host_settings(link, &host_name, ipv6),
+            pod_settings: pod_settings(link),
+            pod: pod_ops(link),
+            host: host_ops(link),
+            host_name,
+            pod_name: link.attachment.ifname.clone(),
+            pod_mac: link.pod_mac(),
+            mtu: link.mtu,
+        })
+    }
+
+    /// The request that makes the pair.
+    pub(super) fn create(&self, pod_netns: RawFd) -> Request {
+        let host = VethEnd { name: &self.host_name, mac: HOST_MAC, mtu: self.mtu };
+        let pod = VethEnd { name: &self.pod_name, mac: self.pod_mac, mtu: self.mtu };
+        message::create_veth(&host, &pod, pod_netns)
+    }
+
+    /// The creation in the words of `ip`.
+    pub(super) fn create_text(&self) -> String {
+        format!(
+            "link add {} address {HOST_MAC} mtu {} type veth peer {} address {} netns POD",
+            self.host_name, self.mtu, self.pod_name, self.pod_mac
+        )
+    }
+}
+
+fn setting(key: String, value: u32) -> Setting {
+    Setting { key, value }
+}
+
+/// A pod that may send raw packets could otherwise make itself the node's IPv6 router by a router
+/// advertisement, on nodes without IPv6 pods too.
+fn host_settings(link: &PodLink, name: &str, ipv6: bool) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if link.families().any(|family| family == Family::V6) {
+        settings.push(setting(format!("ipv6/conf/{name}/disable_ipv6"), 0));
+    }
+    if ipv6 {
+        settings.push(setting(format!("ipv6/conf/{name}/accept_ra"), 0));
+    }
+    settings
+}
+
+/// A new namespace takes over the initial one's IPv4 settings, a router's; a pod is none.
+fn pod_settings(link: &PodLink) -> Vec<Setting> {
+    let name = &link.attachment.ifname;
+    let mut settings = vec![setting("ipv4/ip_forward".into(), 0)];
+    if link.families().any(|family| family == Family::V6) {
+        settings.push(setting("ipv6/conf/all/forwarding".into(), 0));
+        settings.push(setting(format!("ipv6/conf/{name}/disable_ipv6"), 0));
+        settings.push(setting(format!("ipv6/conf/{name}/accept_ra"), 0));
+    }
+    settings
+}
+
+fn pod_ops(link: &PodLink) -> Vec<Op> {
+    let mut ops = vec![Op::LoopbackUp];
+    ops.extend(link.addresses.iter().map(|address| Op::Address {
+        end: End::Pod,
+        address: *address,
+        length: Family::of(*address).bits(),
+    }));
+    ops.push(Op::LinkUp(End::Pod));
+    for family in link.families() {
+        let gateway = gateway(family);
+        if family == Family::V4 {
+            ops.push(Op::PodRoute { destination: Prefix::host(gateway), gateway: None });
+        }
+        let destination = Prefix::default_route(family);
+        ops.push(Op::PodRoute { destination, gateway: Some(gateway) });
+        ops.push(Op::Neighbour { address: gateway, mac: HOST_MAC });
+    }
+    ops
+}
+
+fn host_ops(link: &PodLink) -> Vec<Op> {
+    let mut ops = vec![Op::LinkUp(End::Host)];
+    if link.families().any(|family| family == Family::V6) {
+        // Without it the node could not ask for the pod's hardware address for three seconds.
+        ops.push(Op::Address { end: End::Host, address: GATEWAY_V6.into(), length: 64 });
+    }
+    ops.extend(link.addresses.iter().map(|address| Op::HostRoute(*address)));
+    ops
+}
+
+fn is_altname(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
+    (1..=MAX_ALTNAME).contains(&name.len()) && name.bytes().all(legal)
+}
+
+impl Op {
+    /// The request, now that the links' indexes are known.
+    pub(super) fn request(&self, indexes: Indexes) -> Request {
+        let index = |end: &End| match end {
+            End::Host => indexes.host,
+            End::Pod => indexes.pod,
+        };
+        match self {
+            Self::AltName(name) => message::altname(indexes.host, name, true),
+            Self::Identify { alias, no_link_local } => {
+                let ipv4 =
+                    [(Ipv4Conf::Forwarding, 1), (Ipv4Conf::ProxyArp, 1), (Ipv4Conf::RpFilter, 1)];
+                let attributes = vec![
+                    LinkAttribute::IfAlias(alias.clone()),
+                    message::af_spec(&ipv4, *no_link_local),
+                ];
+                RouteNetlinkMessage::SetLink(message::set_link(indexes.host, attributes)).into()
+            }
+            Self::NoProxyDelay => message::set_proxy_delay(indexes.host, 0),
+            Self::LoopbackUp => message::set_link_up(LOOPBACK, true, Vec::new()),
+            Self::LinkUp(End::Host) => message::set_link_up(indexes.host, true, Vec::new()),
+            Self::LinkUp(End::Pod) => {
+                let not_a_router = message::af_spec(&[(Ipv4Conf::Forwarding, 0)], false);
+                message::set_link_up(indexes.pod, true, vec![not_a_router])
+            }
+            Self::Address { end, address, length } => {
+                message::add_address(index(end), *address, *length)
+            }
+            Self::PodRoute { destination, gateway } => {
+                message::add_route(message::link_route(*destination, indexes.pod, *gateway))
+            }
+            Self::HostRoute(address) => message::add_route(host_route(*address, indexes.host)),
+            Self::Neighbour { address, mac } => message::add_neighbour(indexes.pod, *address, *mac),
+        }
+    }
+}
+
+fn host_route(address: IpAddr, index: u32) -> RouteMessage {
+    let mut route = message::link_route(Prefix::host(address), index, None);
+    if address.is_ipv6() {
+        route.attributes.push(RouteAttribute::Priority(HOST_ROUTE_METRIC_V6));
+    }
+    route
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "HOST",
+            Self::Pod => "POD",
+        })
+    }
+}
+
+impl fmt::Display for Op {
+    /// In the words of `ip`, with HOST and POD for the two ends.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AltName(name) => write!(f, "link property add dev HOST altname {name}"),
+            Self::Identify { alias, no_link_local } => {
+                write!(f, "link set HOST alias {alias} forwarding 1 proxy_arp 1 rp_filter 1")?;
+                if *no_link_local { f.write_str(" addrgenmode none") } else { Ok(()) }
+            }
+            Self::NoProxyDelay => {
+                f.write_str("ntable change name arp_cache dev HOST proxy_delay 0")
+            }
+            Self::LoopbackUp => f.write_str("link set lo up"),
+            Self::LinkUp(End::Host) => f.write_str("link set HOST up"),
+            Self::LinkUp(End::Pod) => f.write_str("link set POD up forwarding 0"),
+            Self::Address { end, address, length } => {
+                write!(f, "address add {address}/{length} dev {end}")?;
+                if address.is_ipv6() { f.write_str(" nodad") } else { Ok(()) }
+            }
+            Self::PodRoute { destination, gateway: Some(gateway) } => {
+                write!(f, "route add {destination} via {gateway} dev POD")
+            }
+            Self::PodRoute { destination, gateway: None } => {
+                write!(f, "route add {destination} dev POD scope link")
+            }
+            Self::HostRoute(address) => {
+                write!(f, "route add {} dev HOST scope link", Prefix::host(*address))
+            }
+            Self::Neighbour { address, mac } => {
+                write!(f, "neighbour replace {address} lladdr {mac} dev POD nud permanent")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "net/{} = {}", self.key, self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! What changes in the kernel, as it happens. For the daemon alone.
+//!
+//! The state of links is the only source for whether routes still work: on a link that goes down
+//! the kernel removes IPv4 routes without a word. So a reader takes an event as a reason to look,
+//! never as the whole truth, and [`Event::Resync`] as a reason to look at everything.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fmt,
+    future::poll_fn,
+    io,
+    net::IpAddr,
+    task::{Context, Poll, ready},
+};
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+use twill_types::Prefix;
+
+use crate::{Error, Link, address::Address, netlink::for_each_message, route::Route};
+
+/// Multicast groups of `linux/rtnetlink.h`: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
+/// IPV6_ROUTE.
+const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+
+/// Room for a burst of events (a table of 10,000 routes that goes at once), in bytes.
+const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
+
+/// The kernel's event datagrams are of at most a page or two.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// The most datagrams that are read in one go.
+const MAX_READS: usize = 256;
+
+/// A change in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A link is new or has changed (up, carrier, name, group, ...).
+    LinkChanged(Link),
+    /// A link is gone.
+    LinkDeleted(Link),
+    /// A link got an address.
+    AddressAdded {
+        /// The link's index.
+        ifindex: u32,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A link lost an address.
+    AddressRemoved {
+        /// The link's index.
+        ifindex: u32,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A route of ours, learned or of a block, was removed by somebody else.
+    RouteRemoved {
+        /// Its prefix.
+        prefix: Prefix,
+        /// Its metric, which tells what it was.
+        metric: u32,
+    },
+    /// Routes that are not ours have changed, so next hops may resolve differently. Many changes
+    /// make one event.
+    ForeignRoutesChanged,
+    /// Events were lost: everything may have changed.
+    Resync,
+}
+
+/// The stream of events of the namespace in which it was opened.
+pub struct Events {
+    socket: TokioSocket,
+    own_ports: BTreeSet<u32>,
+    pending: VecDeque<Event>,
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    /// Subscribes. Removals of routes by the sockets with `own_ports` ([`crate::fib::Fib::port`])
+    /// are not reported. Must be called within a tokio runtime with I/O.
+    pub fn open(own_ports: impl IntoIterator<Item = u32>) -> Result<Self, Error> {
+        let open = || -> io::Result<TokioSocket> {
+            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+            socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+            socket.socket_ref().set_rx_buf_sz(RECEIVE_QUEUE)?;
+            for group in GROUPS {
+                socket.socket_ref().add_membership(group)?;
+            }
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(Error::Socket)?,
+            own_ports: own_ports.into_iter().collect(),
+            pending: VecDeque::new(),
+            buffer: vec![0; RECEIVE_BUFFER],
+        })
+    }
+
+    /// The next event. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Result<Event, Error> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Event, Error>> {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return Poll::Ready(Ok(event));
+            }
+            let mut free = &mut self.buffer[..];
+            let received = ready!(self.socket.poll_recv(context, &mut free));
+            let length = RECEIVE_BUFFER - free.len();
+            if let Err(error) = self.read_burst(received.map(|()| length)) {
+                return Poll::Ready(Err(Error::Socket(error)));
+            }
+        }
+    }
+
+    /// Queues the events of a first datagram and of those behind it, so that many changes of
+    /// foreign routes become one event.
+    fn read_burst(&mut self, mut received: io::Result<usize>) -> io::Result<()> {
+        let (mut foreign, mut overrun) = (false, false);
+        let mut reads = 0;
+        loop {
+            match received {
+                // From an overrun on the kernel drops events until the queue is empty: looking at
+                // everything is of use only then, and it covers all that was queued.
+                Ok(_) if overrun => {}
+                Ok(length) => {
+                    let datagram = &self.buffer[..length];
+                    foreign |= read_events(datagram, &self.own_ports, &mut self.pending);
+                }
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => overrun = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+            reads += 1;
+            if reads >= MAX_READS && !overrun {
+                break;
+            }
+            received = self.socket.socket_ref().recv(&mut &mut self.buffer[..], 0);
+        }
+        if overrun {
+            self.pending = [Event::Resync].into();
+        } else if foreign {
+            self.pending.push_back(Event::ForeignRoutesChanged);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("pending", &self.pending).finish_non_exhaustive()
+    }
+}
+
+/// Queues the events in a datagram; answers whether foreign routes have changed.
+fn read_events(datagram: &[u8], own_ports: &BTreeSet<u32>, events: &mut VecDeque<Event>) -> bool {
+    let mut foreign = false;
+    let result = for_each_message(datagram, &mut |header, payload| {
+        let NetlinkPayload::InnerMessage(message) = payload else {
+            return Ok(());
+        };
+        match message {
+            RouteNetlinkMessage::NewRoute(route) => {
+                foreign |= Route::from_message(&route).is_some_and(|route| is_foreign(&route));
+            }
+            RouteNetlinkMessage::DelRoute(route) => match Route::from_message(&route) {
+                Some(route) if is_foreign(&route) => foreign = true,
+                Some(route) if route.ours && !own_ports.contains(&header.port_number) => {
+                    let Route { prefix, metric, .. } = route;
+                    events.push_back(Event::RouteRemoved { prefix, metric });
+                }
+                _ => {}
+            },
+            other => events.extend(event(&other)),
+        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        // A kind of message that this program is too old for; all of ours it can read.
+        tracing::debug!(%error, "a netlink event is left out");
+    }
+    foreign
+}
+
+/// Routes that come with an address have the address's own event.
+fn is_foreign(route: &Route) -> bool {
+    use netlink_packet_route::route::RouteType::{Anycast, Broadcast, Local, Multicast};
+    !route.ours && !matches!(route.kind, Local | Broadcast | Anycast | Multicast)
+}
+
+fn event(message: &RouteNetlinkMessage) -> Option<Event> {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Event::LinkChanged(Link::from_message(link))),
+        RouteNetlinkMessage::DelLink(link) => Some(Event::LinkDeleted(Link::from_message(link))),
+        RouteNetlinkMessage::NewAddress(message) => {
+            let Address { ifindex, ip: address, .. } = Address::from_message(message)?;
+            Some(Event::AddressAdded { ifindex, address })
+        }
+        RouteNetlinkMessage::DelAddress(message) => {
+            let Address { ifindex, ip: address, .. } = Address::from_message(message)?;
+            Some(Event::AddressRemoved { ifindex, address })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,91 @@
+//! Namespaces to test in: never the machine's own.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::{net::IpAddr, process::Command, thread};
+
+use nix::sched::{CloneFlags, unshare};
+use twill_dataplane::{
+    Netns,
+    pod::{PodLink, PodLinkUp, prepare},
+};
+use twill_types::AttachmentId;
+
+/// Runs a test in a new network namespace, which is the node, on a thread of its own.
+pub fn on_a_node(test: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("kernel tests need root (CAP_SYS_ADMIN)");
+        ip("link set lo up");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A new namespace for a pod. It goes when the handle is dropped.
+pub fn pod_netns() -> Netns {
+    let make = || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("kernel tests need root (CAP_SYS_ADMIN)");
+        Netns::current().unwrap()
+    };
+    thread::spawn(make).join().unwrap()
+}
+
+/// Runs `ip` in the namespace of the calling thread.
+pub fn ip(arguments: &str) -> String {
+    try_ip(arguments).unwrap_or_else(|error| panic!("ip {arguments}: {error}"))
+}
+
+pub fn try_ip(arguments: &str) -> Result<String, String> {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout).unwrap().trim_end().to_owned()),
+        false => Err(String::from_utf8(output.stderr).unwrap()),
+    }
+}
+
+/// Runs `ip` in a pod.
+pub fn ip_in(pod: &Netns, arguments: &str) -> String {
+    pod.enter(|| ip(arguments)).unwrap()
+}
+
+/// The value of a setting under `/proc/sys/net` in the namespace of the calling thread.
+pub fn sysctl(key: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap().trim().to_owned()
+}
+
+pub fn set_sysctl(key: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/{key}"), value).unwrap();
+}
+
+pub fn attachment(container: &str) -> AttachmentId {
+    AttachmentId {
+        network: "test".into(),
+        container_id: container.into(),
+        ifname: "eth0".into(),
+    }
+}
+
+pub fn pod_link(container: &str, addresses: &[&str]) -> PodLink {
+    PodLink {
+        attachment: attachment(container),
+        sequence: 5,
+        addresses: addresses.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect(),
+        mtu: 1500,
+        pod_name: None,
+    }
+}
+
+pub fn add(link: &PodLink, netns: &Netns) -> PodLinkUp {
+    prepare(link, netns).unwrap().activate().unwrap()
+}
+
+/// A veth pair within the node: `uplink` with an address in 192.168.2.0/24 and fd00:2::/64, and its
+/// other end as the router at .1 and ::1 has it.
+pub fn uplink() {
+    ip("link add uplink type veth peer name router");
+    ip("link set uplink up");
+    ip("link set router up");
+    ip("address add 192.168.2.11/24 dev uplink");
+    ip("address add fd00:2::11/64 dev uplink nodad");
+}

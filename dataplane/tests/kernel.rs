@@ -1,0 +1,11 @@
+//! What the kernel really does with what this crate asks for. Needs root; works in network
+//! namespaces of its own only.
+
+mod common;
+mod kernel {
+    mod fib;
+    mod node;
+    mod pod_add;
+    mod pod_check;
+    mod pod_del;
+}

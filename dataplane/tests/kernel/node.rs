@@ -1,0 +1,72 @@
+use twill_dataplane::{Error, node};
+use twill_types::Family;
+
+use crate::common::*;
+
+#[test]
+fn the_gateway_route_is_made_once() {
+    on_a_node(|| {
+        assert!(node::ensure_gateway().unwrap());
+        assert!(!node::ensure_gateway().unwrap());
+        assert_eq!(ip("route show"), "169.254.1.1 dev lo proto 116 scope link");
+        node::remove_gateway().unwrap();
+        node::remove_gateway().unwrap();
+        assert_eq!(ip("route show"), "");
+
+        uplink();
+        ip("route add 169.254.1.1 dev uplink");
+        match node::ensure_gateway() {
+            Err(error @ Error::GatewayTaken { .. }) => {
+                assert!(error.to_string().contains("through `uplink`"), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+        node::remove_gateway().unwrap();
+        assert_ne!(ip("route show 169.254.1.1"), "");
+    });
+}
+
+#[test]
+fn forwarding_keeps_router_advertisements() {
+    on_a_node(|| {
+        uplink();
+        set_sysctl("ipv4/ip_forward", "0");
+        set_sysctl("ipv6/conf/router/accept_ra", "0");
+        let changes = node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
+        let text: Vec<_> =
+            changes.iter().map(|c| format!("{} {} {}", c.key, c.before, c.after)).collect();
+        assert_eq!(
+            text,
+            [
+                "net/ipv4/ip_forward 0 1",
+                "net/ipv6/conf/uplink/accept_ra 1 2",
+                "net/ipv6/conf/all/forwarding 0 1",
+            ]
+        );
+        assert_eq!(sysctl("ipv6/conf/uplink/forwarding"), "1");
+        assert_eq!(node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap(), []);
+    });
+}
+
+#[test]
+fn the_uplink_is_found_by_address_or_by_the_default_route() {
+    on_a_node(|| {
+        assert_eq!(node::uplink_mtu(None).unwrap(), 1500);
+        uplink();
+        ip("link set uplink mtu 9000");
+        for address in ["192.168.2.11", "fd00:2::11"] {
+            let address = address.parse().unwrap();
+            let link = node::link_for_address(address).unwrap().unwrap();
+            assert_eq!((link.name.as_str(), link.mtu, link.up), ("uplink", 9000, true));
+            assert_eq!(node::uplink_mtu(Some(address)).unwrap(), 9000);
+        }
+        assert_eq!(node::link_for_address("192.168.2.12".parse().unwrap()).unwrap(), None);
+        // A node whose address is on lo, as with unnumbered uplinks.
+        ip("address add 10.99.99.1/32 dev lo");
+        let loopback = Some("10.99.99.1".parse().unwrap());
+        assert_eq!(node::uplink_mtu(loopback).unwrap(), 1500);
+        ip("route add default via 192.168.2.1");
+        assert_eq!(node::uplink_mtu(loopback).unwrap(), 9000);
+        assert_eq!(node::uplink_mtu(None).unwrap(), 9000);
+    });
+}

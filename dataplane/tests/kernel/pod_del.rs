@@ -1,0 +1,155 @@
+use std::time::{Duration, Instant};
+
+use twill_dataplane::pod::{
+    DelMode, DelOutcome, PodLink, check_pod, del_pod, delete_group_links, pod_links,
+};
+
+use crate::common::*;
+
+const GROUP: u32 = twill_types::DELETE_GROUP;
+
+fn removed(sequence: u64) -> DelOutcome {
+    DelOutcome::Removed { sequence: Some(sequence) }
+}
+
+#[test]
+fn a_deferred_del_cuts_off_at_once_and_makes_way_for_the_next_add() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let addresses = ["10.10.0.5", "fd00:10::5"];
+        let link = PodLink { pod_name: Some("web-1".into()), ..pod_link("a", &addresses) };
+        let up = add(&link, &pod);
+        let del = || del_pod(&link.attachment, Some(5), Some(&pod), DelMode::Deferred).unwrap();
+        assert_eq!(del(), removed(5));
+        assert_eq!(del(), DelOutcome::Absent);
+
+        let shown = ip(&format!("-o link show group {GROUP}"));
+        assert!(shown.contains(&format!("twd{}@", up.host_ifindex)), "{shown}");
+        assert!(shown.contains("state DOWN") && !shown.contains("web-1"), "{shown}");
+        assert_eq!(ip("route show proto 116"), "");
+        assert_eq!(ip("-6 route show proto 116"), "");
+        assert_eq!(ip_in(&pod, "-o address show scope global"), "");
+        assert!(!ip_in(&pod, "-o link show").contains("eth0"));
+        assert_eq!(pod_links().unwrap(), []);
+
+        let next = PodLink { sequence: 6, ..link.clone() };
+        add(&next, &pod);
+        assert_eq!(check_pod(&next, &pod).unwrap(), []);
+        assert_eq!(delete_group_links(10).unwrap(), 1);
+        assert_eq!(delete_group_links(10).unwrap(), 0);
+        assert_eq!(ip(&format!("link show group {GROUP}")), "");
+        assert_eq!(check_pod(&next, &pod).unwrap(), []);
+    });
+}
+
+#[test]
+fn an_immediate_del_leaves_nothing() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5"]);
+        add(&link, &pod);
+        let del = || del_pod(&link.attachment, None, Some(&pod), DelMode::Immediate).unwrap();
+        assert_eq!(del(), removed(5));
+        assert_eq!(del(), DelOutcome::Absent);
+        assert_eq!(ip("-o link show").lines().count(), 1);
+        assert_eq!(ip_in(&pod, "-o link show").lines().count(), 1);
+    });
+}
+
+#[test]
+fn a_late_del_spares_the_newer_link() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5"]);
+        add(&link, &pod);
+        for mode in [DelMode::Deferred, DelMode::Immediate] {
+            let outcome = del_pod(&link.attachment, Some(4), None, mode).unwrap();
+            assert_eq!(outcome, DelOutcome::Newer { sequence: 5 });
+        }
+        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        let outcome = del_pod(&link.attachment, Some(9), None, DelMode::Deferred).unwrap();
+        assert_eq!(outcome, removed(5));
+    });
+}
+
+#[test]
+fn a_del_needs_no_namespace() {
+    on_a_node(|| {
+        // The namespace is there, but the runtime does not say where.
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5"]);
+        add(&link, &pod);
+        let outcome = del_pod(&link.attachment, None, None, DelMode::Deferred).unwrap();
+        assert_eq!(outcome, removed(5));
+        assert_eq!(ip("route show proto 116"), "");
+        // The runtime names the namespace of another pod, where another link has the same index.
+        let (one, two) = (pod_netns(), pod_netns());
+        let (first, second) = (pod_link("b", &["10.10.0.6"]), pod_link("c", &["10.10.0.7"]));
+        add(&first, &one);
+        add(&second, &two);
+        let outcome = del_pod(&first.attachment, None, Some(&two), DelMode::Deferred).unwrap();
+        assert_eq!(outcome, removed(5));
+        assert_eq!(check_pod(&second, &two).unwrap(), []);
+        // The namespace dies, and the link with it, before or after.
+        let third = pod_link("d", &["10.10.0.8"]);
+        let dying = pod_netns();
+        add(&third, &dying);
+        drop(dying);
+        del_pod(&third.attachment, None, None, DelMode::Deferred).unwrap();
+        delete_group_links(10).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while ip("-o link show").contains("twd") {
+            assert!(Instant::now() < deadline, "{}", ip("link show"));
+            std::thread::yield_now();
+        }
+        let outcome = del_pod(&third.attachment, None, None, DelMode::Deferred).unwrap();
+        assert_eq!(outcome, DelOutcome::Absent);
+    });
+}
+
+#[test]
+fn a_del_after_a_dead_add() {
+    on_a_node(|| {
+        let link = pod_link("a", &["10.10.0.5"]);
+        ip(&format!("link add {} type veth peer name other", link.host_ifname()));
+        let outcome = del_pod(&link.attachment, Some(1), None, DelMode::Deferred).unwrap();
+        assert_eq!(outcome, DelOutcome::Removed { sequence: None });
+        assert_eq!(delete_group_links(10).unwrap(), 1);
+        // A link that only has the name is not touched.
+        ip(&format!("link add {} type veth peer name other", link.host_ifname()));
+        ip(&format!("link set {} alias mine", link.host_ifname()));
+        let outcome = del_pod(&link.attachment, None, None, DelMode::Immediate).unwrap();
+        assert_eq!(outcome, DelOutcome::Absent);
+        ip("link show other");
+    });
+}
+
+#[test]
+fn a_taken_name_makes_the_deletion_immediate() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5"]);
+        let up = add(&link, &pod);
+        ip(&format!("link add twd{} type veth peer name other", up.host_ifindex));
+        let outcome = del_pod(&link.attachment, None, Some(&pod), DelMode::Deferred).unwrap();
+        assert_eq!(outcome, removed(5));
+        assert!(!ip("-o link show").contains(&up.host_ifname));
+        ip("link show other");
+    });
+}
+
+#[test]
+fn links_are_deleted_in_batches() {
+    on_a_node(|| {
+        for index in 0..13 {
+            ip(&format!("link add a{index} group {GROUP} type veth peer name b{index}"));
+        }
+        assert_eq!(delete_group_links(10).unwrap(), 10);
+        assert_eq!(ip("-o link show type veth").lines().count(), 6);
+        // A link that cannot be deleted spoils a group delete; the others go one by one.
+        ip(&format!("link set lo group {}", GROUP + 1));
+        assert_eq!(delete_group_links(10).unwrap(), 3);
+        assert_eq!(ip("-o link show").lines().count(), 1);
+        assert_eq!(delete_group_links(10).unwrap(), 0);
+    });
+}

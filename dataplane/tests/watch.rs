@@ -1,0 +1,134 @@
+//! The kernel's events, in network namespaces of their own. Needs root.
+
+mod common;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use common::*;
+use twill_dataplane::{
+    NextHop,
+    fib::{Fib, FibChange, FibConfig, LearnedRoute},
+    watch::{Event, Events},
+};
+
+/// Runs a test on a node with an uplink and a runtime; sockets are opened on the node's thread.
+fn watching(test: impl AsyncFnOnce(Events, Fib) + Send + 'static) {
+    on_a_node(|| {
+        uplink();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let fib = Fib::open(FibConfig::default()).unwrap();
+            let mut events = Events::open([fib.port().unwrap()]).unwrap();
+            settle(&mut events).await;
+            test(events, fib).await;
+        });
+    });
+}
+
+/// Reads what the making of the uplink still causes, up to a mark of our own.
+async fn settle(events: &mut Events) {
+    ip("address add 10.255.255.1/32 dev lo");
+    let mark: std::net::IpAddr = "10.255.255.1".parse().unwrap();
+    while !matches!(next(events).await, Event::AddressAdded { address, .. } if address == mark) {}
+}
+
+async fn next(events: &mut Events) -> Event {
+    tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("no event").unwrap()
+}
+
+/// The next event that `wanted` takes.
+async fn wait_for(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
+    loop {
+        let event = next(events).await;
+        if wanted(&event) {
+            return event;
+        }
+    }
+}
+
+#[test]
+fn links_and_addresses() {
+    watching(async |mut events, _| {
+        ip("address add 192.168.2.12/24 dev uplink");
+        let added = |e: &Event| matches!(e, Event::AddressAdded { address, .. } if address.to_string() == "192.168.2.12");
+        wait_for(&mut events, added).await;
+        ip("address delete 192.168.2.12/24 dev uplink");
+        let removed = |e: &Event| matches!(e, Event::AddressRemoved { address, .. } if address.to_string() == "192.168.2.12");
+        wait_for(&mut events, removed).await;
+        ip("link set router down");
+        let no_carrier = |e: &Event| matches!(e, Event::LinkChanged(l) if l.name == "uplink" && l.up && !l.carrier);
+        wait_for(&mut events, no_carrier).await;
+        ip("link set uplink group 77");
+        let grouped = |e: &Event| matches!(e, Event::LinkChanged(l) if l.name == "uplink" && l.group == 77);
+        wait_for(&mut events, grouped).await;
+        ip("link delete uplink");
+        let deleted = |e: &Event| matches!(e, Event::LinkDeleted(l) if l.name == "uplink");
+        wait_for(&mut events, deleted).await;
+    });
+}
+
+#[test]
+fn only_others_removals_of_our_routes_are_told() {
+    watching(async |mut events, mut fib| {
+        let route = |to: &str| {
+            let ifindex = ip("-o link show uplink").split(':').next().unwrap().parse().unwrap();
+            let gateway = Some("192.168.2.1".parse().unwrap());
+            LearnedRoute {
+                prefix: to.parse().unwrap(),
+                next_hops: BTreeSet::from([NextHop { gateway, ifindex, onlink: false }]),
+                source: None,
+            }
+        };
+        let (one, two) = (route("10.10.0.0/26"), route("10.10.0.64/26"));
+        let changes = [
+            FibChange::Replace(one.clone()),
+            FibChange::Replace(two.clone()),
+            FibChange::Delete(one.prefix),
+        ];
+        assert_eq!(fib.apply(&changes).unwrap(), []);
+        ip("route delete 10.10.0.64/26");
+        let removed = |e: &Event| matches!(e, Event::RouteRemoved { .. });
+        let event = wait_for(&mut events, removed).await;
+        assert_eq!(event, Event::RouteRemoved { prefix: two.prefix, metric: 512 });
+    });
+}
+
+#[test]
+fn many_changes_of_foreign_routes_are_one_event() {
+    watching(async |mut events, _| {
+        for index in 0..50 {
+            ip(&format!("route add 10.20.{index}.0/24 via 192.168.2.1"));
+        }
+        ip("address delete 10.255.255.1/32 dev lo");
+        let (mut foreign, mut end) = (0, false);
+        while !(end && foreign > 0) {
+            let event = next(&mut events).await;
+            foreign += usize::from(event == Event::ForeignRoutesChanged);
+            end |= matches!(event, Event::AddressRemoved { .. });
+        }
+        assert_eq!(foreign, 1);
+    });
+}
+
+#[test]
+fn an_overrun_asks_for_a_resync() {
+    watching(async |mut events, mut fib| {
+        // More than the receive queue holds; nobody reads meanwhile.
+        let ifindex = ip("-o link show uplink").split(':').next().unwrap().parse().unwrap();
+        let gateway = Some("192.168.2.1".parse().unwrap());
+        let route = |index: u32| {
+            let text = format!("10.{}.{}.0/24", 20 + index / 256, index % 256);
+            FibChange::Replace(LearnedRoute {
+                prefix: text.parse().unwrap(),
+                next_hops: BTreeSet::from([NextHop { gateway, ifindex, onlink: false }]),
+                source: None,
+            })
+        };
+        let changes: Vec<_> = (0..20_000).map(route).collect();
+        assert_eq!(fib.apply(&changes).unwrap(), []);
+        wait_for(&mut events, |event| *event == Event::Resync).await;
+        // And it goes on.
+        ip("link set router down");
+        wait_for(&mut events, |e| matches!(e, Event::LinkChanged(l) if l.name == "router")).await;
+    });
+}

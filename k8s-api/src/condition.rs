@@ -1,0 +1,39 @@
+use serde::{Deserialize, Serialize};
+
+/// What a node says about an object, in the shape of Kubernetes' conditions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What is said, such as `Unsupported` or `Invalid`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it is so.
+    pub status: ConditionStatus,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, for a person.
+    pub message: String,
+}
+
+/// Whether a condition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// Nobody can tell (yet).
+    Unknown,
+}
+
+impl Condition {
+    /// A condition that holds.
+    pub fn holds(kind: &str, reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            status: ConditionStatus::True,
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
+    }
+}

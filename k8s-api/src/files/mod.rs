@@ -1,0 +1,291 @@
+//! How the file datastore lies on disk: manifests in a directory, one file per claimed block in
+//! `claims/`, what nodes say about objects in `status/<node>/`. Daemon and command line share it.
+//!
+//! Every file is written whole under a temporary name, synced, and then renamed or linked into
+//! place, so that a reader never sees a half of one and a crash leaves nothing but a temporary
+//! file, which the next writer sweeps.
+
+mod claims;
+mod manifests;
+mod status;
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+pub use claims::{Claim, Claims, claimed_blocks, read_claim, read_claims};
+pub use manifests::{
+    Applied, Catalog, apply_manifest, catalog, find_manifest, load_directory, remove_manifest,
+};
+pub use status::{Status, Statuses, read_statuses, remove_status, with_status, write_status};
+
+use crate::ObjectId;
+
+/// The directory of claims inside a datastore's directory.
+pub const CLAIMS: &str = "claims";
+
+/// The directory of conditions inside a datastore's directory.
+pub const STATUS: &str = "status";
+
+/// The file whose lock writers hold, in a datastore's directory and in `claims/`.
+const LOCK: &str = ".lock";
+
+const TEMPORARY: &str = ".tmp-";
+
+/// The largest manifest that is read, bytes.
+const LARGEST: u64 = 8 << 20;
+
+/// A file of the datastore cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, pipe or device where a file has to be.
+    #[error("{} is not a regular file; remove it or give it another ending", path.display())]
+    NotRegular {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A manifest that nobody wrote by hand.
+    #[error("{} is larger than {LARGEST} bytes; split it", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Bytes that are no text.
+    #[error("{} is not UTF-8 text (first at byte {at}); save it as UTF-8", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that is not.
+        at: usize,
+    },
+    /// An object that shares its document with others.
+    #[error("{object} is an item of a List in {}; change it there by hand", path.display())]
+    InList {
+        /// The object.
+        object: ObjectId,
+        /// Where it stands.
+        path: PathBuf,
+    },
+    /// A file of Twill's own that somebody has changed.
+    #[error("{} is damaged: {message}; restore it, or remove it if its block is used nowhere", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// An object that has no text form.
+    #[error(transparent)]
+    Format(#[from] crate::FormatError),
+}
+
+/// Turns an I/O error into one that names the file.
+pub(crate) fn failed<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> FileError + 'a {
+    move |source| FileError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Whether a file of this name in the datastore's directory is read: `*.yaml`, `*.yml` and
+/// `*.json`, not hidden ones (editors' and our own temporary files are).
+pub fn is_manifest(file_name: &str) -> bool {
+    let extension = Path::new(file_name)
+        .extension()
+        .and_then(|extension| extension.to_str());
+    !file_name.starts_with('.') && matches!(extension, Some("yaml" | "yml" | "json"))
+}
+
+/// The names of the manifests in a directory, sorted. Names that are not UTF-8 are passed over.
+pub fn manifest_names(directory: &Path) -> Result<Vec<String>, FileError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let entry = entry.map_err(failed("list", directory))?;
+        if let Ok(name) = entry.file_name().into_string()
+            && is_manifest(&name)
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Reads a manifest as text. A symbolic link to a regular file is fine.
+pub fn read_text(path: &Path) -> Result<String, FileError> {
+    // Before opening: opening a pipe waits for its writer.
+    let is_file = fs::metadata(path).map_err(failed("read", path))?.is_file();
+    if !is_file {
+        return Err(FileError::NotRegular {
+            path: path.to_owned(),
+        });
+    }
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .map_err(failed("read", path))?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    String::from_utf8(bytes).map_err(|error| FileError::NotText {
+        path: path.to_owned(),
+        at: error.utf8_error().valid_up_to(),
+    })
+}
+
+/// Makes a directory and those above it; nobody but the owner may write into what is made.
+pub fn make_directory(path: &Path) -> Result<(), FileError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .map_err(failed("make directory", path))
+}
+
+/// Makes what was linked, renamed or unlinked in a directory outlive a power cut.
+pub fn sync_directory(path: &Path) -> Result<(), FileError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync", path))
+}
+
+/// A lock on a directory's content among writers, held until dropped.
+#[derive(Debug)]
+pub struct DirectoryLock(#[expect(dead_code, reason = "its being open is the lock")] File);
+
+impl DirectoryLock {
+    /// Waits for the lock (`flock` on the file `.lock`), then sweeps what a killed writer left.
+    pub fn acquire(directory: &Path) -> Result<Self, FileError> {
+        let path = directory.join(LOCK);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o644)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        file.lock().map_err(failed("lock", &path))?;
+        sweep(directory)?;
+        Ok(Self(file))
+    }
+}
+
+/// Removes temporary files; all their writers hold the lock while they have one.
+fn sweep(directory: &Path) -> Result<(), FileError> {
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let entry = entry.map_err(failed("list", directory))?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Replaces a file as a whole, keeping its mode; durable when it returns.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let directory = parent(path);
+    let temporary = Temporary::write(directory, bytes)?;
+    if let Ok(old) = fs::metadata(path) {
+        let mode = old.permissions();
+        fs::set_permissions(&temporary.path, mode)
+            .map_err(failed("set the mode of", &temporary.path))?;
+    }
+    fs::rename(&temporary.path, path).map_err(failed("write", path))?;
+    sync_directory(directory)
+}
+
+/// Makes a file unless there is one: `false` when there is. The name appears with its whole
+/// content or not at all, and of several writers one wins. Durable when it returns `true`.
+pub fn create_file(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
+    let directory = parent(path);
+    let temporary = Temporary::write(directory, bytes)?;
+    match fs::hard_link(&temporary.path, path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(failed("make", path)(error)),
+    }
+    drop(temporary);
+    sync_directory(directory)?;
+    Ok(true)
+}
+
+/// Removes a file; `false` when there was none. Durable when it returns.
+pub fn remove_file(path: &Path) -> Result<bool, FileError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_directory(parent(path)).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A file under a temporary name, gone when dropped unless it was renamed.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn write(directory: &Path, bytes: &[u8]) -> Result<Self, FileError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = directory.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
+        let temporary = Self { path };
+        let path = &temporary.path;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(path)
+            .map_err(failed("make", path))?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(failed("write", path))?;
+        Ok(temporary)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // It is not there any more after a rename; else the next writer sweeps it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The first part of the file names of an object: `ippool.app-pool`.
+fn stem(id: &ObjectId) -> String {
+    match &id.namespace {
+        Some(namespace) => format!("{}.{namespace}.{}", id.kind, id.name),
+        None => format!("{}.{}", id.kind, id.name),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,284 @@
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use twill_types::{Asn, Prefix};
+
+use super::{BGP_PORT, Effects, Report, Rules, bgp_peer::BgpPassword};
+use crate::{Object, Unsupported};
+
+/// BGP settings: of the cluster under the name `default`, of one node under `node.<name>`.
+pub type BgpConfiguration = Object<BgpConfigurationSpec>;
+
+/// What a BGPConfiguration says.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BgpConfigurationSpec {
+    /// How much is logged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_severity_screen: Option<String>,
+    /// Whether every node peers with every other one; unset: it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_to_node_mesh_enabled: Option<bool>,
+    /// The nodes' AS number; unset: [`BgpConfigurationSpec::DEFAULT_AS_NUMBER`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub as_number: Option<Asn>,
+    /// The port that nodes listen on; unset: 179.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_port: Option<u16>,
+    /// Which addresses nodes listen on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bind_mode: Option<BindMode>,
+    /// Ranges of service addresses to announce.
+    #[serde(rename = "serviceClusterIPs", skip_serializing_if = "Vec::is_empty")]
+    pub service_cluster_ips: Vec<ServiceCidr>,
+    /// Ranges of external service addresses to announce.
+    #[serde(rename = "serviceExternalIPs", skip_serializing_if = "Vec::is_empty")]
+    pub service_external_ips: Vec<ServiceCidr>,
+    /// Ranges of load balancer addresses to announce.
+    #[serde(
+        rename = "serviceLoadBalancerIPs",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub service_load_balancer_ips: Vec<ServiceCidr>,
+    /// Whether load balancer ranges are announced whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_load_balancer_aggregation: Option<LoadBalancerAggregation>,
+    /// Names for communities.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<Community>,
+    /// Which communities go with which prefixes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefix_advertisements: Vec<PrefixAdvertisement>,
+    /// The password between nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_mesh_password: Option<BgpPassword>,
+    /// Graceful restart time between nodes, such as `120s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_mesh_max_restart_time: Option<String>,
+    /// Interfaces whose addresses are not looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ignored_interfaces: Vec<String>,
+    /// The address at which pods peer with their node, IPv4.
+    #[serde(
+        rename = "localWorkloadPeeringIPV4",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub local_workload_peering_ipv4: Option<Ipv4Addr>,
+    /// The same in IPv6.
+    #[serde(
+        rename = "localWorkloadPeeringIPV6",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub local_workload_peering_ipv6: Option<Ipv6Addr>,
+    /// Which of Calico's parts writes routes between nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program_cluster_routes: Option<ProgramClusterRoutes>,
+    /// The metric of learned IPv4 routes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv4_normal_route_priority: Option<u32>,
+    /// The metric of learned IPv6 routes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6_normal_route_priority: Option<u32>,
+}
+
+/// Which addresses a node listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BindMode {
+    /// All.
+    None,
+    /// Only the node's own.
+    NodeIP,
+}
+
+/// A range of service addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCidr {
+    /// The range.
+    pub cidr: Prefix,
+}
+
+/// Whether a range is announced whole or address by address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadBalancerAggregation {
+    /// Whole.
+    Enabled,
+    /// Address by address.
+    Disabled,
+}
+
+/// A name for a community.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Community {
+    /// The name.
+    pub name: String,
+    /// `aa:nn` or `aa:nn:mm`.
+    pub value: String,
+}
+
+/// Communities for a prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixAdvertisement {
+    /// The prefix.
+    pub cidr: Prefix,
+    /// Values, or names out of `communities`.
+    #[serde(default)]
+    pub communities: Vec<String>,
+}
+
+/// Which routes between nodes Calico's BGP part writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProgramClusterRoutes {
+    /// All.
+    Enabled,
+    /// None.
+    Disabled,
+    /// Those into IP in IP tunnels.
+    EnabledIPIPOnly,
+    /// Those without a tunnel.
+    EnabledNoEncapOnly,
+}
+
+impl BgpConfigurationSpec {
+    /// The AS number of nodes for which none is set.
+    pub const DEFAULT_AS_NUMBER: u32 = 64512;
+}
+
+impl Rules for BgpConfiguration {
+    fn check(&self, report: &mut Report) {
+        let spec = &self.spec;
+        let is_default = self.metadata.name == "default";
+        if !is_default && !self.metadata.name.starts_with("node.") {
+            report.warning(
+                "metadata.name",
+                "is read by nobody; name it `default` for the cluster or node.<name> for one node",
+            );
+        }
+        if spec.listen_port == Some(0) {
+            report.error(
+                "spec.listenPort",
+                format!("ports are 1 to 65535; {BGP_PORT} is usual"),
+            );
+        }
+        for (path, set) in [
+            (
+                "spec.nodeToNodeMeshEnabled",
+                spec.node_to_node_mesh_enabled.is_some(),
+            ),
+            ("spec.nodeMeshPassword", spec.node_mesh_password.is_some()),
+            (
+                "spec.nodeMeshMaxRestartTime",
+                spec.node_mesh_max_restart_time.is_some(),
+            ),
+        ] {
+            if set && !is_default {
+                report.error(
+                    path,
+                    "belongs into the BGPConfiguration named `default`; move it there",
+                );
+            }
+        }
+        for (path, priority) in [
+            (
+                "spec.ipv4NormalRoutePriority",
+                spec.ipv4_normal_route_priority,
+            ),
+            (
+                "spec.ipv6NormalRoutePriority",
+                spec.ipv6_normal_route_priority,
+            ),
+        ] {
+            if priority.is_some_and(|priority| !(1..=2_147_483_646).contains(&priority)) {
+                report.error(path, "a priority is 1 to 2147483646");
+            }
+        }
+    }
+
+    fn unsupported(&self) -> Vec<Unsupported> {
+        let spec = &self.spec;
+        let services = "no service address is announced";
+        let communities = "routes are announced without communities";
+        let peering = "no session with a pod is made";
+        let metric = "learned routes have the metric of twilld.yaml (fib.metric)";
+        Effects::new()
+            .when(
+                spec.log_severity_screen.is_some(),
+                "spec.logSeverityScreen",
+                "the level is the one of twilld.yaml (log.level)",
+            )
+            .when(
+                spec.bind_mode == Some(BindMode::NodeIP),
+                "spec.bindMode",
+                "nodes listen on all addresses",
+            )
+            .when(
+                !spec.service_cluster_ips.is_empty(),
+                "spec.serviceClusterIPs",
+                services,
+            )
+            .when(
+                !spec.service_external_ips.is_empty(),
+                "spec.serviceExternalIPs",
+                services,
+            )
+            .when(
+                !spec.service_load_balancer_ips.is_empty(),
+                "spec.serviceLoadBalancerIPs",
+                services,
+            )
+            .when(
+                spec.service_load_balancer_aggregation.is_some(),
+                "spec.serviceLoadBalancerAggregation",
+                services,
+            )
+            .when(
+                !spec.communities.is_empty(),
+                "spec.communities",
+                communities,
+            )
+            .when(
+                !spec.prefix_advertisements.is_empty(),
+                "spec.prefixAdvertisements",
+                communities,
+            )
+            .when(
+                spec.node_mesh_password.is_some(),
+                "spec.nodeMeshPassword",
+                "sessions between nodes have no password",
+            )
+            .when(
+                spec.node_mesh_max_restart_time.is_some(),
+                "spec.nodeMeshMaxRestartTime",
+                "the restart time is the same for all peers",
+            )
+            .when(
+                !spec.ignored_interfaces.is_empty(),
+                "spec.ignoredInterfaces",
+                "nodes announce only what they own, whatever the interface",
+            )
+            .when(
+                spec.local_workload_peering_ipv4.is_some(),
+                "spec.localWorkloadPeeringIPV4",
+                peering,
+            )
+            .when(
+                spec.local_workload_peering_ipv6.is_some(),
+                "spec.localWorkloadPeeringIPV6",
+                peering,
+            )
+            .when(
+                spec.program_cluster_routes.is_some(),
+                "spec.programClusterRoutes",
+                "twilld writes all routes between nodes",
+            )
+            .when(
+                spec.ipv4_normal_route_priority.is_some(),
+                "spec.ipv4NormalRoutePriority",
+                metric,
+            )
+            .when(
+                spec.ipv6_normal_route_priority.is_some(),
+                "spec.ipv6NormalRoutePriority",
+                metric,
+            )
+            .done()
+    }
+}

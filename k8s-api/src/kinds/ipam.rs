@@ -1,0 +1,221 @@
+use serde::{Deserialize, Deserializer, Serialize, de};
+use twill_types::{Block, Prefix};
+
+use super::{Effects, Report, Rules};
+use crate::{Object, Unsupported};
+
+/// How addresses are given out; only the one named `default` is read. Its kind is
+/// `IPAMConfiguration`, and `IPAMConfig` in the older API group; both are read.
+pub type IpamConfig = Object<IpamConfigSpec>;
+
+/// What an IPAMConfiguration says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IpamConfigSpec {
+    /// Nodes give out addresses of their own blocks only.
+    pub strict_affinity: bool,
+    /// Nodes take blocks as they need them.
+    pub auto_allocate_blocks: bool,
+    /// How many blocks a node may have; 0: no limit of its own.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub max_blocks_per_host: u32,
+    /// Whether a virtual machine keeps its address.
+    #[serde(
+        rename = "kubeVirtVMAddressPersistence",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub kube_virt_vm_address_persistence: Option<VmAddressPersistence>,
+    /// How long an address rests after use, seconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ip_cooldown_seconds: u32,
+}
+
+/// Whether a virtual machine keeps its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmAddressPersistence {
+    /// It does.
+    Enabled,
+    /// It does not.
+    Disabled,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl Default for IpamConfigSpec {
+    fn default() -> Self {
+        Self {
+            strict_affinity: false,
+            auto_allocate_blocks: true,
+            max_blocks_per_host: 0,
+            kube_virt_vm_address_persistence: None,
+            ip_cooldown_seconds: 0,
+        }
+    }
+}
+
+impl Rules for IpamConfig {
+    fn check(&self, report: &mut Report) {
+        let spec = &self.spec;
+        if self.metadata.name != "default" {
+            report.warning("metadata.name", "is read by nobody; name it `default`");
+        }
+        if !spec.strict_affinity && !spec.auto_allocate_blocks {
+            report.error(
+                "spec.autoAllocateBlocks",
+                "without blocks of their own, nodes would give out each other's addresses; set it \
+                 to true, or strictAffinity to true",
+            );
+        }
+        if spec.max_blocks_per_host > 0 && !spec.strict_affinity {
+            report.error(
+                "spec.maxBlocksPerHost",
+                "a limit needs strictAffinity: true",
+            );
+        }
+        if spec.max_blocks_per_host > 1_000_000 {
+            report.error("spec.maxBlocksPerHost", "is at most 1000000");
+        }
+        if spec.ip_cooldown_seconds > 1200 {
+            report.error("spec.ipCooldownSeconds", "is at most 1200");
+        }
+    }
+
+    fn unsupported(&self) -> Vec<Unsupported> {
+        let spec = &self.spec;
+        Effects::new()
+            .when(
+                spec.max_blocks_per_host > 0,
+                "spec.maxBlocksPerHost",
+                "a node takes as many blocks as its pods need",
+            )
+            .when(
+                spec.kube_virt_vm_address_persistence.is_some(),
+                "spec.kubeVirtVMAddressPersistence",
+                "a virtual machine gets a new address with each pod",
+            )
+            .when(
+                spec.ip_cooldown_seconds > 0,
+                "spec.ipCooldownSeconds",
+                "an address is used again as soon as the block comes round to it",
+            )
+            .done()
+    }
+}
+
+/// Addresses that nobody gets.
+pub type IpReservation = Object<IpReservationSpec>;
+
+/// What an IPReservation says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IpReservationSpec {
+    /// The addresses.
+    #[serde(rename = "reservedCIDRs")]
+    pub reserved_cidrs: Vec<Prefix>,
+}
+
+impl Rules for IpReservation {
+    fn check(&self, _: &mut Report) {}
+
+    fn unsupported(&self) -> Vec<Unsupported> {
+        Effects::new()
+            .when(
+                !self.spec.reserved_cidrs.is_empty(),
+                "spec.reservedCIDRs",
+                "pods may get these addresses all the same",
+            )
+            .done()
+    }
+}
+
+/// The claim of a block by a node.
+pub type BlockAffinity = Object<BlockAffinitySpec>;
+
+/// What a BlockAffinity says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockAffinitySpec {
+    /// How far the claim is; Twill writes [`AffinityState::Confirmed`] only.
+    #[serde(default)]
+    pub state: AffinityState,
+    /// Whose it is.
+    pub node: String,
+    /// What that is.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub affinity_type: Option<AffinityType>,
+    /// The block.
+    pub cidr: Block,
+    /// The pool it was taken from (Twill's own field).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Calico's mark of a claim that is about to go.
+    #[serde(
+        default,
+        deserialize_with = "bool_or_text",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub deleted: bool,
+}
+
+/// How far a claim is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AffinityState {
+    /// The block is the node's. Calico's older objects say so by an empty text.
+    #[default]
+    #[serde(alias = "")]
+    Confirmed,
+    /// It is about to be.
+    Pending,
+    /// It is about to be given back.
+    PendingDeletion,
+}
+
+/// What owns a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AffinityType {
+    /// A node.
+    Host,
+    /// Something that is no node.
+    Virtual,
+}
+
+/// Calico's older API group writes this boolean as a text.
+fn bool_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    struct Visitor;
+    impl de::Visitor<'_> for Visitor {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("true or false")
+        }
+
+        fn visit_bool<E>(self, value: bool) -> Result<bool, E> {
+            Ok(value)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<bool, E> {
+            match text {
+                "true" => Ok(true),
+                "false" | "" => Ok(false),
+                _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+            }
+        }
+    }
+    deserializer.deserialize_any(Visitor)
+}
+
+impl Rules for BlockAffinity {
+    fn check(&self, _: &mut Report) {}
+
+    fn unsupported(&self) -> Vec<Unsupported> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,146 @@
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use twill_types::{Asn, Block, Family};
+
+use super::{Report, Rules};
+use crate::{Metadata, Unsupported};
+
+const IPV4_ADDRESS: &str = "projectcalico.org/IPv4Address";
+const IPV6_ADDRESS: &str = "projectcalico.org/IPv6Address";
+const AS_NUMBER: &str = "projectcalico.org/ASNumber";
+const ROUTE_REFLECTOR_CLUSTER_ID: &str = "projectcalico.org/RouteReflectorClusterID";
+
+/// Kubernetes' own Node: labels decide which pools and peers it has, Calico's annotations say
+/// where it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    /// `v1`.
+    pub api_version: String,
+    /// `Node`.
+    pub kind: String,
+    /// Name, labels, annotations.
+    pub metadata: Metadata,
+    /// What belongs to it.
+    #[serde(default)]
+    pub spec: NodeSpec,
+    /// What a cluster said about it; read by nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Value>,
+}
+
+/// What a Node says. All but `blocks` is Kubernetes' and kept as it came.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSpec {
+    /// Blocks that this node has without claiming them (Twill's own field).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<Block>,
+    #[serde(rename = "podCIDR", skip_serializing_if = "Option::is_none")]
+    pub(crate) pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs", skip_serializing_if = "Option::is_none")]
+    pub(crate) pod_cidrs: Option<Value>,
+    #[serde(rename = "providerID", skip_serializing_if = "Option::is_none")]
+    pub(crate) provider_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) taints: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) unschedulable: Option<bool>,
+    #[serde(rename = "externalID", skip_serializing_if = "Option::is_none")]
+    pub(crate) external_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) config_source: Option<Value>,
+}
+
+impl Node {
+    /// Its address in a family, from the annotation; the prefix length that may stand behind it is
+    /// dropped.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        let key = match family {
+            Family::V4 => IPV4_ADDRESS,
+            Family::V6 => IPV6_ADDRESS,
+        };
+        parse_address(self.annotation(key)?).filter(|address| Family::of(*address) == family)
+    }
+
+    /// Its own AS number, when it differs from the cluster's.
+    pub fn as_number(&self) -> Option<Asn> {
+        self.annotation(AS_NUMBER)?.parse().ok()
+    }
+
+    /// The cluster it reflects routes for, if it is a route reflector (RFC 4456).
+    pub fn route_reflector_cluster_id(&self) -> Option<Ipv4Addr> {
+        self.annotation(ROUTE_REFLECTOR_CLUSTER_ID)?.parse().ok()
+    }
+
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.metadata.annotations.get(key).map(String::as_str)
+    }
+}
+
+/// `address` or `address/length`.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().ok()?;
+    let fits = |length: &str| {
+        length
+            .parse::<u8>()
+            .is_ok_and(|length| length <= Family::of(address).bits())
+    };
+    let usable = !address.is_unspecified() && !address.is_multicast();
+    (usable && length.is_none_or(fits)).then_some(address)
+}
+
+impl Rules for Node {
+    fn check(&self, report: &mut Report) {
+        let rules = [
+            (
+                IPV4_ADDRESS,
+                self.address(Family::V4).is_some(),
+                "an IPv4 address such as 192.168.2.11 or 192.168.2.11/24",
+            ),
+            (
+                IPV6_ADDRESS,
+                self.address(Family::V6).is_some(),
+                "an IPv6 address such as fd00::11 or fd00::11/64",
+            ),
+            (
+                AS_NUMBER,
+                self.as_number().is_some(),
+                "an AS number from 1 to 4294967295",
+            ),
+            (
+                ROUTE_REFLECTOR_CLUSTER_ID,
+                self.route_reflector_cluster_id().is_some(),
+                "an IPv4 address such as 10.0.0.1",
+            ),
+        ];
+        for (key, is_right, expected) in rules {
+            if self.annotation(key).is_some() && !is_right {
+                report.error(
+                    &format!("metadata.annotations.{key}"),
+                    format!("expected {expected}"),
+                );
+            }
+        }
+        for (index, block) in self.spec.blocks.iter().enumerate() {
+            let earlier = &self.spec.blocks[..index];
+            if let Some(other) = earlier
+                .iter()
+                .find(|other| other.prefix().overlaps(block.prefix()))
+            {
+                let message = format!("overlaps {other}, which stands before it; remove one");
+                report.error(&format!("spec.blocks[{index}]"), message);
+            }
+        }
+    }
+
+    fn unsupported(&self) -> Vec<Unsupported> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,226 @@
+//! What the daemon answers: the plugin's requests, and pictures of its state for people.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::sync::{Notify, watch};
+use tracing::debug;
+use twill_ipam::should_claim_ahead;
+use twill_k8s_api::files::Claim;
+use twill_rpc::message::{
+    Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
+    Request, Response, RpcError,
+};
+use twill_types::{Family, Prefix};
+
+use crate::{
+    bgp::{self, Current},
+    claims,
+    datastore::{ClaimStore, Snapshot},
+    ipam::Ipam,
+    metrics::Metrics,
+    server::chain,
+};
+
+/// Everything that answers are made of.
+pub(crate) struct Api {
+    pub(crate) node: String,
+    pub(crate) started_ms: u64,
+    pub(crate) ipam: Ipam,
+    pub(crate) claims: ClaimStore,
+    pub(crate) speaker: Current,
+    pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) installed: watch::Receiver<Arc<BTreeSet<Prefix>>>,
+    /// Standing problems, from each task that has any.
+    pub(crate) problems: Vec<watch::Receiver<Vec<String>>>,
+    pub(crate) conflicts: watch::Receiver<BTreeMap<Prefix, String>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) released: Arc<Notify>,
+}
+
+impl Api {
+    /// Answers one request.
+    pub(crate) async fn answer(&self, request: Request) -> Result<Response, RpcError> {
+        let started = Instant::now();
+        let name = match &request {
+            Request::Assign(_) => "assign",
+            Request::EndpointUp(_) => "endpoint_up",
+            Request::Release(_) => "release",
+            Request::Check(_) => "check",
+            // People's questions are not timed.
+            Request::NodeStatus
+            | Request::BgpPeers
+            | Request::BgpRoutes(_)
+            | Request::IpamShow => return self.picture(request).await,
+        };
+        let result = self.serve(request).await;
+        self.metrics.observe(name, result.is_ok(), started.elapsed().as_secs_f64());
+        result
+    }
+
+    async fn serve(&self, request: Request) -> Result<Response, RpcError> {
+        match request {
+            Request::Assign(request) => {
+                let assignment = self.ipam.assign(request).await?;
+                self.claim_ahead();
+                Ok(Response::Assigned(Assigned {
+                    addresses: assignment.addresses,
+                    sequence: assignment.sequence,
+                    mtu: *self.ipam.mtu.borrow(),
+                }))
+            }
+            Request::EndpointUp(endpoint) => self.endpoint_up(&endpoint),
+            Request::Release(request) => {
+                let released = self.ipam.release(request).await?;
+                self.released.notify_one();
+                Ok(Response::Released(released))
+            }
+            Request::Check(request) => self.ipam.check(&request).map(|()| Response::Done),
+            other => self.picture(other).await,
+        }
+    }
+
+    /// The last word before a pod's link goes up: it must not, if the addresses were released or
+    /// given to a newer ADD in the meantime.
+    fn endpoint_up(&self, endpoint: &EndpointUp) -> Result<Response, RpcError> {
+        let record = self.ipam.service.lookup(&endpoint.attachment).map_err(|error| RpcError {
+            kind: ErrorKind::TryAgain,
+            message: chain(&error),
+        })?;
+        match record {
+            Some(record) if record.sequence == endpoint.sequence => {
+                debug!(
+                    attachment = %endpoint.attachment,
+                    link = endpoint.host_ifname,
+                    addresses = ?record.addresses,
+                    pod = record.pod,
+                    "endpoint up"
+                );
+                Ok(Response::Done)
+            }
+            _ => Err(RpcError {
+                kind: ErrorKind::TryAgain,
+                message: format!(
+                    "the addresses of {} were released while its link was made",
+                    endpoint.attachment
+                ),
+            }),
+        }
+    }
+
+    /// Has another block claimed in each pool that is nearly full here.
+    fn claim_ahead(&self) {
+        let Ok(blocks) = self.ipam.service.blocks() else { return };
+        let mut pools: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+        for block in blocks.iter().filter(|block| block.assignable) {
+            let (free, size) = pools.entry(&block.pool).or_default();
+            *free += u32::from(block.free);
+            *size = (*size).max(u32::from(block.block.size()));
+        }
+        for (pool, (free, size)) in pools {
+            if should_claim_ahead(free, size) {
+                // A full queue means that claims are on their way.
+                let _ = self.ipam.claims.try_send(claims::Command::Ahead { pool: pool.to_owned() });
+            }
+        }
+    }
+
+    async fn picture(&self, request: Request) -> Result<Response, RpcError> {
+        match request {
+            Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
+            Request::BgpPeers => {
+                Ok(Response::BgpPeers(bgp::peer_statuses(&self.speaker_picture().await)))
+            }
+            Request::BgpRoutes(request) => {
+                let picture = self.speaker_picture().await;
+                let installed = Arc::clone(&self.installed.borrow());
+                Ok(Response::BgpRoutes(bgp::route_statuses(&picture, request.within, &installed)))
+            }
+            Request::IpamShow => Ok(Response::IpamShow(self.ipam_status().await?)),
+            Request::Assign(_)
+            | Request::EndpointUp(_)
+            | Request::Release(_)
+            | Request::Check(_) => Err(RpcError {
+                kind: ErrorKind::Internal,
+                message: "a request of the plugin was taken for a question".to_owned(),
+            }),
+        }
+    }
+
+    async fn speaker_picture(&self) -> twill_bgp_speaker::Snapshot {
+        let current = self.speaker.borrow().clone();
+        match current {
+            Some((_, speaker)) => speaker.snapshot().await,
+            None => twill_bgp_speaker::Snapshot::default(),
+        }
+    }
+
+    /// The state of the node.
+    pub(crate) async fn node_status(&self) -> Result<NodeStatus, RpcError> {
+        let picture = self.speaker_picture().await;
+        let identity = self.speaker.borrow().as_ref().map(|(identity, _)| *identity);
+        let resources = Arc::clone(&self.resources.borrow());
+        let own = resources.nodes.get(&self.node);
+        let addresses =
+            [Family::V4, Family::V6].into_iter().filter_map(|family| own?.address(family));
+        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let mut problems: Vec<String> =
+            resources.problems.iter().map(ToString::to_string).collect();
+        for source in &self.problems {
+            problems.extend(source.borrow().iter().cloned());
+        }
+        problems.extend(self.conflicts.borrow().values().cloned());
+        Ok(NodeStatus {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_ms: self.started_ms,
+            addresses: addresses.collect(),
+            labels: own.map(|node| node.metadata.labels.clone()).unwrap_or_default(),
+            asn: identity.map(|identity| identity.asn),
+            router_id: identity.map(|i| i.router_id.to_string()).unwrap_or_default(),
+            in_sync: self.ipam.view.borrow().ready,
+            peers: bgp::peer_statuses(&picture),
+            blocks: count(blocks.len()),
+            kernel_routes: count(self.installed.borrow().len()),
+            problems,
+        })
+    }
+
+    /// Pools, blocks and claims.
+    pub(crate) async fn ipam_status(&self) -> Result<IpamStatus, RpcError> {
+        let view = Arc::clone(&self.ipam.view.borrow());
+        let pool = |(name, pool): (&String, &crate::ipam::PoolView)| PoolStatus {
+            name: name.clone(),
+            cidr: pool.cidr,
+            eligible: pool.refusal.clone().map_or(Ok(()), Err),
+        };
+        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let block = |summary: twill_ipam::BlockSummary| BlockStatus {
+            block: summary.block,
+            pool: summary.pool,
+            used: summary.used.into(),
+            free: summary.free.into(),
+            assignable: summary.assignable,
+        };
+        let claims = tokio::task::block_in_place(|| self.claims.list());
+        let claim = |claim: Claim| ClaimStatus {
+            block: claim.block,
+            node: claim.node,
+            pool: claim.pool,
+        };
+        Ok(IpamStatus {
+            pools: view.pools.iter().map(pool).collect(),
+            blocks: blocks.into_iter().map(block).collect(),
+            claims: claims.map_err(|error| internal(&error))?.into_iter().map(claim).collect(),
+        })
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> RpcError {
+    RpcError { kind: ErrorKind::Internal, message: chain(error) }
+}

@@ -1,0 +1,192 @@
+//! Which sessions this node should have: a pure function of the resources.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, SpeakerConfig};
+use twill_k8s_api::{BgpConfiguration, BgpConfigurationSpec, BgpPeer, Node, SourceAddress};
+use twill_types::{Asn, Family};
+
+use crate::{bgp::Identity, datastore::Snapshot};
+
+/// BGP's own port (RFC 4271 section 3).
+const BGP_PORT: u16 = 179;
+/// Seconds. Peers that speak BFD or have a link that tells can be noticed sooner; three lost
+/// KEEPALIVEs in 90 s are what most routers use.
+const HOLD_TIME: u16 = 90;
+/// Seconds; BIRD's default, which Calico's users have.
+const RESTART_TIME: u16 = 120;
+
+/// What BGP should look like on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Desired {
+    /// `None` until there is a Node resource with an address.
+    pub(crate) identity: Option<Identity>,
+    pub(crate) listen_port: u16,
+    pub(crate) peers: BTreeMap<PeerKey, PeerConfig>,
+    pub(crate) problems: Vec<String>,
+}
+
+/// Works out the sessions of `node`.
+pub(crate) fn desired(node: &str, resources: &Snapshot) -> Desired {
+    let config = Configuration::of(resources);
+    let mut desired = Desired { listen_port: config.listen_port(node), ..Desired::default() };
+    let Some(own) = resources.nodes.get(node) else {
+        desired.problems.push(format!(
+            "there is no Node resource named {node}: add one, with the annotation \
+             projectcalico.org/IPv4Address"
+        ));
+        return desired;
+    };
+    let Some(address) = session_address(own) else {
+        desired.problems.push(format!(
+            "Node {node} has no address: set the annotation projectcalico.org/IPv4Address"
+        ));
+        return desired;
+    };
+    let router_id = match address {
+        IpAddr::V4(v4) => v4,
+        IpAddr::V6(_) => SpeakerConfig::router_id_from_name(node),
+    };
+    let asn = own.as_number().unwrap_or(config.asn);
+    desired.identity = Some(Identity { asn, router_id });
+    if config.mesh {
+        mesh(own, resources, &config, &mut desired);
+    }
+    for (name, peer) in &resources.peers {
+        if peer.spec.selects(node, &own.metadata.labels) {
+            explicit(name, peer, own, asn, resources, &config, &mut desired);
+        }
+    }
+    desired
+}
+
+/// BGPConfiguration, the defaults filled in.
+struct Configuration<'a> {
+    asn: Asn,
+    mesh: bool,
+    default: Option<&'a BgpConfigurationSpec>,
+    all: &'a BTreeMap<String, BgpConfiguration>,
+}
+
+impl<'a> Configuration<'a> {
+    fn of(resources: &'a Snapshot) -> Self {
+        let default = resources.bgp_configurations.get("default").map(|config| &config.spec);
+        Self {
+            asn: default.and_then(|spec| spec.as_number).unwrap_or_else(default_asn),
+            mesh: default.and_then(|spec| spec.node_to_node_mesh_enabled).unwrap_or(true),
+            default,
+            all: &resources.bgp_configurations,
+        }
+    }
+
+    /// The port of a node: from its own BGPConfiguration, else from the one for all.
+    fn listen_port(&self, node: &str) -> u16 {
+        let own = self.all.get(&format!("node.{node}")).and_then(|config| config.spec.listen_port);
+        let all = self.default.and_then(|spec| spec.listen_port);
+        own.or(all).unwrap_or(BGP_PORT)
+    }
+}
+
+fn default_asn() -> Asn {
+    Asn::new(BgpConfigurationSpec::DEFAULT_AS_NUMBER).unwrap_or(Asn::TRANS)
+}
+
+/// The address that a node's sessions run over.
+fn session_address(node: &Node) -> Option<IpAddr> {
+    node.address(Family::V4).or_else(|| node.address(Family::V6))
+}
+
+/// What every session has in common. Both families are negotiated on each, with the node's other
+/// address as the next hop of the family that the session does not run over.
+fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> PeerConfig {
+    let (same, other) = match Family::of(remote) {
+        Family::V4 => (Family::V4, Family::V6),
+        Family::V6 => (Family::V6, Family::V4),
+    };
+    PeerConfig {
+        name: name.to_owned(),
+        kind,
+        asn,
+        local_address: own.address(same),
+        passive: false,
+        hold_time: HOLD_TIME,
+        restart_time: RESTART_TIME,
+        families: BTreeSet::from([Family::V4, Family::V6]),
+        other_next_hop: own.address(other),
+    }
+}
+
+/// A session with every other node.
+fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &mut Desired) {
+    for (name, node) in &resources.nodes {
+        // A route reflector is reached by BGPPeers, not by the mesh.
+        let reflector = |node: &Node| node.route_reflector_cluster_id().is_some();
+        if *name == own.metadata.name || reflector(node) || reflector(own) {
+            continue;
+        }
+        let shared = [Family::V4, Family::V6]
+            .into_iter()
+            .find_map(|family| own.address(family).and(node.address(family)));
+        let Some(address) = shared else { continue };
+        let asn = node.as_number().unwrap_or(config.asn);
+        let key = PeerKey { address, port: config.listen_port(name) };
+        desired.peers.insert(key, session(own, name, PeerKind::Mesh, asn, address));
+    }
+}
+
+/// The session of a BGPPeer.
+fn explicit(
+    name: &str,
+    peer: &BgpPeer,
+    own: &Node,
+    own_asn: Asn,
+    resources: &Snapshot,
+    config: &Configuration<'_>,
+    desired: &mut Desired,
+) {
+    let Some(address) = &peer.spec.peer_ip else { return };
+    let holder = resources
+        .nodes
+        .iter()
+        .find(|(_, node)| node.address(Family::of(address.ip)) == Some(address.ip));
+    if holder.is_some_and(|(_, node)| node.metadata.name == own.metadata.name) {
+        // A peer for all nodes that is one of them: not with itself.
+        return;
+    }
+    // Without a port it is the other node's own, if it is one of ours.
+    let port = address
+        .port
+        .unwrap_or_else(|| holder.map_or(BGP_PORT, |(node, _)| config.listen_port(node)));
+    let key = PeerKey { address: address.ip, port };
+    let kind = if peer.spec.node.is_none() && peer.spec.node_selector.is_none() {
+        PeerKind::Global
+    } else {
+        PeerKind::Node
+    };
+    let asn = peer.spec.as_number.unwrap_or(own_asn);
+    let mut session = session(own, name, kind, asn, address.ip);
+    if peer.spec.source_address == Some(SourceAddress::None) {
+        session.local_address = None;
+    } else if session.local_address.is_none() {
+        desired.problems.push(format!(
+            "BGPPeer {name}: node {} has no {} address to speak with {} from; add it to the Node",
+            own.metadata.name,
+            Family::of(address.ip),
+            address.ip
+        ));
+        return;
+    }
+    if let Some(before) = desired.peers.get(&key)
+        && before.kind != PeerKind::Mesh
+    {
+        desired.problems.push(format!(
+            "BGPPeers {} and {name} both mean {key} for this node; the first one is used",
+            before.name
+        ));
+        return;
+    }
+    desired.peers.insert(key, session);
+}

@@ -1,0 +1,296 @@
+use std::{os::unix::net::UnixListener, thread};
+
+use tempfile::TempDir;
+use twill_types::{AttachmentId, Family};
+
+use super::*;
+use crate::{frame::write_frame, message::ErrorKind};
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A socket in a directory of its own, and a thread that treats the one connection as `script`
+/// says.
+struct Daemon {
+    directory: TempDir,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Daemon {
+    fn start(script: impl FnOnce(UnixStream) + Send + 'static) -> Self {
+        let directory = TempDir::new().unwrap();
+        let listener = UnixListener::bind(directory.path().join("twilld.sock")).unwrap();
+        let thread = thread::spawn(move || script(listener.accept().unwrap().0));
+        Self { directory, thread }
+    }
+
+    fn connect(&self, timeout: Duration) -> Result<Client, ClientError> {
+        Client::connect(&self.directory.path().join("twilld.sock"), "test", timeout)
+    }
+
+    fn join(self) {
+        self.thread.join().unwrap();
+    }
+}
+
+fn receive<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> T {
+    decode(&read_frame(stream).unwrap().unwrap()).unwrap()
+}
+
+fn welcome(protocol: u16) -> Welcome {
+    Welcome {
+        protocol,
+        daemon: "9.9.9".into(),
+        node: "node1".into(),
+    }
+}
+
+/// Reads the hello and sends the welcome of a daemon of this release.
+fn greet(stream: &mut UnixStream) {
+    assert_eq!(receive::<Hello>(stream).protocol, PROTOCOL_VERSION);
+    write_frame(stream, &welcome(PROTOCOL_VERSION)).unwrap();
+}
+
+fn assign() -> AssignRequest {
+    AssignRequest {
+        attachment: AttachmentId {
+            network: "net".into(),
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+        },
+        families: vec![Family::V4],
+        ipv4_pools: vec![],
+        ipv6_pools: vec![],
+        netns: "/run/netns/a".into(),
+        netns_cookie: Some(7),
+        pod: None,
+        timeout_ms: 1000,
+    }
+}
+
+#[test]
+fn answers_come_in_order_on_one_connection() {
+    let assigned = Assigned {
+        addresses: vec!["10.10.0.1".parse().unwrap()],
+        sequence: 3,
+        mtu: 1500,
+    };
+    let answer = Response::Assigned(assigned.clone());
+    let daemon = Daemon::start(move |mut stream| {
+        greet(&mut stream);
+        assert_eq!(receive::<Request>(&mut stream), Request::Assign(assign()));
+        write_frame(&mut stream, &answer).unwrap();
+        assert!(matches!(
+            receive::<Request>(&mut stream),
+            Request::Release(_)
+        ));
+        write_frame(
+            &mut stream,
+            &Response::Released(Released { addresses: vec![] }),
+        )
+        .unwrap();
+        // The client closes between two frames.
+        assert!(read_frame(&mut stream).unwrap().is_none());
+    });
+    let mut client = daemon.connect(LONG).unwrap();
+    assert_eq!(client.assign(assign()).unwrap(), assigned);
+    let release = ReleaseRequest {
+        attachment: assign().attachment,
+        sequence: Some(3),
+    };
+    assert_eq!(
+        client.release(release).unwrap().addresses,
+        Vec::<std::net::IpAddr>::new()
+    );
+    assert_eq!(client.welcome().unwrap().node, "node1");
+    drop(client);
+    daemon.join();
+}
+
+#[test]
+fn the_daemons_error_is_passed_on() {
+    let error = RpcError {
+        kind: ErrorKind::NoPool,
+        message: "no pool selects node3".into(),
+    };
+    let answer = Response::Error(error.clone());
+    let daemon = Daemon::start(move |mut stream| {
+        greet(&mut stream);
+        receive::<Request>(&mut stream);
+        write_frame(&mut stream, &answer).unwrap();
+    });
+    match daemon.connect(LONG).unwrap().assign(assign()) {
+        Err(ClientError::Remote(remote)) => assert_eq!(remote, error),
+        other => panic!("{other:?}"),
+    }
+    daemon.join();
+}
+
+#[test]
+fn versions_are_compared_before_anything_else() {
+    // Closing with the request unread is what a daemon does that refuses a version.
+    let daemon = Daemon::start(|mut stream| {
+        receive::<Hello>(&mut stream);
+        write_frame(&mut stream, &welcome(PROTOCOL_VERSION + 1)).unwrap();
+    });
+    let mut client = daemon.connect(LONG).unwrap();
+    let error = client.assign(assign()).unwrap_err();
+    assert!(matches!(error, ClientError::Version { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.contains("twilld 9.9.9") && text.contains("twilld.sock"),
+        "{text}"
+    );
+    daemon.join();
+}
+
+#[test]
+fn a_refusal_is_read_even_if_the_socket_is_closed_already() {
+    let (closed, wait) = std::sync::mpsc::channel();
+    let daemon = Daemon::start(move |mut stream| {
+        receive::<Hello>(&mut stream);
+        write_frame(&mut stream, &welcome(PROTOCOL_VERSION + 1)).unwrap();
+        drop(stream);
+        closed.send(()).unwrap();
+    });
+    let mut client = daemon.connect(LONG).unwrap();
+    wait.recv().unwrap();
+    let error = client.node_status().unwrap_err();
+    assert!(matches!(error, ClientError::Version { .. }), "{error:?}");
+    daemon.join();
+}
+
+#[test]
+fn nobody_listens() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("twilld.sock");
+    let missing = Client::connect(&path, "test", LONG).unwrap_err();
+    assert!(
+        matches!(missing, ClientError::NotRunning { .. }),
+        "{missing:?}"
+    );
+    drop(UnixListener::bind(&path).unwrap());
+    let refused = Client::connect(&path, "test", LONG).unwrap_err();
+    assert!(
+        matches!(refused, ClientError::NotRunning { .. }),
+        "{refused:?}"
+    );
+    assert!(
+        refused.to_string().contains(path.to_str().unwrap()),
+        "{refused}"
+    );
+    let long = directory.path().join("x".repeat(200));
+    let error = Client::connect(&long, "test", LONG).unwrap_err();
+    assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
+}
+
+#[test]
+fn a_silent_daemon_meets_the_deadline() {
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let daemon = Daemon::start(move |mut stream| {
+        greet(&mut stream);
+        // Half a frame is no answer either.
+        stream.write_all(&[0, 0]).unwrap();
+        wait.recv().unwrap_err();
+    });
+    let mut client = daemon.connect(Duration::from_millis(50)).unwrap();
+    let error = client.node_status().unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error:?}");
+    drop(done);
+    daemon.join();
+}
+
+#[test]
+fn a_daemon_that_accepts_nobody_meets_the_deadline() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("twilld.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let timeout = Duration::from_millis(50);
+    let _first = Client::connect(&path, "test", timeout).unwrap();
+    let error = Client::connect(&path, "test", timeout).unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error:?}");
+}
+
+#[test]
+fn a_daemon_that_dies_is_told_from_one_that_talks_nonsense() {
+    type Script = fn(&mut UnixStream);
+    type Expected = fn(&ClientError) -> bool;
+    let cases: [(&str, Script, Expected); 6] = [
+        (
+            "closes at once",
+            |_| {},
+            |e| matches!(e, ClientError::Lost { .. }),
+        ),
+        (
+            "dies after the welcome",
+            |s| {
+                greet(s);
+                receive::<Request>(s);
+            },
+            |e| matches!(e, ClientError::Lost { .. }),
+        ),
+        (
+            "dies inside a frame",
+            |s| {
+                greet(s);
+                receive::<Request>(s);
+                s.write_all(b"\0\0\0\x10{\"type").unwrap();
+            },
+            |e| matches!(e, ClientError::Lost { .. }),
+        ),
+        (
+            "is a web server",
+            |s| s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap(),
+            |e| {
+                matches!(
+                    e,
+                    ClientError::Protocol {
+                        source: FrameError::Oversized(_),
+                        ..
+                    }
+                )
+            },
+        ),
+        (
+            "sends a message nobody knows",
+            |s| {
+                greet(s);
+                receive::<Request>(s);
+                s.write_all(b"\0\0\0\x10{\"type\": \"fish\"}").unwrap();
+            },
+            |e| {
+                matches!(
+                    e,
+                    ClientError::Protocol {
+                        source: FrameError::Decode { .. },
+                        ..
+                    }
+                )
+            },
+        ),
+        (
+            "answers another question",
+            |s| {
+                greet(s);
+                receive::<Request>(s);
+                write_frame(s, &Response::Done).unwrap();
+            },
+            |e| {
+                matches!(
+                    e,
+                    ClientError::Unexpected {
+                        asked: "NodeStatus",
+                        got: "Done",
+                        ..
+                    }
+                )
+            },
+        ),
+    ];
+    for (name, script, expected) in cases {
+        let daemon = Daemon::start(move |mut stream| script(&mut stream));
+        let error = daemon.connect(LONG).unwrap().node_status().unwrap_err();
+        assert!(expected(&error), "{name}: {error:?}");
+        daemon.join();
+    }
+}

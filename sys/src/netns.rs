@@ -1,0 +1,265 @@
+//! Network namespaces: what they are, who they are, and doing one thing inside another one.
+
+use std::{
+    fs::File,
+    io, mem,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+    sys::statfs::{FsType, NSFS_MAGIC, fstatfs, statfs},
+};
+
+/// `NS_GET_ID` of `linux/nsfs.h`: the namespace's 64-bit identity, for a network namespace the same
+/// number as `SO_NETNS_COOKIE`. Older kernels answer `ENOTTY`.
+const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
+
+/// What can go wrong with a network namespace.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// The path cannot be opened.
+    #[error("cannot open the network namespace {}", path.display())]
+    Open {
+        /// The path as given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is something at the path, but not a namespace: it has gone, or the mount is not
+    /// visible here.
+    #[error(
+        "{} is not a namespace: it is gone, or its mount does not reach this process (mount \
+         propagation HostToContainer is needed)", path.display()
+    )]
+    NotANamespace {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The thread cannot enter the namespace.
+    #[error("cannot enter the network namespace (CAP_SYS_ADMIN is needed)")]
+    Enter(#[source] io::Error),
+    /// The namespace's identity cannot be read.
+    #[error("cannot read the cookie of the network namespace")]
+    Cookie(#[source] io::Error),
+    /// A thread for the work inside cannot be started.
+    #[error("cannot start a thread for the network namespace")]
+    Thread(#[source] io::Error),
+}
+
+/// An open network namespace. It stays alive while this is held, whatever happens to its path.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    path: PathBuf,
+}
+
+impl Netns {
+    /// Opens the namespace at `path`, for example `CNI_NETNS`.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, NetnsError> {
+        let path = path.into();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(source) => return Err(NetnsError::Open { path, source }),
+        };
+        match fstatfs(&file) {
+            Ok(stat) if is_nsfs(stat.filesystem_type()) => Ok(Self { file, path }),
+            Ok(_) => Err(NetnsError::NotANamespace { path }),
+            Err(errno) => Err(NetnsError::Open {
+                path,
+                source: errno.into(),
+            }),
+        }
+    }
+
+    /// The namespace that the calling thread is in.
+    pub fn current() -> Result<Self, NetnsError> {
+        Self::open("/proc/thread-self/ns/net")
+    }
+
+    /// The path by which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// See [`netns_cookie`].
+    pub fn cookie(&self) -> Result<Option<u64>, NetnsError> {
+        netns_cookie(self)
+    }
+
+    /// Runs `f` with the calling thread inside the namespace, and brings the thread back. Needs no
+    /// thread of its own, so it is the quick way for a short-lived program; `f` should only open
+    /// sockets and touch `/proc/sys/net`. Where other work shares the thread (an async runtime),
+    /// use [`in_netns`].
+    ///
+    /// If the way back fails the process is aborted: to run on in a pod's namespace would mean to
+    /// change the wrong one.
+    pub fn enter<T>(&self, f: impl FnOnce() -> T) -> Result<T, NetnsError> {
+        struct Home(Netns);
+        impl Drop for Home {
+            fn drop(&mut self) {
+                if setns(&self.0, CloneFlags::CLONE_NEWNET).is_err() {
+                    std::process::abort();
+                }
+            }
+        }
+        let home = Home(Self::current()?);
+        setns(self, CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Enter(errno.into()))?;
+        let value = f();
+        drop(home);
+        Ok(value)
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Runs `f` on a thread of its own inside the namespace, and waits for it.
+pub fn in_netns<T: Send>(
+    netns: impl AsFd + Sync,
+    f: impl FnOnce() -> T + Send,
+) -> Result<T, NetnsError> {
+    thread::scope(|scope| {
+        let work = || {
+            setns(&netns, CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| NetnsError::Enter(errno.into()))?;
+            Ok(f())
+        };
+        let thread = thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, work);
+        match thread.map_err(NetnsError::Thread)?.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Whether there is a namespace at `path`. A pod's namespace whose mount does not reach this
+/// process reads as an empty plain file, and a path that is gone is no namespace either.
+pub fn is_netns(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| is_nsfs(stat.filesystem_type()))
+}
+
+fn is_nsfs(fs: FsType) -> bool {
+    fs == NSFS_MAGIC
+}
+
+/// The kernel's number for a network namespace, which is never used twice in a boot (an inode is).
+/// `None` if this kernel (before 5.14) has none.
+///
+/// `ioctl(NS_GET_ID)` needs no capability; kernels without it are asked through a socket made
+/// inside the namespace, which needs `CAP_SYS_ADMIN`.
+pub fn netns_cookie(netns: impl AsFd) -> Result<Option<u64>, NetnsError> {
+    let mut id = 0u64;
+    // SAFETY: the descriptor is open while it is borrowed, and NS_GET_ID writes exactly the eight
+    // bytes of `id`.
+    let result = unsafe { libc::ioctl(netns.as_fd().as_raw_fd(), NS_GET_ID, &raw mut id) };
+    if result == 0 {
+        return Ok(Some(id));
+    }
+    match Errno::last() {
+        Errno::ENOTTY => cookie_from_within(netns.as_fd()),
+        errno => Err(NetnsError::Cookie(errno.into())),
+    }
+}
+
+fn cookie_from_within(netns: BorrowedFd<'_>) -> Result<Option<u64>, NetnsError> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let opened = in_netns(netns, || {
+        socket(
+            AddressFamily::Unix,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+    })?;
+    let socket = opened.map_err(|errno| NetnsError::Cookie(errno.into()))?;
+    socket_netns_cookie(socket.as_fd())
+}
+
+fn socket_netns_cookie(socket: BorrowedFd<'_>) -> Result<Option<u64>, NetnsError> {
+    let mut cookie = 0u64;
+    #[expect(clippy::cast_possible_truncation, reason = "eight")]
+    let mut length = mem::size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the descriptor is open while it is borrowed, `length` says how long `cookie` is, and
+    // the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match (result, Errno::last()) {
+        (0, _) => Ok(Some(cookie)),
+        (_, Errno::ENOPROTOOPT) => Ok(None),
+        (_, errno) => Err(NetnsError::Cookie(errno.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::unshare;
+
+    use super::*;
+
+    /// A new namespace that nothing but the handle keeps alive.
+    fn fresh() -> Netns {
+        thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
+            Netns::current().unwrap()
+        })
+        .join()
+        .unwrap()
+    }
+
+    #[test]
+    fn the_two_ways_to_the_cookie_agree() {
+        let (a, b) = (fresh(), fresh());
+        let cookie = a.cookie().unwrap();
+        assert_eq!(cookie, cookie_from_within(a.as_fd()).unwrap());
+        assert!(cookie.is_some());
+        assert_ne!(cookie, b.cookie().unwrap());
+    }
+
+    #[test]
+    fn the_caller_comes_back() {
+        let home = Netns::current().unwrap().cookie().unwrap();
+        let other = fresh();
+        let here = || Netns::current().unwrap().cookie().unwrap();
+        assert_eq!(other.enter(here).unwrap(), other.cookie().unwrap());
+        assert_eq!(here(), home);
+        assert_eq!(in_netns(&other, here).unwrap(), other.cookie().unwrap());
+        assert_eq!(here(), home);
+
+        let panicked = std::panic::catch_unwind(|| other.enter(|| panic!("inside")));
+        assert!(panicked.is_err());
+        assert_eq!(here(), home);
+    }
+
+    #[test]
+    fn a_plain_file_is_no_namespace() {
+        let plain = Path::new("/proc/self/status");
+        assert!(!is_netns(plain));
+        assert!(!is_netns(Path::new("/nonexistent")));
+        assert!(is_netns(Path::new("/proc/self/ns/net")));
+        assert!(matches!(
+            Netns::open(plain),
+            Err(NetnsError::NotANamespace { .. })
+        ));
+        assert!(matches!(
+            Netns::open("/nonexistent"),
+            Err(NetnsError::Open { .. })
+        ));
+    }
+}

@@ -1,0 +1,50 @@
+//! Where the programs under test are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+/// Debian's place for the reference CNI plugins (package containernetworking-plugins).
+pub const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+
+/// The directory with `twill`, `twilld` and `twillctl`: `$TWILL_BIN_DIR`, else beside the
+/// directory that this program was built into.
+pub fn directory() -> Result<PathBuf> {
+    if let Some(dir) = env::var_os("TWILL_BIN_DIR") {
+        return std::path::absolute(&dir).context("TWILL_BIN_DIR is no path");
+    }
+    let own = env::current_exe().context("cannot find my own program file")?;
+    let dir = own
+        .parent()
+        .context("my own program file has no directory")?;
+    // Test programs are in `deps/`, programs directly in the profile's directory.
+    let dir = if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    };
+    Ok(dir.to_owned())
+}
+
+/// The path of a program of ours, or an error with the command that builds it.
+pub fn find(name: &str) -> Result<PathBuf> {
+    let dir = directory()?;
+    let path = dir.join(name);
+    ensure!(
+        path.is_file(),
+        "{} does not exist. Build the programs with\n    cargo build --locked -p \
+         twill-cni-plugin -p twill-node-daemon -p twill-cli\nor name their directory in \
+         TWILL_BIN_DIR",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// A file of the source tree (`conf/samples/ippool-app.yaml`).
+pub fn source(path: &str) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).join(path)
+}

@@ -1,0 +1,128 @@
+//! The runner of kernel suites: each test a process of its own, in a sandbox of its own.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{self, Write},
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+    process::{Child, Command, ExitCode, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::{process::read_lossy, sandbox, wait::wait_for};
+
+/// Names the one test that a process has to run.
+const TEST: &str = "TWILL_KERNEL_TEST";
+
+/// How long one test may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A test: its name and what it does.
+pub struct Test {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does; an error or a panic is a failure.
+    pub run: fn() -> Result<()>,
+}
+
+/// A suite out of functions, each a [`Test`] by its own path.
+#[macro_export]
+macro_rules! tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        &[$($crate::suite::Test {
+            name: concat!(stringify!($module), "::", stringify!($name)),
+            run: $module::$name,
+        }),*]
+    };
+}
+
+/// `main` of a suite. `helpers` are not tests, but programs that a test starts with [`helper`].
+pub fn main(tests: &'static [Test], helpers: &'static [Test]) -> ExitCode {
+    if let Err(error) = sandbox::enter() {
+        complain(&format!("{error:#}"));
+        return ExitCode::FAILURE;
+    }
+    if let Some(name) = env::var_os(TEST) {
+        let name = name.to_string_lossy();
+        let test = tests.iter().chain(helpers).find(|test| test.name == name);
+        return test.map_or(ExitCode::FAILURE, run_one);
+    }
+    let mut arguments = Arguments::from_args();
+    // Two at a time: more only make timing worse on small machines.
+    arguments.test_threads.get_or_insert(2);
+    let trials = tests
+        .iter()
+        .map(|test| Trial::test(test.name, || start(test.name)));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// A command that runs one of the suite's helpers (or tests) in a sandbox of its own.
+pub fn helper(name: &str) -> Result<Command> {
+    let mut command = sandbox::nested(env::current_exe()?);
+    command.env(TEST, name);
+    Ok(command)
+}
+
+/// One test, inside its own sandbox.
+fn run_one(test: &Test) -> ExitCode {
+    match panic::catch_unwind(AssertUnwindSafe(test.run)) {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => complain(&format!("{error:#}")),
+        // The panic's own message is out already.
+        Err(_) => {}
+    }
+    for (log, end) in sandbox::logs(40) {
+        complain(&format!("---- {} (end) ----\n{end}", log.display()));
+    }
+    ExitCode::FAILURE
+}
+
+/// One test's process, from outside.
+fn start(name: &str) -> Result<(), Failed> {
+    run_process(name).map_err(|error| Failed::from(format!("{error:#}")))
+}
+
+fn run_process(name: &str) -> Result<()> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let output = PathBuf::from(format!(
+        "/run/test-{}",
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    ));
+    let file = File::create(&output).context("cannot write a test's output")?;
+    let mut command = helper(name)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
+    let mut child = Guard(command.spawn().context("cannot start a test")?);
+    let status = wait_for("the test", LIMIT, || {
+        child.0.try_wait()?.context("it still runs")
+    });
+    drop(child);
+    let text = read_lossy(&output);
+    let _ = fs::remove_file(&output);
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(anyhow::anyhow!("{status}\n{text}")),
+        Err(error) => Err(error.context(text)),
+    }
+}
+
+/// A child that does not outlive its owner.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

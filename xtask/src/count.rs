@@ -1,0 +1,119 @@
+//! Adds up what the test runners say.
+
+use anyhow::{Context, bail};
+
+/// The sums over the output of one or more `cargo test`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+}
+
+/// Reads the output of `cargo test`. Unit tests count as one suite, doctests as another, and each
+/// further test target as one; a suite that ran nothing is an error, since a filter, a feature or
+/// a moved file can make a whole suite disappear without a failure.
+pub(crate) fn count(log: &str) -> anyhow::Result<Counts> {
+    let mut suites = std::collections::BTreeMap::<String, Counts>::new();
+    let mut suite = None;
+    for line in log.lines() {
+        if let Some(name) = suite_of(line.trim_start()) {
+            suite = Some(name);
+        } else if let Some(result) = line.strip_prefix("test result: ") {
+            let suite = suite
+                .clone()
+                .with_context(|| format!("no suite before `{line}`"))?;
+            let sum = suites.entry(suite).or_default();
+            sum.passed += number(result, "passed")?;
+            sum.failed += number(result, "failed")?;
+            let ignored = number(result, "ignored")?;
+            if ignored > 0 {
+                bail!("{ignored} tests were skipped: `{line}`; every test has to run");
+            }
+        }
+    }
+    if suites.is_empty() {
+        bail!("no test ran at all");
+    }
+    let mut sum = Counts::default();
+    for (suite, counts) in suites {
+        if counts == Counts::default() {
+            bail!("{suite} ran no test");
+        }
+        sum.passed += counts.passed;
+        sum.failed += counts.failed;
+    }
+    Ok(sum)
+}
+
+/// The suite that a line of cargo announces.
+fn suite_of(line: &str) -> Option<String> {
+    if line.starts_with("Doc-tests ") {
+        return Some("doctests".to_owned());
+    }
+    let target = line.strip_prefix("Running ")?.split(" (").next()?;
+    let unit = target.starts_with("unittests ");
+    Some(if unit {
+        "unit tests".to_owned()
+    } else {
+        target.to_owned()
+    })
+}
+
+/// `23` from `ok. 23 passed; 0 failed; ...`.
+fn number(result: &str, what: &str) -> anyhow::Result<u64> {
+    result
+        .split(['.', ';'])
+        .find_map(|part| part.trim().strip_suffix(what)?.trim().parse().ok())
+        .with_context(|| format!("no number of `{what}` in `{result}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+   Compiling twill-types v0.1.0
+     Running unittests src/lib.rs (target/debug/deps/twill_types-1)
+running 2 tests
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.02s
+     Running unittests src/main.rs (target/debug/deps/twilld-1)
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+     Running kernel/main.rs (target/debug/deps/kernel-1)
+test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 9.10s
+   Doc-tests twill_types
+test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.50s
+";
+
+    #[test]
+    fn adds_up_all_runners() {
+        assert_eq!(
+            count(LOG).unwrap(),
+            Counts {
+                passed: 10,
+                failed: 1
+            }
+        );
+    }
+
+    #[test]
+    fn a_suite_without_tests_is_an_error() {
+        for (from, to, expected) in [
+            (
+                "5 passed; 1 failed",
+                "0 passed; 0 failed",
+                "kernel/main.rs ran no test",
+            ),
+            ("3 passed", "0 passed", "doctests ran no test"),
+            ("2 passed", "0 passed", "unit tests ran no test"),
+            (
+                "2 passed; 0 failed; 0 ignored",
+                "2 passed; 0 failed; 4 ignored",
+                "4 tests were",
+            ),
+            ("test result: ", "", "no test ran at all"),
+        ] {
+            let error = count(&LOG.replace(from, to)).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

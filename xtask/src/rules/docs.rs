@@ -1,0 +1,239 @@
+//! Whether the documents still describe the tree.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    finding::Finding,
+    metadata::Workspace,
+    tree::{File, Tree},
+};
+
+const ADR_INDEX: &str = "docs/adr/README.md";
+const ARCHITECTURE: &str = "ARCHITECTURE.md";
+
+/// The section of ARCHITECTURE.md whose table has one row per crate: folder, ..., and in the
+/// column of this name the members that it is built from.
+const CODE_MAP: &str = "## Code map";
+const DEPENDS: &str = "Built on";
+
+pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
+    let mut findings = decisions(tree);
+    findings.extend(code_map(tree, workspace));
+    findings.extend(tree.files().iter().flat_map(|file| links(tree, file)));
+    findings
+}
+
+/// Every decision is listed.
+fn decisions(tree: &Tree) -> Vec<Finding> {
+    let index = tree.get(ADR_INDEX).map_or("", |file| &file.text);
+    tree.files()
+        .iter()
+        .filter_map(|file| Some((file, file.path.strip_prefix("docs/adr/")?)))
+        .filter(|(_, name)| name.starts_with(|c: char| c.is_ascii_digit()))
+        .filter(|(_, name)| !index.contains(&format!("]({name})")))
+        .map(|(file, name)| {
+            let what = format!("{name} is not listed in {ADR_INDEX}");
+            Finding::error(&file.path, 1, what, "add a line with a link to it")
+        })
+        .collect()
+}
+
+/// A relative link of a Markdown file leads to a file or a folder of the tree.
+fn links(tree: &Tree, file: &File) -> Vec<Finding> {
+    if !file.path.ends_with(".md") {
+        return Vec::new();
+    }
+    let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let mut findings = Vec::new();
+    for (number, line) in file.lines() {
+        for target in line
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next())
+        {
+            if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let path = resolve(folder, target);
+            let inside = format!("{path}/");
+            let exists = |f: &File| f.path == path || f.path.starts_with(&inside);
+            if !tree.files().iter().any(exists) {
+                let what = format!("the link to {target} leads nowhere");
+                findings.push(Finding::error(
+                    &file.path,
+                    number,
+                    what,
+                    "correct or remove it",
+                ));
+            }
+        }
+    }
+    findings
+}
+
+fn resolve(folder: &str, target: &str) -> String {
+    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// The crate table is what `cargo metadata` says.
+fn code_map(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
+    let Some(file) = tree.get(ARCHITECTURE) else {
+        let what = "there is no map of the code";
+        return vec![Finding::error(ARCHITECTURE, 1, what, "write one")];
+    };
+    let mut findings = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut column = None;
+    let section = file
+        .lines()
+        .skip_while(|(_, line)| *line != CODE_MAP)
+        .skip(1);
+    for (number, line) in section.take_while(|(_, line)| !line.starts_with("## ")) {
+        let Some(cells) = cells(line) else { continue };
+        column = column.or_else(|| cells.iter().position(|cell| *cell == DEPENDS));
+        let Some(folder) = names(cells[0]).into_iter().next() else {
+            continue;
+        };
+        let Some(member) = workspace.members.get(folder) else {
+            let what = format!("there is no crate {folder}");
+            findings.push(Finding::error(ARCHITECTURE, number, what, "remove the row"));
+            continue;
+        };
+        seen.insert(folder);
+        let written = column
+            .and_then(|column| cells.get(column))
+            .map(|cell| names(cell));
+        let real = member.internal();
+        if written.as_ref() != Some(&real) {
+            let remedy = format!("write {}", list(&real));
+            let what = format!("{folder} is not built on what the column `{DEPENDS}` says");
+            findings.push(Finding::error(ARCHITECTURE, number, what, remedy));
+        }
+    }
+    let line = file.line_of(CODE_MAP);
+    findings.extend(
+        workspace
+            .members
+            .iter()
+            .filter(|(f, _)| !seen.contains(f.as_str()))
+            .map(|(folder, member)| {
+                let what = format!("{folder} has no row under `{CODE_MAP}`");
+                let remedy = format!("add `{folder}/`, built on {}", list(&member.internal()));
+                Finding::error(ARCHITECTURE, line, what, remedy)
+            }),
+    );
+    findings
+}
+
+fn cells(line: &str) -> Option<Vec<&str>> {
+    Some(
+        line.strip_prefix('|')?
+            .trim_end()
+            .strip_suffix('|')?
+            .split('|')
+            .map(str::trim)
+            .collect(),
+    )
+}
+
+/// The names in code quotes, without the slash of a folder.
+fn names(cell: &str) -> BTreeSet<&str> {
+    cell.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(|name| name.trim_end_matches('/'))
+        .collect()
+}
+
+fn list(names: &BTreeSet<&str>) -> String {
+    match names.len() {
+        0 => "–".to_owned(),
+        _ => names
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        metadata::Member,
+        tests::{text, tree},
+    };
+
+    fn map(rows: &str) -> String {
+        let rpc = Member {
+            dependencies: ["twill-types".to_owned()].into(),
+            ..Member::default()
+        };
+        let members = [
+            ("rpc".to_owned(), rpc),
+            ("types".to_owned(), Member::default()),
+        ]
+        .into();
+        let page = format!(
+            "# A\n## Code map\n| Folder | Duty | Built on |\n|---|---|---|\n{rows}\n## Next\n| `x/` |\n"
+        );
+        text(&code_map(
+            &tree(&[(ARCHITECTURE, &page)]),
+            &Workspace { members },
+        ))
+    }
+
+    #[test]
+    fn the_code_map_is_the_workspace() {
+        assert_eq!(
+            map("| `rpc/` | asks | `types` |\n| `types/` | words | – |"),
+            ""
+        );
+        let found = map("| `rpc/` | asks | – |\n| `old/` | gone | – |");
+        assert_eq!(
+            found,
+            "ARCHITECTURE.md:5: error: rpc is not built on what the column `Built on` says; write \
+             `types`\n\
+             ARCHITECTURE.md:6: error: there is no crate old; remove the row\n\
+             ARCHITECTURE.md:2: error: types has no row under `## Code map`; add `types/`, built \
+             on –\n"
+        );
+    }
+
+    #[test]
+    fn decisions_are_listed() {
+        let files = [
+            (ADR_INDEX, "- [1](0001-a.md)\n"),
+            ("docs/adr/0001-a.md", ""),
+            ("docs/adr/0002-b.md", ""),
+        ];
+        let found = text(&decisions(&tree(&files)));
+        assert!(found.starts_with("docs/adr/0002-b.md:1: error"), "{found}");
+        assert_eq!(found.lines().count(), 1, "{found}");
+    }
+
+    #[test]
+    fn links_lead_somewhere() {
+        let page = "[a](../README.md) [b](adr/)\n[c](missing.md#x) [d](https://x.org) [e](#here)\n";
+        let tree = tree(&[
+            ("docs/x.md", page),
+            ("README.md", ""),
+            ("docs/adr/0001-a.md", ""),
+        ]);
+        let found = text(&links(&tree, tree.get("docs/x.md").unwrap()));
+        assert_eq!(
+            found,
+            "docs/x.md:2: error: the link to missing.md leads nowhere; correct or remove it\n"
+        );
+    }
+}
