@@ -37,7 +37,10 @@ pub(crate) enum Loss {
 #[derive(Debug)]
 pub(crate) enum Session {
     Up,
-    Down { loss: Loss, negotiated: Box<Negotiated> },
+    Down {
+        loss: Loss,
+        negotiated: Box<Negotiated>,
+    },
     Update(UpdateIn),
     Refresh(RouteRefresh),
 }
@@ -82,7 +85,11 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn new(key: PeerKey, config: PeerConfig, now: Time) -> Self {
-        let dial = if config.passive { Dial::No } else { Dial::At(now, State::Active) };
+        let dial = if config.passive {
+            Dial::No
+        } else {
+            Dial::At(now, State::Active)
+        };
         Self {
             key,
             config,
@@ -104,12 +111,19 @@ impl Peer {
             Dial::At(_, state) => state,
             Dial::Opening(_) => State::Connect,
         };
-        self.connections.iter().map(|connection| connection.state).max().unwrap_or(dialling)
+        self.connections
+            .iter()
+            .map(|connection| connection.state)
+            .max()
+            .unwrap_or(dialling)
     }
 
     /// The Established connection.
     pub(crate) fn established(&self) -> Option<(&Connection, &Negotiated)> {
-        let connection = self.connections.iter().find(|c| c.state == State::Established)?;
+        let connection = self
+            .connections
+            .iter()
+            .find(|c| c.state == State::Established)?;
         Some((connection, connection.negotiated.as_ref()?))
     }
 
@@ -122,7 +136,11 @@ impl Peer {
             Dial::At(deadline, _) => Some((deadline, "connect retry timer")),
             Dial::No | Dial::Opening(_) => None,
         };
-        self.connections.iter().filter_map(Connection::next_deadline).chain(dial).min()
+        self.connections
+            .iter()
+            .filter_map(Connection::next_deadline)
+            .chain(dial)
+            .min()
     }
 
     /// Timers (RFC 4271 events 9 to 13, RFC 9687).
@@ -134,7 +152,9 @@ impl Peer {
         }
         let due: Vec<ConnId> = self.connections.iter().map(|c| c.id).collect();
         for id in due {
-            let Some(connection) = self.connections.iter().find(|c| c.id == id) else { continue };
+            let Some(connection) = self.connections.iter().find(|c| c.id == id) else {
+                continue;
+            };
             if connection.hold_expired(sink.now) {
                 self.fail(id, Notification::new(code::HOLD_TIMER, 0), sink);
             } else if connection.send_hold_expired(sink.now) {
@@ -185,8 +205,15 @@ impl Peer {
         self.start(conn, Direction::Incoming, local, sink);
     }
 
-    fn start(&mut self, conn: ConnId, direction: Direction, local: SocketAddr, sink: &mut Sink<'_>) {
-        self.connections.push(Connection::new(conn, direction, local, sink.now));
+    fn start(
+        &mut self,
+        conn: ConnId,
+        direction: Direction,
+        local: SocketAddr,
+        sink: &mut Sink<'_>,
+    ) {
+        self.connections
+            .push(Connection::new(conn, direction, local, sink.now));
         let open = Connection::open(sink.speaker, &self.config, sink.restarting);
         self.send(conn, open, sink);
     }
@@ -199,7 +226,9 @@ impl Peer {
 
     /// A connection broke (event 18).
     pub(crate) fn closed(&mut self, conn: ConnId, reason: &str, sink: &mut Sink<'_>) {
-        let Some(connection) = self.forget(conn) else { return };
+        let Some(connection) = self.forget(conn) else {
+            return;
+        };
         self.ended(connection, Loss::Connection(reason.to_owned()), sink);
     }
 
@@ -236,17 +265,25 @@ impl Peer {
     fn opened(&mut self, conn: ConnId, open: wire::Open, sink: &mut Sink<'_>) {
         let config = self.config.clone();
         let identifier = open.identifier;
-        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else { return };
+        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
+            return;
+        };
         if let Err(notification) = connection.opened(open, sink.speaker, &config, sink.now) {
             return self.fail(conn, notification, sink);
         }
         let direction = connection.direction;
-        let rival = self.connections.iter().find(|c| c.id != conn && c.state >= State::OpenConfirm);
+        let rival = self
+            .connections
+            .iter()
+            .find(|c| c.id != conn && c.state >= State::OpenConfirm);
         if let Some(rival) = rival {
             let (rival_id, rival_direction) = (rival.id, rival.direction);
             let old = rival.state == State::Established
                 && sink.now.since(rival.established_at) >= RACE
-                && rival.negotiated.as_ref().is_some_and(|n| n.graceful_restart().is_some());
+                && rival
+                    .negotiated
+                    .as_ref()
+                    .is_some_and(|n| n.graceful_restart().is_some());
             let established = rival.state == State::Established;
             // The connection that the higher identifier opened stays.
             let outgoing_stays = sink.speaker.router_id > identifier;
@@ -263,7 +300,11 @@ impl Peer {
             } else if established || !new_stays {
                 return self.fail(conn, Notification::new(code::CEASE, cease::COLLISION), sink);
             } else {
-                self.fail(rival_id, Notification::new(code::CEASE, cease::COLLISION), sink);
+                self.fail(
+                    rival_id,
+                    Notification::new(code::CEASE, cease::COLLISION),
+                    sink,
+                );
             }
         }
         self.send(conn, wire::encode_keepalive(), sink);
@@ -272,14 +313,20 @@ impl Peer {
 
     /// A KEEPALIVE (event 26): in OpenConfirm it makes the session.
     fn confirmed(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
-        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else { return };
+        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
+            return;
+        };
         if connection.state != State::OpenConfirm {
             return;
         }
         connection.state = State::Established;
         connection.established_at = sink.now;
-        let others: Vec<ConnId> =
-            self.connections.iter().map(|c| c.id).filter(|id| *id != conn).collect();
+        let others: Vec<ConnId> = self
+            .connections
+            .iter()
+            .map(|c| c.id)
+            .filter(|id| *id != conn)
+            .collect();
         for id in others {
             self.fail(id, Notification::new(code::CEASE, cease::COLLISION), sink);
         }
@@ -296,7 +343,10 @@ impl Peer {
 
     /// A NOTIFICATION came (events 24 and 25).
     fn notified(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
-        let event = PeerEvent::Notification { sent: false, notification: notification.clone() };
+        let event = PeerEvent::Notification {
+            sent: false,
+            notification: notification.clone(),
+        };
         sink.outputs.push(Output::Event(self.key, event));
         sink.outputs.push(Output::Close { conn });
         if let Some(connection) = self.forget(conn) {
@@ -308,7 +358,10 @@ impl Peer {
     fn fail(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
         self.send(conn, wire::encode_notification(&notification), sink);
         sink.outputs.push(Output::Close { conn });
-        let event = PeerEvent::Notification { sent: true, notification: notification.clone() };
+        let event = PeerEvent::Notification {
+            sent: true,
+            notification: notification.clone(),
+        };
         sink.outputs.push(Output::Event(self.key, event));
         if let Some(connection) = self.forget(conn) {
             self.ended(connection, Loss::Notification(notification), sink);
@@ -350,7 +403,8 @@ impl Peer {
             _ if collision => {}
             _ => {
                 self.info.clone_from(&reason);
-                sink.outputs.push(Output::Event(self.key, PeerEvent::Failed { reason }));
+                sink.outputs
+                    .push(Output::Event(self.key, PeerEvent::Failed { reason }));
             }
         }
         if !self.connections.is_empty() || matches!(self.dial, Dial::Opening(_)) {
@@ -365,15 +419,20 @@ impl Peer {
 
     /// Tries again after a time that doubles, with jitter (section 8.1.1, IdleHoldTime).
     fn retry(&mut self, state: State, sink: &mut Sink<'_>) {
-        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
+        let wait = FIRST_RETRY
+            .saturating_mul(1 << self.failures.min(10))
+            .min(LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         let wait = sink.jitter.apply(wait);
         self.schedule(wait, state, sink);
     }
 
     fn schedule(&mut self, wait: Duration, state: State, sink: &Sink<'_>) {
-        self.dial =
-            if self.config.passive { Dial::No } else { Dial::At(sink.now + wait, state) };
+        self.dial = if self.config.passive {
+            Dial::No
+        } else {
+            Dial::At(sink.now + wait, state)
+        };
     }
 
     /// Takes a changed configuration; a session that it does not concern stays.
@@ -402,15 +461,24 @@ impl Peer {
         self.dial = Dial::No;
         for connection in std::mem::take(&mut self.connections) {
             let bytes = wire::encode_notification(notification);
-            sink.outputs.push(Output::Send { conn: connection.id, bytes });
-            sink.outputs.push(Output::Close { conn: connection.id });
+            sink.outputs.push(Output::Send {
+                conn: connection.id,
+                bytes,
+            });
+            sink.outputs.push(Output::Close {
+                conn: connection.id,
+            });
             self.messages_out += 1;
-            if let (State::Established, Some(negotiated)) = (connection.state, connection.negotiated)
+            if let (State::Established, Some(negotiated)) =
+                (connection.state, connection.negotiated)
             {
                 self.since = sink.now;
                 self.flaps += 1;
                 let negotiated = Box::new(negotiated);
-                sink.sessions.push(Session::Down { loss: Loss::Removed, negotiated });
+                sink.sessions.push(Session::Down {
+                    loss: Loss::Removed,
+                    negotiated,
+                });
             }
         }
         self.info = notification.to_string();

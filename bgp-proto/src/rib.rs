@@ -54,7 +54,10 @@ pub(crate) struct Rib {
 
 impl Rib {
     pub(crate) fn new(max_paths: usize) -> Self {
-        Self { max_paths, ..Self::default() }
+        Self {
+            max_paths,
+            ..Self::default()
+        }
     }
 
     /// What is known of a peer from now on, as its session comes up.
@@ -72,8 +75,15 @@ impl Rib {
     ) {
         let attributes = self.intern(attributes);
         for prefix in prefixes {
-            let path = Path { attributes: Arc::clone(&attributes), stale: false };
-            self.destinations.entry(prefix).or_default().paths.insert(peer, path);
+            let path = Path {
+                attributes: Arc::clone(&attributes),
+                stale: false,
+            };
+            self.destinations
+                .entry(prefix)
+                .or_default()
+                .paths
+                .insert(peer, path);
             self.dirty.insert(prefix);
         }
         let next_hop = attributes.next_hop;
@@ -118,8 +128,9 @@ impl Rib {
 
     /// Drops a peer's stale paths of these families; says how many.
     pub(crate) fn flush_stale(&mut self, peer: PeerKey, families: &[Family]) -> usize {
-        let stale = self
-            .prefixes_of(peer, |prefix, path| path.stale && families.contains(&prefix.family()));
+        let stale = self.prefixes_of(peer, |prefix, path| {
+            path.stale && families.contains(&prefix.family())
+        });
         let count = stale.len();
         self.withdraw(peer, stale);
         count
@@ -134,7 +145,11 @@ impl Rib {
     fn prefixes_of(&self, peer: PeerKey, wanted: impl Fn(Prefix, &Path) -> bool) -> Vec<Prefix> {
         self.destinations
             .iter()
-            .filter(|(prefix, d)| d.paths.get(&peer).is_some_and(|path| wanted(**prefix, path)))
+            .filter(|(prefix, d)| {
+                d.paths
+                    .get(&peer)
+                    .is_some_and(|path| wanted(**prefix, path))
+            })
             .map(|(prefix, _)| *prefix)
             .collect()
     }
@@ -165,7 +180,11 @@ impl Rib {
             return;
         }
         for (prefix, destination) in &self.destinations {
-            if destination.paths.values().any(|path| changed.contains(&path.attributes.next_hop)) {
+            if destination
+                .paths
+                .values()
+                .any(|path| changed.contains(&path.attributes.next_hop))
+            {
                 self.dirty.insert(*prefix);
             }
         }
@@ -179,13 +198,19 @@ impl Rib {
             return changes;
         }
         for prefix in dirty {
-            let Some(destination) = self.destinations.get(&prefix) else { continue };
+            let Some(destination) = self.destinations.get(&prefix) else {
+                continue;
+            };
             let used = self.best(destination);
-            let mut next_hops: Vec<IpAddr> =
-                used.iter().map(|candidate| candidate.attributes.next_hop).collect();
+            let mut next_hops: Vec<IpAddr> = used
+                .iter()
+                .map(|candidate| candidate.attributes.next_hop)
+                .collect();
             next_hops.sort_unstable();
             next_hops.dedup();
-            let Some(destination) = self.destinations.get_mut(&prefix) else { continue };
+            let Some(destination) = self.destinations.get_mut(&prefix) else {
+                continue;
+            };
             destination.used = used.into_iter().map(|candidate| candidate.peer).collect();
             if destination.installed != next_hops {
                 destination.installed.clone_from(&next_hops);
@@ -206,7 +231,9 @@ impl Rib {
             .filter_map(|(peer, path)| {
                 let facts = self.peers.get(peer)?;
                 let next_hop = self.next_hops.get(&path.attributes.next_hop)?;
-                let Some(NextHopState::Reachable { metric }) = next_hop else { return None };
+                let Some(NextHopState::Reachable { metric }) = next_hop else {
+                    return None;
+                };
                 Some(Candidate {
                     peer: *peer,
                     attributes: Arc::clone(&path.attributes),
@@ -216,13 +243,16 @@ impl Rib {
                 })
             })
             .collect();
-        decide(candidates, self.max_paths).map(|(used, _)| used).unwrap_or_default()
+        decide(candidates, self.max_paths)
+            .map(|(used, _)| used)
+            .unwrap_or_default()
     }
 
     /// Attribute sets and next hops that no path has any more.
     fn forget_unused(&mut self) {
         let before = self.attributes.len();
-        self.attributes.retain(|attributes| Arc::strong_count(attributes) > 1);
+        self.attributes
+            .retain(|attributes| Arc::strong_count(attributes) > 1);
         if self.attributes.len() == before {
             return;
         }
@@ -240,8 +270,13 @@ impl Rib {
 
     /// Paths of a peer: all, and stale ones.
     pub(crate) fn count(&self, peer: PeerKey) -> (usize, usize) {
-        let paths = self.destinations.values().filter_map(|d| d.paths.get(&peer));
-        paths.fold((0, 0), |(all, stale), path| (all + 1, stale + usize::from(path.stale)))
+        let paths = self
+            .destinations
+            .values()
+            .filter_map(|d| d.paths.get(&peer));
+        paths.fold((0, 0), |(all, stale), path| {
+            (all + 1, stale + usize::from(path.stale))
+        })
     }
 
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = RouteSnapshot> {

@@ -84,7 +84,11 @@ impl Speaker {
             Input::ConnectFailed { conn, reason } => {
                 self.with_owner(now, conn, |peer, sink| peer.connect_failed(reason, sink));
             }
-            Input::Accepted { conn, local, remote } => self.accepted(now, conn, local, remote),
+            Input::Accepted {
+                conn,
+                local,
+                remote,
+            } => self.accepted(now, conn, local, remote),
             Input::Received { conn, bytes } => {
                 self.with_owner(now, conn, |peer, sink| peer.received(conn, &bytes, sink));
             }
@@ -102,9 +106,14 @@ impl Speaker {
     /// When [`Input::Tick`] is due next, and for what.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let peers = self.peers.values().filter_map(Peer::next_deadline);
-        let stale = self.exchanges.values().filter_map(|exchange| exchange.stale_until);
+        let stale = self
+            .exchanges
+            .values()
+            .filter_map(|exchange| exchange.stale_until);
         let stale = stale.map(|deadline| (deadline, "restart timer"));
-        let converge = self.converge_by.map(|deadline| (deadline, "selection deferral timer"));
+        let converge = self
+            .converge_by
+            .map(|deadline| (deadline, "selection deferral timer"));
         peers.chain(stale).chain(converge).min()
     }
 
@@ -115,7 +124,10 @@ impl Speaker {
 
     /// All sessions.
     pub fn peers(&self) -> Vec<PeerSnapshot> {
-        self.peers.values().map(|peer| self.snapshot(peer)).collect()
+        self.peers
+            .values()
+            .map(|peer| self.snapshot(peer))
+            .collect()
     }
 
     /// All paths, the own ones first.
@@ -132,7 +144,11 @@ impl Speaker {
 
     /// Runs `act` on the peer that a connection belongs to.
     fn with_owner(&mut self, now: Time, conn: ConnId, act: impl FnOnce(&mut Peer, &mut Sink<'_>)) {
-        let owner = self.peers.values().find(|peer| peer.owns(conn)).map(|peer| peer.key);
+        let owner = self
+            .peers
+            .values()
+            .find(|peer| peer.owns(conn))
+            .map(|peer| peer.key);
         if let Some(key) = owner {
             self.with_peer(now, key, act);
         }
@@ -140,7 +156,9 @@ impl Speaker {
 
     /// Runs `act` on a peer, then does what its session events ask for.
     fn with_peer(&mut self, now: Time, key: PeerKey, act: impl FnOnce(&mut Peer, &mut Sink<'_>)) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
         let mut outputs = Vec::new();
         let mut sessions = Vec::new();
         let mut sink = Sink {
@@ -168,7 +186,10 @@ impl Speaker {
         let due: Vec<PeerKey> = self
             .peers
             .values()
-            .filter(|peer| peer.next_deadline().is_some_and(|(deadline, _)| deadline <= now))
+            .filter(|peer| {
+                peer.next_deadline()
+                    .is_some_and(|(deadline, _)| deadline <= now)
+            })
             .map(|peer| peer.key)
             .collect();
         for key in due {
@@ -187,8 +208,12 @@ impl Speaker {
 
     /// Who is to be spoken to. Sessions whose configuration stays are left alone.
     fn set_peers(&mut self, now: Time, configs: BTreeMap<PeerKey, PeerConfig>) {
-        let gone: Vec<PeerKey> =
-            self.peers.keys().filter(|key| !configs.contains_key(key)).copied().collect();
+        let gone: Vec<PeerKey> = self
+            .peers
+            .keys()
+            .filter(|key| !configs.contains_key(key))
+            .copied()
+            .collect();
         for key in gone {
             self.with_peer(now, key, Peer::deconfigure);
             self.peers.remove(&key);
@@ -200,7 +225,10 @@ impl Speaker {
                 None => {
                     self.peers.insert(key, Peer::new(key, config, now));
                     let holds_convergence = self.converge_by.is_some() && self.config.restarting;
-                    let exchange = Exchange { holds_convergence, ..Exchange::default() };
+                    let exchange = Exchange {
+                        holds_convergence,
+                        ..Exchange::default()
+                    };
                     self.exchanges.insert(key, exchange);
                 }
                 Some(peer) if peer.config != config => {
@@ -214,7 +242,11 @@ impl Speaker {
 
     /// An unknown caller is told so, and closed (RFC 4486 subcode 5).
     fn accepted(&mut self, now: Time, conn: ConnId, local: SocketAddr, remote: SocketAddr) {
-        let key = self.peers.keys().find(|key| key.address == remote.ip()).copied();
+        let key = self
+            .peers
+            .keys()
+            .find(|key| key.address == remote.ip())
+            .copied();
         match key {
             Some(key) => {
                 self.with_peer(now, key, |peer, sink| peer.accepted(conn, local, sink));
@@ -241,8 +273,10 @@ impl Speaker {
         self.rib.set_peer(key, facts);
         // RFC 4724 section 4.2: what the peer did not keep forwarding for is not kept.
         let kept: Vec<Family> = kept_families(restart.as_ref());
-        let lost: Vec<Family> =
-            [Family::V4, Family::V6].into_iter().filter(|f| !kept.contains(f)).collect();
+        let lost: Vec<Family> = [Family::V4, Family::V6]
+            .into_iter()
+            .filter(|f| !kept.contains(f))
+            .collect();
         let flushed = self.rib.flush_stale(key, &lost);
         self.report_flushed(key, flushed);
         let (_, stale) = self.rib.count(key);
@@ -309,13 +343,15 @@ impl Speaker {
             Loss::Notification(notification) => notification.to_string(),
             Loss::Removed => "removed from the configuration".to_owned(),
         };
-        self.outputs.push_back(Output::Event(key, PeerEvent::Down { reason, kept_for }));
+        self.outputs
+            .push_back(Output::Event(key, PeerEvent::Down { reason, kept_for }));
     }
 
     fn update(&mut self, key: PeerKey, update: UpdateIn) {
         for fault in &update.faults {
             let text = fault.to_string();
-            self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
+            self.outputs
+                .push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
         }
         for prefix in &update.withdrawn {
             self.conflicts.remove(&(key, *prefix));
@@ -334,7 +370,8 @@ impl Speaker {
             }
         }
         if let Some(family) = update.end_of_rib {
-            self.outputs.push_back(Output::Event(key, PeerEvent::EndOfRib(family)));
+            self.outputs
+                .push_back(Output::Event(key, PeerEvent::EndOfRib(family)));
             self.flush_stale(key, &[family]);
             if let Some(exchange) = self.exchanges.get_mut(&key) {
                 exchange.awaited.remove(&family);
@@ -350,7 +387,11 @@ impl Speaker {
             None => true,
             Some(ours) => {
                 if self.conflicts.insert((key, prefix)) {
-                    self.outputs.push_back(Output::OriginConflict { prefix, ours, peer: key });
+                    self.outputs.push_back(Output::OriginConflict {
+                        prefix,
+                        ours,
+                        peer: key,
+                    });
                 }
                 false
             }
@@ -370,7 +411,8 @@ impl Speaker {
 
     fn report_flushed(&mut self, key: PeerKey, count: usize) {
         if count > 0 {
-            self.outputs.push_back(Output::Event(key, PeerEvent::StaleFlushed { count }));
+            self.outputs
+                .push_back(Output::Event(key, PeerEvent::StaleFlushed { count }));
         }
     }
 
@@ -391,7 +433,9 @@ impl Speaker {
             return;
         }
         if let Some(exchange) = self.exchanges.get_mut(&key) {
-            exchange.announced.retain(|prefix| prefix.family() != refresh.family);
+            exchange
+                .announced
+                .retain(|prefix| prefix.family() != refresh.family);
         }
         self.advertise(now, key);
     }
@@ -399,21 +443,34 @@ impl Speaker {
     /// Brings what a peer was told up to what it should know: withdrawals first, so that it never
     /// has more routes than it will have.
     fn advertise(&mut self, now: Time, key: PeerKey) {
-        let Some(peer) = self.peers.get(&key) else { return };
-        let Some((connection, negotiated)) = peer.established() else { return };
-        let Some(exchange) = self.exchanges.get_mut(&key) else { return };
+        let Some(peer) = self.peers.get(&key) else {
+            return;
+        };
+        let Some((connection, negotiated)) = peer.established() else {
+            return;
+        };
+        let Some(exchange) = self.exchanges.get_mut(&key) else {
+            return;
+        };
         let session = negotiated.session;
         let mut bytes = Vec::new();
         for family in negotiated.families() {
             let next_hop = next_hop(family, connection.local.ip(), peer.config.other_next_hop);
             let wanted: BTreeSet<Prefix> = match next_hop {
-                Some(_) => {
-                    self.originated.iter().filter(|p| p.family() == family).copied().collect()
-                }
+                Some(_) => self
+                    .originated
+                    .iter()
+                    .filter(|p| p.family() == family)
+                    .copied()
+                    .collect(),
                 None => BTreeSet::new(),
             };
-            let had: BTreeSet<Prefix> =
-                exchange.announced.iter().filter(|p| p.family() == family).copied().collect();
+            let had: BTreeSet<Prefix> = exchange
+                .announced
+                .iter()
+                .filter(|p| p.family() == family)
+                .copied()
+                .collect();
             let gone: Vec<Prefix> = had.difference(&wanted).copied().collect();
             wire::encode_withdrawals(family, &gone, &session, &mut bytes);
             let new: Vec<Prefix> = wanted.difference(&had).copied().collect();
@@ -438,8 +495,13 @@ impl Speaker {
         if !changes.is_empty() {
             self.outputs.push_back(Output::Routes(changes));
         }
-        let Some(deadline) = self.converge_by else { return };
-        let waiting = self.exchanges.values().any(|exchange| exchange.holds_convergence);
+        let Some(deadline) = self.converge_by else {
+            return;
+        };
+        let waiting = self
+            .exchanges
+            .values()
+            .any(|exchange| exchange.holds_convergence);
         if (self.configured && !waiting) || deadline <= now {
             self.converge_by = None;
             self.outputs.push_back(Output::Converged);
@@ -460,7 +522,10 @@ impl Speaker {
             capabilities: negotiated.map(capability_names).unwrap_or_default(),
             prefixes_in,
             prefixes_stale,
-            prefixes_out: self.exchanges.get(&peer.key).map_or(0, |e| e.announced.len()),
+            prefixes_out: self
+                .exchanges
+                .get(&peer.key)
+                .map_or(0, |e| e.announced.len()),
             messages_in: peer.messages_in,
             messages_out: peer.messages_out,
             flaps: peer.flaps,
@@ -470,19 +535,31 @@ impl Speaker {
 
 /// The families for which the peer kept forwarding (the F bit).
 fn kept_families(restart: Option<&GracefulRestart>) -> Vec<Family> {
-    let families = restart.map(|restart| restart.families.as_slice()).unwrap_or_default();
-    families.iter().filter(|entry| entry.forwarding).map(|entry| entry.family).collect()
+    let families = restart
+        .map(|restart| restart.families.as_slice())
+        .unwrap_or_default();
+    families
+        .iter()
+        .filter(|entry| entry.forwarding)
+        .map(|entry| entry.family)
+        .collect()
 }
 
 /// This node's address of a family: the session's own end, else the configured one.
 fn next_hop(family: Family, local: IpAddr, other: Option<IpAddr>) -> Option<IpAddr> {
-    [Some(local), other].into_iter().flatten().find(|address| Family::of(*address) == family)
+    [Some(local), other]
+        .into_iter()
+        .flatten()
+        .find(|address| Family::of(*address) == family)
 }
 
 /// The attributes of what this node originates (RFC 4271 section 5.1).
 fn own_attributes(config: &SpeakerConfig, internal: bool, next_hop: IpAddr) -> PathAttributes {
-    let path =
-        if internal { AsPath::default() } else { AsPath::default().prepended(config.asn) };
+    let path = if internal {
+        AsPath::default()
+    } else {
+        AsPath::default().prepended(config.asn)
+    };
     let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
     attributes.local_pref = internal.then_some(DEFAULT_LOCAL_PREF);
     attributes
@@ -504,17 +581,24 @@ fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
         RouteRefresh, Unknown,
     };
     let session = negotiated.session;
-    let shared = negotiated.open.capabilities.iter().filter_map(|capability| match capability {
-        MultiProtocol(family) if session.has(*family) => Some(match family {
-            Family::V4 => "IPv4 unicast",
-            Family::V6 => "IPv6 unicast",
-        }),
-        RouteRefresh => Some("route refresh"),
-        FourOctetAs(_) => Some("4-octet AS"),
-        wire::Capability::GracefulRestart(_) => Some("graceful restart"),
-        MultiProtocol(_) | ExtendedNextHop | ExtendedMessage | EnhancedRouteRefresh
-        | Unknown { .. } => None,
-    });
+    let shared = negotiated
+        .open
+        .capabilities
+        .iter()
+        .filter_map(|capability| match capability {
+            MultiProtocol(family) if session.has(*family) => Some(match family {
+                Family::V4 => "IPv4 unicast",
+                Family::V6 => "IPv6 unicast",
+            }),
+            RouteRefresh => Some("route refresh"),
+            FourOctetAs(_) => Some("4-octet AS"),
+            wire::Capability::GracefulRestart(_) => Some("graceful restart"),
+            MultiProtocol(_)
+            | ExtendedNextHop
+            | ExtendedMessage
+            | EnhancedRouteRefresh
+            | Unknown { .. } => None,
+        });
     shared.collect()
 }
 
@@ -523,9 +607,9 @@ fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
 impl SpeakerConfig {
     /// A stable, non-zero identifier from a node's name (FNV-1a).
     pub fn router_id_from_name(name: &str) -> Ipv4Addr {
-        let hash = name
-            .bytes()
-            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
         Ipv4Addr::from_bits(hash.max(1))
     }
 }

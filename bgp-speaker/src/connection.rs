@@ -28,7 +28,11 @@ const READ_BUFFER: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// An outgoing connection is open.
-    Connected { conn: ConnId, local: SocketAddr, stream: TcpStream },
+    Connected {
+        conn: ConnId,
+        local: SocketAddr,
+        stream: TcpStream,
+    },
     /// An outgoing connection could not be opened.
     ConnectFailed { conn: ConnId, reason: String },
     /// Bytes came in.
@@ -70,7 +74,9 @@ impl Connection {
     /// Sends what is queued, then closes, in the background: the peer gets the NOTIFICATION.
     pub(crate) fn finish(self) {
         self.reader.abort();
-        let Self { outgoing, writer, .. } = self;
+        let Self {
+            outgoing, writer, ..
+        } = self;
         // The writer ends when its queue is empty and has no sender any more.
         drop(outgoing);
         tokio::spawn(async move {
@@ -98,8 +104,15 @@ pub(crate) fn connect(
     tokio::spawn(async move {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, open(local, remote)).await;
         let event = match opened {
-            Ok(Ok((stream, local))) => Event::Connected { conn, local, stream },
-            Ok(Err(error)) => Event::ConnectFailed { conn, reason: error.to_string() },
+            Ok(Ok((stream, local))) => Event::Connected {
+                conn,
+                local,
+                stream,
+            },
+            Ok(Err(error)) => Event::ConnectFailed {
+                conn,
+                reason: error.to_string(),
+            },
             Err(_) => Event::ConnectFailed {
                 conn,
                 reason: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
@@ -109,10 +122,7 @@ pub(crate) fn connect(
     })
 }
 
-async fn open(
-    local: Option<IpAddr>,
-    remote: SocketAddr,
-) -> io::Result<(TcpStream, SocketAddr)> {
+async fn open(local: Option<IpAddr>, remote: SocketAddr) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = match remote {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -150,10 +160,20 @@ async fn write_all(
 ) {
     while let Some(bytes) = queue.recv().await {
         if let Err(error) = write.write_all(&bytes).await {
-            let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
+            let _ = events
+                .send(Event::Closed {
+                    conn,
+                    reason: error.to_string(),
+                })
+                .await;
             return;
         }
-        let _ = events.send(Event::Written { conn, count: bytes.len() }).await;
+        let _ = events
+            .send(Event::Written {
+                conn,
+                count: bytes.len(),
+            })
+            .await;
     }
     let _ = write.shutdown().await;
 }

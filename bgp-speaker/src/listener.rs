@@ -74,8 +74,18 @@ async fn accept_all(listener: TcpListener, accepted: mpsc::Sender<Accepted>) {
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {
-                let Ok(local) = stream.local_addr() else { continue };
-                if accepted.send(Accepted { stream, local, remote }).await.is_err() {
+                let Ok(local) = stream.local_addr() else {
+                    continue;
+                };
+                if accepted
+                    .send(Accepted {
+                        stream,
+                        local,
+                        remote,
+                    })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

@@ -55,7 +55,10 @@ impl StoreError {
         match self {
             Self::Corrupt { .. } | Self::Panic(_) => true,
             Self::Open { source, .. } => {
-                matches!(source, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_))
+                matches!(
+                    source,
+                    sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)
+                )
             }
             Self::Directory { .. }
             | Self::Write(_)

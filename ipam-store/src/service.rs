@@ -6,8 +6,8 @@ use std::{
 
 use tracing::{error, warn};
 use twill_ipam::{
-    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Record,
-    ReleaseOutcome, ReleaseRequest, Shortage,
+    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Record, ReleaseOutcome,
+    ReleaseRequest, Shortage,
 };
 use twill_types::{AttachmentId, Block, Family};
 
@@ -59,7 +59,10 @@ pub enum AssignError {
 
 impl From<Shortage> for AssignError {
     fn from(shortage: Shortage) -> Self {
-        Self::NoFreeAddress { family: shortage.family, pools: shortage.pools }
+        Self::NoFreeAddress {
+            family: shortage.family,
+            pools: shortage.pools,
+        }
     }
 }
 
@@ -122,7 +125,11 @@ impl Service {
         contents: Contents,
         options: Options,
     ) -> Result<Self, StoreError> {
-        let mut committer = Committer { store, options, allocator: Allocator::default() };
+        let mut committer = Committer {
+            store,
+            options,
+            allocator: Allocator::default(),
+        };
         if contents.meta.boot_id != committer.options.boot_id {
             committer.begin_boot(contents.meta.sequence)?;
         }
@@ -133,7 +140,10 @@ impl Service {
             .name("ipam-committer".to_owned())
             .spawn(move || committer.run(&queue))
             .map_err(StoreError::Sync)?;
-        Ok(Self { jobs: Some(jobs), committer: Some(committer) })
+        Ok(Self {
+            jobs: Some(jobs),
+            committer: Some(committer),
+        })
     }
 
     fn send(&self, job: Job) {
@@ -161,10 +171,7 @@ impl Service {
         self.send(Job::Release(request, Box::new(reply)));
     }
 
-    fn wait<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(Reply<T>) -> Job,
-    ) -> Result<T, StoreError> {
+    fn wait<T: Send + 'static>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, StoreError> {
         let (reply, answer) = mpsc::channel();
         self.send(job(Box::new(move |value| {
             let _ = reply.send(value);
@@ -273,7 +280,10 @@ fn set_aside(directory: &Path) -> Result<PathBuf, StoreError> {
         if !aside.exists() {
             return std::fs::rename(directory, &aside)
                 .map(|()| aside)
-                .map_err(|source| StoreError::Directory { path: directory.to_owned(), source });
+                .map_err(|source| StoreError::Directory {
+                    path: directory.to_owned(),
+                    source,
+                });
         }
     }
     Err(StoreError::Stopped)
@@ -291,8 +301,12 @@ struct Committer {
 impl Committer {
     /// Empties a store of another boot, keeping the numbers going up.
     fn begin_boot(&mut self, sequence: u64) -> Result<(), StoreError> {
-        let mut batch: Vec<Write> =
-            self.store.load()?.into_iter().map(|(key, _)| (key, None)).collect();
+        let mut batch: Vec<Write> = self
+            .store
+            .load()?
+            .into_iter()
+            .map(|(key, _)| (key, None))
+            .collect();
         let boot_id = self.options.boot_id.clone();
         batch.push(codec::write_meta(&Meta { boot_id, sequence })?);
         self.store.commit(&batch)
@@ -306,7 +320,11 @@ impl Committer {
             for job in jobs {
                 self.job(job, &mut batch, &mut pending);
             }
-            let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
+            let outcome = if batch.is_empty() {
+                Ok(())
+            } else {
+                self.store.commit(&batch)
+            };
             match outcome {
                 Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
                 Err(error) => self.fail(&error, pending),
@@ -321,7 +339,12 @@ impl Committer {
                 Ok(plan) => {
                     let encoded = self.apply(&plan.changes, batch);
                     pending.push(Box::new(move |durable| {
-                        reply(encoded.and(durable).map(|()| plan.assignment).map_err(Into::into));
+                        reply(
+                            encoded
+                                .and(durable)
+                                .map(|()| plan.assignment)
+                                .map_err(Into::into),
+                        );
                     }));
                 }
                 Err(shortage) => reply(Err(shortage.into())),

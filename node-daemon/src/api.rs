@@ -51,13 +51,13 @@ impl Api {
             Request::Release(_) => "release",
             Request::Check(_) => "check",
             // People's questions are not timed.
-            Request::NodeStatus
-            | Request::BgpPeers
-            | Request::BgpRoutes(_)
-            | Request::IpamShow => return self.picture(request).await,
+            Request::NodeStatus | Request::BgpPeers | Request::BgpRoutes(_) | Request::IpamShow => {
+                return self.picture(request).await;
+            }
         };
         let result = self.serve(request).await;
-        self.metrics.observe(name, result.is_ok(), started.elapsed().as_secs_f64());
+        self.metrics
+            .observe(name, result.is_ok(), started.elapsed().as_secs_f64());
         result
     }
 
@@ -86,10 +86,14 @@ impl Api {
     /// The last word before a pod's link goes up: it must not, if the addresses were released or
     /// given to a newer ADD in the meantime.
     fn endpoint_up(&self, endpoint: &EndpointUp) -> Result<Response, RpcError> {
-        let record = self.ipam.service.lookup(&endpoint.attachment).map_err(|error| RpcError {
-            kind: ErrorKind::TryAgain,
-            message: chain(&error),
-        })?;
+        let record = self
+            .ipam
+            .service
+            .lookup(&endpoint.attachment)
+            .map_err(|error| RpcError {
+                kind: ErrorKind::TryAgain,
+                message: chain(&error),
+            })?;
         match record {
             Some(record) if record.sequence == endpoint.sequence => {
                 debug!(
@@ -113,7 +117,9 @@ impl Api {
 
     /// Has another block claimed in each pool that is nearly full here.
     fn claim_ahead(&self) {
-        let Ok(blocks) = self.ipam.service.blocks() else { return };
+        let Ok(blocks) = self.ipam.service.blocks() else {
+            return;
+        };
         let mut pools: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
         for block in blocks.iter().filter(|block| block.assignable) {
             let (free, size) = pools.entry(&block.pool).or_default();
@@ -123,7 +129,9 @@ impl Api {
         for (pool, (free, size)) in pools {
             if should_claim_ahead(free, size) {
                 // A full queue means that claims are on their way.
-                let _ = self.ipam.claims.try_send(claims::Command::Ahead { pool: pool.to_owned() });
+                let _ = self.ipam.claims.try_send(claims::Command::Ahead {
+                    pool: pool.to_owned(),
+                });
             }
         }
     }
@@ -131,13 +139,17 @@ impl Api {
     async fn picture(&self, request: Request) -> Result<Response, RpcError> {
         match request {
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
-            Request::BgpPeers => {
-                Ok(Response::BgpPeers(bgp::peer_statuses(&self.speaker_picture().await)))
-            }
+            Request::BgpPeers => Ok(Response::BgpPeers(bgp::peer_statuses(
+                &self.speaker_picture().await,
+            ))),
             Request::BgpRoutes(request) => {
                 let picture = self.speaker_picture().await;
                 let installed = Arc::clone(&self.installed.borrow());
-                Ok(Response::BgpRoutes(bgp::route_statuses(&picture, request.within, &installed)))
+                Ok(Response::BgpRoutes(bgp::route_statuses(
+                    &picture,
+                    request.within,
+                    &installed,
+                )))
             }
             Request::IpamShow => Ok(Response::IpamShow(self.ipam_status().await?)),
             Request::Assign(_)
@@ -161,15 +173,27 @@ impl Api {
     /// The state of the node.
     pub(crate) async fn node_status(&self) -> Result<NodeStatus, RpcError> {
         let picture = self.speaker_picture().await;
-        let identity = self.speaker.borrow().as_ref().map(|(identity, _)| *identity);
+        let identity = self
+            .speaker
+            .borrow()
+            .as_ref()
+            .map(|(identity, _)| *identity);
         let resources = Arc::clone(&self.resources.borrow());
         let own = resources.nodes.get(&self.node);
-        let addresses =
-            [Family::V4, Family::V6].into_iter().filter_map(|family| own?.address(family));
-        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let addresses = [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| own?.address(family));
+        let blocks = self
+            .ipam
+            .service
+            .blocks()
+            .map_err(|error| internal(&error))?;
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let mut problems: Vec<String> =
-            resources.problems.iter().map(ToString::to_string).collect();
+        let mut problems: Vec<String> = resources
+            .problems()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         for source in &self.problems {
             problems.extend(source.borrow().iter().cloned());
         }
@@ -180,9 +204,13 @@ impl Api {
             pid: std::process::id(),
             started_ms: self.started_ms,
             addresses: addresses.collect(),
-            labels: own.map(|node| node.metadata.labels.clone()).unwrap_or_default(),
+            labels: own
+                .map(|node| node.metadata.labels.clone())
+                .unwrap_or_default(),
             asn: identity.map(|identity| identity.asn),
-            router_id: identity.map(|i| i.router_id.to_string()).unwrap_or_default(),
+            router_id: identity
+                .map(|i| i.router_id.to_string())
+                .unwrap_or_default(),
             in_sync: self.ipam.view.borrow().ready,
             peers: bgp::peer_statuses(&picture),
             blocks: count(blocks.len()),
@@ -199,7 +227,11 @@ impl Api {
             cidr: pool.cidr,
             eligible: pool.refusal.clone().map_or(Ok(()), Err),
         };
-        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let blocks = self
+            .ipam
+            .service
+            .blocks()
+            .map_err(|error| internal(&error))?;
         let block = |summary: twill_ipam::BlockSummary| BlockStatus {
             block: summary.block,
             pool: summary.pool,
@@ -216,11 +248,19 @@ impl Api {
         Ok(IpamStatus {
             pools: view.pools.iter().map(pool).collect(),
             blocks: blocks.into_iter().map(block).collect(),
-            claims: claims.map_err(|error| internal(&error))?.into_iter().map(claim).collect(),
+            claims: claims
+                .map_err(|error| internal(&error))?
+                .claims
+                .into_values()
+                .map(claim)
+                .collect(),
         })
     }
 }
 
 fn internal(error: &dyn std::error::Error) -> RpcError {
-    RpcError { kind: ErrorKind::Internal, message: chain(error) }
+    RpcError {
+        kind: ErrorKind::Internal,
+        message: chain(error),
+    }
 }

@@ -89,7 +89,9 @@ fn set_up_logging(config: &Config) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_ansi(false).init(),
@@ -125,7 +127,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     let resources = datastore::watch(&config.datastore.directory, config.datastore.shared)
         .with_context(|| {
-            format!("cannot read the resources in {}", config.datastore.directory.display())
+            format!(
+                "cannot read the resources in {}",
+                config.datastore.directory.display()
+            )
         })?;
     let wiring = Wiring {
         resources,
@@ -138,11 +143,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let api = spawn_all(&config, &node, &service, wiring, &mut tasks)?;
 
     let socket = config.run_dir.join("twilld.sock");
-    let listener = server::bind(&socket)
-        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let listener =
+        server::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     tasks.spawn({
         let api = Arc::clone(&api);
-        async move { server::serve(listener, api).await.context("the socket failed") }
+        async move {
+            server::serve(listener, api)
+                .await
+                .context("the socket failed")
+        }
     });
     // From here on a DEL finds us.
     drop(spool);
@@ -171,8 +180,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
 fn open_store(directory: &Path) -> anyhow::Result<Arc<Service>> {
     const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-    let boot_id = std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
-    let options = Options { boot_id: boot_id.trim().to_owned(), hold_freed: true };
+    let boot_id =
+        std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
+    let options = Options {
+        boot_id: boot_id.trim().to_owned(),
+        hold_freed: true,
+    };
     let (service, report) = Service::open(directory, options)?;
     if let Some(aside) = report.set_aside {
         warn!(moved_to = %aside.display(), "the store was damaged, and an empty one is used");
@@ -188,17 +201,27 @@ fn spawn_all(
     wiring: Wiring,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Arc<Api>> {
-    let mut fib = Fib::open(FibConfig { metric: config.fib.metric })?;
+    let mut fib = Fib::open(FibConfig {
+        metric: config.fib.metric,
+    })?;
     let adopted = fib.learned()?;
     // The F bit is true only if our routes really are in the kernel.
     let restarting = !adopted.is_empty();
     if restarting {
-        info!(routes = adopted.len(), "adopted the routes of the process before");
+        info!(
+            routes = adopted.len(),
+            "adopted the routes of the process before"
+        );
     }
     ensure_gateway()?;
     let changed = ensure_forwarding(&[Family::V4, Family::V6])?;
     for change in changed {
-        info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
+        info!(
+            key = change.key,
+            before = change.before,
+            after = change.after,
+            "sysctl changed"
+        );
     }
     let events = Events::open([fib.port()?])?;
 
@@ -267,7 +290,21 @@ fn spawn_all(
     tasks.spawn(async move { claims.run().await.context("claims failed") });
     tasks.spawn(async move { routes.run().await.context("routes failed") });
     tasks.spawn(async move { bgp.run().await.context("BGP failed") });
-    let identity = follow_addresses(node.to_owned(), wiring.resources, wiring.sources, wiring.mtu);
+    let status = report_status(
+        config.datastore.directory.clone(),
+        node.to_owned(),
+        wiring.resources.clone(),
+    );
+    tasks.spawn(async move {
+        status.await;
+        Ok(())
+    });
+    let identity = follow_addresses(
+        node.to_owned(),
+        wiring.resources,
+        wiring.sources,
+        wiring.mtu,
+    );
     tasks.spawn(async move {
         identity.await;
         Ok(())
@@ -283,6 +320,26 @@ fn spawn_all(
         Ok(())
     });
     Ok(api)
+}
+
+/// Keeps what this node says about each object up to date.
+async fn report_status(
+    directory: PathBuf,
+    node: String,
+    mut resources: watch::Receiver<Arc<Snapshot>>,
+) {
+    loop {
+        let snapshot = Arc::clone(&resources.borrow_and_update());
+        let written =
+            tokio::task::block_in_place(|| datastore::report(&directory, &node, &snapshot));
+        if let Err(error) = written {
+            // Nothing else depends on it; the next change tries again.
+            warn!(error = %server::chain(&error), "cannot write the status of the resources");
+        }
+        if resources.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Keeps the node's own addresses, and the MTU that pods get from the link that has them.

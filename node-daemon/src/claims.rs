@@ -11,7 +11,7 @@ use tokio::{
     task::block_in_place,
 };
 use tracing::{info, warn};
-use twill_ipam::{Eligibility, OwnedBlock, Taken, eligibility, next_candidate};
+use twill_ipam::{Eligibility, OwnedBlock, eligibility, next_candidate};
 use twill_ipam_store::{Service, StoreError};
 use twill_k8s_api::files::FileError;
 use twill_rpc::message::{ErrorKind, RpcError};
@@ -108,22 +108,29 @@ impl Claims {
     fn load(&mut self) -> Result<(), ClaimsError> {
         let resources = Arc::clone(&self.resources.borrow_and_update());
         let pools = pool_views(&resources);
-        let labels = resources.nodes.get(&self.node).map(|node| node.metadata.labels.clone());
+        let labels = resources
+            .nodes
+            .get(&self.node)
+            .map(|node| node.metadata.labels.clone());
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
         self.claim_static(&resources, &pools);
 
         let claims = self.store.list().map_err(ClaimsError::Read)?;
         let mine: BTreeMap<Block, String> = claims
-            .into_iter()
+            .claims
+            .into_values()
             .filter(|claim| claim.node == self.node)
             .map(|claim| (claim.block, claim.pool))
             .collect();
         for (block, pool) in &mine {
             let assignable = eligible.get(pool).is_some_and(gives);
-            let owned = OwnedBlock { block: *block, pool: pool.clone() };
+            let owned = OwnedBlock {
+                block: *block,
+                pool: pool.clone(),
+            };
             self.service.set_block(owned, assignable)?;
         }
-        let mut problems = Vec::new();
+        let mut problems: Vec<String> = claims.problems.iter().map(ToString::to_string).collect();
         for summary in self.service.blocks()? {
             if mine.contains_key(&summary.block) || self.service.remove_block(summary.block)? {
                 continue;
@@ -135,7 +142,10 @@ impl Claims {
                  not announced: delete these pods",
                 summary.used, summary.block
             ));
-            let owned = OwnedBlock { block: summary.block, pool: summary.pool };
+            let owned = OwnedBlock {
+                block: summary.block,
+                pool: summary.pool,
+            };
             self.service.set_block(owned, false)?;
         }
         self.problems.send_replace(problems);
@@ -160,15 +170,25 @@ impl Claims {
         let view = |(name, eligibility): (String, Eligibility)| {
             let cidr = pools.get(&name)?.cidr;
             let Eligibility { refusal, unusable } = eligibility;
-            Some((name, PoolView { cidr, refusal, unusable }))
+            Some((
+                name,
+                PoolView {
+                    cidr,
+                    refusal,
+                    unusable,
+                },
+            ))
         };
         let pools = eligible.into_iter().filter_map(view).collect();
-        self.view.send_replace(Arc::new(View { ready: true, pools }));
+        self.view
+            .send_replace(Arc::new(View { ready: true, pools }));
     }
 
     /// Claims the `blocks:` of the node's own manifest.
     fn claim_static(&self, resources: &Snapshot, pools: &BTreeMap<String, twill_ipam::PoolView>) {
-        let Some(node) = resources.nodes.get(&self.node) else { return };
+        let Some(node) = resources.nodes.get(&self.node) else {
+            return;
+        };
         for block in &node.spec.blocks {
             let pool = pools.values().find(|pool| pool.cidr.covers(block.prefix()));
             let name = pool.map_or("static", |pool| pool.name.as_str());
@@ -185,10 +205,17 @@ impl Claims {
     /// Claims one block in the first of these pools that has one, unless there is space by now:
     /// of many requests that wait, one claim serves them all.
     fn claim(&mut self, pools: &[String]) -> Result<(), RpcError> {
-        let internal =
-            |error: String| RpcError { kind: ErrorKind::TryAgain, message: error };
-        let blocks = self.service.blocks().map_err(|error| internal(chain(&error)))?;
-        let has_space = blocks.iter().any(|b| b.assignable && b.free > 0 && pools.contains(&b.pool));
+        let internal = |error: String| RpcError {
+            kind: ErrorKind::TryAgain,
+            message: error,
+        };
+        let blocks = self
+            .service
+            .blocks()
+            .map_err(|error| internal(chain(&error)))?;
+        let has_space = blocks
+            .iter()
+            .any(|b| b.assignable && b.free > 0 && pools.contains(&b.pool));
         if has_space {
             return Ok(());
         }
@@ -198,7 +225,10 @@ impl Claims {
             message,
         })?;
         for name in pools {
-            if self.claim_in(&resources, name).map_err(|error| internal(chain(&error)))? {
+            if self
+                .claim_in(&resources, name)
+                .map_err(|error| internal(chain(&error)))?
+            {
                 return Ok(());
             }
         }
@@ -224,9 +254,11 @@ impl Claims {
     /// Whether this node may take blocks by itself.
     fn may_claim(&self, resources: &Snapshot) -> Result<(), String> {
         if !resources.ipam_config().auto_allocate_blocks {
-            return Err("the blocks of this node are full, and IPAMConfig autoAllocateBlocks is \
+            return Err(
+                "the blocks of this node are full, and IPAMConfig autoAllocateBlocks is \
                         false; give the Node more blocks"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if !self.shared && resources.nodes.len() > 1 {
             return Err(format!(
@@ -240,18 +272,26 @@ impl Claims {
     }
 
     fn claim_in(&self, resources: &Snapshot, name: &str) -> Result<bool, ClaimsError> {
-        let Some(pool) = resources.pools.get(name) else { return Ok(false) };
+        let Some(pool) = resources.pools.get(name) else {
+            return Ok(false);
+        };
         let (cidr, size): (Prefix, u8) = (pool.spec.cidr, pool.spec.block_size());
         loop {
-            let claims = self.store.list().map_err(ClaimsError::Read)?;
-            let taken: Taken = claims.iter().map(|claim| claim.block).collect();
+            let taken = self.store.taken().map_err(ClaimsError::Read)?;
             let Some(block) = next_candidate(cidr, size, &self.node, &taken) else {
                 return Ok(false);
             };
-            match self.store.try_claim(block, &self.node, name).map_err(ClaimsError::Read)? {
+            match self
+                .store
+                .try_claim(block, &self.node, name)
+                .map_err(ClaimsError::Read)?
+            {
                 ClaimOutcome::Won(_) => {
                     info!(%block, pool = name, "claimed a block");
-                    let owned = OwnedBlock { block, pool: name.to_owned() };
+                    let owned = OwnedBlock {
+                        block,
+                        pool: name.to_owned(),
+                    };
                     self.service.set_block(owned, true)?;
                     let mut blocks = self.owned.borrow().clone().unwrap_or_default();
                     blocks.insert(block);

@@ -51,9 +51,16 @@ impl View {
         asked: &[String],
     ) -> Result<Vec<String>, RpcError> {
         if !asked.is_empty() {
-            return asked.iter().map(|wanted| self.find(family, wanted)).collect();
+            return asked
+                .iter()
+                .map(|wanted| self.find(family, wanted))
+                .collect();
         }
-        let of_family = || self.pools.iter().filter(|(_, pool)| pool.cidr.family() == family);
+        let of_family = || {
+            self.pools
+                .iter()
+                .filter(|(_, pool)| pool.cidr.family() == family)
+        };
         let eligible: Vec<String> = of_family()
             .filter(|(_, pool)| pool.refusal.is_none())
             .map(|(name, _)| name.clone())
@@ -63,7 +70,11 @@ impl View {
         }
         let reasons: Vec<String> = of_family()
             .map(|(name, pool)| {
-                format!("{name} ({}): {}", pool.cidr, pool.refusal.as_deref().unwrap_or_default())
+                format!(
+                    "{name} ({}): {}",
+                    pool.cidr,
+                    pool.refusal.as_deref().unwrap_or_default()
+                )
             })
             .collect();
         let message = if reasons.is_empty() {
@@ -75,7 +86,10 @@ impl View {
                 reasons.join("; ")
             )
         };
-        Err(RpcError { kind: ErrorKind::NoPool, message })
+        Err(RpcError {
+            kind: ErrorKind::NoPool,
+            message,
+        })
     }
 
     fn find(&self, family: Family, wanted: &str) -> Result<String, RpcError> {
@@ -92,7 +106,13 @@ impl View {
         match found {
             None => refuse("there is no such pool; name an IPPool or its cidr"),
             Some((_, pool)) if pool.cidr.family() != family => refuse("it is of the other family"),
-            Some((_, PoolView { unusable: Some(why), .. })) => refuse(why),
+            Some((
+                _,
+                PoolView {
+                    unusable: Some(why),
+                    ..
+                },
+            )) => refuse(why),
             Some((name, _)) => Ok(name.clone()),
         }
     }
@@ -139,7 +159,9 @@ impl Ipam {
             pools,
             netns: request.netns,
             netns_cookie: request.netns_cookie,
-            pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            pod: request
+                .pod
+                .map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             now_ms: now_ms(),
         };
         loop {
@@ -150,7 +172,10 @@ impl Ipam {
                     self.claim(pools, deadline).await?;
                 }
                 Err(error) => {
-                    return Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) });
+                    return Err(RpcError {
+                        kind: ErrorKind::TryAgain,
+                        message: chain(&error),
+                    });
                 }
             }
         }
@@ -197,10 +222,13 @@ impl Ipam {
             },
         );
         match answer.await {
-            Ok(Ok(outcome)) => Ok(Released { addresses: outcome.addresses }),
-            Ok(Err(error)) => {
-                Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })
-            }
+            Ok(Ok(outcome)) => Ok(Released {
+                addresses: outcome.addresses,
+            }),
+            Ok(Err(error)) => Err(RpcError {
+                kind: ErrorKind::TryAgain,
+                message: chain(&error),
+            }),
             Err(_) => Err(RpcError {
                 kind: ErrorKind::TryAgain,
                 message: "the daemon is stopping".to_owned(),
@@ -210,17 +238,28 @@ impl Ipam {
 
     /// Whether the store holds just these addresses for the attachment.
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
-        let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
+        let mismatch = |message| {
+            Err(RpcError {
+                kind: ErrorKind::Mismatch,
+                message,
+            })
+        };
         let held = self.service.lookup(&request.attachment);
-        let held = held
-            .map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
+        let held = held.map_err(|error| RpcError {
+            kind: ErrorKind::TryAgain,
+            message: chain(&error),
+        })?;
         let Some(record) = held else {
             return mismatch(format!(
                 "{} has no address allocated; delete and add it again",
                 request.attachment
             ));
         };
-        match request.addresses.iter().find(|address| !record.addresses.contains(address)) {
+        match request
+            .addresses
+            .iter()
+            .find(|address| !record.addresses.contains(address))
+        {
             None => Ok(()),
             Some(address) => mismatch(format!(
                 "{address} of the previous result is not allocated to {}; it holds {:?}",
@@ -232,6 +271,8 @@ impl Ipam {
 
 /// Milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -72,7 +72,9 @@ async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionErr
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(ConnectionError::Forbidden { uid });
     }
-    let Some(hello) = receive::<Hello>(&mut stream).await? else { return Ok(()) };
+    let Some(hello) = receive::<Hello>(&mut stream).await? else {
+        return Ok(());
+    };
     send(&mut stream, &api.welcome()).await?;
     if hello.protocol != PROTOCOL_VERSION {
         return Err(ConnectionError::Version(hello.protocol));

@@ -10,7 +10,7 @@ mod block;
 mod prefix;
 
 pub use asn::{Asn, AsnError};
-pub use attachment::{Alias, AttachmentId, AttachmentError, LinkAlias, host_link_name};
+pub use attachment::{Alias, AttachmentError, AttachmentId, LinkAlias, host_link_name};
 pub use block::{Block, BlockError};
 pub use prefix::{Family, Prefix, PrefixError};
 

@@ -1,0 +1,66 @@
+//! The resources and the claims, as the rest of the daemon sees them.
+
+mod claims;
+mod file;
+mod status;
+mod watch;
+
+use std::collections::BTreeMap;
+
+pub(crate) use claims::{ClaimOutcome, ClaimStore};
+pub(crate) use status::report;
+pub(crate) use watch::watch;
+
+use twill_k8s_api::{
+    BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Node, Problem, Resource, files::Catalog,
+};
+
+/// Everything that was right in the manifests at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    /// Nodes by name.
+    pub(crate) nodes: BTreeMap<String, Node>,
+    /// Pools by name.
+    pub(crate) pools: BTreeMap<String, IpPool>,
+    /// Peers by name.
+    pub(crate) peers: BTreeMap<String, BgpPeer>,
+    /// `default` and `node.<name>`.
+    pub(crate) bgp_configurations: BTreeMap<String, BgpConfiguration>,
+    /// Everything as it was read, for conditions.
+    pub(crate) catalog: Catalog,
+    ipam_config: Option<IpamConfigSpec>,
+}
+
+impl Snapshot {
+    fn new(catalog: Catalog) -> Self {
+        let mut snapshot = Self::default();
+        for found in catalog.resources.values() {
+            let name = found.value.name().to_owned();
+            match found.value.clone() {
+                Resource::Node(node) => drop(snapshot.nodes.insert(name, node)),
+                Resource::IpPool(pool) => drop(snapshot.pools.insert(name, pool)),
+                Resource::BgpPeer(peer) => drop(snapshot.peers.insert(name, peer)),
+                Resource::BgpConfiguration(configuration) => {
+                    snapshot.bgp_configurations.insert(name, configuration);
+                }
+                // Calico's name is `default`; one of another name has no meaning there either.
+                Resource::IpamConfig(config) if name == "default" => {
+                    snapshot.ipam_config = Some(config.spec);
+                }
+                _ => {}
+            }
+        }
+        snapshot.catalog = catalog;
+        snapshot
+    }
+
+    /// The IPAMConfig `default`; without one, its defaults.
+    pub(crate) fn ipam_config(&self) -> IpamConfigSpec {
+        self.ipam_config.clone().unwrap_or_default()
+    }
+
+    /// What is wrong with the manifests.
+    pub(crate) fn problems(&self) -> &[Problem] {
+        &self.catalog.problems
+    }
+}
