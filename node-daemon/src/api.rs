@@ -151,7 +151,7 @@ impl Api {
                     &installed,
                 )))
             }
-            Request::IpamShow => Ok(Response::IpamShow(self.ipam_status().await?)),
+            Request::IpamShow => Ok(Response::IpamShow(self.ipam_status()?)),
             Request::Assign(_)
             | Request::EndpointUp(_)
             | Request::Release(_)
@@ -220,7 +220,7 @@ impl Api {
     }
 
     /// Pools, blocks and claims.
-    pub(crate) async fn ipam_status(&self) -> Result<IpamStatus, RpcError> {
+    pub(crate) fn ipam_status(&self) -> Result<IpamStatus, RpcError> {
         let view = Arc::clone(&self.ipam.view.borrow());
         let pool = |(name, pool): (&String, &crate::ipam::PoolView)| PoolStatus {
             name: name.clone(),

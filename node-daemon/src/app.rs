@@ -264,6 +264,7 @@ fn spawn_all(
         view: wiring.view,
         owned: wiring.owned.clone(),
         problems: claim_problems,
+        draining: false,
     };
     let routes = Routes {
         fib,

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -13,7 +14,7 @@ use tokio::{
 use tracing::{info, warn};
 use twill_ipam::{Eligibility, OwnedBlock, eligibility, next_candidate};
 use twill_ipam_store::{Service, StoreError};
-use twill_k8s_api::files::FileError;
+use twill_k8s_api::files::{Claim, FileError};
 use twill_rpc::message::{ErrorKind, RpcError};
 use twill_types::{Block, Prefix};
 
@@ -22,6 +23,9 @@ use crate::{
     ipam::{PoolView, View},
     server::chain,
 };
+
+/// How often a block without a pool is looked at until its last pod is gone.
+const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 
 /// What the task is asked to do.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ pub(crate) struct Claims {
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) owned: watch::Sender<Option<BTreeSet<Block>>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
+    /// Some block waits for its last pod to go.
+    pub(crate) draining: bool,
 }
 
 /// The pools as the choice of pools sees them.
@@ -82,8 +88,10 @@ impl Claims {
     /// Runs until a file or the store fails.
     pub(crate) async fn run(mut self) -> Result<(), ClaimsError> {
         self.load()?;
+        let mut again = tokio::time::interval(DRAIN_PERIOD);
         loop {
             tokio::select! {
+                _ = again.tick(), if self.draining => self.load()?,
                 changed = self.resources.changed() => {
                     if changed.is_err() { return Ok(()) }
                     self.load()?;
@@ -116,21 +124,21 @@ impl Claims {
         self.claim_static(&resources, &pools);
 
         let claims = self.store.list().map_err(ClaimsError::Read)?;
-        let mine: BTreeMap<Block, String> = claims
+        let mut problems: Vec<String> = claims.problems.iter().map(ToString::to_string).collect();
+        let mine = claims
             .claims
             .into_values()
-            .filter(|claim| claim.node == self.node)
-            .map(|claim| (claim.block, claim.pool))
-            .collect();
-        for (block, pool) in &mine {
-            let assignable = eligible.get(pool).is_some_and(gives);
+            .filter(|claim| claim.node == self.node);
+        let mut mine: BTreeMap<Block, Claim> = mine.map(|claim| (claim.block, claim)).collect();
+        let unused = self.take_unused(&mut mine, &resources, &mut problems)?;
+        for (block, claim) in &mine {
+            let assignable = eligible.get(&claim.pool).is_some_and(gives);
             let owned = OwnedBlock {
                 block: *block,
-                pool: pool.clone(),
+                pool: claim.pool.clone(),
             };
             self.service.set_block(owned, assignable)?;
         }
-        let mut problems: Vec<String> = claims.problems.iter().map(ToString::to_string).collect();
         for summary in self.service.blocks()? {
             if mine.contains_key(&summary.block) || self.service.remove_block(summary.block)? {
                 continue;
@@ -151,7 +159,44 @@ impl Claims {
         self.problems.send_replace(problems);
         self.publish_owned(mine.keys().copied().collect());
         self.publish_view(&pools, eligible);
+        // Withdrawn before it is released.
+        for claim in unused {
+            if self.store.release(&claim).map_err(ClaimsError::Read)? {
+                info!(block = %claim.block, pool = claim.pool, "the pool is gone: released a block");
+            }
+        }
         Ok(())
+    }
+
+    /// Takes the blocks out of `mine` whose pool no longer exists and that no pod is in. Those
+    /// with pods are drained: they are looked at again until the last pod is gone.
+    fn take_unused(
+        &mut self,
+        mine: &mut BTreeMap<Block, Claim>,
+        resources: &Snapshot,
+        problems: &mut Vec<String>,
+    ) -> Result<Vec<Claim>, ClaimsError> {
+        let node = resources.nodes.get(&self.node);
+        let is_static = |block| node.is_some_and(|node| node.spec.blocks.contains(block));
+        let orphans: Vec<Block> = mine
+            .values()
+            .filter(|claim| !resources.pools.contains_key(&claim.pool) && !is_static(&claim.block))
+            .map(|claim| claim.block)
+            .collect();
+        let mut unused = Vec::new();
+        self.draining = false;
+        for block in orphans {
+            if self.service.remove_block(block)? {
+                unused.extend(mine.remove(&block));
+                continue;
+            }
+            self.draining = true;
+            problems.push(format!(
+                "the pool of {block} was removed, and pods still live in it; no new one gets an \
+                 address there, and the block goes with the last of them"
+            ));
+        }
+        Ok(unused)
     }
 
     fn publish_owned(&self, blocks: BTreeSet<Block>) {

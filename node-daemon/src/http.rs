@@ -41,7 +41,7 @@ async fn status(State(api): State<Arc<Api>>) -> Response {
 }
 
 async fn metrics(State(api): State<Arc<Api>>) -> Response {
-    match (api.node_status().await, api.ipam_status().await) {
+    match (api.node_status().await, api.ipam_status()) {
         (Ok(status), Ok(ipam)) => {
             let text = api.metrics.render(&status, &ipam);
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -199,8 +199,6 @@ pub struct Route {
     pub since: String,
     /// Whether it is the preferred one.
     pub best: bool,
-    /// Whether it is kept over a graceful restart of the peer.
-    pub stale: bool,
     /// Its next hops (`192.168.2.11 on eth0`).
     pub via: Vec<String>,
     /// All lines of it.
@@ -283,6 +281,12 @@ impl Bird {
     pub fn protocol(&self, name: &str) -> Result<Protocol> {
         let text = self.command(&format!("show protocols {name}"))?;
         parse_protocol(&text, name).with_context(|| format!("BIRD has no protocol {name}: {text}"))
+    }
+
+    /// Whether it keeps a restarting neighbor's routes until that neighbor is back (RFC 4724).
+    pub fn is_helping(&self, name: &str) -> Result<bool> {
+        let text = self.command(&format!("show protocols all {name}"))?;
+        Ok(text.contains("Neighbor graceful restart active"))
     }
 
     /// Waits until the sessions with all of these neighbors are established.
@@ -385,7 +389,6 @@ fn parse_routes(text: &str) -> Vec<Route> {
                 protocol: words.next().unwrap_or_default().to_owned(),
                 since: words.next().unwrap_or_default().to_owned(),
                 best: flags.contains('*'),
-                stale: flags.contains('s'),
                 via: Vec::new(),
                 text: line.to_owned(),
             });
@@ -411,28 +414,20 @@ mod tests {
              10.10.0.0/26         unicast [node1 2026-11-24T14:30:00.123 from 192.168.2.11] * (100/?) [AS64512i]\n\
              \tvia 192.168.2.11 on eth0\n\
              \tType: BGP univ\n\
-             \x20                    unicast [node2 2026-11-24T14:31:00.123] s (100) [AS64512i]\n\
+             \x20                    unicast [node2 2026-11-24T14:31:00.123] (100) [AS64512i]\n\
              \tvia 192.168.3.12 on eth1\n\
              198.51.100.0/24      blackhole [own_ipv4 2026-11-24T14:29:00.000] * (200)\n",
         );
         let summary: Vec<_> = routes
             .iter()
-            .map(|r| {
-                (
-                    r.prefix.as_str(),
-                    r.protocol.as_str(),
-                    r.best,
-                    r.stale,
-                    r.via.len(),
-                )
-            })
+            .map(|r| (r.prefix.as_str(), r.protocol.as_str(), r.best, r.via.len()))
             .collect();
         assert_eq!(
             summary,
             [
-                ("10.10.0.0/26", "node1", true, false, 1),
-                ("10.10.0.0/26", "node2", false, true, 1),
-                ("198.51.100.0/24", "own_ipv4", true, false, 0),
+                ("10.10.0.0/26", "node1", true, 1),
+                ("10.10.0.0/26", "node2", false, 1),
+                ("198.51.100.0/24", "own_ipv4", true, 0),
             ]
         );
         let table = "Name       Proto      Table      State  Since         Info\n\

@@ -38,6 +38,12 @@ impl Namespace {
         let target = path.clone();
         let made = thread::spawn(move || -> Result<()> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+            // No duplicate address detection on links to come: nothing changes by itself later.
+            for scope in ["all", "default"] {
+                let accept_dad = format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad");
+                fs::write(&accept_dad, "0")
+                    .with_context(|| format!("cannot write {accept_dad}"))?;
+            }
             let own = "/proc/thread-self/ns/net";
             mount(
                 Some(own),

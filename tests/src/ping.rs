@@ -124,8 +124,12 @@ impl Pinger {
 
     /// Waits until every target has got this many more requests.
     pub fn wait_rounds(&self, count: usize) -> Result<()> {
-        for (rounds, thread) in self.rounds.iter().zip(&self.threads) {
-            let goal = rounds.load(Ordering::Acquire) + count;
+        let now = self
+            .rounds
+            .iter()
+            .map(|rounds| rounds.load(Ordering::Acquire));
+        let goals: Vec<_> = now.map(|rounds| rounds + count).collect();
+        for ((rounds, goal), thread) in self.rounds.iter().zip(goals).zip(&self.threads) {
             while rounds.load(Ordering::Acquire) < goal {
                 ensure!(!thread.is_finished(), "a pinger ended early");
                 thread::sleep(Duration::from_millis(1));

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use twill_ipam::Taken;
 use twill_k8s_api::files::{
     CLAIMS, Claim, Claims, DirectoryLock, FileError, claimed_blocks, create_file, make_directory,
-    read_claim, read_claims,
+    read_claim, read_claims, remove_file,
 };
 use twill_types::Block;
 
@@ -64,6 +64,19 @@ impl ClaimStore {
                 path: claims.join(Claim::file_name(block)),
                 message: "it came and went at once".to_owned(),
             }),
+        }
+    }
+
+    /// Gives a claim back, if it still is the one that is meant: a block that was released and
+    /// claimed again by anyone has another uid.
+    pub(crate) fn release(&self, claim: &Claim) -> Result<bool, FileError> {
+        let claims = self.directory.join(CLAIMS);
+        let _lock = DirectoryLock::acquire(&claims)?;
+        match read_claim(&self.directory, claim.block)? {
+            Some(found) if found.uid == claim.uid => {
+                remove_file(&claims.join(Claim::file_name(claim.block)))
+            }
+            _ => Ok(false),
         }
     }
 
@@ -152,6 +165,24 @@ mod tests {
             .filter(|name| name != ".lock")
             .collect();
         assert_eq!(names, ["0a0a0040-26.yaml"]);
+    }
+
+    #[test]
+    fn only_the_claim_that_is_meant_is_released() {
+        let root = tempfile::tempdir().unwrap();
+        let store = ClaimStore::open(root.path()).unwrap();
+        let block: Block = "10.10.0.64/26".parse().unwrap();
+        let ClaimOutcome::Won(first) = store.try_claim(block, "node1", "a").unwrap() else {
+            panic!("somebody else has it");
+        };
+        assert!(store.release(&first).unwrap());
+        assert!(!store.release(&first).unwrap(), "it is gone already");
+        let second = store.try_claim(block, "node1", "a").unwrap();
+        assert!(
+            !store.release(&first).unwrap(),
+            "the new claim is another one"
+        );
+        assert_eq!(store.try_claim(block, "node1", "a").unwrap(), second);
     }
 
     #[test]

@@ -107,7 +107,9 @@ impl Watcher {
             if !self.is_watched {
                 self.is_watched = self.add_watch().is_ok();
             }
-            match self.reread(sender.borrow().as_ref()) {
+            // A copy: sending waits for those who hold the value.
+            let before = Arc::clone(&sender.borrow());
+            match self.reread(&before) {
                 Ok(Some(snapshot)) => {
                     info!(
                         objects = snapshot.catalog.resources.len(),

@@ -78,9 +78,12 @@ pub(super) fn run(mut lab: Lab, pods: Vec<Pod>, clean: &Clean, screen: &Screen) 
             rack::CONVERGENCE,
             || {
                 let now = Snapshot::namespace(lab.node(name)?.namespace())?;
-                // The way to the pods' gateway stays as long as the node is one.
-                let left = before.differences(&now);
-                let left: Vec<_> = left.iter().filter(|l| !l.contains("169.254.1.1")).collect();
+                // What belongs to a node that forwards, and stays as long as it is one: the
+                // pods' gateway, and the kernel's own subnet-router anycast.
+                let left: Vec<_> = left
+                    .iter()
+                    .filter(|line| !line.contains("169.254.1.1") && !line.contains("anycast"))
+                    .collect();
                 ensure!(left.is_empty(), "{left:#?}");
                 Ok(())
             },
