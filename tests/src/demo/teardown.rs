@@ -78,6 +78,7 @@ pub(super) fn run(mut lab: Lab, pods: Vec<Pod>, clean: &Clean, screen: &Screen) 
             rack::CONVERGENCE,
             || {
                 let now = Snapshot::namespace(lab.node(name)?.namespace())?;
+                let left = before.differences(&now);
                 // What belongs to a node that forwards, and stays as long as it is one: the
                 // pods' gateway, and the kernel's own subnet-router anycast.
                 let left: Vec<_> = left
