@@ -291,7 +291,7 @@ spec: {peerIP: nowhere, asNumber: 64513}
         check(
             &["bgppeer"],
             &expect![[r#"
-            error: DIR/all.yaml:15: spec: `nowhere` is not a peer's address; write 192.0.2.1, 192.0.2.1:1179, 2001:db8::1 or [2001:db8::1]:1179
+            error: DIR/all.yaml:15: spec.peerIP: `nowhere` is not a peer's address; write 192.0.2.1, 192.0.2.1:1179, 2001:db8::1 or [2001:db8::1]:1179
             No BGPPeer in DIR.
         "#]],
         );

@@ -1,23 +1,22 @@
 //! The outer world of every demo, bench and kernel test: namespaces that die with their process.
 
 use std::{
-    env,
-    fs::{self, OpenOptions},
-    io::Write,
+    env, fs,
+    io::{self, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, Command},
-    thread,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     mount::{MsFlags, mount},
+    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
     sys::{
         signal::{SigSet, Signal},
         signalfd::SignalFd,
     },
-    unistd::{getpid, getuid},
+    unistd::{Pid, getpid, getppid, getuid},
 };
 
 use crate::{
@@ -34,15 +33,18 @@ pub const LABS: &str = "/run/lab";
 /// Makes the rest of this program run in a mount, network and process namespace of its own.
 ///
 /// Outside, the calling process *becomes* `unshare` (by exec), which starts this program again
-/// with the same arguments as process 1 of the new namespaces. So whoever kills the process it
-/// knows, with SIGKILL too, ends everything inside, and the exit status is the program's own.
-/// Inside, it mounts what the new world needs and returns.
+/// with the same arguments as process 1 of the new namespaces; that one starts it once more and
+/// looks after it. So whoever kills the process it knows, with SIGKILL too, ends everything
+/// inside, and the exit status is the program's own. Inside, it mounts what the new world needs
+/// and returns.
 ///
 /// To be called first in `main`, before there are threads. Sandboxes nest: a caller that starts
 /// another program of this kind takes `TWILL_SANDBOX` out of its environment (see [`nested`]).
 pub fn enter() -> Result<()> {
-    if env::var_os(INSIDE).is_some() && getpid().as_raw() == 1 {
-        return furnish();
+    match env::var(INSIDE).as_deref() {
+        Ok("init") if getpid().as_raw() == 1 => return init(),
+        Ok("program") if getppid().as_raw() == 1 => return furnish(),
+        _ => {}
     }
     ensure!(
         getuid().is_root(),
@@ -62,7 +64,7 @@ pub fn enter() -> Result<()> {
         ])
         .arg(program)
         .args(env::args_os().skip(1))
-        .env(INSIDE, "1")
+        .env(INSIDE, "init")
         .exec();
     bail!("cannot execute unshare (package util-linux): {error}")
 }
@@ -74,9 +76,52 @@ pub fn nested(program: impl AsRef<Path>) -> Command {
     command
 }
 
-/// Mounts of the new world, its loopback, and an end on Ctrl-C.
+/// The signals that end a sandbox.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Process 1: it has no default action for signals, so it reads them; and orphans are its to reap.
+/// Its end is the end of all processes of the namespace.
+fn init() -> Result<()> {
+    let signals: SigSet = ENDING.into_iter().chain([Signal::SIGCHLD]).collect();
+    signals.thread_block().context("cannot block signals")?;
+    let read = SignalFd::new(&signals).context("cannot read signals")?;
+    let program = env::current_exe().context("cannot find my own program file")?;
+    let child = Command::new(program)
+        .args(env::args_os().skip(1))
+        .env(INSIDE, "program")
+        .spawn()
+        .context("cannot start myself again")?;
+    let child = Pid::from_raw(i32::try_from(child.id())?);
+    loop {
+        let info = read.read_signal().context("cannot read signals")?;
+        let number = info.map_or(0, |info| i32::try_from(info.ssi_signo).unwrap_or_default());
+        if number != Signal::SIGCHLD as i32 {
+            // Nobody may be reading.
+            let _ = writeln!(
+                io::stderr(),
+                "\ninterrupted: the kernel removes all that was made"
+            );
+            process::exit(128 + number);
+        }
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == child => process::exit(code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
+                    process::exit(128 + signal as i32)
+                }
+                Ok(WaitStatus::StillAlive) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// Mounts of the new world, and its loopback.
 fn furnish() -> Result<()> {
-    end_on_signals()?;
+    // Programs inherit the mask: what is started from here on gets its signals as usual.
+    SigSet::all()
+        .thread_unblock()
+        .context("cannot unblock signals")?;
     tmpfs("/run")?;
     for dir in [netns::DIRECTORY, LABS] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {dir}"))?;
@@ -98,31 +143,6 @@ fn tmpfs(at: &str) -> Result<()> {
         Some("mode=755"),
     )
     .with_context(|| format!("cannot mount a tmpfs on {at}"))
-}
-
-/// Process 1 of a namespace has no default action for signals, so it reads them itself. Its end
-/// is the end of all processes of the namespace.
-fn end_on_signals() -> Result<()> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    // Later threads inherit the mask; std gives started programs an empty one.
-    signals.thread_block().context("cannot block signals")?;
-    let read = SignalFd::new(&signals).context("cannot read signals")?;
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            if let Ok(Some(info)) = read.read_signal() {
-                // Written past the lock of std's handle, which a blocked writer may hold.
-                if let Ok(mut terminal) = OpenOptions::new().write(true).open("/dev/stderr") {
-                    let text = "\ninterrupted: the kernel removes all that was made\n";
-                    let _ = terminal.write_all(text.as_bytes());
-                }
-                process::exit(128 + i32::try_from(info.ssi_signo).unwrap_or_default());
-            }
-        })?;
-    Ok(())
 }
 
 /// The logs of all labs that are not empty: where they are, and their last lines.

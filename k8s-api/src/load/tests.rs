@@ -312,7 +312,7 @@ fn invalid_values_name_place_value_and_remedy() {
         (
             "BGPConfiguration",
             "listenPort: 0",
-            "error: m.yaml:6: spec.listenPort: ports are 1 to 65535; 179 is usual",
+            "error: m.yaml:6: spec.listenPort: 0: ports are 1 to 65535; 179 is usual",
         ),
         (
             "IPAMConfig",
