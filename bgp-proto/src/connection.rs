@@ -41,20 +41,15 @@ pub(crate) struct Negotiated {
 
 impl Negotiated {
     pub(crate) fn graceful_restart(&self) -> Option<&GracefulRestart> {
-        self.open
-            .capabilities
-            .iter()
-            .find_map(|capability| match capability {
-                Capability::GracefulRestart(restart) => Some(restart),
-                _ => None,
-            })
+        self.open.capabilities.iter().find_map(|capability| match capability {
+            Capability::GracefulRestart(restart) => Some(restart),
+            _ => None,
+        })
     }
 
     pub(crate) fn families(&self) -> impl Iterator<Item = Family> + use<> {
         let session = self.session;
-        [Family::V4, Family::V6]
-            .into_iter()
-            .filter(move |family| session.has(*family))
+        [Family::V4, Family::V6].into_iter().filter(move |family| session.has(*family))
     }
 }
 
@@ -109,10 +104,7 @@ impl Connection {
 
     /// The next whole message, decoded; `None` when more bytes are needed.
     pub(crate) fn next_message(&mut self, now: Time) -> Result<Option<Message>, Notification> {
-        let max = self
-            .negotiated
-            .as_ref()
-            .map_or(wire::MAX_MESSAGE, |n| n.session.max_message());
+        let max = self.negotiated.as_ref().map_or(wire::MAX_MESSAGE, |n| n.session.max_message());
         let Some(frame) = wire::frame(&self.buffer, max)? else {
             return Ok(None);
         };
@@ -137,23 +129,20 @@ impl Connection {
             (MessageType::Keepalive, State::OpenConfirm | State::Established, _) => {
                 Ok(Message::Keepalive)
             }
-            (MessageType::Update, State::Established, Some(negotiated)) => Ok(Message::Update(
-                wire::decode_update(frame.body, &negotiated.session)?,
-            )),
-            (MessageType::RouteRefresh, State::Established, Some(_)) => Ok(Message::RouteRefresh(
-                wire::decode_route_refresh(frame.body)?,
-            )),
+            (MessageType::Update, State::Established, Some(negotiated)) => {
+                Ok(Message::Update(wire::decode_update(frame.body, &negotiated.session)?))
+            }
+            (MessageType::RouteRefresh, State::Established, Some(_)) => {
+                Ok(Message::RouteRefresh(wire::decode_route_refresh(frame.body)?))
+            }
             (kind, state, _) => Err(unexpected(kind, state)),
         }
     }
 
     /// Our OPEN.
     pub(crate) fn open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Vec<u8> {
-        let mut capabilities: Vec<Capability> = peer
-            .families
-            .iter()
-            .map(|family| Capability::MultiProtocol(*family))
-            .collect();
+        let mut capabilities: Vec<Capability> =
+            peer.families.iter().map(|family| Capability::MultiProtocol(*family)).collect();
         capabilities.push(Capability::RouteRefresh);
         capabilities.push(Capability::FourOctetAs(speaker.asn));
         let forwarding = speaker.restarting;
@@ -164,10 +153,7 @@ impl Connection {
             families: peer
                 .families
                 .iter()
-                .map(|family| GracefulRestartFamily {
-                    family: *family,
-                    forwarding,
-                })
+                .map(|family| GracefulRestartFamily { family: *family, forwarding })
                 .collect(),
         }));
         wire::encode_open(&Open {

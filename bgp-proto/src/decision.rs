@@ -68,9 +68,7 @@ pub(crate) fn decide(mut left: Vec<Candidate>, max_paths: usize) -> Option<(Vec<
     narrow(&mut left, Step::LocalPref, &|c| preference(c) == best);
     // a)
     let best = left.iter().map(|c| c.attributes.as_path.hops()).min()?;
-    narrow(&mut left, Step::AsPathLength, &|c| {
-        c.attributes.as_path.hops() == best
-    });
+    narrow(&mut left, Step::AsPathLength, &|c| c.attributes.as_path.hops() == best);
     // b)
     let best = left.iter().map(|c| c.attributes.origin).min()?;
     narrow(&mut left, Step::Origin, &|c| c.attributes.origin == best);
@@ -79,8 +77,7 @@ pub(crate) fn decide(mut left: Vec<Candidate>, max_paths: usize) -> Option<(Vec<
     let neighbor = |c: &Candidate| c.attributes.as_path.neighbor();
     let all = left.clone();
     narrow(&mut left, Step::Med, &|c| {
-        !all.iter()
-            .any(|other| neighbor(other) == neighbor(c) && med(other) < med(c))
+        !all.iter().any(|other| neighbor(other) == neighbor(c) && med(other) < med(c))
     });
     // d)
     if left.iter().any(|c| c.external) {
@@ -106,10 +103,7 @@ pub(crate) fn decide(mut left: Vec<Candidate>, max_paths: usize) -> Option<(Vec<
 
 /// RFC 4456 section 9: ORIGINATOR_ID takes the place of the router id.
 fn originator(candidate: &Candidate) -> Ipv4Addr {
-    candidate
-        .attributes
-        .originator_id
-        .unwrap_or(candidate.router_id)
+    candidate.attributes.originator_id.unwrap_or(candidate.router_id)
 }
 
 #[cfg(test)]
@@ -126,10 +120,7 @@ mod tests {
         let path = AsPath::sequence([Asn::new(64513).unwrap(), Asn::new(64999).unwrap()]);
         let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
         let mut candidate = Candidate {
-            peer: PeerKey {
-                address: next_hop,
-                port: 179,
-            },
+            peer: PeerKey { address: next_hop, port: 179 },
             attributes: Arc::new(attributes.clone()),
             external: true,
             metric: 0,
@@ -155,14 +146,8 @@ mod tests {
         let other = |n| AsPath::sequence([asn(n), asn(64999)]);
         let plain = || candidate(2, |_, _| {});
         for (better, step) in [
-            (
-                candidate(9, |a, _| a.local_pref = Some(101)),
-                Step::LocalPref,
-            ),
-            (
-                candidate(9, |a, _| a.as_path = AsPath::sequence([asn(1)])),
-                Step::AsPathLength,
-            ),
+            (candidate(9, |a, _| a.local_pref = Some(101)), Step::LocalPref),
+            (candidate(9, |a, _| a.as_path = AsPath::sequence([asn(1)])), Step::AsPathLength),
             (plain(), Step::OnlyPath),
         ] {
             let last = match better.peer.address {
@@ -176,31 +161,16 @@ mod tests {
             assert_eq!(winners(all, 8), (vec![last], step));
         }
         let worse_origin = candidate(1, |a, _| a.origin = Origin::Incomplete);
-        assert_eq!(
-            winners(vec![worse_origin, plain()], 8),
-            (vec![2], Step::Origin)
-        );
+        assert_eq!(winners(vec![worse_origin, plain()], 8), (vec![2], Step::Origin));
         let worse_med = candidate(1, |a, _| a.med = Some(5));
-        assert_eq!(
-            winners(vec![worse_med.clone(), plain()], 8),
-            (vec![2], Step::Med)
-        );
+        assert_eq!(winners(vec![worse_med.clone(), plain()], 8), (vec![2], Step::Med));
         let other_as = candidate(3, |a, _| a.as_path = other(65000));
-        assert_eq!(
-            winners(vec![worse_med, other_as], 8),
-            (vec![1, 3], Step::RouterId)
-        );
+        assert_eq!(winners(vec![worse_med, other_as], 8), (vec![1, 3], Step::RouterId));
         let internal = candidate(1, |_, c| c.external = false);
-        assert_eq!(
-            winners(vec![internal, plain()], 8),
-            (vec![2], Step::External)
-        );
+        assert_eq!(winners(vec![internal, plain()], 8), (vec![2], Step::External));
         let far = candidate(1, |_, c| c.metric = 7);
         assert_eq!(winners(vec![far, plain()], 8), (vec![2], Step::Metric));
-        assert_eq!(
-            winners(vec![candidate(3, |_, _| {}), plain()], 1),
-            (vec![2], Step::RouterId)
-        );
+        assert_eq!(winners(vec![candidate(3, |_, _| {}), plain()], 1), (vec![2], Step::RouterId));
     }
 
     #[test]

@@ -37,10 +37,7 @@ pub(crate) enum Loss {
 #[derive(Debug)]
 pub(crate) enum Session {
     Up,
-    Down {
-        loss: Loss,
-        negotiated: Box<Negotiated>,
-    },
+    Down { loss: Loss, negotiated: Box<Negotiated> },
     Update(UpdateIn),
     Refresh(RouteRefresh),
 }
@@ -85,11 +82,7 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn new(key: PeerKey, config: PeerConfig, now: Time) -> Self {
-        let dial = if config.passive {
-            Dial::No
-        } else {
-            Dial::At(now, State::Active)
-        };
+        let dial = if config.passive { Dial::No } else { Dial::At(now, State::Active) };
         Self {
             key,
             config,
@@ -111,19 +104,12 @@ impl Peer {
             Dial::At(_, state) => state,
             Dial::Opening(_) => State::Connect,
         };
-        self.connections
-            .iter()
-            .map(|connection| connection.state)
-            .max()
-            .unwrap_or(dialling)
+        self.connections.iter().map(|connection| connection.state).max().unwrap_or(dialling)
     }
 
     /// The Established connection.
     pub(crate) fn established(&self) -> Option<(&Connection, &Negotiated)> {
-        let connection = self
-            .connections
-            .iter()
-            .find(|c| c.state == State::Established)?;
+        let connection = self.connections.iter().find(|c| c.state == State::Established)?;
         Some((connection, connection.negotiated.as_ref()?))
     }
 
@@ -136,11 +122,7 @@ impl Peer {
             Dial::At(deadline, _) => Some((deadline, "connect retry timer")),
             Dial::No | Dial::Opening(_) => None,
         };
-        self.connections
-            .iter()
-            .filter_map(Connection::next_deadline)
-            .chain(dial)
-            .min()
+        self.connections.iter().filter_map(Connection::next_deadline).chain(dial).min()
     }
 
     /// Timers (RFC 4271 events 9 to 13, RFC 9687).
@@ -212,8 +194,7 @@ impl Peer {
         local: SocketAddr,
         sink: &mut Sink<'_>,
     ) {
-        self.connections
-            .push(Connection::new(conn, direction, local, sink.now));
+        self.connections.push(Connection::new(conn, direction, local, sink.now));
         let open = Connection::open(sink.speaker, &self.config, sink.restarting);
         self.send(conn, open, sink);
     }
@@ -272,18 +253,12 @@ impl Peer {
             return self.fail(conn, notification, sink);
         }
         let direction = connection.direction;
-        let rival = self
-            .connections
-            .iter()
-            .find(|c| c.id != conn && c.state >= State::OpenConfirm);
+        let rival = self.connections.iter().find(|c| c.id != conn && c.state >= State::OpenConfirm);
         if let Some(rival) = rival {
             let (rival_id, rival_direction) = (rival.id, rival.direction);
             let old = rival.state == State::Established
                 && sink.now.since(rival.established_at) >= RACE
-                && rival
-                    .negotiated
-                    .as_ref()
-                    .is_some_and(|n| n.graceful_restart().is_some());
+                && rival.negotiated.as_ref().is_some_and(|n| n.graceful_restart().is_some());
             let established = rival.state == State::Established;
             // The connection that the higher identifier opened stays.
             let outgoing_stays = sink.speaker.router_id > identifier;
@@ -300,11 +275,7 @@ impl Peer {
             } else if established || !new_stays {
                 return self.fail(conn, Notification::new(code::CEASE, cease::COLLISION), sink);
             } else {
-                self.fail(
-                    rival_id,
-                    Notification::new(code::CEASE, cease::COLLISION),
-                    sink,
-                );
+                self.fail(rival_id, Notification::new(code::CEASE, cease::COLLISION), sink);
             }
         }
         self.send(conn, wire::encode_keepalive(), sink);
@@ -321,12 +292,8 @@ impl Peer {
         }
         connection.state = State::Established;
         connection.established_at = sink.now;
-        let others: Vec<ConnId> = self
-            .connections
-            .iter()
-            .map(|c| c.id)
-            .filter(|id| *id != conn)
-            .collect();
+        let others: Vec<ConnId> =
+            self.connections.iter().map(|c| c.id).filter(|id| *id != conn).collect();
         for id in others {
             self.fail(id, Notification::new(code::CEASE, cease::COLLISION), sink);
         }
@@ -343,10 +310,7 @@ impl Peer {
 
     /// A NOTIFICATION came (events 24 and 25).
     fn notified(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
-        let event = PeerEvent::Notification {
-            sent: false,
-            notification: notification.clone(),
-        };
+        let event = PeerEvent::Notification { sent: false, notification: notification.clone() };
         sink.outputs.push(Output::Event(self.key, event));
         sink.outputs.push(Output::Close { conn });
         if let Some(connection) = self.forget(conn) {
@@ -358,10 +322,7 @@ impl Peer {
     fn fail(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
         self.send(conn, wire::encode_notification(&notification), sink);
         sink.outputs.push(Output::Close { conn });
-        let event = PeerEvent::Notification {
-            sent: true,
-            notification: notification.clone(),
-        };
+        let event = PeerEvent::Notification { sent: true, notification: notification.clone() };
         sink.outputs.push(Output::Event(self.key, event));
         if let Some(connection) = self.forget(conn) {
             self.ended(connection, Loss::Notification(notification), sink);
@@ -403,8 +364,7 @@ impl Peer {
             _ if collision => {}
             _ => {
                 self.info.clone_from(&reason);
-                sink.outputs
-                    .push(Output::Event(self.key, PeerEvent::Failed { reason }));
+                sink.outputs.push(Output::Event(self.key, PeerEvent::Failed { reason }));
             }
         }
         if !self.connections.is_empty() || matches!(self.dial, Dial::Opening(_)) {
@@ -419,20 +379,14 @@ impl Peer {
 
     /// Tries again after a time that doubles, with jitter (section 8.1.1, IdleHoldTime).
     fn retry(&mut self, state: State, sink: &mut Sink<'_>) {
-        let wait = FIRST_RETRY
-            .saturating_mul(1 << self.failures.min(10))
-            .min(LONGEST_RETRY);
+        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         let wait = sink.jitter.apply(wait);
         self.schedule(wait, state, sink);
     }
 
     fn schedule(&mut self, wait: Duration, state: State, sink: &Sink<'_>) {
-        self.dial = if self.config.passive {
-            Dial::No
-        } else {
-            Dial::At(sink.now + wait, state)
-        };
+        self.dial = if self.config.passive { Dial::No } else { Dial::At(sink.now + wait, state) };
     }
 
     /// Takes a changed configuration; a session that it does not concern stays.
@@ -461,13 +415,8 @@ impl Peer {
         self.dial = Dial::No;
         for connection in std::mem::take(&mut self.connections) {
             let bytes = wire::encode_notification(notification);
-            sink.outputs.push(Output::Send {
-                conn: connection.id,
-                bytes,
-            });
-            sink.outputs.push(Output::Close {
-                conn: connection.id,
-            });
+            sink.outputs.push(Output::Send { conn: connection.id, bytes });
+            sink.outputs.push(Output::Close { conn: connection.id });
             self.messages_out += 1;
             if let (State::Established, Some(negotiated)) =
                 (connection.state, connection.negotiated)
@@ -475,10 +424,7 @@ impl Peer {
                 self.since = sink.now;
                 self.flaps += 1;
                 let negotiated = Box::new(negotiated);
-                sink.sessions.push(Session::Down {
-                    loss: Loss::Removed,
-                    negotiated,
-                });
+                sink.sessions.push(Session::Down { loss: Loss::Removed, negotiated });
             }
         }
         self.info = notification.to_string();

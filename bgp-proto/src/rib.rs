@@ -54,10 +54,7 @@ pub(crate) struct Rib {
 
 impl Rib {
     pub(crate) fn new(max_paths: usize) -> Self {
-        Self {
-            max_paths,
-            ..Self::default()
-        }
+        Self { max_paths, ..Self::default() }
     }
 
     /// What is known of a peer from now on, as its session comes up.
@@ -75,15 +72,8 @@ impl Rib {
     ) {
         let attributes = self.intern(attributes);
         for prefix in prefixes {
-            let path = Path {
-                attributes: Arc::clone(&attributes),
-                stale: false,
-            };
-            self.destinations
-                .entry(prefix)
-                .or_default()
-                .paths
-                .insert(peer, path);
+            let path = Path { attributes: Arc::clone(&attributes), stale: false };
+            self.destinations.entry(prefix).or_default().paths.insert(peer, path);
             self.dirty.insert(prefix);
         }
         let next_hop = attributes.next_hop;
@@ -115,9 +105,8 @@ impl Rib {
     /// Marks a peer's paths of these families as stale, and drops the others and those that
     /// already were (RFC 4724 section 4.2: a second restart in a row keeps nothing twice).
     pub(crate) fn keep_stale(&mut self, peer: PeerKey, families: &[Family]) {
-        let drop = self.prefixes_of(peer, |prefix, path| {
-            path.stale || !families.contains(&prefix.family())
-        });
+        let drop = self
+            .prefixes_of(peer, |prefix, path| path.stale || !families.contains(&prefix.family()));
         self.withdraw(peer, drop);
         for destination in self.destinations.values_mut() {
             if let Some(path) = destination.paths.get_mut(&peer) {
@@ -128,9 +117,8 @@ impl Rib {
 
     /// Drops a peer's stale paths of these families; says how many.
     pub(crate) fn flush_stale(&mut self, peer: PeerKey, families: &[Family]) -> usize {
-        let stale = self.prefixes_of(peer, |prefix, path| {
-            path.stale && families.contains(&prefix.family())
-        });
+        let stale = self
+            .prefixes_of(peer, |prefix, path| path.stale && families.contains(&prefix.family()));
         let count = stale.len();
         self.withdraw(peer, stale);
         count
@@ -145,11 +133,7 @@ impl Rib {
     fn prefixes_of(&self, peer: PeerKey, wanted: impl Fn(Prefix, &Path) -> bool) -> Vec<Prefix> {
         self.destinations
             .iter()
-            .filter(|(prefix, d)| {
-                d.paths
-                    .get(&peer)
-                    .is_some_and(|path| wanted(**prefix, path))
-            })
+            .filter(|(prefix, d)| d.paths.get(&peer).is_some_and(|path| wanted(**prefix, path)))
             .map(|(prefix, _)| *prefix)
             .collect()
     }
@@ -180,11 +164,7 @@ impl Rib {
             return;
         }
         for (prefix, destination) in &self.destinations {
-            if destination
-                .paths
-                .values()
-                .any(|path| changed.contains(&path.attributes.next_hop))
-            {
+            if destination.paths.values().any(|path| changed.contains(&path.attributes.next_hop)) {
                 self.dirty.insert(*prefix);
             }
         }
@@ -202,10 +182,8 @@ impl Rib {
                 continue;
             };
             let used = self.best(destination);
-            let mut next_hops: Vec<IpAddr> = used
-                .iter()
-                .map(|candidate| candidate.attributes.next_hop)
-                .collect();
+            let mut next_hops: Vec<IpAddr> =
+                used.iter().map(|candidate| candidate.attributes.next_hop).collect();
             next_hops.sort_unstable();
             next_hops.dedup();
             let Some(destination) = self.destinations.get_mut(&prefix) else {
@@ -243,16 +221,13 @@ impl Rib {
                 })
             })
             .collect();
-        decide(candidates, self.max_paths)
-            .map(|(used, _)| used)
-            .unwrap_or_default()
+        decide(candidates, self.max_paths).map(|(used, _)| used).unwrap_or_default()
     }
 
     /// Attribute sets and next hops that no path has any more.
     fn forget_unused(&mut self) {
         let before = self.attributes.len();
-        self.attributes
-            .retain(|attributes| Arc::strong_count(attributes) > 1);
+        self.attributes.retain(|attributes| Arc::strong_count(attributes) > 1);
         if self.attributes.len() == before {
             return;
         }
@@ -270,13 +245,8 @@ impl Rib {
 
     /// Paths of a peer: all, and stale ones.
     pub(crate) fn count(&self, peer: PeerKey) -> (usize, usize) {
-        let paths = self
-            .destinations
-            .values()
-            .filter_map(|d| d.paths.get(&peer));
-        paths.fold((0, 0), |(all, stale), path| {
-            (all + 1, stale + usize::from(path.stale))
-        })
+        let paths = self.destinations.values().filter_map(|d| d.paths.get(&peer));
+        paths.fold((0, 0), |(all, stale), path| (all + 1, stale + usize::from(path.stale)))
     }
 
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = RouteSnapshot> {

@@ -53,9 +53,7 @@ fn block(index: usize) -> Prefix {
 }
 
 fn config(index: usize, asn: u32, restarting: bool, seed: u64) -> SpeakerConfig {
-    let IpAddr::V4(router_id) = address(index) else {
-        unreachable!()
-    };
+    let IpAddr::V4(router_id) = address(index) else { unreachable!() };
     SpeakerConfig {
         router_id,
         asn: Asn::new(asn).unwrap(),
@@ -67,10 +65,7 @@ fn config(index: usize, asn: u32, restarting: bool, seed: u64) -> SpeakerConfig 
 }
 
 fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
-    let key = PeerKey {
-        address: address(index),
-        port: 179,
-    };
+    let key = PeerKey { address: address(index), port: 179 };
     let config = PeerConfig {
         name: format!("node{index}"),
         kind: PeerKind::Mesh,
@@ -123,8 +118,7 @@ impl Net {
 
     fn schedule(&mut self, node: usize, input: Input) {
         self.sequence += 1;
-        self.queue
-            .insert((self.now + DELAY, self.sequence), (node, input));
+        self.queue.insert((self.now + DELAY, self.sequence), (node, input));
     }
 
     fn input(&mut self, index: usize, input: Input) {
@@ -141,13 +135,7 @@ impl Net {
         match output {
             Output::Connect { conn, remote, .. } => self.connect(index, conn, remote),
             Output::Send { conn, bytes } => {
-                self.schedule(
-                    index,
-                    Input::Written {
-                        conn,
-                        count: bytes.len(),
-                    },
-                );
+                self.schedule(index, Input::Written { conn, count: bytes.len() });
                 if let Some((other, conn)) = self.wires.get(&(index, conn)).copied()
                     && !self.is_cut(index, other)
                 {
@@ -160,18 +148,13 @@ impl Net {
                     if change.next_hops.is_empty() {
                         self.nodes[index].routes.remove(&change.prefix);
                     } else {
-                        self.nodes[index]
-                            .routes
-                            .insert(change.prefix, change.next_hops);
+                        self.nodes[index].routes.insert(change.prefix, change.next_hops);
                     }
                 }
             }
             Output::TrackNextHops(addresses) => {
                 let state = NextHopState::Reachable { metric: 0 };
-                let states = addresses
-                    .into_iter()
-                    .map(|address| (address, state))
-                    .collect();
+                let states = addresses.into_iter().map(|address| (address, state)).collect();
                 self.schedule(index, Input::NextHops(states));
             }
             Output::Converged => self.nodes[index].converged = true,
@@ -185,19 +168,9 @@ impl Net {
     }
 
     fn connect(&mut self, index: usize, conn: ConnId, remote: SocketAddr) {
-        let other = self
-            .nodes
-            .iter()
-            .position(|node| node.address == remote.ip())
-            .unwrap();
+        let other = self.nodes.iter().position(|node| node.address == remote.ip()).unwrap();
         if !self.nodes[other].alive || self.is_cut(index, other) {
-            return self.schedule(
-                index,
-                Input::ConnectFailed {
-                    conn,
-                    reason: "refused".into(),
-                },
-            );
+            return self.schedule(index, Input::ConnectFailed { conn, reason: "refused".into() });
         }
         let accepted = ConnId(self.next_accepted);
         self.next_accepted -= 1;
@@ -206,14 +179,7 @@ impl Net {
         let local = SocketAddr::new(self.nodes[index].address, 40000);
         let end = SocketAddr::new(self.nodes[other].address, 179);
         self.schedule(index, Input::Connected { conn, local });
-        self.schedule(
-            other,
-            Input::Accepted {
-                conn: accepted,
-                local: end,
-                remote: local,
-            },
-        );
+        self.schedule(other, Input::Accepted { conn: accepted, local: end, remote: local });
     }
 
     fn close(&mut self, end: End) {
@@ -222,25 +188,14 @@ impl Net {
         };
         if self.wires.remove(&other).is_some() && !self.is_cut(end.0, other.0) {
             let reason = "closed".to_owned();
-            self.schedule(
-                other.0,
-                Input::Closed {
-                    conn: other.1,
-                    reason,
-                },
-            );
+            self.schedule(other.0, Input::Closed { conn: other.1, reason });
         }
     }
 
     /// The process of a node dies; its kernel closes its connections, or drops them unseen.
     fn kill(&mut self, index: usize, silently: bool) {
         self.nodes[index].alive = false;
-        let ends: Vec<End> = self
-            .wires
-            .keys()
-            .filter(|end| end.0 == index)
-            .copied()
-            .collect();
+        let ends: Vec<End> = self.wires.keys().filter(|end| end.0 == index).copied().collect();
         for end in ends {
             if silently {
                 self.wires.remove(&end);
@@ -290,10 +245,7 @@ impl Net {
     fn run_until(&mut self, what: &str, limit: Duration, done: impl Fn(&Self) -> bool) {
         let deadline = self.now + limit;
         while !done(self) {
-            assert!(
-                self.step() && self.now <= deadline,
-                "{what}: not within {limit:?}"
-            );
+            assert!(self.step() && self.now <= deadline, "{what}: not within {limit:?}");
         }
     }
 
@@ -305,19 +257,11 @@ impl Net {
 
     /// Every live node has a route to every other's block, and one session with each.
     fn is_full(&self) -> bool {
-        let live: Vec<usize> = (0..self.nodes.len())
-            .filter(|i| self.nodes[*i].alive)
-            .collect();
+        let live: Vec<usize> = (0..self.nodes.len()).filter(|i| self.nodes[*i].alive).collect();
         live.iter().all(|i| {
             let node = &self.nodes[*i];
-            live.iter()
-                .filter(|j| *j != i)
-                .all(|j| node.routes.contains_key(&block(*j)))
-                && node
-                    .speaker
-                    .peers()
-                    .iter()
-                    .all(|peer| peer.state == State::Established)
+            live.iter().filter(|j| *j != i).all(|j| node.routes.contains_key(&block(*j)))
+                && node.speaker.peers().iter().all(|peer| peer.state == State::Established)
         })
     }
 }
@@ -331,17 +275,8 @@ fn a_mesh_converges_with_one_session_a_pair() {
         net.run_until("mesh", SECONDS_10, Net::is_full);
         net.run_for(Duration::from_secs(120));
         assert!(net.is_full(), "seed {seed}");
-        assert_eq!(
-            net.wires.len(),
-            4 * 3,
-            "seed {seed}: a collision left two connections"
-        );
-        let flaps: u32 = net.nodes[0]
-            .speaker
-            .peers()
-            .iter()
-            .map(|peer| peer.flaps)
-            .sum();
+        assert_eq!(net.wires.len(), 4 * 3, "seed {seed}: a collision left two connections");
+        let flaps: u32 = net.nodes[0].speaker.peers().iter().map(|peer| peer.flaps).sum();
         assert_eq!(flaps, 0, "seed {seed}");
     }
 }
@@ -354,10 +289,7 @@ fn a_killed_node_keeps_its_routes_until_it_is_back() {
         net.run_until("mesh", SECONDS_10, Net::is_full);
         net.kill(1, silently);
         net.run_for(Duration::from_secs(1));
-        assert!(
-            net.nodes[0].routes.contains_key(&block(1)),
-            "kept, silently={silently}"
-        );
+        assert!(net.nodes[0].routes.contains_key(&block(1)), "kept, silently={silently}");
         net.restart(1, &asns);
         net.run_until("back", Duration::from_secs(2), |net| {
             net.is_full() && net.nodes[1].converged
@@ -391,10 +323,7 @@ fn a_route_that_is_gone_after_the_restart_is_flushed_at_end_of_rib() {
     net.kill(1, false);
     net.nodes[1].speaker = Speaker::new(config(1, 64513, true, 5), net.now);
     net.nodes[1].alive = true;
-    net.input(
-        1,
-        Input::SetOriginated(BTreeSet::from([prefix("10.9.0.0/24")])),
-    );
+    net.input(1, Input::SetOriginated(BTreeSet::from([prefix("10.9.0.0/24")])));
     net.input(1, Input::SetPeers([peer(0, 64512)].into()));
     net.run_until("new route", SECONDS_10, |net| {
         let routes = &net.nodes[0].routes;
@@ -412,10 +341,7 @@ fn silence_ends_a_session_by_the_hold_timer() {
     net.run_for(Duration::from_secs(4));
     assert_ne!(net.nodes[0].speaker.peers()[0].state, State::Established);
     let told = net.nodes[0].events.iter().any(|(_, event)| match event {
-        PeerEvent::Notification {
-            sent: true,
-            notification,
-        } => notification.code == 4,
+        PeerEvent::Notification { sent: true, notification } => notification.code == 4,
         _ => false,
     });
     assert!(told, "no Hold Timer Expired");
@@ -431,10 +357,9 @@ fn a_removed_peer_is_told_and_its_routes_go_at_once() {
     assert!(net.nodes[0].routes.is_empty());
     net.run_until("told", SECONDS_10, |net| {
         net.nodes[1].events.iter().any(|(_, event)| match event {
-            PeerEvent::Notification {
-                sent: false,
-                notification,
-            } => notification.to_string() == "Cease/Peer De-configured (6/3)",
+            PeerEvent::Notification { sent: false, notification } => {
+                notification.to_string() == "Cease/Peer De-configured (6/3)"
+            }
             _ => false,
         })
     });
@@ -452,11 +377,7 @@ fn withdrawn_prefixes_go_and_new_ones_come_without_a_reset() {
             routes.contains_key(&new) && !routes.contains_key(&block(1))
         })
     });
-    assert!(
-        net.nodes
-            .iter()
-            .all(|node| node.speaker.peers().iter().all(|p| p.flaps == 0))
-    );
+    assert!(net.nodes.iter().all(|node| node.speaker.peers().iter().all(|p| p.flaps == 0)));
 }
 
 #[test]
@@ -476,10 +397,9 @@ fn a_wrong_as_is_refused_with_the_right_notification() {
     net.run_for(SECONDS_10);
     assert_ne!(net.nodes[0].speaker.peers()[0].state, State::Established);
     let told = net.nodes[1].events.iter().any(|(_, event)| match event {
-        PeerEvent::Notification {
-            sent: false,
-            notification,
-        } => (notification.code, notification.subcode) == (2, 2),
+        PeerEvent::Notification { sent: false, notification } => {
+            (notification.code, notification.subcode) == (2, 2)
+        }
         _ => false,
     });
     assert!(told);

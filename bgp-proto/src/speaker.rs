@@ -84,11 +84,7 @@ impl Speaker {
             Input::ConnectFailed { conn, reason } => {
                 self.with_owner(now, conn, |peer, sink| peer.connect_failed(reason, sink));
             }
-            Input::Accepted {
-                conn,
-                local,
-                remote,
-            } => self.accepted(now, conn, local, remote),
+            Input::Accepted { conn, local, remote } => self.accepted(now, conn, local, remote),
             Input::Received { conn, bytes } => {
                 self.with_owner(now, conn, |peer, sink| peer.received(conn, &bytes, sink));
             }
@@ -106,14 +102,9 @@ impl Speaker {
     /// When [`Input::Tick`] is due next, and for what.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let peers = self.peers.values().filter_map(Peer::next_deadline);
-        let stale = self
-            .exchanges
-            .values()
-            .filter_map(|exchange| exchange.stale_until);
+        let stale = self.exchanges.values().filter_map(|exchange| exchange.stale_until);
         let stale = stale.map(|deadline| (deadline, "restart timer"));
-        let converge = self
-            .converge_by
-            .map(|deadline| (deadline, "selection deferral timer"));
+        let converge = self.converge_by.map(|deadline| (deadline, "selection deferral timer"));
         peers.chain(stale).chain(converge).min()
     }
 
@@ -124,10 +115,7 @@ impl Speaker {
 
     /// All sessions.
     pub fn peers(&self) -> Vec<PeerSnapshot> {
-        self.peers
-            .values()
-            .map(|peer| self.snapshot(peer))
-            .collect()
+        self.peers.values().map(|peer| self.snapshot(peer)).collect()
     }
 
     /// All paths, the own ones first.
@@ -144,11 +132,7 @@ impl Speaker {
 
     /// Runs `act` on the peer that a connection belongs to.
     fn with_owner(&mut self, now: Time, conn: ConnId, act: impl FnOnce(&mut Peer, &mut Sink<'_>)) {
-        let owner = self
-            .peers
-            .values()
-            .find(|peer| peer.owns(conn))
-            .map(|peer| peer.key);
+        let owner = self.peers.values().find(|peer| peer.owns(conn)).map(|peer| peer.key);
         if let Some(key) = owner {
             self.with_peer(now, key, act);
         }
@@ -186,10 +170,7 @@ impl Speaker {
         let due: Vec<PeerKey> = self
             .peers
             .values()
-            .filter(|peer| {
-                peer.next_deadline()
-                    .is_some_and(|(deadline, _)| deadline <= now)
-            })
+            .filter(|peer| peer.next_deadline().is_some_and(|(deadline, _)| deadline <= now))
             .map(|peer| peer.key)
             .collect();
         for key in due {
@@ -208,12 +189,8 @@ impl Speaker {
 
     /// Who is to be spoken to. Sessions whose configuration stays are left alone.
     fn set_peers(&mut self, now: Time, configs: BTreeMap<PeerKey, PeerConfig>) {
-        let gone: Vec<PeerKey> = self
-            .peers
-            .keys()
-            .filter(|key| !configs.contains_key(key))
-            .copied()
-            .collect();
+        let gone: Vec<PeerKey> =
+            self.peers.keys().filter(|key| !configs.contains_key(key)).copied().collect();
         for key in gone {
             self.with_peer(now, key, Peer::deconfigure);
             self.peers.remove(&key);
@@ -225,10 +202,7 @@ impl Speaker {
                 None => {
                     self.peers.insert(key, Peer::new(key, config, now));
                     let holds_convergence = self.converge_by.is_some() && self.config.restarting;
-                    let exchange = Exchange {
-                        holds_convergence,
-                        ..Exchange::default()
-                    };
+                    let exchange = Exchange { holds_convergence, ..Exchange::default() };
                     self.exchanges.insert(key, exchange);
                 }
                 Some(peer) if peer.config != config => {
@@ -242,11 +216,7 @@ impl Speaker {
 
     /// An unknown caller is told so, and closed (RFC 4486 subcode 5).
     fn accepted(&mut self, now: Time, conn: ConnId, local: SocketAddr, remote: SocketAddr) {
-        let key = self
-            .peers
-            .keys()
-            .find(|key| key.address == remote.ip())
-            .copied();
+        let key = self.peers.keys().find(|key| key.address == remote.ip()).copied();
         match key {
             Some(key) => {
                 self.with_peer(now, key, |peer, sink| peer.accepted(conn, local, sink));
@@ -273,10 +243,8 @@ impl Speaker {
         self.rib.set_peer(key, facts);
         // RFC 4724 section 4.2: what the peer did not keep forwarding for is not kept.
         let kept: Vec<Family> = kept_families(restart.as_ref());
-        let lost: Vec<Family> = [Family::V4, Family::V6]
-            .into_iter()
-            .filter(|f| !kept.contains(f))
-            .collect();
+        let lost: Vec<Family> =
+            [Family::V4, Family::V6].into_iter().filter(|f| !kept.contains(f)).collect();
         let flushed = self.rib.flush_stale(key, &lost);
         self.report_flushed(key, flushed);
         let (_, stale) = self.rib.count(key);
@@ -343,15 +311,13 @@ impl Speaker {
             Loss::Notification(notification) => notification.to_string(),
             Loss::Removed => "removed from the configuration".to_owned(),
         };
-        self.outputs
-            .push_back(Output::Event(key, PeerEvent::Down { reason, kept_for }));
+        self.outputs.push_back(Output::Event(key, PeerEvent::Down { reason, kept_for }));
     }
 
     fn update(&mut self, key: PeerKey, update: UpdateIn) {
         for fault in &update.faults {
             let text = fault.to_string();
-            self.outputs
-                .push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
+            self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
         }
         for prefix in &update.withdrawn {
             self.conflicts.remove(&(key, *prefix));
@@ -360,9 +326,8 @@ impl Speaker {
         for (attributes, prefixes) in update.announced {
             let loops = attributes.as_path.contains(self.config.asn)
                 || attributes.originator_id == Some(self.config.router_id);
-            let (usable, refused): (Vec<Prefix>, Vec<Prefix>) = prefixes
-                .into_iter()
-                .partition(|prefix| !loops && self.import(key, *prefix));
+            let (usable, refused): (Vec<Prefix>, Vec<Prefix>) =
+                prefixes.into_iter().partition(|prefix| !loops && self.import(key, *prefix));
             // What replaces an accepted route without being acceptable withdraws it.
             self.rib.withdraw(key, refused);
             if !usable.is_empty() {
@@ -370,8 +335,7 @@ impl Speaker {
             }
         }
         if let Some(family) = update.end_of_rib {
-            self.outputs
-                .push_back(Output::Event(key, PeerEvent::EndOfRib(family)));
+            self.outputs.push_back(Output::Event(key, PeerEvent::EndOfRib(family)));
             self.flush_stale(key, &[family]);
             if let Some(exchange) = self.exchanges.get_mut(&key) {
                 exchange.awaited.remove(&family);
@@ -387,11 +351,7 @@ impl Speaker {
             None => true,
             Some(ours) => {
                 if self.conflicts.insert((key, prefix)) {
-                    self.outputs.push_back(Output::OriginConflict {
-                        prefix,
-                        ours,
-                        peer: key,
-                    });
+                    self.outputs.push_back(Output::OriginConflict { prefix, ours, peer: key });
                 }
                 false
             }
@@ -411,8 +371,7 @@ impl Speaker {
 
     fn report_flushed(&mut self, key: PeerKey, count: usize) {
         if count > 0 {
-            self.outputs
-                .push_back(Output::Event(key, PeerEvent::StaleFlushed { count }));
+            self.outputs.push_back(Output::Event(key, PeerEvent::StaleFlushed { count }));
         }
     }
 
@@ -433,9 +392,7 @@ impl Speaker {
             return;
         }
         if let Some(exchange) = self.exchanges.get_mut(&key) {
-            exchange
-                .announced
-                .retain(|prefix| prefix.family() != refresh.family);
+            exchange.announced.retain(|prefix| prefix.family() != refresh.family);
         }
         self.advertise(now, key);
     }
@@ -457,20 +414,13 @@ impl Speaker {
         for family in negotiated.families() {
             let next_hop = next_hop(family, connection.local.ip(), peer.config.other_next_hop);
             let wanted: BTreeSet<Prefix> = match next_hop {
-                Some(_) => self
-                    .originated
-                    .iter()
-                    .filter(|p| p.family() == family)
-                    .copied()
-                    .collect(),
+                Some(_) => {
+                    self.originated.iter().filter(|p| p.family() == family).copied().collect()
+                }
                 None => BTreeSet::new(),
             };
-            let had: BTreeSet<Prefix> = exchange
-                .announced
-                .iter()
-                .filter(|p| p.family() == family)
-                .copied()
-                .collect();
+            let had: BTreeSet<Prefix> =
+                exchange.announced.iter().filter(|p| p.family() == family).copied().collect();
             let gone: Vec<Prefix> = had.difference(&wanted).copied().collect();
             wire::encode_withdrawals(family, &gone, &session, &mut bytes);
             let new: Vec<Prefix> = wanted.difference(&had).copied().collect();
@@ -498,10 +448,7 @@ impl Speaker {
         let Some(deadline) = self.converge_by else {
             return;
         };
-        let waiting = self
-            .exchanges
-            .values()
-            .any(|exchange| exchange.holds_convergence);
+        let waiting = self.exchanges.values().any(|exchange| exchange.holds_convergence);
         if (self.configured && !waiting) || deadline <= now {
             self.converge_by = None;
             self.outputs.push_back(Output::Converged);
@@ -522,10 +469,7 @@ impl Speaker {
             capabilities: negotiated.map(capability_names).unwrap_or_default(),
             prefixes_in,
             prefixes_stale,
-            prefixes_out: self
-                .exchanges
-                .get(&peer.key)
-                .map_or(0, |e| e.announced.len()),
+            prefixes_out: self.exchanges.get(&peer.key).map_or(0, |e| e.announced.len()),
             messages_in: peer.messages_in,
             messages_out: peer.messages_out,
             flaps: peer.flaps,
@@ -535,31 +479,18 @@ impl Speaker {
 
 /// The families for which the peer kept forwarding (the F bit).
 fn kept_families(restart: Option<&GracefulRestart>) -> Vec<Family> {
-    let families = restart
-        .map(|restart| restart.families.as_slice())
-        .unwrap_or_default();
-    families
-        .iter()
-        .filter(|entry| entry.forwarding)
-        .map(|entry| entry.family)
-        .collect()
+    let families = restart.map(|restart| restart.families.as_slice()).unwrap_or_default();
+    families.iter().filter(|entry| entry.forwarding).map(|entry| entry.family).collect()
 }
 
 /// This node's address of a family: the session's own end, else the configured one.
 fn next_hop(family: Family, local: IpAddr, other: Option<IpAddr>) -> Option<IpAddr> {
-    [Some(local), other]
-        .into_iter()
-        .flatten()
-        .find(|address| Family::of(*address) == family)
+    [Some(local), other].into_iter().flatten().find(|address| Family::of(*address) == family)
 }
 
 /// The attributes of what this node originates (RFC 4271 section 5.1).
 fn own_attributes(config: &SpeakerConfig, internal: bool, next_hop: IpAddr) -> PathAttributes {
-    let path = if internal {
-        AsPath::default()
-    } else {
-        AsPath::default().prepended(config.asn)
-    };
+    let path = if internal { AsPath::default() } else { AsPath::default().prepended(config.asn) };
     let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
     attributes.local_pref = internal.then_some(DEFAULT_LOCAL_PREF);
     attributes
@@ -581,24 +512,20 @@ fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
         RouteRefresh, Unknown,
     };
     let session = negotiated.session;
-    let shared = negotiated
-        .open
-        .capabilities
-        .iter()
-        .filter_map(|capability| match capability {
-            MultiProtocol(family) if session.has(*family) => Some(match family {
-                Family::V4 => "IPv4 unicast",
-                Family::V6 => "IPv6 unicast",
-            }),
-            RouteRefresh => Some("route refresh"),
-            FourOctetAs(_) => Some("4-octet AS"),
-            wire::Capability::GracefulRestart(_) => Some("graceful restart"),
-            MultiProtocol(_)
-            | ExtendedNextHop
-            | ExtendedMessage
-            | EnhancedRouteRefresh
-            | Unknown { .. } => None,
-        });
+    let shared = negotiated.open.capabilities.iter().filter_map(|capability| match capability {
+        MultiProtocol(family) if session.has(*family) => Some(match family {
+            Family::V4 => "IPv4 unicast",
+            Family::V6 => "IPv6 unicast",
+        }),
+        RouteRefresh => Some("route refresh"),
+        FourOctetAs(_) => Some("4-octet AS"),
+        wire::Capability::GracefulRestart(_) => Some("graceful restart"),
+        MultiProtocol(_)
+        | ExtendedNextHop
+        | ExtendedMessage
+        | EnhancedRouteRefresh
+        | Unknown { .. } => None,
+    });
     shared.collect()
 }
 
@@ -607,9 +534,9 @@ fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
 impl SpeakerConfig {
     /// A stable, non-zero identifier from a node's name (FNV-1a).
     pub fn router_id_from_name(name: &str) -> Ipv4Addr {
-        let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-        });
+        let hash = name
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         Ipv4Addr::from_bits(hash.max(1))
     }
 }

@@ -28,11 +28,7 @@ const READ_BUFFER: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// An outgoing connection is open.
-    Connected {
-        conn: ConnId,
-        local: SocketAddr,
-        stream: TcpStream,
-    },
+    Connected { conn: ConnId, local: SocketAddr, stream: TcpStream },
     /// An outgoing connection could not be opened.
     ConnectFailed { conn: ConnId, reason: String },
     /// Bytes came in.
@@ -74,9 +70,7 @@ impl Connection {
     /// Sends what is queued, then closes, in the background: the peer gets the NOTIFICATION.
     pub(crate) fn finish(self) {
         self.reader.abort();
-        let Self {
-            outgoing, writer, ..
-        } = self;
+        let Self { outgoing, writer, .. } = self;
         // The writer ends when its queue is empty and has no sender any more.
         drop(outgoing);
         tokio::spawn(async move {
@@ -104,15 +98,8 @@ pub(crate) fn connect(
     tokio::spawn(async move {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, open(local, remote)).await;
         let event = match opened {
-            Ok(Ok((stream, local))) => Event::Connected {
-                conn,
-                local,
-                stream,
-            },
-            Ok(Err(error)) => Event::ConnectFailed {
-                conn,
-                reason: error.to_string(),
-            },
+            Ok(Ok((stream, local))) => Event::Connected { conn, local, stream },
+            Ok(Err(error)) => Event::ConnectFailed { conn, reason: error.to_string() },
             Err(_) => Event::ConnectFailed {
                 conn,
                 reason: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
@@ -160,20 +147,10 @@ async fn write_all(
 ) {
     while let Some(bytes) = queue.recv().await {
         if let Err(error) = write.write_all(&bytes).await {
-            let _ = events
-                .send(Event::Closed {
-                    conn,
-                    reason: error.to_string(),
-                })
-                .await;
+            let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
             return;
         }
-        let _ = events
-            .send(Event::Written {
-                conn,
-                count: bytes.len(),
-            })
-            .await;
+        let _ = events.send(Event::Written { conn, count: bytes.len() }).await;
     }
     let _ = write.shutdown().await;
 }

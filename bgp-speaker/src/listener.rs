@@ -77,15 +77,7 @@ async fn accept_all(listener: TcpListener, accepted: mpsc::Sender<Accepted>) {
                 let Ok(local) = stream.local_addr() else {
                     continue;
                 };
-                if accepted
-                    .send(Accepted {
-                        stream,
-                        local,
-                        remote,
-                    })
-                    .await
-                    .is_err()
-                {
+                if accepted.send(Accepted { stream, local, remote }).await.is_err() {
                     return;
                 }
             }

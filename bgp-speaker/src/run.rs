@@ -215,11 +215,7 @@ impl Shell {
     }
 
     fn listen(&mut self, port: u16) -> Result<(), ShellError> {
-        if self
-            .listener
-            .as_ref()
-            .is_some_and(|(current, _)| *current == port)
-        {
+        if self.listener.as_ref().is_some_and(|(current, _)| *current == port) {
             return Ok(());
         }
         // The old one goes first: it may be the same port in another family.
@@ -235,18 +231,9 @@ impl Shell {
         // Counted down from the top; the speaker counts its own up from 1.
         let conn = ConnId(u64::MAX - self.next_accepted);
         self.next_accepted += 1;
-        let Accepted {
-            stream,
-            local,
-            remote,
-        } = accepted;
-        self.connections
-            .insert(conn, Connection::start(conn, stream, self.events.clone()));
-        self.input(Input::Accepted {
-            conn,
-            local,
-            remote,
-        });
+        let Accepted { stream, local, remote } = accepted;
+        self.connections.insert(conn, Connection::start(conn, stream, self.events.clone()));
+        self.input(Input::Accepted { conn, local, remote });
     }
 
     /// Takes what is there, up to a budget, so that packed UPDATEs are decided on together.
@@ -262,11 +249,7 @@ impl Shell {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Connected {
-                conn,
-                local,
-                stream,
-            } => {
+            Event::Connected { conn, local, stream } => {
                 // One that was given up in the meantime is closed by being dropped.
                 if self.dialling.remove(&conn).is_some() {
                     let connection = Connection::start(conn, stream, self.events.clone());
@@ -297,11 +280,7 @@ impl Shell {
     fn carry_out(&mut self) {
         while let Some(output) = self.speaker.poll_output() {
             match output {
-                Output::Connect {
-                    conn,
-                    remote,
-                    local,
-                } => {
+                Output::Connect { conn, remote, local } => {
                     let task = connection::connect(conn, local, remote, self.events.clone());
                     self.dialling.insert(conn, task);
                 }
@@ -349,16 +328,10 @@ impl Shell {
 fn log(peer: PeerKey, event: &PeerEvent) {
     match event {
         PeerEvent::Up => info!(%peer, "session up"),
-        PeerEvent::Down {
-            reason,
-            kept_for: Some(time),
-        } => {
+        PeerEvent::Down { reason, kept_for: Some(time) } => {
             warn!(%peer, reason, kept_seconds = time.as_secs(), "session down, its routes are kept");
         }
-        PeerEvent::Down {
-            reason,
-            kept_for: None,
-        } => warn!(%peer, reason, "session down"),
+        PeerEvent::Down { reason, kept_for: None } => warn!(%peer, reason, "session down"),
         PeerEvent::Failed { reason } => info!(%peer, reason, "no session"),
         PeerEvent::BadUpdate { text } => warn!(%peer, text, "bad UPDATE"),
         PeerEvent::EndOfRib(family) => debug!(%peer, %family, "End-of-RIB"),

@@ -31,10 +31,7 @@ pub(crate) fn run(
     for problem in &input.problems {
         writeln!(err, "{problem}")?;
     }
-    let broken = input
-        .problems
-        .iter()
-        .filter(|p| p.severity == twill_k8s_api::Severity::Error);
+    let broken = input.problems.iter().filter(|p| p.severity == twill_k8s_api::Severity::Error);
     let broken = broken.count();
     for manifest in input.resources.values() {
         for unsupported in manifest.value.unsupported() {
@@ -73,12 +70,7 @@ pub(crate) fn run(
                 Applied::Unchanged(_) => "unchanged",
             },
         };
-        writeln!(
-            out,
-            "{}/{} {done}",
-            manifest.value.kind_name(),
-            manifest.value.name()
-        )?;
+        writeln!(out, "{}/{} {done}", manifest.value.kind_name(), manifest.value.name())?;
     }
     Ok(())
 }
@@ -86,23 +78,15 @@ pub(crate) fn run(
 fn read(source: &Path, files: &mut Vec<Loaded>) -> anyhow::Result<()> {
     if source == Path::new("-") {
         let mut text = String::new();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .context("cannot read standard input")?;
+        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
         files.push(load_manifests(&text, "<stdin>"));
     } else if source.is_dir() {
         for name in manifest_names(source)? {
             let path = source.join(name);
-            files.push(load_manifests(
-                &read_text(&path)?,
-                &path.display().to_string(),
-            ));
+            files.push(load_manifests(&read_text(&path)?, &path.display().to_string()));
         }
     } else {
-        files.push(load_manifests(
-            &read_text(source)?,
-            &source.display().to_string(),
-        ));
+        files.push(load_manifests(&read_text(source)?, &source.display().to_string()));
     }
     Ok(())
 }
@@ -124,11 +108,7 @@ fn conflict(old: &Loc<Resource>, new: &Loc<Resource>, claims: &Claims) -> Option
         return None;
     }
     let name = &new.metadata.name;
-    let claimed = claims
-        .claims
-        .values()
-        .filter(|claim| claim.pool == *name)
-        .count();
+    let claimed = claims.claims.values().filter(|claim| claim.pool == *name).count();
     (claimed > 0).then(|| {
         format!(
             "error: {place}: IPPool {name} cannot change cidr or blockSize while nodes hold \
@@ -142,11 +122,7 @@ fn place(manifest: &Loc<Resource>) -> String {
 }
 
 fn list(sources: &[PathBuf]) -> String {
-    sources
-        .iter()
-        .map(|source| source.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    sources.iter().map(|source| source.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

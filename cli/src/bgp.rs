@@ -24,24 +24,9 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
         "OUT",
         "HOLD TIME",
     ];
-    let numbers = [
-        "IN",
-        "STALE",
-        "OUT",
-        "HOLD TIME",
-        "MSGS IN",
-        "MSGS OUT",
-        "FLAPS",
-    ];
+    let numbers = ["IN", "STALE", "OUT", "HOLD TIME", "MSGS IN", "MSGS OUT", "FLAPS"];
     if wide {
-        header.extend([
-            "ROUTER ID",
-            "MSGS IN",
-            "MSGS OUT",
-            "FLAPS",
-            "CAPABILITIES",
-            "LAST EVENT",
-        ]);
+        header.extend(["ROUTER ID", "MSGS IN", "MSGS OUT", "FLAPS", "CAPABILITIES", "LAST EVENT"]);
     }
     let row = |peer: &PeerStatus| {
         let mut row = vec![
@@ -50,11 +35,7 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
             kind(peer.kind).to_owned(),
             peer.asn.to_string(),
             if wide { peer.state.clone() } else { info(peer) },
-            if is_up(peer) {
-                age(peer.since_ms, now)
-            } else {
-                "-".to_owned()
-            },
+            if is_up(peer) { age(peer.since_ms, now) } else { "-".to_owned() },
             peer.prefixes_in.to_string(),
             peer.prefixes_stale.to_string(),
             peer.prefixes_out.to_string(),
@@ -113,33 +94,17 @@ pub(crate) fn routes(routes: &[RouteStatus], wide: bool) -> String {
         }
         row
     };
-    framed(
-        &header,
-        &["LOCAL PREF", "MED"],
-        routes.iter().map(row).collect(),
-    )
+    framed(&header, &["LOCAL PREF", "MED"], routes.iter().map(row).collect())
 }
 
 fn state(route: &RouteStatus) -> String {
-    let words = [
-        (route.best, "best"),
-        (route.installed, "installed"),
-        (route.stale, "stale"),
-    ];
-    let words: Vec<_> = words
-        .iter()
-        .filter(|(holds, _)| *holds)
-        .map(|(_, word)| *word)
-        .collect();
+    let words = [(route.best, "best"), (route.installed, "installed"), (route.stale, "stale")];
+    let words: Vec<_> = words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect();
     or_dash(words.join(", "))
 }
 
 fn or_dash(text: String) -> String {
-    if text.is_empty() {
-        "-".to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 #[cfg(test)]
@@ -210,12 +175,7 @@ mod tests {
             communities: vec!["64513:1".into(), "no-export".into()],
             ..local.clone()
         };
-        let unused = RouteStatus {
-            best: false,
-            installed: false,
-            stale: false,
-            ..learned.clone()
-        };
+        let unused = RouteStatus { best: false, installed: false, stale: false, ..learned.clone() };
         let all = [local, learned, unused];
         expect![[r#"
             +---------------+--------------+-------------+-------------+--------+------------------------+

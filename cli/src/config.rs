@@ -33,20 +33,14 @@ impl Paths {
     pub(crate) fn resolve(cli: &Cli) -> anyhow::Result<Self> {
         let file = match &cli.config {
             Some(path) => File::read(path)?.with_context(|| {
-                format!(
-                    "there is no configuration {}; correct --config",
-                    path.display()
-                )
+                format!("there is no configuration {}; correct --config", path.display())
             })?,
             None => File::read(Path::new(DEFAULT_FILE))?.unwrap_or_default(),
         };
         let run_dir = file.run_dir.unwrap_or_else(|| "/run/twill".into());
         let directory = file.datastore.directory;
         Ok(Self {
-            socket: cli
-                .socket
-                .clone()
-                .unwrap_or_else(|| run_dir.join("twilld.sock")),
+            socket: cli.socket.clone().unwrap_or_else(|| run_dir.join("twilld.sock")),
             resources: cli
                 .resources
                 .clone()
@@ -80,10 +74,7 @@ mod tests {
     use super::*;
 
     fn paths(arguments: &[&str]) -> anyhow::Result<Paths> {
-        let all = ["twillctl"]
-            .iter()
-            .chain(arguments)
-            .chain(&["node", "status"]);
+        let all = ["twillctl"].iter().chain(arguments).chain(&["node", "status"]);
         Paths::resolve(&Cli::try_parse_from(all).unwrap())
     }
 
@@ -91,32 +82,17 @@ mod tests {
     fn options_come_before_the_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("twilld.yaml");
-        std::fs::write(
-            &file,
-            "runDir: /r\nfib: {metric: 3}\ndatastore: {directory: /d}\n",
-        )
-        .unwrap();
+        std::fs::write(&file, "runDir: /r\nfib: {metric: 3}\ndatastore: {directory: /d}\n")
+            .unwrap();
         let config = ["--config", file.to_str().unwrap()];
         assert_eq!(
             paths(&config).unwrap(),
-            Paths {
-                socket: "/r/twilld.sock".into(),
-                resources: "/d".into()
-            }
+            Paths { socket: "/r/twilld.sock".into(), resources: "/d".into() }
         );
         let all = [&config[..], &["--socket", "/s", "--resources", "/x"]].concat();
-        assert_eq!(
-            paths(&all).unwrap(),
-            Paths {
-                socket: "/s".into(),
-                resources: "/x".into()
-            }
-        );
+        assert_eq!(paths(&all).unwrap(), Paths { socket: "/s".into(), resources: "/x".into() });
         std::fs::write(&file, "").unwrap();
-        assert_eq!(
-            paths(&config).unwrap().resources,
-            Path::new("/etc/twill/resources")
-        );
+        assert_eq!(paths(&config).unwrap().resources, Path::new("/etc/twill/resources"));
     }
 
     #[test]
@@ -125,10 +101,7 @@ mod tests {
         let file = dir.path().join("twilld.yaml");
         let name = file.to_str().unwrap();
         let error = paths(&["--config", name]).unwrap_err().to_string();
-        assert!(
-            error.contains(name) && error.contains("--config"),
-            "{error}"
-        );
+        assert!(error.contains(name) && error.contains("--config"), "{error}");
         std::fs::write(&file, "a: 1\nrunDir: [1]\n").unwrap();
         let error = paths(&["--config", name]).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("line 2"), "{error}");

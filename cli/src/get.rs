@@ -22,11 +22,7 @@ pub(crate) fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let GetArgs {
-        kind,
-        names,
-        output,
-    } = arguments;
+    let GetArgs { kind, names, output } = arguments;
     let all = resources(directory, *kind, err)?;
     let statuses = read_statuses(directory)?;
     let wanted =
@@ -41,16 +37,8 @@ pub(crate) fn run(
         .collect();
     if !missing.is_empty() {
         let known: Vec<&str> = all.iter().map(Resource::name).collect();
-        let known = if known.is_empty() {
-            "none".to_owned()
-        } else {
-            known.join(", ")
-        };
-        bail!(
-            "no {kind} {} in {}; there: {known}",
-            missing.join(", "),
-            directory.display()
-        );
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        bail!("no {kind} {} in {}; there: {known}", missing.join(", "), directory.display());
     }
     if found.is_empty() {
         writeln!(err, "No {kind} in {}.", directory.display())?;
@@ -62,22 +50,12 @@ pub(crate) fn run(
 fn resources(directory: &Path, kind: Kind, err: &mut dyn Write) -> anyhow::Result<Vec<Resource>> {
     let (all, problems) = if kind == Kind::BlockAffinity {
         let claims = read_claims(directory)?;
-        let all = claims
-            .claims
-            .values()
-            .map(|c| Resource::BlockAffinity(c.to_manifest()));
+        let all = claims.claims.values().map(|c| Resource::BlockAffinity(c.to_manifest()));
         (all.collect(), claims.problems)
     } else {
         let catalog = load_directory(directory)?;
-        let all = catalog
-            .resources
-            .into_values()
-            .map(|resource| resource.value);
-        (
-            all.filter(|resource| resource.kind() == Some(kind))
-                .collect(),
-            catalog.problems,
-        )
+        let all = catalog.resources.into_values().map(|resource| resource.value);
+        (all.filter(|resource| resource.kind() == Some(kind)).collect(), catalog.problems)
     };
     let of_kind = |object: &twill_k8s_api::ObjectId| object.kind == kind.singular();
     for problem in problems.iter().filter(|problem| {
@@ -97,19 +75,13 @@ fn print(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let manifests = || {
-        let mut items = found
-            .iter()
-            .map(|r| with_status(r, statuses))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut items =
+            found.iter().map(|r| with_status(r, statuses)).collect::<Result<Vec<_>, _>>()?;
         Ok::<_, serde_json::Error>(match items.pop() {
             Some(only) if single && items.is_empty() => only,
             last => {
                 items.extend(last);
-                let version = if kind == Kind::Node {
-                    "v1"
-                } else {
-                    API_VERSION
-                };
+                let version = if kind == Kind::Node { "v1" } else { API_VERSION };
                 json!({ "apiVersion": version, "kind": format!("{kind}List"), "items": items })
             }
         })
@@ -157,11 +129,7 @@ fn conditions(resource: &Resource, statuses: &Statuses) -> String {
             .map(move |condition| format!("{} ({node})", condition.kind))
     });
     let all: Vec<String> = holding.collect();
-    if all.is_empty() {
-        "-".to_owned()
-    } else {
-        all.join(", ")
-    }
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
 #[cfg(test)]

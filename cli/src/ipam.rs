@@ -20,42 +20,21 @@ struct Claimed<'a> {
 pub(crate) fn table(status: &IpamStatus, node: &str, show_blocks: bool, wide: bool) -> String {
     let mut blocks: BTreeMap<Block, Claimed<'_>> = BTreeMap::new();
     for claim in &status.claims {
-        blocks.insert(
-            claim.block,
-            Claimed {
-                node: &claim.node,
-                pool: &claim.pool,
-                own: None,
-            },
-        );
+        blocks.insert(claim.block, Claimed { node: &claim.node, pool: &claim.pool, own: None });
     }
     for own in &status.blocks {
-        blocks.insert(
-            own.block,
-            Claimed {
-                node,
-                pool: &own.pool,
-                own: Some(own),
-            },
-        );
+        blocks.insert(own.block, Claimed { node, pool: &own.pool, own: Some(own) });
     }
     let mut rows = Vec::new();
     for pool in &status.pools {
-        let of_pool = blocks
-            .iter()
-            .filter(|(_, claimed)| claimed.pool == pool.name);
-        rows.push(pool_row(
-            pool,
-            of_pool.clone().map(|(block, claimed)| (*block, claimed)),
-        ));
+        let of_pool = blocks.iter().filter(|(_, claimed)| claimed.pool == pool.name);
+        rows.push(pool_row(pool, of_pool.clone().map(|(block, claimed)| (*block, claimed))));
         if show_blocks {
             rows.extend(of_pool.map(|(block, claimed)| block_row(*block, claimed)));
         }
     }
     // A pool that was deleted while nodes still own blocks of it.
-    let orphans = blocks
-        .iter()
-        .filter(|(_, c)| status.pools.iter().all(|p| p.name != c.pool));
+    let orphans = blocks.iter().filter(|(_, c)| status.pools.iter().all(|p| p.name != c.pool));
     if show_blocks {
         rows.extend(orphans.map(|(block, claimed)| block_row(*block, claimed)));
     }
@@ -71,11 +50,7 @@ pub(crate) fn table(status: &IpamStatus, node: &str, show_blocks: bool, wide: bo
         "IPS FREE",
     ];
     for (name, shown) in [("POOL", wide), ("NODE", show_blocks)] {
-        if let Some(column) = header
-            .iter()
-            .position(|title| *title == name)
-            .filter(|_| !shown)
-        {
+        if let Some(column) = header.iter().position(|title| *title == name).filter(|_| !shown) {
             header.remove(column);
             rows.iter_mut().for_each(|row| _ = row.remove(column));
         }
@@ -124,11 +99,7 @@ fn pool_row<'a>(
 fn block_row(block: Block, claimed: &Claimed<'_>) -> Vec<String> {
     let size = u128::from(block.size());
     let [used, other, free] = match claimed.own {
-        Some(own) => [
-            share(own.used.into(), size),
-            share(0, size),
-            share(own.free.into(), size),
-        ],
+        Some(own) => [share(own.used.into(), size), share(0, size), share(own.free.into(), size)],
         None => ["-".to_owned(), share(size, size), "-".to_owned()],
     };
     vec![
@@ -151,20 +122,13 @@ fn count(number: u128) -> String {
     }
     let text = format!("{:.4e}", number as f64);
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    format!(
-        "{}e+{exponent:0>2}",
-        digits.trim_end_matches('0').trim_end_matches('.')
-    )
+    format!("{}e+{exponent:0>2}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// `5 (8%)`.
 #[expect(clippy::cast_precision_loss, reason = "whole percents are shown")]
 fn share(part: u128, of: u128) -> String {
-    format!(
-        "{} ({:.0}%)",
-        count(part),
-        part as f64 * 100.0 / of.max(1) as f64
-    )
+    format!("{} ({:.0}%)", count(part), part as f64 * 100.0 / of.max(1) as f64)
 }
 
 #[cfg(test)]

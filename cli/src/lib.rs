@@ -59,20 +59,13 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
         Command::Node(NodeCommand::Status { output }) => {
             let status = connect()?.node_status()?;
             let now = Timestamp::now();
-            emit(out, *output, &status, |wide| {
-                node::table(&status, now, &TimeZone::system(), wide)
-            })
+            emit(out, *output, &status, |wide| node::table(&status, now, &TimeZone::system(), wide))
         }
-        Command::Ipam(IpamCommand::Show {
-            show_blocks,
-            output,
-        }) => {
+        Command::Ipam(IpamCommand::Show { show_blocks, output }) => {
             let mut client = connect()?;
             let node = client.welcome()?.node.clone();
             let status = client.ipam_show()?;
-            emit(out, *output, &status, |wide| {
-                ipam::table(&status, &node, *show_blocks, wide)
-            })
+            emit(out, *output, &status, |wide| ipam::table(&status, &node, *show_blocks, wide))
         }
         Command::Bgp(BgpCommand::Peers { output }) => {
             let peers = connect()?.bgp_peers()?;
@@ -83,10 +76,7 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
             let routes = connect()?.bgp_routes(RoutesRequest { within: *within })?;
             emit(out, *output, &routes, |wide| bgp::routes(&routes, wide))
         }
-        Command::Version {
-            client: only_client,
-            output,
-        } => {
+        Command::Version { client: only_client, output } => {
             let welcome = || Ok::<_, ClientError>(connect()?.welcome()?.clone());
             let asked = (!only_client).then(welcome).transpose();
             let version = Version::new(asked.as_ref().ok().cloned().flatten());
@@ -159,19 +149,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("twilld.sock");
         let socket = socket.to_str().unwrap();
-        for arguments in [
-            &["node", "status"][..],
-            &["ipam", "show"],
-            &["bgp", "peers"],
-            &["version"],
-        ] {
+        for arguments in
+            [&["node", "status"][..], &["ipam", "show"], &["bgp", "peers"], &["version"]]
+        {
             let cli = command(&[arguments, &["--socket", socket]].concat());
             let error = run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap_err();
             let error = format!("{error:#}");
-            assert!(
-                error.contains(socket) && error.contains("systemctl start"),
-                "{error}"
-            );
+            assert!(error.contains(socket) && error.contains("systemctl start"), "{error}");
         }
     }
 }

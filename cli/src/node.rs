@@ -16,15 +16,9 @@ pub(crate) fn table(status: &NodeStatus, now: Timestamp, zone: &TimeZone, wide: 
         age(status.started_ms, now)
     );
     let list = |items: Vec<String>| {
-        if items.is_empty() {
-            "-".into()
-        } else {
-            items.join(", ")
-        }
+        if items.is_empty() { "-".into() } else { items.join(", ") }
     };
-    let asn = status
-        .asn
-        .map_or("not configured".to_owned(), |asn| asn.to_string());
+    let asn = status.asn.map_or("not configured".to_owned(), |asn| asn.to_string());
     let addresses = list(status.addresses.iter().map(ToString::to_string).collect());
     let _ = writeln!(
         text,
@@ -32,32 +26,16 @@ pub(crate) fn table(status: &NodeStatus, now: Timestamp, zone: &TimeZone, wide: 
         status.node,
         status.blocks,
         status.kernel_routes,
-        if status.in_sync {
-            ""
-        } else {
-            "; still reading its resources"
-        },
+        if status.in_sync { "" } else { "; still reading its resources" },
     );
     if wide {
-        let labels = status
-            .labels
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        let _ = writeln!(
-            text,
-            "Router ID {}, labels {}.",
-            status.router_id,
-            list(labels)
-        );
+        let labels = status.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let _ = writeln!(text, "Router ID {}, labels {}.", status.router_id, list(labels));
     }
     for (name, family) in [("IPv4", Family::V4), ("IPv6", Family::V6)] {
         let _ = writeln!(text, "\n{name} BGP status");
-        let peers: Vec<_> = status
-            .peers
-            .iter()
-            .filter(|peer| Family::of(peer.address) == family)
-            .collect();
+        let peers: Vec<_> =
+            status.peers.iter().filter(|peer| Family::of(peer.address) == family).collect();
         match peers.is_empty() {
             true => _ = writeln!(text, "No {name} peers found."),
             false => text += &sessions(&peers, now, zone),

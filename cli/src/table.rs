@@ -8,11 +8,8 @@ use jiff::{Timestamp, tz::TimeZone};
 pub(crate) fn framed(header: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(ASCII_FULL_CONDENSED.header_separator(LineStyle::new('+', '-', '+', '+')));
-    table.set_header(
-        header
-            .iter()
-            .map(|name| Cell::new(name).set_alignment(CellAlignment::Center)),
-    );
+    table
+        .set_header(header.iter().map(|name| Cell::new(name).set_alignment(CellAlignment::Center)));
     table.add_rows(rows);
     for (column, name) in table.column_iter_mut().zip(header) {
         if numbers.contains(name) {
@@ -25,17 +22,11 @@ pub(crate) fn framed(header: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) 
 /// A table without lines, as `calicoctl get` and `kubectl get` print it.
 pub(crate) fn plain(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_header(header.to_vec())
-        .add_rows(rows);
+    table.load_style(NOTHING).set_header(header.to_vec()).add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
-    table
-        .lines()
-        .map(|line| format!("{}\n", line.trim_end()))
-        .collect()
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// A time as the log of a day would show it: the clock today, the date before.
@@ -43,15 +34,8 @@ pub(crate) fn since(ms: u64, now: Timestamp, zone: &TimeZone) -> String {
     let Some(then) = timestamp(ms) else {
         return "-".to_owned();
     };
-    let (then, now) = (
-        then.to_zoned_datetime(zone.clone()),
-        now.to_zoned_datetime(zone.clone()),
-    );
-    let format = if then.date() == now.date() {
-        "%H:%M:%S"
-    } else {
-        "%Y-%m-%d"
-    };
+    let (then, now) = (then.to_zoned_datetime(zone.clone()), now.to_zoned_datetime(zone.clone()));
+    let format = if then.date() == now.date() { "%H:%M:%S" } else { "%Y-%m-%d" };
     then.strftime(format).to_string()
 }
 
@@ -90,13 +74,9 @@ mod tests {
     fn ages_have_two_units() {
         let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
         let ms = u64::try_from(now.as_millisecond()).unwrap();
-        for (seconds, text) in [
-            (0, "0s"),
-            (59, "59s"),
-            (312, "5m12s"),
-            (11_040, "3h4m"),
-            (1_062_000, "12d7h"),
-        ] {
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (312, "5m12s"), (11_040, "3h4m"), (1_062_000, "12d7h")]
+        {
             assert_eq!(age(ms - seconds * 1000, now), text);
         }
         // A clock that was set back.
@@ -109,9 +89,6 @@ mod tests {
     #[test]
     fn ports_show_where_they_are_unusual() {
         assert_eq!(peer_address("10.0.0.1".parse().unwrap(), 179), "10.0.0.1");
-        assert_eq!(
-            peer_address("fd00::1".parse().unwrap(), 1179),
-            "[fd00::1]:1179"
-        );
+        assert_eq!(peer_address("fd00::1".parse().unwrap(), 1179), "[fd00::1]:1179");
     }
 }

@@ -13,24 +13,13 @@ pub(crate) struct Version {
 
 impl Version {
     pub(crate) fn new(daemon: Option<Welcome>) -> Self {
-        Self {
-            client: env!("CARGO_PKG_VERSION"),
-            protocol: PROTOCOL_VERSION,
-            daemon,
-        }
+        Self { client: env!("CARGO_PKG_VERSION"), protocol: PROTOCOL_VERSION, daemon }
     }
 
     pub(crate) fn text(&self) -> String {
-        let client = format!(
-            "Client Version:  {} (protocol {})\n",
-            self.client, self.protocol
-        );
+        let client = format!("Client Version:  {} (protocol {})\n", self.client, self.protocol);
         let daemon = self.daemon.as_ref().map(|welcome| {
-            let Welcome {
-                daemon,
-                protocol,
-                node,
-            } = welcome;
+            let Welcome { daemon, protocol, node } = welcome;
             format!("Daemon Version:  {daemon} (protocol {protocol}) on {node}\n")
         });
         client + &daemon.unwrap_or_default()

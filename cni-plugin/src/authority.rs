@@ -57,11 +57,7 @@ impl<'a> Authority<'a> {
 
     /// Who deletes the link of a DEL: the daemon later, many at once, or this call.
     pub(crate) fn del_mode(&self) -> DelMode {
-        if self.is_standalone() {
-            DelMode::Immediate
-        } else {
-            DelMode::Deferred
-        }
+        if self.is_standalone() { DelMode::Immediate } else { DelMode::Deferred }
     }
 
     /// Addresses for an attachment; durable when this returns.
@@ -71,10 +67,7 @@ impl<'a> Authority<'a> {
         }
         Ok(self.daemon.insist(|client, patience| {
             let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-            client.assign(AssignRequest {
-                timeout_ms,
-                ..request.clone()
-            })
+            client.assign(AssignRequest { timeout_ms, ..request.clone() })
         })?)
     }
 
@@ -82,9 +75,7 @@ impl<'a> Authority<'a> {
     pub(crate) fn endpoint_up(&mut self, endpoint: &EndpointUp) -> Result<(), Error> {
         match &self.standalone {
             Some(standalone) => Ok(standalone.prepare_node()?),
-            None => Ok(self
-                .daemon
-                .insist(|client, _| client.endpoint_up(endpoint.clone()))?),
+            None => Ok(self.daemon.insist(|client, _| client.endpoint_up(endpoint.clone()))?),
         }
     }
 
@@ -108,10 +99,7 @@ impl<'a> Authority<'a> {
         if self.alone(alone)?.is_some() {
             return Ok(());
         }
-        let request = ReleaseRequest {
-            attachment,
-            sequence,
-        };
+        let request = ReleaseRequest { attachment, sequence };
         let release = |client: &mut Client, _| client.release(request.clone());
         let Err(first) = self.daemon.ask(release) else {
             return Ok(());

@@ -70,11 +70,7 @@ impl Command {
         if version >= since {
             Ok(())
         } else {
-            Err(Error::VerbTooNew {
-                verb: self.name(),
-                version,
-                since,
-            })
+            Err(Error::VerbTooNew { verb: self.name(), version, since })
         }
     }
 
@@ -200,9 +196,7 @@ impl Args {
         if unknown && !ignore_unknown {
             return Err(invalid("CNI_ARGS holds a key that is not known here"));
         }
-        args.pod = namespace
-            .zip(name)
-            .map(|(namespace, name)| PodRef { namespace, name });
+        args.pod = namespace.zip(name).map(|(namespace, name)| PodRef { namespace, name });
         Ok(args)
     }
 }
@@ -210,9 +204,7 @@ impl Args {
 /// The pattern that the specification gives for container ids and network names.
 pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
 fn is_true(text: &str) -> bool {
@@ -242,10 +234,7 @@ pub(crate) fn read_stdin(patience: Duration) -> io::Result<Vec<u8>> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(
-            &mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        ) {
+        match poll(&mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
@@ -269,10 +258,7 @@ mod tests {
 
     #[test]
     fn args_are_read_in_any_order() {
-        let pod = Some(PodRef {
-            namespace: "dev".into(),
-            name: "web-0".into(),
-        });
+        let pod = Some(PodRef { namespace: "dev".into(), name: "web-0".into() });
         for text in [
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=dev;K8S_POD_NAME=web-0;FUTURE=x",
             "FUTURE=x;K8S_POD_NAME=web-0;IgnoreUnknown=true;K8S_POD_NAMESPACE=dev",
@@ -281,19 +267,8 @@ mod tests {
             assert_eq!(Args::parse(text).unwrap().pod, pod, "{text}");
         }
         assert_eq!(Args::parse("").unwrap(), Args::default());
-        assert_eq!(
-            Args::parse("IP=10.0.0.5").unwrap().ip.as_deref(),
-            Some("10.0.0.5")
-        );
-        for text in [
-            "FUTURE=x",
-            "IgnoreUnknown=0;FUTURE=x",
-            "ip=1",
-            "IP",
-            "IP=a=b",
-            ";",
-            "IP=1;",
-        ] {
+        assert_eq!(Args::parse("IP=10.0.0.5").unwrap().ip.as_deref(), Some("10.0.0.5"));
+        for text in ["FUTURE=x", "IgnoreUnknown=0;FUTURE=x", "ip=1", "IP", "IP=a=b", ";", "IP=1;"] {
             assert!(Args::parse(text).is_err(), "{text}");
         }
     }

@@ -35,11 +35,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Nothing is sent before the first request.
     pub(crate) fn new(run_dir: &Path, deadline: Deadline) -> Self {
-        Self {
-            socket: socket(run_dir),
-            deadline,
-            client: None,
-        }
+        Self { socket: socket(run_dir), deadline, client: None }
     }
 
     /// Asks once. `request` is told how long the daemon may take for an answer that leaves us time

@@ -61,9 +61,7 @@ pub fn main() -> ExitCode {
 fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
     let command = Command::from_env()?;
     if command == Command::Version {
-        return Ok(Some(supported_versions(
-            &read_stdin(VERSION_PATIENCE).unwrap_or_default(),
-        )));
+        return Ok(Some(supported_versions(&read_stdin(VERSION_PATIENCE).unwrap_or_default())));
     }
     let variables = Variables::from_env(command)?;
     let map = netconf::decode(&read_stdin(STDIN_PATIENCE).map_err(Error::Stdin)?)?;
@@ -76,18 +74,11 @@ fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
     }
     command.allowed_in(version.get())?;
     let (netconf, problems) = parsed.netconf();
-    log::start(
-        &netconf.log,
-        format!("{} {}/{}", command.name(), netconf.name, variables),
-    );
+    log::start(&netconf.log, format!("{} {}/{}", command.name(), netconf.name, variables));
     report(command, problems)?;
     let deadline = Deadline::after(netconf.timeout);
     tracing::debug!(?netconf, "begin");
-    let call = Call {
-        variables,
-        netconf,
-        deadline,
-    };
+    let call = Call { variables, netconf, deadline };
     match command {
         Command::Add => verbs::add(&call).map(Some),
         Command::Del => verbs::del(&call).map(|()| None),
@@ -115,15 +106,10 @@ fn report(command: Command, problems: Vec<Problem>) -> Result<(), Error> {
         Command::Del => Netconf::needed_by_del(&problem.path),
         Command::Add | Command::Check | Command::Status | Command::Version => true,
     };
-    let (errors, warnings): (Vec<_>, Vec<_>) = problems
-        .into_iter()
-        .partition(|problem| !problem.is_warning() && needed(problem));
+    let (errors, warnings): (Vec<_>, Vec<_>) =
+        problems.into_iter().partition(|problem| !problem.is_warning() && needed(problem));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Config(errors))
-    }
+    if errors.is_empty() { Ok(()) } else { Err(Error::Config(errors)) }
 }

@@ -21,11 +21,7 @@ use crate::netconf::LogConfig;
 
 /// From here on, this call's log lines go where `config` says. `call` begins each line.
 pub(crate) fn start(config: &LogConfig, call: String) {
-    let logger = Logger {
-        level: config.level,
-        file: config.file.clone(),
-        call,
-    };
+    let logger = Logger { level: config.level, file: config.file.clone(), call };
     // Set already: a second call in one process, which only tests make.
     let _ = tracing::subscriber::set_global_default(logger);
 }

@@ -137,10 +137,7 @@ pub(crate) fn version(map: &Map<String, Value>) -> Result<Version, Error> {
         Some(Value::String(text)) => {
             Version::parse(text).ok_or_else(|| Error::Version(text.clone()))
         }
-        Some(other) => Err(Error::NotAString {
-            key: "cniVersion",
-            value: other.to_string(),
-        }),
+        Some(other) => Err(Error::NotAString { key: "cniVersion", value: other.to_string() }),
     }
 }
 
@@ -153,10 +150,7 @@ impl Parsed {
             Some(Value::String(name)) if is_identifier(name) => name.clone(),
             Some(Value::String(name)) => return Err(Error::NetworkName(Some(name.clone()))),
             Some(other) => {
-                return Err(Error::NotAString {
-                    key: "name",
-                    value: other.to_string(),
-                });
+                return Err(Error::NotAString { key: "name", value: other.to_string() });
             }
         };
         let version = version(&map)?;
@@ -165,10 +159,7 @@ impl Parsed {
 
     /// Reads the rest. What is wrong is in the list, and a default in its place.
     pub(crate) fn netconf(mut self) -> (Netconf, Vec<Problem>) {
-        let prev_result = self
-            .map
-            .remove("prevResult")
-            .filter(|value| !value.is_null());
+        let prev_result = self.map.remove("prevResult").filter(|value| !value.is_null());
         let mut problems = Vec::new();
         let mut top = Section::new("", &self.map, KEYS, &mut problems);
         let mtu = top.number(&["mtu"], "0 (the uplink's) or 68 to 65535", |mtu| {
@@ -176,9 +167,7 @@ impl Parsed {
         });
         let run_dir = top.path(&["runDir"]);
         let timeout = top
-            .number(&["timeoutSeconds"], "1 to 120", |seconds| {
-                (1..=120).contains(&seconds)
-            })
+            .number(&["timeoutSeconds"], "1 to 120", |seconds| (1..=120).contains(&seconds))
             .unwrap_or(DEFAULT_TIMEOUT);
         let log = LogConfig {
             level: top
@@ -226,37 +215,23 @@ const LOG_LEVELS: &[(&str, tracing::level_filters::LevelFilter)] = {
     ]
 };
 
-const MODES: &[(&str, Mode)] = &[
-    ("daemon", Mode::Daemon),
-    ("standalone", Mode::Standalone),
-    ("auto", Mode::Auto),
-];
+const MODES: &[(&str, Mode)] =
+    &[("daemon", Mode::Daemon), ("standalone", Mode::Standalone), ("auto", Mode::Auto)];
 
 fn read_ipam(map: &Map<String, Value>, problems: &mut Vec<Problem>) -> Ipam {
     let mut ipam = Section::new("ipam", map, IPAM_KEYS, problems);
     if let Some(kind) = ipam.string(&["type"])
         && !matches!(kind.as_str(), "twill-ipam" | "calico-ipam")
     {
-        ipam.problem(Problem::unsupported(
-            "ipam.type",
-            kind,
-            "\"twill-ipam\", or leave it out",
-        ));
+        ipam.problem(Problem::unsupported("ipam.type", kind, "\"twill-ipam\", or leave it out"));
     }
     let mode = ipam.choice(&["mode"], MODES).unwrap_or(Mode::Auto);
     let ipv4 = ipam.flag(&["assignIPv4", "assign_ipv4"]).unwrap_or(true);
     let ipv6 = ipam.flag(&["assignIPv6", "assign_ipv6"]).unwrap_or(false);
-    let families: Vec<Family> = [(ipv4, Family::V4), (ipv6, Family::V6)]
-        .iter()
-        .filter(|f| f.0)
-        .map(|f| f.1)
-        .collect();
+    let families: Vec<Family> =
+        [(ipv4, Family::V4), (ipv6, Family::V6)].iter().filter(|f| f.0).map(|f| f.1).collect();
     if families.is_empty() {
-        ipam.problem(Problem::wrong(
-            "ipam.assignIPv4",
-            false,
-            "true, or ipam.assignIPv6 true",
-        ));
+        ipam.problem(Problem::wrong("ipam.assignIPv4", false, "true, or ipam.assignIPv6 true"));
     }
     let ipv4_pools = ipam.strings(&["ipv4Pools", "ipv4_pools"]);
     let ipv6_pools = ipam.strings(&["ipv6Pools", "ipv6_pools"]);
@@ -267,20 +242,14 @@ fn read_ipam(map: &Map<String, Value>, problems: &mut Vec<Problem>) -> Ipam {
         .filter_map(|(index, map)| read_pool(&format!("ipam.pools[{index}]"), map, problems))
         .collect();
     for (index, pool) in pools.iter().enumerate() {
-        if let Some(other) = pools[..index]
-            .iter()
-            .find(|other| other.cidr.overlaps(pool.cidr))
-        {
+        if let Some(other) = pools[..index].iter().find(|other| other.cidr.overlaps(pool.cidr)) {
             let path = format!("ipam.pools[{index}].cidr");
             let right = format!("a range apart from {}", other.cidr);
             problems.push(Problem::wrong(path, pool.cidr.to_string(), right));
         }
     }
     if mode == Mode::Standalone {
-        for family in families
-            .iter()
-            .filter(|f| !pools.iter().any(|p| p.cidr.family() == **f))
-        {
+        for family in families.iter().filter(|f| !pools.iter().any(|p| p.cidr.family() == **f)) {
             let right = format!("at least one {family} range, such as {}", example(*family));
             problems.push(Problem::wrong(
                 "ipam.pools",
@@ -289,13 +258,7 @@ fn read_ipam(map: &Map<String, Value>, problems: &mut Vec<Problem>) -> Ipam {
             ));
         }
     }
-    Ipam {
-        mode,
-        families,
-        ipv4_pools,
-        ipv6_pools,
-        pools,
-    }
+    Ipam { mode, families, ipv4_pools, ipv6_pools, pools }
 }
 
 const fn example(family: Family) -> &'static str {
@@ -337,36 +300,20 @@ fn read_pool(path: &str, map: &Map<String, Value>, problems: &mut Vec<Problem>) 
     let largest = (smallest - 12).max(cidr.length());
     let right = format!("{largest} to {smallest}, the prefix length of a block inside {cidr}");
     let block_size = section
-        .number(&["blockSize"], &right, |n| {
-            (u64::from(largest)..=u64::from(smallest)).contains(&n)
-        })
+        .number(&["blockSize"], &right, |n| (u64::from(largest)..=u64::from(smallest)).contains(&n))
         .and_then(|n| u8::try_from(n).ok())
         .unwrap_or_else(|| default.max(cidr.length()));
     let first = cidr.subnet(block_size, 0)?;
-    Block::new(first)
-        .is_ok()
-        .then_some(Pool { cidr, block_size })
+    Block::new(first).is_ok().then_some(Pool { cidr, block_size })
 }
 
 /// Addresses asked for in the places that the conventions name, the one that wins first.
 fn wishes(map: &Map<String, Value>) -> Vec<Wish> {
     let places = [
-        (
-            "runtimeConfig.ips",
-            map.get("runtimeConfig").and_then(|v| v.get("ips")),
-        ),
-        (
-            "runtimeConfig.mac",
-            map.get("runtimeConfig").and_then(|v| v.get("mac")),
-        ),
-        (
-            "args.cni.ips",
-            map.get("args").and_then(|v| v.get("cni")?.get("ips")),
-        ),
-        (
-            "args.cni.mac",
-            map.get("args").and_then(|v| v.get("cni")?.get("mac")),
-        ),
+        ("runtimeConfig.ips", map.get("runtimeConfig").and_then(|v| v.get("ips"))),
+        ("runtimeConfig.mac", map.get("runtimeConfig").and_then(|v| v.get("mac"))),
+        ("args.cni.ips", map.get("args").and_then(|v| v.get("cni")?.get("ips"))),
+        ("args.cni.mac", map.get("args").and_then(|v| v.get("cni")?.get("mac"))),
     ];
     let wanted = |value: &Value| match value {
         Value::Null => false,

@@ -20,18 +20,12 @@ pub(crate) fn catch<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error>
     }));
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|payload| {
         let place = PLACE.lock().map(|place| place.clone()).unwrap_or_default();
-        Err(Error::Panic {
-            place,
-            what: message(payload.as_ref()),
-        })
+        Err(Error::Panic { place, what: message(payload.as_ref()) })
     })
 }
 
 fn message(payload: &(dyn Any + Send)) -> String {
-    match (
-        payload.downcast_ref::<&str>(),
-        payload.downcast_ref::<String>(),
-    ) {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_owned(),
         (None, Some(text)) => text.clone(),
         (None, None) => "panic without a message".to_owned(),
@@ -47,9 +41,6 @@ mod tests {
         let error = catch::<()>(|| panic!("the {} is gone", "floor")).unwrap_err();
         assert_eq!(error.code(), 999);
         let text = error.to_string();
-        assert!(
-            text.contains("the floor is gone") && text.contains("panic.rs:"),
-            "{text}"
-        );
+        assert!(text.contains("the floor is gone") && text.contains("panic.rs:"), "{text}");
     }
 }

@@ -188,9 +188,7 @@ impl Previous {
             let (ifname, netns) = (ifname.to_owned(), netns.to_owned());
             return Err(PreviousError::NoInterface { ifname, netns });
         };
-        let mtu = list("interfaces")?[index]
-            .get("mtu")
-            .and_then(Value::as_u64);
+        let mtu = list("interfaces")?[index].get("mtu").and_then(Value::as_u64);
         let mut addresses = Vec::new();
         for (position, ip) in list("ips")?.iter().enumerate() {
             match ip.get("interface").and_then(Value::as_u64) {
@@ -198,10 +196,7 @@ impl Previous {
                 _ => continue,
             }
             let address = text(ip, "address")
-                .and_then(|cidr| {
-                    cidr.split_once('/')
-                        .and_then(|(address, _)| address.parse().ok())
-                })
+                .and_then(|cidr| cidr.split_once('/').and_then(|(address, _)| address.parse().ok()))
                 .ok_or_else(|| {
                     let name = format!("ips[{position}].address");
                     field(&name, ip.get("address").unwrap_or(&Value::Null), "a CIDR")
@@ -211,12 +206,7 @@ impl Previous {
         if addresses.is_empty() {
             return Err(PreviousError::NoAddress(ifname.to_owned()));
         }
-        Ok(Self {
-            addresses,
-            mtu: mtu
-                .and_then(|mtu| u32::try_from(mtu).ok())
-                .filter(|m| *m != 0),
-        })
+        Ok(Self { addresses, mtu: mtu.and_then(|mtu| u32::try_from(mtu).ok()).filter(|m| *m != 0) })
     }
 }
 

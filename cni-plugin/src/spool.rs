@@ -43,22 +43,10 @@ impl Spool {
     /// without the lock is read by its watch, or by the next daemon.
     pub(crate) fn open(run_dir: &Path, deadline: Deadline) -> Result<Self, SpoolError> {
         let directory = run_dir.join("spool");
-        let failed = |source| SpoolError {
-            path: directory.clone(),
-            source,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
-            .map_err(failed)?;
+        let failed = |source| SpoolError { path: directory.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(directory.join(".lock")).map_err(failed)?;
         let lock = loop {
             match Flock::lock(file, FlockArg::LockSharedNonblock) {
@@ -70,10 +58,7 @@ impl Spool {
                 Err(_) => break None,
             }
         };
-        Ok(Self {
-            directory,
-            _lock: lock,
-        })
+        Ok(Self { directory, _lock: lock })
     }
 
     /// Writes a tombstone. It is there whole or not at all, and a repeated DEL writes the same.
@@ -84,17 +69,11 @@ impl Spool {
             None => format!("{link}.json"),
         };
         let path = self.directory.join(&name);
-        let temporary = self
-            .directory
-            .join(format!(".{name}.{}", std::process::id()));
+        let temporary = self.directory.join(format!(".{name}.{}", std::process::id()));
         let written = (|| {
             let mut options = OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&serde_json::to_vec(release)?)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
@@ -119,26 +98,17 @@ mod tests {
             container_id: "c1".into(),
             ifname: "eth0".into(),
         };
-        ReleaseRequest {
-            attachment,
-            sequence,
-        }
+        ReleaseRequest { attachment, sequence }
     }
 
     fn tombstones(run_dir: &Path) -> Vec<ReleaseRequest> {
         let mut paths: Vec<_> = fs::read_dir(run_dir.join("spool"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == "json")
-            })
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
             .collect();
         paths.sort();
-        paths
-            .iter()
-            .map(|path| serde_json::from_slice(&fs::read(path).unwrap()).unwrap())
-            .collect()
+        paths.iter().map(|path| serde_json::from_slice(&fs::read(path).unwrap()).unwrap()).collect()
     }
 
     #[test]
@@ -150,11 +120,7 @@ mod tests {
             spool.bury(&release).unwrap();
         }
         assert_eq!(tombstones(&run_dir), [release(Some(3)), release(None)]);
-        assert_eq!(
-            fs::read_dir(run_dir.join("spool")).unwrap().count(),
-            3,
-            "lock and tombstones"
-        );
+        assert_eq!(fs::read_dir(run_dir.join("spool")).unwrap().count(), 3, "lock and tombstones");
     }
 
     #[test]

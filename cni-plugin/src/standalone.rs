@@ -100,18 +100,11 @@ impl<'a> Standalone<'a> {
         let boot_id = fs::read_to_string(BOOT_ID).map_err(StandaloneError::BootId)?;
         let pools = self.netconf.ipam.pools.iter();
         let pools = pools
-            .map(|pool| StandalonePool {
-                cidr: pool.cidr,
-                block_size: pool.block_size,
-            })
+            .map(|pool| StandalonePool { cidr: pool.cidr, block_size: pool.block_size })
             .collect();
         let path = directory.join("store");
         match Store::open(&path, boot_id.trim().to_owned(), pools) {
-            Ok(store) => Ok(Owned {
-                store,
-                path,
-                _lock: lock,
-            }),
+            Ok(store) => Ok(Owned { store, path, _lock: lock }),
             Err(source) => Err(StandaloneError::Store { path, source }),
         }
     }
@@ -132,10 +125,7 @@ impl<'a> Standalone<'a> {
             pools,
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
-            pod: request
-                .pod
-                .as_ref()
-                .map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            pod: request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             now_ms: now_ms(),
         };
         let mtu = match self.netconf.mtu {
@@ -150,11 +140,7 @@ impl<'a> Standalone<'a> {
             AssignError::Store(source) => owned.failed(source),
             AssignError::Stopped => owned.failed(StoreError::Stopped),
         })?;
-        Ok(Assigned {
-            addresses: assignment.addresses,
-            sequence: assignment.sequence,
-            mtu,
-        })
+        Ok(Assigned { addresses: assignment.addresses, sequence: assignment.sequence, mtu })
     }
 
     /// The names of the pools to take an address of this family from, in the order of the
@@ -165,11 +151,7 @@ impl<'a> Standalone<'a> {
             Family::V4 => &ipam.ipv4_pools,
             Family::V6 => &ipam.ipv6_pools,
         };
-        let all: Vec<String> = ipam
-            .pools
-            .iter()
-            .map(|pool| pool.cidr.to_string())
-            .collect();
+        let all: Vec<String> = ipam.pools.iter().map(|pool| pool.cidr.to_string()).collect();
         let names: Vec<String> = ipam
             .pools
             .iter()
@@ -178,11 +160,7 @@ impl<'a> Standalone<'a> {
             .filter(|name| asked.is_empty() || asked.contains(name))
             .collect();
         if names.is_empty() {
-            return Err(StandaloneError::NoPool {
-                family,
-                pools: all,
-                asked: asked.clone(),
-            });
+            return Err(StandaloneError::NoPool { family, pools: all, asked: asked.clone() });
         }
         Ok(names)
     }
@@ -207,10 +185,7 @@ impl<'a> Standalone<'a> {
         deadline: Deadline,
     ) -> Result<(), StandaloneError> {
         let owned = self.open(deadline)?;
-        let request = ReleaseRequest {
-            attachment: attachment.clone(),
-            sequence,
-        };
+        let request = ReleaseRequest { attachment: attachment.clone(), sequence };
         match owned.store.service().release(request) {
             Ok(_) => Ok(()),
             Err(source) => Err(owned.failed(source)),
@@ -227,11 +202,7 @@ impl<'a> Standalone<'a> {
         let record = owned.store.service().lookup(&request.attachment);
         let record = record.map_err(|source| owned.failed(source))?;
         let held = record.map(|record| record.addresses).unwrap_or_default();
-        match request
-            .addresses
-            .iter()
-            .find(|address| !held.contains(address))
-        {
+        match request.addresses.iter().find(|address| !held.contains(address)) {
             None => Ok(()),
             Some(address) => Err(StandaloneError::Mismatch {
                 attachment: request.attachment.clone(),
@@ -244,10 +215,7 @@ impl<'a> Standalone<'a> {
 
 impl Owned {
     fn failed(&self, source: StoreError) -> StandaloneError {
-        StandaloneError::Store {
-            path: self.path.clone(),
-            source,
-        }
+        StandaloneError::Store { path: self.path.clone(), source }
     }
 }
 

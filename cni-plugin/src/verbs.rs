@@ -44,10 +44,7 @@ impl Call {
     }
 
     fn netns_error(&self, source: NetnsError) -> Error {
-        Error::Netns {
-            path: self.variables.netns.clone(),
-            source,
-        }
+        Error::Netns { path: self.variables.netns.clone(), source }
     }
 }
 
@@ -55,10 +52,7 @@ impl Call {
 fn is_same(one: &Netns, other: &Netns) -> Result<bool, NetnsError> {
     let inode = |netns: &Netns| match fstat(netns) {
         Ok(stat) => Ok((stat.st_dev, stat.st_ino)),
-        Err(errno) => Err(NetnsError::Open {
-            path: netns.path().into(),
-            source: errno.into(),
-        }),
+        Err(errno) => Err(NetnsError::Open { path: netns.path().into(), source: errno.into() }),
     };
     Ok(inode(one)? == inode(other)?)
 }

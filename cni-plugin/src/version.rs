@@ -51,9 +51,7 @@ impl Version {
 
     /// Reads a `cniVersion`; runtimes compare the exact strings, so does this.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|version| version.as_str() == text)
+        Self::ALL.into_iter().find(|version| version.as_str() == text)
     }
 }
 

@@ -29,11 +29,7 @@ impl Address {
             }
         }
         let header = &message.header;
-        Some(Self {
-            ifindex: header.index,
-            ip: local.or(address)?,
-            length: header.prefix_len,
-        })
+        Some(Self { ifindex: header.index, ip: local.or(address)?, length: header.prefix_len })
     }
 }
 

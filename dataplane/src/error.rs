@@ -113,10 +113,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn kernel(step: impl ToString, source: KernelError) -> Self {
-        Self::Kernel {
-            step: step.to_string(),
-            source,
-        }
+        Self::Kernel { step: step.to_string(), source }
     }
 
     /// The kernel's error number, where the kernel refused a netlink request.

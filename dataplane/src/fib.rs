@@ -70,37 +70,17 @@ pub struct Fib {
 impl Fib {
     /// Opens it in the calling thread's namespace. Nothing is changed yet.
     pub fn open(config: FibConfig) -> Result<Self, Error> {
-        Ok(Self {
-            socket: Socket::open()?,
-            config,
-        })
+        Ok(Self { socket: Socket::open()?, config })
     }
 
     /// The learned routes that are in the kernel, to be adopted at a start.
     pub fn learned(&mut self) -> Result<BTreeMap<Prefix, LearnedRoute>, Error> {
         let metric = self.config.metric;
-        let learned = self
-            .ours()?
-            .into_iter()
-            .filter(|route| is_learned(route, metric));
+        let learned = self.ours()?.into_iter().filter(|route| is_learned(route, metric));
         Ok(learned
-            .map(
-                |Route {
-                     prefix,
-                     next_hops,
-                     source,
-                     ..
-                 }| {
-                    (
-                        prefix,
-                        LearnedRoute {
-                            prefix,
-                            next_hops,
-                            source,
-                        },
-                    )
-                },
-            )
+            .map(|Route { prefix, next_hops, source, .. }| {
+                (prefix, LearnedRoute { prefix, next_hops, source })
+            })
             .collect())
     }
 
@@ -116,10 +96,7 @@ impl Fib {
                     matches!(change, FibChange::Delete(_)) && e.errno == Errno::ESRCH
                 };
                 refused.extend(
-                    reply
-                        .error
-                        .filter(|error| !gone(error))
-                        .map(|error| (change.prefix(), error)),
+                    reply.error.filter(|error| !gone(error)).map(|error| (change.prefix(), error)),
                 );
             }
         }
@@ -135,27 +112,16 @@ impl Fib {
         let actual: BTreeSet<Prefix> = ours.map(|route| route.prefix).collect();
         let missing = desired.difference(&actual).map(|block| {
             let message = RouteNetlinkMessage::NewRoute(block_route(*block));
-            (
-                *block,
-                Request {
-                    message,
-                    flags: NLM_F_CREATE | NLM_F_EXCL,
-                },
-            )
+            (*block, Request { message, flags: NLM_F_CREATE | NLM_F_EXCL })
         });
-        let surplus = actual.difference(&desired).map(|block| {
-            (
-                *block,
-                RouteNetlinkMessage::DelRoute(block_route(*block)).into(),
-            )
-        });
+        let surplus = actual
+            .difference(&desired)
+            .map(|block| (*block, RouteNetlinkMessage::DelRoute(block_route(*block)).into()));
         let (prefixes, requests): (Vec<_>, Vec<_>) = missing.chain(surplus).unzip();
         let mut refused = Vec::new();
         let mut requests = requests.into_iter();
         for prefixes in prefixes.chunks(MAX_BATCH) {
-            let replies = self
-                .socket
-                .run(requests.by_ref().take(prefixes.len()).collect())?;
+            let replies = self.socket.run(requests.by_ref().take(prefixes.len()).collect())?;
             let settled = |e: &KernelError| matches!(e.errno, Errno::EEXIST | Errno::ESRCH);
             let errors = prefixes.iter().zip(replies).filter_map(|(prefix, reply)| {
                 Some((*prefix, reply.error.filter(|error| !settled(error))?))
@@ -172,10 +138,7 @@ impl Fib {
     }
 
     fn ours(&mut self) -> Result<Vec<Route>, Error> {
-        let filter = RouteFilter {
-            ours: true,
-            link: None,
-        };
+        let filter = RouteFilter { ours: true, link: None };
         let mut routes = self.socket.routes(Family::V4, filter)?;
         routes.extend(self.socket.routes(Family::V6, filter)?);
         Ok(routes)
@@ -188,10 +151,7 @@ impl Fib {
                 let mut message = learned_route(route);
                 message.attributes.push(priority);
                 let message = RouteNetlinkMessage::NewRoute(message);
-                Request {
-                    message,
-                    flags: NLM_F_CREATE | NLM_F_REPLACE,
-                }
+                Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
             }
             FibChange::Delete(prefix) => {
                 // Scope NOWHERE is the wildcard; the protocol keeps others' routes safe.
@@ -213,9 +173,7 @@ fn is_block(route: &Route) -> bool {
 
 fn block_route(block: Prefix) -> RouteMessage {
     let mut message = message::route(block, RouteType::Unreachable, RouteScope::Universe);
-    message
-        .attributes
-        .push(RouteAttribute::Priority(BLOCK_METRIC));
+    message.attributes.push(RouteAttribute::Priority(BLOCK_METRIC));
     message
 }
 
@@ -226,16 +184,13 @@ fn learned_route(route: &LearnedRoute) -> RouteMessage {
         _ => RouteScope::Universe,
     };
     let mut message = message::route(route.prefix, RouteType::Unicast, scope);
-    message
-        .attributes
-        .extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
+    message.attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
     let gateway = |hop: &NextHop| {
-        hop.gateway
-            .map(|gateway| match (route.prefix.family(), gateway) {
-                // RFC 8950: an IPv4 route through an IPv6 router.
-                (Family::V4, IpAddr::V6(v6)) => RouteAttribute::Via(RouteVia::Inet6(v6)),
-                _ => RouteAttribute::Gateway(gateway.into()),
-            })
+        hop.gateway.map(|gateway| match (route.prefix.family(), gateway) {
+            // RFC 8950: an IPv4 route through an IPv6 router.
+            (Family::V4, IpAddr::V6(v6)) => RouteAttribute::Via(RouteVia::Inet6(v6)),
+            _ => RouteAttribute::Gateway(gateway.into()),
+        })
     };
     let mut hops = route.next_hops.iter();
     if let (Some(only), None) = (hops.next(), hops.next()) {
@@ -254,9 +209,7 @@ fn learned_route(route: &LearnedRoute) -> RouteMessage {
             }
             next
         });
-        message
-            .attributes
-            .push(RouteAttribute::MultiPath(multipath.collect()));
+        message.attributes.push(RouteAttribute::MultiPath(multipath.collect()));
     }
     message
 }

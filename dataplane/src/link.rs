@@ -69,11 +69,10 @@ impl Link {
                 LinkAttribute::Link(peer) => link.peer = Some(*peer),
                 LinkAttribute::Address(mac) => link.mac.clone_from(mac),
                 LinkAttribute::PropList(props) => {
-                    link.altnames
-                        .extend(props.iter().filter_map(|prop| match prop {
-                            Prop::AltIfName(name) => Some(name.clone()),
-                            _ => None,
-                        }));
+                    link.altnames.extend(props.iter().filter_map(|prop| match prop {
+                        Prop::AltIfName(name) => Some(name.clone()),
+                        _ => None,
+                    }));
                 }
                 LinkAttribute::AfSpecUnspec(families) => link.ipv4 = ipv4_settings(families),
                 _ => {}
@@ -94,10 +93,7 @@ impl Link {
 
     /// Whose a link with the name of this attachment's host end is.
     pub(crate) fn owner(&self, attachment: &AttachmentId) -> Owner {
-        match (
-            self.alias.as_deref().unwrap_or_default(),
-            self.twill_alias(),
-        ) {
+        match (self.alias.as_deref().unwrap_or_default(), self.twill_alias()) {
             ("", _) => Owner::DeadAdd,
             (_, Some(alias)) if alias.is_of(attachment) => Owner::Add(alias.sequence),
             (alias, _) => Owner::Other(alias.to_owned()),
@@ -142,15 +138,12 @@ impl Socket {
     }
 
     pub(crate) fn link(&mut self, index: u32) -> Result<Option<Link>, Error> {
-        self.one(message::get_link(index))?
-            .link(format_args!("if{index}"))
+        self.one(message::get_link(index))?.link(format_args!("if{index}"))
     }
 
     /// The name of a link, or its number if it has gone.
     pub(crate) fn link_name(&mut self, index: u32) -> Result<String, Error> {
-        Ok(self
-            .link(index)?
-            .map_or_else(|| format!("if{index}"), |link| link.name))
+        Ok(self.link(index)?.map_or_else(|| format!("if{index}"), |link| link.name))
     }
 
     pub(crate) fn links(&mut self, veth_only: bool) -> Result<Vec<Link>, Error> {

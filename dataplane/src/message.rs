@@ -77,10 +77,7 @@ pub(crate) fn create_veth(host: &VethEnd<'_>, peer: &VethEnd<'_>, peer_netns: Ra
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
     ]));
-    Request {
-        message: RouteNetlinkMessage::NewLink(message),
-        flags: NLM_F_CREATE | NLM_F_EXCL,
-    }
+    Request { message: RouteNetlinkMessage::NewLink(message), flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
 fn link(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
@@ -105,9 +102,7 @@ pub(crate) fn get_link(index: u32) -> Request {
 pub(crate) fn list_links(veth_only: bool) -> RouteNetlinkMessage {
     let mut attributes = vec![skip_stats()];
     if veth_only {
-        attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
-            InfoKind::Veth,
-        )]));
+        attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]));
     }
     RouteNetlinkMessage::GetLink(link(0, attributes))
 }
@@ -124,11 +119,7 @@ pub(crate) fn set_link(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessag
 pub(crate) fn set_link_up(index: u32, up: bool, attributes: Vec<LinkAttribute>) -> Request {
     let mut message = link(index, attributes);
     message.header = LinkHeader {
-        flags: if up {
-            LinkFlags::Up
-        } else {
-            LinkFlags::empty()
-        },
+        flags: if up { LinkFlags::Up } else { LinkFlags::empty() },
         change_mask: LinkFlags::Up,
         ..message.header
     };
@@ -162,10 +153,7 @@ pub(crate) fn altname(index: u32, name: &str, add: bool) -> Request {
     match add {
         true => {
             let message = RouteNetlinkMessage::NewLinkProp(message);
-            Request {
-                message,
-                flags: NLM_F_CREATE | NLM_F_EXCL,
-            }
+            Request { message, flags: NLM_F_CREATE | NLM_F_EXCL }
         }
         false => RouteNetlinkMessage::DelLinkProp(message).into(),
     }
@@ -207,10 +195,7 @@ fn address(index: u32, address: IpAddr, length: u8) -> AddressMessage {
     if address.is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
     }
-    message.attributes = vec![
-        AddressAttribute::Local(address),
-        AddressAttribute::Address(address),
-    ];
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
     message
 }
 
@@ -220,10 +205,7 @@ fn is_link_local(address: Ipv6Addr) -> bool {
 
 pub(crate) fn add_address(index: u32, ip: IpAddr, length: u8) -> Request {
     let message = RouteNetlinkMessage::NewAddress(address(index, ip, length));
-    Request {
-        message,
-        flags: NLM_F_CREATE | NLM_F_EXCL,
-    }
+    Request { message, flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
 pub(crate) fn del_address(index: u32, ip: IpAddr, length: u8) -> Request {
@@ -252,10 +234,7 @@ pub(crate) fn add_neighbour(index: u32, address: IpAddr, mac: MacAddress) -> Req
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
     ];
     let message = RouteNetlinkMessage::NewNeighbour(message);
-    Request {
-        message,
-        flags: NLM_F_CREATE | NLM_F_REPLACE,
-    }
+    Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
 }
 
 /// A route in the main table with our protocol number, without next hops.
@@ -279,19 +258,14 @@ pub(crate) fn link_route(prefix: Prefix, index: u32, gateway: Option<IpAddr>) ->
         (Family::V4, Some(_)) | (Family::V6, _) => RouteScope::Universe,
     };
     let mut message = route(prefix, RouteType::Unicast, scope);
-    message
-        .attributes
-        .extend(gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
+    message.attributes.extend(gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
     message.attributes.push(RouteAttribute::Oif(index));
     message
 }
 
 pub(crate) fn add_route(message: RouteMessage) -> Request {
     let message = RouteNetlinkMessage::NewRoute(message);
-    Request {
-        message,
-        flags: NLM_F_CREATE | NLM_F_EXCL,
-    }
+    Request { message, flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
 /// Removes our route out of a link, whatever its scope.

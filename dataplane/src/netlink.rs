@@ -79,24 +79,16 @@ impl Socket {
         // Errors in words, without the request quoted back; dumps filtered by the kernel.
         inner.set_ext_ack(true).map_err(Error::Socket)?;
         inner.set_cap_ack(true).map_err(Error::Socket)?;
-        inner
-            .set_netlink_get_strict_chk(true)
-            .map_err(Error::Socket)?;
+        inner.set_netlink_get_strict_chk(true).map_err(Error::Socket)?;
         inner.bind(&SocketAddr::new(0, 0)).map_err(Error::Socket)?;
-        Ok(Self {
-            inner,
-            sequence: 0,
-            buffer: vec![0; RECEIVE_BUFFER],
-        })
+        Ok(Self { inner, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
     /// The port number by which the kernel marks the events that this socket causes.
     #[cfg(feature = "watch")]
     pub(crate) fn port(&self) -> Result<u32, Error> {
         let mut address = SocketAddr::new(0, 0);
-        self.inner
-            .get_address(&mut address)
-            .map_err(Error::Socket)?;
+        self.inner.get_address(&mut address).map_err(Error::Socket)?;
         Ok(address.port_number())
     }
 
@@ -108,10 +100,7 @@ impl Socket {
     /// Executes two requests in one send.
     pub(crate) fn two(&mut self, first: Request, second: Request) -> Result<(Reply, Reply), Error> {
         let mut replies = self.run(vec![first, second])?.into_iter();
-        Ok((
-            replies.next().unwrap_or_default(),
-            replies.next().unwrap_or_default(),
-        ))
+        Ok((replies.next().unwrap_or_default(), replies.next().unwrap_or_default()))
     }
 
     /// Executes at most [`MAX_BATCH`] requests in one send and answers one reply for each. The
@@ -127,11 +116,7 @@ impl Socket {
         for (index, request) in requests.into_iter().enumerate() {
             // Only the last is acknowledged: its answer tells that all before it are done.
             let ack = if index + 1 == count { NLM_F_ACK } else { 0 };
-            self.append(
-                &mut bytes,
-                request.message,
-                NLM_F_REQUEST | ack | request.flags,
-            );
+            self.append(&mut bytes, request.message, NLM_F_REQUEST | ack | request.flags);
         }
         self.send(&bytes)?;
         let last = self.sequence;
@@ -229,10 +214,7 @@ impl Socket {
 
     fn send(&self, bytes: &[u8]) -> Result<(), Error> {
         let kernel = SocketAddr::new(0, 0);
-        self.inner
-            .send_to(bytes, &kernel, 0)
-            .map(drop)
-            .map_err(Error::Socket)
+        self.inner.send_to(bytes, &kernel, 0).map(drop).map_err(Error::Socket)
     }
 
     /// Reads one datagram and hands over each message in it.
@@ -258,15 +240,11 @@ pub(crate) fn for_each_message(
 ) -> Result<(), Error> {
     while !datagram.is_empty() {
         let decode = |error: netlink_packet_core::DecodeError| Error::Decode(error.to_string());
-        let length = NetlinkBuffer::new_checked(datagram)
-            .map_err(decode)?
-            .length() as usize;
+        let length = NetlinkBuffer::new_checked(datagram).map_err(decode)?.length() as usize;
         let message = NetlinkMessage::deserialize(&datagram[..length]).map_err(decode)?;
         let (header, payload) = message.into_parts();
         handle(header, payload)?;
-        datagram = datagram
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(())
 }
@@ -282,13 +260,6 @@ fn kernel_error(code: i32, rest: &[u8]) -> Option<KernelError> {
     let message = NlasIterator::new(attributes)
         .map_while(Result::ok)
         .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
-        .map(|text| {
-            String::from_utf8_lossy(text.value())
-                .trim_end_matches('\0')
-                .to_owned()
-        });
-    Some(KernelError {
-        errno: Errno::from_raw(code.saturating_abs()),
-        message,
-    })
+        .map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
+    Some(KernelError { errno: Errno::from_raw(code.saturating_abs()), message })
 }

@@ -22,23 +22,14 @@ pub fn ensure_gateway() -> Result<bool, Error> {
     let mut socket = Socket::open()?;
     let route = message::add_route(message::link_route(prefix, LOOPBACK, None));
     let reply = socket.one(route)?;
-    if reply
-        .error
-        .as_ref()
-        .is_none_or(|error| error.errno != Errno::EEXIST)
-    {
-        return reply
-            .check(format_args!("route add {prefix} dev lo scope link"))
-            .map(|_| true);
+    if reply.error.as_ref().is_none_or(|error| error.errno != Errno::EEXIST) {
+        return reply.check(format_args!("route add {prefix} dev lo scope link")).map(|_| true);
     }
     let entry = socket.route_entry(prefix.address())?;
     match entry.as_ref().and_then(|route| route.next_hops.first()) {
         Some(hop) if hop.ifindex != LOOPBACK => {
             let link = socket.link_name(hop.ifindex)?;
-            Err(Error::GatewayTaken {
-                gateway: GATEWAY_V4.into(),
-                link,
-            })
+            Err(Error::GatewayTaken { gateway: GATEWAY_V4.into(), link })
         }
         _ => Ok(false),
     }
@@ -48,12 +39,7 @@ pub fn ensure_gateway() -> Result<bool, Error> {
 pub fn remove_gateway() -> Result<(), Error> {
     let prefix = Prefix::host(gateway(Family::V4));
     let reply = Socket::open()?.one(message::del_link_route(prefix, LOOPBACK))?;
-    reply
-        .check_except(
-            &[Errno::ESRCH],
-            format_args!("route delete {prefix} dev lo"),
-        )
-        .map(drop)
+    reply.check_except(&[Errno::ESRCH], format_args!("route delete {prefix} dev lo")).map(drop)
 }
 
 /// A kernel setting that was changed.
@@ -76,11 +62,7 @@ pub fn ensure_forwarding(families: &[Family]) -> Result<Vec<SysctlChange>, Error
     let mut changes = Vec::new();
     let mut ensure = |key: &str, after: u32| -> Result<(), Error> {
         if let Some(before) = sysctl::ensure(key, after)? {
-            changes.push(SysctlChange {
-                key: format!("net/{key}"),
-                before,
-                after,
-            });
+            changes.push(SysctlChange { key: format!("net/{key}"), before, after });
         }
         Ok(())
     };
@@ -103,18 +85,10 @@ pub fn ensure_forwarding(families: &[Family]) -> Result<Vec<SysctlChange>, Error
 
 fn links_that_listen_to_routers() -> Result<Vec<String>, Error> {
     let directory = "/proc/sys/net/ipv6/conf";
-    let failed = |source: io::Error| Error::Sysctl {
-        path: directory.into(),
-        value: 2,
-        source,
-    };
+    let failed = |source: io::Error| Error::Sysctl { path: directory.into(), value: 2, source };
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)? {
-        let name = entry
-            .map_err(failed)?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
         // Not the defaults: they are for links that do not exist yet, pods' among them.
         let is_link = !matches!(name.as_str(), "all" | "default" | "lo");
         if is_link && sysctl::read(&format!("ipv6/conf/{name}/accept_ra")).ok() == Some(Some(1)) {

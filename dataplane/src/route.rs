@@ -63,14 +63,11 @@ impl Route {
                 RouteAttribute::Oif(index) => oif = Some(*index),
                 RouteAttribute::MultiPath(hops) => {
                     let alive = |flags: RouteNextHopFlags| !flags.contains(RouteNextHopFlags::Dead);
-                    let hops = hops
-                        .iter()
-                        .filter(|hop| alive(hop.flags))
-                        .map(|hop| NextHop {
-                            gateway: hop.attributes.iter().find_map(gateway_of),
-                            ifindex: hop.interface_index,
-                            onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
-                        });
+                    let hops = hops.iter().filter(|hop| alive(hop.flags)).map(|hop| NextHop {
+                        gateway: hop.attributes.iter().find_map(gateway_of),
+                        ifindex: hop.interface_index,
+                        onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
+                    });
                     next_hops.extend(hops);
                 }
                 other => gateway = gateway.or_else(|| gateway_of(other)),
@@ -78,11 +75,7 @@ impl Route {
         }
         if let Some(ifindex) = oif.filter(|_| !header.flags.contains(RouteFlags::Dead)) {
             let onlink = header.flags.contains(RouteFlags::Onlink);
-            next_hops.insert(NextHop {
-                gateway,
-                ifindex,
-                onlink,
-            });
+            next_hops.insert(NextHop { gateway, ifindex, onlink });
         }
         Some(Self {
             prefix: Prefix::new(destination, header.destination_prefix_length).ok()?,
@@ -122,9 +115,7 @@ impl Socket {
             _ => None,
         });
         // A kernel without IPv6 answers for other families.
-        Ok(routes
-            .filter(|route| route.prefix.family() == family)
-            .collect())
+        Ok(routes.filter(|route| route.prefix.family() == family).collect())
     }
 
     /// The entry of the routing table that decides about `address`; `None` without one.

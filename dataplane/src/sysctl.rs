@@ -21,14 +21,9 @@ pub(crate) fn read(key: &str) -> io::Result<Option<u32>> {
 /// Sets `net/<key>`, unless it has this value already; answers the value that it had before if it
 /// was changed.
 pub(crate) fn ensure(key: &str, value: u32) -> Result<Option<u32>, Error> {
-    let failed = |source| Error::Sysctl {
-        path: path(key).into(),
-        value,
-        source,
-    };
-    let before = read(key)
-        .map_err(failed)?
-        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let failed = |source| Error::Sysctl { path: path(key).into(), value, source };
+    let before =
+        read(key).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     if before == value {
         return Ok(None);
     }

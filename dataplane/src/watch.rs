@@ -153,9 +153,7 @@ impl Events {
 
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events")
-            .field("pending", &self.pending)
-            .finish_non_exhaustive()
+        f.debug_struct("Events").field("pending", &self.pending).finish_non_exhaustive()
     }
 }
 
@@ -200,19 +198,11 @@ fn event(message: &RouteNetlinkMessage) -> Option<Event> {
         RouteNetlinkMessage::NewLink(link) => Some(Event::LinkChanged(Link::from_message(link))),
         RouteNetlinkMessage::DelLink(link) => Some(Event::LinkDeleted(Link::from_message(link))),
         RouteNetlinkMessage::NewAddress(message) => {
-            let Address {
-                ifindex,
-                ip: address,
-                ..
-            } = Address::from_message(message)?;
+            let Address { ifindex, ip: address, .. } = Address::from_message(message)?;
             Some(Event::AddressAdded { ifindex, address })
         }
         RouteNetlinkMessage::DelAddress(message) => {
-            let Address {
-                ifindex,
-                ip: address,
-                ..
-            } = Address::from_message(message)?;
+            let Address { ifindex, ip: address, .. } = Address::from_message(message)?;
             Some(Event::AddressRemoved { ifindex, address })
         }
         _ => None,

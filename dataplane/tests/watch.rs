@@ -15,10 +15,7 @@ use twill_dataplane::{
 fn watching(test: impl AsyncFnOnce(Events, Fib) + Send + 'static) {
     on_a_node(|| {
         uplink();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let fib = Fib::open(FibConfig::default()).unwrap();
             let mut events = Events::open([fib.port().unwrap()]).unwrap();
@@ -36,10 +33,7 @@ async fn settle(events: &mut Events) {
 }
 
 async fn next(events: &mut Events) -> Event {
-    tokio::time::timeout(Duration::from_secs(5), events.next())
-        .await
-        .expect("no event")
-        .unwrap()
+    tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("no event").unwrap()
 }
 
 /// The next event that `wanted` takes.
@@ -78,20 +72,11 @@ fn links_and_addresses() {
 fn only_others_removals_of_our_routes_are_told() {
     watching(async |mut events, mut fib| {
         let route = |to: &str| {
-            let ifindex = ip("-o link show uplink")
-                .split(':')
-                .next()
-                .unwrap()
-                .parse()
-                .unwrap();
+            let ifindex = ip("-o link show uplink").split(':').next().unwrap().parse().unwrap();
             let gateway = Some("192.168.2.1".parse().unwrap());
             LearnedRoute {
                 prefix: to.parse().unwrap(),
-                next_hops: BTreeSet::from([NextHop {
-                    gateway,
-                    ifindex,
-                    onlink: false,
-                }]),
+                next_hops: BTreeSet::from([NextHop { gateway, ifindex, onlink: false }]),
                 source: None,
             }
         };
@@ -105,13 +90,7 @@ fn only_others_removals_of_our_routes_are_told() {
         ip("route delete 10.10.0.64/26");
         let removed = |e: &Event| matches!(e, Event::RouteRemoved { .. });
         let event = wait_for(&mut events, removed).await;
-        assert_eq!(
-            event,
-            Event::RouteRemoved {
-                prefix: two.prefix,
-                metric: 512
-            }
-        );
+        assert_eq!(event, Event::RouteRemoved { prefix: two.prefix, metric: 512 });
     });
 }
 
@@ -136,22 +115,13 @@ fn many_changes_of_foreign_routes_are_one_event() {
 fn an_overrun_asks_for_a_resync() {
     watching(async |mut events, mut fib| {
         // More than the receive queue holds; nobody reads meanwhile.
-        let ifindex = ip("-o link show uplink")
-            .split(':')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let ifindex = ip("-o link show uplink").split(':').next().unwrap().parse().unwrap();
         let gateway = Some("192.168.2.1".parse().unwrap());
         let route = |index: u32| {
             let text = format!("10.{}.{}.0/24", 20 + index / 256, index % 256);
             FibChange::Replace(LearnedRoute {
                 prefix: text.parse().unwrap(),
-                next_hops: BTreeSet::from([NextHop {
-                    gateway,
-                    ifindex,
-                    onlink: false,
-                }]),
+                next_hops: BTreeSet::from([NextHop { gateway, ifindex, onlink: false }]),
                 source: None,
             })
         };
@@ -160,10 +130,6 @@ fn an_overrun_asks_for_a_resync() {
         wait_for(&mut events, |event| *event == Event::Resync).await;
         // And it goes on.
         ip("link set router down");
-        wait_for(
-            &mut events,
-            |e| matches!(e, Event::LinkChanged(l) if l.name == "router"),
-        )
-        .await;
+        wait_for(&mut events, |e| matches!(e, Event::LinkChanged(l) if l.name == "router")).await;
     });
 }

@@ -89,17 +89,12 @@ fn checksum(key: &[u8], body: &[u8]) -> u32 {
 }
 
 fn unseal<T: for<'de> Deserialize<'de>>(key: &[u8], sealed: &[u8]) -> Result<T, StoreError> {
-    let corrupt = |why: String| StoreError::Corrupt {
-        key: key.escape_ascii().to_string(),
-        why,
-    };
+    let corrupt = |why: String| StoreError::Corrupt { key: key.escape_ascii().to_string(), why };
     let Some(([schema, crc @ ..], body)) = sealed.split_first_chunk::<5>() else {
         return Err(corrupt("it is too short".to_owned()));
     };
     if *schema != SCHEMA {
-        return Err(corrupt(format!(
-            "its schema is {schema}, and this version reads {SCHEMA}"
-        )));
+        return Err(corrupt(format!("its schema is {schema}, and this version reads {SCHEMA}")));
     }
     if u32::from_be_bytes(*crc) != checksum(key, body) {
         return Err(corrupt("its checksum does not match".to_owned()));
@@ -123,28 +118,17 @@ pub(crate) fn writes(
 ) -> Result<(), StoreError> {
     match change {
         Change::Assign(record) => {
-            let stored = StoredRecord {
-                boot_id: boot_id.to_owned(),
-                record: record.clone(),
-            };
+            let stored = StoredRecord { boot_id: boot_id.to_owned(), record: record.clone() };
             for address in &record.addresses {
                 let key = record_key(*address);
                 let value = seal(&key, &stored)?;
                 batch.push((key, Some(value)));
             }
             let sequence = after.sequence();
-            batch.push(write_meta(&Meta {
-                boot_id: boot_id.to_owned(),
-                sequence,
-            })?);
+            batch.push(write_meta(&Meta { boot_id: boot_id.to_owned(), sequence })?);
         }
         Change::Release(record) => {
-            batch.extend(
-                record
-                    .addresses
-                    .iter()
-                    .map(|address| (record_key(*address), None)),
-            );
+            batch.extend(record.addresses.iter().map(|address| (record_key(*address), None)));
         }
         Change::RemoveBlock(block) => batch.push((block_key(*block), None)),
         Change::Block(..) => {}
@@ -170,12 +154,7 @@ pub(crate) fn read(entries: &[Entry], boot_id: &str) -> Result<Contents, StoreEr
                 let stored: StoredRecord = unseal(key, value)?;
                 if stored.boot_id != boot_id {
                     other_boot.push(stored.record);
-                } else if stored
-                    .record
-                    .addresses
-                    .first()
-                    .map(|a| record_key(*a))
-                    .as_ref()
+                } else if stored.record.addresses.first().map(|a| record_key(*a)).as_ref()
                     == Some(key)
                 {
                     // One of two families has an entry for each address; the first one counts.
@@ -210,11 +189,7 @@ fn check(contents: &Contents) -> Result<(), StoreError> {
         let mut count = 0;
         for address in inside {
             count += 1;
-            if !state
-                .block
-                .offset_of(*address)
-                .is_some_and(|offset| state.is_used(offset))
-            {
+            if !state.block.offset_of(*address).is_some_and(|offset| state.is_used(offset)) {
                 return Err(StoreError::Corrupt {
                     key: state.block.to_string(),
                     why: format!("it has {address} as free, and a record has it as in use"),
@@ -224,10 +199,7 @@ fn check(contents: &Contents) -> Result<(), StoreError> {
         if count != usize::from(state.used()) {
             return Err(StoreError::Corrupt {
                 key: state.block.to_string(),
-                why: format!(
-                    "it counts {} in use, and {count} have a record",
-                    state.used()
-                ),
+                why: format!("it counts {} in use, and {count} have a record", state.used()),
             });
         }
     }

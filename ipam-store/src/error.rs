@@ -55,10 +55,7 @@ impl StoreError {
         match self {
             Self::Corrupt { .. } | Self::Panic(_) => true,
             Self::Open { source, .. } => {
-                matches!(
-                    source,
-                    sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)
-                )
+                matches!(source, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_))
             }
             Self::Directory { .. }
             | Self::Write(_)

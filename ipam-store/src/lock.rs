@@ -46,10 +46,7 @@ impl OwnerLock {
     /// # Errors
     /// The file cannot be used, or the lock is held by someone else all the time.
     pub fn acquire(path: &Path, role: &str, deadline: Instant) -> Result<Self, LockError> {
-        let open = |source| LockError::Open {
-            path: path.to_owned(),
-            source,
-        };
+        let open = |source| LockError::Open { path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(open)?;
         }
@@ -89,8 +86,5 @@ fn held(path: &Path, mut file: File) -> LockError {
     if holder.is_empty() {
         "another process".clone_into(&mut holder);
     }
-    LockError::Held {
-        path: path.to_owned(),
-        holder,
-    }
+    LockError::Held { path: path.to_owned(), holder }
 }

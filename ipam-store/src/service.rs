@@ -59,10 +59,7 @@ pub enum AssignError {
 
 impl From<Shortage> for AssignError {
     fn from(shortage: Shortage) -> Self {
-        Self::NoFreeAddress {
-            family: shortage.family,
-            pools: shortage.pools,
-        }
+        Self::NoFreeAddress { family: shortage.family, pools: shortage.pools }
     }
 }
 
@@ -125,11 +122,7 @@ impl Service {
         contents: Contents,
         options: Options,
     ) -> Result<Self, StoreError> {
-        let mut committer = Committer {
-            store,
-            options,
-            allocator: Allocator::default(),
-        };
+        let mut committer = Committer { store, options, allocator: Allocator::default() };
         if contents.meta.boot_id != committer.options.boot_id {
             committer.begin_boot(contents.meta.sequence)?;
         }
@@ -140,10 +133,7 @@ impl Service {
             .name("ipam-committer".to_owned())
             .spawn(move || committer.run(&queue))
             .map_err(StoreError::Sync)?;
-        Ok(Self {
-            jobs: Some(jobs),
-            committer: Some(committer),
-        })
+        Ok(Self { jobs: Some(jobs), committer: Some(committer) })
     }
 
     fn send(&self, job: Job) {
@@ -280,10 +270,7 @@ fn set_aside(directory: &Path) -> Result<PathBuf, StoreError> {
         if !aside.exists() {
             return std::fs::rename(directory, &aside)
                 .map(|()| aside)
-                .map_err(|source| StoreError::Directory {
-                    path: directory.to_owned(),
-                    source,
-                });
+                .map_err(|source| StoreError::Directory { path: directory.to_owned(), source });
         }
     }
     Err(StoreError::Stopped)
@@ -301,12 +288,8 @@ struct Committer {
 impl Committer {
     /// Empties a store of another boot, keeping the numbers going up.
     fn begin_boot(&mut self, sequence: u64) -> Result<(), StoreError> {
-        let mut batch: Vec<Write> = self
-            .store
-            .load()?
-            .into_iter()
-            .map(|(key, _)| (key, None))
-            .collect();
+        let mut batch: Vec<Write> =
+            self.store.load()?.into_iter().map(|(key, _)| (key, None)).collect();
         let boot_id = self.options.boot_id.clone();
         batch.push(codec::write_meta(&Meta { boot_id, sequence })?);
         self.store.commit(&batch)
@@ -320,11 +303,7 @@ impl Committer {
             for job in jobs {
                 self.job(job, &mut batch, &mut pending);
             }
-            let outcome = if batch.is_empty() {
-                Ok(())
-            } else {
-                self.store.commit(&batch)
-            };
+            let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
             match outcome {
                 Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
                 Err(error) => self.fail(&error, pending),
@@ -339,12 +318,7 @@ impl Committer {
                 Ok(plan) => {
                     let encoded = self.apply(&plan.changes, batch);
                     pending.push(Box::new(move |durable| {
-                        reply(
-                            encoded
-                                .and(durable)
-                                .map(|()| plan.assignment)
-                                .map_err(Into::into),
-                        );
+                        reply(encoded.and(durable).map(|()| plan.assignment).map_err(Into::into));
                     }));
                 }
                 Err(shortage) => reply(Err(shortage.into())),

@@ -28,11 +28,7 @@ impl SledStore {
     /// # Errors
     /// Another process has it open, the directory cannot be used, or the database is damaged.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
-        let mut store = Self {
-            directory: directory.to_owned(),
-            db: None,
-            sync: None,
-        };
+        let mut store = Self { directory: directory.to_owned(), db: None, sync: None };
         store.reopen()?;
         if store.sync.is_some() {
             warn!(
@@ -55,10 +51,8 @@ impl Store for SledStore {
         guarded("read", || {
             db.iter()
                 .map(|entry| {
-                    let (key, value) = entry.map_err(|source| StoreError::Open {
-                        path: path.clone(),
-                        source,
-                    })?;
+                    let (key, value) =
+                        entry.map_err(|source| StoreError::Open { path: path.clone(), source })?;
                     Ok((key.to_vec(), value.to_vec()))
                 })
                 .collect()
@@ -89,10 +83,7 @@ impl Store for SledStore {
     fn reopen(&mut self) -> Result<(), StoreError> {
         // sled holds a lock of its own, so the old handle goes first.
         self.db = None;
-        let io = |source| StoreError::Directory {
-            path: self.directory.clone(),
-            source,
-        };
+        let io = |source| StoreError::Directory { path: self.directory.clone(), source };
         std::fs::create_dir_all(&self.directory).map_err(io)?;
         let db = guarded("opened", || {
             sled::Config::default()
@@ -102,10 +93,7 @@ impl Store for SledStore {
                 // Every batch is flushed by us; a thread that does it as well costs a start.
                 .flush_every_ms(None)
                 .open()
-                .map_err(|source| StoreError::Open {
-                    path: self.directory.clone(),
-                    source,
-                })
+                .map_err(|source| StoreError::Open { path: self.directory.clone(), source })
         })?;
         self.db = Some(db);
         let file_system = statfs(&self.directory).map_err(|errno| io(errno.into()))?;

@@ -39,10 +39,7 @@ impl Standalone {
         pools: Vec<StandalonePool>,
     ) -> Result<Self, StoreError> {
         // Here links are deleted before their addresses are released.
-        let options = Options {
-            boot_id,
-            hold_freed: false,
-        };
+        let options = Options { boot_id, hold_freed: false };
         let (service, _) = Service::open(directory, options)?;
         Ok(Self { service, pools })
     }
@@ -72,21 +69,11 @@ impl Standalone {
     fn take_block(&self, names: &[String]) -> Result<bool, StoreError> {
         let blocks = self.service.blocks()?;
         let taken: Taken = blocks.iter().map(|summary| summary.block).collect();
-        for pool in self
-            .pools
-            .iter()
-            .filter(|pool| names.contains(&pool.name()))
-        {
+        for pool in self.pools.iter().filter(|pool| names.contains(&pool.name())) {
             // From the start of the pool: there is no other node to keep out of the way of.
             let candidate: Option<Block> = next_candidate(pool.cidr, pool.block_size, "", &taken);
             if let Some(block) = candidate {
-                self.service.set_block(
-                    OwnedBlock {
-                        block,
-                        pool: pool.name(),
-                    },
-                    true,
-                )?;
+                self.service.set_block(OwnedBlock { block, pool: pool.name() }, true)?;
                 return Ok(true);
             }
         }

@@ -36,11 +36,7 @@ pub struct MemoryStore(BTreeMap<Vec<u8>, Vec<u8>>);
 
 impl Store for MemoryStore {
     fn load(&mut self) -> Result<Vec<Entry>, StoreError> {
-        Ok(self
-            .0
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect())
+        Ok(self.0.iter().map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
     fn commit(&mut self, batch: &[Write]) -> Result<(), StoreError> {

@@ -146,25 +146,11 @@ impl Allocator {
         records: impl IntoIterator<Item = Record>,
         sequence: u64,
     ) -> Self {
-        let blocks = blocks
-            .into_iter()
-            .map(|state| (state.block, state))
-            .collect();
-        let records: BTreeMap<_, _> = records
-            .into_iter()
-            .map(|record| (record.attachment.clone(), record))
-            .collect();
-        let highest = records
-            .values()
-            .map(|record| record.sequence)
-            .max()
-            .unwrap_or(0);
-        Self {
-            blocks,
-            records,
-            sequence: sequence.max(highest),
-            ..Self::default()
-        }
+        let blocks = blocks.into_iter().map(|state| (state.block, state)).collect();
+        let records: BTreeMap<_, _> =
+            records.into_iter().map(|record| (record.attachment.clone(), record)).collect();
+        let highest = records.values().map(|record| record.sequence).max().unwrap_or(0);
+        Self { blocks, records, sequence: sequence.max(highest), ..Self::default() }
     }
 
     /// What an assignment would take.
@@ -180,17 +166,11 @@ impl Allocator {
         let mut freed = BTreeSet::new();
         let mut kept = None;
         if let Some(record) = self.records.get(&request.attachment) {
-            let families: BTreeSet<Family> = record
-                .addresses
-                .iter()
-                .map(|address| Family::of(*address))
-                .collect();
+            let families: BTreeSet<Family> =
+                record.addresses.iter().map(|address| Family::of(*address)).collect();
             if families == request.pools.keys().copied().collect() {
                 if same_namespace(record, request) {
-                    return Ok(Plan {
-                        changes,
-                        assignment: assignment(record, false),
-                    });
+                    return Ok(Plan { changes, assignment: assignment(record, false) });
                 }
                 kept = Some(record.addresses.clone());
             } else {
@@ -217,10 +197,7 @@ impl Allocator {
         };
         let assignment = assignment(&record, true);
         changes.push(Change::Assign(record));
-        Ok(Plan {
-            changes,
-            assignment,
-        })
+        Ok(Plan { changes, assignment })
     }
 
     fn find(
@@ -245,27 +222,20 @@ impl Allocator {
                 return Ok(address);
             }
         }
-        Err(Shortage {
-            family,
-            pools: pools.to_vec(),
-        })
+        Err(Shortage { family, pools: pools.to_vec() })
     }
 
     /// What a release would take. Nothing held is no change, and no error.
     pub fn plan_release(&self, request: &ReleaseRequest) -> (Vec<Change>, ReleaseOutcome) {
         let held = self.records.get(&request.attachment).filter(|record| {
             // A late release names an older assignment.
-            request
-                .sequence
-                .is_none_or(|sequence| sequence >= record.sequence)
+            request.sequence.is_none_or(|sequence| sequence >= record.sequence)
         });
         match held {
             None => (Vec::new(), ReleaseOutcome::default()),
             Some(record) => (
                 vec![Change::Release(record.clone())],
-                ReleaseOutcome {
-                    addresses: record.addresses.clone(),
-                },
+                ReleaseOutcome { addresses: record.addresses.clone() },
             ),
         }
     }
@@ -288,8 +258,7 @@ impl Allocator {
                     self.held.remove(address);
                 }
                 self.sequence = self.sequence.max(record.sequence);
-                self.records
-                    .insert(record.attachment.clone(), record.clone());
+                self.records.insert(record.attachment.clone(), record.clone());
             }
             Change::Release(record) => {
                 self.records.remove(&record.attachment);
@@ -321,9 +290,7 @@ impl Allocator {
     }
 
     fn block_of_mut(&mut self, address: IpAddr) -> Option<&mut BlockState> {
-        self.blocks
-            .values_mut()
-            .find(|state| state.block.prefix().contains(address))
+        self.blocks.values_mut().find(|state| state.block.prefix().contains(address))
     }
 
     /// The blocks that a change touches, as they are now: what the store has to write.
@@ -331,10 +298,7 @@ impl Allocator {
         let of = |record: &Record| {
             let blocks = self.blocks.values();
             let holds = |state: &&BlockState| {
-                record
-                    .addresses
-                    .iter()
-                    .any(|address| state.block.prefix().contains(*address))
+                record.addresses.iter().any(|address| state.block.prefix().contains(*address))
             };
             blocks.filter(holds).collect()
         };
@@ -390,11 +354,7 @@ impl Allocator {
 }
 
 fn assignment(record: &Record, fresh: bool) -> Assignment {
-    Assignment {
-        addresses: record.addresses.clone(),
-        sequence: record.sequence,
-        fresh,
-    }
+    Assignment { addresses: record.addresses.clone(), sequence: record.sequence, fresh }
 }
 
 /// The cookie tells for certain; a path may be used again.

@@ -52,9 +52,7 @@ impl BlockState {
 
     /// Whether this offset is in use.
     pub fn is_used(&self, offset: u16) -> bool {
-        self.used
-            .get(usize::from(offset / 64))
-            .is_some_and(|word| word & bit(offset) != 0)
+        self.used.get(usize::from(offset / 64)).is_some_and(|word| word & bit(offset) != 0)
     }
 
     /// The offset to give next, but none that `held` names.

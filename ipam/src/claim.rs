@@ -19,9 +19,7 @@ impl Taken {
         let after = self.0.range((Bound::Included(prefix), Bound::Unbounded));
         let inside = after.take_while(|claim| prefix.covers(**claim)).last();
         let before = self.0.range(..prefix).next_back();
-        inside
-            .or(before.filter(|claim| claim.covers(prefix)))
-            .copied()
+        inside.or(before.filter(|claim| claim.covers(prefix))).copied()
     }
 }
 
@@ -52,11 +50,7 @@ fn first_free(pool: Prefix, block_size: u8, from: u128, to: u128, taken: &Taken)
             None => return Block::new(prefix).ok(),
             // A claim larger than a block covers several: the one behind it is next.
             Some(claim) => {
-                let last = if claim.length() < block_size {
-                    claim.last()
-                } else {
-                    prefix.last()
-                };
+                let last = if claim.length() < block_size { claim.last() } else { prefix.last() };
                 let offset = pool.offset_of(last)?;
                 let block = 1u128 << (u32::from(pool.family().bits() - block_size));
                 index = offset / block + 1;

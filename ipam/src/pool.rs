@@ -39,10 +39,7 @@ pub fn eligibility(
         let unusable = unusable(pool, &usable);
         let refusal = unusable.clone().or_else(|| {
             (!pool.node_selector.matches(labels)).then(|| {
-                format!(
-                    "nodeSelector {} does not match the node's labels",
-                    pool.node_selector
-                )
+                format!("nodeSelector {} does not match the node's labels", pool.node_selector)
             })
         });
         if unusable.is_none() {
@@ -63,10 +60,7 @@ fn unusable(pool: &PoolView, before: &[&PoolView]) -> Option<String> {
     let first = Prefix::masked(pool.cidr.address(), pool.block_size).ok();
     match first.and_then(|first| Block::new(first).ok()) {
         Some(block) if pool.cidr.covers(block.prefix()) => None,
-        _ => Some(format!(
-            "its cidr {} holds no block of /{}",
-            pool.cidr, pool.block_size
-        )),
+        _ => Some(format!("its cidr {} holds no block of /{}", pool.cidr, pool.block_size)),
     }
 }
 

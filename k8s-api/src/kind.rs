@@ -44,32 +44,16 @@ impl Kind {
 
     const fn names(self) -> Names {
         let (manifest, aliases): (&[&str], &[&str]) = match self {
-            Self::IpPool => (
-                &["IPPool"],
-                &["ippool", "ippools", "ipp", "ipps", "pool", "pools"],
-            ),
-            Self::BgpPeer => (
-                &["BGPPeer"],
-                &["bgppeer", "bgppeers", "bgpp", "bgpps", "bp", "bps"],
-            ),
+            Self::IpPool => (&["IPPool"], &["ippool", "ippools", "ipp", "ipps", "pool", "pools"]),
+            Self::BgpPeer => (&["BGPPeer"], &["bgppeer", "bgppeers", "bgpp", "bgpps", "bp", "bps"]),
             Self::BgpConfiguration => (
                 &["BGPConfiguration"],
-                &[
-                    "bgpconfiguration",
-                    "bgpconfigurations",
-                    "bgpconfig",
-                    "bgpconfigs",
-                ],
+                &["bgpconfiguration", "bgpconfigurations", "bgpconfig", "bgpconfigs"],
             ),
             Self::BgpFilter => (&["BGPFilter"], &["bgpfilter", "bgpfilters"]),
             Self::IpamConfig => (
                 &["IPAMConfiguration", "IPAMConfig"],
-                &[
-                    "ipamconfig",
-                    "ipamconfigs",
-                    "ipamconfiguration",
-                    "ipamconfigurations",
-                ],
+                &["ipamconfig", "ipamconfigs", "ipamconfiguration", "ipamconfigurations"],
             ),
             Self::IpReservation => (&["IPReservation"], &["ipreservation", "ipreservations"]),
             Self::BlockAffinity => (
@@ -83,17 +67,13 @@ impl Kind {
 
     /// The kind that a manifest's `kind:` names.
     pub fn from_manifest(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.names().manifest.contains(&name))
+        Self::ALL.into_iter().find(|kind| kind.names().manifest.contains(&name))
     }
 
     /// The kind that a person means: any of the names that calicoctl takes, in any case.
     pub fn from_alias(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.names().aliases.contains(&name.as_str()))
+        Self::ALL.into_iter().find(|kind| kind.names().aliases.contains(&name.as_str()))
     }
 
     /// What stands behind `kind:`.

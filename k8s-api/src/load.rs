@@ -23,9 +23,7 @@ pub struct Loaded {
 impl Loaded {
     /// Whether some object of the file is not among `resources`.
     pub fn has_errors(&self) -> bool {
-        self.problems
-            .iter()
-            .any(|problem| problem.severity == Severity::Error)
+        self.problems.iter().any(|problem| problem.severity == Severity::Error)
     }
 }
 
@@ -45,10 +43,7 @@ pub struct Loc<T> {
 /// Reads every document of a file, YAML or JSON. What is wrong with one document hides none of the
 /// others. `file_name` is what problems say.
 pub fn load_manifests(text: &str, file_name: &str) -> Loaded {
-    let mut loader = Loader {
-        file: file_name,
-        loaded: Loaded::default(),
-    };
+    let mut loader = Loader { file: file_name, loaded: Loaded::default() };
     for document in yaml::split(text) {
         loader.document(document);
     }
@@ -60,10 +55,7 @@ pub(crate) fn identities(document: &str) -> Vec<ObjectId> {
     let Ok(tree) = Tree::parse(document) else {
         return Vec::new();
     };
-    items(&tree)
-        .iter()
-        .filter_map(|tree| Header::of(tree).id())
-        .collect()
+    items(&tree).iter().filter_map(|tree| Header::of(tree).id()).collect()
 }
 
 /// The objects of a document: itself, or the items of a `List`.
@@ -97,9 +89,7 @@ impl<'a> Header<'a> {
 
     /// The API group; the core group has no name.
     fn group(&self) -> &'a str {
-        self.api_version
-            .and_then(|version| version.split_once('/'))
-            .map_or("", |(group, _)| group)
+        self.api_version.and_then(|version| version.split_once('/')).map_or("", |(group, _)| group)
     }
 
     fn is_calico(&self) -> bool {
@@ -114,16 +104,9 @@ impl<'a> Header<'a> {
     }
 
     fn id(&self) -> Option<ObjectId> {
-        let name = self
-            .name
-            .filter(|name| name_fault(name).is_none())?
-            .to_owned();
+        let name = self.name.filter(|name| name_fault(name).is_none())?.to_owned();
         if let Some(kind) = self.known() {
-            return Some(ObjectId {
-                kind: kind.singular().to_owned(),
-                namespace: None,
-                name,
-            });
+            return Some(ObjectId { kind: kind.singular().to_owned(), namespace: None, name });
         }
         let kind = match (self.kind?, self.group()) {
             (kind, "") => kind.to_lowercase(),
@@ -135,11 +118,7 @@ impl<'a> Header<'a> {
             Some(namespace) if name_fault(namespace).is_some() => return None,
             namespace => namespace.map(str::to_owned),
         };
-        Some(ObjectId {
-            kind,
-            namespace,
-            name,
-        })
+        Some(ObjectId { kind, namespace, name })
     }
 
     /// What is wrong with `apiVersion` and `kind`: the field and the remedy.
@@ -274,19 +253,11 @@ impl Context<'_> {
         }?;
         if header.namespace.is_some() {
             let message = "this kind has no namespace; remove it, it has no effect";
-            self.report(
-                Severity::Warning,
-                "metadata.namespace",
-                None,
-                message.to_owned(),
-            );
+            self.report(Severity::Warning, "metadata.namespace", None, message.to_owned());
         }
         let mut report = Report::default();
         resource.check(&mut report);
-        let broken = report
-            .findings
-            .iter()
-            .any(|finding| finding.severity == Severity::Error);
+        let broken = report.findings.iter().any(|finding| finding.severity == Severity::Error);
         for finding in report.findings {
             self.report(finding.severity, &finding.path, None, finding.message);
         }

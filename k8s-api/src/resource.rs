@@ -104,9 +104,7 @@ impl Resource {
             (_, kind, metadata) => ObjectId {
                 kind: kind.map(Kind::singular).unwrap_or_default().to_owned(),
                 namespace: None,
-                name: metadata
-                    .map(|metadata| metadata.name.clone())
-                    .unwrap_or_default(),
+                name: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
             },
         }
     }
@@ -146,18 +144,14 @@ impl Resource {
 
     /// The manifest in YAML, without a document marker.
     pub fn to_yaml(&self) -> Result<String, FormatError> {
-        serde_saphyr::to_string(self).map_err(|source| FormatError {
-            object: self.id(),
-            source: source.into(),
-        })
+        serde_saphyr::to_string(self)
+            .map_err(|source| FormatError { object: self.id(), source: source.into() })
     }
 
     /// The manifest in JSON, indented, without a line end.
     pub fn to_json(&self) -> Result<String, FormatError> {
-        serde_json::to_string_pretty(self).map_err(|source| FormatError {
-            object: self.id(),
-            source: source.into(),
-        })
+        serde_json::to_string_pretty(self)
+            .map_err(|source| FormatError { object: self.id(), source: source.into() })
     }
 }
 

@@ -32,10 +32,7 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
     match resource {
         Resource::IpPool(pool) => {
             let spec = &pool.spec;
-            let selector = spec
-                .node_selector
-                .as_ref()
-                .map_or("all()", |s| s.as_written());
+            let selector = spec.node_selector.as_ref().map_or("all()", |s| s.as_written());
             let mode = |mode| named(mode, "Never");
             cells.push(spec.cidr.to_string());
             if wide {
@@ -54,34 +51,19 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
         }
         Resource::BgpPeer(peer) => {
             let spec = &peer.spec;
-            let selector = spec
-                .node_selector
-                .as_ref()
-                .map(|selector| selector.as_written());
+            let selector = spec.node_selector.as_ref().map(|selector| selector.as_written());
             cells.extend([
-                spec.peer_ip
-                    .map(|peer| peer.to_string())
-                    .unwrap_or_default(),
-                spec.node
-                    .as_deref()
-                    .or(selector)
-                    .unwrap_or("(global)")
-                    .to_owned(),
-                spec.as_number
-                    .map(|number| number.to_string())
-                    .unwrap_or_default(),
+                spec.peer_ip.map(|peer| peer.to_string()).unwrap_or_default(),
+                spec.node.as_deref().or(selector).unwrap_or("(global)").to_owned(),
+                spec.as_number.map(|number| number.to_string()).unwrap_or_default(),
             ]);
         }
         Resource::BgpConfiguration(configuration) => {
             let spec = &configuration.spec;
             cells.extend([
-                spec.log_severity_screen
-                    .clone()
-                    .unwrap_or_else(|| "-".to_owned()),
-                spec.node_to_node_mesh_enabled
-                    .map_or_else(|| "-".to_owned(), |on| on.to_string()),
-                spec.as_number
-                    .map_or_else(|| "-".to_owned(), |number| number.to_string()),
+                spec.log_severity_screen.clone().unwrap_or_else(|| "-".to_owned()),
+                spec.node_to_node_mesh_enabled.map_or_else(|| "-".to_owned(), |on| on.to_string()),
+                spec.as_number.map_or_else(|| "-".to_owned(), |number| number.to_string()),
             ]);
         }
         Resource::IpamConfig(config) => cells.extend([
@@ -99,14 +81,9 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
             named(Some(claim.spec.state), ""),
         ]),
         Resource::Node(node) if wide => {
-            let address = |family| {
-                node.address(family)
-                    .map(|a| a.to_string())
-                    .unwrap_or_default()
-            };
+            let address = |family| node.address(family).map(|a| a.to_string()).unwrap_or_default();
             cells.extend([
-                node.as_number()
-                    .map_or_else(|| "(default)".to_owned(), |n| n.to_string()),
+                node.as_number().map_or_else(|| "(default)".to_owned(), |n| n.to_string()),
                 address(twill_types::Family::V4),
                 address(twill_types::Family::V6),
             ]);
@@ -120,11 +97,7 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
 /// An enum's value as manifests write it.
 fn named<T: serde::Serialize>(value: Option<T>, default: &str) -> String {
     let written = value.and_then(|value| serde_json::to_value(value).ok());
-    written
-        .as_ref()
-        .and_then(|name| name.as_str())
-        .unwrap_or(default)
-        .to_owned()
+    written.as_ref().and_then(|name| name.as_str()).unwrap_or(default).to_owned()
 }
 
 #[cfg(test)]

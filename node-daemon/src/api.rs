@@ -56,8 +56,7 @@ impl Api {
             }
         };
         let result = self.serve(request).await;
-        self.metrics
-            .observe(name, result.is_ok(), started.elapsed().as_secs_f64());
+        self.metrics.observe(name, result.is_ok(), started.elapsed().as_secs_f64());
         result
     }
 
@@ -90,10 +89,7 @@ impl Api {
             .ipam
             .service
             .lookup(&endpoint.attachment)
-            .map_err(|error| RpcError {
-                kind: ErrorKind::TryAgain,
-                message: chain(&error),
-            })?;
+            .map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
         match record {
             Some(record) if record.sequence == endpoint.sequence => {
                 debug!(
@@ -129,9 +125,7 @@ impl Api {
         for (pool, (free, size)) in pools {
             if should_claim_ahead(free, size) {
                 // A full queue means that claims are on their way.
-                let _ = self.ipam.claims.try_send(claims::Command::Ahead {
-                    pool: pool.to_owned(),
-                });
+                let _ = self.ipam.claims.try_send(claims::Command::Ahead { pool: pool.to_owned() });
             }
         }
     }
@@ -139,17 +133,13 @@ impl Api {
     async fn picture(&self, request: Request) -> Result<Response, RpcError> {
         match request {
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
-            Request::BgpPeers => Ok(Response::BgpPeers(bgp::peer_statuses(
-                &self.speaker_picture().await,
-            ))),
+            Request::BgpPeers => {
+                Ok(Response::BgpPeers(bgp::peer_statuses(&self.speaker_picture().await)))
+            }
             Request::BgpRoutes(request) => {
                 let picture = self.speaker_picture().await;
                 let installed = Arc::clone(&self.installed.borrow());
-                Ok(Response::BgpRoutes(bgp::route_statuses(
-                    &picture,
-                    request.within,
-                    &installed,
-                )))
+                Ok(Response::BgpRoutes(bgp::route_statuses(&picture, request.within, &installed)))
             }
             Request::IpamShow => Ok(Response::IpamShow(self.ipam_status()?)),
             Request::Assign(_)
@@ -173,27 +163,15 @@ impl Api {
     /// The state of the node.
     pub(crate) async fn node_status(&self) -> Result<NodeStatus, RpcError> {
         let picture = self.speaker_picture().await;
-        let identity = self
-            .speaker
-            .borrow()
-            .as_ref()
-            .map(|(identity, _)| *identity);
+        let identity = self.speaker.borrow().as_ref().map(|(identity, _)| *identity);
         let resources = Arc::clone(&self.resources.borrow());
         let own = resources.nodes.get(&self.node);
-        let addresses = [Family::V4, Family::V6]
-            .into_iter()
-            .filter_map(|family| own?.address(family));
-        let blocks = self
-            .ipam
-            .service
-            .blocks()
-            .map_err(|error| internal(&error))?;
+        let addresses =
+            [Family::V4, Family::V6].into_iter().filter_map(|family| own?.address(family));
+        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let mut problems: Vec<String> = resources
-            .problems()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let mut problems: Vec<String> =
+            resources.problems().iter().map(ToString::to_string).collect();
         for source in &self.problems {
             problems.extend(source.borrow().iter().cloned());
         }
@@ -204,13 +182,9 @@ impl Api {
             pid: std::process::id(),
             started_ms: self.started_ms,
             addresses: addresses.collect(),
-            labels: own
-                .map(|node| node.metadata.labels.clone())
-                .unwrap_or_default(),
+            labels: own.map(|node| node.metadata.labels.clone()).unwrap_or_default(),
             asn: identity.map(|identity| identity.asn),
-            router_id: identity
-                .map(|i| i.router_id.to_string())
-                .unwrap_or_default(),
+            router_id: identity.map(|i| i.router_id.to_string()).unwrap_or_default(),
             in_sync: self.ipam.view.borrow().ready,
             peers: bgp::peer_statuses(&picture),
             blocks: count(blocks.len()),
@@ -227,11 +201,7 @@ impl Api {
             cidr: pool.cidr,
             eligible: pool.refusal.clone().map_or(Ok(()), Err),
         };
-        let blocks = self
-            .ipam
-            .service
-            .blocks()
-            .map_err(|error| internal(&error))?;
+        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
         let block = |summary: twill_ipam::BlockSummary| BlockStatus {
             block: summary.block,
             pool: summary.pool,
@@ -240,11 +210,8 @@ impl Api {
             assignable: summary.assignable,
         };
         let claims = tokio::task::block_in_place(|| self.claims.list());
-        let claim = |claim: Claim| ClaimStatus {
-            block: claim.block,
-            node: claim.node,
-            pool: claim.pool,
-        };
+        let claim =
+            |claim: Claim| ClaimStatus { block: claim.block, node: claim.node, pool: claim.pool };
         Ok(IpamStatus {
             pools: view.pools.iter().map(pool).collect(),
             blocks: blocks.into_iter().map(block).collect(),
@@ -259,8 +226,5 @@ impl Api {
 }
 
 fn internal(error: &dyn std::error::Error) -> RpcError {
-    RpcError {
-        kind: ErrorKind::Internal,
-        message: chain(error),
-    }
+    RpcError { kind: ErrorKind::Internal, message: chain(error) }
 }

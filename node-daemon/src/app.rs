@@ -33,7 +33,7 @@ use crate::{
     claims::Claims,
     config::{Config, LogFormat, LogLevel},
     datastore::{self, ClaimStore, Snapshot},
-    http,
+    heartbeat, http,
     ipam::{Ipam, View, now_ms},
     metrics::Metrics,
     reaper,
@@ -89,9 +89,7 @@ fn set_up_logging(config: &Config) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_ansi(false).init(),
@@ -127,10 +125,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     let resources = datastore::watch(&config.datastore.directory, config.datastore.shared)
         .with_context(|| {
-            format!(
-                "cannot read the resources in {}",
-                config.datastore.directory.display()
-            )
+            format!("cannot read the resources in {}", config.datastore.directory.display())
         })?;
     let wiring = Wiring {
         resources,
@@ -147,11 +142,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         server::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     tasks.spawn({
         let api = Arc::clone(&api);
-        async move {
-            server::serve(listener, api)
-                .await
-                .context("the socket failed")
-        }
+        async move { server::serve(listener, api).await.context("the socket failed") }
     });
     // From here on a DEL finds us.
     drop(spool);
@@ -182,10 +173,7 @@ fn open_store(directory: &Path) -> anyhow::Result<Arc<Service>> {
     const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
     let boot_id =
         std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
-    let options = Options {
-        boot_id: boot_id.trim().to_owned(),
-        hold_freed: true,
-    };
+    let options = Options { boot_id: boot_id.trim().to_owned(), hold_freed: true };
     let (service, report) = Service::open(directory, options)?;
     if let Some(aside) = report.set_aside {
         warn!(moved_to = %aside.display(), "the store was damaged, and an empty one is used");
@@ -201,27 +189,17 @@ fn spawn_all(
     wiring: Wiring,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<Arc<Api>> {
-    let mut fib = Fib::open(FibConfig {
-        metric: config.fib.metric,
-    })?;
+    let mut fib = Fib::open(FibConfig { metric: config.fib.metric })?;
     let adopted = fib.learned()?;
     // The F bit is true only if our routes really are in the kernel.
     let restarting = !adopted.is_empty();
     if restarting {
-        info!(
-            routes = adopted.len(),
-            "adopted the routes of the process before"
-        );
+        info!(routes = adopted.len(), "adopted the routes of the process before");
     }
     ensure_gateway()?;
     let changed = ensure_forwarding(&[Family::V4, Family::V6])?;
     for change in changed {
-        info!(
-            key = change.key,
-            before = change.before,
-            after = change.after,
-            "sysctl changed"
-        );
+        info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
     }
     let events = Events::open([fib.port()?])?;
 
@@ -300,12 +278,12 @@ fn spawn_all(
         status.await;
         Ok(())
     });
-    let identity = follow_addresses(
-        node.to_owned(),
-        wiring.resources,
-        wiring.sources,
-        wiring.mtu,
-    );
+    let beats = heartbeat::run(config.run_dir.clone(), api.ipam.view.clone());
+    tasks.spawn(async move {
+        beats.await;
+        Ok(())
+    });
+    let identity = follow_addresses(node.to_owned(), wiring.resources, wiring.sources, wiring.mtu);
     tasks.spawn(async move {
         identity.await;
         Ok(())

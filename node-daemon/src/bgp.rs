@@ -62,12 +62,7 @@ impl Bgp {
             let wanted = desired(&self.node, &resources);
             self.problems.send_replace(wanted.problems.clone());
             if let Some(identity) = wanted.identity {
-                if self
-                    .current
-                    .borrow()
-                    .as_ref()
-                    .is_none_or(|(running, _)| *running != identity)
-                {
+                if self.current.borrow().as_ref().is_none_or(|(running, _)| *running != identity) {
                     self.replace_speaker(identity, &mut task).await;
                 }
                 self.configure(wanted).await;
@@ -98,14 +93,8 @@ impl Bgp {
     ) {
         let old = self.current.borrow().clone();
         if let Some((was, handle)) = old {
-            warn!(
-                ?was,
-                ?identity,
-                "AS number or router id changed: all sessions start again"
-            );
-            handle
-                .send(Command::SetPeers(std::collections::BTreeMap::new()))
-                .await;
+            warn!(?was, ?identity, "AS number or router id changed: all sessions start again");
+            handle.send(Command::SetPeers(std::collections::BTreeMap::new())).await;
             handle.stop().await;
             *task = None;
         }
@@ -128,11 +117,7 @@ impl Bgp {
         let Some((_, handle)) = self.current.borrow().clone() else {
             return;
         };
-        handle
-            .send(Command::Listen(
-                self.listen_port.unwrap_or(wanted.listen_port),
-            ))
-            .await;
+        handle.send(Command::Listen(self.listen_port.unwrap_or(wanted.listen_port))).await;
         handle.send(Command::SetPeers(wanted.peers)).await;
     }
 
@@ -150,11 +135,7 @@ impl Bgp {
 
 /// The sessions as messages show them.
 pub(crate) fn peer_statuses(picture: &Picture) -> Vec<PeerStatus> {
-    picture
-        .peers
-        .iter()
-        .map(|peer| peer_status(picture.taken_at, peer))
-        .collect()
+    picture.peers.iter().map(|peer| peer_status(picture.taken_at, peer)).collect()
 }
 
 fn peer_status(now: Time, peer: &PeerSnapshot) -> PeerStatus {
@@ -175,11 +156,7 @@ fn peer_status(now: Time, peer: &PeerSnapshot) -> PeerStatus {
         info: peer.info.clone(),
         hold_time: peer.hold_time,
         router_id: peer.router_id.map(|id| id.to_string()),
-        capabilities: peer
-            .capabilities
-            .iter()
-            .map(|name| (*name).to_owned())
-            .collect(),
+        capabilities: peer.capabilities.iter().map(|name| (*name).to_owned()).collect(),
         prefixes_in: count(peer.prefixes_in),
         prefixes_stale: count(peer.prefixes_stale),
         prefixes_out: count(peer.prefixes_out),
@@ -212,18 +189,14 @@ fn route_status(route: &RouteSnapshot, installed: &BTreeSet<Prefix>) -> RouteSta
         best: route.best,
         installed: route.from.is_none() || route.best && installed.contains(&route.prefix),
         stale: route.stale,
-        as_path: attributes
-            .map(|attributes| attributes.as_path.to_string())
-            .unwrap_or_default(),
+        as_path: attributes.map(|attributes| attributes.as_path.to_string()).unwrap_or_default(),
         origin: attributes.map_or("IGP".to_owned(), |attributes| attributes.origin.to_string()),
         local_pref: attributes.and_then(|attributes| attributes.local_pref),
         med: attributes.and_then(|attributes| attributes.med),
         communities: attributes
             .map(|a| {
                 let plain = a.communities.iter().map(ToString::to_string);
-                plain
-                    .chain(a.large_communities.iter().map(ToString::to_string))
-                    .collect()
+                plain.chain(a.large_communities.iter().map(ToString::to_string)).collect()
             })
             .unwrap_or_default(),
     }

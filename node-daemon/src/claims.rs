@@ -116,27 +116,18 @@ impl Claims {
     fn load(&mut self) -> Result<(), ClaimsError> {
         let resources = Arc::clone(&self.resources.borrow_and_update());
         let pools = pool_views(&resources);
-        let labels = resources
-            .nodes
-            .get(&self.node)
-            .map(|node| node.metadata.labels.clone());
+        let labels = resources.nodes.get(&self.node).map(|node| node.metadata.labels.clone());
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
         self.claim_static(&resources, &pools);
 
         let claims = self.store.list().map_err(ClaimsError::Read)?;
         let mut problems: Vec<String> = claims.problems.iter().map(ToString::to_string).collect();
-        let mine = claims
-            .claims
-            .into_values()
-            .filter(|claim| claim.node == self.node);
+        let mine = claims.claims.into_values().filter(|claim| claim.node == self.node);
         let mut mine: BTreeMap<Block, Claim> = mine.map(|claim| (claim.block, claim)).collect();
         let unused = self.take_unused(&mut mine, &resources, &mut problems)?;
         for (block, claim) in &mine {
             let assignable = eligible.get(&claim.pool).is_some_and(gives);
-            let owned = OwnedBlock {
-                block: *block,
-                pool: claim.pool.clone(),
-            };
+            let owned = OwnedBlock { block: *block, pool: claim.pool.clone() };
             self.service.set_block(owned, assignable)?;
         }
         for summary in self.service.blocks()? {
@@ -150,10 +141,7 @@ impl Claims {
                  not announced: delete these pods",
                 summary.used, summary.block
             ));
-            let owned = OwnedBlock {
-                block: summary.block,
-                pool: summary.pool,
-            };
+            let owned = OwnedBlock { block: summary.block, pool: summary.pool };
             self.service.set_block(owned, false)?;
         }
         self.problems.send_replace(problems);
@@ -215,18 +203,10 @@ impl Claims {
         let view = |(name, eligibility): (String, Eligibility)| {
             let cidr = pools.get(&name)?.cidr;
             let Eligibility { refusal, unusable } = eligibility;
-            Some((
-                name,
-                PoolView {
-                    cidr,
-                    refusal,
-                    unusable,
-                },
-            ))
+            Some((name, PoolView { cidr, refusal, unusable }))
         };
         let pools = eligible.into_iter().filter_map(view).collect();
-        self.view
-            .send_replace(Arc::new(View { ready: true, pools }));
+        self.view.send_replace(Arc::new(View { ready: true, pools }));
     }
 
     /// Claims the `blocks:` of the node's own manifest.
@@ -250,30 +230,18 @@ impl Claims {
     /// Claims one block in the first of these pools that has one, unless there is space by now:
     /// of many requests that wait, one claim serves them all.
     fn claim(&mut self, pools: &[String]) -> Result<(), RpcError> {
-        let internal = |error: String| RpcError {
-            kind: ErrorKind::TryAgain,
-            message: error,
-        };
-        let blocks = self
-            .service
-            .blocks()
-            .map_err(|error| internal(chain(&error)))?;
-        let has_space = blocks
-            .iter()
-            .any(|b| b.assignable && b.free > 0 && pools.contains(&b.pool));
+        let internal = |error: String| RpcError { kind: ErrorKind::TryAgain, message: error };
+        let blocks = self.service.blocks().map_err(|error| internal(chain(&error)))?;
+        let has_space =
+            blocks.iter().any(|b| b.assignable && b.free > 0 && pools.contains(&b.pool));
         if has_space {
             return Ok(());
         }
         let resources = Arc::clone(&self.resources.borrow());
-        self.may_claim(&resources).map_err(|message| RpcError {
-            kind: ErrorKind::Exhausted,
-            message,
-        })?;
+        self.may_claim(&resources)
+            .map_err(|message| RpcError { kind: ErrorKind::Exhausted, message })?;
         for name in pools {
-            if self
-                .claim_in(&resources, name)
-                .map_err(|error| internal(chain(&error)))?
-            {
+            if self.claim_in(&resources, name).map_err(|error| internal(chain(&error)))? {
                 return Ok(());
             }
         }
@@ -299,11 +267,9 @@ impl Claims {
     /// Whether this node may take blocks by itself.
     fn may_claim(&self, resources: &Snapshot) -> Result<(), String> {
         if !resources.ipam_config().auto_allocate_blocks {
-            return Err(
-                "the blocks of this node are full, and IPAMConfig autoAllocateBlocks is \
+            return Err("the blocks of this node are full, and IPAMConfig autoAllocateBlocks is \
                         false; give the Node more blocks"
-                    .to_owned(),
-            );
+                .to_owned());
         }
         if !self.shared && resources.nodes.len() > 1 {
             return Err(format!(
@@ -326,17 +292,10 @@ impl Claims {
             let Some(block) = next_candidate(cidr, size, &self.node, &taken) else {
                 return Ok(false);
             };
-            match self
-                .store
-                .try_claim(block, &self.node, name)
-                .map_err(ClaimsError::Read)?
-            {
+            match self.store.try_claim(block, &self.node, name).map_err(ClaimsError::Read)? {
                 ClaimOutcome::Won(_) => {
                     info!(%block, pool = name, "claimed a block");
-                    let owned = OwnedBlock {
-                        block,
-                        pool: name.to_owned(),
-                    };
+                    let owned = OwnedBlock { block, pool: name.to_owned() };
                     self.service.set_block(owned, true)?;
                     let mut blocks = self.owned.borrow().clone().unwrap_or_default();
                     blocks.insert(block);

@@ -146,30 +146,19 @@ impl Default for Config {
 
 impl Default for Datastore {
     fn default() -> Self {
-        Self {
-            kind: DatastoreKind::File,
-            directory: "/etc/twill/resources".into(),
-            shared: false,
-        }
+        Self { kind: DatastoreKind::File, directory: "/etc/twill/resources".into(), shared: false }
     }
 }
 
 impl Default for FibSettings {
     fn default() -> Self {
-        Self {
-            metric: 512,
-            nexthop_objects: Switch::Auto,
-            nexthop_compat: Switch::On,
-        }
+        Self { metric: 512, nexthop_objects: Switch::Auto, nexthop_compat: Switch::On }
     }
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self {
-            level: LogLevel::Info,
-            format: LogFormat::Json,
-        }
+        Self { level: LogLevel::Info, format: LogFormat::Json }
     }
 }
 
@@ -202,14 +191,9 @@ pub enum ConfigError {
 impl Config {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text).map_err(|text| ConfigError::Parse {
-            path: path.to_owned(),
-            text,
-        })
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|text| ConfigError::Parse { path: path.to_owned(), text })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -224,11 +208,9 @@ impl Config {
             ));
         }
         if config.fib.nexthop_objects == Switch::On {
-            return Err(
-                "fib.nexthopObjects on: this version has no nexthop objects; \
+            return Err("fib.nexthopObjects on: this version has no nexthop objects; \
                         use auto or off"
-                    .to_owned(),
-            );
+                .to_owned());
         }
         Ok(config)
     }
@@ -272,10 +254,7 @@ mod tests {
     #[test]
     fn errors_name_key_and_line() {
         for (text, parts) in [
-            (
-                "nodeNam: a",
-                &["line 1", "nodeNam", "expected one of nodeName"][..],
-            ),
+            ("nodeNam: a", &["line 1", "nodeNam", "expected one of nodeName"][..]),
             ("bgp:\n  listenPort: x\n", &["line 2", "listenPort: x"]),
             ("bgp:\n  listenPort: 0\n", &["line 2", "nonzero"]),
             ("fib: {metric: 0}", &["fib.metric 0", "1 to 4294967294"]),

@@ -32,10 +32,7 @@ pub(crate) struct Desired {
 /// Works out the sessions of `node`.
 pub(crate) fn desired(node: &str, resources: &Snapshot) -> Desired {
     let config = Configuration::of(resources);
-    let mut desired = Desired {
-        listen_port: config.listen_port(node),
-        ..Desired::default()
-    };
+    let mut desired = Desired { listen_port: config.listen_port(node), ..Desired::default() };
     let Some(own) = resources.nodes.get(node) else {
         desired.problems.push(format!(
             "there is no Node resource named {node}: add one, with the annotation \
@@ -76,17 +73,10 @@ struct Configuration<'a> {
 
 impl<'a> Configuration<'a> {
     fn of(resources: &'a Snapshot) -> Self {
-        let default = resources
-            .bgp_configurations
-            .get("default")
-            .map(|config| &config.spec);
+        let default = resources.bgp_configurations.get("default").map(|config| &config.spec);
         Self {
-            asn: default
-                .and_then(|spec| spec.as_number)
-                .unwrap_or_else(default_asn),
-            mesh: default
-                .and_then(|spec| spec.node_to_node_mesh_enabled)
-                .unwrap_or(true),
+            asn: default.and_then(|spec| spec.as_number).unwrap_or_else(default_asn),
+            mesh: default.and_then(|spec| spec.node_to_node_mesh_enabled).unwrap_or(true),
             default,
             all: &resources.bgp_configurations,
         }
@@ -94,10 +84,7 @@ impl<'a> Configuration<'a> {
 
     /// The port of a node: from its own BGPConfiguration, else from the one for all.
     fn listen_port(&self, node: &str) -> u16 {
-        let own = self
-            .all
-            .get(&format!("node.{node}"))
-            .and_then(|config| config.spec.listen_port);
+        let own = self.all.get(&format!("node.{node}")).and_then(|config| config.spec.listen_port);
         let all = self.default.and_then(|spec| spec.listen_port);
         own.or(all).unwrap_or(BGP_PORT)
     }
@@ -109,8 +96,7 @@ fn default_asn() -> Asn {
 
 /// The address that a node's sessions run over.
 fn session_address(node: &Node) -> Option<IpAddr> {
-    node.address(Family::V4)
-        .or_else(|| node.address(Family::V6))
+    node.address(Family::V4).or_else(|| node.address(Family::V6))
 }
 
 /// What every session has in common. Both families are negotiated on each, with the node's other
@@ -146,13 +132,8 @@ fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &
             .find_map(|family| own.address(family).and(node.address(family)));
         let Some(address) = shared else { continue };
         let asn = node.as_number().unwrap_or(config.asn);
-        let key = PeerKey {
-            address,
-            port: config.listen_port(name),
-        };
-        desired
-            .peers
-            .insert(key, session(own, name, PeerKind::Mesh, asn, address));
+        let key = PeerKey { address, port: config.listen_port(name) };
+        desired.peers.insert(key, session(own, name, PeerKind::Mesh, asn, address));
     }
 }
 
@@ -181,10 +162,7 @@ fn explicit(
     let port = address
         .port
         .unwrap_or_else(|| holder.map_or(BGP_PORT, |(node, _)| config.listen_port(node)));
-    let key = PeerKey {
-        address: address.ip,
-        port,
-    };
+    let key = PeerKey { address: address.ip, port };
     let kind = if peer.spec.node.is_none() && peer.spec.node_selector.is_none() {
         PeerKind::Global
     } else {

@@ -51,16 +51,9 @@ impl View {
         asked: &[String],
     ) -> Result<Vec<String>, RpcError> {
         if !asked.is_empty() {
-            return asked
-                .iter()
-                .map(|wanted| self.find(family, wanted))
-                .collect();
+            return asked.iter().map(|wanted| self.find(family, wanted)).collect();
         }
-        let of_family = || {
-            self.pools
-                .iter()
-                .filter(|(_, pool)| pool.cidr.family() == family)
-        };
+        let of_family = || self.pools.iter().filter(|(_, pool)| pool.cidr.family() == family);
         let eligible: Vec<String> = of_family()
             .filter(|(_, pool)| pool.refusal.is_none())
             .map(|(name, _)| name.clone())
@@ -70,11 +63,7 @@ impl View {
         }
         let reasons: Vec<String> = of_family()
             .map(|(name, pool)| {
-                format!(
-                    "{name} ({}): {}",
-                    pool.cidr,
-                    pool.refusal.as_deref().unwrap_or_default()
-                )
+                format!("{name} ({}): {}", pool.cidr, pool.refusal.as_deref().unwrap_or_default())
             })
             .collect();
         let message = if reasons.is_empty() {
@@ -86,10 +75,7 @@ impl View {
                 reasons.join("; ")
             )
         };
-        Err(RpcError {
-            kind: ErrorKind::NoPool,
-            message,
-        })
+        Err(RpcError { kind: ErrorKind::NoPool, message })
     }
 
     fn find(&self, family: Family, wanted: &str) -> Result<String, RpcError> {
@@ -106,13 +92,7 @@ impl View {
         match found {
             None => refuse("there is no such pool; name an IPPool or its cidr"),
             Some((_, pool)) if pool.cidr.family() != family => refuse("it is of the other family"),
-            Some((
-                _,
-                PoolView {
-                    unusable: Some(why),
-                    ..
-                },
-            )) => refuse(why),
+            Some((_, PoolView { unusable: Some(why), .. })) => refuse(why),
             Some((name, _)) => Ok(name.clone()),
         }
     }
@@ -159,9 +139,7 @@ impl Ipam {
             pools,
             netns: request.netns,
             netns_cookie: request.netns_cookie,
-            pod: request
-                .pod
-                .map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             now_ms: now_ms(),
         };
         loop {
@@ -172,10 +150,7 @@ impl Ipam {
                     self.claim(pools, deadline).await?;
                 }
                 Err(error) => {
-                    return Err(RpcError {
-                        kind: ErrorKind::TryAgain,
-                        message: chain(&error),
-                    });
+                    return Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) });
                 }
             }
         }
@@ -192,10 +167,8 @@ impl Ipam {
 
     /// Asks for one more block in one of `pools`.
     async fn claim(&self, pools: Vec<String>, deadline: Instant) -> Result<(), RpcError> {
-        let gone = || RpcError {
-            kind: ErrorKind::TryAgain,
-            message: "the daemon is stopping".to_owned(),
-        };
+        let gone =
+            || RpcError { kind: ErrorKind::TryAgain, message: "the daemon is stopping".to_owned() };
         let (reply, answer) = oneshot::channel();
         let command = claims::Command::Claim { pools, reply };
         self.claims.send(command).await.map_err(|_| gone())?;
@@ -222,13 +195,8 @@ impl Ipam {
             },
         );
         match answer.await {
-            Ok(Ok(outcome)) => Ok(Released {
-                addresses: outcome.addresses,
-            }),
-            Ok(Err(error)) => Err(RpcError {
-                kind: ErrorKind::TryAgain,
-                message: chain(&error),
-            }),
+            Ok(Ok(outcome)) => Ok(Released { addresses: outcome.addresses }),
+            Ok(Err(error)) => Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) }),
             Err(_) => Err(RpcError {
                 kind: ErrorKind::TryAgain,
                 message: "the daemon is stopping".to_owned(),
@@ -238,28 +206,17 @@ impl Ipam {
 
     /// Whether the store holds just these addresses for the attachment.
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
-        let mismatch = |message| {
-            Err(RpcError {
-                kind: ErrorKind::Mismatch,
-                message,
-            })
-        };
+        let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
         let held = self.service.lookup(&request.attachment);
-        let held = held.map_err(|error| RpcError {
-            kind: ErrorKind::TryAgain,
-            message: chain(&error),
-        })?;
+        let held =
+            held.map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
         let Some(record) = held else {
             return mismatch(format!(
                 "{} has no address allocated; delete and add it again",
                 request.attachment
             ));
         };
-        match request
-            .addresses
-            .iter()
-            .find(|address| !record.addresses.contains(address))
-        {
+        match request.addresses.iter().find(|address| !record.addresses.contains(address)) {
             None => Ok(()),
             Some(address) => mismatch(format!(
                 "{address} of the previous result is not allocated to {}; it holds {:?}",
@@ -271,8 +228,6 @@ impl Ipam {
 
 /// Milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -19,6 +19,7 @@ mod claims;
 mod config;
 mod datastore;
 mod desired;
+mod heartbeat;
 mod http;
 mod ipam;
 mod metrics;

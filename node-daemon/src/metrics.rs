@@ -54,21 +54,14 @@ impl Metrics {
     pub(crate) fn observe(&self, request: &str, ok: bool, seconds: f64) {
         let result = if ok { "ok" } else { "error" };
         self.requests
-            .get_or_create(&RequestLabels {
-                request: request.into(),
-                result: result.into(),
-            })
+            .get_or_create(&RequestLabels { request: request.into(), result: result.into() })
             .observe(seconds);
     }
 
     /// The text exposition of everything.
     pub(crate) fn render(&self, status: &NodeStatus, ipam: &IpamStatus) -> String {
         let mut registry = Registry::with_prefix("twill");
-        registry.register(
-            "request_seconds",
-            "Requests of the CNI plugin",
-            self.requests.clone(),
-        );
+        registry.register("request_seconds", "Requests of the CNI plugin", self.requests.clone());
         register_peers(&mut registry, status);
         register_ipam(&mut registry, ipam);
         let routes: Gauge = Gauge::default();
@@ -97,31 +90,15 @@ fn register_peers(registry: &mut Registry, status: &NodeStatus) {
     let prefixes_out: Family<PeerLabels, Gauge> = Family::default();
     let flaps: Family<PeerLabels, Counter<u64, AtomicU64>> = Family::default();
     for peer in &status.peers {
-        let labels = PeerLabels {
-            peer: peer.address.to_string(),
-            asn: peer.asn.get(),
-        };
-        up.get_or_create(&labels)
-            .set(i64::from(peer.state == "Established"));
-        prefixes_in
-            .get_or_create(&labels)
-            .set(i64::from(peer.prefixes_in));
-        prefixes_out
-            .get_or_create(&labels)
-            .set(i64::from(peer.prefixes_out));
+        let labels = PeerLabels { peer: peer.address.to_string(), asn: peer.asn.get() };
+        up.get_or_create(&labels).set(i64::from(peer.state == "Established"));
+        prefixes_in.get_or_create(&labels).set(i64::from(peer.prefixes_in));
+        prefixes_out.get_or_create(&labels).set(i64::from(peer.prefixes_out));
         flaps.get_or_create(&labels).inc_by(u64::from(peer.flaps));
     }
     registry.register("bgp_session_up", "1 while the session is Established", up);
-    registry.register(
-        "bgp_prefixes_received",
-        "Prefixes accepted from the peer",
-        prefixes_in,
-    );
-    registry.register(
-        "bgp_prefixes_announced",
-        "Prefixes announced to the peer",
-        prefixes_out,
-    );
+    registry.register("bgp_prefixes_received", "Prefixes accepted from the peer", prefixes_in);
+    registry.register("bgp_prefixes_announced", "Prefixes announced to the peer", prefixes_out);
     registry.register("bgp_session_flaps", "How often the session was lost", flaps);
 }
 
@@ -130,22 +107,12 @@ fn register_ipam(registry: &mut Registry, ipam: &IpamStatus) {
     let free: Family<PoolLabels, Gauge> = Family::default();
     let blocks: Family<PoolLabels, Gauge> = Family::default();
     for block in &ipam.blocks {
-        let labels = PoolLabels {
-            pool: block.pool.clone(),
-        };
+        let labels = PoolLabels { pool: block.pool.clone() };
         used.get_or_create(&labels).inc_by(i64::from(block.used));
         free.get_or_create(&labels).inc_by(i64::from(block.free));
         blocks.get_or_create(&labels).inc();
     }
-    registry.register(
-        "ipam_addresses_in_use",
-        "Addresses given to pods of this node",
-        used,
-    );
-    registry.register(
-        "ipam_addresses_free",
-        "Addresses free in this node's blocks",
-        free,
-    );
+    registry.register("ipam_addresses_in_use", "Addresses given to pods of this node", used);
+    registry.register("ipam_addresses_free", "Addresses free in this node's blocks", free);
     registry.register("ipam_blocks", "Blocks that this node owns", blocks);
 }

@@ -63,11 +63,7 @@ pub(crate) struct State {
 impl State {
     /// A state that keeps these routes until the speaker has converged.
     pub(crate) fn adopt(actual: BTreeMap<Prefix, LearnedRoute>) -> Self {
-        Self {
-            actual,
-            adopting: true,
-            ..Self::default()
-        }
+        Self { actual, adopting: true, ..Self::default() }
     }
 
     /// The routes that follow from next hops and where they are.
@@ -78,11 +74,7 @@ impl State {
                 .filter_map(|address| Some((*self.resolved.get(address)?)?.next_hop(*address)))
                 .collect();
             let source = sources.get(&prefix.family()).copied();
-            let route = LearnedRoute {
-                prefix: *prefix,
-                next_hops,
-                source,
-            };
+            let route = LearnedRoute { prefix: *prefix, next_hops, source };
             (!route.next_hops.is_empty()).then_some((*prefix, route))
         };
         self.wanted.iter().filter_map(route).collect()
@@ -157,9 +149,7 @@ impl Routes {
                 }
             }
             Report::TrackNextHops(addresses) => {
-                self.state
-                    .resolved
-                    .retain(|address, _| addresses.contains(address));
+                self.state.resolved.retain(|address, _| addresses.contains(address));
                 let mut states = BTreeMap::new();
                 for address in addresses {
                     let resolved = block_in_place(|| self.fib.resolve(address))?;
@@ -171,9 +161,7 @@ impl Routes {
             Report::Converged => {
                 info!("converged: routes that nobody announces any more are removed");
                 self.state.adopting = false;
-                self.state
-                    .wanted
-                    .retain(|_, next_hops| !next_hops.is_empty());
+                self.state.wanted.retain(|_, next_hops| !next_hops.is_empty());
             }
             Report::OriginConflict { prefix, ours, peer } => {
                 let text = format!(
@@ -190,11 +178,7 @@ impl Routes {
     }
 
     fn states(&self) -> BTreeMap<IpAddr, NextHopState> {
-        self.state
-            .resolved
-            .iter()
-            .map(|(address, r)| (*address, state(*r)))
-            .collect()
+        self.state.resolved.iter().map(|(address, r)| (*address, state(*r))).collect()
     }
 
     async fn tell_speaker(&self, states: BTreeMap<IpAddr, NextHopState>) {
@@ -217,11 +201,7 @@ impl Routes {
             Event::RouteRemoved { metric, .. } if *metric == BLOCK_METRIC => (true, false),
             Event::RouteRemoved { metric, .. } if *metric != self.metric => return Ok(()),
             Event::AddressAdded { address, .. } | Event::AddressRemoved { address, .. }
-                if !self
-                    .sources
-                    .borrow()
-                    .values()
-                    .any(|source| source == address) =>
+                if !self.sources.borrow().values().any(|source| source == address) =>
             {
                 return Ok(());
             }
@@ -279,8 +259,7 @@ impl Routes {
     }
 
     fn publish(&self) {
-        self.installed
-            .send_replace(Arc::new(self.state.actual.keys().copied().collect()));
+        self.installed.send_replace(Arc::new(self.state.actual.keys().copied().collect()));
     }
 
     fn sync_blocks(&mut self) -> Result<(), Error> {
@@ -300,9 +279,7 @@ impl Routes {
 fn state(resolved: Option<Resolved>) -> NextHopState {
     match resolved {
         None => NextHopState::Unreachable,
-        Some(resolved) => NextHopState::Reachable {
-            metric: u32::from(resolved.gateway.is_some()),
-        },
+        Some(resolved) => NextHopState::Reachable { metric: u32::from(resolved.gateway.is_some()) },
     }
 }
 
@@ -315,16 +292,9 @@ mod tests {
     }
 
     fn learned(text: &str) -> (Prefix, LearnedRoute) {
-        let hop = NextHop {
-            gateway: Some(IpAddr::from([192, 0, 2, 9])),
-            ifindex: 2,
-            onlink: false,
-        };
-        let route = LearnedRoute {
-            prefix: prefix(text),
-            next_hops: [hop].into(),
-            source: None,
-        };
+        let hop =
+            NextHop { gateway: Some(IpAddr::from([192, 0, 2, 9])), ifindex: 2, onlink: false };
+        let route = LearnedRoute { prefix: prefix(text), next_hops: [hop].into(), source: None };
         (prefix(text), route)
     }
 
@@ -334,10 +304,7 @@ mod tests {
         let sources = Sources::new();
         assert_eq!(state.changes(&sources), []);
         state.wanted.insert(prefix("10.0.1.0/24"), vec![]);
-        assert_eq!(
-            state.changes(&sources),
-            [FibChange::Delete(prefix("10.0.1.0/24"))]
-        );
+        assert_eq!(state.changes(&sources), [FibChange::Delete(prefix("10.0.1.0/24"))]);
         state.adopting = false;
         assert_eq!(state.changes(&sources).len(), 2);
     }
@@ -346,30 +313,15 @@ mod tests {
     fn next_hops_behind_one_router_make_one_way() {
         let mut state = State::default();
         let router = IpAddr::from([192, 0, 2, 1]);
-        let behind = |gateway| {
-            Some(Resolved {
-                gateway,
-                ifindex: 3,
-                source: None,
-                onlink: false,
-            })
-        };
-        let hops = [
-            IpAddr::from([198, 51, 100, 1]),
-            IpAddr::from([198, 51, 100, 2]),
-        ];
+        let behind = |gateway| Some(Resolved { gateway, ifindex: 3, source: None, onlink: false });
+        let hops = [IpAddr::from([198, 51, 100, 1]), IpAddr::from([198, 51, 100, 2])];
         state.wanted.insert(prefix("10.0.0.0/24"), hops.to_vec());
         state.resolved.insert(hops[0], behind(Some(router)));
         state.resolved.insert(hops[1], behind(Some(router)));
         let desired = state.desired(&Sources::new());
         assert_eq!(desired[&prefix("10.0.0.0/24")].next_hops.len(), 1);
         state.resolved.insert(hops[1], behind(None));
-        assert_eq!(
-            state.desired(&Sources::new())[&prefix("10.0.0.0/24")]
-                .next_hops
-                .len(),
-            2
-        );
+        assert_eq!(state.desired(&Sources::new())[&prefix("10.0.0.0/24")].next_hops.len(), 2);
         state.resolved.insert(hops[0], None);
         state.resolved.insert(hops[1], None);
         assert!(state.desired(&Sources::new()).is_empty());

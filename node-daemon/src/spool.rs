@@ -35,17 +35,11 @@ impl Spool {
         let directory = run_dir.join("spool");
         fs::create_dir_all(&directory)?;
         let mut options = OpenOptions::new();
-        let file = options
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(directory.join(".lock"))?;
+        let file =
+            options.create(true).truncate(false).write(true).open(directory.join(".lock"))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| io::Error::from(errno))?;
-        Ok(Self {
-            directory,
-            _lock: lock,
-        })
+        Ok(Self { directory, _lock: lock })
     }
 
     /// Releases what the tombstones name, and removes them.
@@ -59,9 +53,7 @@ fn drain(directory: &Path, service: &Service) -> io::Result<usize> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         // What begins with a dot is the lock, or is still being written.
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if hidden || path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
@@ -80,14 +72,9 @@ fn release(path: &Path, service: &Service) -> Result<(), String> {
     let text = fs::read(path).map_err(|error| error.to_string())?;
     let request: ReleaseRequest =
         serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    let request = twill_ipam::ReleaseRequest {
-        attachment: request.attachment,
-        sequence: request.sequence,
-    };
-    service
-        .release(request)
-        .map(drop)
-        .map_err(|error| chain(&error))
+    let request =
+        twill_ipam::ReleaseRequest { attachment: request.attachment, sequence: request.sequence };
+    service.release(request).map(drop).map_err(|error| chain(&error))
 }
 
 /// Looks for tombstones for ever.

@@ -112,29 +112,16 @@ impl Client {
     /// mismatch is therefore an error of the first call.
     pub fn connect(path: &Path, name: &str, timeout: Duration) -> Result<Self, ClientError> {
         let timed = Timed::connect(path, timeout).map_err(|errno| match errno {
-            Errno::ENOENT | Errno::ECONNREFUSED => ClientError::NotRunning {
-                path: path.to_owned(),
-                source: errno.into(),
-            },
+            Errno::ENOENT | Errno::ECONNREFUSED => {
+                ClientError::NotRunning { path: path.to_owned(), source: errno.into() }
+            }
             // The backlog stayed full.
-            Errno::EAGAIN => ClientError::Timeout {
-                path: path.to_owned(),
-                waited: timeout,
-            },
-            _ => ClientError::Connect {
-                path: path.to_owned(),
-                source: errno.into(),
-            },
+            Errno::EAGAIN => ClientError::Timeout { path: path.to_owned(), waited: timeout },
+            _ => ClientError::Connect { path: path.to_owned(), source: errno.into() },
         })?;
-        let mut client = Self {
-            path: path.to_owned(),
-            stream: BufReader::new(timed),
-            welcome: None,
-        };
-        let hello = Hello {
-            protocol: PROTOCOL_VERSION,
-            client: name.to_owned(),
-        };
+        let mut client =
+            Self { path: path.to_owned(), stream: BufReader::new(timed), welcome: None };
+        let hello = Hello { protocol: PROTOCOL_VERSION, client: name.to_owned() };
         match client.send(&hello) {
             // A daemon that refuses may have closed already; what it said can still be read.
             Ok(()) | Err(ClientError::Lost { .. }) => Ok(client),
@@ -241,10 +228,7 @@ impl Client {
 
     fn send<T: serde::Serialize>(&mut self, message: &T) -> Result<(), ClientError> {
         let frame = encode(message).map_err(|error| self.failed(error))?;
-        self.stream
-            .get_mut()
-            .write_all(&frame)
-            .map_err(|error| self.failed(FrameError::Io(error)))
+        self.stream.get_mut().write_all(&frame).map_err(|error| self.failed(FrameError::Io(error)))
     }
 
     fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ClientError> {
@@ -259,15 +243,9 @@ impl Client {
         let path = self.path.clone();
         match error {
             FrameError::Io(source)
-                if matches!(
-                    source.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                ) =>
+                if matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
             {
-                ClientError::Timeout {
-                    path,
-                    waited: self.stream.get_ref().timeout,
-                }
+                ClientError::Timeout { path, waited: self.stream.get_ref().timeout }
             }
             FrameError::Io(source) => ClientError::Lost { path, source },
             FrameError::Truncated { .. } => ClientError::Lost {
@@ -289,11 +267,7 @@ impl Client {
             Response::IpamShow(_) => "IpamShow",
             Response::Error(_) => "Error",
         };
-        ClientError::Unexpected {
-            path: self.path.clone(),
-            asked,
-            got,
-        }
+        ClientError::Unexpected { path: self.path.clone(), asked, got }
     }
 }
 
@@ -311,26 +285,11 @@ impl Timed {
     fn connect(path: &Path, timeout: Duration) -> Result<Self, Errno> {
         let deadline = Instant::now() + timeout;
         let address = UnixAddr::new(path)?;
-        let socket = socket(
-            AddressFamily::Unix,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        let microseconds = i64::try_from(timeout.as_micros())
-            .unwrap_or(i64::MAX)
-            .max(1);
-        setsockopt(
-            &socket,
-            sockopt::SendTimeout,
-            &TimeVal::microseconds(microseconds),
-        )?;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let microseconds = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX).max(1);
+        setsockopt(&socket, sockopt::SendTimeout, &TimeVal::microseconds(microseconds))?;
         connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address)?;
-        Ok(Self {
-            stream: UnixStream::from(socket),
-            deadline,
-            timeout,
-        })
+        Ok(Self { stream: UnixStream::from(socket), deadline, timeout })
     }
 
     fn left(&self) -> io::Result<Duration> {

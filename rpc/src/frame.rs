@@ -75,10 +75,7 @@ pub fn body_length(prefix: [u8; PREFIX]) -> Result<usize, FrameError> {
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     serde_json::from_slice(body).map_err(|source| {
         let start = &body[..body.len().min(QUOTED)];
-        FrameError::Decode {
-            quoted: String::from_utf8_lossy(start).into_owned(),
-            source,
-        }
+        FrameError::Decode { quoted: String::from_utf8_lossy(start).into_owned(), source }
     })
 }
 
@@ -89,10 +86,7 @@ pub fn read_frame(reader: &mut impl Read) -> Result<Option<Vec<u8>>, FrameError>
         0 => return Ok(None),
         PREFIX => {}
         got => {
-            return Err(FrameError::Truncated {
-                got,
-                expected: PREFIX,
-            });
+            return Err(FrameError::Truncated { got, expected: PREFIX });
         }
     }
     let expected = body_length([prefix[0], prefix[1], prefix[2], prefix[3]])?;
@@ -109,20 +103,13 @@ fn read_up_to(
     length: usize,
     into: &mut Vec<u8>,
 ) -> Result<usize, FrameError> {
-    reader
-        .by_ref()
-        .take(length as u64)
-        .read_to_end(into)
-        .map_err(FrameError::Io)
+    reader.by_ref().take(length as u64).read_to_end(into).map_err(FrameError::Io)
 }
 
 /// Writes one frame.
 pub fn write_frame<T: Serialize>(writer: &mut impl Write, message: &T) -> Result<(), FrameError> {
     let frame = encode(message)?;
-    writer
-        .write_all(&frame)
-        .and_then(|()| writer.flush())
-        .map_err(FrameError::Io)
+    writer.write_all(&frame).and_then(|()| writer.flush()).map_err(FrameError::Io)
 }
 
 #[cfg(test)]
@@ -148,10 +135,7 @@ mod tests {
         let frame = encode(&"some text").unwrap();
         for end in 1..frame.len() {
             let error = read_frame(&mut &frame[..end]).unwrap_err();
-            assert!(
-                matches!(error, FrameError::Truncated { .. }),
-                "{end}: {error}"
-            );
+            assert!(matches!(error, FrameError::Truncated { .. }), "{end}: {error}");
         }
         assert_eq!(
             read_frame(&mut &frame[..7]).unwrap_err().to_string(),
@@ -162,31 +146,19 @@ mod tests {
     #[test]
     fn lengths_are_bounded() {
         let garbage = b"HTTP/1.1 400 Bad Request\r\n";
-        assert!(matches!(
-            read_frame(&mut &garbage[..]),
-            Err(FrameError::Oversized(0x4854_5450))
-        ));
-        assert!(matches!(
-            body_length([1, 0, 0, 1]),
-            Err(FrameError::Oversized(_))
-        ));
+        assert!(matches!(read_frame(&mut &garbage[..]), Err(FrameError::Oversized(0x4854_5450))));
+        assert!(matches!(body_length([1, 0, 0, 1]), Err(FrameError::Oversized(_))));
         assert_eq!(body_length([1, 0, 0, 0]).unwrap(), MAX_FRAME);
         let fits = "x".repeat(MAX_FRAME - 2);
         assert_eq!(encode(&fits).unwrap().len(), PREFIX + MAX_FRAME);
-        assert!(matches!(
-            encode(&(fits + "x")),
-            Err(FrameError::TooLarge(_))
-        ));
+        assert!(matches!(encode(&(fits + "x")), Err(FrameError::TooLarge(_))));
     }
 
     #[test]
     fn a_bad_body_is_quoted_in_part() {
         let body = format!("{{\"a\": {}", "y".repeat(1000));
         let error = decode::<String>(body.as_bytes()).unwrap_err().to_string();
-        assert!(
-            error.starts_with("cannot read the message `{\"a\": yyy"),
-            "{error}"
-        );
+        assert!(error.starts_with("cannot read the message `{\"a\": yyy"), "{error}");
         assert!(error.len() < 120, "{error}");
         decode::<String>(b"\xff\xfe").unwrap_err();
     }

@@ -9,16 +9,8 @@ pub(crate) enum Expr {
     All,
     Global,
     Has(String),
-    Compare {
-        label: String,
-        comparison: Comparison,
-        value: String,
-    },
-    In {
-        label: String,
-        negated: bool,
-        values: BTreeSet<String>,
-    },
+    Compare { label: String, comparison: Comparison, value: String },
+    In { label: String, negated: bool, values: BTreeSet<String> },
     Not(Box<Expr>),
     And(Vec<Expr>),
     Or(Vec<Expr>),
@@ -78,20 +70,11 @@ impl Expr {
         match self {
             Self::All | Self::Global => true,
             Self::Has(label) => labels.label(label).is_some(),
-            Self::Compare {
-                label,
-                comparison,
-                value,
-            } => comparison.holds(labels.label(label), value),
-            Self::In {
-                label,
-                negated,
-                values,
-            } => {
-                labels
-                    .label(label)
-                    .is_some_and(|actual| values.contains(actual))
-                    != *negated
+            Self::Compare { label, comparison, value } => {
+                comparison.holds(labels.label(label), value)
+            }
+            Self::In { label, negated, values } => {
+                labels.label(label).is_some_and(|actual| values.contains(actual)) != *negated
             }
             Self::Not(inner) => !inner.matches(labels),
             Self::And(operands) => operands.iter().all(|operand| operand.matches(labels)),
@@ -129,18 +112,10 @@ impl fmt::Display for Expr {
             Self::All => f.write_str("all()"),
             Self::Global => f.write_str("global()"),
             Self::Has(label) => write!(f, "has({label})"),
-            Self::Compare {
-                label,
-                comparison,
-                value,
-            } => {
+            Self::Compare { label, comparison, value } => {
                 write!(f, "{label} {} {}", comparison.symbol(), Quoted(value))
             }
-            Self::In {
-                label,
-                negated,
-                values,
-            } => {
+            Self::In { label, negated, values } => {
                 write!(f, "{label} {} {{", if *negated { "not in" } else { "in" })?;
                 join(f, values.iter().map(|value| Quoted(value)), ", ")?;
                 f.write_str("}")

@@ -56,18 +56,12 @@ pub struct Selector {
 impl Selector {
     /// Reads a selector.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        Ok(Self {
-            expr: parse::parse(text)?,
-            text: text.to_owned(),
-        })
+        Ok(Self { expr: parse::parse(text)?, text: text.to_owned() })
     }
 
     /// The selector that matches everything, `all()`.
     pub fn all() -> Self {
-        Self {
-            text: Expr::All.to_string(),
-            expr: Expr::All,
-        }
+        Self { text: Expr::All.to_string(), expr: Expr::All }
     }
 
     /// Whether these labels are selected. A missing label makes `!=` and `not in` true and every

@@ -11,17 +11,11 @@ type Failure = (usize, Kind);
 
 /// Parses a whole selector.
 pub(crate) fn parse(text: &str) -> Result<Expr, SelectorError> {
-    Parser::new(text)
-        .and_then(Parser::selector)
-        .map_err(|(at, kind)| SelectorError {
-            text: text.to_owned(),
-            position: text
-                .char_indices()
-                .take_while(|(index, _)| *index < at)
-                .count()
-                + 1,
-            kind,
-        })
+    Parser::new(text).and_then(Parser::selector).map_err(|(at, kind)| SelectorError {
+        text: text.to_owned(),
+        position: text.char_indices().take_while(|(index, _)| *index < at).count() + 1,
+        kind,
+    })
 }
 
 struct Parser<'a> {
@@ -37,12 +31,7 @@ impl<'a> Parser<'a> {
     fn new(text: &'a str) -> Result<Self, Failure> {
         let mut tokens = Tokenizer::new(text);
         let (at, token) = tokens.next()?;
-        Ok(Self {
-            tokens,
-            token,
-            at,
-            depth: 0,
-        })
+        Ok(Self { tokens, token, at, depth: 0 })
     }
 
     /// Steps to the next token; the one that was looked at comes back.
@@ -73,11 +62,7 @@ impl<'a> Parser<'a> {
             return self.fail(Kind::Trailing);
         }
         // Groups without parentheses get some in the canonical form, which has to parse again.
-        if expr.depth() > MAX_DEPTH {
-            Err((0, Kind::TooDeep))
-        } else {
-            Ok(expr)
-        }
+        if expr.depth() > MAX_DEPTH { Err((0, Kind::TooDeep)) } else { Ok(expr) }
     }
 
     fn or(&mut self) -> Result<Expr, Failure> {
@@ -143,20 +128,12 @@ impl<'a> Parser<'a> {
             Token::EndsWith => Comparison::EndsWith,
             Token::In | Token::NotIn => {
                 let negated = self.advance()? == Token::NotIn;
-                return Ok(Expr::In {
-                    label,
-                    negated,
-                    values: self.set()?,
-                });
+                return Ok(Expr::In { label, negated, values: self.set()? });
             }
             _ => return Err((self.at, Kind::NoOperator(label))),
         };
         self.advance()?;
-        Ok(Expr::Compare {
-            label,
-            comparison,
-            value: self.string()?,
-        })
+        Ok(Expr::Compare { label, comparison, value: self.string()? })
     }
 
     fn set(&mut self) -> Result<BTreeSet<String>, Failure> {

@@ -5,10 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect()
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 fn matches(selector: &str, pairs: &[(&str, &str)]) -> bool {
@@ -17,12 +14,7 @@ fn matches(selector: &str, pairs: &[(&str, &str)]) -> bool {
 
 #[test]
 fn matching() {
-    let prod: &[(&str, &str)] = &[
-        ("env", "prod"),
-        ("rack", "rack1"),
-        ("in", "all"),
-        ("has", "x"),
-    ];
+    let prod: &[(&str, &str)] = &[("env", "prod"), ("rack", "rack1"), ("in", "all"), ("has", "x")];
     for (selector, expected) in [
         ("", true),
         (" \t ", true),
@@ -68,10 +60,7 @@ fn matching() {
         ("in in {'all'}", true),
         ("in == 'all'", true),
         ("has == 'x'", true),
-        (
-            "all != 'x' && global != 'x' && contains != 'x' && not != 'x'",
-            true,
-        ),
+        ("all != 'x' && global != 'x' && contains != 'x' && not != 'x'", true),
         // && binds closer than ||.
         ("has(env) || has(none) && has(none)", true),
         ("(has(env) || has(none)) && has(none)", false),
@@ -99,10 +88,7 @@ fn canonical_forms() {
         ("!(!(a == 'b'))", "a == \"b\""),
         ("((a == 'b'))", "a == \"b\""),
         ("has(a)&&has(b)||has(c)", "((has(a) && has(b)) || has(c))"),
-        (
-            "has(a) && (has(b) && has(c))",
-            "(has(a) && (has(b) && has(c)))",
-        ),
+        ("has(a) && (has(b) && has(c))", "(has(a) && (has(b) && has(c)))"),
         ("!(has(a) || has(b))", "!(has(a) || has(b))"),
     ] {
         let selector = Selector::parse(written).unwrap();
@@ -169,19 +155,13 @@ fn nesting_has_a_limit_and_wide_groups_have_none() {
     let nested = |depth| format!("{}has(a){}", "(".repeat(depth), ")".repeat(depth));
     assert!(Selector::parse(&nested(MAX_DEPTH)).is_ok());
     let error = Selector::parse(&nested(MAX_DEPTH + 1)).unwrap_err();
-    assert_eq!(
-        (error.kind, error.position),
-        (SelectorErrorKind::TooDeep, MAX_DEPTH + 1)
-    );
+    assert_eq!((error.kind, error.position), (SelectorErrorKind::TooDeep, MAX_DEPTH + 1));
     assert!(Selector::parse(&"(".repeat(1_000_000)).is_err());
     assert!(Selector::parse(&format!("{}has(a)", "!".repeat(1_000_000))).is_ok());
     assert!(Selector::parse(&vec!["has(a)"; 100_000].join("&&")).is_ok());
     // Every pair of parentheses hides two groups of the canonical form here.
     let dense = format!("{}has(a){}", "(has(b)||has(c)&&".repeat(40), ")".repeat(40));
-    assert_eq!(
-        Selector::parse(&dense).unwrap_err().kind,
-        SelectorErrorKind::TooDeep
-    );
+    assert_eq!(Selector::parse(&dense).unwrap_err().kind, SelectorErrorKind::TooDeep);
 }
 
 #[test]
@@ -190,34 +170,22 @@ fn ids_are_stable() {
     assert_eq!(id, "s:5y5I3VdRZfDU01O--xXAPx2yxCQQqMf0M6IWug");
     assert_eq!(Selector::parse(" ").unwrap().unique_id(), id);
     let one = Selector::parse("a in {'x','y'}").unwrap();
-    assert_eq!(
-        one.unique_id(),
-        Selector::parse("a in { \"y\", 'x' }").unwrap().unique_id()
-    );
+    assert_eq!(one.unique_id(), Selector::parse("a in { \"y\", 'x' }").unwrap().unique_id());
 }
 
 #[test]
 fn global_is_found_anywhere() {
-    for (selector, global) in [
-        ("global()", true),
-        ("!(has(a) && global())", true),
-        ("global == 'x' || all()", false),
-    ] {
-        assert_eq!(
-            Selector::parse(selector).unwrap().is_global(),
-            global,
-            "{selector}"
-        );
+    for (selector, global) in
+        [("global()", true), ("!(has(a) && global())", true), ("global == 'x' || all()", false)]
+    {
+        assert_eq!(Selector::parse(selector).unwrap().is_global(), global, "{selector}");
     }
 }
 
 #[test]
 fn serde_keeps_what_was_written() {
     let selector: Selector = serde_json::from_str(r#""rack=='rack1'""#).unwrap();
-    assert_eq!(
-        serde_json::to_string(&selector).unwrap(),
-        r#""rack=='rack1'""#
-    );
+    assert_eq!(serde_json::to_string(&selector).unwrap(), r#""rack=='rack1'""#);
     assert!(serde_json::from_str::<Selector>(r#""rack""#).is_err());
 }
 
@@ -243,16 +211,8 @@ fn any_expr() -> impl Strategy<Value = Expr> {
             comparison,
             value
         }),
-        (
-            label,
-            any::<bool>(),
-            proptest::collection::btree_set(any_value(), 0..4)
-        )
-            .prop_map(|(label, negated, values)| Expr::In {
-                label,
-                negated,
-                values
-            }),
+        (label, any::<bool>(), proptest::collection::btree_set(any_value(), 0..4))
+            .prop_map(|(label, negated, values)| Expr::In { label, negated, values }),
     ];
     leaf.prop_recursive(6, 64, 4, |inner| {
         prop_oneof![

@@ -67,11 +67,7 @@ pub(crate) struct Tokenizer<'a> {
 
 impl<'a> Tokenizer<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
-        Self {
-            text,
-            at: 0,
-            after_label: false,
-        }
+        Self { text, at: 0, after_label: false }
     }
 
     /// The next token and the byte it starts at. Behind the last one: [`Token::End`], always.
@@ -131,9 +127,8 @@ impl<'a> Tokenizer<'a> {
 
     fn string(&mut self, quote: char) -> Result<Token, SelectorErrorKind> {
         let inside = self.rest().get(quote.len_utf8()..).unwrap_or_default();
-        let (value, _) = inside
-            .split_once(quote)
-            .ok_or(SelectorErrorKind::UnterminatedString(quote))?;
+        let (value, _) =
+            inside.split_once(quote).ok_or(SelectorErrorKind::UnterminatedString(quote))?;
         self.at += value.len() + 2 * quote.len_utf8();
         Ok(Token::Str(value.to_owned()))
     }
@@ -174,29 +169,18 @@ impl<'a> Tokenizer<'a> {
             };
             self.skip_blanks();
             let closed = self.take(")");
-            return if closed {
-                Ok(Token::Has(label))
-            } else {
-                Err(SelectorErrorKind::Has)
-            };
+            return if closed { Ok(Token::Has(label)) } else { Err(SelectorErrorKind::Has) };
         }
-        for (open, name, token) in [
-            ("all(", "all", Token::All),
-            ("global(", "global", Token::Global),
-        ] {
+        for (open, name, token) in
+            [("all(", "all", Token::All), ("global(", "global", Token::Global)]
+        {
             if self.take(open) {
                 self.skip_blanks();
                 let closed = self.take(")");
-                return if closed {
-                    Ok(token)
-                } else {
-                    Err(SelectorErrorKind::Call(name))
-                };
+                return if closed { Ok(token) } else { Err(SelectorErrorKind::Call(name)) };
             }
         }
-        self.label()?
-            .map(Token::Label)
-            .ok_or(SelectorErrorKind::Character(first))
+        self.label()?.map(Token::Label).ok_or(SelectorErrorKind::Character(first))
     }
 
     /// A label name, if one starts here.

@@ -69,10 +69,7 @@ impl Netns {
         match fstatfs(&file) {
             Ok(stat) if is_nsfs(stat.filesystem_type()) => Ok(Self { file, path }),
             Ok(_) => Err(NetnsError::NotANamespace { path }),
-            Err(errno) => Err(NetnsError::Open {
-                path,
-                source: errno.into(),
-            }),
+            Err(errno) => Err(NetnsError::Open { path, source: errno.into() }),
         }
     }
 
@@ -132,9 +129,7 @@ pub fn in_netns<T: Send>(
                 .map_err(|errno| NetnsError::Enter(errno.into()))?;
             Ok(f())
         };
-        let thread = thread::Builder::new()
-            .name("netns".into())
-            .spawn_scoped(scope, work);
+        let thread = thread::Builder::new().name("netns".into()).spawn_scoped(scope, work);
         match thread.map_err(NetnsError::Thread)?.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -174,12 +169,7 @@ pub fn netns_cookie(netns: impl AsFd) -> Result<Option<u64>, NetnsError> {
 fn cookie_from_within(netns: BorrowedFd<'_>) -> Result<Option<u64>, NetnsError> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     let opened = in_netns(netns, || {
-        socket(
-            AddressFamily::Unix,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )
+        socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
     })?;
     let socket = opened.map_err(|errno| NetnsError::Cookie(errno.into()))?;
     socket_netns_cookie(socket.as_fd())
@@ -253,13 +243,7 @@ mod tests {
         assert!(!is_netns(plain));
         assert!(!is_netns(Path::new("/nonexistent")));
         assert!(is_netns(Path::new("/proc/self/ns/net")));
-        assert!(matches!(
-            Netns::open(plain),
-            Err(NetnsError::NotANamespace { .. })
-        ));
-        assert!(matches!(
-            Netns::open("/nonexistent"),
-            Err(NetnsError::Open { .. })
-        ));
+        assert!(matches!(Netns::open(plain), Err(NetnsError::NotANamespace { .. })));
+        assert!(matches!(Netns::open("/nonexistent"), Err(NetnsError::Open { .. })));
     }
 }

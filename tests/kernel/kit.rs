@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use crate::SECONDS;
 use anyhow::{Context, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill, killpg},
@@ -26,8 +27,6 @@ use twill_tests::{
     wait::{wait_for, wait_until},
 };
 
-const SECONDS: Duration = Duration::from_secs(10);
-
 /// Two routers, joined by a third.
 fn two_sites() -> Topology {
     let mut topology = Topology::new();
@@ -37,11 +36,7 @@ fn two_sites() -> Topology {
         .on("seg-a", "192.168.2.2/24")
         .on("seg-a", "2001:db8:2::2/64")
         .gateway("192.168.2.1")
-        .bird(
-            BirdConfig::new("192.168.2.2", 64512)
-                .neighbor(left)
-                .announce("203.0.113.0/24"),
-        );
+        .bird(BirdConfig::new("192.168.2.2", 64512).neighbor(left).announce("203.0.113.0/24"));
     let tor = Neighbor::new("left", "192.168.2.2", 64512).local("192.168.2.1");
     topology
         .router("tor")
@@ -49,10 +44,7 @@ fn two_sites() -> Topology {
         .on("seg-b", "192.168.3.1/24")
         .on("seg-a", "2001:db8:2::1/64")
         .bird(BirdConfig::new("192.168.2.1", 64513).neighbor(tor));
-    topology
-        .router("right")
-        .on("seg-b", "192.168.3.2/24")
-        .gateway("192.168.3.1");
+    topology.router("right").on("seg-b", "192.168.3.2/24").gateway("192.168.3.1");
     topology
 }
 
@@ -65,25 +57,13 @@ pub(crate) fn machines_reach_each_other_through_the_router() -> Result<()> {
 pub(crate) fn bird_learns_and_forgets_a_route() -> Result<()> {
     let mut lab = two_sites().build()?;
     lab.bird("tor")?.wait_established(&["left"], SECONDS)?;
-    let route = lab
-        .bird("tor")?
-        .wait_route("203.0.113.0/24", "left", SECONDS)?;
-    ensure!(
-        route.best && route.via == ["192.168.2.2 on eth0"],
-        "{route:?}"
-    );
+    let route = lab.bird("tor")?.wait_route("203.0.113.0/24", "left", SECONDS)?;
+    ensure!(route.best && route.via == ["192.168.2.2 on eth0"], "{route:?}");
     let before = lab.bird("tor")?.log().len();
     let kernel = lab.router("tor")?.ip("route show proto bird")?;
-    ensure!(
-        kernel.contains("203.0.113.0/24 via 192.168.2.2"),
-        "{kernel}"
-    );
+    ensure!(kernel.contains("203.0.113.0/24 via 192.168.2.2"), "{kernel}");
 
-    let config = lab
-        .bird("left")?
-        .config()
-        .clone()
-        .withdraw("203.0.113.0/24");
+    let config = lab.bird("left")?.config().clone().withdraw("203.0.113.0/24");
     lab.bird_mut("left")?.configure(config)?;
     lab.bird("tor")?.wait_no_route("203.0.113.0/24", SECONDS)?;
     let withdrawn = lab.bird("tor")?.withdrawals("left", before);
@@ -125,10 +105,7 @@ pub(crate) fn a_failing_plugin_is_a_cni_error() -> Result<()> {
     let host = Namespace::create("host")?;
     let runtime = reference_runtime();
     let attachment = Attachment::pod("prod", "web", "0123abcd", "/run/netns/none");
-    let error = runtime
-        .add(&host, &attachment)
-        .err()
-        .context("ADD without a namespace")?;
+    let error = runtime.add(&host, &attachment).err().context("ADD without a namespace")?;
     let error: CniError = error.downcast()?;
     ensure!(error.message.contains("/run/netns/none"), "{error}");
     Ok(())
@@ -140,16 +117,8 @@ pub(crate) fn lost_packets_are_counted() -> Result<()> {
     let (there, back) = ("192.168.3.2".parse()?, "192.168.2.2".parse()?);
     let sources = || {
         vec![
-            Source {
-                name: "left",
-                namespace: left,
-                targets: vec![there],
-            },
-            Source {
-                name: "right",
-                namespace: right,
-                targets: vec![back],
-            },
+            Source { name: "left", namespace: left, targets: vec![there] },
+            Source { name: "right", namespace: right, targets: vec![back] },
         ]
     };
     let interval = Duration::from_millis(10);
@@ -163,9 +132,7 @@ pub(crate) fn lost_packets_are_counted() -> Result<()> {
     lab.router("tor")?.sysctl("ipv4/ip_forward", "0")?;
     ping::ping(left, there, 20, interval)?;
     lab.router("tor")?.sysctl("ipv4/ip_forward", "1")?;
-    wait_until("packets after the gap", SECONDS, || {
-        Ok(ping::reaches(left, there).is_ok())
-    })?;
+    wait_until("packets after the gap", SECONDS, || Ok(ping::reaches(left, there).is_ok()))?;
     for tally in pinger.stop()? {
         ensure!(tally.lost() >= 15 && tally.received > 0, "{tally}");
         ensure!(tally.lost_between.is_some(), "{tally}");
@@ -176,10 +143,7 @@ pub(crate) fn lost_packets_are_counted() -> Result<()> {
 pub(crate) fn a_lab_leaves_nothing() -> Result<()> {
     let before = Snapshot::host()?;
     let lab = two_sites().build()?;
-    ensure!(
-        !before.differences(&Snapshot::host()?).is_empty(),
-        "the snapshot sees nothing"
-    );
+    ensure!(!before.differences(&Snapshot::host()?).is_empty(), "the snapshot sees nothing");
     lab.remove()?;
     wait_for("the lab's end", SECONDS, || {
         let differences = before.differences(&Snapshot::host()?);

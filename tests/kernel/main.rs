@@ -1,8 +1,18 @@
 //! The kernel suite: real namespaces, real links and routes, real BIRD. Needs root.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
+mod host;
 mod kit;
+mod operator;
+mod plugin;
+mod routing;
+
+/// How long anything here may take that should take no time.
+const SECONDS: Duration = Duration::from_secs(10);
+
+/// How long sessions and routes may take.
+const LONG: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     let tests = twill_tests::tests![
@@ -13,6 +23,37 @@ fn main() -> ExitCode {
         kit::lost_packets_are_counted,
         kit::a_lab_leaves_nothing,
         kit::a_killed_sandbox_leaves_nothing,
+        host::the_documented_changes_are_the_real_ones,
+        operator::a_broken_manifest_breaks_nothing,
+        operator::a_broken_configuration_is_refused_with_its_line,
+        operator::a_second_daemon_does_not_touch_the_store_of_the_first,
+        operator::a_node_without_addresses_says_why,
+        operator::twillctl_reads_and_writes,
+        operator::a_killed_demo_leaves_nothing,
+        operator::without_root_it_fails_and_says_so,
+        plugin::a_result_is_of_the_asked_version_and_true,
+        plugin::version_needs_no_network,
+        plugin::add_and_del_may_be_repeated,
+        plugin::a_pod_whose_namespace_is_gone_is_deleted,
+        plugin::check_finds_what_was_changed,
+        plugin::sixteen_adds_at_once_get_sixteen_addresses,
+        plugin::a_pod_gets_the_mtu_of_the_uplink,
+        plugin::standalone_mode_needs_no_daemon,
+        plugin::a_daemon_that_is_down_costs_no_pod_and_no_address,
+        plugin::an_add_waits_for_a_daemon_that_starts,
+        plugin::bad_calls_are_told_what_is_wrong,
+        routing::routes_come_and_go_with_the_announcements,
+        routing::equal_paths_share_the_traffic,
+        routing::a_session_comes_up_whoever_dials,
+        routing::ipv6_blocks_are_announced_and_reached,
+        routing::a_planned_stop_says_nothing_and_loses_nothing,
+        routing::a_removed_peer_is_told,
+        routing::a_restarting_tor_keeps_its_routes,
+        routing::a_tor_without_graceful_restart_takes_its_routes_along,
+        routing::garbage_gets_a_notification,
+        routing::selectors_follow_the_labels,
+        routing::the_tor_switch_sample_works_as_it_stands,
+        routing::a_node_is_no_transit,
     ];
     twill_tests::suite::main(tests, twill_tests::tests![kit::lab_without_end])
 }

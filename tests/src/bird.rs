@@ -41,13 +41,7 @@ impl Neighbor {
     /// multihop, wait little after errors, and are a helper for graceful restart (the default).
     pub fn new(name: &str, address: &str, asn: u32) -> Self {
         let address = address.split('/').next().unwrap_or(address).to_owned();
-        Self {
-            name: name.to_owned(),
-            address,
-            asn,
-            local: None,
-            options: Vec::new(),
-        }
+        Self { name: name.to_owned(), address, asn, local: None, options: Vec::new() }
     }
 
     /// Our address of the session.
@@ -74,11 +68,7 @@ impl Neighbor {
         }
         for family in ["ipv4", "ipv6"] {
             // One family a session, as its addresses say; the other only if asked for.
-            let own = if self.address.contains(':') {
-                "ipv6"
-            } else {
-                "ipv4"
-            };
+            let own = if self.address.contains(':') { "ipv6" } else { "ipv4" };
             if family == own {
                 let _ = writeln!(
                     text,
@@ -148,11 +138,8 @@ impl BirdConfig {
                 "protocol kernel {name} {{ debug off; merge paths on; {family} {{ import none; \
                  export where source = RTS_BGP; }}; }}"
             );
-            let routes: Vec<_> = self
-                .announced
-                .iter()
-                .filter(|p| p.contains(':') == (family == "ipv6"))
-                .collect();
+            let routes: Vec<_> =
+                self.announced.iter().filter(|p| p.contains(':') == (family == "ipv6")).collect();
             if !routes.is_empty() {
                 let _ = writeln!(text, "protocol static own_{family} {{ {family};");
                 for route in routes {
@@ -213,19 +200,11 @@ impl Bird {
         fs::write(&file, config.render(&dir.join("bird.log")))?;
         let mut command = Command::new("bird");
         command.arg("-f").arg("-c").arg(&file);
-        command
-            .arg("-s")
-            .arg(dir.join("bird.ctl"))
-            .arg("-P")
-            .arg(dir.join("bird.pid"));
+        command.arg("-s").arg(dir.join("bird.ctl")).arg("-P").arg(dir.join("bird.pid"));
         let name = format!("bird of {}", namespace.name());
         let daemon = Daemon::start(&name, namespace, &mut command, &dir.join("bird.out.log"))
             .context("BIRD 2 is needed (package bird2)")?;
-        let mut bird = Self {
-            daemon,
-            dir: dir.to_owned(),
-            config,
-        };
+        let mut bird = Self { daemon, dir: dir.to_owned(), config };
         wait_for("BIRD's control socket", Duration::from_secs(5), || {
             bird.daemon.alive()?;
             bird.command("show status")
@@ -240,15 +219,9 @@ impl Bird {
 
     /// Changes its configuration while it runs.
     pub fn configure(&mut self, config: BirdConfig) -> Result<()> {
-        fs::write(
-            self.dir.join("bird.conf"),
-            config.render(&self.dir.join("bird.log")),
-        )?;
+        fs::write(self.dir.join("bird.conf"), config.render(&self.dir.join("bird.log")))?;
         let answer = self.command("configure")?;
-        ensure!(
-            answer.contains("Reconfig"),
-            "BIRD does not take its configuration: {answer}"
-        );
+        ensure!(answer.contains("Reconfig"), "BIRD does not take its configuration: {answer}");
         self.config = config;
         Ok(())
     }
@@ -256,10 +229,7 @@ impl Bird {
     /// What `birdc` answers.
     pub fn command(&self, command: &str) -> Result<String> {
         let mut birdc = Command::new("birdc");
-        birdc
-            .arg("-s")
-            .arg(self.dir.join("bird.ctl"))
-            .args(command.split_whitespace());
+        birdc.arg("-s").arg(self.dir.join("bird.ctl")).args(command.split_whitespace());
         let output = birdc.output().context("cannot run birdc (package bird2)")?;
         let text = String::from_utf8_lossy(&output.stdout);
         // "No route" is an answer, though birdc ends as after a failure.
@@ -267,9 +237,7 @@ impl Bird {
             check(&format!("birdc {command}"), &output)?;
         }
         // The first line only greets.
-        Ok(text
-            .split_once('\n')
-            .map_or(String::new(), |(_, rest)| rest.to_owned()))
+        Ok(text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()))
     }
 
     /// Its log: states, events and every route that came or went.
@@ -309,22 +277,16 @@ impl Bird {
 
     /// All paths learned from a neighbor.
     pub fn routes_from(&self, neighbor: &str) -> Result<Vec<Route>> {
-        Ok(parse_routes(
-            &self.command(&format!("show route protocol {neighbor} all"))?,
-        ))
+        Ok(parse_routes(&self.command(&format!("show route protocol {neighbor} all"))?))
     }
 
     /// Waits until it has a route to `prefix` from `neighbor`.
     pub fn wait_route(&self, prefix: &str, neighbor: &str, deadline: Duration) -> Result<Route> {
-        wait_for(
-            &format!("BIRD's route to {prefix} from {neighbor}"),
-            deadline,
-            || {
-                let routes = self.routes(prefix)?;
-                let found = routes.iter().find(|route| route.protocol == neighbor);
-                found.cloned().with_context(|| format!("it has {routes:?}"))
-            },
-        )
+        wait_for(&format!("BIRD's route to {prefix} from {neighbor}"), deadline, || {
+            let routes = self.routes(prefix)?;
+            let found = routes.iter().find(|route| route.protocol == neighbor);
+            found.cloned().with_context(|| format!("it has {routes:?}"))
+        })
     }
 
     /// Waits until it has no route to `prefix` at all.
@@ -352,17 +314,11 @@ impl Bird {
 }
 
 fn parse_protocol(text: &str, name: &str) -> Option<Protocol> {
-    let line = text
-        .lines()
-        .find(|line| line.split_whitespace().next() == Some(name))?;
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(name))?;
     let mut words = line.split_whitespace().skip(3);
     let state = words.next()?.to_owned();
     let since = words.next()?.to_owned();
-    Some(Protocol {
-        state,
-        since,
-        info: words.collect::<Vec<_>>().join(" "),
-    })
+    Some(Protocol { state, since, info: words.collect::<Vec<_>>().join(" ") })
 }
 
 fn parse_routes(text: &str) -> Vec<Route> {
@@ -375,11 +331,7 @@ fn parse_routes(text: &str) -> Vec<Route> {
             // `10.10.0.0/26  unicast [node1 TIME from 192.168.2.11] * (100/?) [AS64512i]`; a
             // further path of the same prefix begins with blanks.
             if !line.starts_with(' ') {
-                prefix = head
-                    .split_whitespace()
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
+                prefix = head.split_whitespace().next().unwrap_or_default().to_owned();
             }
             let (source, rest) = rest.split_once(']').unwrap_or((rest, ""));
             let mut words = source.split_whitespace();

@@ -1,12 +1,12 @@
 //! A container runtime's side of CNI: plugins are executed as libcni does it.
 
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     fmt,
     net::IpAddr,
     path::PathBuf,
     process::{Command, Output},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -64,10 +64,7 @@ impl Attachment {
             container_id: container_id.to_owned(),
             netns: netns.to_owned(),
             ifname: "eth0".to_owned(),
-            args: args
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
+            args: args.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         }
     }
 
@@ -94,17 +91,13 @@ pub struct Runtime {
     conflist: Value,
     path: Vec<PathBuf>,
     /// libcni's result cache: what DEL and CHECK get as `prevResult`.
-    results: RefCell<BTreeMap<(String, String), Value>>,
+    results: Mutex<BTreeMap<(String, String), Value>>,
 }
 
 impl Runtime {
     /// For a conflist (`cniVersion`, `name`, `plugins`).
     pub fn new(conflist: Value, path: Vec<PathBuf>) -> Self {
-        Self {
-            conflist,
-            path,
-            results: RefCell::default(),
-        }
+        Self { conflist, path, results: Mutex::default() }
     }
 
     /// The same runtime with another network configuration; the results stay.
@@ -120,13 +113,8 @@ impl Runtime {
     /// The version it calls plugins with: the highest of `cniVersion` and `cniVersions` that it
     /// knows, which is all of them.
     pub fn version(&self) -> &str {
-        let listed = self.conflist["cniVersions"]
-            .as_array()
-            .into_iter()
-            .flatten();
-        let versions = listed
-            .chain([&self.conflist["cniVersion"]])
-            .filter_map(Value::as_str);
+        let listed = self.conflist["cniVersions"].as_array().into_iter().flatten();
+        let versions = listed.chain([&self.conflist["cniVersion"]]).filter_map(Value::as_str);
         versions.max().unwrap_or("0.1.0")
     }
 
@@ -142,35 +130,36 @@ impl Runtime {
             "the result is not of version {}: {result}",
             self.version()
         );
-        self.results
-            .borrow_mut()
-            .insert(key(attachment), result.clone());
+        self.cache().insert(key(attachment), result.clone());
         Ok(result)
     }
 
     /// DEL of every plugin in reverse order.
     pub fn del(&self, host: &Namespace, attachment: &Attachment) -> Result<()> {
-        let result = self.results.borrow().get(&key(attachment)).cloned();
+        let result = self.cache().get(&key(attachment)).cloned();
         for plugin in self.plugins()?.iter().rev() {
             self.call_plugin(host, "DEL", attachment, plugin, result.as_ref())?;
         }
-        self.results.borrow_mut().remove(&key(attachment));
+        self.cache().remove(&key(attachment));
         Ok(())
     }
 
     /// CHECK of every plugin in turn.
     pub fn check(&self, host: &Namespace, attachment: &Attachment) -> Result<()> {
-        let result = self.results.borrow().get(&key(attachment)).cloned();
+        let result = self.cache().get(&key(attachment)).cloned();
         for plugin in self.plugins()? {
             self.call_plugin(host, "CHECK", attachment, plugin, result.as_ref())?;
         }
         Ok(())
     }
 
+    /// Callers that panicked have left nothing half done in it.
+    fn cache(&self) -> MutexGuard<'_, BTreeMap<(String, String), Value>> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn plugins(&self) -> Result<&Vec<Value>> {
-        self.conflist["plugins"]
-            .as_array()
-            .context("the network configuration has no plugins")
+        self.conflist["plugins"].as_array().context("the network configuration has no plugins")
     }
 
     fn call_plugin(
@@ -225,41 +214,23 @@ pub fn parse(command: &str, plugin: &str, output: &Output) -> Result<Value> {
             return serde_json::from_str(&stdout)
                 .with_context(|| format!("{plugin} {command} printed no JSON: {stdout}{stderr}"));
         }
-        ensure!(
-            stdout.is_empty(),
-            "{plugin} {command} printed something: {stdout}"
-        );
+        ensure!(stdout.is_empty(), "{plugin} {command} printed something: {stdout}");
         return Ok(Value::Null);
     }
     let Ok(error) = serde_json::from_str::<Value>(&stdout) else {
-        bail!(
-            "{plugin} {command}: {} without an error object: {stdout}{stderr}",
-            output.status
-        );
+        bail!("{plugin} {command}: {} without an error object: {stdout}{stderr}", output.status);
     };
     let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
-    let code = error["code"]
-        .as_u64()
-        .with_context(|| format!("an error without code: {error}"))?;
-    Err(CniError {
-        code,
-        message: text("msg"),
-        details: text("details"),
-    }
-    .into())
+    let code = error["code"].as_u64().with_context(|| format!("an error without code: {error}"))?;
+    Err(CniError { code, message: text("msg"), details: text("details") }.into())
 }
 
 /// The addresses of a result.
 pub fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
-    let ips = result["ips"]
-        .as_array()
-        .with_context(|| format!("no ips in {result}"))?;
+    let ips = result["ips"].as_array().with_context(|| format!("no ips in {result}"))?;
     let address = |ip: &Value| {
-        let text = ip["address"]
-            .as_str()
-            .and_then(|text| text.split('/').next());
-        text.and_then(|text| text.parse().ok())
-            .with_context(|| format!("no address in {ip}"))
+        let text = ip["address"].as_str().and_then(|text| text.split('/').next());
+        text.and_then(|text| text.parse().ok()).with_context(|| format!("no address in {ip}"))
     };
     ips.iter().map(address).collect()
 }

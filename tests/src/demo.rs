@@ -24,10 +24,7 @@ pub fn run() -> ExitCode {
     for (log, end) in sandbox::logs(25) {
         screen.say(format_args!("---- {} (end)\n{end}", log.display()));
     }
-    screen.say(format_args!(
-        "\nThe demo FAILED in step {}: {error:#}",
-        screen.steps
-    ));
+    screen.say(format_args!("\nThe demo FAILED in step {}: {error:#}", screen.steps));
     ExitCode::FAILURE
 }
 
@@ -36,10 +33,7 @@ fn steps(screen: &mut Screen) -> Result<()> {
     screen.step("A ToR (BIRD, AS 64513) and three nodes (AS 64512), each in a namespace");
     let mut lab = rack::topology()?.build()?;
     screen.say(show::TOPOLOGY);
-    screen.say(format_args!(
-        "manifests, as they stand: {}",
-        rack::MANIFESTS.join(", ")
-    ));
+    screen.say(format_args!("manifests, as they stand: {}", rack::MANIFESTS.join(", ")));
     let clean = teardown::Clean::of(&lab)?;
 
     screen.step("twilld on every node; sessions with the ToR and with each other");
@@ -86,11 +80,7 @@ struct Screen {
 
 impl Screen {
     fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            steps: 0,
-            color: io::stdout().is_terminal(),
-        }
+        Self { started: Instant::now(), steps: 0, color: io::stdout().is_terminal() }
     }
 
     /// A line, or more. Whoever reads may have gone; the demo's end tells all the same.
@@ -104,10 +94,7 @@ impl Screen {
         self.steps += 1;
         let seconds = self.started.elapsed().as_secs_f64();
         let (bold, plain) = self.colors("\x1b[1m");
-        self.say(format_args!(
-            "\n{bold}{}. {title}{plain}  ({seconds:.1} s)",
-            self.steps
-        ));
+        self.say(format_args!("\n{bold}{}. {title}{plain}  ({seconds:.1} s)", self.steps));
     }
 
     fn good(&self, text: impl Display) {
@@ -134,24 +121,13 @@ impl Screen {
     }
 
     fn colors(&self, code: &'static str) -> (&'static str, &'static str) {
-        if self.color {
-            (code, "\x1b[0m")
-        } else {
-            ("", "")
-        }
+        if self.color { (code, "\x1b[0m") } else { ("", "") }
     }
 }
 
 /// How many addresses are in use on a node.
 fn used(lab: &Lab, node: &str) -> Result<u64> {
-    let ipam = lab
-        .node(node)?
-        .ctl_json(&["ipam", "show", "--show-blocks"])?;
-    let blocks = ipam["blocks"]
-        .as_array()
-        .with_context(|| format!("no blocks in {ipam}"))?;
-    Ok(blocks
-        .iter()
-        .filter_map(|block| block["used"].as_u64())
-        .sum())
+    let ipam = lab.node(node)?.ctl_json(&["ipam", "show", "--show-blocks"])?;
+    let blocks = ipam["blocks"].as_array().with_context(|| format!("no blocks in {ipam}"))?;
+    Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
 }

@@ -62,9 +62,7 @@ impl Machine {
     pub fn on(&mut self, segment: &str, address: &str) -> &mut Self {
         match self.links.iter_mut().find(|(known, _)| known == segment) {
             Some((_, addresses)) => addresses.push(address.to_owned()),
-            None => self
-                .links
-                .push((segment.to_owned(), vec![address.to_owned()])),
+            None => self.links.push((segment.to_owned(), vec![address.to_owned()])),
         }
         self
     }
@@ -101,25 +99,16 @@ impl Machine {
     fn manifest(&self) -> String {
         let mut annotations = self.annotations.clone();
         for address in self.all_addresses() {
-            let family = if address.contains(':') {
-                "IPv6"
-            } else {
-                "IPv4"
-            };
+            let family = if address.contains(':') { "IPv6" } else { "IPv4" };
             let key = format!("projectcalico.org/{family}Address");
             annotations.entry(key).or_insert_with(|| address.clone());
         }
         let map = |entries: &BTreeMap<String, String>| {
-            let lines: Vec<_> = entries
-                .iter()
-                .map(|(key, value)| format!("    {key}: {value:?}\n"))
-                .collect();
+            let lines: Vec<_> =
+                entries.iter().map(|(key, value)| format!("    {key}: {value:?}\n")).collect();
             lines.concat()
         };
-        let mut text = format!(
-            "apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n",
-            self.name
-        );
+        let mut text = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n", self.name);
         for (key, entries) in [("labels", &self.labels), ("annotations", &annotations)] {
             if !entries.is_empty() {
                 text += &format!("  {key}:\n{}", map(entries));
@@ -148,11 +137,7 @@ impl Topology {
 
     fn machine(&mut self, name: &str, is_node: bool) -> &mut Machine {
         let index = self.machines.len();
-        self.machines.push(Machine {
-            name: name.to_owned(),
-            is_node,
-            ..Machine::default()
-        });
+        self.machines.push(Machine { name: name.to_owned(), is_node, ..Machine::default() });
         &mut self.machines[index]
     }
 
@@ -178,11 +163,7 @@ impl Topology {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // The first lab of a process has the plain names, which is what people read.
-        let prefix = if number == 0 {
-            String::new()
-        } else {
-            format!("lab{number}-")
-        };
+        let prefix = if number == 0 { String::new() } else { format!("lab{number}-") };
         let dir = Path::new(LABS).join(number.to_string());
         let resources = dir.join("resources");
         fs::create_dir_all(&resources)
@@ -223,11 +204,7 @@ pub struct Lab {
 
 impl Lab {
     fn make_segments(&self, machines: &[Machine]) -> Result<()> {
-        let mut segments: Vec<_> = machines
-            .iter()
-            .flat_map(|m| &m.links)
-            .map(|l| &l.0)
-            .collect();
+        let mut segments: Vec<_> = machines.iter().flat_map(|m| &m.links).map(|l| &l.0).collect();
         segments.sort();
         segments.dedup();
         let lines = segments.iter().map(|segment| {
@@ -261,10 +238,7 @@ impl Lab {
         }
         namespace.ip_batch(&inside)?;
         if machine.is_node {
-            fs::write(
-                resources.join(format!("{}.yaml", machine.name)),
-                machine.manifest(),
-            )?;
+            fs::write(resources.join(format!("{}.yaml", machine.name)), machine.manifest())?;
             let dir = self.dir.join(&machine.name);
             let node = Node::new(&machine.name, namespace, &dir, resources, &machine.settings)?;
             self.nodes.insert(machine.name, node);
@@ -282,16 +256,12 @@ impl Lab {
 
     /// A node by its name.
     pub fn node(&self, name: &str) -> Result<&Node> {
-        self.nodes
-            .get(name)
-            .with_context(|| format!("the lab has no node {name}"))
+        self.nodes.get(name).with_context(|| format!("the lab has no node {name}"))
     }
 
     /// The same, to start or stop its daemon.
     pub fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
-        self.nodes
-            .get_mut(name)
-            .with_context(|| format!("the lab has no node {name}"))
+        self.nodes.get_mut(name).with_context(|| format!("the lab has no node {name}"))
     }
 
     /// All nodes in the order of their names.
@@ -301,31 +271,23 @@ impl Lab {
 
     /// The BIRD of a router.
     pub fn bird(&self, name: &str) -> Result<&Bird> {
-        self.birds
-            .get(name)
-            .with_context(|| format!("the lab has no BIRD on {name}"))
+        self.birds.get(name).with_context(|| format!("the lab has no BIRD on {name}"))
     }
 
     /// The same, to reconfigure it.
     pub fn bird_mut(&mut self, name: &str) -> Result<&mut Bird> {
-        self.birds
-            .get_mut(name)
-            .with_context(|| format!("the lab has no BIRD on {name}"))
+        self.birds.get_mut(name).with_context(|| format!("the lab has no BIRD on {name}"))
     }
 
     /// Stops the BIRD of a router at once, as if it had lost its power.
     pub fn stop_bird(&mut self, name: &str) -> Result<()> {
-        self.birds
-            .remove(name)
-            .with_context(|| format!("the lab has no BIRD on {name}"))?;
+        self.birds.remove(name).with_context(|| format!("the lab has no BIRD on {name}"))?;
         Ok(())
     }
 
     /// The namespace of a router.
     pub fn router(&self, name: &str) -> Result<&Namespace> {
-        self.routers
-            .get(name)
-            .with_context(|| format!("the lab has no router {name}"))
+        self.routers.get(name).with_context(|| format!("the lab has no router {name}"))
     }
 
     /// The namespace of a node or a router.

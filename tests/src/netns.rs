@@ -45,17 +45,10 @@ impl Namespace {
                     .with_context(|| format!("cannot write {accept_dad}"))?;
             }
             let own = "/proc/thread-self/ns/net";
-            mount(
-                Some(own),
-                &target,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )
-            .with_context(|| format!("cannot mount a namespace at {}", target.display()))
+            mount(Some(own), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                .with_context(|| format!("cannot mount a namespace at {}", target.display()))
         });
-        made.join()
-            .map_err(|_| anyhow!("the thread that makes a namespace panicked"))??;
+        made.join().map_err(|_| anyhow!("the thread that makes a namespace panicked"))??;
         let handle = Netns::open(&path)?;
         let namespace = Self { name, path, handle };
         namespace.ip_batch("link set lo up")?;
@@ -92,14 +85,8 @@ impl Namespace {
     /// `ip ARGUMENTS` inside; its output, or an error with what it complained about.
     pub fn ip(&self, arguments: &str) -> Result<String> {
         let mut command = Command::new("ip");
-        command
-            .arg("-n")
-            .arg(&self.name)
-            .args(arguments.split_whitespace());
-        check(
-            &format!("ip -n {} {arguments}", self.name),
-            &command.output()?,
-        )
+        command.arg("-n").arg(&self.name).args(arguments.split_whitespace());
+        check(&format!("ip -n {} {arguments}", self.name), &command.output()?)
     }
 
     /// `ip -json ARGUMENTS` inside.

@@ -53,17 +53,9 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let to = self.to.map_or_else(String::new, |to| to.to_string());
-        write!(
-            f,
-            "{} -> {to}: {} of {} answered",
-            self.from, self.received, self.sent
-        )?;
+        write!(f, "{} -> {to}: {} of {} answered", self.from, self.received, self.sent)?;
         if let Some((first, last)) = self.lost_between {
-            write!(
-                f,
-                ", lost between {first} and {last}, {} refused",
-                self.refused
-            )?;
+            write!(f, ", lost between {first} and {last}, {} refused", self.refused)?;
         }
         write!(f, ", slowest {:.1} ms", self.slowest.as_secs_f64() * 1e3)
     }
@@ -92,31 +84,19 @@ impl Pinger {
     /// all of them have sent their first.
     pub fn start(sources: Vec<Source<'_>>, interval: Duration) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut pinger = Self {
-            stop,
-            threads: Vec::new(),
-            rounds: Vec::new(),
-        };
+        let mut pinger = Self { stop, threads: Vec::new(), rounds: Vec::new() };
         for source in sources {
             let name = source.name.to_owned();
             let netns = Netns::open(source.namespace.path())?;
             // Sockets stay in the namespace in which they were made; the thread need not.
             let lanes = netns.enter(|| {
-                source
-                    .targets
-                    .iter()
-                    .map(|target| Lane::new(&name, *target))
-                    .collect::<Result<_>>()
+                source.targets.iter().map(|target| Lane::new(&name, *target)).collect::<Result<_>>()
             })??;
             let rounds = Arc::new(AtomicUsize::new(0));
             pinger.rounds.push(rounds.clone());
             let stop = pinger.stop.clone();
             let work = move || send_until(lanes, interval, &stop, &rounds);
-            pinger.threads.push(
-                thread::Builder::new()
-                    .name(format!("ping-{name}"))
-                    .spawn(work)?,
-            );
+            pinger.threads.push(thread::Builder::new().name(format!("ping-{name}")).spawn(work)?);
         }
         pinger.wait_rounds(1)?;
         Ok(pinger)
@@ -124,10 +104,7 @@ impl Pinger {
 
     /// Waits until every target has got this many more requests.
     pub fn wait_rounds(&self, count: usize) -> Result<()> {
-        let now = self
-            .rounds
-            .iter()
-            .map(|rounds| rounds.load(Ordering::Acquire));
+        let now = self.rounds.iter().map(|rounds| rounds.load(Ordering::Acquire));
         let goals: Vec<_> = now.map(|rounds| rounds + count).collect();
         for ((rounds, goal), thread) in self.rounds.iter().zip(goals).zip(&self.threads) {
             while rounds.load(Ordering::Acquire) < goal {
@@ -169,9 +146,7 @@ pub fn ping(from: &Namespace, to: IpAddr, count: u32, interval: Duration) -> Res
             number + 1 == count && lanes[0].complete()
         })?;
     }
-    receive_until(&mut lanes, Instant::now() + GRACE, |lanes| {
-        lanes[0].complete()
-    })?;
+    receive_until(&mut lanes, Instant::now() + GRACE, |lanes| lanes[0].complete())?;
     let [lane] = lanes;
     Ok(lane.finish())
 }
@@ -249,11 +224,7 @@ impl Lane {
         // requests are refused one by one.
         let _ = socket.connect(target);
         Ok(Self {
-            tally: Tally {
-                from: from.to_owned(),
-                to: Some(target.ip()),
-                ..Tally::default()
-            },
+            tally: Tally { from: from.to_owned(), to: Some(target.ip()), ..Tally::default() },
             target,
             socket,
             ident: u16::try_from(ident)?,
@@ -329,10 +300,7 @@ impl Lane {
 /// RFC 1071.
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| {
-        u32::from(u16::from_be_bytes([
-            pair[0],
-            pair.get(1).copied().unwrap_or_default(),
-        ]))
+        u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or_default()]))
     });
     let mut sum: u32 = words.sum();
     while sum > 0xffff {

@@ -18,9 +18,7 @@ use crate::{netns::Namespace, wait::wait_for};
 
 /// Runs a program to its end; its standard output, or an error with what it complained about.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {command:?}"))?;
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     check(&format!("{command:?}"), &output)
 }
 
@@ -32,20 +30,13 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
 
 /// Runs a program with `input` on its standard input, to its end, whatever its exit status.
 pub fn output_with_input(command: &mut Command, input: &[u8]) -> Result<Output> {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot run {command:?}"))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that does not read its input closes it; that is no failure.
         let _ = stdin.write_all(input);
     }
-    child
-        .wait_with_output()
-        .with_context(|| format!("cannot read what {command:?} prints"))
+    child.wait_with_output().with_context(|| format!("cannot read what {command:?} prints"))
 }
 
 /// The output of a program that succeeded.
@@ -82,16 +73,9 @@ impl Daemon {
             .create(true)
             .open(log)
             .with_context(|| format!("cannot write the log {}", log.display()))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = namespace.spawn(command)?;
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            log: log.to_owned(),
-        })
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
     /// Its process id.
@@ -128,9 +112,7 @@ impl Daemon {
 
     /// SIGKILL, and waits for the end.
     pub fn kill9(mut self) -> Result<()> {
-        self.child
-            .kill()
-            .with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
         self.child.wait()?;
         Ok(())
     }

@@ -17,15 +17,9 @@ pub fn directory() -> Result<PathBuf> {
         return std::path::absolute(&dir).context("TWILL_BIN_DIR is no path");
     }
     let own = env::current_exe().context("cannot find my own program file")?;
-    let dir = own
-        .parent()
-        .context("my own program file has no directory")?;
+    let dir = own.parent().context("my own program file has no directory")?;
     // Test programs are in `deps/`, programs directly in the profile's directory.
-    let dir = if dir.ends_with("deps") {
-        dir.parent().unwrap_or(dir)
-    } else {
-        dir
-    };
+    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
     Ok(dir.to_owned())
 }
 

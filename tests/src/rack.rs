@@ -22,11 +22,8 @@ pub const TOR_AS: u32 = 64513;
 pub const TOR: &str = "192.168.2.1";
 
 /// The nodes and their addresses.
-pub const NODES: [(&str, &str); 3] = [
-    ("node1", "192.168.2.11"),
-    ("node2", "192.168.3.12"),
-    ("node3", "192.168.2.13"),
-];
+pub const NODES: [(&str, &str); 3] =
+    [("node1", "192.168.2.11"), ("node2", "192.168.3.12"), ("node3", "192.168.2.13")];
 
 /// What the ToR announces, and an address in it that answers.
 pub const OUTSIDE: (&str, &str) = ("198.51.100.0/24", "198.51.100.1");
@@ -35,11 +32,8 @@ pub const OUTSIDE: (&str, &str) = ("198.51.100.0/24", "198.51.100.1");
 pub const POOL: &str = "10.10.0.0/20";
 
 /// The manifests of the rack.
-pub const MANIFESTS: [&str; 3] = [
-    "ippool-app.yaml",
-    "bgppeer-rack1.yaml",
-    "ipamconfig-default.yaml",
-];
+pub const MANIFESTS: [&str; 3] =
+    ["ippool-app.yaml", "bgppeer-rack1.yaml", "ipamconfig-default.yaml"];
 
 /// How long sessions and routes may take.
 pub const CONVERGENCE: Duration = Duration::from_secs(15);
@@ -67,9 +61,7 @@ pub fn topology() -> Result<Topology> {
             false => ("seg-b", "192.168.3.1"),
         };
         let node = topology.node(name);
-        node.label("rack", "rack1")
-            .on(segment, &format!("{address}/24"))
-            .gateway(gateway);
+        node.label("rack", "rack1").on(segment, &format!("{address}/24")).gateway(gateway);
         if name != "node3" {
             node.label("env", "prod");
         }
@@ -88,13 +80,9 @@ pub fn up() -> Result<Lab> {
 
 /// Waits for every session: of all nodes with the ToR and with each other.
 pub fn wait_established(lab: &Lab) -> Result<()> {
-    lab.bird("tor")?
-        .wait_established(&NODES.map(|(name, _)| name), CONVERGENCE)?;
+    lab.bird("tor")?.wait_established(&NODES.map(|(name, _)| name), CONVERGENCE)?;
     for (name, _) in NODES {
-        let others = NODES
-            .iter()
-            .filter(|(other, _)| *other != name)
-            .map(|(_, address)| *address);
+        let others = NODES.iter().filter(|(other, _)| *other != name).map(|(_, address)| *address);
         let peers: Vec<_> = others.chain([TOR]).collect();
         lab.node(name)?.wait_established(&peers, CONVERGENCE)?;
     }

@@ -53,15 +53,7 @@ pub fn enter() -> Result<()> {
     );
     let program = env::current_exe().context("cannot find my own program file")?;
     let error = Command::new("unshare")
-        .args([
-            "--mount",
-            "--net",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "--",
-        ])
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
         .arg(program)
         .args(env::args_os().skip(1))
         .env(INSIDE, "init")
@@ -97,10 +89,7 @@ fn init() -> Result<()> {
         let number = info.map_or(0, |info| i32::try_from(info.ssi_signo).unwrap_or_default());
         if number != Signal::SIGCHLD as i32 {
             // Nobody may be reading.
-            let _ = writeln!(
-                io::stderr(),
-                "\ninterrupted: the kernel removes all that was made"
-            );
+            let _ = writeln!(io::stderr(), "\ninterrupted: the kernel removes all that was made");
             process::exit(128 + number);
         }
         loop {
@@ -119,9 +108,7 @@ fn init() -> Result<()> {
 /// Mounts of the new world, and its loopback.
 fn furnish() -> Result<()> {
     // Programs inherit the mask: what is started from here on gets its signals as usual.
-    SigSet::all()
-        .thread_unblock()
-        .context("cannot unblock signals")?;
+    SigSet::all().thread_unblock().context("cannot unblock signals")?;
     tmpfs("/run")?;
     for dir in [netns::DIRECTORY, LABS] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {dir}"))?;

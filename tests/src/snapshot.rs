@@ -29,14 +29,7 @@ impl Snapshot {
             format!("mount {}", words.join(" "))
         }));
         lines.extend(processes()?);
-        for dir in [
-            "/run",
-            "/run/netns",
-            "/var/lib/cni",
-            "/var/lib/twill",
-            "/etc/twill",
-            "/tmp",
-        ] {
+        for dir in ["/run", "/run/netns", "/var/lib/cni", "/var/lib/twill", "/etc/twill", "/tmp"] {
             lines.extend(entries(Path::new(dir)));
         }
         Ok(Self { lines })
@@ -44,21 +37,13 @@ impl Snapshot {
 
     /// Of a network namespace alone.
     pub fn namespace(namespace: &Namespace) -> Result<Self> {
-        Ok(Self {
-            lines: network(|arguments| namespace.ip(arguments))?,
-        })
+        Ok(Self { lines: network(|arguments| namespace.ip(arguments))? })
     }
 
     /// What the other has more or less than this: lines that begin with `+` or `-`.
     pub fn differences(&self, later: &Self) -> Vec<String> {
-        let gone = self
-            .lines
-            .difference(&later.lines)
-            .map(|line| format!("- {line}"));
-        let new = later
-            .lines
-            .difference(&self.lines)
-            .map(|line| format!("+ {line}"));
+        let gone = self.lines.difference(&later.lines).map(|line| format!("- {line}"));
+        let new = later.lines.difference(&self.lines).map(|line| format!("+ {line}"));
         gone.chain(new).collect()
     }
 
@@ -79,11 +64,7 @@ fn network(ip: impl Fn(&str) -> Result<String>) -> Result<BTreeSet<String>> {
         ("rule", "-6 rule show"),
         ("nexthop", "nexthop show"),
     ] {
-        lines.extend(
-            ip(arguments)?
-                .lines()
-                .map(|line| format!("{kind} {}", line.trim())),
-        );
+        lines.extend(ip(arguments)?.lines().map(|line| format!("{kind} {}", line.trim())));
     }
     Ok(lines)
 }
@@ -103,18 +84,12 @@ fn processes() -> Result<Vec<String>> {
         }
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let net = fs::read_link(entry.path().join("ns/net")).unwrap_or_default();
-        lines.push(format!(
-            "process {pid} {} {}",
-            command.trim(),
-            net.display()
-        ));
+        lines.push(format!("process {pid} {} {}", command.trim(), net.display()));
     }
     Ok(lines)
 }
 
 fn entries(dir: &Path) -> Vec<String> {
     let found = fs::read_dir(dir).into_iter().flatten().flatten();
-    found
-        .map(|entry| format!("file {}", entry.path().display()))
-        .collect()
+    found.map(|entry| format!("file {}", entry.path().display())).collect()
 }

@@ -55,9 +55,7 @@ pub fn main(tests: &'static [Test], helpers: &'static [Test]) -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two at a time: more only make timing worse on small machines.
     arguments.test_threads.get_or_insert(2);
-    let trials = tests
-        .iter()
-        .map(|test| Trial::test(test.name, || start(test.name)));
+    let trials = tests.iter().map(|test| Trial::test(test.name, || start(test.name)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -89,20 +87,12 @@ fn start(name: &str) -> Result<(), Failed> {
 
 fn run_process(name: &str) -> Result<()> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let output = PathBuf::from(format!(
-        "/run/test-{}",
-        NUMBER.fetch_add(1, Ordering::Relaxed)
-    ));
+    let output = PathBuf::from(format!("/run/test-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
     let file = File::create(&output).context("cannot write a test's output")?;
     let mut command = helper(name)?;
-    command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file);
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     let mut child = Guard(command.spawn().context("cannot start a test")?);
-    let status = wait_for("the test", LIMIT, || {
-        child.0.try_wait()?.context("it still runs")
-    });
+    let status = wait_for("the test", LIMIT, || child.0.try_wait()?.context("it still runs"));
     drop(child);
     let text = read_lossy(&output);
     let _ = fs::remove_file(&output);

@@ -22,19 +22,13 @@ impl RouteWatch {
         let mut command = Command::new("ip");
         command.args(["-n", namespace.name(), "-timestamp", "monitor", "route"]);
         let monitor = Daemon::start("ip monitor", namespace, &mut command, &log)?;
-        let watch = Self {
-            machine: machine.to_owned(),
-            monitor,
-        };
+        let watch = Self { machine: machine.to_owned(), monitor };
         // A route of our own, until it is seen.
         let probe = "192.0.2.255/32 dev lo metric 4242";
         wait_for("ip monitor", Duration::from_secs(5), || {
             namespace.ip(&format!("route add {probe}"))?;
             namespace.ip(&format!("route del {probe}"))?;
-            ensure!(
-                watch.monitor.log().contains("192.0.2.255"),
-                "it sees nothing"
-            );
+            ensure!(watch.monitor.log().contains("192.0.2.255"), "it sees nothing");
             Ok(())
         })?;
         Ok(watch)
@@ -43,20 +37,14 @@ impl RouteWatch {
     /// The routes that were deleted since the start.
     pub fn deleted(&self) -> Vec<String> {
         let log = self.monitor.log();
-        let deleted = log
-            .lines()
-            .filter(|l| l.contains("Deleted") && !l.contains("192.0.2.255"));
+        let deleted = log.lines().filter(|l| l.contains("Deleted") && !l.contains("192.0.2.255"));
         deleted.map(str::to_owned).collect()
     }
 
     /// Fails if any route was deleted since the start.
     pub fn nothing_deleted(&self) -> Result<()> {
         let deleted = self.deleted();
-        ensure!(
-            deleted.is_empty(),
-            "{} deleted routes: {deleted:#?}",
-            self.machine
-        );
+        ensure!(deleted.is_empty(), "{} deleted routes: {deleted:#?}", self.machine);
         Ok(())
     }
 }

@@ -24,11 +24,7 @@ impl Asn {
 
     /// Checks and wraps a number.
     pub const fn new(number: u32) -> Result<Self, AsnError> {
-        if number == 0 {
-            Err(AsnError::Zero)
-        } else {
-            Ok(Self(number))
-        }
+        if number == 0 { Err(AsnError::Zero) } else { Ok(Self(number)) }
     }
 
     /// The number.

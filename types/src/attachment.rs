@@ -77,17 +77,11 @@ impl LinkAlias {
 
     /// The alias of an attachment's host link.
     pub fn new(id: &AttachmentId, sequence: u64) -> Self {
-        let full = Self {
-            owner: Alias::Full(id.clone()),
-            sequence,
-        };
+        let full = Self { owner: Alias::Full(id.clone()), sequence };
         if full.to_string().len() <= Self::MAX {
             return full;
         }
-        Self {
-            owner: Alias::Hashed(hex(&id.digest()[..16])),
-            sequence,
-        }
+        Self { owner: Alias::Hashed(hex(&id.digest()[..16])), sequence }
     }
 
     /// Whether this link belongs to the attachment.
@@ -102,11 +96,7 @@ impl fmt::Display for LinkAlias {
         write!(f, "twill;seq={};", self.sequence)?;
         match &self.owner {
             Alias::Full(id) => {
-                write!(
-                    f,
-                    "net={};id={};if={}",
-                    id.network, id.container_id, id.ifname
-                )
+                write!(f, "net={};id={};if={}", id.network, id.container_id, id.ifname)
             }
             Alias::Hashed(hash) => write!(f, "hash={hash}"),
         }
@@ -123,15 +113,8 @@ impl std::str::FromStr for LinkAlias {
         let field = |index: usize, key: &str| -> Option<&str> {
             fields.get(index)?.strip_prefix(key)?.strip_prefix('=')
         };
-        let sequence = field(0, "seq")
-            .and_then(|s| s.parse().ok())
-            .ok_or_else(bad)?;
-        let owner = match (
-            field(1, "net"),
-            field(2, "id"),
-            field(3, "if"),
-            field(1, "hash"),
-        ) {
+        let sequence = field(0, "seq").and_then(|s| s.parse().ok()).ok_or_else(bad)?;
+        let owner = match (field(1, "net"), field(2, "id"), field(3, "if"), field(1, "hash")) {
             (Some(network), Some(container_id), Some(ifname), None) if fields.len() == 4 => {
                 Alias::Full(AttachmentId {
                     network: network.to_owned(),
@@ -160,15 +143,11 @@ mod tests {
 
     #[test]
     fn link_names_fit_and_differ() {
-        let names: std::collections::BTreeSet<_> = [
-            id("n", "ab", "c"),
-            id("n", "a", "bc"),
-            id("na", "b", "c"),
-            id("n", "ab", "d"),
-        ]
-        .iter()
-        .map(host_link_name)
-        .collect();
+        let names: std::collections::BTreeSet<_> =
+            [id("n", "ab", "c"), id("n", "a", "bc"), id("na", "b", "c"), id("n", "ab", "d")]
+                .iter()
+                .map(host_link_name)
+                .collect();
         assert_eq!(names.len(), 4);
         assert!(names.iter().all(|name| name.len() == 15));
     }
@@ -185,13 +164,7 @@ mod tests {
         }
         let other = LinkAlias::new(&id("net", "c2", "eth0"), 7);
         assert!(!other.is_of(&id("net", "c1", "eth0")));
-        for text in [
-            "",
-            "twill",
-            "twill;seq=x;hash=0",
-            "twill;seq=1;net=a;id=b",
-            "eth0",
-        ] {
+        for text in ["", "twill", "twill;seq=x;hash=0", "twill;seq=1;net=a;id=b", "eth0"] {
             assert!(text.parse::<LinkAlias>().is_err(), "{text}");
         }
     }

@@ -47,10 +47,7 @@ impl Block {
     }
 
     /// How many addresses it holds, 1 to 4096.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "at most 12 host bits by construction"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 12 host bits by construction")]
     pub fn size(self) -> u16 {
         self.0.size() as u16
     }
@@ -62,9 +59,7 @@ impl Block {
 
     /// The offset of an address that lies inside.
     pub fn offset_of(self, address: IpAddr) -> Option<u16> {
-        self.0
-            .offset_of(address)
-            .and_then(|offset| u16::try_from(offset).ok())
+        self.0.offset_of(address).and_then(|offset| u16::try_from(offset).ok())
     }
 
     /// The name of the object (or file) whose creation claims this block: fixed width, so that the
@@ -88,11 +83,7 @@ impl Block {
         let length = length.parse().map_err(|_| bad())?;
         let block = Self::new(Prefix::new(address, length).map_err(|_| bad())?)?;
         // A second spelling (upper case, a plus sign) would be a second lock for one block.
-        if block.claim_name() == name {
-            Ok(block)
-        } else {
-            Err(bad())
-        }
+        if block.claim_name() == name { Ok(block) } else { Err(bad()) }
     }
 }
 
@@ -145,14 +136,9 @@ mod tests {
             assert_eq!(block.claim_name(), name);
             assert_eq!(Block::from_claim_name(name).unwrap(), block);
         }
-        for name in [
-            "0A0A0040-26",
-            "0a0a0041-26",
-            "0a0a0040-8",
-            "a0a0040-26",
-            "0a0a0040",
-            "+a0a0040-26",
-        ] {
+        for name in
+            ["0A0A0040-26", "0a0a0041-26", "0a0a0040-8", "a0a0040-26", "0a0a0040", "+a0a0040-26"]
+        {
             assert!(Block::from_claim_name(name).is_err(), "{name}");
         }
     }

@@ -88,11 +88,7 @@ impl Prefix {
         if masked.address == address {
             Ok(masked)
         } else {
-            Err(PrefixError::HostBits {
-                address,
-                length,
-                masked,
-            })
+            Err(PrefixError::HostBits { address, length, masked })
         }
     }
 
@@ -100,25 +96,15 @@ impl Prefix {
     pub fn masked(address: IpAddr, length: u8) -> Result<Self, PrefixError> {
         let family = Family::of(address);
         if length > family.bits() {
-            return Err(PrefixError::Length {
-                address,
-                length,
-                family,
-            });
+            return Err(PrefixError::Length { address, length, family });
         }
         let masked = from_bits(family, to_bits(address) & mask(family, length));
-        Ok(Self {
-            address: masked,
-            length,
-        })
+        Ok(Self { address: masked, length })
     }
 
     /// The prefix that holds this one address: /32 or /128.
     pub const fn host(address: IpAddr) -> Self {
-        Self {
-            address,
-            length: Family::of(address).bits(),
-        }
+        Self { address, length: Family::of(address).bits() }
     }
 
     /// `0.0.0.0/0` or `::/0`.
@@ -148,17 +134,12 @@ impl Prefix {
     /// The last address.
     pub fn last(self) -> IpAddr {
         let family = self.family();
-        from_bits(
-            family,
-            to_bits(self.address) | !mask(family, self.length) & all(family),
-        )
+        from_bits(family, to_bits(self.address) | !mask(family, self.length) & all(family))
     }
 
     /// How many addresses it holds; `u128::MAX` stands for the 2^128 of `::/0`.
     pub fn size(self) -> u128 {
-        1u128
-            .checked_shl(u32::from(self.family().bits() - self.length))
-            .unwrap_or(u128::MAX)
+        1u128.checked_shl(u32::from(self.family().bits() - self.length)).unwrap_or(u128::MAX)
     }
 
     /// The address at `offset` from the first, if it lies inside.
@@ -168,8 +149,7 @@ impl Prefix {
 
     /// The offset of `address` from the first address, if it lies inside.
     pub fn offset_of(self, address: IpAddr) -> Option<u128> {
-        self.contains(address)
-            .then(|| to_bits(address) - to_bits(self.address))
+        self.contains(address).then(|| to_bits(address) - to_bits(self.address))
     }
 
     /// Whether `address` lies inside.
@@ -196,19 +176,12 @@ impl Prefix {
         if length < self.length || length > family.bits() {
             return None;
         }
-        let count = 1u128
-            .checked_shl(u32::from(length - self.length))
-            .unwrap_or(u128::MAX);
+        let count = 1u128.checked_shl(u32::from(length - self.length)).unwrap_or(u128::MAX);
         if index >= count {
             return None;
         }
-        let step = index
-            .checked_shl(u32::from(family.bits() - length))
-            .unwrap_or(0);
-        Some(Self {
-            address: from_bits(family, to_bits(self.address) + step),
-            length,
-        })
+        let step = index.checked_shl(u32::from(family.bits() - length)).unwrap_or(0);
+        Some(Self { address: from_bits(family, to_bits(self.address) + step), length })
     }
 }
 
@@ -219,10 +192,7 @@ const fn to_bits(address: IpAddr) -> u128 {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "an IPv4 value has 32 bits by construction"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "an IPv4 value has 32 bits by construction")]
 const fn from_bits(family: Family, bits: u128) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),
@@ -247,9 +217,7 @@ impl FromStr for Prefix {
 
     fn from_str(text: &str) -> Result<Self, PrefixError> {
         let network: IpNetwork = match text.contains('/') {
-            true => text
-                .parse()
-                .map_err(|_| PrefixError::Syntax(text.to_owned()))?,
+            true => text.parse().map_err(|_| PrefixError::Syntax(text.to_owned()))?,
             // `IpNetwork` reads a bare address as a host prefix; in a manifest that is a slip.
             false => return Err(PrefixError::Syntax(text.to_owned())),
         };
@@ -277,9 +245,7 @@ impl Serialize for Prefix {
 
 impl<'de> Deserialize<'de> for Prefix {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -295,15 +261,8 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_masked_prefix() {
-        for text in [
-            "",
-            "10.0.0.0",
-            "10.0.0.0/33",
-            "10.0.0.1/24",
-            "fd00::1/64",
-            "x/8",
-            "10.0.0.0/",
-        ] {
+        for text in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/24", "fd00::1/64", "x/8", "10.0.0.0/"]
+        {
             assert!(text.parse::<Prefix>().is_err(), "{text}");
         }
         assert_eq!(
@@ -317,10 +276,7 @@ mod tests {
         assert_eq!(prefix("10.10.0.0/20").last().to_string(), "10.10.15.255");
         assert_eq!(prefix("0.0.0.0/0").last().to_string(), "255.255.255.255");
         assert_eq!(prefix("::/0").size(), u128::MAX);
-        assert_eq!(
-            prefix("10.10.0.0/20").subnet(26, 63),
-            Some(prefix("10.10.15.192/26"))
-        );
+        assert_eq!(prefix("10.10.0.0/20").subnet(26, 63), Some(prefix("10.10.15.192/26")));
         assert_eq!(prefix("10.10.0.0/20").subnet(26, 64), None);
         assert_eq!(prefix("10.0.0.0/31").nth(2), None);
     }

@@ -19,9 +19,7 @@ pub(crate) fn count(log: &str) -> anyhow::Result<Counts> {
         if let Some(name) = suite_of(line.trim_start()) {
             suite = Some(name);
         } else if let Some(result) = line.strip_prefix("test result: ") {
-            let suite = suite
-                .clone()
-                .with_context(|| format!("no suite before `{line}`"))?;
+            let suite = suite.clone().with_context(|| format!("no suite before `{line}`"))?;
             let sum = suites.entry(suite).or_default();
             sum.passed += number(result, "passed")?;
             sum.failed += number(result, "failed")?;
@@ -52,11 +50,7 @@ fn suite_of(line: &str) -> Option<String> {
     }
     let target = line.strip_prefix("Running ")?.split(" (").next()?;
     let unit = target.starts_with("unittests ");
-    Some(if unit {
-        "unit tests".to_owned()
-    } else {
-        target.to_owned()
-    })
+    Some(if unit { "unit tests".to_owned() } else { target.to_owned() })
 }
 
 /// `23` from `ok. 23 passed; 0 failed; ...`.
@@ -86,30 +80,16 @@ test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 
     #[test]
     fn adds_up_all_runners() {
-        assert_eq!(
-            count(LOG).unwrap(),
-            Counts {
-                passed: 10,
-                failed: 1
-            }
-        );
+        assert_eq!(count(LOG).unwrap(), Counts { passed: 10, failed: 1 });
     }
 
     #[test]
     fn a_suite_without_tests_is_an_error() {
         for (from, to, expected) in [
-            (
-                "5 passed; 1 failed",
-                "0 passed; 0 failed",
-                "kernel/main.rs ran no test",
-            ),
+            ("5 passed; 1 failed", "0 passed; 0 failed", "kernel/main.rs ran no test"),
             ("3 passed", "0 passed", "doctests ran no test"),
             ("2 passed", "0 passed", "unit tests ran no test"),
-            (
-                "2 passed; 0 failed; 0 ignored",
-                "2 passed; 0 failed; 4 ignored",
-                "4 tests were",
-            ),
+            ("2 passed; 0 failed; 0 ignored", "2 passed; 0 failed; 4 ignored", "4 tests were"),
             ("test result: ", "", "no test ran at all"),
         ] {
             let error = count(&LOG.replace(from, to)).unwrap_err().to_string();

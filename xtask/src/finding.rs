@@ -37,10 +37,7 @@ impl Finding {
 
     /// The same, as something that does not fail the run.
     pub(crate) fn into_note(self) -> Self {
-        Self {
-            severity: Severity::Note,
-            ..self
-        }
+        Self { severity: Severity::Note, ..self }
     }
 }
 
@@ -50,10 +47,6 @@ impl fmt::Display for Finding {
             Severity::Note => "note",
             Severity::Error => "error",
         };
-        write!(
-            f,
-            "{}:{}: {severity}: {}; {}",
-            self.file, self.line, self.what, self.remedy
-        )
+        write!(f, "{}:{}: {severity}: {}; {}", self.file, self.line, self.what, self.remedy)
     }
 }

@@ -75,20 +75,13 @@ fn tidy(root: &Path, notes: bool, out: &mut impl Write) -> anyhow::Result<bool> 
     findings.sort();
     let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
     let (errors, hints) = (count(Severity::Error), count(Severity::Note));
-    for finding in findings
-        .iter()
-        .filter(|f| notes || f.severity == Severity::Error)
-    {
+    for finding in findings.iter().filter(|f| notes || f.severity == Severity::Error) {
         writeln!(out, "{finding}")?;
     }
     writeln!(
         out,
         "tidy: {errors} errors, {hints} notes{} in {} files of {} crates",
-        if notes || hints == 0 {
-            ""
-        } else {
-            " (--notes shows them)"
-        },
+        if notes || hints == 0 { "" } else { " (--notes shows them)" },
         tree.files().len(),
         workspace.members.len(),
     )?;
@@ -101,10 +94,7 @@ mod tests {
 
     /// A tree in memory.
     pub(crate) fn tree(files: &[(&str, &str)]) -> Tree {
-        files
-            .iter()
-            .map(|&(path, text)| (path.to_owned(), text.to_owned()))
-            .collect()
+        files.iter().map(|&(path, text)| (path.to_owned(), text.to_owned())).collect()
     }
 
     /// What the findings say, one a line.
@@ -123,10 +113,6 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let tree = Tree::of_git(root).unwrap();
         assert!(tree.get("xtask/src/lib.rs").is_some());
-        assert!(
-            tree.files()
-                .iter()
-                .all(|file| !file.path.starts_with("target/"))
-        );
+        assert!(tree.files().iter().all(|file| !file.path.starts_with("target/")));
     }
 }

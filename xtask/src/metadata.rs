@@ -32,10 +32,7 @@ pub(crate) struct Member {
 impl Member {
     /// The folders of the members that it is built from.
     pub(crate) fn internal(&self) -> BTreeSet<&str> {
-        self.dependencies
-            .iter()
-            .filter_map(|name| name.strip_prefix(PREFIX))
-            .collect()
+        self.dependencies.iter().filter_map(|name| name.strip_prefix(PREFIX)).collect()
     }
 }
 
@@ -67,26 +64,14 @@ struct Target {
 
 impl Workspace {
     pub(crate) fn load(root: &Path) -> anyhow::Result<Self> {
-        let json = cargo(
-            root,
-            &["metadata", "--format-version=1", "--no-deps", "--locked"],
-        )?;
+        let json = cargo(root, &["metadata", "--format-version=1", "--no-deps", "--locked"])?;
         let mut workspace = Self::parse(&json)?;
         for member in workspace.members.values_mut() {
             // `cargo metadata` unites the features of all members; only `cargo tree -p` resolves
             // them as a build of this one crate does.
             let tree = cargo(
                 root,
-                &[
-                    "tree",
-                    "--locked",
-                    "-e",
-                    "normal",
-                    "--prefix",
-                    "none",
-                    "-p",
-                    &member.package,
-                ],
+                &["tree", "--locked", "-e", "normal", "--prefix", "none", "-p", &member.package],
             )?;
             member.linked = linked(&tree);
         }
@@ -104,10 +89,7 @@ impl Workspace {
         let mut members = BTreeMap::new();
         for package in &metadata.packages {
             let folder = relative(&package.manifest_path)?;
-            let folder = folder
-                .trim_end_matches("Cargo.toml")
-                .trim_end_matches('/')
-                .to_owned();
+            let folder = folder.trim_end_matches("Cargo.toml").trim_end_matches('/').to_owned();
             let programs = package
                 .targets
                 .iter()
@@ -134,10 +116,7 @@ impl Workspace {
 
 /// First words of the lines of `cargo tree --prefix none`.
 fn linked(tree: &str) -> BTreeSet<String> {
-    tree.lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .map(str::to_owned)
-        .collect()
+    tree.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> anyhow::Result<String> {
@@ -175,19 +154,13 @@ mod tests {
         .unwrap();
         let member = &workspace.members["cli"];
         assert_eq!(member.programs, ["cli/src/main.rs"]);
-        assert_eq!(
-            member.dependencies.iter().collect::<Vec<_>>(),
-            ["cc", "clap", "twill-rpc"]
-        );
+        assert_eq!(member.dependencies.iter().collect::<Vec<_>>(), ["cc", "clap", "twill-rpc"]);
         assert_eq!(member.internal().into_iter().collect::<Vec<_>>(), ["rpc"]);
     }
 
     #[test]
     fn reads_cargo_tree() {
         let linked = linked("twill-cli v0.1.0 (/w/cli)\nclap v4.6.9\nserde v1.0.0 (*)\n\n");
-        assert_eq!(
-            linked.into_iter().collect::<Vec<_>>(),
-            ["clap", "serde", "twill-cli"]
-        );
+        assert_eq!(linked.into_iter().collect::<Vec<_>>(), ["clap", "serde", "twill-cli"]);
     }
 }

@@ -21,13 +21,7 @@ impl Tree {
     /// build output never.
     pub(crate) fn of_git(root: &Path) -> anyhow::Result<Self> {
         let listed = Command::new("git")
-            .args([
-                "ls-files",
-                "-z",
-                "--cached",
-                "--others",
-                "--exclude-standard",
-            ])
+            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
             .current_dir(root)
             .output()
             .context("cannot run git, which knows the files of the repository; install git")?;
@@ -41,10 +35,7 @@ impl Tree {
         // In the working tree a tracked file may be deleted, and a binary one has no lines.
         let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
         let names: BTreeSet<&str> = names.split('\0').filter(|name| !name.is_empty()).collect();
-        Ok(names
-            .into_iter()
-            .filter_map(|path| Some((path.to_owned(), read(path)?)))
-            .collect())
+        Ok(names.into_iter().filter_map(|path| Some((path.to_owned(), read(path)?))).collect())
     }
 
     pub(crate) fn files(&self) -> &[File] {
@@ -64,35 +55,22 @@ impl File {
     /// Whether the file holds tests, by its place: the limits of product code do not bind it.
     pub(crate) fn is_test(&self) -> bool {
         self.path.ends_with("/tests.rs")
-            || self
-                .path
-                .split('/')
-                .any(|part| matches!(part, "tests" | "benches" | "fuzz"))
+            || self.path.split('/').any(|part| matches!(part, "tests" | "benches" | "fuzz"))
     }
 
     /// Lines with their numbers from 1.
     pub(crate) fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.text
-            .lines()
-            .enumerate()
-            .map(|(index, line)| (index + 1, line))
+        self.text.lines().enumerate().map(|(index, line)| (index + 1, line))
     }
 
     /// Where a text stands first; 1 if nowhere.
     pub(crate) fn line_of(&self, text: &str) -> usize {
-        self.lines()
-            .find(|(_, line)| line.contains(text))
-            .map_or(1, |(number, _)| number)
+        self.lines().find(|(_, line)| line.contains(text)).map_or(1, |(number, _)| number)
     }
 }
 
 impl FromIterator<(String, String)> for Tree {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(files: I) -> Self {
-        Self {
-            files: files
-                .into_iter()
-                .map(|(path, text)| File { path, text })
-                .collect(),
-        }
+        Self { files: files.into_iter().map(|(path, text)| File { path, text }).collect() }
     }
 }

@@ -32,11 +32,7 @@ impl AsPath {
     /// A path of one sequence.
     pub fn sequence(asns: impl IntoIterator<Item = Asn>) -> Self {
         let asns: Vec<Asn> = asns.into_iter().collect();
-        if asns.is_empty() {
-            Self::default()
-        } else {
-            Self(vec![Segment::Sequence(asns)])
-        }
+        if asns.is_empty() { Self::default() } else { Self(vec![Segment::Sequence(asns)]) }
     }
 
     /// Its segments.
@@ -93,11 +89,7 @@ impl AsPath {
             }
             let mut asns = Vec::with_capacity(usize::from(count).min(reader.remaining() / 2));
             for _ in 0..count {
-                let asn = if four_octet {
-                    reader.u32()?
-                } else {
-                    u32::from(reader.u16()?)
-                };
+                let asn = if four_octet { reader.u32()? } else { u32::from(reader.u16()?) };
                 // RFC 7607 section 2.
                 asns.push(Asn::new(asn).ok()?);
             }
@@ -202,12 +194,7 @@ pub(super) fn two_octets(asn: Asn) -> u16 {
 impl fmt::Display for AsPath {
     /// `64513 64512 {65001 65002}`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let join = |asns: &[Asn]| {
-            asns.iter()
-                .map(Asn::to_string)
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
+        let join = |asns: &[Asn]| asns.iter().map(Asn::to_string).collect::<Vec<_>>().join(" ");
         let mut separator = "";
         for segment in &self.0 {
             f.write_str(separator)?;

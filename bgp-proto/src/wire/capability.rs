@@ -101,10 +101,7 @@ impl Capability {
                 continue;
             }
             let known = Self::decode(code, value);
-            into.push(known.unwrap_or_else(|| Self::Unknown {
-                code,
-                value: value.to_vec(),
-            }));
+            into.push(known.unwrap_or_else(|| Self::Unknown { code, value: value.to_vec() }));
         }
         Some(())
     }
@@ -133,10 +130,7 @@ impl Capability {
         if rest.is_empty() && tuples.contains(&wanted) {
             into.push(Self::ExtendedNextHop);
         } else {
-            into.push(Self::Unknown {
-                code: 5,
-                value: value.to_vec(),
-            });
+            into.push(Self::Unknown { code: 5, value: value.to_vec() });
         }
     }
 }
@@ -167,10 +161,7 @@ impl GracefulRestart {
         while !reader.is_empty() {
             let (afi, safi, flags) = (reader.u16()?, reader.u8()?, reader.u8()?);
             if let Some(family) = family_of(afi, safi) {
-                families.push(GracefulRestartFamily {
-                    family,
-                    forwarding: flags & Self::F != 0,
-                });
+                families.push(GracefulRestartFamily { family, forwarding: flags & Self::F != 0 });
             }
         }
         Some(Self {

@@ -123,11 +123,7 @@ impl<'a> Collected<'a> {
         while !reader.is_empty() {
             let whole = reader.rest();
             let (Some(flags), Some(kind)) = (reader.u8(), reader.u8()) else {
-                self.fault(
-                    0,
-                    Disposition::TreatAsWithdraw,
-                    "the list ends inside an attribute",
-                );
+                self.fault(0, Disposition::TreatAsWithdraw, "the list ends inside an attribute");
                 return Ok(());
             };
             let value = if flags & flag::EXTENDED != 0 {
@@ -137,16 +133,10 @@ impl<'a> Collected<'a> {
             };
             // RFC 7606 section 4: the routes are still found, by the total length.
             let Some(value) = value else {
-                self.fault(
-                    kind,
-                    Disposition::TreatAsWithdraw,
-                    "it runs past the attribute list",
-                );
+                self.fault(kind, Disposition::TreatAsWithdraw, "it runs past the attribute list");
                 return Ok(());
             };
-            let octets = whole
-                .get(..whole.len() - reader.remaining())
-                .unwrap_or_default();
+            let octets = whole.get(..whole.len() - reader.remaining()).unwrap_or_default();
             match self.attribute(flags, kind, value, octets) {
                 Ok(()) => {}
                 Err(Bad::Withdraw(text)) => self.fault(kind, Disposition::TreatAsWithdraw, text),
@@ -158,11 +148,7 @@ impl<'a> Collected<'a> {
     }
 
     fn fault(&mut self, attribute: u8, disposition: Disposition, text: &'static str) {
-        self.faults.push(Fault {
-            attribute,
-            disposition,
-            text,
-        });
+        self.faults.push(Fault { attribute, disposition, text });
     }
 
     /// Notes a type code; false if it was there before.
@@ -180,10 +166,9 @@ impl<'a> Collected<'a> {
         if !self.first(kind) {
             // RFC 7606 section 3 g.
             return match kind {
-                kind::MP_REACH | kind::MP_UNREACH => Err(Bad::Reset(Notification::new(
-                    code::UPDATE,
-                    update_error::ATTRIBUTE_LIST,
-                ))),
+                kind::MP_REACH | kind::MP_UNREACH => {
+                    Err(Bad::Reset(Notification::new(code::UPDATE, update_error::ATTRIBUTE_LIST)))
+                }
                 _ => Err(Bad::Discard("it is there twice; the first one is used")),
             };
         }
@@ -264,11 +249,8 @@ impl<'a> Collected<'a> {
     /// RFC 7606 section 7.7; AS 0 by RFC 7607 section 2.
     fn aggregator(&mut self, value: &[u8]) -> Read {
         let mut reader = Reader::new(value);
-        let asn = if self.session.four_octet_as {
-            reader.u32()
-        } else {
-            reader.u16().map(u32::from)
-        };
+        let asn =
+            if self.session.four_octet_as { reader.u32() } else { reader.u16().map(u32::from) };
         self.rest.aggregator = Some(aggregator_of(asn, reader)?);
         Ok(())
     }
@@ -276,10 +258,7 @@ impl<'a> Collected<'a> {
     /// RFC 7606 section 7.8.
     fn communities(&mut self, value: &[u8]) -> Read {
         let parts = exact_chunks::<4>(value)?;
-        let mut all: Vec<_> = parts
-            .iter()
-            .map(|c| Community(u32::from_be_bytes(*c)))
-            .collect();
+        let mut all: Vec<_> = parts.iter().map(|c| Community(u32::from_be_bytes(*c))).collect();
         all.sort_unstable();
         all.dedup();
         self.rest.communities = all;
@@ -328,9 +307,7 @@ impl<'a> Collected<'a> {
     /// RFC 6793 sections 4.1 and 6.
     fn as4(&mut self, kind: u8, value: &[u8]) -> Read {
         if self.session.four_octet_as {
-            return Err(Bad::Discard(
-                "it does not belong on a session with four-octet numbers",
-            ));
+            return Err(Bad::Discard("it does not belong on a session with four-octet numbers"));
         }
         if kind == kind::AS4_PATH {
             let path = AsPath::decode_as4(value);
@@ -360,11 +337,7 @@ impl<'a> Collected<'a> {
         let prefixes = nlri::decode(reader.rest(), family).ok_or_else(reset)?;
         let usable = is_unicast(next_hop);
         self.mp_reach = Some(MpReach { next_hop, prefixes });
-        if usable {
-            Ok(())
-        } else {
-            Err(Bad::Withdraw("its next hop is no unicast address"))
-        }
+        if usable { Ok(()) } else { Err(Bad::Withdraw("its next hop is no unicast address")) }
     }
 
     /// The global next hop; a link-local one behind it is not needed where sessions have
@@ -407,11 +380,7 @@ impl<'a> Collected<'a> {
         // RFC 4271 section 5: passed on with Partial set, or quietly ignored.
         if flags & flag::TRANSITIVE != 0 {
             let flags = flag::OPTIONAL | flag::TRANSITIVE | flag::PARTIAL;
-            self.rest.unknown.push(RawAttribute {
-                kind,
-                flags,
-                value: value.to_vec(),
-            });
+            self.rest.unknown.push(RawAttribute { kind, flags, value: value.to_vec() });
         }
         Ok(())
     }
@@ -429,28 +398,18 @@ impl<'a> Collected<'a> {
             Some((family, prefixes)) if only_mp_unreach && prefixes.is_empty() => *family,
             Some(_) => None,
         };
-        withdrawn.extend(
-            self.mp_unreach
-                .take()
-                .into_iter()
-                .flat_map(|(_, prefixes)| prefixes),
-        );
+        withdrawn.extend(self.mp_unreach.take().into_iter().flat_map(|(_, prefixes)| prefixes));
 
         let mp = self.mp_reach.take();
         let has_routes = !announced.is_empty() || mp.is_some();
         if has_routes {
             self.require(!announced.is_empty());
         }
-        let treat_as_withdraw = self
-            .faults
-            .iter()
-            .any(|fault| fault.disposition == Disposition::TreatAsWithdraw);
+        let treat_as_withdraw =
+            self.faults.iter().any(|fault| fault.disposition == Disposition::TreatAsWithdraw);
         if treat_as_withdraw && !has_routes {
             // RFC 7606 section 5.2: there is nothing to withdraw in the place of what is lost.
-            return Err(Notification::new(
-                code::UPDATE,
-                update_error::ATTRIBUTE_LIST,
-            ));
+            return Err(Notification::new(code::UPDATE, update_error::ATTRIBUTE_LIST));
         }
         let mut groups = Vec::new();
         if treat_as_withdraw {
@@ -463,38 +422,16 @@ impl<'a> Collected<'a> {
             if let Some(MpReach { next_hop, prefixes }) = mp
                 && !prefixes.is_empty()
             {
-                groups.push((
-                    PathAttributes {
-                        next_hop,
-                        ..attributes.clone()
-                    },
-                    prefixes,
-                ));
+                groups.push((PathAttributes { next_hop, ..attributes.clone() }, prefixes));
             }
             if let Some(next_hop) = next_hop
                 && !announced.is_empty()
             {
-                groups.push((
-                    PathAttributes {
-                        next_hop,
-                        ..attributes
-                    },
-                    announced,
-                ));
+                groups.push((PathAttributes { next_hop, ..attributes }, announced));
             }
-            return Ok(UpdateIn {
-                withdrawn,
-                announced: groups,
-                end_of_rib,
-                faults,
-            });
+            return Ok(UpdateIn { withdrawn, announced: groups, end_of_rib, faults });
         }
-        Ok(UpdateIn {
-            withdrawn,
-            announced: groups,
-            end_of_rib,
-            faults: self.faults,
-        })
+        Ok(UpdateIn { withdrawn, announced: groups, end_of_rib, faults: self.faults })
     }
 
     /// RFC 7606 section 3 d: a missing mandatory attribute withdraws.
@@ -556,9 +493,7 @@ const fn expected_flags(kind: u8) -> Option<u8> {
 }
 
 fn u32_of(value: &[u8]) -> Result<u32, Bad> {
-    let octets = value
-        .try_into()
-        .map_err(|_| Bad::Withdraw("its length is not 4"))?;
+    let octets = value.try_into().map_err(|_| Bad::Withdraw("its length is not 4"))?;
     Ok(u32::from_be_bytes(octets))
 }
 
@@ -573,10 +508,9 @@ fn exact_chunks<const N: usize>(value: &[u8]) -> Result<&[[u8; N]], Bad> {
 fn aggregator_of(asn: Option<u32>, mut reader: Reader<'_>) -> Result<Aggregator, Bad> {
     let asn = asn.and_then(|asn| Asn::new(asn).ok());
     match (asn, reader.u32(), reader.is_empty()) {
-        (Some(asn), Some(address), true) => Ok(Aggregator {
-            asn,
-            address: Ipv4Addr::from_bits(address),
-        }),
+        (Some(asn), Some(address), true) => {
+            Ok(Aggregator { asn, address: Ipv4Addr::from_bits(address) })
+        }
         _ => Err(Bad::Discard("its length or its AS is wrong")),
     }
 }

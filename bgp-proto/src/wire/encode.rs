@@ -92,19 +92,15 @@ pub fn encode_withdrawals(
         Family::V4 => HEADER_LENGTH + 4,
         Family::V6 => HEADER_LENGTH + 4 + 4 + 3,
     };
-    for_each_batch(
-        prefixes,
-        session.max_message() - overhead,
-        |routes| match family {
-            Family::V4 => {
-                let mut body = Vec::with_capacity(routes.len() + 4);
-                push_long(routes, &mut body);
-                body.extend_from_slice(&[0, 0]);
-                message(MessageType::Update, &body, out);
-            }
-            Family::V6 => unreach(family, routes, out),
-        },
-    );
+    for_each_batch(prefixes, session.max_message() - overhead, |routes| match family {
+        Family::V4 => {
+            let mut body = Vec::with_capacity(routes.len() + 4);
+            push_long(routes, &mut body);
+            body.extend_from_slice(&[0, 0]);
+            message(MessageType::Update, &body, out);
+        }
+        Family::V6 => unreach(family, routes, out),
+    });
 }
 
 fn unreach(family: Family, routes: &[u8], out: &mut Vec<u8>) {
@@ -138,21 +134,10 @@ pub fn encode_updates(
         IpAddr::V6(v6) => v6.octets().to_vec(),
     };
     // AFI, SAFI, next hop with its length, reserved octet, and the attribute's own header.
-    let mp = if classic {
-        0
-    } else {
-        4 + 3 + 1 + next_hop.len() + 1
-    };
+    let mp = if classic { 0 } else { 4 + 3 + 1 + next_hop.len() + 1 };
     let overhead = HEADER_LENGTH + 4 + common.len() + mp;
-    let longest = prefixes
-        .iter()
-        .map(|prefix| nlri::encoded_length(*prefix))
-        .max()
-        .unwrap_or(0);
-    let Some(room) = session
-        .max_message()
-        .checked_sub(overhead)
-        .filter(|room| *room >= longest)
+    let longest = prefixes.iter().map(|prefix| nlri::encoded_length(*prefix)).max().unwrap_or(0);
+    let Some(room) = session.max_message().checked_sub(overhead).filter(|room| *room >= longest)
     else {
         return false;
     };
@@ -231,12 +216,7 @@ fn encode_attributes(attributes: &PathAttributes, session: &Session, classic: bo
         attribute(flag::OPTIONAL, kind::MED, &med.to_be_bytes(), &mut out);
     }
     if let (Some(preference), true) = (attributes.local_pref, session.internal) {
-        attribute(
-            WELL_KNOWN,
-            kind::LOCAL_PREF,
-            &preference.to_be_bytes(),
-            &mut out,
-        );
+        attribute(WELL_KNOWN, kind::LOCAL_PREF, &preference.to_be_bytes(), &mut out);
     }
     if attributes.atomic_aggregate {
         attribute(WELL_KNOWN, kind::ATOMIC_AGGREGATE, &[], &mut out);
@@ -251,39 +231,23 @@ fn encode_attributes(attributes: &PathAttributes, session: &Session, classic: bo
         attribute(OPTIONAL_TRANSITIVE, kind::AGGREGATOR, &value, &mut out);
     }
     if !attributes.communities.is_empty() {
-        let value: Vec<u8> = attributes
-            .communities
-            .iter()
-            .flat_map(|c| c.0.to_be_bytes())
-            .collect();
+        let value: Vec<u8> =
+            attributes.communities.iter().flat_map(|c| c.0.to_be_bytes()).collect();
         attribute(OPTIONAL_TRANSITIVE, kind::COMMUNITIES, &value, &mut out);
     }
     if session.internal {
         if let Some(originator) = attributes.originator_id {
-            attribute(
-                flag::OPTIONAL,
-                kind::ORIGINATOR_ID,
-                &originator.octets(),
-                &mut out,
-            );
+            attribute(flag::OPTIONAL, kind::ORIGINATOR_ID, &originator.octets(), &mut out);
         }
         if !attributes.cluster_list.is_empty() {
-            let value: Vec<u8> = attributes
-                .cluster_list
-                .iter()
-                .flat_map(|id| id.octets())
-                .collect();
+            let value: Vec<u8> =
+                attributes.cluster_list.iter().flat_map(|id| id.octets()).collect();
             attribute(flag::OPTIONAL, kind::CLUSTER_LIST, &value, &mut out);
         }
     }
     if !attributes.extended_communities.is_empty() {
         let value = attributes.extended_communities.as_flattened();
-        attribute(
-            OPTIONAL_TRANSITIVE,
-            kind::EXTENDED_COMMUNITIES,
-            value,
-            &mut out,
-        );
+        attribute(OPTIONAL_TRANSITIVE, kind::EXTENDED_COMMUNITIES, value, &mut out);
     }
     encode_as4(attributes, session, &mut out);
     if !attributes.large_communities.is_empty() {
@@ -293,12 +257,7 @@ fn encode_attributes(attributes: &PathAttributes, session: &Session, classic: bo
             .flat_map(|community| community.0)
             .flat_map(u32::to_be_bytes)
             .collect();
-        attribute(
-            OPTIONAL_TRANSITIVE,
-            kind::LARGE_COMMUNITIES,
-            &value,
-            &mut out,
-        );
+        attribute(OPTIONAL_TRANSITIVE, kind::LARGE_COMMUNITIES, &value, &mut out);
     }
     for raw in &attributes.unknown {
         attribute(raw.flags & !flag::EXTENDED, raw.kind, &raw.value, &mut out);

@@ -82,10 +82,7 @@ pub fn frame(buffer: &[u8], max: usize) -> Result<Option<Frame<'_>>, Notificatio
     // A bad marker shows in the first octets, and is not waited for.
     let seen = buffer.get(..buffer.len().min(16)).unwrap_or_default();
     if seen.iter().any(|octet| *octet != 0xff) {
-        return Err(Notification::new(
-            code::HEADER,
-            header_error::NOT_SYNCHRONIZED,
-        ));
+        return Err(Notification::new(code::HEADER, header_error::NOT_SYNCHRONIZED));
     }
     let (Some(_marker), Some(length), Some(kind)) = (reader.take(16), reader.u16(), reader.u8())
     else {
@@ -104,9 +101,5 @@ pub fn frame(buffer: &[u8], max: usize) -> Result<Option<Frame<'_>>, Notificatio
     if !kind.allows(total, max) {
         return Err(bad_length());
     }
-    Ok(reader.take(total - HEADER_LENGTH).map(|body| Frame {
-        kind,
-        body,
-        length: total,
-    }))
+    Ok(reader.take(total - HEADER_LENGTH).map(|body| Frame { kind, body, length: total }))
 }

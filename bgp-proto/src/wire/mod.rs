@@ -51,11 +51,7 @@ pub struct Session {
 impl Session {
     /// The longest message on this session, in octets.
     pub const fn max_message(&self) -> usize {
-        if self.extended_message {
-            MAX_EXTENDED
-        } else {
-            MAX_MESSAGE
-        }
+        if self.extended_message { MAX_EXTENDED } else { MAX_MESSAGE }
     }
 
     /// Whether routes of this family may be exchanged.

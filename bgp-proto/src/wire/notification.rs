@@ -100,11 +100,7 @@ pub struct Notification {
 impl Notification {
     /// Without data.
     pub const fn new(code: u8, subcode: u8) -> Self {
-        Self {
-            code,
-            subcode,
-            data: Vec::new(),
-        }
+        Self { code, subcode, data: Vec::new() }
     }
 
     /// With data.
@@ -124,11 +120,7 @@ impl Notification {
         let text = text.get(..end).unwrap_or_default().as_bytes();
         let mut data = vec![u8::try_from(text.len()).unwrap_or(0)];
         data.extend_from_slice(text);
-        Self {
-            code: code::CEASE,
-            subcode,
-            data,
-        }
+        Self { code: code::CEASE, subcode, data }
     }
 
     /// The text that a Cease carries (RFC 9003), if it carries one.
@@ -137,25 +129,15 @@ impl Notification {
             (code::CEASE, cease::SHUTDOWN | cease::RESET) => self.data.split_first()?,
             _ => return None,
         };
-        std::str::from_utf8(text.get(..usize::from(*length))?)
-            .ok()
-            .filter(|text| !text.is_empty())
+        std::str::from_utf8(text.get(..usize::from(*length))?).ok().filter(|text| !text.is_empty())
     }
 
     /// Reads a message body. Too short for a code and subcode cannot happen: the header's check
     /// of the length came before.
     pub(crate) fn decode(body: &[u8]) -> Self {
-        let (code, rest) = body
-            .split_first()
-            .map_or((0, body), |(first, rest)| (*first, rest));
-        let (subcode, data) = rest
-            .split_first()
-            .map_or((0, rest), |(first, rest)| (*first, rest));
-        Self {
-            code,
-            subcode,
-            data: data.to_vec(),
-        }
+        let (code, rest) = body.split_first().map_or((0, body), |(first, rest)| (*first, rest));
+        let (subcode, data) = rest.split_first().map_or((0, rest), |(first, rest)| (*first, rest));
+        Self { code, subcode, data: data.to_vec() }
     }
 
     const fn names(&self) -> (&'static str, &'static str) {

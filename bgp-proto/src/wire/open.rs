@@ -33,9 +33,7 @@ pub struct Open {
 impl Open {
     /// Whether the sender understands four-octet AS numbers.
     pub fn four_octet_as(&self) -> bool {
-        self.capabilities
-            .iter()
-            .any(|c| matches!(c, Capability::FourOctetAs(_)))
+        self.capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_)))
     }
 
     /// The families that the sender will exchange. Without any multiprotocol capability that is
@@ -102,12 +100,7 @@ pub fn decode_open(body: &[u8]) -> Result<Open, Notification> {
         return Err(Notification::new(code::OPEN, open_error::BAD_IDENTIFIER)
             .with_data(&identifier.octets()));
     }
-    Ok(Open {
-        asn,
-        hold_time,
-        identifier,
-        capabilities,
-    })
+    Ok(Open { asn, hold_time, identifier, capabilities })
 }
 
 fn decode_parameters(mut reader: Reader<'_>) -> Result<Vec<Capability>, Notification> {
@@ -128,17 +121,10 @@ fn decode_parameters(mut reader: Reader<'_>) -> Result<Vec<Capability>, Notifica
     let mut capabilities = Vec::new();
     while !parameters.is_empty() {
         let kind = parameters.u8().ok_or_else(malformed)?;
-        let value = if extended {
-            parameters.long_field()
-        } else {
-            parameters.short_field()
-        };
+        let value = if extended { parameters.long_field() } else { parameters.short_field() };
         let value = value.ok_or_else(malformed)?;
         if kind != PARAMETER_CAPABILITIES {
-            return Err(Notification::new(
-                code::OPEN,
-                open_error::OPTIONAL_PARAMETER,
-            ));
+            return Err(Notification::new(code::OPEN, open_error::OPTIONAL_PARAMETER));
         }
         Capability::decode_all(value, &mut capabilities).ok_or_else(malformed)?;
     }
@@ -171,8 +157,5 @@ pub fn decode_route_refresh(body: &[u8]) -> Result<Option<RouteRefresh>, Notific
         return Err(Notification::new(code::ROUTE_REFRESH, 1).with_data(body));
     };
     let family = family_of(u16::from_be_bytes([*high, *low]), *safi);
-    Ok(family.filter(|_| *subtype <= 2).map(|family| RouteRefresh {
-        family,
-        subtype: *subtype,
-    }))
+    Ok(family.filter(|_| *subtype <= 2).map(|family| RouteRefresh { family, subtype: *subtype }))
 }

@@ -11,9 +11,7 @@ struct Datastore {
 
 impl Datastore {
     fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -46,10 +44,7 @@ impl Datastore {
         };
         let mut files: Vec<_> = entries
             .map(|entry| entry.unwrap().path())
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == "yaml")
-            })
+            .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
             .map(|path| {
                 let name = path.file_name().unwrap().to_str().unwrap().to_owned();
                 (name, std::fs::read_to_string(path).unwrap())
@@ -69,10 +64,7 @@ fn created_unchanged_configured() {
         IPPool/app-pool created
     "#]],
     );
-    assert_eq!(
-        store.content(),
-        [("ippool.app-pool.yaml".to_owned(), POOL.to_owned())]
-    );
+    assert_eq!(store.content(), [("ippool.app-pool.yaml".to_owned(), POOL.to_owned())]);
     store.apply(
         POOL,
         &expect![[r#"
@@ -86,10 +78,7 @@ fn created_unchanged_configured() {
         IPPool/app-pool configured
     "#]],
     );
-    assert_eq!(
-        store.content(),
-        [("ippool.app-pool.yaml".to_owned(), changed)]
-    );
+    assert_eq!(store.content(), [("ippool.app-pool.yaml".to_owned(), changed)]);
 }
 
 #[test]
@@ -100,10 +89,7 @@ fn one_error_keeps_everything_out() {
         failed: nothing was applied, because of the error above
     "#]]);
     store.apply(
-        &format!(
-            "{POOL}---\n{}",
-            POOL.replace("app-pool", "b").replace("26", "99")
-        ),
+        &format!("{POOL}---\n{}", POOL.replace("app-pool", "b").replace("26", "99")),
         &expect![[r#"
             error: DIR/input/a.yaml:17: spec.blockSize: 99: a block of an IPv4 pool is /20 to /32
             failed: nothing was applied, because of the error above

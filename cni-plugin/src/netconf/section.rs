@@ -32,20 +32,12 @@ impl Problem {
         right: impl Into<String>,
     ) -> Self {
         let kind = ProblemKind::Wrong(right.into());
-        Self {
-            path: path.into(),
-            value: value.into(),
-            kind,
-        }
+        Self { path: path.into(), value: value.into(), kind }
     }
 
     pub(crate) fn unsupported(path: &str, value: impl Into<Value>, right: &str) -> Self {
         let kind = ProblemKind::Unsupported(right.to_owned());
-        Self {
-            path: path.to_owned(),
-            value: value.into(),
-            kind,
-        }
+        Self { path: path.to_owned(), value: value.into(), kind }
     }
 
     /// Whether an ADD can go on in spite of it.
@@ -63,22 +55,13 @@ impl fmt::Display for Problem {
             }
             ProblemKind::Wrong(right) => write!(f, "{path} is {value}; write {right}"),
             ProblemKind::Unsupported(right) => {
-                write!(
-                    f,
-                    "{path} is {value}, which is not supported; write {right}"
-                )
+                write!(f, "{path} is {value}, which is not supported; write {right}")
             }
             ProblemKind::Unknown(Some(meant)) => {
-                write!(
-                    f,
-                    "{path} is no key of this plugin and is ignored; did you mean {meant}?"
-                )
+                write!(f, "{path} is no key of this plugin and is ignored; did you mean {meant}?")
             }
             ProblemKind::Unknown(None) => {
-                write!(
-                    f,
-                    "{path} is no key of this plugin and is ignored; remove it"
-                )
+                write!(f, "{path} is no key of this plugin and is ignored; remove it")
             }
         }
     }
@@ -99,20 +82,12 @@ impl<'a, 'p> Section<'a, 'p> {
         known: &'static [&'static str],
         problems: &'p mut Vec<Problem>,
     ) -> Self {
-        let section = Self {
-            path,
-            map,
-            problems,
-        };
+        let section = Self { path, map, problems };
         for (key, value) in map {
             if !known.contains(&key.as_str()) && !key.starts_with("cni.dev/") {
                 let kind = ProblemKind::Unknown(similar(key, known));
                 let path = section.path_of(key);
-                section.problems.push(Problem {
-                    path,
-                    value: value.clone(),
-                    kind,
-                });
+                section.problems.push(Problem { path, value: value.clone(), kind });
             }
         }
         section
@@ -136,30 +111,21 @@ impl<'a, 'p> Section<'a, 'p> {
         right: &str,
         read: impl Fn(&'a Value) -> Option<T>,
     ) -> Option<T> {
-        let mut found = keys
-            .iter()
-            .filter_map(|key| Some((*key, self.map.get(*key)?)));
+        let mut found = keys.iter().filter_map(|key| Some((*key, self.map.get(*key)?)));
         let (key, value) = found.next().filter(|(_, value)| !value.is_null())?;
         if let Some((other, second)) = found.next() {
-            let right = format!(
-                "it once; {} is there too, with {second}",
-                self.path_of(other)
-            );
-            self.problems
-                .push(Problem::wrong(self.path_of(key), value.clone(), right));
+            let right = format!("it once; {} is there too, with {second}", self.path_of(other));
+            self.problems.push(Problem::wrong(self.path_of(key), value.clone(), right));
         }
         let read = read(value);
         if read.is_none() {
-            self.problems
-                .push(Problem::wrong(self.path_of(key), value.clone(), right));
+            self.problems.push(Problem::wrong(self.path_of(key), value.clone(), right));
         }
         read
     }
 
     pub(crate) fn string(&mut self, keys: &[&str]) -> Option<String> {
-        self.read(keys, "a text in quotes", |value| {
-            value.as_str().map(str::to_owned)
-        })
+        self.read(keys, "a text in quotes", |value| value.as_str().map(str::to_owned))
     }
 
     pub(crate) fn path(&mut self, keys: &[&str]) -> Option<PathBuf> {
@@ -184,9 +150,7 @@ impl<'a, 'p> Section<'a, 'p> {
         right: &str,
         fits: impl Fn(u64) -> bool,
     ) -> Option<u64> {
-        self.read(keys, right, |value| {
-            value.as_u64().filter(|number| fits(*number))
-        })
+        self.read(keys, right, |value| value.as_u64().filter(|number| fits(*number)))
     }
 
     /// One of some words, in any case.
@@ -194,10 +158,7 @@ impl<'a, 'p> Section<'a, 'p> {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
         self.read(keys, &format!("one of {}", names.join(", ")), |value| {
             let text = value.as_str()?;
-            choices
-                .iter()
-                .find(|(name, _)| name.eq_ignore_ascii_case(text))
-                .map(|(_, it)| *it)
+            choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, it)| *it)
         })
     }
 
@@ -208,20 +169,15 @@ impl<'a, 'p> Section<'a, 'p> {
     pub(crate) fn strings(&mut self, keys: &[&str]) -> Vec<String> {
         let right = "a list of texts, such as [\"app-pool\"]";
         let list = self.read(keys, right, |value| {
-            value
-                .as_array()?
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect()
+            value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
         });
         list.unwrap_or_default()
     }
 
     pub(crate) fn objects(&mut self, keys: &[&str]) -> Vec<&'a Map<String, Value>> {
         let right = "a list of objects, such as [{\"cidr\": \"10.10.0.0/24\"}]";
-        let list = self.read(keys, right, |value| {
-            value.as_array()?.iter().map(Value::as_object).collect()
-        });
+        let list = self
+            .read(keys, right, |value| value.as_array()?.iter().map(Value::as_object).collect());
         list.unwrap_or_default()
     }
 }
@@ -239,10 +195,7 @@ fn similar(key: &str, known: &'static [&'static str]) -> Option<&'static str> {
 }
 
 fn plain(key: &str) -> Vec<char> {
-    key.chars()
-        .filter(|c| c.is_alphanumeric())
-        .map(|c| c.to_ascii_lowercase())
-        .collect()
+    key.chars().filter(|c| c.is_alphanumeric()).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 /// Insertions, deletions and replacements from one to the other (Levenshtein).
@@ -266,14 +219,7 @@ mod tests {
 
     #[test]
     fn meant_keys_are_found() {
-        let known = &[
-            "mtu",
-            "runDir",
-            "logLevel",
-            "assignIPv4",
-            "ipv4Pools",
-            "type",
-        ];
+        let known = &["mtu", "runDir", "logLevel", "assignIPv4", "ipv4Pools", "type"];
         for (key, meant) in [
             ("log_level", Some("logLevel")),
             ("rundir", Some("runDir")),

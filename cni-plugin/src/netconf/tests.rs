@@ -3,14 +3,9 @@ use serde_json::json;
 use super::*;
 
 fn read(value: Value) -> (Netconf, Vec<String>) {
-    let Value::Object(mut map) = value else {
-        panic!("an object is needed")
-    };
+    let Value::Object(mut map) = value else { panic!("an object is needed") };
     map.entry("name").or_insert("net".into());
-    let (netconf, problems) = Parsed::new(map)
-        .map_err(|e| e.to_string())
-        .unwrap()
-        .netconf();
+    let (netconf, problems) = Parsed::new(map).map_err(|e| e.to_string()).unwrap().netconf();
     (netconf, problems.iter().map(ToString::to_string).collect())
 }
 
@@ -45,20 +40,13 @@ fn calicos_spellings_mean_the_same() {
 
 #[test]
 fn pools_of_standalone_mode() {
-    let netconf = read_well(
-        json!({"ipam": {"mode": "standalone", "assignIPv6": true, "pools": [
-            {"cidr": "10.10.0.0/20"},
-            {"cidr": "10.11.0.0/20", "blockSize": 24},
-            {"cidr": "10.12.0.0/30"},
-            {"cidr": "fd00:10::/48"},
-        ]}}),
-    );
-    let sizes: Vec<u8> = netconf
-        .ipam
-        .pools
-        .iter()
-        .map(|pool| pool.block_size)
-        .collect();
+    let netconf = read_well(json!({"ipam": {"mode": "standalone", "assignIPv6": true, "pools": [
+        {"cidr": "10.10.0.0/20"},
+        {"cidr": "10.11.0.0/20", "blockSize": 24},
+        {"cidr": "10.12.0.0/30"},
+        {"cidr": "fd00:10::/48"},
+    ]}}));
+    let sizes: Vec<u8> = netconf.ipam.pools.iter().map(|pool| pool.block_size).collect();
     assert_eq!(sizes, [26, 24, 30, 122]);
 }
 
@@ -84,38 +72,20 @@ fn wishes_are_found_in_the_order_that_counts() {
 #[test]
 fn every_problem_names_path_value_and_what_would_be_right() {
     for (value, problem) in [
-        (
-            json!({"mtu": "1450"}),
-            r#"mtu is "1450"; write 0 (the uplink's) or 68 to 65535"#,
-        ),
-        (
-            json!({"mtu": -1}),
-            "mtu is -1; write 0 (the uplink's) or 68 to 65535",
-        ),
-        (
-            json!({"mtu": 67}),
-            "mtu is 67; write 0 (the uplink's) or 68 to 65535",
-        ),
+        (json!({"mtu": "1450"}), r#"mtu is "1450"; write 0 (the uplink's) or 68 to 65535"#),
+        (json!({"mtu": -1}), "mtu is -1; write 0 (the uplink's) or 68 to 65535"),
+        (json!({"mtu": 67}), "mtu is 67; write 0 (the uplink's) or 68 to 65535"),
         (
             json!({"mtu": 1279, "ipam": {"assignIPv6": true}}),
             "mtu is 1279; write at least 1280 with IPv6 addresses (RFC 8200 section 5), or 0",
         ),
-        (
-            json!({"runDir": "run"}),
-            r#"runDir is "run"; write an absolute path"#,
-        ),
-        (
-            json!({"timeoutSeconds": 0}),
-            "timeoutSeconds is 0; write 1 to 120",
-        ),
+        (json!({"runDir": "run"}), r#"runDir is "run"; write an absolute path"#),
+        (json!({"timeoutSeconds": 0}), "timeoutSeconds is 0; write 1 to 120"),
         (
             json!({"logLevel": "loud"}),
             r#"logLevel is "loud"; write one of off, error, warn, warning, info, debug, trace"#,
         ),
-        (
-            json!({"ipam": "twill-ipam"}),
-            r#"ipam is "twill-ipam"; write an object in braces"#,
-        ),
+        (json!({"ipam": "twill-ipam"}), r#"ipam is "twill-ipam"; write an object in braces"#),
         (
             json!({"ipam": {"type": "host-local"}}),
             r#"ipam.type is "host-local", which is not supported; write "twill-ipam", or leave it out"#,
@@ -172,10 +142,7 @@ fn every_problem_names_path_value_and_what_would_be_right() {
             json!({"ipam": {"pools": [{"cidr": "10.0.0.0/24", "blocksize": 26}]}}),
             "ipam.pools[0].blocksize is no key of this plugin and is ignored; did you mean blockSize?",
         ),
-        (
-            json!({"bridge": "br0"}),
-            "bridge is no key of this plugin and is ignored; remove it",
-        ),
+        (json!({"bridge": "br0"}), "bridge is no key of this plugin and is ignored; remove it"),
     ] {
         assert_eq!(read(value.clone()).1, [problem], "{value}");
     }
@@ -192,22 +159,12 @@ fn all_problems_are_told_at_once() {
 #[test]
 fn names_and_versions() {
     let code = |value: Value| {
-        let Value::Object(map) = value else {
-            panic!("an object is needed")
-        };
-        Parsed::new(map)
-            .map(|parsed| parsed.version)
-            .map_err(|error| error.code())
+        let Value::Object(map) = value else { panic!("an object is needed") };
+        Parsed::new(map).map(|parsed| parsed.version).map_err(|error| error.code())
     };
     assert_eq!(code(json!({"name": "a"})), Ok(Version::V0_1_0));
-    assert_eq!(
-        code(json!({"name": "a", "cniVersion": ""})),
-        Ok(Version::V0_1_0)
-    );
-    assert_eq!(
-        code(json!({"name": "a", "cniVersion": "1.1.0"})),
-        Ok(Version::V1_1_0)
-    );
+    assert_eq!(code(json!({"name": "a", "cniVersion": ""})), Ok(Version::V0_1_0));
+    assert_eq!(code(json!({"name": "a", "cniVersion": "1.1.0"})), Ok(Version::V1_1_0));
     for (value, expected) in [
         (json!({}), 7),
         (json!({"name": ""}), 7),

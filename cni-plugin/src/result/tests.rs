@@ -9,11 +9,7 @@ fn result() -> AddResult {
             mac: "ee:ee:ee:ee:ee:ee".into(),
             mtu: 1450,
         },
-        pod: Interface {
-            name: "eth0".into(),
-            mac: "02:00:00:00:00:01".into(),
-            mtu: 1450,
-        },
+        pod: Interface { name: "eth0".into(), mac: "02:00:00:00:00:01".into(), mtu: 1450 },
         sandbox: "/run/netns/a".into(),
         addresses: vec![
             PodAddress {
@@ -257,24 +253,12 @@ fn interfaces_of_other_plugins_are_passed_over() {
 fn a_previous_result_that_does_not_fit() {
     let interface = json!([{"name": "eth0", "sandbox": "/run/netns/a"}]);
     for (value, wrong) in [
-        (
-            json!({}),
-            "prevResult.interfaces has no `eth0` with sandbox `/run/netns/a`",
-        ),
+        (json!({}), "prevResult.interfaces has no `eth0` with sandbox `/run/netns/a`"),
         (json!([]), "has no `eth0`"),
-        (
-            json!({"interfaces": 7}),
-            "prevResult.interfaces is 7; a list is needed",
-        ),
-        (
-            json!({"interfaces": [{"name": "eth0", "sandbox": "/run/netns/b"}]}),
-            "has no `eth0`",
-        ),
+        (json!({"interfaces": 7}), "prevResult.interfaces is 7; a list is needed"),
+        (json!({"interfaces": [{"name": "eth0", "sandbox": "/run/netns/b"}]}), "has no `eth0`"),
         (json!({"interfaces": [7, null]}), "has no `eth0`"),
-        (
-            json!({"interfaces": interface}),
-            "prevResult.ips has no address of interface `eth0`",
-        ),
+        (json!({"interfaces": interface}), "prevResult.ips has no address of interface `eth0`"),
         (
             json!({"interfaces": interface, "ips": [{"address": "10.0.0.1", "interface": 0}]}),
             "prevResult.ips[0].address is \"10.0.0.1\"; a CIDR is needed",
@@ -284,9 +268,7 @@ fn a_previous_result_that_does_not_fit() {
             "no address of interface",
         ),
     ] {
-        let error = Previous::read(&value, "eth0", "/run/netns/a")
-            .unwrap_err()
-            .to_string();
+        let error = Previous::read(&value, "eth0", "/run/netns/a").unwrap_err().to_string();
         assert!(error.contains(wrong), "{value}: {error}");
     }
 }

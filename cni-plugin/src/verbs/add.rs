@@ -40,11 +40,7 @@ fn refuse_wishes(call: &Call, args: &Args) -> Result<(), Error> {
     let from_args = [("CNI_ARGS IP", &args.ip), ("CNI_ARGS MAC", &args.mac)]
         .into_iter()
         .find_map(|(key, value)| Some((key, value.clone()?)));
-    let wish = call
-        .netconf
-        .wishes
-        .first()
-        .map(|wish| (wish.key, wish.value.clone()));
+    let wish = call.netconf.wishes.first().map(|wish| (wish.key, wish.value.clone()));
     match wish.or(from_args) {
         None => Ok(()),
         Some((key, value)) => Err(Error::Unsupported {
@@ -81,15 +77,8 @@ fn plumb(
         attachment: call.attachment(),
         sequence: assigned.sequence,
         addresses: assigned.addresses.clone(),
-        mtu: if call.netconf.mtu == 0 {
-            assigned.mtu
-        } else {
-            call.netconf.mtu
-        },
-        pod_name: args
-            .pod
-            .as_ref()
-            .map(|pod| format!("{}.{}", pod.name, pod.namespace)),
+        mtu: if call.netconf.mtu == 0 { assigned.mtu } else { call.netconf.mtu },
+        pod_name: args.pod.as_ref().map(|pod| format!("{}.{}", pod.name, pod.namespace)),
     };
     let prepared = pod::prepare(&link, netns)?;
     let made = prepared.link();
@@ -103,16 +92,10 @@ fn plumb(
 }
 
 fn result(call: &Call, assigned: &Assigned, up: &PodLinkUp) -> AddResult {
-    let address = |address: &_| PodAddress {
-        address: *address,
-        gateway: pod::gateway(Family::of(*address)),
-    };
+    let address =
+        |address: &_| PodAddress { address: *address, gateway: pod::gateway(Family::of(*address)) };
     AddResult {
-        host: Interface {
-            name: up.host_ifname.clone(),
-            mac: up.host_mac.to_string(),
-            mtu: up.mtu,
-        },
+        host: Interface { name: up.host_ifname.clone(), mac: up.host_mac.to_string(), mtu: up.mtu },
         pod: Interface {
             name: call.variables.ifname.clone(),
             mac: up.pod_mac.to_string(),

@@ -24,9 +24,6 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
     if !differences.is_empty() {
         return Err(Error::Differs(differences));
     }
-    let request = CheckRequest {
-        attachment: link.attachment,
-        addresses: previous.addresses,
-    };
+    let request = CheckRequest { attachment: link.attachment, addresses: previous.addresses };
     Authority::new(&call.netconf, call.deadline).check(&request)
 }

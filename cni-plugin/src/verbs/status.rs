@@ -39,8 +39,5 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => why,
         Err(error) => format!("{why}; cannot read {}: {error}", heartbeat.display()),
     };
-    Err(Error::NotReady {
-        socket: socket(run_dir),
-        why,
-    })
+    Err(Error::NotReady { socket: socket(run_dir), why })
 }

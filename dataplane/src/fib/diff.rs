@@ -56,14 +56,7 @@ mod tests {
                 onlink: false,
             };
             let next_hops = gateways.iter().map(hop).collect();
-            (
-                prefix,
-                LearnedRoute {
-                    prefix,
-                    next_hops,
-                    source: None,
-                },
-            )
+            (prefix, LearnedRoute { prefix, next_hops, source: None })
         };
         list.iter().map(route).collect()
     }
@@ -88,14 +81,7 @@ mod tests {
                 FibChange::Delete(prefix) => format!("delete {prefix}"),
             })
             .collect();
-        assert_eq!(
-            text,
-            [
-                "replace 10.0.0.64/26",
-                "replace fd00::/64",
-                "delete 10.0.0.0/26"
-            ]
-        );
+        assert_eq!(text, ["replace 10.0.0.64/26", "replace fd00::/64", "delete 10.0.0.0/26"]);
         assert_eq!(diff(&desired, &desired), []);
     }
 }

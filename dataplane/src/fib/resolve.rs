@@ -31,11 +31,7 @@ impl Resolved {
     /// itself if it is on the link, else the router before it.
     pub fn next_hop(&self, target: IpAddr) -> NextHop {
         let onlink = self.onlink && self.gateway.is_some();
-        NextHop {
-            gateway: Some(self.gateway.unwrap_or(target)),
-            ifindex: self.ifindex,
-            onlink,
-        }
+        NextHop { gateway: Some(self.gateway.unwrap_or(target)), ifindex: self.ifindex, onlink }
     }
 }
 
@@ -45,17 +41,12 @@ impl Fib {
     /// Learned routes do not count: a route that says how to reach its own next hop would carry
     /// itself (RFC 4271 section 9.1.2.1).
     pub fn resolve(&mut self, address: IpAddr) -> Result<Option<Resolved>, Error> {
-        const NO_WAY: &[Errno] = &[
-            Errno::ENETUNREACH,
-            Errno::EHOSTUNREACH,
-            Errno::EACCES,
-            Errno::EINVAL,
-        ];
+        const NO_WAY: &[Errno] =
+            &[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL];
         let step = || format!("route get {address}");
-        let (entry, way) = self.socket.two(
-            message::get_route(address, true),
-            message::get_route(address, false),
-        )?;
+        let (entry, way) = self
+            .socket
+            .two(message::get_route(address, true), message::get_route(address, false))?;
         let entry = entry.check_except(NO_WAY, step())?;
         let way = way.check_except(NO_WAY, step())?;
         let read = |message| match message {
@@ -73,9 +64,7 @@ impl Fib {
 
     /// What the kernel's lookup would find if our learned routes were not there.
     fn resolve_without_learned(&mut self, address: IpAddr) -> Result<Option<Resolved>, Error> {
-        let routes = self
-            .socket
-            .routes(Family::of(address), RouteFilter::default())?;
+        let routes = self.socket.routes(Family::of(address), RouteFilter::default())?;
         let metric = self.config.metric;
         let best = routes
             .iter()
@@ -91,14 +80,6 @@ fn resolved(way: &Route, entry: &Route) -> Option<Resolved> {
         return None;
     }
     let hop = way.next_hops.first()?;
-    let onlink = entry
-        .next_hops
-        .iter()
-        .any(|entry| entry.onlink && entry.gateway == hop.gateway);
-    Some(Resolved {
-        gateway: hop.gateway,
-        ifindex: hop.ifindex,
-        source: way.source,
-        onlink,
-    })
+    let onlink = entry.next_hops.iter().any(|entry| entry.onlink && entry.gateway == hop.gateway);
+    Some(Resolved { gateway: hop.gateway, ifindex: hop.ifindex, source: way.source, onlink })
 }

@@ -53,21 +53,11 @@ pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
     let plan = Plan::new(link, sysctl::has_ipv6())?;
     let mut socket = Socket::open()?;
     match create(&mut socket, &plan, link, netns)? {
-        Created::Existing(indexes) => Ok(Prepared {
-            socket,
-            pod: None,
-            plan,
-            indexes,
-            unfinished: false,
-        }),
+        Created::Existing(indexes) => {
+            Ok(Prepared { socket, pod: None, plan, indexes, unfinished: false })
+        }
         Created::New(indexes) => {
-            let mut prepared = Prepared {
-                socket,
-                pod: None,
-                plan,
-                indexes,
-                unfinished: true,
-            };
+            let mut prepared = Prepared { socket, pod: None, plan, indexes, unfinished: true };
             prepared.identify()?;
             prepared.set_up_pod(netns)?;
             Ok(prepared)
@@ -94,10 +84,9 @@ fn create(
         let show = message::get_link_by_name(&plan.host_name);
         let (made, found) = socket.two(create, show)?;
         let (refused, found) = (made.error, found.link(&plan.host_name)?);
-        let indexes = found.as_ref().map(|found| Indexes {
-            host: found.index,
-            pod: found.peer.unwrap_or_default(),
-        });
+        let indexes = found
+            .as_ref()
+            .map(|found| Indexes { host: found.index, pod: found.peer.unwrap_or_default() });
         match (refused, found, indexes) {
             (None, Some(_), Some(indexes)) => return Ok(Created::New(indexes)),
             (Some(error), Some(found), Some(indexes))
@@ -119,10 +108,7 @@ fn create(
             (None, ..) => break,
         }
     }
-    let gone = crate::KernelError {
-        errno: Errno::ENODEV,
-        message: None,
-    };
+    let gone = crate::KernelError { errno: Errno::ENODEV, message: None };
     Err(Error::kernel(plan.create_text(), gone))
 }
 
@@ -133,15 +119,10 @@ fn is_complete(found: &Link, link: &PodLink, netns: &Netns) -> Result<bool, Erro
     match found.owner(&link.attachment) {
         _ if found.is_doomed() => Ok(false),
         Owner::DeadAdd => Ok(false),
-        Owner::Other(alias) => Err(Error::HostLinkTaken {
-            name: name(),
-            alias,
-        }),
-        Owner::Add(sequence) if sequence > link.sequence => Err(Error::Superseded {
-            name: name(),
-            found: sequence,
-            wanted: link.sequence,
-        }),
+        Owner::Other(alias) => Err(Error::HostLinkTaken { name: name(), alias }),
+        Owner::Add(sequence) if sequence > link.sequence => {
+            Err(Error::Superseded { name: name(), found: sequence, wanted: link.sequence })
+        }
         Owner::Add(sequence) if sequence < link.sequence => Ok(false),
         Owner::Add(_) => Ok(check_pod(link, netns)?.is_empty()),
     }
@@ -166,10 +147,7 @@ impl Prepared {
             for (op, reply) in self.plan.host.iter().zip(replies) {
                 match op {
                     Op::HostRoute(address) => {
-                        let taken = reply
-                            .error
-                            .as_ref()
-                            .is_some_and(|e| e.errno == Errno::EEXIST);
+                        let taken = reply.error.as_ref().is_some_and(|e| e.errno == Errno::EEXIST);
                         if taken {
                             return Err(self.address_in_use(*address)?);
                         }
@@ -254,8 +232,6 @@ impl Socket {
     /// already is success.
     pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), Error> {
         let reply = self.one(message::del_link(index))?;
-        reply
-            .check_except(&[Errno::ENODEV], format_args!("link delete if{index}"))
-            .map(drop)
+        reply.check_except(&[Errno::ENODEV], format_args!("link delete if{index}")).map(drop)
     }
 }

@@ -50,10 +50,7 @@ impl fmt::Display for Difference {
             Self::ProxyArpOff(name) => write!(f, "proxy_arp is off on link {name} of the node"),
             Self::PodLinkMissing(name) => write!(f, "the pod has no interface {name}"),
             Self::NotThePeer(name) => {
-                write!(
-                    f,
-                    "the pod's interface {name} is not connected to its link on the node"
-                )
+                write!(f, "the pod's interface {name} is not connected to its link on the node")
             }
             Self::PodLinkDown(name) => write!(f, "the pod's interface {name} is down"),
             Self::AddressMissing(address) => write!(f, "the pod lacks its address {address}"),
@@ -93,16 +90,9 @@ fn check_host(socket: &mut Socket, link: &PodLink, host: &Link) -> Result<Vec<Di
         if family == Family::V4 && host.ipv4.is_none_or(|conf| conf.proxy_arp == 0) {
             differences.push(Difference::ProxyArpOff(host.name.clone()));
         }
-        let filter = RouteFilter {
-            ours: false,
-            link: Some(host.index),
-        };
+        let filter = RouteFilter { ours: false, link: Some(host.index) };
         let routes = socket.routes(family, filter)?;
-        for address in link
-            .addresses
-            .iter()
-            .filter(|ip| Family::of(**ip) == family)
-        {
+        for address in link.addresses.iter().filter(|ip| Family::of(**ip) == family) {
             if !has_route(&routes, Prefix::host(*address), None) {
                 differences.push(Difference::HostRouteMissing(*address));
             }
@@ -128,10 +118,7 @@ fn check_in_pod(pod: &mut Socket, link: &PodLink, host: &Link) -> Result<Vec<Dif
     let missing = link.addresses.iter().filter(missing);
     differences.extend(missing.map(|address| Difference::AddressMissing(*address)));
     for family in link.families() {
-        let filter = RouteFilter {
-            ours: false,
-            link: Some(interface.index),
-        };
+        let filter = RouteFilter { ours: false, link: Some(interface.index) };
         let routes = pod.routes(family, filter)?;
         let gateway = gateway(family);
         let default = Prefix::default_route(family);

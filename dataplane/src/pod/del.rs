@@ -42,12 +42,7 @@ pub enum DelOutcome {
 }
 
 /// Why a step of a DEL may fail: what it takes away has gone already.
-const GONE: &[Errno] = &[
-    Errno::ENODEV,
-    Errno::ENOENT,
-    Errno::ESRCH,
-    Errno::EADDRNOTAVAIL,
-];
+const GONE: &[Errno] = &[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL];
 
 /// Removes the link of an attachment and everything on it.
 ///
@@ -105,10 +100,8 @@ fn clear_pod(netns: &Netns, host: &Link) -> Result<Vec<IpAddr>, Error> {
         _ => return Ok(Vec::new()),
     }
     let found = pod.addresses(index)?;
-    let mut requests: Vec<_> = found
-        .iter()
-        .map(|found| message::del_address(index, found.ip, found.length))
-        .collect();
+    let mut requests: Vec<_> =
+        found.iter().map(|found| message::del_address(index, found.ip, found.length)).collect();
     requests.push(message::set_link_up(index, false, Vec::new()));
     let name = LinkAttribute::IfName(parked_name(index));
     requests.push(RouteNetlinkMessage::SetLink(message::set_link(index, vec![name])).into());
@@ -123,21 +116,13 @@ fn clear_pod(netns: &Netns, host: &Link) -> Result<Vec<IpAddr>, Error> {
 
 fn clear_host(socket: &mut Socket, host: &Link, addresses: &[IpAddr]) -> Result<(), Error> {
     // Link down flushes routes too, but then the kernel walks through the whole IPv4 table.
-    let mut requests: Vec<_> = addresses
-        .iter()
-        .map(|ip| message::del_link_route(Prefix::host(*ip), host.index))
-        .collect();
-    requests.extend(
-        host.altnames
-            .iter()
-            .map(|name| message::altname(host.index, name, false)),
-    );
+    let mut requests: Vec<_> =
+        addresses.iter().map(|ip| message::del_link_route(Prefix::host(*ip), host.index)).collect();
+    requests.extend(host.altnames.iter().map(|name| message::altname(host.index, name, false)));
     // On its own: in one message with a rename that fails, the link would stay up.
     requests.push(message::set_link_up(host.index, false, Vec::new()));
-    let park = vec![
-        LinkAttribute::IfName(parked_name(host.index)),
-        LinkAttribute::Group(DELETE_GROUP),
-    ];
+    let park =
+        vec![LinkAttribute::IfName(parked_name(host.index)), LinkAttribute::Group(DELETE_GROUP)];
     requests.push(RouteNetlinkMessage::SetLink(message::set_link(host.index, park)).into());
     let mut replies = socket.run(requests)?;
     let parked = replies.pop().and_then(|reply| reply.error);

@@ -23,13 +23,7 @@ pub fn pod_links() -> Result<Vec<FoundPodLink>, Error> {
     let links = socket.links(true)?;
     let mut routes: Vec<Route> = Vec::new();
     for family in [Family::V4, Family::V6] {
-        routes.extend(socket.routes(
-            family,
-            RouteFilter {
-                ours: true,
-                link: None,
-            },
-        )?);
+        routes.extend(socket.routes(family, RouteFilter { ours: true, link: None })?);
     }
     let ours = |link: &Link| {
         !link.is_doomed()
@@ -44,16 +38,8 @@ pub fn pod_links() -> Result<Vec<FoundPodLink>, Error> {
                     .iter()
                     .any(|hop| hop.ifindex == link.index && hop.gateway.is_none())
         };
-        let addresses = routes
-            .iter()
-            .filter(host_route)
-            .map(|r| r.prefix.address())
-            .collect();
-        FoundPodLink {
-            alias: link.twill_alias(),
-            addresses,
-            link,
-        }
+        let addresses = routes.iter().filter(host_route).map(|r| r.prefix.address()).collect();
+        FoundPodLink { alias: link.twill_alias(), addresses, link }
     });
     Ok(found.collect())
 }

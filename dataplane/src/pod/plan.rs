@@ -114,19 +114,8 @@ impl Plan {
         let host_name = link.host_ifname();
         let ipv6 = ipv6 && link.mtu >= IPV6_MIN_MTU;
         let alias = LinkAlias::new(&link.attachment, link.sequence).to_string();
-        let mut identify = vec![
-            Op::Identify {
-                alias,
-                no_link_local: ipv6,
-            },
-            Op::NoProxyDelay,
-        ];
-        identify.extend(
-            link.pod_name
-                .clone()
-                .filter(|name| is_altname(name))
-                .map(Op::AltName),
-        );
+        let mut identify = vec![Op::Identify { alias, no_link_local: ipv6 }, Op::NoProxyDelay];
+        identify.extend(link.pod_name.clone().filter(|name| is_altname(name)).map(Op::AltName));
         Ok(Self {
             identify,
             host_settings: host_settings(link, &host_name, ipv6),
@@ -142,16 +131,8 @@ impl Plan {
 
     /// The request that makes the pair.
     pub(super) fn create(&self, pod_netns: RawFd) -> Request {
-        let host = VethEnd {
-            name: &self.host_name,
-            mac: HOST_MAC,
-            mtu: self.mtu,
-        };
-        let pod = VethEnd {
-            name: &self.pod_name,
-            mac: self.pod_mac,
-            mtu: self.mtu,
-        };
+        let host = VethEnd { name: &self.host_name, mac: HOST_MAC, mtu: self.mtu };
+        let pod = VethEnd { name: &self.pod_name, mac: self.pod_mac, mtu: self.mtu };
         message::create_veth(&host, &pod, pod_netns)
     }
 
@@ -204,20 +185,11 @@ fn pod_ops(link: &PodLink) -> Vec<Op> {
     for family in link.families() {
         let gateway = gateway(family);
         if family == Family::V4 {
-            ops.push(Op::PodRoute {
-                destination: Prefix::host(gateway),
-                gateway: None,
-            });
+            ops.push(Op::PodRoute { destination: Prefix::host(gateway), gateway: None });
         }
         let destination = Prefix::default_route(family);
-        ops.push(Op::PodRoute {
-            destination,
-            gateway: Some(gateway),
-        });
-        ops.push(Op::Neighbour {
-            address: gateway,
-            mac: HOST_MAC,
-        });
+        ops.push(Op::PodRoute { destination, gateway: Some(gateway) });
+        ops.push(Op::Neighbour { address: gateway, mac: HOST_MAC });
     }
     ops
 }
@@ -226,11 +198,7 @@ fn host_ops(link: &PodLink) -> Vec<Op> {
     let mut ops = vec![Op::LinkUp(End::Host)];
     if link.families().any(|family| family == Family::V6) {
         // Without it the node could not ask for the pod's hardware address for three seconds.
-        ops.push(Op::Address {
-            end: End::Host,
-            address: GATEWAY_V6.into(),
-            length: 64,
-        });
+        ops.push(Op::Address { end: End::Host, address: GATEWAY_V6.into(), length: 64 });
     }
     ops.extend(link.addresses.iter().map(|address| Op::HostRoute(*address)));
     ops
@@ -250,15 +218,9 @@ impl Op {
         };
         match self {
             Self::AltName(name) => message::altname(indexes.host, name, true),
-            Self::Identify {
-                alias,
-                no_link_local,
-            } => {
-                let ipv4 = [
-                    (Ipv4Conf::Forwarding, 1),
-                    (Ipv4Conf::ProxyArp, 1),
-                    (Ipv4Conf::RpFilter, 1),
-                ];
+            Self::Identify { alias, no_link_local } => {
+                let ipv4 =
+                    [(Ipv4Conf::Forwarding, 1), (Ipv4Conf::ProxyArp, 1), (Ipv4Conf::RpFilter, 1)];
                 let attributes = vec![
                     LinkAttribute::IfAlias(alias.clone()),
                     message::af_spec(&ipv4, *no_link_local),
@@ -272,15 +234,12 @@ impl Op {
                 let not_a_router = message::af_spec(&[(Ipv4Conf::Forwarding, 0)], false);
                 message::set_link_up(indexes.pod, true, vec![not_a_router])
             }
-            Self::Address {
-                end,
-                address,
-                length,
-            } => message::add_address(index(end), *address, *length),
-            Self::PodRoute {
-                destination,
-                gateway,
-            } => message::add_route(message::link_route(*destination, indexes.pod, *gateway)),
+            Self::Address { end, address, length } => {
+                message::add_address(index(end), *address, *length)
+            }
+            Self::PodRoute { destination, gateway } => {
+                message::add_route(message::link_route(*destination, indexes.pod, *gateway))
+            }
             Self::HostRoute(address) => message::add_route(host_route(*address, indexes.host)),
             Self::Neighbour { address, mac } => message::add_neighbour(indexes.pod, *address, *mac),
         }
@@ -290,9 +249,7 @@ impl Op {
 fn host_route(address: IpAddr, index: u32) -> RouteMessage {
     let mut route = message::link_route(Prefix::host(address), index, None);
     if address.is_ipv6() {
-        route
-            .attributes
-            .push(RouteAttribute::Priority(HOST_ROUTE_METRIC_V6));
+        route.attributes.push(RouteAttribute::Priority(HOST_ROUTE_METRIC_V6));
     }
     route
 }
@@ -311,19 +268,9 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AltName(name) => write!(f, "link property add dev HOST altname {name}"),
-            Self::Identify {
-                alias,
-                no_link_local,
-            } => {
-                write!(
-                    f,
-                    "link set HOST alias {alias} forwarding 1 proxy_arp 1 rp_filter 1"
-                )?;
-                if *no_link_local {
-                    f.write_str(" addrgenmode none")
-                } else {
-                    Ok(())
-                }
+            Self::Identify { alias, no_link_local } => {
+                write!(f, "link set HOST alias {alias} forwarding 1 proxy_arp 1 rp_filter 1")?;
+                if *no_link_local { f.write_str(" addrgenmode none") } else { Ok(()) }
             }
             Self::NoProxyDelay => {
                 f.write_str("ntable change name arp_cache dev HOST proxy_delay 0")
@@ -331,42 +278,21 @@ impl fmt::Display for Op {
             Self::LoopbackUp => f.write_str("link set lo up"),
             Self::LinkUp(End::Host) => f.write_str("link set HOST up"),
             Self::LinkUp(End::Pod) => f.write_str("link set POD up forwarding 0"),
-            Self::Address {
-                end,
-                address,
-                length,
-            } => {
+            Self::Address { end, address, length } => {
                 write!(f, "address add {address}/{length} dev {end}")?;
-                if address.is_ipv6() {
-                    f.write_str(" nodad")
-                } else {
-                    Ok(())
-                }
+                if address.is_ipv6() { f.write_str(" nodad") } else { Ok(()) }
             }
-            Self::PodRoute {
-                destination,
-                gateway: Some(gateway),
-            } => {
+            Self::PodRoute { destination, gateway: Some(gateway) } => {
                 write!(f, "route add {destination} via {gateway} dev POD")
             }
-            Self::PodRoute {
-                destination,
-                gateway: None,
-            } => {
+            Self::PodRoute { destination, gateway: None } => {
                 write!(f, "route add {destination} dev POD scope link")
             }
             Self::HostRoute(address) => {
-                write!(
-                    f,
-                    "route add {} dev HOST scope link",
-                    Prefix::host(*address)
-                )
+                write!(f, "route add {} dev HOST scope link", Prefix::host(*address))
             }
             Self::Neighbour { address, mac } => {
-                write!(
-                    f,
-                    "neighbour replace {address} lladdr {mac} dev POD nud permanent"
-                )
+                write!(f, "neighbour replace {address} lladdr {mac} dev POD nud permanent")
             }
         }
     }

@@ -37,15 +37,9 @@ pub fn ip(arguments: &str) -> String {
 }
 
 pub fn try_ip(arguments: &str) -> Result<String, String> {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     match output.status.success() {
-        true => Ok(String::from_utf8(output.stdout)
-            .unwrap()
-            .trim_end()
-            .to_owned()),
+        true => Ok(String::from_utf8(output.stdout).unwrap().trim_end().to_owned()),
         false => Err(String::from_utf8(output.stderr).unwrap()),
     }
 }
@@ -57,10 +51,7 @@ pub fn ip_in(pod: &Netns, arguments: &str) -> String {
 
 /// The value of a setting under `/proc/sys/net` in the namespace of the calling thread.
 pub fn sysctl(key: &str) -> String {
-    std::fs::read_to_string(format!("/proc/sys/net/{key}"))
-        .unwrap()
-        .trim()
-        .to_owned()
+    std::fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap().trim().to_owned()
 }
 
 pub fn set_sysctl(key: &str, value: &str) {
@@ -68,21 +59,14 @@ pub fn set_sysctl(key: &str, value: &str) {
 }
 
 pub fn attachment(container: &str) -> AttachmentId {
-    AttachmentId {
-        network: "test".into(),
-        container_id: container.into(),
-        ifname: "eth0".into(),
-    }
+    AttachmentId { network: "test".into(), container_id: container.into(), ifname: "eth0".into() }
 }
 
 pub fn pod_link(container: &str, addresses: &[&str]) -> PodLink {
     PodLink {
         attachment: attachment(container),
         sequence: 5,
-        addresses: addresses
-            .iter()
-            .map(|ip| ip.parse::<IpAddr>().unwrap())
-            .collect(),
+        addresses: addresses.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect(),
         mtu: 1500,
         pod_name: None,
     }

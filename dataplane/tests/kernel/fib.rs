@@ -13,12 +13,7 @@ fn open() -> Fib {
 }
 
 fn ifindex(name: &str) -> u32 {
-    ip(&format!("-o link show {name}"))
-        .split(':')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
+    ip(&format!("-o link show {name}")).split(':').next().unwrap().parse().unwrap()
 }
 
 fn prefix(text: &str) -> Prefix {
@@ -41,10 +36,7 @@ fn learned(to: &str, gateways: &[&str], source: Option<&str>) -> LearnedRoute {
 }
 
 fn table(routes: &[LearnedRoute]) -> BTreeMap<Prefix, LearnedRoute> {
-    routes
-        .iter()
-        .map(|route| (route.prefix, route.clone()))
-        .collect()
+    routes.iter().map(|route| (route.prefix, route.clone())).collect()
 }
 
 /// Makes the kernel's learned routes be these, and reads them back.
@@ -61,10 +53,7 @@ fn learned_routes_come_change_and_go() {
         let mut fib = open();
         let v4 = |gateways: &[&str]| learned("10.10.0.0/26", gateways, Some("192.168.2.11"));
         let v6 = |gateways: &[&str]| learned("fd00:10::/122", gateways, Some("fd00:2::11"));
-        converge(
-            &mut fib,
-            &table(&[v4(&["192.168.2.1"]), v6(&["fd00:2::1"])]),
-        );
+        converge(&mut fib, &table(&[v4(&["192.168.2.1"]), v6(&["fd00:2::1"])]));
         assert_eq!(
             ip("route show 10.10.0.0/26"),
             "10.10.0.0/26 via 192.168.2.1 dev uplink proto 116 src 192.168.2.11 metric 512"
@@ -74,16 +63,11 @@ fn learned_routes_come_change_and_go() {
             "fd00:10::/122 via fd00:2::1 dev uplink proto 116 src fd00:2::11 metric 512 pref medium"
         );
         // To several routers, to other ones, and back to one.
-        let (v4_all, v6_all) = (
-            ["192.168.2.1", "192.168.2.2", "192.168.2.3"],
-            ["fd00:2::1", "fd00:2::2", "fe80::9"],
-        );
+        let (v4_all, v6_all) =
+            (["192.168.2.1", "192.168.2.2", "192.168.2.3"], ["fd00:2::1", "fd00:2::2", "fe80::9"]);
         converge(&mut fib, &table(&[v4(&v4_all), v6(&v6_all)]));
         assert_eq!(ip("route show 10.10.0.0/26").matches("nexthop").count(), 3);
-        assert_eq!(
-            ip("-6 route show fd00:10::/122").matches("nexthop").count(),
-            3
-        );
+        assert_eq!(ip("-6 route show fd00:10::/122").matches("nexthop").count(), 3);
         converge(&mut fib, &table(&[v4(&v4_all[1..]), v6(&v6_all[1..])]));
         converge(&mut fib, &table(&[v4(&v4_all[2..]), v6(&v6_all[2..])]));
         assert_eq!(ip("-6 route show fd00:10::/122").lines().count(), 1);
@@ -102,18 +86,10 @@ fn many_routes_and_the_errors_of_some() {
         uplink();
         let mut fib = open();
         let route = |index: u32, gateway: &str| {
-            learned(
-                &format!("10.{}.{}.0/24", 20 + index / 256, index % 256),
-                &[gateway],
-                None,
-            )
+            learned(&format!("10.{}.{}.0/24", 20 + index / 256, index % 256), &[gateway], None)
         };
         let uplink_index = ifindex("uplink");
-        let hop = NextHop {
-            gateway: None,
-            ifindex: uplink_index,
-            onlink: false,
-        };
+        let hop = NextHop { gateway: None, ifindex: uplink_index, onlink: false };
         let direct = |index: u32, gateway: &str| {
             let mut route = LearnedRoute {
                 prefix: prefix(&format!("10.{}.{}.0/24", 20 + index / 256, index % 256)),
@@ -124,27 +100,19 @@ fn many_routes_and_the_errors_of_some() {
             route.next_hops = [NextHop { gateway, ..hop }].into();
             route
         };
-        let good: Vec<_> = (0..1000)
-            .map(|index| direct(index, "192.168.2.1"))
-            .collect();
+        let good: Vec<_> = (0..1000).map(|index| direct(index, "192.168.2.1")).collect();
         let bad = route(1001, "203.0.113.1");
         let mut changes: Vec<_> = good.iter().cloned().map(FibChange::Replace).collect();
         changes.insert(500, FibChange::Replace(bad.clone()));
         changes.push(FibChange::Delete(prefix("10.99.0.0/24")));
         let refused = fib.apply(&changes).unwrap();
-        let text: Vec<_> = refused
-            .iter()
-            .map(|(prefix, why)| format!("{prefix}: {why}"))
-            .collect();
+        let text: Vec<_> = refused.iter().map(|(prefix, why)| format!("{prefix}: {why}")).collect();
         assert_eq!(
             text,
             ["10.23.233.0/24: ENETUNREACH: Network is unreachable (Nexthop has invalid gateway)"]
         );
         assert_eq!(fib.learned().unwrap(), table(&good));
-        let gone: Vec<_> = good
-            .iter()
-            .map(|route| FibChange::Delete(route.prefix))
-            .collect();
+        let gone: Vec<_> = good.iter().map(|route| FibChange::Delete(route.prefix)).collect();
         assert_eq!(fib.apply(&gone).unwrap(), []);
         assert_eq!(fib.learned().unwrap(), BTreeMap::new());
     });
@@ -161,10 +129,7 @@ fn foreign_routes_survive() {
         ] {
             ip(&format!("route add {route}"));
         }
-        let before = (
-            ip("route show proto static"),
-            ip("-6 route show proto static"),
-        );
+        let before = (ip("route show proto static"), ip("-6 route show proto static"));
         let mut fib = open();
         assert_eq!(fib.learned().unwrap(), BTreeMap::new());
         let routes = [
@@ -178,13 +143,7 @@ fn foreign_routes_survive() {
         assert_eq!(fib.apply(&delete).unwrap(), []);
         fib.sync_blocks(&[prefix("10.10.0.64/26")]).unwrap();
         fib.sync_blocks(&[]).unwrap();
-        assert_eq!(
-            (
-                ip("route show proto static"),
-                ip("-6 route show proto static")
-            ),
-            before
-        );
+        assert_eq!((ip("route show proto static"), ip("-6 route show proto static")), before);
     });
 }
 
@@ -194,11 +153,7 @@ fn blocks_refuse_what_no_pod_has() {
         uplink();
         ip("route add default via 192.168.2.1");
         let mut fib = open();
-        let blocks = [
-            prefix("10.10.0.0/26"),
-            prefix("10.10.0.64/26"),
-            prefix("fd00:10::/122"),
-        ];
+        let blocks = [prefix("10.10.0.0/26"), prefix("10.10.0.64/26"), prefix("fd00:10::/122")];
         assert_eq!(fib.sync_blocks(&blocks).unwrap(), []);
         assert_eq!(fib.sync_blocks(&blocks).unwrap(), []);
         assert_eq!(
@@ -212,11 +167,7 @@ fn blocks_refuse_what_no_pod_has() {
         add(&pod_link("a", &["10.10.0.5", "fd00:10::5"]), &pod);
         assert!(ip("route get 10.10.0.5").contains("dev twl"));
         assert!(ip("route get fd00:10::5").contains("dev twl"));
-        assert!(
-            try_ip("route get 10.10.0.6")
-                .unwrap_err()
-                .contains("No route to host")
-        );
+        assert!(try_ip("route get 10.10.0.6").unwrap_err().contains("No route to host"));
         assert!(try_ip("route get fd00:10::6").is_err());
         assert_eq!(fib.learned().unwrap(), BTreeMap::new());
 
@@ -245,26 +196,16 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         assert_eq!(direct, way(None, Some("192.168.2.11")));
         let hop = direct.next_hop(ip_of("192.168.2.1"));
         assert_eq!(hop.gateway, Some(ip_of("192.168.2.1")));
-        assert_eq!(
-            fib.resolve(ip_of("fd00:2::1")).unwrap(),
-            Some(way(None, Some("fd00:2::11")))
-        );
+        assert_eq!(fib.resolve(ip_of("fd00:2::1")).unwrap(), Some(way(None, Some("fd00:2::11"))));
         assert_eq!(fib.resolve(ip_of("192.168.3.12")).unwrap(), None);
         assert_eq!(fib.resolve(ip_of("fd00:3::12")).unwrap(), None);
-        assert_eq!(
-            fib.resolve(ip_of("192.168.2.11")).unwrap(),
-            None,
-            "our own address"
-        );
+        assert_eq!(fib.resolve(ip_of("192.168.2.11")).unwrap(), None, "our own address");
 
         // A node behind the router, as node2 of the demo is.
         ip("route add 192.168.0.0/16 via 192.168.2.1");
         let behind = fib.resolve(ip_of("192.168.3.12")).unwrap().unwrap();
         assert_eq!(behind, way(Some("192.168.2.1"), Some("192.168.2.11")));
-        assert_eq!(
-            behind.next_hop(ip_of("192.168.3.12")).gateway,
-            Some(ip_of("192.168.2.1"))
-        );
+        assert_eq!(behind.next_hop(ip_of("192.168.3.12")).gateway, Some(ip_of("192.168.2.1")));
 
         // A learned route to the next hop's network does not resolve it.
         let routes = [
@@ -292,11 +233,8 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         assert!(onlink.onlink);
         let next = onlink.next_hop(ip_of("203.0.113.5"));
         let mut desired = table(&routes);
-        let learned = LearnedRoute {
-            prefix: prefix("10.77.0.0/24"),
-            next_hops: [next].into(),
-            source: None,
-        };
+        let learned =
+            LearnedRoute { prefix: prefix("10.77.0.0/24"), next_hops: [next].into(), source: None };
         desired.insert(learned.prefix, learned);
         converge(&mut fib, &desired);
     });

@@ -33,10 +33,8 @@ fn forwarding_keeps_router_advertisements() {
         set_sysctl("ipv4/ip_forward", "0");
         set_sysctl("ipv6/conf/router/accept_ra", "0");
         let changes = node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
-        let text: Vec<_> = changes
-            .iter()
-            .map(|c| format!("{} {} {}", c.key, c.before, c.after))
-            .collect();
+        let text: Vec<_> =
+            changes.iter().map(|c| format!("{} {} {}", c.key, c.before, c.after)).collect();
         assert_eq!(
             text,
             [
@@ -46,10 +44,7 @@ fn forwarding_keeps_router_advertisements() {
             ]
         );
         assert_eq!(sysctl("ipv6/conf/uplink/forwarding"), "1");
-        assert_eq!(
-            node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap(),
-            []
-        );
+        assert_eq!(node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap(), []);
     });
 }
 
@@ -62,16 +57,10 @@ fn the_uplink_is_found_by_address_or_by_the_default_route() {
         for address in ["192.168.2.11", "fd00:2::11"] {
             let address = address.parse().unwrap();
             let link = node::link_for_address(address).unwrap().unwrap();
-            assert_eq!(
-                (link.name.as_str(), link.mtu, link.up),
-                ("uplink", 9000, true)
-            );
+            assert_eq!((link.name.as_str(), link.mtu, link.up), ("uplink", 9000, true));
             assert_eq!(node::uplink_mtu(Some(address)).unwrap(), 9000);
         }
-        assert_eq!(
-            node::link_for_address("192.168.2.12".parse().unwrap()).unwrap(),
-            None
-        );
+        assert_eq!(node::link_for_address("192.168.2.12".parse().unwrap()).unwrap(), None);
         // A node whose address is on lo, as with unnumbered uplinks.
         ip("address add 10.99.99.1/32 dev lo");
         let loopback = Some("10.99.99.1".parse().unwrap());

@@ -14,16 +14,10 @@ use crate::common::*;
 /// A datagram from the node (or from a pod) to a pod and back.
 fn reach(from: Option<&Netns>, pod: &Netns, address: &str) {
     let address: IpAddr = address.parse().unwrap();
-    let any: IpAddr = if address.is_ipv4() {
-        [0; 4].into()
-    } else {
-        [0; 16].into()
-    };
+    let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let open = |ip: IpAddr| {
         let socket = UdpSocket::bind(SocketAddr::new(ip, 0)).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         socket
     };
     let server = pod.enter(|| open(address)).unwrap();
@@ -34,13 +28,9 @@ fn reach(from: Option<&Netns>, pod: &Netns, address: &str) {
     client.connect(server.local_addr().unwrap()).unwrap();
     client.send(b"ping").unwrap();
     let mut buffer = [0; 8];
-    let (length, peer) = server
-        .recv_from(&mut buffer)
-        .expect("nothing came to the pod");
+    let (length, peer) = server.recv_from(&mut buffer).expect("nothing came to the pod");
     server.send_to(&buffer[..length], peer).unwrap();
-    client
-        .recv(&mut buffer)
-        .expect("nothing came back from the pod");
+    client.recv(&mut buffer).expect("nothing came back from the pod");
 }
 
 /// A node with addresses, on no network, and without a default route.
@@ -51,26 +41,9 @@ fn node_addresses() {
 }
 
 fn assert_nothing_left(pod: &Netns) {
-    assert_eq!(
-        ip("-o link show")
-            .lines()
-            .filter(|line| line.contains("twl"))
-            .count(),
-        0
-    );
-    assert_eq!(
-        ip_in(pod, "-o link show")
-            .lines()
-            .filter(|l| l.contains("eth0"))
-            .count(),
-        0
-    );
-    assert_eq!(
-        ip("route show proto 116 scope link")
-            .matches("10.10")
-            .count(),
-        0
-    );
+    assert_eq!(ip("-o link show").lines().filter(|line| line.contains("twl")).count(), 0);
+    assert_eq!(ip_in(pod, "-o link show").lines().filter(|l| l.contains("eth0")).count(), 0);
+    assert_eq!(ip("route show proto 116 scope link").matches("10.10").count(), 0);
 }
 
 #[test]
@@ -78,20 +51,12 @@ fn nothing_flows_before_activation_and_all_after() {
     on_a_node(|| {
         node_addresses();
         let pod = pod_netns();
-        let link = PodLink {
-            pod_name: Some("web-1".into()),
-            ..pod_link("a", &["10.10.0.5"])
-        };
+        let link = PodLink { pod_name: Some("web-1".into()), ..pod_link("a", &["10.10.0.5"]) };
         let prepared = prepare(&link, &pod).unwrap();
         let name = link.host_ifname();
         assert!(ip(&format!("-o link show {name}")).contains("state DOWN"));
         assert_eq!(ip("route show 10.10.0.5"), "");
-        assert_eq!(
-            ip_in(&pod, "-4 -o address show dev eth0")
-                .matches("10.10.0.5/32")
-                .count(),
-            1
-        );
+        assert_eq!(ip_in(&pod, "-4 -o address show dev eth0").matches("10.10.0.5/32").count(), 1);
 
         let up = prepared.activate().unwrap();
         assert_eq!(up.host_ifname, name);
@@ -104,10 +69,7 @@ fn nothing_flows_before_activation_and_all_after() {
         reach(None, &pod, "10.10.0.5");
 
         let shown = ip("-d -o link show web-1");
-        assert!(
-            shown.contains(&name) && shown.contains("addrgenmode none"),
-            "{shown}"
-        );
+        assert!(shown.contains(&name) && shown.contains("addrgenmode none"), "{shown}");
         let alias = LinkAlias::new(&link.attachment, 5).to_string();
         assert!(ip("link show web-1").contains(&format!("alias {alias}")));
         let conf = |key: &str| sysctl(&format!("ipv4/conf/{name}/{key}"));
@@ -137,8 +99,7 @@ fn dual_stack_even_where_ipv6_is_off_by_default() {
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/forwarding", "1"),
         ];
-        one.enter(|| settings.map(|(key, value)| set_sysctl(key, value)))
-            .unwrap();
+        one.enter(|| settings.map(|(key, value)| set_sysctl(key, value))).unwrap();
         let link = pod_link("a", &["10.10.0.5", "fd00:10::5"]);
         let up = add(&link, &one);
         add(&pod_link("b", &["10.10.0.6", "fd00:10::6"]), &two);
@@ -154,10 +115,7 @@ fn dual_stack_even_where_ipv6_is_off_by_default() {
         })
         .unwrap();
         let shown = ip(&format!("-6 -o address show dev {}", up.host_ifname));
-        assert!(
-            shown.contains("fe80::1/64") && shown.lines().count() == 1,
-            "{shown}"
-        );
+        assert!(shown.contains("fe80::1/64") && shown.lines().count() == 1, "{shown}");
         assert!(!shown.contains("tentative"));
         assert_eq!(check_pod(&link, &one).unwrap(), []);
     });
@@ -223,22 +181,12 @@ fn leftovers_of_earlier_adds_make_way() {
         add(&link, &pod);
         assert_eq!(check_pod(&link, &pod).unwrap(), []);
         // An ADD before a restart of the container, in another namespace.
-        let (newer, elsewhere) = (
-            PodLink {
-                sequence: 6,
-                ..link.clone()
-            },
-            pod_netns(),
-        );
+        let (newer, elsewhere) = (PodLink { sequence: 6, ..link.clone() }, pod_netns());
         add(&newer, &elsewhere);
         assert_eq!(check_pod(&newer, &elsewhere).unwrap(), []);
         // The earlier one comes late.
         match prepare(&link, &pod) {
-            Err(Error::Superseded {
-                found: 6,
-                wanted: 5,
-                ..
-            }) => {}
+            Err(Error::Superseded { found: 6, wanted: 5, .. }) => {}
             other => panic!("{other:?}"),
         }
         assert_eq!(check_pod(&newer, &elsewhere).unwrap(), []);
@@ -291,24 +239,12 @@ fn a_missing_setting_takes_everything_back() {
     on_a_node(|| {
         let pod = pod_netns();
         // An MTU below IPv6's takes the IPv6 settings away after they were planned.
-        let link = PodLink {
-            mtu: 1280,
-            ..pod_link("a", &["fd00:10::5"])
-        };
+        let link = PodLink { mtu: 1280, ..pod_link("a", &["fd00:10::5"]) };
         set_sysctl("ipv6/conf/default/mtu", "1280");
         add(&link, &pod);
-        let refused = PodLink {
-            mtu: 1279,
-            ..pod_link("b", &["fd00:10::6"])
-        };
-        assert!(matches!(
-            prepare(&refused, &pod),
-            Err(Error::MtuTooSmall { mtu: 1279 })
-        ));
-        let refused = PodLink {
-            mtu: 70_000,
-            ..pod_link("c", &["10.10.0.6"])
-        };
+        let refused = PodLink { mtu: 1279, ..pod_link("b", &["fd00:10::6"]) };
+        assert!(matches!(prepare(&refused, &pod), Err(Error::MtuTooSmall { mtu: 1279 })));
+        let refused = PodLink { mtu: 70_000, ..pod_link("c", &["10.10.0.6"]) };
         let error = prepare(&refused, &pod_netns()).unwrap_err();
         assert!(error.to_string().contains("mtu 70000"), "{error}");
         assert!(!ip("-o link show").contains(&refused.host_ifname()));
@@ -321,16 +257,9 @@ fn an_address_of_another_link_takes_everything_back() {
         uplink();
         for address in ["10.10.0.5", "fd00:10::5"] {
             let pod = pod_netns();
-            let metric = if address.contains(':') {
-                "metric 256"
-            } else {
-                ""
-            };
+            let metric = if address.contains(':') { "metric 256" } else { "" };
             ip(&format!("route add {address} dev uplink {metric}"));
-            match prepare(&pod_link("a", &[address]), &pod)
-                .unwrap()
-                .activate()
-            {
+            match prepare(&pod_link("a", &[address]), &pod).unwrap().activate() {
                 Err(error @ Error::AddressInUse { .. }) => {
                     assert!(error.to_string().contains("`uplink`"), "{error}");
                 }
@@ -386,9 +315,6 @@ fn pods_are_found_again() {
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(found[0].alias, Some(LinkAlias::new(&link.attachment, 5)));
         assert_eq!(found[0].addresses, link.addresses);
-        assert_eq!(
-            (found[1].link.name.as_str(), &found[1].alias),
-            (dead.as_str(), &None)
-        );
+        assert_eq!((found[1].link.name.as_str(), &found[1].alias), (dead.as_str(), &None));
     });
 }

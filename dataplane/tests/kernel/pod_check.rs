@@ -15,78 +15,35 @@ fn broken(in_pod: bool, command: &'static str, expected: &'static str) {
         };
         run(&pod, &command.replace("HOST", &up.host_ifname));
         let found = check_pod(&link, &pod).unwrap();
-        let text: Vec<String> = found
-            .iter()
-            .map(|difference| difference.to_string())
-            .collect();
-        assert_eq!(
-            text.join("; ").replace(&up.host_ifname, "HOST"),
-            expected,
-            "after {command}"
-        );
+        let text: Vec<String> = found.iter().map(|difference| difference.to_string()).collect();
+        assert_eq!(text.join("; ").replace(&up.host_ifname, "HOST"), expected, "after {command}");
     });
 }
 
 #[test]
 fn each_broken_piece_is_found() {
     broken(false, "link delete HOST", "the node has no link HOST");
-    broken(
-        false,
-        "link set HOST name other",
-        "the node has no link HOST",
-    );
-    broken(
-        false,
-        "link set HOST group 1953982828",
-        "the node has no link HOST",
-    );
-    broken(
-        false,
-        "link set HOST alias other",
-        "link HOST on the node is not of this attachment",
-    );
+    broken(false, "link set HOST name other", "the node has no link HOST");
+    broken(false, "link set HOST group 1953982828", "the node has no link HOST");
+    broken(false, "link set HOST alias other", "link HOST on the node is not of this attachment");
     broken(
         false,
         "link set HOST down",
         "link HOST on the node is down; the node has no route for 10.10.0.5 to the pod; \
          the node has no route for fd00:10::5 to the pod",
     );
-    broken(
-        false,
-        "route delete 10.10.0.5",
-        "the node has no route for 10.10.0.5 to the pod",
-    );
-    broken(
-        false,
-        "route delete fd00:10::5",
-        "the node has no route for fd00:10::5 to the pod",
-    );
-    broken(
-        true,
-        "link set eth0 name eth7",
-        "the pod has no interface eth0",
-    );
+    broken(false, "route delete 10.10.0.5", "the node has no route for 10.10.0.5 to the pod");
+    broken(false, "route delete fd00:10::5", "the node has no route for fd00:10::5 to the pod");
+    broken(true, "link set eth0 name eth7", "the pod has no interface eth0");
     broken(
         true,
         "address delete 10.10.0.5/32 dev eth0",
         "the pod lacks its address 10.10.0.5; the pod lacks its route to 169.254.1.1/32; \
          the pod lacks its route to 0.0.0.0/0",
     );
-    broken(
-        true,
-        "address delete fd00:10::5/128 dev eth0",
-        "the pod lacks its address fd00:10::5",
-    );
-    broken(
-        true,
-        "route delete default",
-        "the pod lacks its route to 0.0.0.0/0",
-    );
-    broken(
-        true,
-        "-6 route delete default",
-        "the pod lacks its route to ::/0",
-    );
+    broken(true, "address delete fd00:10::5/128 dev eth0", "the pod lacks its address fd00:10::5");
+    broken(true, "route delete default", "the pod lacks its route to 0.0.0.0/0");
+    broken(true, "-6 route delete default", "the pod lacks its route to ::/0");
 }
 
 #[test]
@@ -98,23 +55,13 @@ fn a_link_that_is_not_the_peer_is_found() {
         set_sysctl(&format!("ipv4/conf/{}/proxy_arp", up.host_ifname), "0");
         ip_in(&pod, "link set eth0 down");
         let found = check_pod(&link, &pod).unwrap();
-        let text = found
-            .iter()
-            .map(|difference| difference.to_string())
-            .collect::<Vec<_>>();
+        let text = found.iter().map(|difference| difference.to_string()).collect::<Vec<_>>();
         assert!(text[0].starts_with("proxy_arp is off"), "{text:?}");
-        assert!(
-            text.contains(&"the pod's interface eth0 is down".to_owned()),
-            "{text:?}"
-        );
+        assert!(text.contains(&"the pod's interface eth0 is down".to_owned()), "{text:?}");
         ip_in(&pod, "link set eth0 name eth7");
         ip_in(&pod, "link add eth0 type veth peer name eth1");
         let found = check_pod(&link, &pod).unwrap();
-        assert!(
-            found
-                .iter()
-                .any(|d| d.to_string().contains("is not connected to its link"))
-        );
+        assert!(found.iter().any(|d| d.to_string().contains("is not connected to its link")));
     });
 }
 

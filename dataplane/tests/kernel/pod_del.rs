@@ -9,9 +9,7 @@ use crate::common::*;
 const GROUP: u32 = twill_types::DELETE_GROUP;
 
 fn removed(sequence: u64) -> DelOutcome {
-    DelOutcome::Removed {
-        sequence: Some(sequence),
-    }
+    DelOutcome::Removed { sequence: Some(sequence) }
 }
 
 #[test]
@@ -19,34 +17,22 @@ fn a_deferred_del_cuts_off_at_once_and_makes_way_for_the_next_add() {
     on_a_node(|| {
         let pod = pod_netns();
         let addresses = ["10.10.0.5", "fd00:10::5"];
-        let link = PodLink {
-            pod_name: Some("web-1".into()),
-            ..pod_link("a", &addresses)
-        };
+        let link = PodLink { pod_name: Some("web-1".into()), ..pod_link("a", &addresses) };
         let up = add(&link, &pod);
         let del = || del_pod(&link.attachment, Some(5), Some(&pod), DelMode::Deferred).unwrap();
         assert_eq!(del(), removed(5));
         assert_eq!(del(), DelOutcome::Absent);
 
         let shown = ip(&format!("-o link show group {GROUP}"));
-        assert!(
-            shown.contains(&format!("twd{}@", up.host_ifindex)),
-            "{shown}"
-        );
-        assert!(
-            shown.contains("state DOWN") && !shown.contains("web-1"),
-            "{shown}"
-        );
+        assert!(shown.contains(&format!("twd{}@", up.host_ifindex)), "{shown}");
+        assert!(shown.contains("state DOWN") && !shown.contains("web-1"), "{shown}");
         assert_eq!(ip("route show proto 116"), "");
         assert_eq!(ip("-6 route show proto 116"), "");
         assert_eq!(ip_in(&pod, "-o address show scope global"), "");
         assert!(!ip_in(&pod, "-o link show").contains("eth0"));
         assert_eq!(pod_links().unwrap(), []);
 
-        let next = PodLink {
-            sequence: 6,
-            ..link.clone()
-        };
+        let next = PodLink { sequence: 6, ..link.clone() };
         add(&next, &pod);
         assert_eq!(check_pod(&next, &pod).unwrap(), []);
         assert_eq!(delete_group_links(10).unwrap(), 1);
@@ -125,18 +111,12 @@ fn a_del_needs_no_namespace() {
 fn a_del_after_a_dead_add() {
     on_a_node(|| {
         let link = pod_link("a", &["10.10.0.5"]);
-        ip(&format!(
-            "link add {} type veth peer name other",
-            link.host_ifname()
-        ));
+        ip(&format!("link add {} type veth peer name other", link.host_ifname()));
         let outcome = del_pod(&link.attachment, Some(1), None, DelMode::Deferred).unwrap();
         assert_eq!(outcome, DelOutcome::Removed { sequence: None });
         assert_eq!(delete_group_links(10).unwrap(), 1);
         // A link that only has the name is not touched.
-        ip(&format!(
-            "link add {} type veth peer name other",
-            link.host_ifname()
-        ));
+        ip(&format!("link add {} type veth peer name other", link.host_ifname()));
         ip(&format!("link set {} alias mine", link.host_ifname()));
         let outcome = del_pod(&link.attachment, None, None, DelMode::Immediate).unwrap();
         assert_eq!(outcome, DelOutcome::Absent);
@@ -150,10 +130,7 @@ fn a_taken_name_makes_the_deletion_immediate() {
         let pod = pod_netns();
         let link = pod_link("a", &["10.10.0.5"]);
         let up = add(&link, &pod);
-        ip(&format!(
-            "link add twd{} type veth peer name other",
-            up.host_ifindex
-        ));
+        ip(&format!("link add twd{} type veth peer name other", up.host_ifindex));
         let outcome = del_pod(&link.attachment, None, Some(&pod), DelMode::Deferred).unwrap();
         assert_eq!(outcome, removed(5));
         assert!(!ip("-o link show").contains(&up.host_ifname));
@@ -165,9 +142,7 @@ fn a_taken_name_makes_the_deletion_immediate() {
 fn links_are_deleted_in_batches() {
     on_a_node(|| {
         for index in 0..13 {
-            ip(&format!(
-                "link add a{index} group {GROUP} type veth peer name b{index}"
-            ));
+            ip(&format!("link add a{index} group {GROUP} type veth peer name b{index}"));
         }
         assert_eq!(delete_group_links(10).unwrap(), 10);
         assert_eq!(ip("-o link show type veth").lines().count(), 6);

@@ -3,20 +3,13 @@ use proptest::prelude::*;
 use super::*;
 
 fn id(n: u8) -> AttachmentId {
-    AttachmentId {
-        network: "n".into(),
-        container_id: format!("c{n}"),
-        ifname: "eth0".into(),
-    }
+    AttachmentId { network: "n".into(), container_id: format!("c{n}"), ifname: "eth0".into() }
 }
 
 fn request(n: u8, families: &[Family], cookie: u64) -> AssignRequest {
     AssignRequest {
         attachment: id(n),
-        pools: families
-            .iter()
-            .map(|f| (*f, vec![format!("pool-{f}")]))
-            .collect(),
+        pools: families.iter().map(|f| (*f, vec![format!("pool-{f}")])).collect(),
         netns: format!("/run/netns/{n}"),
         netns_cookie: Some(cookie),
         pod: None,
@@ -43,10 +36,8 @@ fn assign(allocator: &mut Allocator, request: &AssignRequest) -> Result<Assignme
 }
 
 fn release(allocator: &mut Allocator, n: u8, sequence: Option<u64>) -> Vec<IpAddr> {
-    let (changes, outcome) = allocator.plan_release(&ReleaseRequest {
-        attachment: id(n),
-        sequence,
-    });
+    let (changes, outcome) =
+        allocator.plan_release(&ReleaseRequest { attachment: id(n), sequence });
     for change in &changes {
         allocator.apply(change);
     }
@@ -61,13 +52,7 @@ fn the_same_attachment_gets_the_same_answer() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
     let first = assign(&mut allocator, &request(1, V4, 7)).unwrap();
     let again = assign(&mut allocator, &request(1, V4, 7)).unwrap();
-    assert_eq!(
-        again,
-        Assignment {
-            fresh: false,
-            ..first
-        }
-    );
+    assert_eq!(again, Assignment { fresh: false, ..first });
 }
 
 #[test]
@@ -77,14 +62,8 @@ fn a_restarted_container_keeps_its_address_under_a_new_number() {
     let second = assign(&mut allocator, &request(1, V4, 8)).unwrap();
     assert_eq!(second.addresses, first.addresses);
     assert!(second.sequence > first.sequence && second.fresh);
-    assert_eq!(
-        release(&mut allocator, 1, Some(first.sequence)),
-        [] as [IpAddr; 0]
-    );
-    assert_eq!(
-        release(&mut allocator, 1, Some(second.sequence)),
-        first.addresses
-    );
+    assert_eq!(release(&mut allocator, 1, Some(first.sequence)), [] as [IpAddr; 0]);
+    assert_eq!(release(&mut allocator, 1, Some(second.sequence)), first.addresses);
 }
 
 #[test]
@@ -98,30 +77,15 @@ fn both_families_or_none() {
 #[test]
 fn a_freed_address_is_used_last_and_only_when_its_link_is_gone() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
-    let first = assign(&mut allocator, &request(1, V4, 1))
-        .unwrap()
-        .addresses;
+    let first = assign(&mut allocator, &request(1, V4, 1)).unwrap().addresses;
     release(&mut allocator, 1, None);
     for n in 2..=4 {
-        assert_ne!(
-            assign(&mut allocator, &request(n, V4, 1))
-                .unwrap()
-                .addresses,
-            first
-        );
+        assert_ne!(assign(&mut allocator, &request(n, V4, 1)).unwrap().addresses, first);
     }
-    assert!(
-        assign(&mut allocator, &request(5, V4, 1)).is_err(),
-        "its link still exists"
-    );
+    assert!(assign(&mut allocator, &request(5, V4, 1)).is_err(), "its link still exists");
     let round = allocator.begin_round();
     allocator.end_round(round);
-    assert_eq!(
-        assign(&mut allocator, &request(5, V4, 1))
-            .unwrap()
-            .addresses,
-        first
-    );
+    assert_eq!(assign(&mut allocator, &request(5, V4, 1)).unwrap().addresses, first);
 }
 
 #[test]
@@ -129,10 +93,7 @@ fn a_block_that_is_not_assignable_gives_nothing_and_keeps_what_it_gave() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
     assign(&mut allocator, &request(1, V4, 1)).unwrap();
     let block: Block = "10.0.0.0/30".parse().unwrap();
-    let owned = OwnedBlock {
-        block,
-        pool: "pool-IPv4".into(),
-    };
+    let owned = OwnedBlock { block, pool: "pool-IPv4".into() };
     allocator.apply(&Change::Block(owned, false));
     assert!(assign(&mut allocator, &request(2, V4, 1)).is_err());
     assert_eq!(allocator.plan_remove_block(block), None);

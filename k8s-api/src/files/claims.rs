@@ -60,9 +60,7 @@ impl Claim {
     fn from_manifest(manifest: BlockAffinity) -> Result<Self, String> {
         let name = manifest.spec.cidr.claim_name();
         if manifest.metadata.name != name {
-            return Err(format!(
-                "spec.cidr is the block {name}, but metadata.name is another"
-            ));
+            return Err(format!("spec.cidr is the block {name}, but metadata.name is another"));
         }
         Ok(Self {
             block: manifest.spec.cidr,
@@ -96,11 +94,7 @@ pub fn read_claim(directory: &Path, block: Block) -> Result<Option<Claim>, FileE
     read_own::<BlockAffinity>(&text)
         .and_then(Claim::from_manifest)
         .and_then(|claim| {
-            if claim.block == block {
-                Ok(claim)
-            } else {
-                Err(format!("claims {}", claim.block))
-            }
+            if claim.block == block { Ok(claim) } else { Err(format!("claims {}", claim.block)) }
         })
         .map(Some)
         .map_err(|message| FileError::Damaged { path, message })
@@ -146,8 +140,5 @@ fn claim_block(file_name: &str) -> Option<Block> {
 
 /// The blocks that have a claim, whether it can be read or not: their names are enough.
 pub fn claimed_blocks(directory: &Path) -> Result<Vec<Block>, FileError> {
-    Ok(claim_files(directory)?
-        .iter()
-        .filter_map(|file| claim_block(file))
-        .collect())
+    Ok(claim_files(directory)?.iter().filter_map(|file| claim_block(file)).collect())
 }

@@ -69,10 +69,7 @@ pub fn load_directory(directory: &Path) -> Result<Catalog, FileError> {
         Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
         other => other?,
     };
-    let files: Vec<Loaded> = names
-        .iter()
-        .map(|name| load_file(&directory.join(name)))
-        .collect();
+    let files: Vec<Loaded> = names.iter().map(|name| load_file(&directory.join(name))).collect();
     Ok(catalog(&files))
 }
 
@@ -81,10 +78,9 @@ pub(crate) fn load_file(path: &Path) -> Loaded {
     let name = path.display().to_string();
     match read_text(path) {
         Ok(text) => load_manifests(&text, &name),
-        Err(error) => Loaded {
-            resources: Vec::new(),
-            problems: vec![Problem::unreadable(name, &error)],
-        },
+        Err(error) => {
+            Loaded { resources: Vec::new(), problems: vec![Problem::unreadable(name, &error)] }
+        }
     }
 }
 
@@ -184,10 +180,7 @@ fn find(directory: &Path, id: &ObjectId) -> Result<Option<Place>, FileError> {
             let ids = identities(document.text);
             if ids.contains(id) {
                 if ids.len() > 1 {
-                    return Err(FileError::InList {
-                        object: id.clone(),
-                        path,
-                    });
+                    return Err(FileError::InList { object: id.clone(), path });
                 }
                 // A link stays a link: the file behind it is what changes.
                 let path = fs::canonicalize(&path).map_err(failed("resolve", &path))?;
@@ -201,15 +194,9 @@ fn find(directory: &Path, id: &ObjectId) -> Result<Option<Place>, FileError> {
 impl Place {
     fn holds(&self, resource: &Resource) -> bool {
         let documents = yaml::split(&self.text);
-        let loaded = documents
-            .get(self.index)
-            .map(|document| load_manifests(document.text, ""));
+        let loaded = documents.get(self.index).map(|document| load_manifests(document.text, ""));
         loaded.is_some_and(|loaded| {
-            !loaded.has_errors()
-                && loaded
-                    .resources
-                    .iter()
-                    .any(|found| found.value == *resource)
+            !loaded.has_errors() && loaded.resources.iter().any(|found| found.value == *resource)
         })
     }
 
@@ -241,13 +228,8 @@ impl Place {
 /// The text of an object as it goes into a file: as it was written, if that can stand anywhere in
 /// a file, else written anew.
 fn body(manifest: &Loc<Resource>, path: &Path) -> Result<String, FileError> {
-    let is_json = path
-        .extension()
-        .is_some_and(|extension| extension == "json");
-    let written = manifest
-        .text
-        .as_deref()
-        .map(|text| Document { text, line: 1 });
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    let written = manifest.text.as_deref().map(|text| Document { text, line: 1 });
     let mut text = match written.as_ref().and_then(Document::body) {
         Some(text) if !is_json => text,
         _ if is_json => manifest.value.to_json()?,

@@ -99,19 +99,13 @@ pub(crate) fn failed<'a>(
     action: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> FileError + 'a {
-    move |source| FileError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| FileError::Io { action, path: path.to_owned(), source }
 }
 
 /// Whether a file of this name in the datastore's directory is read: `*.yaml`, `*.yml` and
 /// `*.json`, not hidden ones (editors' and our own temporary files are).
 pub fn is_manifest(file_name: &str) -> bool {
-    let extension = Path::new(file_name)
-        .extension()
-        .and_then(|extension| extension.to_str());
+    let extension = Path::new(file_name).extension().and_then(|extension| extension.to_str());
     !file_name.starts_with('.') && matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
@@ -135,18 +129,14 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
     // Before opening: opening a pipe waits for its writer.
     let is_file = fs::metadata(path).map_err(failed("read", path))?.is_file();
     if !is_file {
-        return Err(FileError::NotRegular {
-            path: path.to_owned(),
-        });
+        return Err(FileError::NotRegular { path: path.to_owned() });
     }
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
         .map_err(failed("read", path))?;
     if bytes.len() as u64 > LARGEST {
-        return Err(FileError::TooLarge {
-            path: path.to_owned(),
-        });
+        return Err(FileError::TooLarge { path: path.to_owned() });
     }
     String::from_utf8(bytes).map_err(|error| FileError::NotText {
         path: path.to_owned(),
@@ -165,9 +155,7 @@ pub fn make_directory(path: &Path) -> Result<(), FileError> {
 
 /// Makes what was linked, renamed or unlinked in a directory outlive a power cut.
 pub fn sync_directory(path: &Path) -> Result<(), FileError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("sync", path))
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
 }
 
 /// A lock on a directory's content among writers, held until dropped.
@@ -265,9 +253,7 @@ impl Temporary {
             .mode(0o644)
             .open(path)
             .map_err(failed("make", path))?;
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(failed("write", path))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", path))?;
         Ok(temporary)
     }
 }

@@ -59,10 +59,7 @@ pub fn read_statuses(directory: &Path) -> Result<Statuses, FileError> {
             }
             let text = read_text(&path).unwrap_or_default();
             if let Ok(status) = serde_json::from_str::<Status>(&text) {
-                statuses
-                    .entry(status.object)
-                    .or_default()
-                    .insert(status.node, status.conditions);
+                statuses.entry(status.object).or_default().insert(status.node, status.conditions);
             }
         }
     }
@@ -74,21 +71,14 @@ fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>, FileError> {
     let listing = match fs::read_dir(directory) {
         Ok(listing) => listing,
         Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
             return Ok(Vec::new());
         }
         Err(error) => return Err(failed("list", directory)(error)),
     };
     listing
-        .map(|entry| {
-            entry
-                .map(|entry| entry.path())
-                .map_err(failed("list", directory))
-        })
+        .map(|entry| entry.map(|entry| entry.path()).map_err(failed("list", directory)))
         .collect()
 }
 

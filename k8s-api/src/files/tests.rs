@@ -19,11 +19,7 @@ fn loc(text: &str) -> Loc<Resource> {
 }
 
 fn id(name: &str) -> ObjectId {
-    ObjectId {
-        kind: "ippool".into(),
-        namespace: None,
-        name: name.into(),
-    }
+    ObjectId { kind: "ippool".into(), namespace: None, name: name.into() }
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -42,20 +38,11 @@ fn applies_keep_the_text_and_are_idempotent() {
     let dir = dir.path().join("made");
     let text = format!("---\n{}", pool("a", "10.0.0.0/16"));
     let path = dir.join("ippool.a.yaml");
-    assert_eq!(
-        apply_manifest(&dir, &loc(&text)).unwrap(),
-        Applied::Created(path.clone())
-    );
+    assert_eq!(apply_manifest(&dir, &loc(&text)).unwrap(), Applied::Created(path.clone()));
     assert_eq!(fs::read_to_string(&path).unwrap(), pool("a", "10.0.0.0/16"));
-    assert_eq!(
-        apply_manifest(&dir, &loc(&text)).unwrap(),
-        Applied::Unchanged(path.clone())
-    );
+    assert_eq!(apply_manifest(&dir, &loc(&text)).unwrap(), Applied::Unchanged(path.clone()));
     let changed = pool("a", "10.1.0.0/16");
-    assert_eq!(
-        apply_manifest(&dir, &loc(&changed)).unwrap(),
-        Applied::Configured(path.clone())
-    );
+    assert_eq!(apply_manifest(&dir, &loc(&changed)).unwrap(), Applied::Configured(path.clone()));
     assert_eq!(fs::read_to_string(&path).unwrap(), changed);
     assert_eq!(find_manifest(&dir, &id("a")).unwrap(), Some(path.clone()));
     assert_eq!(remove_manifest(&dir, &id("a")).unwrap(), Some(path));
@@ -67,17 +54,9 @@ fn applies_keep_the_text_and_are_idempotent() {
 fn documents_of_a_users_file_are_replaced_in_place() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pools.yml");
-    let (a, b, c) = (
-        pool("a", "10.0.0.0/16"),
-        pool("b", "10.1.0.0/16"),
-        pool("c", "10.2.0.0/16"),
-    );
+    let (a, b, c) = (pool("a", "10.0.0.0/16"), pool("b", "10.1.0.0/16"), pool("c", "10.2.0.0/16"));
     let broken = "kind: [\n";
-    fs::write(
-        &file,
-        format!("# ours\n---\n{a}...\n{b}--- # last\n{c}---\n{broken}"),
-    )
-    .unwrap();
+    fs::write(&file, format!("# ours\n---\n{a}...\n{b}--- # last\n{c}---\n{broken}")).unwrap();
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let new = pool("b", "10.9.0.0/16").replace("kind", "# changed\nkind");
     let applied = apply_manifest(dir.path(), &loc(&new)).unwrap();
@@ -89,15 +68,9 @@ fn documents_of_a_users_file_are_replaced_in_place() {
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     for name in ["a", "b"] {
-        assert_eq!(
-            remove_manifest(dir.path(), &id(name)).unwrap(),
-            Some(file.clone())
-        );
+        assert_eq!(remove_manifest(dir.path(), &id(name)).unwrap(), Some(file.clone()));
     }
-    assert_eq!(
-        fs::read_to_string(&file).unwrap(),
-        format!("--- # last\n{c}---\n{broken}")
-    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("--- # last\n{c}---\n{broken}"));
     assert_eq!(names(dir.path()), ["pools.yml"]);
 }
 
@@ -122,16 +95,8 @@ fn items_of_lists_are_left_alone() {
         format!("{{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [{item}, {other}]}}");
     fs::write(dir.path().join("list.yaml"), &list).unwrap();
     let error = apply_manifest(dir.path(), &loc(&pool("a", "10.1.0.0/16"))).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("ippool a is an item of a List in "),
-        "{error}"
-    );
-    assert_eq!(
-        fs::read_to_string(dir.path().join("list.yaml")).unwrap(),
-        list
-    );
+    assert!(error.to_string().contains("ippool a is an item of a List in "), "{error}");
+    assert_eq!(fs::read_to_string(dir.path().join("list.yaml")).unwrap(), list);
     // From a list into the directory: each item gets a file of its own.
     let dir = tempfile::tempdir().unwrap();
     for resource in load_manifests(&list, "stdin").resources {
@@ -147,11 +112,7 @@ fn a_taken_file_name_gets_a_second_document() {
     let file = dir.path().join("ippool.a.yaml");
     fs::write(&file, pool("z", "10.0.0.0/16").trim_end()).unwrap();
     apply_manifest(dir.path(), &loc(&pool("a", "10.1.0.0/16"))).unwrap();
-    let expected = format!(
-        "{}---\n{}",
-        pool("z", "10.0.0.0/16"),
-        pool("a", "10.1.0.0/16")
-    );
+    let expected = format!("{}---\n{}", pool("z", "10.0.0.0/16"), pool("a", "10.1.0.0/16"));
     assert_eq!(fs::read_to_string(&file).unwrap(), expected);
 }
 
@@ -164,11 +125,7 @@ fn links_stay_links() {
     symlink(&real, dir.path().join("link.yaml")).unwrap();
     apply_manifest(dir.path(), &loc(&pool("a", "10.1.0.0/16"))).unwrap();
     assert_eq!(fs::read_to_string(&real).unwrap(), pool("a", "10.1.0.0/16"));
-    assert!(
-        fs::symlink_metadata(dir.path().join("link.yaml"))
-            .unwrap()
-            .is_symlink()
-    );
+    assert!(fs::symlink_metadata(dir.path().join("link.yaml")).unwrap().is_symlink());
 }
 
 #[test]
@@ -178,10 +135,7 @@ fn objects_of_other_kinds_are_kept() {
                 namespace: dev\nspec:\n  podSelector: {}\n";
     let loaded = load_manifests(text, "stdin");
     apply_manifest(dir.path(), &loaded.resources[0]).unwrap();
-    assert_eq!(
-        names(dir.path()),
-        ["networkpolicy.networking.k8s.io.dev.deny.yaml"]
-    );
+    assert_eq!(names(dir.path()), ["networkpolicy.networking.k8s.io.dev.deny.yaml"]);
     let catalog = load_directory(dir.path()).unwrap();
     assert_eq!(catalog.problems.len(), 1);
     assert_eq!(catalog.problems[0].severity, Severity::Note);
@@ -191,11 +145,7 @@ fn objects_of_other_kinds_are_kept() {
 fn the_first_file_has_an_object() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("b.yaml"), pool("a", "10.1.0.0/16")).unwrap();
-    fs::write(
-        dir.path().join("a.yaml"),
-        format!("\n{}", pool("a", "10.0.0.0/16")),
-    )
-    .unwrap();
+    fs::write(dir.path().join("a.yaml"), format!("\n{}", pool("a", "10.0.0.0/16"))).unwrap();
     fs::write(dir.path().join(".hidden.yaml"), "x: [").unwrap();
     fs::write(dir.path().join("notes.txt"), "x: [").unwrap();
     let catalog = load_directory(dir.path()).unwrap();
@@ -206,14 +156,7 @@ fn the_first_file_has_an_object() {
         "error: {b}:1: metadata.name: ippool a is also in {a}:2, and that one is used; remove one \
          of them"
     );
-    assert_eq!(
-        catalog
-            .problems
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-        [expected]
-    );
+    assert_eq!(catalog.problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
 }
 
 #[test]
@@ -221,19 +164,10 @@ fn what_is_no_text_file_is_a_problem() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("a.yaml")).unwrap();
     let pipe = dir.path().join("b.yaml");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     fs::write(dir.path().join("c.yaml"), b"a: \xff").unwrap();
     symlink("/nowhere", dir.path().join("d.yaml")).unwrap();
-    File::create(dir.path().join("e.yaml"))
-        .unwrap()
-        .set_len(LARGEST + 1)
-        .unwrap();
+    File::create(dir.path().join("e.yaml")).unwrap().set_len(LARGEST + 1).unwrap();
     let problems = load_directory(dir.path()).unwrap().problems;
     for (problem, expected) in problems.iter().zip([
         "not a regular file",
@@ -245,10 +179,7 @@ fn what_is_no_text_file_is_a_problem() {
         assert!(problem.to_string().contains(expected), "{problem}");
     }
     assert_eq!(problems.len(), 5);
-    assert_eq!(
-        load_directory(&dir.path().join("none")).unwrap(),
-        Catalog::default()
-    );
+    assert_eq!(load_directory(&dir.path().join("none")).unwrap(), Catalog::default());
 }
 
 #[test]
@@ -276,10 +207,7 @@ fn claims_read_back() {
     let path = claims.join(Claim::file_name(block));
     assert!(create_file(&path, claim.to_yaml().unwrap().as_bytes()).unwrap());
     assert!(!create_file(&path, b"another").unwrap());
-    assert_eq!(
-        read_claim(dir.path(), block).unwrap().as_ref(),
-        Some(&claim)
-    );
+    assert_eq!(read_claim(dir.path(), block).unwrap().as_ref(), Some(&claim));
     fs::write(claims.join("0a0a0080-26.yaml"), claim.to_yaml().unwrap()).unwrap();
     fs::write(claims.join("0a0a00c0-26.yaml"), "").unwrap();
     fs::write(claims.join("what.yaml"), "").unwrap();
@@ -306,10 +234,7 @@ fn statuses_are_written_once_and_merged() {
     assert_eq!(names(&dir.path().join("status/n1")), ["ippool.a.json"]);
     let statuses = read_statuses(dir.path()).unwrap();
     let manifest = with_status(&resource, &statuses).unwrap();
-    assert_eq!(
-        manifest["status"]["nodes"][0]["conditions"][0]["message"],
-        "y"
-    );
+    assert_eq!(manifest["status"]["nodes"][0]["conditions"][0]["message"], "y");
     assert_eq!(manifest["status"]["nodes"][1]["name"], "n2");
     assert!(remove_status(dir.path(), "n1", &resource.id()).unwrap());
     assert!(!remove_status(dir.path(), "n1", &resource.id()).unwrap());

@@ -34,10 +34,7 @@ pub struct BgpConfigurationSpec {
     #[serde(rename = "serviceExternalIPs", skip_serializing_if = "Vec::is_empty")]
     pub service_external_ips: Vec<ServiceCidr>,
     /// Ranges of load balancer addresses to announce.
-    #[serde(
-        rename = "serviceLoadBalancerIPs",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(rename = "serviceLoadBalancerIPs", skip_serializing_if = "Vec::is_empty")]
     pub service_load_balancer_ips: Vec<ServiceCidr>,
     /// Whether load balancer ranges are announced whole.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,16 +55,10 @@ pub struct BgpConfigurationSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignored_interfaces: Vec<String>,
     /// The address at which pods peer with their node, IPv4.
-    #[serde(
-        rename = "localWorkloadPeeringIPV4",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "localWorkloadPeeringIPV4", skip_serializing_if = "Option::is_none")]
     pub local_workload_peering_ipv4: Option<Ipv4Addr>,
     /// The same in IPv6.
-    #[serde(
-        rename = "localWorkloadPeeringIPV6",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "localWorkloadPeeringIPV6", skip_serializing_if = "Option::is_none")]
     pub local_workload_peering_ipv6: Option<Ipv6Addr>,
     /// Which of Calico's parts writes routes between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,21 +144,12 @@ impl Rules for BgpConfiguration {
             );
         }
         if spec.listen_port == Some(0) {
-            report.error(
-                "spec.listenPort",
-                format!("ports are 1 to 65535; {BGP_PORT} is usual"),
-            );
+            report.error("spec.listenPort", format!("ports are 1 to 65535; {BGP_PORT} is usual"));
         }
         for (path, set) in [
-            (
-                "spec.nodeToNodeMeshEnabled",
-                spec.node_to_node_mesh_enabled.is_some(),
-            ),
+            ("spec.nodeToNodeMeshEnabled", spec.node_to_node_mesh_enabled.is_some()),
             ("spec.nodeMeshPassword", spec.node_mesh_password.is_some()),
-            (
-                "spec.nodeMeshMaxRestartTime",
-                spec.node_mesh_max_restart_time.is_some(),
-            ),
+            ("spec.nodeMeshMaxRestartTime", spec.node_mesh_max_restart_time.is_some()),
         ] {
             if set && !is_default {
                 report.error(
@@ -177,14 +159,8 @@ impl Rules for BgpConfiguration {
             }
         }
         for (path, priority) in [
-            (
-                "spec.ipv4NormalRoutePriority",
-                spec.ipv4_normal_route_priority,
-            ),
-            (
-                "spec.ipv6NormalRoutePriority",
-                spec.ipv6_normal_route_priority,
-            ),
+            ("spec.ipv4NormalRoutePriority", spec.ipv4_normal_route_priority),
+            ("spec.ipv6NormalRoutePriority", spec.ipv6_normal_route_priority),
         ] {
             if priority.is_some_and(|priority| !(1..=2_147_483_646).contains(&priority)) {
                 report.error(path, "a priority is 1 to 2147483646");
@@ -209,16 +185,8 @@ impl Rules for BgpConfiguration {
                 "spec.bindMode",
                 "nodes listen on all addresses",
             )
-            .when(
-                !spec.service_cluster_ips.is_empty(),
-                "spec.serviceClusterIPs",
-                services,
-            )
-            .when(
-                !spec.service_external_ips.is_empty(),
-                "spec.serviceExternalIPs",
-                services,
-            )
+            .when(!spec.service_cluster_ips.is_empty(), "spec.serviceClusterIPs", services)
+            .when(!spec.service_external_ips.is_empty(), "spec.serviceExternalIPs", services)
             .when(
                 !spec.service_load_balancer_ips.is_empty(),
                 "spec.serviceLoadBalancerIPs",
@@ -229,16 +197,8 @@ impl Rules for BgpConfiguration {
                 "spec.serviceLoadBalancerAggregation",
                 services,
             )
-            .when(
-                !spec.communities.is_empty(),
-                "spec.communities",
-                communities,
-            )
-            .when(
-                !spec.prefix_advertisements.is_empty(),
-                "spec.prefixAdvertisements",
-                communities,
-            )
+            .when(!spec.communities.is_empty(), "spec.communities", communities)
+            .when(!spec.prefix_advertisements.is_empty(), "spec.prefixAdvertisements", communities)
             .when(
                 spec.node_mesh_password.is_some(),
                 "spec.nodeMeshPassword",
@@ -269,16 +229,8 @@ impl Rules for BgpConfiguration {
                 "spec.programClusterRoutes",
                 "twilld writes all routes between nodes",
             )
-            .when(
-                spec.ipv4_normal_route_priority.is_some(),
-                "spec.ipv4NormalRoutePriority",
-                metric,
-            )
-            .when(
-                spec.ipv6_normal_route_priority.is_some(),
-                "spec.ipv6NormalRoutePriority",
-                metric,
-            )
+            .when(spec.ipv4_normal_route_priority.is_some(), "spec.ipv4NormalRoutePriority", metric)
+            .when(spec.ipv6_normal_route_priority.is_some(), "spec.ipv6NormalRoutePriority", metric)
             .done()
     }
 }

@@ -136,11 +136,7 @@ pub struct FilterOperation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub add_community: Option<AddCommunity>,
     /// AS numbers in front of the path.
-    #[serde(
-        default,
-        rename = "prependASPath",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "prependASPath", skip_serializing_if = "Option::is_none")]
     pub prepend_as_path: Option<AsPathPrefix>,
     /// Another metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -177,29 +173,17 @@ impl Rules for BgpFilter {
     }
 
     fn unsupported(&self) -> Vec<Unsupported> {
-        Effects::new()
-            .when(true, "spec", "nothing is filtered")
-            .done()
+        Effects::new().when(true, "spec", "nothing is filtered").done()
     }
 }
 
 impl BgpFilterRule {
     fn check(&self, path: &str, report: &mut Report) {
         if self.cidr.is_some() != self.match_operator.is_some() {
-            report.error(
-                path,
-                "cidr and matchOperator come together; add the other one",
-            );
+            report.error(path, "cidr and matchOperator come together; add the other one");
         }
-        if self
-            .communities
-            .as_ref()
-            .is_some_and(|communities| communities.values.len() != 1)
-        {
-            report.error(
-                &format!("{path}.communities.values"),
-                "takes exactly one community",
-            );
+        if self.communities.as_ref().is_some_and(|communities| communities.values.len() != 1) {
+            report.error(&format!("{path}.communities.values"), "takes exactly one community");
         }
         if self.operations.is_some() && self.action == FilterAction::Reject {
             report.error(&format!("{path}.operations"), "changes need action: Accept");

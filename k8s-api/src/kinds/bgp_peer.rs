@@ -55,10 +55,7 @@ pub struct BgpPeerSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keepalive_time: Option<String>,
     /// How often our own AS number may stand in a received path.
-    #[serde(
-        rename = "numAllowedLocalASNumbers",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "numAllowedLocalASNumbers", skip_serializing_if = "Option::is_none")]
     pub num_allowed_local_as_numbers: Option<i32>,
     /// How many hops away the peer may be (RFC 5082).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,19 +163,11 @@ impl FromStr for PeerAddress {
         let address = if let Ok(ip) = text.parse() {
             Self { ip, port: None }
         } else if let Ok(socket) = text.parse::<SocketAddr>() {
-            Self {
-                ip: socket.ip(),
-                port: Some(socket.port()),
-            }
+            Self { ip: socket.ip(), port: Some(socket.port()) }
         } else {
-            let inside = text
-                .strip_prefix('[')
-                .and_then(|text| text.strip_suffix(']'));
+            let inside = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
             match inside.map(Ipv6Addr::from_str) {
-                Some(Ok(ip)) => Self {
-                    ip: ip.into(),
-                    port: None,
-                },
+                Some(Ok(ip)) => Self { ip: ip.into(), port: None },
                 _ => return Err(PeerAddressError::Syntax(text.to_owned())),
             }
         };
@@ -210,9 +199,7 @@ impl Serialize for PeerAddress {
 
 impl<'de> Deserialize<'de> for PeerAddress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -234,24 +221,15 @@ impl Rules for BgpPeer {
         report.exclusive(("spec.node", by_node), ("spec.nodeSelector", by_selector));
         let peer_ip = ("spec.peerIP", spec.peer_ip.is_some());
         let peer_selector = ("spec.peerSelector", spec.peer_selector.is_some());
-        let workloads = (
-            "spec.localWorkloadSelector",
-            spec.local_workload_selector.is_some(),
-        );
+        let workloads = ("spec.localWorkloadSelector", spec.local_workload_selector.is_some());
         report.exclusive(peer_ip, peer_selector);
         report.exclusive(peer_ip, workloads);
         report.exclusive(peer_selector, workloads);
         if !peer_ip.1 && !peer_selector.1 && !workloads.1 {
-            report.error(
-                "spec.peerIP",
-                "the peer has no address; write peerIP: 192.0.2.1",
-            );
+            report.error("spec.peerIP", "the peer has no address; write peerIP: 192.0.2.1");
         }
         if (peer_ip.1 || workloads.1) && spec.as_number.is_none() {
-            report.error(
-                "spec.asNumber",
-                "the peer's AS number is missing; add asNumber: 64512",
-            );
+            report.error("spec.asNumber", "the peer's AS number is missing; add asNumber: 64512");
         }
         if peer_selector.1 && spec.as_number.is_some() {
             report.error(
@@ -264,25 +242,16 @@ impl Rules for BgpPeer {
             ("spec.keepOriginalNextHop", spec.keep_original_next_hop),
         );
         if spec.reachable_by.is_some() && !peer_ip.1 {
-            report.error(
-                "spec.reachableBy",
-                "needs peerIP: it is the way to that address",
-            );
+            report.error("spec.reachableBy", "needs peerIP: it is the way to that address");
         }
         if let (Some(gateway), Some(peer)) = (spec.reachable_by, spec.peer_ip)
             && gateway.is_ipv4() != peer.ip.is_ipv4()
         {
-            report.error(
-                "spec.reachableBy",
-                format!("must be of the same family as {}", peer.ip),
-            );
+            report.error("spec.reachableBy", format!("must be of the same family as {}", peer.ip));
         }
         report.selector("spec.nodeSelector", spec.node_selector.as_ref());
         report.selector("spec.peerSelector", spec.peer_selector.as_ref());
-        report.selector(
-            "spec.localWorkloadSelector",
-            spec.local_workload_selector.as_ref(),
-        );
+        report.selector("spec.localWorkloadSelector", spec.local_workload_selector.as_ref());
     }
 
     fn unsupported(&self) -> Vec<Unsupported> {
@@ -290,31 +259,13 @@ impl Rules for BgpPeer {
         let no_session = "no session is made; name the peer by peerIP";
         let next_hop = "the next hop is chosen by RFC 4271 section 5.1.3";
         let local_as = "the peer sees the node's own AS number";
-        let source = "sessions come from the node's address";
         Effects::new()
+            .when(spec.peer_selector.is_some(), "spec.peerSelector", no_session)
+            .when(spec.local_workload_selector.is_some(), "spec.localWorkloadSelector", no_session)
+            .when(spec.local_as_number.is_some(), "spec.localASNumber", local_as)
+            .when(spec.keep_original_next_hop, "spec.keepOriginalNextHop", next_hop)
             .when(
-                spec.peer_selector.is_some(),
-                "spec.peerSelector",
-                no_session,
-            )
-            .when(
-                spec.local_workload_selector.is_some(),
-                "spec.localWorkloadSelector",
-                no_session,
-            )
-            .when(
-                spec.local_as_number.is_some(),
-                "spec.localASNumber",
-                local_as,
-            )
-            .when(
-                spec.keep_original_next_hop,
-                "spec.keepOriginalNextHop",
-                next_hop,
-            )
-            .when(
-                spec.next_hop_mode
-                    .is_some_and(|mode| mode != NextHopMode::Auto),
+                spec.next_hop_mode.is_some_and(|mode| mode != NextHopMode::Auto),
                 "spec.nextHopMode",
                 next_hop,
             )
@@ -322,11 +273,6 @@ impl Rules for BgpPeer {
                 spec.password.is_some(),
                 "spec.password",
                 "the session is opened without a password, and a peer that wants one refuses it",
-            )
-            .when(
-                spec.source_address == Some(SourceAddress::None),
-                "spec.sourceAddress",
-                source,
             )
             .when(
                 spec.max_restart_time.is_some(),
@@ -339,8 +285,7 @@ impl Rules for BgpPeer {
                 "keepalives come at a third of the hold time",
             )
             .when(
-                spec.num_allowed_local_as_numbers
-                    .is_some_and(|number| number > 0),
+                spec.num_allowed_local_as_numbers.is_some_and(|number| number > 0),
                 "spec.numAllowedLocalASNumbers",
                 "routes whose path holds our AS number are refused",
             )
@@ -349,16 +294,8 @@ impl Rules for BgpPeer {
                 "spec.ttlSecurity",
                 "packets from any distance are taken",
             )
-            .when(
-                spec.reachable_by.is_some(),
-                "spec.reachableBy",
-                "no route to the peer is made",
-            )
-            .when(
-                !spec.filters.is_empty(),
-                "spec.filters",
-                "nothing is filtered",
-            )
+            .when(spec.reachable_by.is_some(), "spec.reachableBy", "no route to the peer is made")
+            .when(!spec.filters.is_empty(), "spec.filters", "nothing is filtered")
             .when(
                 spec.reverse_peering == Some(ReversePeering::Auto),
                 "spec.reversePeering",
@@ -382,11 +319,7 @@ mod tests {
             ("[fd00::1]", "fd00::1", None),
         ] {
             let address: PeerAddress = text.parse().unwrap();
-            assert_eq!(
-                (address.ip.to_string().as_str(), address.port),
-                (ip, port),
-                "{text}"
-            );
+            assert_eq!((address.ip.to_string().as_str(), address.port), (ip, port), "{text}");
             assert_eq!(address.to_string().parse(), Ok(address));
         }
         for text in [

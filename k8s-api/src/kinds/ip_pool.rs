@@ -36,11 +36,7 @@ pub struct IpPoolSpec {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disabled: bool,
     /// Whether BGP keeps quiet about it.
-    #[serde(
-        default,
-        rename = "disableBGPExport",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
     /// What its addresses are for; unset: workloads and tunnels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,16 +88,12 @@ impl IpPoolSpec {
 
     /// Whether a node with these labels uses it.
     pub fn selects(&self, labels: &impl twill_selector::Labels) -> bool {
-        self.node_selector
-            .as_ref()
-            .is_none_or(|selector| selector.matches(labels))
+        self.node_selector.as_ref().is_none_or(|selector| selector.matches(labels))
     }
 
     /// Whether pods may have its addresses.
     pub fn is_for_workloads(&self) -> bool {
-        self.allowed_uses
-            .as_ref()
-            .is_none_or(|uses| uses.contains(&AllowedUse::Workload))
+        self.allowed_uses.as_ref().is_none_or(|uses| uses.contains(&AllowedUse::Workload))
     }
 
     /// Whether pods get its addresses without asking for it by name.
@@ -123,11 +115,7 @@ impl IpPoolSpec {
                 self.cidr.length(),
             );
             report.error(
-                if self.block_size.is_some() {
-                    "spec.blockSize"
-                } else {
-                    "spec.cidr"
-                },
+                if self.block_size.is_some() { "spec.blockSize" } else { "spec.cidr" },
                 message,
             );
         }
@@ -156,10 +144,7 @@ impl IpPoolSpec {
             return;
         };
         if uses.is_empty() {
-            report.error(
-                "spec.allowedUses",
-                "an empty list allows nothing; remove the field",
-            );
+            report.error("spec.allowedUses", "an empty list allows nothing; remove the field");
         }
         if uses.contains(&AllowedUse::Tunnel) && self.namespace_selector.is_some() {
             let message =
@@ -175,21 +160,14 @@ impl IpPoolSpec {
                 "LoadBalancer stands alone; make another pool for the rest",
             );
         }
-        if self
-            .node_selector
-            .as_ref()
-            .is_some_and(|selector| *selector != Selector::all())
-        {
+        if self.node_selector.as_ref().is_some_and(|selector| *selector != Selector::all()) {
             let message = "a LoadBalancer pool belongs to no node; write all()";
             report.error("spec.nodeSelector", message);
         }
         for (path, set) in [
             ("spec.ipipMode", ipip),
             ("spec.vxlanMode", vxlan),
-            (
-                "spec.disableBGPExport",
-                self.disable_bgp_export == Some(true),
-            ),
+            ("spec.disableBGPExport", self.disable_bgp_export == Some(true)),
         ] {
             if set {
                 report.error(path, "cannot be set in a LoadBalancer pool; remove it");
@@ -203,10 +181,7 @@ impl Rules for IpPool {
         self.spec.check_sizes(report);
         self.spec.check_uses(report);
         report.selector("spec.nodeSelector", self.spec.node_selector.as_ref());
-        report.selector(
-            "spec.namespaceSelector",
-            self.spec.namespace_selector.as_ref(),
-        );
+        report.selector("spec.namespaceSelector", self.spec.namespace_selector.as_ref());
     }
 
     fn unsupported(&self) -> Vec<Unsupported> {

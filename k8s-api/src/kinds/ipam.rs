@@ -20,10 +20,7 @@ pub struct IpamConfigSpec {
     #[serde(skip_serializing_if = "is_zero")]
     pub max_blocks_per_host: u32,
     /// Whether a virtual machine keeps its address.
-    #[serde(
-        rename = "kubeVirtVMAddressPersistence",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "kubeVirtVMAddressPersistence", skip_serializing_if = "Option::is_none")]
     pub kube_virt_vm_address_persistence: Option<VmAddressPersistence>,
     /// How long an address rests after use, seconds.
     #[serde(skip_serializing_if = "is_zero")]
@@ -39,10 +36,7 @@ pub enum VmAddressPersistence {
     Disabled,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde hands out references"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
@@ -73,10 +67,7 @@ impl Rules for IpamConfig {
             );
         }
         if spec.max_blocks_per_host > 0 && !spec.strict_affinity {
-            report.error(
-                "spec.maxBlocksPerHost",
-                "a limit needs strictAffinity: true",
-            );
+            report.error("spec.maxBlocksPerHost", "a limit needs strictAffinity: true");
         }
         if spec.max_blocks_per_host > 1_000_000 {
             report.error("spec.maxBlocksPerHost", "is at most 1000000");

@@ -47,20 +47,13 @@ impl Report {
     }
 
     fn push(&mut self, severity: Severity, path: &str, message: String) {
-        self.findings.push(Finding {
-            severity,
-            path: path.to_owned(),
-            message,
-        });
+        self.findings.push(Finding { severity, path: path.to_owned(), message });
     }
 
     /// Two fields of which at most one may be set.
     pub(crate) fn exclusive(&mut self, (a, a_set): (&str, bool), (b, b_set): (&str, bool)) {
         if a_set && b_set {
-            self.error(
-                b,
-                format!("{b} and {a} exclude each other; remove one of them"),
-            );
+            self.error(b, format!("{b} and {a} exclude each other; remove one of them"));
         }
     }
 
@@ -72,10 +65,7 @@ impl Report {
             self.error(path, format!("a selector has at most {LONGEST} characters"));
         }
         if selector.is_global() {
-            self.error(
-                path,
-                "global() selects nothing here; write all() for everything",
-            );
+            self.error(path, "global() selects nothing here; write all() for everything");
         }
     }
 }
@@ -90,10 +80,7 @@ impl Effects {
 
     pub(crate) fn when(mut self, set: bool, field: &str, effect: &str) -> Self {
         if set {
-            self.0.push(Unsupported {
-                field: field.to_owned(),
-                effect: effect.to_owned(),
-            });
+            self.0.push(Unsupported { field: field.to_owned(), effect: effect.to_owned() });
         }
         self
     }

@@ -88,9 +88,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     };
     let address: IpAddr = address.parse().ok()?;
     let fits = |length: &str| {
-        length
-            .parse::<u8>()
-            .is_ok_and(|length| length <= Family::of(address).bits())
+        length.parse::<u8>().is_ok_and(|length| length <= Family::of(address).bits())
     };
     let usable = !address.is_unspecified() && !address.is_multicast();
     (usable && length.is_none_or(fits)).then_some(address)
@@ -109,11 +107,7 @@ impl Rules for Node {
                 self.address(Family::V6).is_some(),
                 "an IPv6 address such as fd00::11 or fd00::11/64",
             ),
-            (
-                AS_NUMBER,
-                self.as_number().is_some(),
-                "an AS number from 1 to 4294967295",
-            ),
+            (AS_NUMBER, self.as_number().is_some(), "an AS number from 1 to 4294967295"),
             (
                 ROUTE_REFLECTOR_CLUSTER_ID,
                 self.route_reflector_cluster_id().is_some(),
@@ -122,17 +116,14 @@ impl Rules for Node {
         ];
         for (key, is_right, expected) in rules {
             if self.annotation(key).is_some() && !is_right {
-                report.error(
-                    &format!("metadata.annotations.{key}"),
-                    format!("expected {expected}"),
-                );
+                report
+                    .error(&format!("metadata.annotations.{key}"), format!("expected {expected}"));
             }
         }
         for (index, block) in self.spec.blocks.iter().enumerate() {
             let earlier = &self.spec.blocks[..index];
-            if let Some(other) = earlier
-                .iter()
-                .find(|other| other.prefix().overlaps(block.prefix()))
+            if let Some(other) =
+                earlier.iter().find(|other| other.prefix().overlaps(block.prefix()))
             {
                 let message = format!("overlaps {other}, which stands before it; remove one");
                 report.error(&format!("spec.blocks[{index}]"), message);

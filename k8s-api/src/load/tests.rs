@@ -3,11 +3,7 @@ use twill_types::Family;
 use super::*;
 
 fn problems(text: &str) -> Vec<String> {
-    load_manifests(text, "m.yaml")
-        .problems
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    load_manifests(text, "m.yaml").problems.iter().map(ToString::to_string).collect()
 }
 
 /// A manifest with its `spec`, given as lines without indentation.
@@ -31,16 +27,10 @@ fn samples_load_without_a_word() {
     let catalog = crate::files::load_directory(&samples).unwrap();
     assert_eq!(catalog.problems, []);
     let names: Vec<_> = catalog.resources.keys().map(ToString::to_string).collect();
-    for name in [
-        "bgppeer peer-rack1",
-        "bgppeer peer-tor-switch",
-        "ipamconfig default",
-        "ippool app-pool",
-    ] {
-        assert!(
-            names.iter().any(|found| found == name),
-            "{name} is not in {names:?}"
-        );
+    for name in
+        ["bgppeer peer-rack1", "bgppeer peer-tor-switch", "ipamconfig default", "ippool app-pool"]
+    {
+        assert!(names.iter().any(|found| found == name), "{name} is not in {names:?}");
     }
     let resources: Vec<_> = catalog.resources.values().map(|loc| &loc.value).collect();
     for resource in resources {
@@ -100,10 +90,7 @@ fn every_field_of_calico_is_known() {
              reversePeering: Auto",
         ),
         ("BGPPeer", "nodeSelector: has(a)\npeerSelector: has(b)"),
-        (
-            "BGPPeer",
-            "localWorkloadSelector: has(a)\nasNumber: 65000\nkeepOriginalNextHop: true",
-        ),
+        ("BGPPeer", "localWorkloadSelector: has(a)\nasNumber: 65000\nkeepOriginalNextHop: true"),
         (
             "BGPConfiguration",
             "logSeverityScreen: Info\nnodeToNodeMeshEnabled: false\nasNumber: 64512\n\
@@ -147,37 +134,21 @@ fn every_field_of_calico_is_known() {
 fn what_has_no_effect_is_told() {
     let unsupported = |kind: &str, spec: &str| -> Vec<String> {
         let resource = only(&manifest(kind, "default", spec));
-        resource
-            .unsupported()
-            .into_iter()
-            .map(|unsupported| unsupported.field)
-            .collect()
+        resource.unsupported().into_iter().map(|unsupported| unsupported.field).collect()
     };
     assert_eq!(
-        unsupported(
-            "IPPool",
-            "cidr: 10.0.0.0/16\nnatOutgoing: true\nipipMode: Always"
-        ),
+        unsupported("IPPool", "cidr: 10.0.0.0/16\nnatOutgoing: true\nipipMode: Always"),
         ["spec.ipipMode", "spec.natOutgoing"]
     );
     assert_eq!(
-        unsupported(
-            "IPPool",
-            "cidr: 10.0.0.0/16\nnatOutgoing: false\nipipMode: Never"
-        ),
+        unsupported("IPPool", "cidr: 10.0.0.0/16\nnatOutgoing: false\nipipMode: Never"),
         [""; 0]
     );
     assert_eq!(
-        unsupported(
-            "BGPPeer",
-            "peerIP: 10.0.0.1\nasNumber: 1\nfilters: [a]\nttlSecurity: 1"
-        ),
+        unsupported("BGPPeer", "peerIP: 10.0.0.1\nasNumber: 1\nfilters: [a]\nttlSecurity: 1"),
         ["spec.ttlSecurity", "spec.filters"]
     );
-    assert_eq!(
-        unsupported("BGPConfiguration", "bindMode: NodeIP"),
-        ["spec.bindMode"]
-    );
+    assert_eq!(unsupported("BGPConfiguration", "bindMode: NodeIP"), ["spec.bindMode"]);
     assert_eq!(
         unsupported("IPReservation", "reservedCIDRs: [10.0.0.0/30]"),
         ["spec.reservedCIDRs"]
@@ -189,11 +160,7 @@ fn what_has_no_effect_is_told() {
 #[test]
 fn invalid_values_name_place_value_and_remedy() {
     for (kind, spec, expected) in [
-        (
-            "IPPool",
-            "blockSize: 26",
-            "error: m.yaml:5: spec: field `cidr` is missing; add it",
-        ),
+        ("IPPool", "blockSize: 26", "error: m.yaml:5: spec: field `cidr` is missing; add it"),
         (
             "IPPool",
             "cidr: 10.0.0.1/16",
@@ -338,11 +305,7 @@ fn invalid_values_name_place_value_and_remedy() {
 
 #[test]
 fn a_disabled_pool_may_be_smaller_than_its_blocks() {
-    only(&manifest(
-        "IPPool",
-        "p",
-        "cidr: 10.0.0.0/28\ndisabled: true",
-    ));
+    only(&manifest("IPPool", "p", "cidr: 10.0.0.0/28\ndisabled: true"));
 }
 
 #[test]
@@ -361,17 +324,12 @@ fn unknown_fields_are_warnings_with_a_remedy() {
         assert_eq!(problems(&text), [expected]);
         assert_eq!(load_manifests(&text, "").resources.len(), 1);
     }
-    let text = manifest(
-        "BGPPeer",
-        "p",
-        "peerIP: 10.0.0.1\nasNumber: 1\npassword:\n  secretKeyReff: {}",
-    );
+    let text =
+        manifest("BGPPeer", "p", "peerIP: 10.0.0.1\nasNumber: 1\npassword:\n  secretKeyReff: {}");
     assert_eq!(
         problems(&text),
-        [
-            "warning: m.yaml:9: spec.password.secretKeyReff: unknown field; did you mean \
-          `secretKeyRef`? It has no effect now"
-        ]
+        ["warning: m.yaml:9: spec.password.secretKeyReff: unknown field; did you mean \
+          `secretKeyRef`? It has no effect now"]
     );
 }
 
@@ -425,29 +383,17 @@ fn headers() {
     ] {
         assert_eq!(problems(text), [expected], "{text}");
     }
-    let loaded = load_manifests(
-        "apiVersion: metallb.io/v1beta2\nkind: BGPPeer\nmetadata: {name: p}",
-        "",
-    );
-    assert_eq!(
-        loaded.resources[0].value.id().to_string(),
-        "bgppeer.metallb.io p"
-    );
+    let loaded =
+        load_manifests("apiVersion: metallb.io/v1beta2\nkind: BGPPeer\nmetadata: {name: p}", "");
+    assert_eq!(loaded.resources[0].value.id().to_string(), "bgppeer.metallb.io p");
 }
 
 #[test]
 fn a_broken_document_hides_no_other() {
     let good = manifest("IPPool", "good", "cidr: 10.0.0.0/16");
-    let text = format!(
-        "{good}---\nspec: [1\n---\nkind: 'x\n---\n{}",
-        good.replace("good", "too")
-    );
+    let text = format!("{good}---\nspec: [1\n---\nkind: 'x\n---\n{}", good.replace("good", "too"));
     let loaded = load_manifests(&text, "m.yaml");
-    let names: Vec<_> = loaded
-        .resources
-        .iter()
-        .map(|loc| (loc.value.name(), loc.line))
-        .collect();
+    let names: Vec<_> = loaded.resources.iter().map(|loc| (loc.value.name(), loc.line)).collect();
     assert_eq!(names, [("good", 1), ("too", 12)]);
     let lines: Vec<_> = loaded.problems.iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [Some(8), Some(10)], "{:#?}", loaded.problems);
@@ -467,11 +413,7 @@ fn lists_and_json() {
         item("b")
     );
     let loaded = load_manifests(&text, "m.json");
-    let names: Vec<_> = loaded
-        .resources
-        .iter()
-        .map(|loc| loc.value.name())
-        .collect();
+    let names: Vec<_> = loaded.resources.iter().map(|loc| loc.value.name()).collect();
     assert_eq!(names, ["a", "b"], "{:#?}", loaded.problems);
     let lines: Vec<_> = loaded.problems.iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [Some(7), Some(10)]);
@@ -481,9 +423,7 @@ fn lists_and_json() {
 fn hostile_texts_are_problems() {
     let bomb = format!(
         "a0: &a0 [x]\n{}",
-        (1..40)
-            .map(|n| format!("a{n}: &a{n} [*a{0}, *a{0}, *a{0}]\n", n - 1))
-            .collect::<String>()
+        (1..40).map(|n| format!("a{n}: &a{n} [*a{0}, *a{0}, *a{0}]\n", n - 1)).collect::<String>()
     );
     for text in [
         "[".repeat(100_000),

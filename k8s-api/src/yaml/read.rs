@@ -40,11 +40,7 @@ pub(crate) fn read<'de, T: Deserialize<'de>>(
     unknown: &mut Vec<Unknown>,
 ) -> Result<T, ReadError> {
     let found = RefCell::new(Vec::new());
-    let result = T::deserialize(Reader {
-        tree,
-        path: String::new(),
-        unknown: &found,
-    });
+    let result = T::deserialize(Reader { tree, path: String::new(), unknown: &found });
     unknown.append(&mut found.into_inner());
     result
 }
@@ -56,18 +52,11 @@ fn descend<'de, S: DeserializeSeed<'de>>(
     path: String,
     unknown: &RefCell<Vec<Unknown>>,
 ) -> Result<S::Value, ReadError> {
-    seed.deserialize(Reader {
-        tree,
-        path: path.clone(),
-        unknown,
-    })
-    .map_err(|error| match error.path {
-        Some(_) => error,
-        None => ReadError {
-            path: Some(path),
-            value: tree.show(),
-            ..error
-        },
+    seed.deserialize(Reader { tree, path: path.clone(), unknown }).map_err(|error| {
+        match error.path {
+            Some(_) => error,
+            None => ReadError { path: Some(path), value: tree.show(), ..error },
+        }
     })
 }
 
@@ -92,21 +81,14 @@ impl<'de> Reader<'_, 'de> {
     }
 
     fn note_unknown(&self, entries: &[Entry], fields: &'static [&'static str]) {
-        for entry in entries
-            .iter()
-            .filter(|entry| !fields.contains(&entry.key.as_str()))
-        {
+        for entry in entries.iter().filter(|entry| !fields.contains(&entry.key.as_str())) {
             let message = match nearest(&entry.key, fields.iter().copied()) {
                 Some(near) => format!("unknown field; did you mean `{near}`? It has no effect now"),
-                None => format!(
-                    "unknown field, without effect; known here: {}",
-                    fields.join(", ")
-                ),
+                None => format!("unknown field, without effect; known here: {}", fields.join(", ")),
             };
-            self.unknown.borrow_mut().push(Unknown {
-                path: field(&self.path, &entry.key),
-                message,
-            });
+            self.unknown
+                .borrow_mut()
+                .push(Unknown { path: field(&self.path, &entry.key), message });
         }
     }
 }
@@ -122,11 +104,9 @@ impl<'de> Deserializer<'de> for Reader<'_, 'de> {
             Content::Signed(value) => visitor.visit_i64(*value),
             Content::Float(value) => visitor.visit_f64(*value),
             Content::Text(value) => visitor.visit_borrowed_str(value),
-            Content::List(items) => visitor.visit_seq(Items {
-                reader: self,
-                items: items.iter(),
-                index: 0,
-            }),
+            Content::List(items) => {
+                visitor.visit_seq(Items { reader: self, items: items.iter(), index: 0 })
+            }
             Content::Map(entries) => visitor.visit_map(Fields {
                 entries: entries.iter(),
                 known: None,
@@ -189,10 +169,7 @@ impl<'de> Deserializer<'de> for Reader<'_, 'de> {
             Content::Text(text) => Err(de::Error::unknown_variant(text, variants)),
             _ => {
                 let expected = format!("one of {}", variants.join(", "));
-                Err(de::Error::invalid_type(
-                    self.unexpected(),
-                    &expected.as_str(),
-                ))
+                Err(de::Error::invalid_type(self.unexpected(), &expected.as_str()))
             }
         }
     }
@@ -257,10 +234,7 @@ impl<'de> MapAccess<'de> for Fields<'_, 'de> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ReadError> {
-        let entry = self
-            .value
-            .take()
-            .ok_or_else(|| de::Error::custom("value before key"))?;
+        let entry = self.value.take().ok_or_else(|| de::Error::custom("value before key"))?;
         let path = field(&self.reader.path, &entry.key);
         descend(seed, &entry.value, path, self.reader.unknown)
     }
@@ -276,11 +250,7 @@ impl std::error::Error for ReadError {}
 
 impl de::Error for ReadError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self {
-            path: None,
-            value: None,
-            message: message.to_string(),
-        }
+        Self { path: None, value: None, message: message.to_string() }
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -293,9 +263,9 @@ impl de::Error for ReadError {
             _ => None,
         };
         match scalar {
-            Some(value) if expected == "a text" => Self::custom(format_args!(
-                "expected a text; put it in quotes: \"{value}\""
-            )),
+            Some(value) if expected == "a text" => {
+                Self::custom(format_args!("expected a text; put it in quotes: \"{value}\""))
+            }
             _ => Self::custom(format_args!("expected {expected}, found {}", named(found))),
         }
     }

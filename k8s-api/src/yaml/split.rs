@@ -50,20 +50,14 @@ pub(crate) fn split(text: &str) -> Vec<Document<'_>> {
         let starts = is_marker(line, "---");
         // Comments and directives above a marker belong to the document below it.
         if at > start && (ended || (starts && !is_prologue(&text[start..at]))) {
-            documents.push(Document {
-                text: &text[start..at],
-                line: start_line,
-            });
+            documents.push(Document { text: &text[start..at], line: start_line });
             (start, start_line) = (at, number);
         }
         ended = is_marker(line, "...");
         at += line.len();
     }
     if at > start {
-        documents.push(Document {
-            text: &text[start..],
-            line: start_line,
-        });
+        documents.push(Document { text: &text[start..], line: start_line });
     }
     documents
 }
@@ -74,8 +68,7 @@ fn is_marker(line: &str, marker: &str) -> bool {
 }
 
 fn is_prologue(text: &str) -> bool {
-    text.lines()
-        .all(|line| line.trim().is_empty() || line.starts_with(['#', '%']))
+    text.lines().all(|line| line.trim().is_empty() || line.starts_with(['#', '%']))
 }
 
 #[cfg(test)]
@@ -91,26 +84,10 @@ mod tests {
             ("--- {a: 1}\n", None),
             ("%YAML 1.2\n---\na: 1\n", None),
         ] {
-            assert_eq!(
-                Document { text, line: 1 }.body().as_deref(),
-                body,
-                "{text:?}"
-            );
+            assert_eq!(Document { text, line: 1 }.body().as_deref(), body, "{text:?}");
         }
-        assert!(
-            Document {
-                text: "---\n# c\n\n",
-                line: 1
-            }
-            .is_empty()
-        );
-        assert!(
-            !Document {
-                text: "---\na: 1\n",
-                line: 1
-            }
-            .is_empty()
-        );
+        assert!(Document { text: "---\n# c\n\n", line: 1 }.is_empty());
+        assert!(!Document { text: "---\na: 1\n", line: 1 }.is_empty());
     }
 
     #[test]
@@ -119,23 +96,11 @@ mod tests {
             ("", vec![]),
             ("a: 1\n", vec![(1, "a: 1\n")]),
             ("a: 1\n---\nb: 2", vec![(1, "a: 1\n"), (2, "---\nb: 2")]),
-            (
-                "---\na: 1\n--- # c\nb: 2\n",
-                vec![(1, "---\na: 1\n"), (3, "--- # c\nb: 2\n")],
-            ),
-            (
-                "# c\n%YAML 1.2\n---\na: 1\n",
-                vec![(1, "# c\n%YAML 1.2\n---\na: 1\n")],
-            ),
+            ("---\na: 1\n--- # c\nb: 2\n", vec![(1, "---\na: 1\n"), (3, "--- # c\nb: 2\n")]),
+            ("# c\n%YAML 1.2\n---\na: 1\n", vec![(1, "# c\n%YAML 1.2\n---\na: 1\n")]),
             ("a: 1\n...\nb: 2\n", vec![(1, "a: 1\n...\n"), (3, "b: 2\n")]),
-            (
-                "a: |\n  ---\nb: '---x'\n---x\n",
-                vec![(1, "a: |\n  ---\nb: '---x'\n---x\n")],
-            ),
-            (
-                "a: 1\r\n---\r\nb: 2\r\n",
-                vec![(1, "a: 1\r\n"), (2, "---\r\nb: 2\r\n")],
-            ),
+            ("a: |\n  ---\nb: '---x'\n---x\n", vec![(1, "a: |\n  ---\nb: '---x'\n---x\n")]),
+            ("a: 1\r\n---\r\nb: 2\r\n", vec![(1, "a: 1\r\n"), (2, "---\r\nb: 2\r\n")]),
         ] {
             let documents: Vec<_> = split(text).iter().map(|d| (d.line, d.text)).collect();
             assert_eq!(documents, expected, "{text:?}");

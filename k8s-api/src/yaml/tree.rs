@@ -56,18 +56,12 @@ impl Tree {
         serde_saphyr::from_str_with_options(text, options).map_err(|error| {
             let message = error.to_string();
             match error.location() {
-                None => SyntaxError {
-                    line: None,
-                    message,
-                },
+                None => SyntaxError { line: None, message },
                 Some(place) => {
                     let tail = format!(" at line {}, column {}", place.line(), place.column());
                     let message = message.strip_suffix(&tail).unwrap_or(&message);
                     let message = format!("column {}: {message}", place.column());
-                    SyntaxError {
-                        line: u32::try_from(place.line()).ok(),
-                        message,
-                    }
+                    SyntaxError { line: u32::try_from(place.line()).ok(), message }
                 }
             }
         })
@@ -76,10 +70,9 @@ impl Tree {
     /// The value of a key, if this is a mapping that has it.
     pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         match &self.content {
-            Content::Map(entries) => entries
-                .iter()
-                .find(|entry| entry.key == key)
-                .map(|entry| &entry.value),
+            Content::Map(entries) => {
+                entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value)
+            }
             _ => None,
         }
     }
@@ -121,20 +114,12 @@ impl Tree {
             }
             Content::Map(entries) => {
                 for entry in entries {
-                    entry
-                        .value
-                        .collect(field(&path, &entry.key), entry.line, places);
+                    entry.value.collect(field(&path, &entry.key), entry.line, places);
                 }
             }
             _ => {}
         }
-        places.insert(
-            path,
-            Place {
-                line,
-                value: self.show(),
-            },
-        );
+        places.insert(path, Place { line, value: self.show() });
     }
 
     /// The value as an error shows it, when it fits into one short line.
@@ -184,11 +169,7 @@ impl Places {
 
 /// The path of a field.
 pub(crate) fn field(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// The path of a list's item.
@@ -198,15 +179,8 @@ pub(crate) fn indexed(path: &str, index: usize) -> String {
 
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Spanned {
-            value: content,
-            referenced,
-            ..
-        } = Spanned::deserialize(deserializer)?;
-        Ok(Self {
-            line: u32::try_from(referenced.line()).unwrap_or(0),
-            content,
-        })
+        let Spanned { value: content, referenced, .. } = Spanned::deserialize(deserializer)?;
+        Ok(Self { line: u32::try_from(referenced.line()).unwrap_or(0), content })
     }
 }
 
@@ -269,11 +243,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
         let mut entries = Vec::new();
         while let Some(key) = access.next_key::<Spanned<String>>()? {
             let line = u32::try_from(key.referenced.line()).unwrap_or(0);
-            entries.push(Entry {
-                key: key.value,
-                line,
-                value: access.next_value()?,
-            });
+            entries.push(Entry { key: key.value, line, value: access.next_value()? });
         }
         Ok(Content::Map(entries))
     }

@@ -27,9 +27,7 @@ impl ClaimStore {
     /// Uses `<directory>/claims/`, made if there is none.
     pub(crate) fn open(directory: &Path) -> Result<Self, FileError> {
         make_directory(&directory.join(CLAIMS))?;
-        Ok(Self {
-            directory: directory.to_owned(),
-        })
+        Ok(Self { directory: directory.to_owned() })
     }
 
     /// Claims a block for a node.
@@ -50,10 +48,7 @@ impl ClaimStore {
         // `link(2)` alone decides the race; the lock keeps others from sweeping our temporary
         // file.
         let _lock = DirectoryLock::acquire(&claims)?;
-        if create_file(
-            &claims.join(Claim::file_name(block)),
-            claim.to_yaml()?.as_bytes(),
-        )? {
+        if create_file(&claims.join(Claim::file_name(block)), claim.to_yaml()?.as_bytes())? {
             return Ok(ClaimOutcome::Won(claim));
         }
         match read_claim(&self.directory, block)? {
@@ -133,10 +128,7 @@ mod tests {
                 })
             };
             let threads: Vec<_> = (0..16).map(node).collect();
-            threads
-                .into_iter()
-                .flat_map(|thread| thread.join().unwrap())
-                .collect()
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         let blocks: BTreeSet<Block> = won.iter().map(|(_, block)| *block).collect();
         assert_eq!((won.len(), blocks.len()), (16, 16), "{won:?}");
@@ -155,10 +147,7 @@ mod tests {
         let first = store.try_claim(block, "node1", "a").unwrap();
         assert!(matches!(first, ClaimOutcome::Won(_)));
         assert_eq!(store.try_claim(block, "node1", "a").unwrap(), first);
-        assert!(matches!(
-            store.try_claim(block, "node2", "a").unwrap(),
-            ClaimOutcome::Lost(_)
-        ));
+        assert!(matches!(store.try_claim(block, "node2", "a").unwrap(), ClaimOutcome::Lost(_)));
         let names: Vec<_> = std::fs::read_dir(root.path().join(CLAIMS))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -178,10 +167,7 @@ mod tests {
         assert!(store.release(&first).unwrap());
         assert!(!store.release(&first).unwrap(), "it is gone already");
         let second = store.try_claim(block, "node1", "a").unwrap();
-        assert!(
-            !store.release(&first).unwrap(),
-            "the new claim is another one"
-        );
+        assert!(!store.release(&first).unwrap(), "the new claim is another one");
         assert_eq!(store.try_claim(block, "node1", "a").unwrap(), second);
     }
 

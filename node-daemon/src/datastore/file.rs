@@ -32,10 +32,9 @@ fn read(path: &Path) -> Loaded {
     let name = path.display().to_string();
     match read_text(path) {
         Ok(text) => load_manifests(&text, &name),
-        Err(error) => Loaded {
-            resources: Vec::new(),
-            problems: vec![Problem::unreadable(name, &error)],
-        },
+        Err(error) => {
+            Loaded { resources: Vec::new(), problems: vec![Problem::unreadable(name, &error)] }
+        }
     }
 }
 
@@ -43,15 +42,8 @@ fn keep_last_good(loaded: &mut Loaded, before: Loaded) {
     if !loaded.has_errors() {
         return;
     }
-    let present: Vec<ObjectId> = loaded
-        .resources
-        .iter()
-        .map(|found| found.value.id())
-        .collect();
-    let missing = before
-        .resources
-        .into_iter()
-        .filter(|old| !present.contains(&old.value.id()));
+    let present: Vec<ObjectId> = loaded.resources.iter().map(|found| found.value.id()).collect();
+    let missing = before.resources.into_iter().filter(|old| !present.contains(&old.value.id()));
     loaded.resources.extend(missing);
 }
 
@@ -86,10 +78,7 @@ mod tests {
         assert_eq!(names(&catalog), ["bgppeer tor", "ippool a"]);
         assert_eq!(catalog.problems.len(), 1, "{:?}", catalog.problems);
         let text = format!("{:?}", catalog.resources);
-        assert!(
-            text.contains("64513") && text.contains("10.0.0.0/17"),
-            "{text}"
-        );
+        assert!(text.contains("64513") && text.contains("10.0.0.0/17"), "{text}");
 
         // Not even YAML, twice in a row.
         for _ in 0..2 {
@@ -100,10 +89,7 @@ mod tests {
 
         // Right again, with one object less: that one is gone.
         std::fs::write(&path, POOL).unwrap();
-        assert_eq!(
-            names(&files.reload(directory.path()).unwrap()),
-            ["ippool a"]
-        );
+        assert_eq!(names(&files.reload(directory.path()).unwrap()), ["ippool a"]);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(names(&files.reload(directory.path()).unwrap()), [""; 0]);
     }
@@ -111,12 +97,9 @@ mod tests {
     #[test]
     fn only_manifests_are_read() {
         let directory = tempfile::tempdir().unwrap();
-        for (name, text) in [
-            ("a.yaml", POOL),
-            ("b.yml", PEER),
-            (".c.yaml", "{{{"),
-            ("d.txt", "{{{"),
-        ] {
+        for (name, text) in
+            [("a.yaml", POOL), ("b.yml", PEER), (".c.yaml", "{{{"), ("d.txt", "{{{")]
+        {
             std::fs::write(directory.path().join(name), text).unwrap();
         }
         std::fs::create_dir(directory.path().join("claims")).unwrap();

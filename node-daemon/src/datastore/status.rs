@@ -81,20 +81,14 @@ mod tests {
         let mut files = Files::default();
         std::fs::write(&path, manifest("{cidr: 10.0.0.0/16}")).unwrap();
         let kinds = |conditions: Vec<Condition>| -> Vec<(String, ConditionStatus)> {
-            conditions
-                .into_iter()
-                .map(|condition| (condition.kind, condition.status))
-                .collect()
+            conditions.into_iter().map(|condition| (condition.kind, condition.status)).collect()
         };
         let accepted = |status| ("Accepted".to_owned(), status);
         assert_eq!(kinds(said(&mut files)), [accepted(ConditionStatus::True)]);
 
         std::fs::write(&path, manifest("{cidr: 10.0.0.0/16, natOutgoing: true}")).unwrap();
         let conditions = said(&mut files);
-        assert!(
-            conditions[1].message.contains("spec.natOutgoing"),
-            "{conditions:?}"
-        );
+        assert!(conditions[1].message.contains("spec.natOutgoing"), "{conditions:?}");
 
         std::fs::write(&path, manifest("{cidr: 10.0.0.0/16, blockSize: 99}")).unwrap();
         let conditions = said(&mut files);

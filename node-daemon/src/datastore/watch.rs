@@ -48,10 +48,7 @@ pub(crate) fn watch(
     shared: bool,
 ) -> Result<watch::Receiver<Arc<Snapshot>>, WatchError> {
     make_directory(directory)?;
-    let watched = |source| WatchError::Watch {
-        path: directory.to_owned(),
-        source,
-    };
+    let watched = |source| WatchError::Watch { path: directory.to_owned(), source };
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(watched)?;
     let mut watcher = Watcher {
         directory: directory.to_owned(),
@@ -111,10 +108,7 @@ impl Watcher {
             let before = Arc::clone(&sender.borrow());
             match self.reread(&before) {
                 Ok(Some(snapshot)) => {
-                    info!(
-                        objects = snapshot.catalog.resources.len(),
-                        "the resources changed"
-                    );
+                    info!(objects = snapshot.catalog.resources.len(), "the resources changed");
                     sender.send_replace(Arc::new(snapshot));
                 }
                 Ok(None) => {}
@@ -135,11 +129,7 @@ impl Watcher {
         if catalog == before.catalog {
             return Ok(None);
         }
-        for problem in catalog
-            .problems
-            .iter()
-            .filter(|p| !before.catalog.problems.contains(p))
-        {
+        for problem in catalog.problems.iter().filter(|p| !before.catalog.problems.contains(p)) {
             warn!("{problem}");
         }
         Ok(Some(Snapshot::new(catalog)))
@@ -159,9 +149,8 @@ impl Watcher {
     }
 
     fn readable(&self, limit: Option<Duration>) -> bool {
-        let timeout = limit
-            .and_then(|limit| PollTimeout::try_from(limit).ok())
-            .unwrap_or(PollTimeout::NONE);
+        let timeout =
+            limit.and_then(|limit| PollTimeout::try_from(limit).ok()).unwrap_or(PollTimeout::NONE);
         let mut fds = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
         // An interrupted call counts as a change: reading once more does no harm.
         poll(&mut fds, timeout).map_or(true, |ready| ready > 0)
@@ -199,10 +188,7 @@ mod tests {
         what: impl FnMut(&Arc<Snapshot>) -> bool,
     ) {
         let change = receiver.wait_for(what);
-        tokio::time::timeout(Duration::from_secs(10), change)
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(10), change).await.unwrap().unwrap();
     }
 
     #[tokio::test]

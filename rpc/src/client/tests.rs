@@ -37,11 +37,7 @@ fn receive<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> T {
 }
 
 fn welcome(protocol: u16) -> Welcome {
-    Welcome {
-        protocol,
-        daemon: "9.9.9".into(),
-        node: "node1".into(),
-    }
+    Welcome { protocol, daemon: "9.9.9".into(), node: "node1".into() }
 }
 
 /// Reads the hello and sends the welcome of a daemon of this release.
@@ -69,38 +65,22 @@ fn assign() -> AssignRequest {
 
 #[test]
 fn answers_come_in_order_on_one_connection() {
-    let assigned = Assigned {
-        addresses: vec!["10.10.0.1".parse().unwrap()],
-        sequence: 3,
-        mtu: 1500,
-    };
+    let assigned =
+        Assigned { addresses: vec!["10.10.0.1".parse().unwrap()], sequence: 3, mtu: 1500 };
     let answer = Response::Assigned(assigned.clone());
     let daemon = Daemon::start(move |mut stream| {
         greet(&mut stream);
         assert_eq!(receive::<Request>(&mut stream), Request::Assign(assign()));
         write_frame(&mut stream, &answer).unwrap();
-        assert!(matches!(
-            receive::<Request>(&mut stream),
-            Request::Release(_)
-        ));
-        write_frame(
-            &mut stream,
-            &Response::Released(Released { addresses: vec![] }),
-        )
-        .unwrap();
+        assert!(matches!(receive::<Request>(&mut stream), Request::Release(_)));
+        write_frame(&mut stream, &Response::Released(Released { addresses: vec![] })).unwrap();
         // The client closes between two frames.
         assert!(read_frame(&mut stream).unwrap().is_none());
     });
     let mut client = daemon.connect(LONG).unwrap();
     assert_eq!(client.assign(assign()).unwrap(), assigned);
-    let release = ReleaseRequest {
-        attachment: assign().attachment,
-        sequence: Some(3),
-    };
-    assert_eq!(
-        client.release(release).unwrap().addresses,
-        Vec::<std::net::IpAddr>::new()
-    );
+    let release = ReleaseRequest { attachment: assign().attachment, sequence: Some(3) };
+    assert_eq!(client.release(release).unwrap().addresses, Vec::<std::net::IpAddr>::new());
     assert_eq!(client.welcome().unwrap().node, "node1");
     drop(client);
     daemon.join();
@@ -108,10 +88,7 @@ fn answers_come_in_order_on_one_connection() {
 
 #[test]
 fn the_daemons_error_is_passed_on() {
-    let error = RpcError {
-        kind: ErrorKind::NoPool,
-        message: "no pool selects node3".into(),
-    };
+    let error = RpcError { kind: ErrorKind::NoPool, message: "no pool selects node3".into() };
     let answer = Response::Error(error.clone());
     let daemon = Daemon::start(move |mut stream| {
         greet(&mut stream);
@@ -136,10 +113,7 @@ fn versions_are_compared_before_anything_else() {
     let error = client.assign(assign()).unwrap_err();
     assert!(matches!(error, ClientError::Version { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(
-        text.contains("twilld 9.9.9") && text.contains("twilld.sock"),
-        "{text}"
-    );
+    assert!(text.contains("twilld 9.9.9") && text.contains("twilld.sock"), "{text}");
     daemon.join();
 }
 
@@ -164,20 +138,11 @@ fn nobody_listens() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("twilld.sock");
     let missing = Client::connect(&path, "test", LONG).unwrap_err();
-    assert!(
-        matches!(missing, ClientError::NotRunning { .. }),
-        "{missing:?}"
-    );
+    assert!(matches!(missing, ClientError::NotRunning { .. }), "{missing:?}");
     drop(UnixListener::bind(&path).unwrap());
     let refused = Client::connect(&path, "test", LONG).unwrap_err();
-    assert!(
-        matches!(refused, ClientError::NotRunning { .. }),
-        "{refused:?}"
-    );
-    assert!(
-        refused.to_string().contains(path.to_str().unwrap()),
-        "{refused}"
-    );
+    assert!(matches!(refused, ClientError::NotRunning { .. }), "{refused:?}");
+    assert!(refused.to_string().contains(path.to_str().unwrap()), "{refused}");
     let long = directory.path().join("x".repeat(200));
     let error = Client::connect(&long, "test", LONG).unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
@@ -216,11 +181,7 @@ fn a_daemon_that_dies_is_told_from_one_that_talks_nonsense() {
     type Script = fn(&mut UnixStream);
     type Expected = fn(&ClientError) -> bool;
     let cases: [(&str, Script, Expected); 6] = [
-        (
-            "closes at once",
-            |_| {},
-            |e| matches!(e, ClientError::Lost { .. }),
-        ),
+        ("closes at once", |_| {}, |e| matches!(e, ClientError::Lost { .. })),
         (
             "dies after the welcome",
             |s| {
@@ -241,15 +202,7 @@ fn a_daemon_that_dies_is_told_from_one_that_talks_nonsense() {
         (
             "is a web server",
             |s| s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap(),
-            |e| {
-                matches!(
-                    e,
-                    ClientError::Protocol {
-                        source: FrameError::Oversized(_),
-                        ..
-                    }
-                )
-            },
+            |e| matches!(e, ClientError::Protocol { source: FrameError::Oversized(_), .. }),
         ),
         (
             "sends a message nobody knows",
@@ -258,15 +211,7 @@ fn a_daemon_that_dies_is_told_from_one_that_talks_nonsense() {
                 receive::<Request>(s);
                 s.write_all(b"\0\0\0\x10{\"type\": \"fish\"}").unwrap();
             },
-            |e| {
-                matches!(
-                    e,
-                    ClientError::Protocol {
-                        source: FrameError::Decode { .. },
-                        ..
-                    }
-                )
-            },
+            |e| matches!(e, ClientError::Protocol { source: FrameError::Decode { .. }, .. }),
         ),
         (
             "answers another question",
@@ -275,16 +220,7 @@ fn a_daemon_that_dies_is_told_from_one_that_talks_nonsense() {
                 receive::<Request>(s);
                 write_frame(s, &Response::Done).unwrap();
             },
-            |e| {
-                matches!(
-                    e,
-                    ClientError::Unexpected {
-                        asked: "NodeStatus",
-                        got: "Done",
-                        ..
-                    }
-                )
-            },
+            |e| matches!(e, ClientError::Unexpected { asked: "NodeStatus", got: "Done", .. }),
         ),
     ];
     for (name, script, expected) in cases {

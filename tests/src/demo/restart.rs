@@ -28,9 +28,7 @@ pub(super) fn run(lab: &mut Lab, pods: &[Pod], screen: &Screen) -> Result<()> {
         ensure!(!protocol.info.starts_with("Established"), "{protocol:?}");
         Ok(())
     })?;
-    screen.good(format_args!(
-        "twilld (pid {pid}) is dead, the ToR's session with node2 is down"
-    ));
+    screen.good(format_args!("twilld (pid {pid}) is dead, the ToR's session with node2 is down"));
     let kept = lab.bird("tor")?.routes_from("node2")?;
     ensure!(
         kept.len() == blocks.len() && lab.bird("tor")?.is_helping("node2")?,
@@ -55,10 +53,7 @@ pub(super) fn run(lab: &mut Lab, pods: &[Pod], screen: &Screen) -> Result<()> {
     let tallies = pinger.stop()?;
     show::lossless(&tallies)?;
     let sent: u32 = tallies.iter().map(|tally| tally.sent).sum();
-    screen.good(format_args!(
-        "{sent} packets of {} pairs: none lost",
-        tallies.len()
-    ));
+    screen.good(format_args!("{sent} packets of {} pairs: none lost", tallies.len()));
     let withdrawn = lab.bird("tor")?.withdrawals("node2", from);
     ensure!(withdrawn.is_empty(), "the ToR lost routes: {withdrawn:#?}");
     for watch in watches {

@@ -63,10 +63,7 @@ pub(super) fn status(lab: &Lab, screen: &Screen) -> Result<()> {
         );
     }
     let blocks = lab.node("node1")?.ctl(&["ipam", "show", "--show-blocks"])?;
-    screen.output(
-        "twillctl ipam show --show-blocks        # on node1",
-        &blocks,
-    );
+    screen.output("twillctl ipam show --show-blocks        # on node1", &blocks);
     screen.output(
         "twillctl bgp routes        # on node1",
         &lab.node("node1")?.ctl(&["bgp", "routes"])?,
@@ -76,13 +73,8 @@ pub(super) fn status(lab: &Lab, screen: &Screen) -> Result<()> {
         ensure!(used == 3, "{node} has {used} addresses in use instead of 3");
     }
     for (node, address) in rack::NODES {
-        let route = lab
-            .node(node)?
-            .wait_route(rack::OUTSIDE.0, rack::CONVERGENCE)?;
-        ensure!(
-            route["prefsrc"] == address,
-            "the preferred source is not {address}: {route}"
-        );
+        let route = lab.node(node)?.wait_route(rack::OUTSIDE.0, rack::CONVERGENCE)?;
+        ensure!(route["prefsrc"] == address, "the preferred source is not {address}: {route}");
     }
     screen.good("the ToR's prefix is in every node's kernel, with the node's address as source");
     Ok(())
@@ -90,22 +82,14 @@ pub(super) fn status(lab: &Lab, screen: &Screen) -> Result<()> {
 
 /// The ToR's routes, in BIRD and in its kernel.
 pub(super) fn tor(lab: &Lab, screen: &Screen) -> Result<()> {
-    let routes = lab
-        .bird("tor")?
-        .command("show route where source = RTS_BGP")?;
-    screen.output(
-        "birdc show route where source = RTS_BGP        # on tor",
-        &routes,
-    );
+    let routes = lab.bird("tor")?.command("show route where source = RTS_BGP")?;
+    screen.output("birdc show route where source = RTS_BGP        # on tor", &routes);
     let kernel = lab.router("tor")?.ip("route show")?;
     screen.output("ip route        # on tor", &kernel);
     for (node, address) in rack::NODES {
         for block in lab.node(node)?.blocks()? {
             let gateway = format!("{block} via {address} ");
-            ensure!(
-                kernel.contains(&gateway),
-                "the ToR's kernel has no route {gateway}"
-            );
+            ensure!(kernel.contains(&gateway), "the ToR's kernel has no route {gateway}");
         }
     }
     screen.good("each block goes to the node that owns it");
@@ -120,18 +104,10 @@ pub(super) fn sources<'a>(lab: &'a Lab, pods: &'a [Pod]) -> Result<Vec<Source<'a
         let others = pods.iter().filter(|other| other.name() != pod.name());
         let mut targets = others.map(Pod::address).collect::<Result<Vec<_>>>()?;
         targets.push(outside);
-        sources.push(Source {
-            name: pod.name(),
-            namespace: pod.namespace(),
-            targets,
-        });
+        sources.push(Source { name: pod.name(), namespace: pod.namespace(), targets });
     }
     let targets = pods.iter().map(Pod::address).collect::<Result<_>>()?;
-    sources.push(Source {
-        name: "tor",
-        namespace: lab.router("tor")?,
-        targets,
-    });
+    sources.push(Source { name: "tor", namespace: lab.router("tor")?, targets });
     Ok(sources)
 }
 
@@ -175,11 +151,7 @@ fn cell(tally: Option<&Tally>) -> Cell {
 
 /// Fails with the pairs that lost packets.
 pub(super) fn lossless(tallies: &[Tally]) -> Result<()> {
-    let lossy: Vec<_> = tallies
-        .iter()
-        .filter(|t| t.lost() > 0)
-        .map(ToString::to_string)
-        .collect();
+    let lossy: Vec<_> = tallies.iter().filter(|t| t.lost() > 0).map(ToString::to_string).collect();
     ensure!(lossy.is_empty(), "packets were lost:\n{}", lossy.join("\n"));
     Ok(())
 }
@@ -187,10 +159,7 @@ pub(super) fn lossless(tallies: &[Tally]) -> Result<()> {
 /// ADD on a node that no pool selects.
 pub(super) fn refused(lab: &mut Lab, screen: &Screen) -> Result<()> {
     let mut pod = lab.bare_pod("node3", "web-3")?;
-    let error = lab
-        .attach(&mut pod)
-        .err()
-        .context("node3 gave an address")?;
+    let error = lab.attach(&mut pod).err().context("node3 gave an address")?;
     let error: CniError = error.downcast().context("no CNI error")?;
     screen.output("twill ADD        # on node3", &error.to_string());
     ensure!(
@@ -198,15 +167,9 @@ pub(super) fn refused(lab: &mut Lab, screen: &Screen) -> Result<()> {
         "the error does not name pool and node"
     );
     lab.detach(&pod)?;
-    let links = lab
-        .node("node3")?
-        .namespace()
-        .ip("-oneline link show type veth")?;
+    let links = lab.node("node3")?.namespace().ip("-oneline link show type veth")?;
     // eth0 is the node's own.
-    ensure!(
-        links.lines().count() == 1,
-        "links are left on node3: {links}"
-    );
+    ensure!(links.lines().count() == 1, "links are left on node3: {links}");
     screen.good("a CNI error that says what to do; no link, no address is left");
     Ok(())
 }

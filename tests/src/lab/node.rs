@@ -111,9 +111,7 @@ impl Node {
 
     /// The running daemon.
     pub fn daemon(&self) -> Result<&Daemon> {
-        self.daemon
-            .as_ref()
-            .with_context(|| format!("twilld does not run on {}", self.name))
+        self.daemon.as_ref().with_context(|| format!("twilld does not run on {}", self.name))
     }
 
     /// Starts the daemon and waits until it serves.
@@ -124,11 +122,7 @@ impl Node {
 
     /// Starts the daemon.
     pub fn launch(&mut self) -> Result<()> {
-        ensure!(
-            self.daemon.is_none(),
-            "twilld runs already on {}",
-            self.name
-        );
+        ensure!(self.daemon.is_none(), "twilld runs already on {}", self.name);
         let mut command = Command::new(programs::find("twilld")?);
         command.arg("--config").arg(self.config());
         let name = format!("twilld of {}", self.name);
@@ -158,9 +152,7 @@ impl Node {
     /// SIGKILL for the daemon.
     pub fn kill9(&mut self) -> Result<()> {
         let daemon = self.daemon.take();
-        daemon
-            .with_context(|| format!("twilld does not run on {}", self.name))?
-            .kill9()
+        daemon.with_context(|| format!("twilld does not run on {}", self.name))?.kill9()
     }
 
     /// SIGTERM for the daemon; waits until it has ended, and well.
@@ -169,11 +161,7 @@ impl Node {
         let mut daemon = daemon.with_context(|| format!("twilld does not run on {}", self.name))?;
         daemon.signal(Signal::SIGTERM)?;
         let status = daemon.wait(PATIENCE)?;
-        ensure!(
-            status.success(),
-            "twilld of {} ended with {status}",
-            self.name
-        );
+        ensure!(status.success(), "twilld of {} ended with {status}", self.name);
         Ok(())
     }
 
@@ -185,11 +173,7 @@ impl Node {
     /// `twillctl ARGUMENTS` against this node, whatever its exit status.
     pub fn ctl_output(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(programs::find("twillctl")?);
-        command
-            .arg("--socket")
-            .arg(self.socket())
-            .arg("--resources")
-            .arg(&self.resources);
+        command.arg("--socket").arg(self.socket()).arg("--resources").arg(&self.resources);
         command.args(arguments);
         self.namespace.output(&mut command)
     }
@@ -197,10 +181,7 @@ impl Node {
     /// `twillctl ARGUMENTS` against this node: what it prints.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let output = self.ctl_output(arguments)?;
-        check(
-            &format!("twillctl {} on {}", arguments.join(" "), self.name),
-            &output,
-        )
+        check(&format!("twillctl {} on {}", arguments.join(" "), self.name), &output)
     }
 
     /// The same with `-o json`.
@@ -218,28 +199,18 @@ impl Node {
     /// The session with a peer, as `twillctl bgp peers` has it.
     pub fn peer(&self, address: &str) -> Result<Value> {
         let peers = self.ctl_json(&["bgp", "peers"])?;
-        let found = peers
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|p| p["address"] == address);
-        found
-            .cloned()
-            .with_context(|| format!("{} has no peer {address}: {peers}", self.name))
+        let found = peers.as_array().into_iter().flatten().find(|p| p["address"] == address);
+        found.cloned().with_context(|| format!("{} has no peer {address}: {peers}", self.name))
     }
 
     /// Waits until the sessions with all of these peers are established.
     pub fn wait_established(&self, peers: &[&str], deadline: Duration) -> Result<()> {
         for address in peers {
-            wait_for(
-                &format!("{}'s session with {address}", self.name),
-                deadline,
-                || {
-                    let peer = self.peer(address)?;
-                    ensure!(peer["state"] == "Established", "{peer}");
-                    Ok(())
-                },
-            )?;
+            wait_for(&format!("{}'s session with {address}", self.name), deadline, || {
+                let peer = self.peer(address)?;
+                ensure!(peer["state"] == "Established", "{peer}");
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -247,52 +218,33 @@ impl Node {
     /// The blocks that it owns.
     pub fn blocks(&self) -> Result<Vec<String>> {
         let ipam = self.ctl_json(&["ipam", "show", "--show-blocks"])?;
-        let blocks = ipam["blocks"]
-            .as_array()
-            .with_context(|| format!("no blocks in {ipam}"))?;
-        Ok(blocks
-            .iter()
-            .filter_map(|b| b["block"].as_str().map(str::to_owned))
-            .collect())
+        let blocks = ipam["blocks"].as_array().with_context(|| format!("no blocks in {ipam}"))?;
+        Ok(blocks.iter().filter_map(|b| b["block"].as_str().map(str::to_owned)).collect())
     }
 
     /// Kernel routes of the daemon's own protocol number (`ip -json route`).
     pub fn own_routes(&self, family: &str) -> Result<Vec<Value>> {
         let protocol = twill_types::ROUTE_PROTOCOL;
-        self.namespace
-            .ip_json(&format!("{family} route show table all proto {protocol}"))
+        self.namespace.ip_json(&format!("{family} route show table all proto {protocol}"))
     }
 
     /// Waits until the kernel has a learned route to exactly this prefix.
     pub fn wait_route(&self, prefix: &str, deadline: Duration) -> Result<Value> {
         let family = if prefix.contains(':') { "-6" } else { "-4" };
-        wait_for(
-            &format!("{}'s route to {prefix}", self.name),
-            deadline,
-            || {
-                let routes = self.own_routes(family)?;
-                let found = routes
-                    .iter()
-                    .find(|r| r["dst"] == prefix && r["type"] != "unreachable");
-                found.cloned().with_context(|| format!("it has {routes:?}"))
-            },
-        )
+        wait_for(&format!("{}'s route to {prefix}", self.name), deadline, || {
+            let routes = self.own_routes(family)?;
+            let found = routes.iter().find(|r| r["dst"] == prefix && r["type"] != "unreachable");
+            found.cloned().with_context(|| format!("it has {routes:?}"))
+        })
     }
 
     /// Waits until the kernel has no route of the daemon's to this prefix.
     pub fn wait_no_route(&self, prefix: &str, deadline: Duration) -> Result<()> {
         let family = if prefix.contains(':') { "-6" } else { "-4" };
-        wait_for(
-            &format!("{}'s route to {prefix} to go", self.name),
-            deadline,
-            || {
-                let routes = self.own_routes(family)?;
-                ensure!(
-                    !routes.iter().any(|route| route["dst"] == prefix),
-                    "it has {routes:?}"
-                );
-                Ok(())
-            },
-        )
+        wait_for(&format!("{}'s route to {prefix} to go", self.name), deadline, || {
+            let routes = self.own_routes(family)?;
+            ensure!(!routes.iter().any(|route| route["dst"] == prefix), "it has {routes:?}");
+            Ok(())
+        })
     }
 }

@@ -46,11 +46,7 @@ fn links(tree: &Tree, file: &File) -> Vec<Finding> {
     let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
     let mut findings = Vec::new();
     for (number, line) in file.lines() {
-        for target in line
-            .split("](")
-            .skip(1)
-            .filter_map(|rest| rest.split([')', '#']).next())
-        {
+        for target in line.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
             if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
                 continue;
             }
@@ -59,12 +55,7 @@ fn links(tree: &Tree, file: &File) -> Vec<Finding> {
             let exists = |f: &File| f.path == path || f.path.starts_with(&inside);
             if !tree.files().iter().any(exists) {
                 let what = format!("the link to {target} leads nowhere");
-                findings.push(Finding::error(
-                    &file.path,
-                    number,
-                    what,
-                    "correct or remove it",
-                ));
+                findings.push(Finding::error(&file.path, number, what, "correct or remove it"));
             }
         }
     }
@@ -94,10 +85,7 @@ fn code_map(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut seen = BTreeSet::new();
     let mut column = None;
-    let section = file
-        .lines()
-        .skip_while(|(_, line)| *line != CODE_MAP)
-        .skip(1);
+    let section = file.lines().skip_while(|(_, line)| *line != CODE_MAP).skip(1);
     for (number, line) in section.take_while(|(_, line)| !line.starts_with("## ")) {
         let Some(cells) = cells(line) else { continue };
         column = column.or_else(|| cells.iter().position(|cell| *cell == DEPENDS));
@@ -110,9 +98,7 @@ fn code_map(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
             continue;
         };
         seen.insert(folder);
-        let written = column
-            .and_then(|column| cells.get(column))
-            .map(|cell| names(cell));
+        let written = column.and_then(|column| cells.get(column)).map(|cell| names(cell));
         let real = member.internal();
         if written.as_ref() != Some(&real) {
             let remedy = format!("write {}", list(&real));
@@ -121,48 +107,29 @@ fn code_map(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
         }
     }
     let line = file.line_of(CODE_MAP);
-    findings.extend(
-        workspace
-            .members
-            .iter()
-            .filter(|(f, _)| !seen.contains(f.as_str()))
-            .map(|(folder, member)| {
-                let what = format!("{folder} has no row under `{CODE_MAP}`");
-                let remedy = format!("add `{folder}/`, built on {}", list(&member.internal()));
-                Finding::error(ARCHITECTURE, line, what, remedy)
-            }),
-    );
+    findings.extend(workspace.members.iter().filter(|(f, _)| !seen.contains(f.as_str())).map(
+        |(folder, member)| {
+            let what = format!("{folder} has no row under `{CODE_MAP}`");
+            let remedy = format!("add `{folder}/`, built on {}", list(&member.internal()));
+            Finding::error(ARCHITECTURE, line, what, remedy)
+        },
+    ));
     findings
 }
 
 fn cells(line: &str) -> Option<Vec<&str>> {
-    Some(
-        line.strip_prefix('|')?
-            .trim_end()
-            .strip_suffix('|')?
-            .split('|')
-            .map(str::trim)
-            .collect(),
-    )
+    Some(line.strip_prefix('|')?.trim_end().strip_suffix('|')?.split('|').map(str::trim).collect())
 }
 
 /// The names in code quotes, without the slash of a folder.
 fn names(cell: &str) -> BTreeSet<&str> {
-    cell.split('`')
-        .skip(1)
-        .step_by(2)
-        .map(|name| name.trim_end_matches('/'))
-        .collect()
+    cell.split('`').skip(1).step_by(2).map(|name| name.trim_end_matches('/')).collect()
 }
 
 fn list(names: &BTreeSet<&str>) -> String {
     match names.len() {
         0 => "–".to_owned(),
-        _ => names
-            .iter()
-            .map(|name| format!("`{name}`"))
-            .collect::<Vec<_>>()
-            .join(", "),
+        _ => names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -175,30 +142,17 @@ mod tests {
     };
 
     fn map(rows: &str) -> String {
-        let rpc = Member {
-            dependencies: ["twill-types".to_owned()].into(),
-            ..Member::default()
-        };
-        let members = [
-            ("rpc".to_owned(), rpc),
-            ("types".to_owned(), Member::default()),
-        ]
-        .into();
+        let rpc = Member { dependencies: ["twill-types".to_owned()].into(), ..Member::default() };
+        let members = [("rpc".to_owned(), rpc), ("types".to_owned(), Member::default())].into();
         let page = format!(
             "# A\n## Code map\n| Folder | Duty | Built on |\n|---|---|---|\n{rows}\n## Next\n| `x/` |\n"
         );
-        text(&code_map(
-            &tree(&[(ARCHITECTURE, &page)]),
-            &Workspace { members },
-        ))
+        text(&code_map(&tree(&[(ARCHITECTURE, &page)]), &Workspace { members }))
     }
 
     #[test]
     fn the_code_map_is_the_workspace() {
-        assert_eq!(
-            map("| `rpc/` | asks | `types` |\n| `types/` | words | – |"),
-            ""
-        );
+        assert_eq!(map("| `rpc/` | asks | `types` |\n| `types/` | words | – |"), "");
         let found = map("| `rpc/` | asks | – |\n| `old/` | gone | – |");
         assert_eq!(
             found,
@@ -225,11 +179,7 @@ mod tests {
     #[test]
     fn links_lead_somewhere() {
         let page = "[a](../README.md) [b](adr/)\n[c](missing.md#x) [d](https://x.org) [e](#here)\n";
-        let tree = tree(&[
-            ("docs/x.md", page),
-            ("README.md", ""),
-            ("docs/adr/0001-a.md", ""),
-        ]);
+        let tree = tree(&[("docs/x.md", page), ("README.md", ""), ("docs/adr/0001-a.md", "")]);
         let found = text(&links(&tree, tree.get("docs/x.md").unwrap()));
         assert_eq!(
             found,

@@ -10,11 +10,7 @@ use crate::{
 /// Foreign crates that belong to some members alone; a trailing `*` stands for any ending.
 const OWNED: [(&str, &[&str], &str); 5] = [
     ("sled", &["ipam-store"], "go through twill-ipam-store"),
-    (
-        "kube*",
-        &["k8s-api", "node-daemon", "cli"],
-        "go through twill-k8s-api",
-    ),
+    ("kube*", &["k8s-api", "node-daemon", "cli"], "go through twill-k8s-api"),
     ("netlink-*", &["dataplane"], "go through twill-dataplane"),
     ("rtnetlink", &["dataplane"], "go through twill-dataplane"),
     ("libc", &["sys"], "put what needs it into twill-sys"),
@@ -24,22 +20,10 @@ const OWNED: [(&str, &[&str], &str); 5] = [
 const UNLINKED: [(&str, &[&str], &str); 2] = [
     (
         "cni-plugin",
-        &[
-            "tokio",
-            "mio",
-            "kube*",
-            "axum",
-            "hyper*",
-            "rtnetlink",
-            "prometheus-client",
-        ],
+        &["tokio", "mio", "kube*", "axum", "hyper*", "rtnetlink", "prometheus-client"],
         "the plugin is executed for every pod: it starts no runtime and no resolver",
     ),
-    (
-        "cli",
-        &["sled", "netlink-*", "rtnetlink"],
-        "twillctl asks the daemon for what it holds",
-    ),
+    ("cli", &["sled", "netlink-*", "rtnetlink"], "twillctl asks the daemon for what it holds"),
 ];
 
 /// What makes a crate impure.
@@ -67,9 +51,7 @@ pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
     for (folder, member) in &workspace.members {
         let manifest = format!("{folder}/Cargo.toml");
         let mut error = |dependency: &str, what: String, remedy: &str| {
-            let line = tree
-                .get(&manifest)
-                .map_or(1, |file| file.line_of(dependency));
+            let line = tree.get(&manifest).map_or(1, |file| file.line_of(dependency));
             findings.push(Finding::error(&manifest, line, what, remedy));
         };
         for (pattern, owners, remedy) in OWNED {
@@ -77,10 +59,7 @@ pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
                 if !owners.contains(&folder.as_str()) {
                     error(
                         name,
-                        format!(
-                            "{folder} depends on {name}, which only {} may",
-                            owners.join(", ")
-                        ),
+                        format!("{folder} depends on {name}, which only {} may", owners.join(", ")),
                         remedy,
                     );
                 }
@@ -102,10 +81,7 @@ pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
             });
         }
         for name in member.internal() {
-            let program = workspace
-                .members
-                .get(name)
-                .is_some_and(|m| !m.programs.is_empty());
+            let program = workspace.members.get(name).is_some_and(|m| !m.programs.is_empty());
             if program && !RUNNERS.contains(&folder.as_str()) {
                 let what = format!("{folder} depends on {PREFIX}{name}, which is a program");
                 error(name, what, "move what both need into a library of its own");
@@ -129,13 +105,10 @@ fn matching<'a>(
     names: &'a std::collections::BTreeSet<String>,
     pattern: &str,
 ) -> impl Iterator<Item = &'a str> {
-    names
-        .iter()
-        .map(String::as_str)
-        .filter(move |name| match pattern.strip_suffix('*') {
-            Some(start) => name.starts_with(start),
-            None => *name == pattern,
-        })
+    names.iter().map(String::as_str).filter(move |name| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => *name == pattern,
+    })
 }
 
 #[cfg(test)]
@@ -154,10 +127,7 @@ mod tests {
     }
 
     fn findings(members: &[(&str, Member)], manifest: (&str, &str)) -> String {
-        let members = members
-            .iter()
-            .map(|(folder, m)| ((*folder).to_owned(), m.clone()))
-            .collect();
+        let members = members.iter().map(|(folder, m)| ((*folder).to_owned(), m.clone())).collect();
         text(&check(&tree(&[manifest]), &Workspace { members }))
     }
 
@@ -168,14 +138,8 @@ mod tests {
             &[("cli", cli), ("ipam-store", member(&["sled"], &[], &[]))],
             ("cli/Cargo.toml", "[dependencies]\nsled.workspace = true\n"),
         );
-        assert!(
-            found.contains("cli/Cargo.toml:2: error: cli depends on sled"),
-            "{found}"
-        );
-        assert!(
-            found.contains("netlink-packet-route, which only dataplane may"),
-            "{found}"
-        );
+        assert!(found.contains("cli/Cargo.toml:2: error: cli depends on sled"), "{found}");
+        assert!(found.contains("netlink-packet-route, which only dataplane may"), "{found}");
         assert!(!found.contains("ipam-store depends"), "{found}");
     }
 
@@ -183,20 +147,14 @@ mod tests {
     fn the_plugin_has_no_runtime_and_pure_crates_no_sockets() {
         let found = findings(
             &[
-                (
-                    "cni-plugin",
-                    member(&[], &["tokio", "serde"], &["cni-plugin/src/main.rs"]),
-                ),
+                ("cni-plugin", member(&[], &["tokio", "serde"], &["cni-plugin/src/main.rs"])),
                 ("types", member(&[], &["sha2", "socket2"], &[])),
                 ("rpc", member(&[], &["tokio"], &[])),
             ],
             ("x", ""),
         );
         assert!(found.contains("tokio is linked into cni-plugin"), "{found}");
-        assert!(
-            found.contains("socket2 is linked into types, which is a pure crate"),
-            "{found}"
-        );
+        assert!(found.contains("socket2 is linked into types, which is a pure crate"), "{found}");
         assert_eq!(found.lines().count(), 2, "{found}");
     }
 
@@ -212,9 +170,6 @@ mod tests {
             ("x", ""),
         );
         assert_eq!(found.lines().count(), 1, "{found}");
-        assert!(
-            found.contains("rpc depends on twill-cli, which is a program"),
-            "{found}"
-        );
+        assert!(found.contains("rpc depends on twill-cli, which is a program"), "{found}");
     }
 }

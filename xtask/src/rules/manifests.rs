@@ -17,12 +17,7 @@ pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
         if member.package.strip_prefix(PREFIX) != Some(folder) {
             let what = format!("package {} lives in {folder}/", member.package);
             let remedy = format!("call it {PREFIX}{folder}");
-            findings.push(Finding::error(
-                &path,
-                manifest.line_of("name"),
-                what,
-                remedy,
-            ));
+            findings.push(Finding::error(&path, manifest.line_of("name"), what, remedy));
         }
         findings.extend(lints(folder, manifest));
         findings.extend(versions(manifest));
@@ -91,31 +86,17 @@ fn clippy(tree: &Tree) -> Vec<Finding> {
     };
     PURE.iter()
         .skip(1)
-        .filter(|folder| {
-            tree.get(&path(folder))
-                .is_none_or(|file| file.text != model.text)
-        })
+        .filter(|folder| tree.get(&path(folder)).is_none_or(|file| file.text != model.text))
         .map(|folder| {
-            let line = tree
-                .get(&path(folder))
-                .map_or(1, |file| first_difference(file, model));
+            let line = tree.get(&path(folder)).map_or(1, |file| first_difference(file, model));
             let what = format!("it differs from {}", model.path);
-            Finding::error(
-                path(folder),
-                line,
-                what,
-                "make the pure crates' files identical",
-            )
+            Finding::error(path(folder), line, what, "make the pure crates' files identical")
         })
         .collect()
 }
 
 fn first_difference(file: &File, model: &File) -> usize {
-    let same = file
-        .text
-        .lines()
-        .zip(model.text.lines())
-        .take_while(|(a, b)| a == b);
+    let same = file.text.lines().zip(model.text.lines()).take_while(|(a, b)| a == b);
     same.count() + 1
 }
 
@@ -124,11 +105,7 @@ fn sections(file: &File) -> impl Iterator<Item = (&str, usize, &str)> {
     let mut section = "";
     file.lines().filter_map(move |(number, line)| {
         let line = line.split('#').next().unwrap_or_default();
-        if let Some(name) = line
-            .trim()
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
+        if let Some(name) = line.trim().strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             section = name;
         }
         (!line.trim().is_empty()).then_some((section, number, line))
@@ -147,16 +124,10 @@ mod tests {
         tests::{text, tree},
     };
 
-    const ROOT: (&str, &str) = (
-        "Cargo.toml",
-        "[workspace.lints.rust]\nunsafe_code = \"forbid\"\n",
-    );
+    const ROOT: (&str, &str) = ("Cargo.toml", "[workspace.lints.rust]\nunsafe_code = \"forbid\"\n");
 
     fn findings(manifest: &str) -> String {
-        let member = Member {
-            package: "twill-rpc".into(),
-            ..Member::default()
-        };
+        let member = Member { package: "twill-rpc".into(), ..Member::default() };
         let members = [("rpc".to_owned(), member)].into();
         let mut files = vec![ROOT, ("rpc/Cargo.toml", manifest)];
         let clippy: Vec<String> = PURE.iter().map(|f| format!("{f}/clippy.toml")).collect();
@@ -180,18 +151,9 @@ mod tests {
     fn versions_and_lints_come_from_the_workspace() {
         let found =
             findings("[lints.rust]\n[dependencies]\nserde = \"1\"\nx = { path = \"../x\" }\n");
-        assert!(
-            found.contains("rpc/Cargo.toml:1: error: rpc does not inherit"),
-            "{found}"
-        );
-        assert!(
-            found.contains("rpc/Cargo.toml:3: error: `serde = \"1\"` is not"),
-            "{found}"
-        );
-        assert!(
-            found.contains("rpc/Cargo.toml:4: error: `x = { path"),
-            "{found}"
-        );
+        assert!(found.contains("rpc/Cargo.toml:1: error: rpc does not inherit"), "{found}");
+        assert!(found.contains("rpc/Cargo.toml:3: error: `serde = \"1\"` is not"), "{found}");
+        assert!(found.contains("rpc/Cargo.toml:4: error: `x = { path"), "{found}");
     }
 
     #[test]
@@ -202,10 +164,7 @@ mod tests {
             ("selector/clippy.toml", "a\nb\n"),
         ];
         let found = text(&clippy(&tree(&files)));
-        assert!(
-            found.contains("ipam/clippy.toml:2: error: it differs from bgp-proto"),
-            "{found}"
-        );
+        assert!(found.contains("ipam/clippy.toml:2: error: it differs from bgp-proto"), "{found}");
         assert!(found.contains("types/clippy.toml:1: error"), "{found}");
         assert!(!found.contains("selector"), "{found}");
     }
@@ -213,10 +172,7 @@ mod tests {
     #[test]
     fn the_workspace_forbids_unsafe_code() {
         assert!(workspace_lints(&tree(&[ROOT])).is_none());
-        let warns = tree(&[(
-            "Cargo.toml",
-            "[workspace.lints.rust]\nunsafe_code = \"warn\"\n",
-        )]);
+        let warns = tree(&[("Cargo.toml", "[workspace.lints.rust]\nunsafe_code = \"warn\"\n")]);
         assert_eq!(workspace_lints(&warns).unwrap().line, 2);
     }
 }

@@ -27,10 +27,7 @@ pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
             findings.extend(functions(file, &code));
         }
     }
-    let programs = workspace
-        .members
-        .values()
-        .flat_map(|member| &member.programs);
+    let programs = workspace.members.values().flat_map(|member| &member.programs);
     findings.extend(programs.filter_map(|path| main_size(tree.get(path)?)));
     findings
 }
@@ -73,14 +70,8 @@ fn indentation(line: &str) -> &str {
 fn file_size(file: &File, code: &Code<'_>) -> Option<Finding> {
     let lines = code.0.len();
     let what = format!("{lines} lines without tests");
-    let finding = |limit| {
-        Finding::error(
-            &file.path,
-            1,
-            what,
-            format!("split it by concept below {limit}"),
-        )
-    };
+    let finding =
+        |limit| Finding::error(&file.path, 1, what, format!("split it by concept below {limit}"));
     if lines > FILE_HARD {
         Some(finding(FILE_HARD))
     } else {
@@ -93,12 +84,7 @@ fn main_size(file: &File) -> Option<Finding> {
     let counts = file.path.ends_with("/main.rs") && lines > MAIN;
     counts.then(|| {
         let what = format!("{lines} lines, {MAIN} are allowed in a program's root file");
-        Finding::error(
-            &file.path,
-            1,
-            what,
-            "move the work into the library beside it",
-        )
+        Finding::error(&file.path, 1, what, "move the work into the library beside it")
     })
 }
 
@@ -112,8 +98,7 @@ fn functions(file: &File, code: &Code<'_>) -> Vec<Finding> {
         };
         let indentation = indentation(line);
         let mut level = code.0[index..].iter().filter(|(_, line)| {
-            line.strip_prefix(indentation)
-                .is_some_and(|rest| !rest.starts_with([' ', '\t']))
+            line.strip_prefix(indentation).is_some_and(|rest| !rest.starts_with([' ', '\t']))
         });
         let signature_end = level.find(|(_, line)| line.ends_with(['{', '}', ';']));
         if !signature_end.is_some_and(|(_, line)| line.ends_with('{')) {
@@ -145,9 +130,7 @@ fn function_name(line: &str) -> Option<&str> {
     }
     loop {
         if let Some(name) = rest.strip_prefix("fn ") {
-            return name
-                .split(|c: char| !c.is_alphanumeric() && c != '_')
-                .next();
+            return name.split(|c: char| !c.is_alphanumeric() && c != '_').next();
         }
         let (word, after) = rest.split_once(' ')?;
         if !matches!(word, "const" | "async" | "unsafe" | "extern") && !word.starts_with('"') {
@@ -181,10 +164,7 @@ fn test_only(file: &File) -> Vec<Finding> {
 
 /// Whether a line is an attribute or a macro call whose condition has the word `test`.
 fn depends_on_test(line: &str) -> bool {
-    let attribute = line
-        .trim_start()
-        .trim_start_matches('#')
-        .trim_start_matches('!');
+    let attribute = line.trim_start().trim_start_matches('#').trim_start_matches('!');
     let condition = match attribute.strip_prefix("[cfg") {
         Some(rest) => rest,
         None => match line.split_once(concat!("cfg", "!(")) {
@@ -193,18 +173,13 @@ fn depends_on_test(line: &str) -> bool {
         },
     };
     let condition = condition.split(']').next().unwrap_or_default();
-    condition
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .any(|word| word == "test")
+    condition.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "test")
 }
 
 /// Marks of work that was put off.
 fn unfinished(file: &File) -> Vec<Finding> {
     let marks = [
-        (
-            concat!("#[ign", "ore"),
-            "a test that does not run proves nothing: repair or delete it",
-        ),
+        (concat!("#[ign", "ore"), "a test that does not run proves nothing: repair or delete it"),
         (concat!("tod", "o!("), "finish it"),
         (concat!("unimple", "mented!("), "finish it"),
         (concat!("TO", "DO"), "finish it, or say what is and why"),
@@ -212,12 +187,9 @@ fn unfinished(file: &File) -> Vec<Finding> {
     ];
     file.lines()
         .flat_map(|(number, line)| {
-            marks
-                .iter()
-                .filter(move |(mark, _)| line.contains(mark))
-                .map(move |(mark, remedy)| {
-                    Finding::error(&file.path, number, format!("`{mark}`"), *remedy)
-                })
+            marks.iter().filter(move |(mark, _)| line.contains(mark)).map(move |(mark, remedy)| {
+                Finding::error(&file.path, number, format!("`{mark}`"), *remedy)
+            })
         })
         .collect()
 }
@@ -231,9 +203,7 @@ mod tests {
     };
 
     fn findings(path: &str, code: &str) -> String {
-        let workspace = Workspace {
-            members: std::collections::BTreeMap::new(),
-        };
+        let workspace = Workspace { members: std::collections::BTreeMap::new() };
         text(&check(&tree(&[(path, code)]), &workspace))
     }
 
@@ -253,12 +223,7 @@ mod tests {
 
     #[test]
     fn tests_do_not_count() {
-        for path in [
-            "tests/src/kit.rs",
-            "a/src/b/tests.rs",
-            "a/tests/b.rs",
-            "fuzz/a.rs",
-        ] {
+        for path in ["tests/src/kit.rs", "a/src/b/tests.rs", "a/tests/b.rs", "fuzz/a.rs"] {
             assert_eq!(findings(path, &"x\n".repeat(2000)), "", "{path}");
         }
         let inline = format!(
@@ -271,10 +236,8 @@ mod tests {
     #[test]
     fn long_functions_are_found_where_they_begin() {
         assert_eq!(findings("a/src/b.rs", &function("", 79)), "");
-        let found = findings(
-            "a/src/b.rs",
-            &format!("// c\nimpl A {{\n{}}}\n", function("    ", 80)),
-        );
+        let found =
+            findings("a/src/b.rs", &format!("// c\nimpl A {{\n{}}}\n", function("    ", 80)));
         assert_eq!(
             found,
             "a/src/b.rs:3: error: fn long has 80 lines, fewer than 80 are allowed; split it by \
@@ -291,11 +254,7 @@ mod tests {
             "    fn short(&self) {}\n",
             "    let fn_pointer: fn(A) -> B = f;\n",
         ] {
-            assert_eq!(
-                findings("a/src/b.rs", &format!("{head}{filler}    }}\n")),
-                "",
-                "{head}"
-            );
+            assert_eq!(findings("a/src/b.rs", &format!("{head}{filler}    }}\n")), "", "{head}");
         }
         for head in [
             "fn long<T>(\n    a: T,\n) -> B\nwhere\n    T: C,\n{\n",
@@ -316,10 +275,7 @@ mod tests {
             concat!("if cfg", "!(test) {"),
         ] {
             let found = findings("a/src/b.rs", line);
-            assert!(
-                found.contains("a/src/b.rs:1: error: product code"),
-                "{line}: {found}"
-            );
+            assert!(found.contains("a/src/b.rs:1: error: product code"), "{line}: {found}");
         }
         for line in [
             "#[cfg(test)]\nmod tests;",
@@ -341,19 +297,9 @@ mod tests {
 
     #[test]
     fn programs_are_thin() {
-        let program = Member {
-            programs: vec!["a/src/main.rs".into()],
-            ..Member::default()
-        };
-        let workspace = Workspace {
-            members: [("a".to_owned(), program)].into(),
-        };
-        let of = |lines| {
-            check(
-                &tree(&[("a/src/main.rs", &"x\n".repeat(lines))]),
-                &workspace,
-            )
-        };
+        let program = Member { programs: vec!["a/src/main.rs".into()], ..Member::default() };
+        let workspace = Workspace { members: [("a".to_owned(), program)].into() };
+        let of = |lines| check(&tree(&[("a/src/main.rs", &"x\n".repeat(lines))]), &workspace);
         assert!(of(30).is_empty());
         assert!(text(&of(31)).contains("a/src/main.rs:1: error: 31 lines, 30 are allowed"));
     }

@@ -6,12 +6,8 @@ use crate::{
 };
 
 /// Directories of a workplace. A path counts where a new word begins, so `network/` does not.
-const PLACES: [&str; 4] = [
-    concat!("/wo", "rk/"),
-    concat!("/ho", "me/"),
-    concat!("/ro", "ot/"),
-    concat!("../sha", "red"),
-];
+const PLACES: [&str; 4] =
+    [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("../sha", "red")];
 
 /// The registry that everyone has.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
@@ -65,18 +61,11 @@ fn registries(file: &File) -> Vec<Finding> {
     file.lines()
         .filter(|(_, line)| {
             let line = line.trim_start();
-            ["[source", "[registr", "replace-with"]
-                .iter()
-                .any(|start| line.starts_with(start))
+            ["[source", "[registr", "replace-with"].iter().any(|start| line.starts_with(start))
         })
         .map(|(number, line)| {
             let what = format!("`{}` names a registry of one workplace", line.trim());
-            Finding::error(
-                &file.path,
-                number,
-                what,
-                "put it into the user's own cargo home",
-            )
+            Finding::error(&file.path, number, what, "put it into the user's own cargo home")
         })
         .collect()
 }
@@ -108,10 +97,7 @@ mod tests {
     #[test]
     fn crates_come_from_one_registry() {
         let lock = format!("source = \"{REGISTRY}\"\nsource = \"registry+https://elsewhere\"\n");
-        let files = [
-            ("Cargo.lock", lock.as_str()),
-            (".cargo/config.toml", "[source.crates-io]\n"),
-        ];
+        let files = [("Cargo.lock", lock.as_str()), (".cargo/config.toml", "[source.crates-io]\n")];
         let found = text(&check(&tree(&files)));
         assert!(found.contains("Cargo.lock:2: error"), "{found}");
         assert!(found.contains(".cargo/config.toml:1: error"), "{found}");

@@ -27,9 +27,7 @@ fn render(plan: &Plan) -> String {
     let mut text = format!("create\n  {}\n", plan.create_text());
     let mut section = |title: &str, lines: Vec<String>| {
         writeln!(text, "{title}").unwrap();
-        lines
-            .iter()
-            .for_each(|line| writeln!(text, "  {line}").unwrap());
+        lines.iter().for_each(|line| writeln!(text, "  {line}").unwrap());
     };
     let ops = |ops: &[Op]| ops.iter().map(Op::to_string).collect();
     let settings = |settings: &[Setting]| settings.iter().map(Setting::to_string).collect();
@@ -232,14 +230,8 @@ fn hardware_addresses_are_local_unicast_and_stable() {
     };
     let mac = |id| {
         let addresses = Vec::new();
-        PodLink {
-            attachment: attachment(id),
-            sequence: 1,
-            addresses,
-            mtu: 1500,
-            pod_name: None,
-        }
-        .pod_mac()
+        PodLink { attachment: attachment(id), sequence: 1, addresses, mtu: 1500, pod_name: None }
+            .pod_mac()
     };
     for id in 0..100 {
         assert_eq!(mac(id).0[0] & 3, 2);

@@ -1,0 +1,31 @@
+//! The signs of readiness for those who do not ask: a file for the plugin's STATUS, which goes by
+//! its age, and a message for systemd.
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::ipam::View;
+
+/// How often the file is touched. STATUS bears 120 s without.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Gives the signs once claims and resources are read, and the file's for ever after.
+pub(crate) async fn run(run_dir: PathBuf, mut view: watch::Receiver<Arc<View>>) {
+    if view.wait_for(|view| view.ready).await.is_err() {
+        return;
+    }
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        warn!(%error, "cannot tell systemd that the daemon is ready");
+    }
+    let file = run_dir.join("heartbeat");
+    let mut beats = tokio::time::interval(PERIOD);
+    loop {
+        beats.tick().await;
+        if let Err(error) = fs::write(&file, []) {
+            warn!(file = %file.display(), %error, "cannot touch the heartbeat file");
+        }
+    }
+}

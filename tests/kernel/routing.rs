@@ -1,0 +1,432 @@
+//! The speaker and the routes, with real routers as peers.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use twill_tests::{
+    bird::{BirdConfig, Neighbor},
+    lab::{Lab, Topology},
+    ping::{self, Pinger, Source},
+    rack,
+    wait::wait_for,
+    watch::RouteWatch,
+};
+
+use crate::{LONG, SECONDS};
+
+const POOL: &str = "apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool}
+spec: {cidr: 10.10.0.0/20, blockSize: 26}
+";
+
+const POOL6: &str = "apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool6}
+spec: {cidr: \"fd00:10::/112\", blockSize: 122}
+";
+
+fn peer(name: &str, address: &str, asn: u32) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
+         spec: {{peerIP: {address:?}, asNumber: {asn}}}\n"
+    )
+}
+
+const NO_MESH: &str = "apiVersion: projectcalico.org/v3
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {asNumber: 64512, nodeToNodeMeshEnabled: false}
+";
+
+/// One node and one ToR on a segment; `change` may add to the ToR's neighbor.
+fn node_and_tor(change: impl FnOnce(Neighbor) -> Neighbor) -> Result<Topology> {
+    let mut topology = Topology::new();
+    let neighbor = change(Neighbor::new("node1", "192.168.2.11", 64512).local("192.168.2.1"));
+    topology
+        .router("tor")
+        .on("seg-a", "192.168.2.1/24")
+        .local("198.51.100.1/24")
+        .bird(BirdConfig::new("192.168.2.1", 64513).neighbor(neighbor).announce("198.51.100.0/24"));
+    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    topology.resource("pool.yaml", POOL).resource("tor.yaml", &peer("tor", "192.168.2.1", 64513));
+    Ok(topology)
+}
+
+fn up(topology: Topology) -> Result<Lab> {
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    lab.node("node1")?.wait_established(&["192.168.2.1"], LONG)?;
+    Ok(lab)
+}
+
+/// A route that is withdrawn goes from the kernel, one that comes back is there again.
+pub(crate) fn routes_come_and_go_with_the_announcements() -> Result<()> {
+    let mut lab = up(node_and_tor(|neighbor| neighbor)?)?;
+    let route = lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    ensure!(route["gateway"] == "192.168.2.1" && route["prefsrc"] == "192.168.2.11", "{route}");
+    ensure!(route["metric"] == 512, "{route}");
+    let announced = lab.bird("tor")?.config().clone();
+    lab.bird_mut("tor")?.configure(announced.clone().withdraw("198.51.100.0/24"))?;
+    lab.node("node1")?.wait_no_route("198.51.100.0/24", LONG)?;
+    lab.bird_mut("tor")?.configure(announced)?;
+    lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+
+    // Somebody else's route to the same prefix is not ours to change.
+    let node = lab.node("node1")?.namespace();
+    node.ip("route add 198.51.100.0/24 via 192.168.2.1 metric 600 proto static")?;
+    // And ours comes back when somebody deletes it.
+    node.ip("route del 198.51.100.0/24 metric 512")?;
+    lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    lab.node_mut("node1")?.stop()?;
+    let left = lab.node("node1")?.namespace().ip("route show 198.51.100.0/24")?;
+    ensure!(left.contains("metric 600") && left.contains("metric 512"), "{left}");
+    Ok(())
+}
+
+/// Two ToRs announce the same: the kernel has one route with both, and one goes when a ToR does.
+pub(crate) fn equal_paths_share_the_traffic() -> Result<()> {
+    let mut topology = Topology::new();
+    for (tor, address) in [("tor1", "192.168.2.1"), ("tor2", "192.168.2.2")] {
+        let neighbor = Neighbor::new("node1", "192.168.2.11", 64512)
+            .local(address)
+            .option("graceful restart off");
+        topology
+            .router(tor)
+            .on("seg-a", &format!("{address}/24"))
+            .bird(BirdConfig::new(address, 64513).neighbor(neighbor).announce("198.51.100.0/24"));
+    }
+    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    topology
+        .resource("pool.yaml", POOL)
+        .resource("tor1.yaml", &peer("tor1", "192.168.2.1", 64513))
+        .resource("tor2.yaml", &peer("tor2", "192.168.2.2", 64513));
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    lab.node("node1")?.wait_established(&["192.168.2.1", "192.168.2.2"], LONG)?;
+    let gateways = |lab: &Lab| -> Result<Vec<String>> {
+        let route = lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+        let hops = route["nexthops"].as_array().cloned().unwrap_or_else(|| vec![route.clone()]);
+        Ok(hops.iter().filter_map(|hop| hop["gateway"].as_str().map(str::to_owned)).collect())
+    };
+    wait_for("a route by both ToRs", LONG, || {
+        let found = gateways(&lab)?;
+        ensure!(found == ["192.168.2.1", "192.168.2.2"], "{found:?}");
+        Ok(())
+    })?;
+    let watch = RouteWatch::start(&lab, "node1")?;
+    lab.stop_bird("tor1")?;
+    wait_for("the route by the other ToR alone", LONG, || {
+        let found = gateways(&lab)?;
+        ensure!(found == ["192.168.2.2"], "{found:?}");
+        Ok(())
+    })?;
+    // Replaced, not deleted and added.
+    watch.nothing_deleted()
+}
+
+/// Both ends dial at once, or one of them only listens: there is one session in the end.
+pub(crate) fn a_session_comes_up_whoever_dials() -> Result<()> {
+    for option in ["passive on", "connect delay time 0"] {
+        let lab = up(node_and_tor(|neighbor| neighbor.option(option))?)?;
+        lab.bird("tor")?.wait_established(&["node1"], LONG)?;
+        lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    }
+    // The node cannot reach the ToR's port and has to be called.
+    let mut topology = node_and_tor(|neighbor| neighbor)?;
+    topology.resource("tor.yaml", &peer("tor", "192.168.2.1:1790", 64513));
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    lab.bird("tor")?.wait_established(&["node1"], LONG)
+}
+
+/// MP-BGP: an IPv6 block over a session of IPv6 addresses, with traffic.
+pub(crate) fn ipv6_blocks_are_announced_and_reached() -> Result<()> {
+    let mut topology = Topology::new();
+    let v4 = Neighbor::new("node1", "192.168.2.11", 64512).local("192.168.2.1");
+    let v6 = Neighbor::new("node1v6", "2001:db8:2::11", 64512).local("2001:db8:2::1");
+    topology
+        .router("tor")
+        .on("seg-a", "192.168.2.1/24")
+        .on("seg-a", "2001:db8:2::1/64")
+        .local("2001:db8:ff::1/64")
+        .bird(
+            BirdConfig::new("192.168.2.1", 64513)
+                .neighbor(v4)
+                .neighbor(v6)
+                .announce("2001:db8:ff::/64"),
+        );
+    topology.node("node1").on("seg-a", "192.168.2.11/24").on("seg-a", "2001:db8:2::11/64");
+    topology
+        .resource("pool.yaml", POOL)
+        .resource("pool6.yaml", POOL6)
+        .resource("tor.yaml", &peer("tor", "192.168.2.1", 64513))
+        .resource("tor6.yaml", &peer("tor6", "2001:db8:2::1", 64513));
+    let mut lab = up(topology)?;
+    lab.node("node1")?.wait_established(&["2001:db8:2::1"], LONG)?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["ipam"]["assignIPv6"] = true.into();
+    runtime.set_conflist(conflist);
+    let pod = lab.add_pod("node1", "dual")?;
+    let [first, second] = pod.addresses() else {
+        anyhow::bail!("not two addresses: {:?}", pod.addresses())
+    };
+    ensure!(first.is_ipv4() && second.is_ipv6(), "{:?}", pod.addresses());
+    for block in lab.node("node1")?.blocks()? {
+        let neighbor = if block.contains(':') { "node1v6" } else { "node1" };
+        lab.bird("tor")?.wait_route(&block, neighbor, LONG)?;
+    }
+    let route = lab.node("node1")?.wait_route("2001:db8:ff::/64", LONG)?;
+    ensure!(route["prefsrc"] == "2001:db8:2::11", "{route}");
+    wait_for("traffic in both families", LONG, || {
+        ping::reaches(lab.router("tor")?, *first)?;
+        ping::reaches(lab.router("tor")?, *second)
+    })?;
+    ping::reaches(pod.namespace(), "2001:db8:ff::1".parse()?)
+}
+
+/// SIGTERM is a restart: no NOTIFICATION, the ToR keeps the routes, and they are refreshed.
+pub(crate) fn a_planned_stop_says_nothing_and_loses_nothing() -> Result<()> {
+    let mut lab = up(node_and_tor(|neighbor| neighbor)?)?;
+    let pod = lab.add_pod("node1", "web")?;
+    let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
+    lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+    lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    let log = lab.bird("tor")?.log().len();
+    let watches = ["tor", "node1"].map(|machine| RouteWatch::start(&lab, machine));
+    let source =
+        Source { name: "tor", namespace: lab.router("tor")?, targets: vec![pod.address()?] };
+    let pinger = Pinger::start(vec![source], Duration::from_millis(10))?;
+    lab.node_mut("node1")?.stop()?;
+    wait_for("the ToR to help", SECONDS, || {
+        ensure!(lab.bird("tor")?.is_helping("node1")?, "it does not");
+        Ok(())
+    })?;
+    let said = lab.bird("tor")?.log()[log..].to_owned();
+    ensure!(!said.contains("Received:"), "a NOTIFICATION came: {said}");
+    lab.node_mut("node1")?.start()?;
+    lab.node("node1")?.wait_established(&["192.168.2.1"], LONG)?;
+    wait_for("the ToR's help to end", LONG, || {
+        ensure!(!lab.bird("tor")?.is_helping("node1")?, "it goes on");
+        Ok(())
+    })?;
+    pinger.wait_rounds(10)?;
+    for tally in pinger.stop()? {
+        ensure!(tally.lost() == 0, "{tally}");
+    }
+    ensure!(lab.bird("tor")?.withdrawals("node1", log).is_empty());
+    for watch in watches {
+        watch?.nothing_deleted()?;
+    }
+    Ok(())
+}
+
+/// A peer that is removed is told so, and its routes go at once.
+pub(crate) fn a_removed_peer_is_told() -> Result<()> {
+    let lab = up(node_and_tor(|neighbor| neighbor)?)?;
+    lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    lab.remove_resource("tor.yaml")?;
+    wait_for("BIRD to be told", LONG, || {
+        let log = lab.bird("tor")?.log();
+        // Cease, Peer De-configured (RFC 4486).
+        ensure!(log.contains("Received: Peer de-configured"), "{log}");
+        Ok(())
+    })?;
+    lab.node("node1")?.wait_no_route("198.51.100.0/24", LONG)
+}
+
+/// The helping side: a ToR that crashes keeps its routes here until it is back, or for its
+/// restart time.
+pub(crate) fn a_restarting_tor_keeps_its_routes() -> Result<()> {
+    let topology = node_and_tor(|neighbor| {
+        neighbor.option("graceful restart on").option("graceful restart time 3")
+    })?;
+    let mut lab = up(topology)?;
+    lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    let watch = RouteWatch::start(&lab, "node1")?;
+    lab.stop_bird("tor")?;
+    wait_for("the session to go", SECONDS, || {
+        let peer = lab.node("node1")?.peer("192.168.2.1")?;
+        ensure!(peer["state"] != "Established", "{peer}");
+        ensure!(peer["prefixes_stale"] == 1 || peer["prefixesStale"] == 1, "{peer}");
+        Ok(())
+    })?;
+    watch.nothing_deleted()?;
+    // It does not come back.
+    lab.node("node1")?.wait_no_route("198.51.100.0/24", LONG)
+}
+
+/// Without graceful restart on the other side, routes go with the session.
+pub(crate) fn a_tor_without_graceful_restart_takes_its_routes_along() -> Result<()> {
+    let mut lab = up(node_and_tor(|neighbor| neighbor.option("graceful restart off"))?)?;
+    lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    lab.stop_bird("tor")?;
+    lab.node("node1")?.wait_no_route("198.51.100.0/24", SECONDS)
+}
+
+/// Garbage gets the right NOTIFICATION, and other sessions do not notice.
+pub(crate) fn garbage_gets_a_notification() -> Result<()> {
+    let mut topology = node_and_tor(|neighbor| neighbor)?;
+    topology.router("stranger").on("seg-a", "192.168.2.66/24");
+    topology.resource("stranger.yaml", &peer("stranger", "192.168.2.66", 64666));
+    let lab = up(topology)?;
+    let before = lab.node("node1")?.peer("192.168.2.1")?;
+    let header = |length: u16, kind: u8| {
+        let mut bytes = vec![0xff; 16];
+        bytes.extend(length.to_be_bytes());
+        bytes.push(kind);
+        bytes
+    };
+    let open = |version: u8, asn: u16, hold: u16| {
+        let mut bytes = header(29, 1);
+        bytes.push(version);
+        bytes.extend(asn.to_be_bytes());
+        bytes.extend(hold.to_be_bytes());
+        bytes.extend([192, 168, 2, 66, 0]);
+        bytes
+    };
+    for (what, bytes, code, subcode) in [
+        ("not BGP at all", b"GET / HTTP/1.1\r\nHost: node1\r\n\r\n".to_vec(), 1, 1),
+        ("a length of 5", header(5, 4), 1, 2),
+        ("a length of 5000", header(5000, 2), 1, 2),
+        ("message type 9", header(19, 9), 1, 3),
+        ("a KEEPALIVE with a body", [header(20, 4), vec![0]].concat(), 1, 2),
+        ("version 3", open(3, 64666, 90), 2, 1),
+        ("another AS", open(4, 64999, 90), 2, 2),
+        ("a hold time of 2 s", open(4, 64666, 2), 2, 6),
+        ("an UPDATE before the OPEN", [header(23, 2), vec![0; 4]].concat(), 5, 1),
+    ] {
+        let answer = lab.router("stranger")?.enter(|| call(&bytes))??;
+        let notification = last_message(&answer);
+        ensure!(
+            notification.get(18..21) == Some(&[3, code, subcode]),
+            "{what}: {answer:02x?} instead of NOTIFICATION {code}/{subcode}"
+        );
+    }
+    let after = lab.node("node1")?.peer("192.168.2.1")?;
+    ensure!(after["since_ms"] == before["since_ms"], "{before} became {after}");
+    ensure!(lab.node("node1")?.status()?["inSync"] == true);
+    Ok(())
+}
+
+/// Sends bytes to the node's BGP port, and reads until it closes.
+fn call(bytes: &[u8]) -> Result<Vec<u8>> {
+    wait_for("an answer", LONG, || {
+        let mut stream = TcpStream::connect("192.168.2.11:179")?;
+        stream.set_read_timeout(Some(SECONDS))?;
+        stream.write_all(bytes)?;
+        let mut answer = Vec::new();
+        // A reset after the last byte is an end, too.
+        let _ = stream.read_to_end(&mut answer);
+        // While our own call to it is being refused there is a moment in which it takes none.
+        ensure!(!answer.is_empty(), "it said nothing");
+        ensure!(last_message(&answer).get(18..21) != Some(&[3, 6, 5]), "rejected");
+        Ok(answer)
+    })
+}
+
+/// The last whole message of a stream.
+fn last_message(mut stream: &[u8]) -> &[u8] {
+    let mut last: &[u8] = &[];
+    while let Some(length) = stream.get(16..18) {
+        let length = usize::from(u16::from_be_bytes([length[0], length[1]])).max(19);
+        let Some((message, rest)) = stream.split_at_checked(length) else {
+            break;
+        };
+        (last, stream) = (message, rest);
+    }
+    last
+}
+
+/// Labels decide who is a peer, without a restart and without touching other sessions.
+pub(crate) fn selectors_follow_the_labels() -> Result<()> {
+    let mut lab = rack::up()?;
+    let mesh = lab.node("node3")?.peer("192.168.2.11")?;
+    let manifest = std::fs::read_to_string(lab.resource("node3.yaml"))?;
+    lab.write_resource("node3.yaml", &manifest.replace("rack1", "rack2"))?;
+    wait_for("node3 to leave the ToR", LONG, || {
+        ensure!(lab.node("node3")?.peer("192.168.2.1").is_err(), "it has the peer still");
+        Ok(())
+    })?;
+    // With the label that the pool wants it gets addresses, too.
+    let wanted = manifest.replace("labels:\n", "labels:\n    env: prod\n");
+    lab.write_resource("node3.yaml", &wanted)?;
+    lab.node("node3")?.wait_established(&["192.168.2.1"], LONG)?;
+    let pod = wait_for("a pod on node3", LONG, || lab.add_pod("node3", "web"))?;
+    lab.bird("tor")?.wait_route(
+        lab.node("node3")?.blocks()?.first().context("no block")?,
+        "node3",
+        LONG,
+    )?;
+    wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
+    let after = lab.node("node3")?.peer("192.168.2.11")?;
+    ensure!(mesh["since_ms"] == after["since_ms"], "the mesh was reset: {mesh} {after}");
+    Ok(())
+}
+
+/// The switch of `bgppeer-tor-switch.yaml`: a peer of all nodes, in the same AS.
+pub(crate) fn the_tor_switch_sample_works_as_it_stands() -> Result<()> {
+    let mut topology = Topology::new();
+    let mut bird = BirdConfig::new("192.168.1.254", 64512).announce("198.51.100.0/24");
+    for (node, address) in [("node1", "192.168.1.11"), ("node2", "192.168.1.12")] {
+        bird = bird.neighbor(Neighbor::new(node, address, 64512).local("192.168.1.254"));
+        topology.node(node).label("env", "prod").on("seg-a", &format!("{address}/24"));
+    }
+    topology.router("switch").on("seg-a", "192.168.1.254/24").local("198.51.100.1/24").bird(bird);
+    topology.samples(&["bgppeer-tor-switch.yaml", "ippool-app.yaml"])?;
+    topology.resource("no-mesh.yaml", NO_MESH);
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    lab.bird("switch")?.wait_established(&["node1", "node2"], LONG)?;
+    for node in ["node1", "node2"] {
+        lab.node(node)?.wait_established(&["192.168.1.254"], LONG)?;
+        lab.node(node)?.wait_route("198.51.100.0/24", LONG)?;
+        let peers = lab.node(node)?.ctl_json(&["bgp", "peers"])?;
+        ensure!(peers.as_array().is_some_and(|peers| peers.len() == 1), "{peers}");
+    }
+    let pod = lab.add_pod("node2", "web")?;
+    let block = lab.node("node2")?.blocks()?.first().cloned().context("no block")?;
+    lab.bird("switch")?.wait_route(&block, "node2", LONG)?;
+    wait_for("traffic", LONG, || ping::reaches(lab.router("switch")?, pod.address()?))
+}
+
+/// A node announces what it owns and nothing else: it is no way from one ToR to another.
+pub(crate) fn a_node_is_no_transit() -> Result<()> {
+    let mut topology = Topology::new();
+    for (tor, segment, address, node, asn, announced) in [
+        ("tor1", "seg-a", "192.168.2.1", "192.168.2.11", 64513, "198.51.100.0/24"),
+        ("tor2", "seg-b", "192.168.3.1", "192.168.3.11", 64514, "203.0.113.0/24"),
+    ] {
+        let neighbor = Neighbor::new("node1", node, 64512).local(address);
+        topology
+            .router(tor)
+            .on(segment, &format!("{address}/24"))
+            .bird(BirdConfig::new(address, asn).neighbor(neighbor).announce(announced));
+    }
+    topology.node("node1").on("seg-a", "192.168.2.11/24").on("seg-b", "192.168.3.11/24");
+    let source_free =
+        peer("tor2", "192.168.3.1", 64514).replace("spec: {", "spec: {sourceAddress: None, ");
+    topology
+        .resource("pool.yaml", POOL)
+        .resource("tor1.yaml", &peer("tor1", "192.168.2.1", 64513))
+        .resource("tor2.yaml", &source_free);
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    lab.node("node1")?.wait_established(&["192.168.2.1", "192.168.3.1"], LONG)?;
+    for prefix in ["198.51.100.0/24", "203.0.113.0/24"] {
+        lab.node("node1")?.wait_route(prefix, LONG)?;
+    }
+    let _pod = lab.add_pod("node1", "web")?;
+    let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
+    for tor in ["tor1", "tor2"] {
+        lab.bird(tor)?.wait_route(&block, "node1", LONG)?;
+        let routes = lab.bird(tor)?.routes_from("node1")?;
+        ensure!(routes.len() == 1, "{tor} got more than the block: {routes:?}");
+    }
+    Ok(())
+}
