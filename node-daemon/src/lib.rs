@@ -23,6 +23,7 @@ mod heartbeat;
 mod http;
 mod ipam;
 mod metrics;
+mod node;
 mod reaper;
 mod routes;
 mod server;

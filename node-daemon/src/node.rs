@@ -1,0 +1,283 @@
+//! Which tasks there are, and what they tell each other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+use twill_bgp_speaker::{Handle, Report};
+use twill_dataplane::{
+    fib::{Fib, FibConfig, LearnedRoute},
+    node::{ensure_forwarding, ensure_gateway, uplink_mtu},
+    watch::Events,
+};
+use twill_ipam_store::Service;
+use twill_types::{Block, Family, Prefix};
+
+use crate::{
+    api::Api,
+    bgp::{Bgp, Identity},
+    claims::{self, Claims},
+    config::Config,
+    datastore::{self, ClaimStore, Snapshot},
+    heartbeat,
+    ipam::{Ipam, View, now_ms},
+    metrics::Metrics,
+    reaper,
+    routes::{Routes, Sources, State},
+    server, spool,
+};
+
+/// The tasks that end only with an error.
+pub(crate) type Tasks = JoinSet<anyhow::Result<()>>;
+
+/// What the tasks of a node are made of.
+pub(crate) struct Node<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) name: String,
+    pub(crate) service: Arc<Service>,
+    pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// The latest values that tasks pass on: each is written by one task alone.
+struct Wires {
+    /// By `claims`: blocks that are claimed and confirmed; `None` until the claims were read.
+    owned: watch::Sender<Option<BTreeSet<Block>>>,
+    /// By `claims`: which pools give addresses here.
+    view: watch::Sender<Arc<View>>,
+    claim_problems: watch::Sender<Vec<String>>,
+    /// By the follower of the node's addresses.
+    sources: watch::Sender<Sources>,
+    mtu: watch::Sender<u32>,
+    /// By `bgp`: the running speaker.
+    speaker: watch::Sender<Option<(Identity, Handle)>>,
+    bgp_problems: watch::Sender<Vec<String>>,
+    /// By `routes`: what is in the kernel, and who else claims to be where our blocks are.
+    installed: watch::Sender<Arc<BTreeSet<Prefix>>>,
+    conflicts: watch::Sender<BTreeMap<Prefix, String>>,
+    /// An address was released, and its link waits to be deleted.
+    released: Arc<Notify>,
+}
+
+impl Wires {
+    fn new() -> Self {
+        Self {
+            owned: watch::Sender::new(None),
+            view: watch::Sender::default(),
+            claim_problems: watch::Sender::default(),
+            sources: watch::Sender::default(),
+            mtu: watch::Sender::new(1500),
+            speaker: watch::Sender::new(None),
+            bgp_problems: watch::Sender::default(),
+            installed: watch::Sender::default(),
+            conflicts: watch::Sender::default(),
+            released: Arc::new(Notify::new()),
+        }
+    }
+}
+
+/// The kernel's side, made ready.
+struct Kernel {
+    fib: Fib,
+    /// The routes of the process before.
+    adopted: BTreeMap<Prefix, LearnedRoute>,
+    events: Events,
+}
+
+impl Kernel {
+    fn prepare(config: &Config) -> anyhow::Result<Self> {
+        let mut fib = Fib::open(FibConfig { metric: config.fib.metric })?;
+        let adopted = fib.learned()?;
+        if !adopted.is_empty() {
+            info!(routes = adopted.len(), "adopted the routes of the process before");
+        }
+        ensure_gateway()?;
+        for change in ensure_forwarding(&[Family::V4, Family::V6])? {
+            info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
+        }
+        let events = Events::open([fib.port()?])?;
+        Ok(Self { fib, adopted, events })
+    }
+}
+
+impl Node<'_> {
+    /// Starts the tasks that own the node's state.
+    pub(crate) fn start(&self, tasks: &mut Tasks) -> anyhow::Result<Arc<Api>> {
+        let wires = Wires::new();
+        let kernel = Kernel::prepare(self.config)?;
+        // The F bit is true only if our routes really are in the kernel (RFC 4724 section 4.1).
+        let restarting = !kernel.adopted.is_empty();
+        let store = ClaimStore::open(&self.config.datastore.directory)?;
+        let (commands, queue) = mpsc::channel(256);
+        let (reports, report_queue) = mpsc::unbounded_channel();
+
+        let api = Arc::new(self.api(&wires, store.clone(), commands));
+        let claims = self.claims(&wires, store, queue);
+        let routes = self.routes(&wires, kernel, report_queue);
+        let bgp = self.bgp(&wires, restarting, reports);
+        tasks.spawn(async move { claims.run().await.context("claims failed") });
+        tasks.spawn(async move { routes.run().await.context("routes failed") });
+        tasks.spawn(async move { bgp.run().await.context("BGP failed") });
+        self.start_helpers(wires, tasks);
+        Ok(api)
+    }
+
+    /// The tasks that cannot fail.
+    fn start_helpers(&self, wires: Wires, tasks: &mut Tasks) {
+        let run_dir = &self.config.run_dir;
+        let directory = self.config.datastore.directory.clone();
+        endless(tasks, report_status(directory, self.name.clone(), self.resources.clone()));
+        endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
+        endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.released)));
+        endless(tasks, spool::watch(run_dir.clone(), Arc::clone(&self.service), wires.released));
+        let (name, resources) = (self.name.clone(), self.resources.clone());
+        endless(tasks, follow_addresses(name, resources, wires.sources, wires.mtu));
+    }
+
+    fn api(
+        &self,
+        wires: &Wires,
+        claims: ClaimStore,
+        commands: mpsc::Sender<claims::Command>,
+    ) -> Api {
+        Api {
+            node: self.name.clone(),
+            started_ms: now_ms(),
+            ipam: Ipam {
+                node: self.name.clone(),
+                service: Arc::clone(&self.service),
+                view: wires.view.subscribe(),
+                claims: commands,
+                mtu: wires.mtu.subscribe(),
+            },
+            claims,
+            speaker: wires.speaker.subscribe(),
+            resources: self.resources.clone(),
+            installed: wires.installed.subscribe(),
+            problems: vec![wires.claim_problems.subscribe(), wires.bgp_problems.subscribe()],
+            conflicts: wires.conflicts.subscribe(),
+            metrics: Metrics::new(),
+            released: Arc::clone(&wires.released),
+        }
+    }
+
+    fn claims(
+        &self,
+        wires: &Wires,
+        store: ClaimStore,
+        commands: mpsc::Receiver<claims::Command>,
+    ) -> Claims {
+        Claims {
+            node: self.name.clone(),
+            shared: self.config.datastore.shared,
+            store,
+            service: Arc::clone(&self.service),
+            resources: self.resources.clone(),
+            commands,
+            view: wires.view.clone(),
+            owned: wires.owned.clone(),
+            problems: wires.claim_problems.clone(),
+            draining: false,
+        }
+    }
+
+    fn routes(
+        &self,
+        wires: &Wires,
+        kernel: Kernel,
+        reports: mpsc::UnboundedReceiver<Report>,
+    ) -> Routes {
+        Routes {
+            fib: kernel.fib,
+            metric: self.config.fib.metric,
+            events: kernel.events,
+            reports,
+            owned: wires.owned.subscribe(),
+            sources: wires.sources.subscribe(),
+            speaker: wires.speaker.subscribe(),
+            installed: wires.installed.clone(),
+            conflicts: wires.conflicts.clone(),
+            state: State::adopt(kernel.adopted),
+        }
+    }
+
+    fn bgp(&self, wires: &Wires, restarting: bool, reports: mpsc::UnboundedSender<Report>) -> Bgp {
+        Bgp {
+            node: self.name.clone(),
+            listen_port: self.config.bgp.listen_port.map(Into::into),
+            restarting,
+            resources: self.resources.clone(),
+            owned: wires.owned.subscribe(),
+            reports,
+            current: wires.speaker.clone(),
+            problems: wires.bgp_problems.clone(),
+        }
+    }
+}
+
+fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        task.await;
+        Ok(())
+    });
+}
+
+/// Keeps what this node says about each object up to date.
+async fn report_status(
+    directory: PathBuf,
+    node: String,
+    mut resources: watch::Receiver<Arc<Snapshot>>,
+) {
+    loop {
+        let snapshot = Arc::clone(&resources.borrow_and_update());
+        let written =
+            tokio::task::block_in_place(|| datastore::report(&directory, &node, &snapshot));
+        if let Err(error) = written {
+            // Nothing else depends on it; the next change tries again.
+            warn!(error = %server::chain(&error), "cannot write the status of the resources");
+        }
+        if resources.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the node's own addresses, and the MTU that pods get from the link that has them.
+async fn follow_addresses(
+    node: String,
+    mut resources: watch::Receiver<Arc<Snapshot>>,
+    sources: watch::Sender<Sources>,
+    mtu: watch::Sender<u32>,
+) {
+    loop {
+        let snapshot = Arc::clone(&resources.borrow_and_update());
+        let own = snapshot.nodes.get(&node);
+        let addresses: Sources = [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| Some((family, own?.address(family)?)))
+            .collect();
+        let first = addresses.values().next().copied();
+        match tokio::task::block_in_place(|| uplink_mtu(first)) {
+            Ok(found) => {
+                mtu.send_replace(found);
+            }
+            Err(error) => warn!(error = %server::chain(&error), "cannot tell the uplink's MTU"),
+        }
+        sources.send_if_modified(|known| {
+            let changed = *known != addresses;
+            *known = addresses;
+            changed
+        });
+        if resources.changed().await.is_err() {
+            return;
+        }
+    }
+}
