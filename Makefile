@@ -28,8 +28,7 @@ test-pure: ## unit tests and doctests: no root, no tools
 test-kernel: tools build ## the suites in network namespaces alone (root)
 	$(CARGO) test --locked --workspace --test kernel
 
-bench: plugin ## ADD and DEL beside ptp + host-local, into bench/results/ (root)
-	@hack/install-tools bench
+bench: tools plugin ## ADD and DEL beside ptp + host-local, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twill-bench
 	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN)
 

@@ -1,1 +1,3 @@
+//! ADD and DEL of Twill beside the reference plugins.
+
 fn main() {}

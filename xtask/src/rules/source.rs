@@ -149,7 +149,7 @@ fn test_only(file: &File) -> Vec<Finding> {
             && lines[index + 1..]
                 .iter()
                 .find(|(_, next)| !next.trim_start().starts_with("#["))
-                .is_some_and(|(_, next)| matches!(next.trim(), "mod tests {" | "mod tests;"));
+                .is_some_and(|(_, next)| next.trim_start().starts_with("mod "));
         if depends_on_test(line) && !opens_tests {
             findings.push(Finding::error(
                 &file.path,
