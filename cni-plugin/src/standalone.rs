@@ -126,6 +126,7 @@ impl<'a> Standalone<'a> {
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            foreign: false,
             now_ms: now_ms(),
         };
         let mtu = match self.netconf.mtu {

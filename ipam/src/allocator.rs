@@ -21,6 +21,8 @@ pub struct AssignRequest {
     pub netns_cookie: Option<u64>,
     /// Pod namespace and name, for people.
     pub pod: Option<String>,
+    /// Whether another main plugin makes the interface: there is no host link of ours then.
+    pub foreign: bool,
     /// Now, in milliseconds since the Unix epoch.
     pub now_ms: u64,
 }
@@ -68,6 +70,9 @@ pub struct Record {
     pub netns_cookie: Option<u64>,
     /// Pod namespace and name, for people.
     pub pod: Option<String>,
+    /// Whether another main plugin makes the interface: there is no host link of ours then.
+    #[serde(default)]
+    pub foreign: bool,
     /// When it was made, in milliseconds since the Unix epoch.
     pub created_ms: u64,
 }
@@ -193,6 +198,7 @@ impl Allocator {
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.clone(),
+            foreign: request.foreign,
             created_ms: request.now_ms,
         };
         let assignment = assignment(&record, true);

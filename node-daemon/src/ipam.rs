@@ -140,6 +140,7 @@ impl Ipam {
             netns: request.netns,
             netns_cookie: request.netns_cookie,
             pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            foreign: false,
             now_ms: now_ms(),
         };
         loop {

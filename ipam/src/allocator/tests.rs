@@ -13,6 +13,7 @@ fn request(n: u8, families: &[Family], cookie: u64) -> AssignRequest {
         netns: format!("/run/netns/{n}"),
         netns_cookie: Some(cookie),
         pod: None,
+        foreign: false,
         now_ms: 0,
     }
 }
