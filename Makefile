@@ -34,10 +34,12 @@ bench: tools plugin ## ADD and DEL beside ptp + host-local, into bench/results/ 
 
 build: ## all programs, for demo and tests
 	$(CARGO) build --locked --workspace --bins
+	@ln -sf twill $(TARGET_DIR)/debug/twill-ipam
 
 plugin: ## the CNI plugin as it is shipped: small and static
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked \
 	    --package twill-cni-plugin --profile plugin --target $(PLUGIN_TARGET)
+	@ln -sf twill $(dir $(PLUGIN))twill-ipam
 
 lint: ## clippy, warnings denied
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings

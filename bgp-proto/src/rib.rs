@@ -237,6 +237,11 @@ impl Rib {
         self.next_hops_changed |= self.next_hops.len() != known;
     }
 
+    /// Whether there are next hops of which nothing is known yet.
+    pub(crate) fn has_unknown_next_hops(&self) -> bool {
+        self.next_hops.values().any(Option::is_none)
+    }
+
     /// The next hops to track, if that set has changed since the last call.
     pub(crate) fn take_next_hops(&mut self) -> Option<BTreeSet<IpAddr>> {
         std::mem::take(&mut self.next_hops_changed)

@@ -331,6 +331,20 @@ fn a_route_that_is_gone_after_the_restart_is_flushed_at_end_of_rib() {
     });
 }
 
+/// Old kernel routes go with the word that all is known, so by then every route has to be out: also
+/// those whose next hop had to be found first.
+#[test]
+fn convergence_waits_for_the_next_hops() {
+    let asns = [64512, 64513];
+    let mut net = Net::mesh(&asns, 5);
+    net.run_until("a full mesh", Duration::from_secs(30), Net::is_full);
+    net.kill(0, false);
+    net.nodes[0].routes.clear();
+    net.restart(0, &asns);
+    net.run_until("convergence", Duration::from_secs(30), |net| net.nodes[0].converged);
+    assert!(net.nodes[0].routes.contains_key(&block(1)), "{:?}", net.nodes[0].routes);
+}
+
 #[test]
 fn silence_ends_a_session_by_the_hold_timer() {
     let mut net = Net::mesh(&[64512, 64513], 1);

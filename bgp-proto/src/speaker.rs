@@ -448,7 +448,9 @@ impl Speaker {
         let Some(deadline) = self.converge_by else {
             return;
         };
-        let waiting = self.exchanges.values().any(|exchange| exchange.holds_convergence);
+        // A next hop that is still looked for stands for routes that are not out yet.
+        let waiting = self.exchanges.values().any(|exchange| exchange.holds_convergence)
+            || self.rib.has_unknown_next_hops();
         if (self.configured && !waiting) || deadline <= now {
             self.converge_by = None;
             self.outputs.push_back(Output::Converged);

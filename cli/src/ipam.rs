@@ -160,6 +160,7 @@ mod tests {
                 used: 3,
                 free: 60,
                 assignable: false,
+                dedication: None,
             }],
             claims: vec![
                 claim("10.10.0.64/26", "node1", "app-pool"),

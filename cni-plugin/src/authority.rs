@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-use twill_dataplane::pod::{DelMode, pod_links};
+use twill_dataplane::{
+    node,
+    pod::{DelMode, pod_links},
+};
 use twill_rpc::{
     Client, ClientError,
     message::{
-        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, ReleaseRequest, RpcError,
+        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, ReleaseRequest,
+        RpcError,
     },
 };
-use twill_types::AttachmentId;
+use twill_types::{AttachmentId, Family};
 
 use crate::{
     daemon::{Daemon, socket},
@@ -74,7 +78,7 @@ impl<'a> Authority<'a> {
     /// The link exists; traffic may flow when this returns.
     pub(crate) fn endpoint_up(&mut self, endpoint: &EndpointUp) -> Result<(), Error> {
         match &self.standalone {
-            Some(standalone) => Ok(standalone.prepare_node()?),
+            Some(_) => prepare_node(&self.netconf.ipam.families),
             None => Ok(self.daemon.insist(|client, _| client.endpoint_up(endpoint.clone()))?),
         }
     }
@@ -87,19 +91,27 @@ impl<'a> Authority<'a> {
         }
     }
 
+    /// Who holds addresses on a network.
+    pub(crate) fn attachments(&mut self, network: &str) -> Result<Vec<Held>, Error> {
+        match self.alone(|standalone, wait| standalone.attachments(network, wait))? {
+            Some(held) => Ok(held),
+            None => Ok(self.daemon.insist(|client, _| client.attachments(network.to_owned()))?),
+        }
+    }
+
     /// Gives addresses back. Where the daemon does not take them, a tombstone does; where that
     /// cannot be written either, the daemon finds out by itself that the pod is gone.
     pub(crate) fn release(
         &mut self,
         attachment: AttachmentId,
         sequence: Option<u64>,
+        netns_cookie: Option<u64>,
     ) -> Result<(), Error> {
-        let alone =
-            |standalone: &Standalone<'_>, wait| standalone.release(&attachment, sequence, wait);
+        let request = ReleaseRequest { attachment, sequence, netns_cookie };
+        let alone = |standalone: &Standalone<'_>, wait| standalone.release(&request, wait);
         if self.alone(alone)?.is_some() {
             return Ok(());
         }
-        let request = ReleaseRequest { attachment, sequence };
         let release = |client: &mut Client, _| client.release(request.clone());
         let Err(first) = self.daemon.ask(release) else {
             return Ok(());
@@ -141,7 +153,7 @@ impl<'a> Authority<'a> {
         if has_link {
             return;
         }
-        if let Err(error) = self.release(attachment.clone(), Some(sequence)) {
+        if let Err(error) = self.release(attachment.clone(), Some(sequence), None) {
             tracing::warn!(%error, "the addresses stay allocated until DEL");
         }
     }
@@ -171,14 +183,28 @@ impl<'a> Authority<'a> {
     }
 }
 
+/// What the daemon does once for the node, where there is none.
+pub(crate) fn prepare_node(families: &[Family]) -> Result<(), Error> {
+    let changes = node::ensure_forwarding(families)?;
+    if !changes.is_empty() {
+        tracing::info!(?changes, "the node forwards packets now");
+    }
+    if families.contains(&Family::V4) && node::ensure_gateway()? {
+        tracing::info!("made the route to the gateway of pods");
+    }
+    Ok(())
+}
+
 /// Whether the daemon can do later what it did not do now.
 fn may_be_buried(error: &ClientError) -> bool {
     match error {
         ClientError::Remote(RpcError { kind, .. }) => match kind {
             ErrorKind::TryAgain | ErrorKind::Internal => true,
-            ErrorKind::Invalid | ErrorKind::NoPool | ErrorKind::Exhausted | ErrorKind::Mismatch => {
-                false
-            }
+            ErrorKind::Invalid
+            | ErrorKind::NoPool
+            | ErrorKind::Exhausted
+            | ErrorKind::Taken
+            | ErrorKind::Mismatch => false,
         },
         ClientError::NotRunning { .. }
         | ClientError::Connect { .. }

@@ -3,6 +3,7 @@
 use std::{
     env, fmt, io,
     os::fd::AsFd,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -17,12 +18,33 @@ use crate::{error::Error, version::Version};
 /// The most that standard input may hold.
 const MAX_STDIN: usize = 16 << 20;
 
+/// What this program is in this call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Persona {
+    /// The main plugin: makes the interface.
+    Main,
+    /// An IPAM plugin that another main plugin executes.
+    Ipam,
+}
+
+impl Persona {
+    /// By the name of the file that was executed.
+    pub(crate) fn from_program() -> Self {
+        let program = env::args_os().next().unwrap_or_default();
+        match Path::new(&program).file_name() {
+            Some(name) if name == "twill-ipam" => Self::Ipam,
+            _ => Self::Main,
+        }
+    }
+}
+
 /// The verbs of this plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     Add,
     Del,
     Check,
+    Gc,
     Status,
     Version,
 }
@@ -35,6 +57,7 @@ impl Command {
             "ADD" => Ok(Self::Add),
             "DEL" => Ok(Self::Del),
             "CHECK" => Ok(Self::Check),
+            "GC" => Ok(Self::Gc),
             "STATUS" => Ok(Self::Status),
             "VERSION" => Ok(Self::Version),
             other => Err(Error::UnknownCommand(other.to_owned())),
@@ -47,6 +70,7 @@ impl Command {
             Self::Add => "ADD",
             Self::Del => "DEL",
             Self::Check => "CHECK",
+            Self::Gc => "GC",
             Self::Status => "STATUS",
             Self::Version => "VERSION",
         }
@@ -56,7 +80,7 @@ impl Command {
     pub(crate) const fn has_attachment(self) -> bool {
         match self {
             Self::Add | Self::Del | Self::Check => true,
-            Self::Status | Self::Version => false,
+            Self::Gc | Self::Status | Self::Version => false,
         }
     }
 
@@ -65,7 +89,7 @@ impl Command {
         let since = match self {
             Self::Add | Self::Del | Self::Version => Version::V0_1_0,
             Self::Check => Version::V0_4_0,
-            Self::Status => Version::V1_1_0,
+            Self::Gc | Self::Status => Version::V1_1_0,
         };
         if version >= since {
             Ok(())
@@ -80,7 +104,7 @@ impl Command {
         match self {
             Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
             Self::Del => &["CNI_CONTAINERID", "CNI_IFNAME"],
-            Self::Status | Self::Version => &[],
+            Self::Gc | Self::Status | Self::Version => &[],
         }
     }
 }
@@ -93,6 +117,8 @@ pub(crate) struct Variables {
     pub(crate) netns: String,
     pub(crate) ifname: String,
     args: String,
+    /// `CNI_PATH`: where other plugins are.
+    pub(crate) path: String,
     /// `CNI_NETNS_OVERRIDE`: the pod's namespace may be the plugin's own.
     pub(crate) own_netns_allowed: bool,
 }
@@ -114,6 +140,7 @@ impl Variables {
             netns: variable("CNI_NETNS")?,
             ifname: variable("CNI_IFNAME")?,
             args: variable("CNI_ARGS")?,
+            path: variable("CNI_PATH")?,
             own_netns_allowed: is_true(&variable("CNI_NETNS_OVERRIDE")?),
         })
     }

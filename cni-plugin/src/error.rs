@@ -10,6 +10,7 @@ use twill_rpc::{
 };
 
 use crate::{
+    delegate::DelegateError,
     netconf::{Problem, ProblemKind},
     result::PreviousError,
     standalone::StandaloneError,
@@ -33,16 +34,6 @@ pub(crate) enum Error {
         version: Version,
         /// The version that brought the verb.
         since: Version,
-    },
-    /// Something legal is asked for that this plugin does not do.
-    #[error("{key} is {value}, which is not supported; {remedy}")]
-    Unsupported {
-        /// Where it is asked for.
-        key: &'static str,
-        /// What is asked for.
-        value: String,
-        /// What to do.
-        remedy: &'static str,
     },
     /// Variables that the verb needs are missing or empty. The wording is libcni's.
     #[error("required env variables [{}] missing", .0.join(","))]
@@ -97,6 +88,15 @@ pub(crate) enum Error {
     /// A `prevResult` that does not fit.
     #[error(transparent)]
     Previous(#[from] PreviousError),
+    /// GC without the list of what is to stay: nothing may be freed.
+    #[error("cni.dev/valid-attachments is missing: without it, GC would not know what is to stay")]
+    NoAttachments,
+    /// GC could not remove all that it should; the rest is gone.
+    #[error("not all could be removed: {}", .0.join("; "))]
+    Gc(Vec<String>),
+    /// Another IPAM plugin failed.
+    #[error(transparent)]
+    Delegate(#[from] DelegateError),
     /// The pod's namespace cannot be opened.
     #[error("CNI_NETNS is {path:?}, which is no network namespace here")]
     Netns {
@@ -130,6 +130,12 @@ pub(crate) enum Error {
         /// What is known.
         why: String,
     },
+    /// STATUS: no address is left, and no block to claim.
+    #[error("every address that this node can have is in use; add a pool, or delete pods")]
+    Exhausted,
+    /// STATUS: pods may not reach everything.
+    #[error("{0} routes that peers announce are not in the kernel; see twillctl bgp routes")]
+    RoutesMissing(u32),
     /// A fault of this program.
     #[error("twill failed at {place}: {what}; please report it")]
     Panic {
@@ -152,6 +158,7 @@ mod code {
     pub(super) const INVALID_NETNS: u32 = 8;
     pub(super) const TRY_AGAIN: u32 = 11;
     pub(super) const NOT_AVAILABLE: u32 = 50;
+    pub(super) const LIMITED: u32 = 51;
     pub(super) const NO_POOL: u32 = 100;
     pub(super) const EXHAUSTED: u32 = 101;
     pub(super) const MISMATCH: u32 = 102;
@@ -165,7 +172,6 @@ impl Error {
     pub(crate) fn code(&self) -> u32 {
         match self {
             Self::Version(_) | Self::VerbTooNew { .. } => code::INCOMPATIBLE_VERSION,
-            Self::Unsupported { .. } => code::UNSUPPORTED_FIELD,
             Self::MissingVariables(_)
             | Self::UnknownCommand(_)
             | Self::InvalidVariable { .. }
@@ -176,15 +182,20 @@ impl Error {
                 Some(ProblemKind::Unsupported(_)) => code::UNSUPPORTED_FIELD,
                 Some(ProblemKind::Wrong(_) | ProblemKind::Unknown(_)) | None => code::CONFIG,
             },
-            Self::NetworkName(_) | Self::Chained | Self::NoPrevious | Self::Previous(_) => {
-                code::CONFIG
-            }
+            Self::NetworkName(_)
+            | Self::Chained
+            | Self::NoPrevious
+            | Self::NoAttachments
+            | Self::Previous(_) => code::CONFIG,
+            Self::Gc(_) => code::TRY_AGAIN,
+            Self::Delegate(error) => delegate_code(error),
             Self::OwnNetns(_) => code::INVALID_NETNS,
             Self::Differs(_) => code::MISMATCH,
             Self::Dataplane(error) => dataplane_code(error),
             Self::Client(error) => client_code(error),
             Self::Standalone(error) => standalone_code(error),
-            Self::NotReady { .. } => code::NOT_AVAILABLE,
+            Self::NotReady { .. } | Self::Exhausted => code::NOT_AVAILABLE,
+            Self::RoutesMissing(_) => code::LIMITED,
             Self::Panic { .. } => code::INTERNAL,
         }
     }
@@ -207,6 +218,9 @@ impl Error {
             let ours = Version::ALL.map(Version::as_str);
             return Some(format!("config is {config:?}, plugin supports {ours:?}"));
         }
+        if let Self::Delegate(DelegateError::Failed { details: Some(details), .. }) = self {
+            return Some(details.clone());
+        }
         let mut details = String::new();
         let mut source = self.source();
         while let Some(error) = source {
@@ -216,6 +230,17 @@ impl Error {
             source = error.source();
         }
         Some(details).filter(|details| !details.is_empty())
+    }
+}
+
+/// The code of another plugin's error is passed on as it is.
+fn delegate_code(error: &DelegateError) -> u32 {
+    match error {
+        DelegateError::Failed { code, .. } => *code,
+        DelegateError::NotFound { .. } => code::CONFIG,
+        DelegateError::Execute { .. } => code::IO,
+        DelegateError::Timeout { .. } => code::TRY_AGAIN,
+        DelegateError::Result { .. } => code::DECODE,
     }
 }
 
@@ -247,6 +272,7 @@ fn client_code(error: &ClientError) -> u32 {
             ErrorKind::NoPool => code::NO_POOL,
             ErrorKind::Exhausted => code::EXHAUSTED,
             ErrorKind::TryAgain => code::TRY_AGAIN,
+            ErrorKind::Taken => code::TAKEN,
             ErrorKind::Mismatch => code::MISMATCH,
             ErrorKind::Internal => code::INTERNAL,
         },
@@ -259,6 +285,7 @@ fn standalone_code(error: &StandaloneError) -> u32 {
         StandaloneError::Lock(_) | StandaloneError::BootId(_) => code::IO,
         StandaloneError::NoPool { .. } => code::NO_POOL,
         StandaloneError::Exhausted { .. } => code::EXHAUSTED,
+        StandaloneError::Refused(_) => code::TAKEN,
         StandaloneError::Mismatch { .. } => code::MISMATCH,
         StandaloneError::Node(error) => dataplane_code(error),
     }

@@ -10,6 +10,7 @@ mod authority;
 mod call;
 mod daemon;
 mod deadline;
+mod delegate;
 mod error;
 mod log;
 mod netconf;
@@ -25,7 +26,7 @@ use std::{cell::Cell, io::Write, process::ExitCode, time::Duration};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    call::{Command, Variables, read_stdin},
+    call::{Command, Persona, Variables, read_stdin},
     deadline::Deadline,
     error::Error,
     netconf::{Netconf, Parsed, Problem},
@@ -64,7 +65,8 @@ fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
         return Ok(Some(supported_versions(&read_stdin(VERSION_PATIENCE).unwrap_or_default())));
     }
     let variables = Variables::from_env(command)?;
-    let map = netconf::decode(&read_stdin(STDIN_PATIENCE).map_err(Error::Stdin)?)?;
+    let stdin = read_stdin(STDIN_PATIENCE).map_err(Error::Stdin)?;
+    let map = netconf::decode(&stdin)?;
     if let Ok(known) = netconf::version(&map) {
         version.set(known);
     }
@@ -73,18 +75,27 @@ fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
         variables.validate()?;
     }
     command.allowed_in(version.get())?;
-    let (netconf, problems) = parsed.netconf();
+    let args = match (command, variables.args()) {
+        (Command::Add, Err(error)) => return Err(error),
+        // No other verb acts on what they ask for.
+        (_, args) => args.unwrap_or_default(),
+    };
+    let persona = Persona::from_program();
+    let (netconf, problems) = parsed.netconf(persona, &args);
     log::start(&netconf.log, format!("{} {}/{}", command.name(), netconf.name, variables));
     report(command, problems)?;
     let deadline = Deadline::after(netconf.timeout);
     tracing::debug!(?netconf, "begin");
-    let call = Call { variables, netconf, deadline };
-    match command {
-        Command::Add => verbs::add(&call).map(Some),
-        Command::Del => verbs::del(&call).map(|()| None),
-        Command::Check => verbs::check(&call).map(|()| None),
-        Command::Status => verbs::status(&call).map(|()| None),
-        Command::Version => Ok(None),
+    let call = Call { persona, stdin, variables, netconf, deadline };
+    match (command, persona) {
+        (Command::Add, Persona::Main) => verbs::add(&call).map(Some),
+        (Command::Add, Persona::Ipam) => verbs::ipam::add(&call).map(Some),
+        (Command::Del, Persona::Main) => verbs::del(&call).map(|()| None),
+        (Command::Del, Persona::Ipam) => verbs::ipam::del(&call).map(|()| None),
+        (Command::Check, _) => verbs::check(&call).map(|()| None),
+        (Command::Gc, _) => verbs::gc(&call).map(|()| None),
+        (Command::Status, _) => verbs::status(&call).map(|()| None),
+        (Command::Version, _) => Ok(None),
     }
 }
 
@@ -104,6 +115,7 @@ fn supported_versions(stdin: &[u8]) -> Value {
 fn report(command: Command, problems: Vec<Problem>) -> Result<(), Error> {
     let needed = |problem: &Problem| match command {
         Command::Del => Netconf::needed_by_del(&problem.path),
+        Command::Gc => Netconf::needed_by_gc(&problem.path),
         Command::Add | Command::Check | Command::Status | Command::Version => true,
     };
     let (errors, warnings): (Vec<_>, Vec<_>) =

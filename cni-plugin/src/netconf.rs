@@ -1,16 +1,26 @@
 //! The network configuration: what standard input holds.
 
+mod ipam;
 mod section;
+mod wishes;
 
 use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Map, Value};
-use twill_types::{Block, Family, Prefix, PrefixError};
+use twill_types::Family;
 
+pub(crate) use self::{
+    ipam::{ForeignNeeds, Gateway, Ipam, Mode},
+    section::{Problem, ProblemKind},
+    wishes::Wishes,
+};
 use section::Section;
-pub(crate) use section::{Problem, ProblemKind};
 
-use crate::{call::is_identifier, error::Error, version::Version};
+use crate::{
+    call::{Args, Persona, is_identifier},
+    error::Error,
+    version::Version,
+};
 
 /// Where the daemon keeps its socket, store, spool and locks.
 const DEFAULT_RUN_DIR: &str = "/run/twill";
@@ -20,29 +30,18 @@ const DEFAULT_RUN_DIR: &str = "/run/twill";
 /// so well below that, and as long as a restart of the daemon takes.
 const DEFAULT_TIMEOUT: u64 = 20;
 
+/// How old the daemon's last sign of readiness may be for STATUS. A restart or an upgrade of the
+/// daemon must not make the node NotReady: an ADD waits that long anyway, or is repeated.
+const DEFAULT_STATUS_GRACE: u64 = 120;
+
 /// Keys of the whole configuration. The first lines are the specification's or the runtime's.
 #[rustfmt::skip]
 const KEYS: &[&str] = &[
     "cniVersion", "cniVersions", "name", "type", "ipam", "dns", "args", "runtimeConfig",
     "capabilities", "prevResult", "disableCheck", "disableGC",
-    "mtu", "runDir", "timeoutSeconds", "logLevel", "logFile",
+    "mtu", "runDir", "timeoutSeconds", "logLevel", "logFile", "feature_control", "featureControl",
+    "statusGraceSeconds", "statusOnExhaustion", "statusOnMissingRoutes",
 ];
-
-const IPAM_KEYS: &[&str] = &[
-    "type",
-    "mode",
-    "assignIPv4",
-    "assign_ipv4",
-    "assignIPv6",
-    "assign_ipv6",
-    "ipv4Pools",
-    "ipv4_pools",
-    "ipv6Pools",
-    "ipv6_pools",
-    "pools",
-];
-
-const POOL_KEYS: &[&str] = &["cidr", "blockSize"];
 
 /// The configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,25 +55,44 @@ pub(crate) struct Netconf {
     pub(crate) timeout: Duration,
     pub(crate) log: LogConfig,
     pub(crate) ipam: Ipam,
+    pub(crate) status: StatusRules,
     /// Passed on in the result.
     pub(crate) dns: Option<Map<String, Value>>,
     pub(crate) prev_result: Option<Value>,
-    /// Addresses and hardware addresses asked for by other means than `CNI_ARGS`.
-    pub(crate) wishes: Vec<Wish>,
+    /// What is asked for this one interface.
+    pub(crate) wishes: Wishes,
+    /// GC: those that are to stay.
+    pub(crate) valid_attachments: Option<Vec<Attached>>,
 }
 
 impl Netconf {
     /// Whether a DEL would do the wrong thing with the default in the place of this field.
     pub(crate) fn needed_by_del(path: &str) -> bool {
-        matches!(path, "runDir" | "ipam" | "ipam.mode")
+        matches!(path, "runDir" | "ipam" | "ipam.mode" | "ipam.runDir" | "ipam.type")
+    }
+
+    /// The same for a GC.
+    pub(crate) fn needed_by_gc(path: &str) -> bool {
+        Self::needed_by_del(path) || path.starts_with("cni.dev/")
     }
 }
 
-/// What the user wants the interface to have, by key and value.
+/// When STATUS says that no ADD would succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wish {
-    pub(crate) key: &'static str,
-    pub(crate) value: String,
+pub(crate) struct StatusRules {
+    /// How long the daemon's last sign of readiness counts.
+    pub(crate) grace: Duration,
+    /// Whether a node without a free address is not ready.
+    pub(crate) on_exhaustion: bool,
+    /// Whether a node that lacks learned routes in its kernel has limited connectivity.
+    pub(crate) on_missing_routes: bool,
+}
+
+/// An attachment as GC lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub(crate) container_id: String,
+    pub(crate) ifname: String,
 }
 
 /// Where to log, and how much.
@@ -83,38 +101,6 @@ pub(crate) struct LogConfig {
     pub(crate) level: tracing::level_filters::LevelFilter,
     /// Beside standard error.
     pub(crate) file: Option<PathBuf>,
-}
-
-/// The `ipam` section.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ipam {
-    pub(crate) mode: Mode,
-    /// Which families a pod gets an address of; at least one.
-    pub(crate) families: Vec<Family>,
-    /// Pools by name or CIDR; empty: those whose selector matches the node.
-    pub(crate) ipv4_pools: Vec<String>,
-    pub(crate) ipv6_pools: Vec<String>,
-    /// Only for standalone mode.
-    pub(crate) pools: Vec<Pool>,
-}
-
-/// Who gives addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// The daemon, always.
-    Daemon,
-    /// This process, out of the `pools` of the configuration.
-    Standalone,
-    /// The daemon if its socket exists; else this process, if there are `pools`.
-    Auto,
-}
-
-/// A pool of standalone mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pool {
-    pub(crate) cidr: Prefix,
-    /// Prefix length of the blocks that it is cut into.
-    pub(crate) block_size: u8,
 }
 
 /// JSON, with the parts checked that every verb needs.
@@ -157,49 +143,110 @@ impl Parsed {
         Ok(Self { version, name, map })
     }
 
-    /// Reads the rest. What is wrong is in the list, and a default in its place.
-    pub(crate) fn netconf(mut self) -> (Netconf, Vec<Problem>) {
+    /// Reads the rest, and what `CNI_ARGS` add. What is wrong is in the list, and a default in its
+    /// place.
+    pub(crate) fn netconf(mut self, persona: Persona, args: &Args) -> (Netconf, Vec<Problem>) {
         let prev_result = self.map.remove("prevResult").filter(|value| !value.is_null());
         let mut problems = Vec::new();
-        let mut top = Section::new("", &self.map, KEYS, &mut problems);
+        let empty = Map::new();
+        let ipam_map = self.map.get("ipam").and_then(Value::as_object).unwrap_or(&empty);
+        let mut top = match persona {
+            Persona::Main => Section::new("", &self.map, KEYS, &mut problems),
+            // All the other keys are the main plugin's.
+            Persona::Ipam => Section::unchecked("", &self.map, &mut problems),
+        };
         let mtu = top.number(&["mtu"], "0 (the uplink's) or 68 to 65535", |mtu| {
             mtu == 0 || (68..=65535).contains(&mtu)
         });
-        let run_dir = top.path(&["runDir"]);
-        let timeout = top
-            .number(&["timeoutSeconds"], "1 to 120", |seconds| (1..=120).contains(&seconds))
-            .unwrap_or(DEFAULT_TIMEOUT);
-        let log = LogConfig {
-            level: top
-                .choice(&["logLevel"], LOG_LEVELS)
-                .unwrap_or(tracing::level_filters::LevelFilter::WARN),
-            file: top.path(&["logFile"]),
-        };
-        let dns = top.object(&["dns"]).filter(|dns| !dns.is_empty()).cloned();
-        let ipam = top.object(&["ipam"]);
-        let ipam = read_ipam(ipam.unwrap_or(&Map::new()), &mut problems);
         let mtu = mtu.and_then(|mtu| u32::try_from(mtu).ok()).unwrap_or(0);
+        let dns = top.object(&["dns"]).filter(|dns| !dns.is_empty()).cloned();
+        let no_ipam_allowed =
+            top.object(&["featureControl", "feature_control"]).is_some_and(ipam::allows_no_ipam);
+        top.object(&["ipam"]);
+        let mut place = match persona {
+            Persona::Main => top,
+            Persona::Ipam => Section::unchecked("ipam", ipam_map, &mut problems),
+        };
+        let common = Common::read(&mut place);
+        let ipam = ipam::read(ipam_map, persona, &mut problems);
         if ipam.families.contains(&Family::V6) && (1..1280).contains(&mtu) {
-            problems.push(Problem::wrong(
-                "mtu",
-                mtu,
-                "at least 1280 with IPv6 addresses (RFC 8200 section 5), or 0",
-            ));
+            let right = "at least 1280 with IPv6 addresses (RFC 8200 section 5), or 0";
+            problems.push(Problem::wrong("mtu", mtu, right));
         }
+        let mut wishes = wishes::read(&self.map, args, no_ipam_allowed, &mut problems);
+        let dns = wishes.dns.take().or(dns);
         let netconf = Netconf {
             version: self.version,
             name: self.name,
             mtu,
-            run_dir: run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
-            timeout: Duration::from_secs(timeout),
-            log,
+            run_dir: common.run_dir,
+            timeout: common.timeout,
+            log: common.log,
+            status: common.status,
             ipam,
             dns,
             prev_result,
-            wishes: wishes(&self.map),
+            wishes,
+            valid_attachments: valid_attachments(&self.map, &mut problems),
         };
         (netconf, problems)
     }
+}
+
+/// What stands at the top where this is the main plugin, and in `ipam` where it is not.
+struct Common {
+    run_dir: PathBuf,
+    timeout: Duration,
+    log: LogConfig,
+    status: StatusRules,
+}
+
+impl Common {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        let seconds = |section: &mut Section<'_, '_>, key, most: u64, default| {
+            let right = format!("1 to {most}");
+            let read = section.number(&[key], &right, |seconds| (1..=most).contains(&seconds));
+            Duration::from_secs(read.unwrap_or(default))
+        };
+        let level = section.choice(&["logLevel"], LOG_LEVELS);
+        Self {
+            run_dir: section.path(&["runDir"]).unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+            timeout: seconds(section, "timeoutSeconds", 120, DEFAULT_TIMEOUT),
+            log: LogConfig {
+                level: level.unwrap_or(tracing::level_filters::LevelFilter::WARN),
+                file: section.path(&["logFile"]),
+            },
+            status: StatusRules {
+                grace: seconds(section, "statusGraceSeconds", 3600, DEFAULT_STATUS_GRACE),
+                on_exhaustion: section.flag(&["statusOnExhaustion"]).unwrap_or(false),
+                on_missing_routes: section.flag(&["statusOnMissingRoutes"]).unwrap_or(false),
+            },
+        }
+    }
+}
+
+/// What GC is to keep. libcni writes two spellings, and `null` for an empty list; without either
+/// key nothing is known, and nothing may be freed.
+fn valid_attachments(
+    map: &Map<String, Value>,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<Attached>> {
+    let spellings = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+    let (key, value) = spellings.iter().find_map(|key| Some((*key, map.get(*key)?)))?;
+    let attached = |entry: &Value| {
+        let text = |key: &str| Some(entry.get(key)?.as_str()?.to_owned());
+        Some(Attached { container_id: text("containerID")?, ifname: text("ifname")? })
+    };
+    let list = match value {
+        Value::Null => Some(Vec::new()),
+        Value::Array(list) => list.iter().map(attached).collect(),
+        _ => None,
+    };
+    if list.is_none() {
+        let right = r#"a list of {"containerID": "...", "ifname": "..."}"#;
+        problems.push(Problem::wrong(key, value.clone(), right));
+    }
+    list
 }
 
 const LOG_LEVELS: &[(&str, tracing::level_filters::LevelFilter)] = {
@@ -214,119 +261,6 @@ const LOG_LEVELS: &[(&str, tracing::level_filters::LevelFilter)] = {
         ("trace", LevelFilter::TRACE),
     ]
 };
-
-const MODES: &[(&str, Mode)] =
-    &[("daemon", Mode::Daemon), ("standalone", Mode::Standalone), ("auto", Mode::Auto)];
-
-fn read_ipam(map: &Map<String, Value>, problems: &mut Vec<Problem>) -> Ipam {
-    let mut ipam = Section::new("ipam", map, IPAM_KEYS, problems);
-    if let Some(kind) = ipam.string(&["type"])
-        && !matches!(kind.as_str(), "twill-ipam" | "calico-ipam")
-    {
-        ipam.problem(Problem::unsupported("ipam.type", kind, "\"twill-ipam\", or leave it out"));
-    }
-    let mode = ipam.choice(&["mode"], MODES).unwrap_or(Mode::Auto);
-    let ipv4 = ipam.flag(&["assignIPv4", "assign_ipv4"]).unwrap_or(true);
-    let ipv6 = ipam.flag(&["assignIPv6", "assign_ipv6"]).unwrap_or(false);
-    let families: Vec<Family> =
-        [(ipv4, Family::V4), (ipv6, Family::V6)].iter().filter(|f| f.0).map(|f| f.1).collect();
-    if families.is_empty() {
-        ipam.problem(Problem::wrong("ipam.assignIPv4", false, "true, or ipam.assignIPv6 true"));
-    }
-    let ipv4_pools = ipam.strings(&["ipv4Pools", "ipv4_pools"]);
-    let ipv6_pools = ipam.strings(&["ipv6Pools", "ipv6_pools"]);
-    let objects = ipam.objects(&["pools"]);
-    let pools: Vec<Pool> = objects
-        .iter()
-        .enumerate()
-        .filter_map(|(index, map)| read_pool(&format!("ipam.pools[{index}]"), map, problems))
-        .collect();
-    for (index, pool) in pools.iter().enumerate() {
-        if let Some(other) = pools[..index].iter().find(|other| other.cidr.overlaps(pool.cidr)) {
-            let path = format!("ipam.pools[{index}].cidr");
-            let right = format!("a range apart from {}", other.cidr);
-            problems.push(Problem::wrong(path, pool.cidr.to_string(), right));
-        }
-    }
-    if mode == Mode::Standalone {
-        for family in families.iter().filter(|f| !pools.iter().any(|p| p.cidr.family() == **f)) {
-            let right = format!("at least one {family} range, such as {}", example(*family));
-            problems.push(Problem::wrong(
-                "ipam.pools",
-                Value::from(map.get("pools").cloned()),
-                right,
-            ));
-        }
-    }
-    Ipam { mode, families, ipv4_pools, ipv6_pools, pools }
-}
-
-const fn example(family: Family) -> &'static str {
-    match family {
-        Family::V4 => r#"{"cidr": "10.10.0.0/24"}"#,
-        Family::V6 => r#"{"cidr": "fd00:10::/64"}"#,
-    }
-}
-
-fn read_pool(path: &str, map: &Map<String, Value>, problems: &mut Vec<Problem>) -> Option<Pool> {
-    let mut section = Section::new(path, map, POOL_KEYS, problems);
-    let cidr = match section.string(&["cidr"]) {
-        Some(text) => match text.parse::<Prefix>() {
-            Ok(cidr) => cidr,
-            Err(error) => {
-                let right = match error {
-                    PrefixError::HostBits { masked, .. } => masked.to_string(),
-                    PrefixError::Syntax(_) | PrefixError::Length { .. } => error.to_string(),
-                };
-                section.problem(Problem::wrong(format!("{path}.cidr"), text, right));
-                return None;
-            }
-        },
-        None => {
-            section.problem(Problem::wrong(
-                format!("{path}.cidr"),
-                Value::Null,
-                "a prefix, such as 10.10.0.0/24",
-            ));
-            return None;
-        }
-    };
-    // Calico's defaults: 64 addresses.
-    let default = match cidr.family() {
-        Family::V4 => 26,
-        Family::V6 => 122,
-    };
-    let smallest = cidr.family().bits();
-    let largest = (smallest - 12).max(cidr.length());
-    let right = format!("{largest} to {smallest}, the prefix length of a block inside {cidr}");
-    let block_size = section
-        .number(&["blockSize"], &right, |n| (u64::from(largest)..=u64::from(smallest)).contains(&n))
-        .and_then(|n| u8::try_from(n).ok())
-        .unwrap_or_else(|| default.max(cidr.length()));
-    let first = cidr.subnet(block_size, 0)?;
-    Block::new(first).is_ok().then_some(Pool { cidr, block_size })
-}
-
-/// Addresses asked for in the places that the conventions name, the one that wins first.
-fn wishes(map: &Map<String, Value>) -> Vec<Wish> {
-    let places = [
-        ("runtimeConfig.ips", map.get("runtimeConfig").and_then(|v| v.get("ips"))),
-        ("runtimeConfig.mac", map.get("runtimeConfig").and_then(|v| v.get("mac"))),
-        ("args.cni.ips", map.get("args").and_then(|v| v.get("cni")?.get("ips"))),
-        ("args.cni.mac", map.get("args").and_then(|v| v.get("cni")?.get("mac"))),
-    ];
-    let wanted = |value: &Value| match value {
-        Value::Null => false,
-        Value::Array(list) => !list.is_empty(),
-        Value::String(text) => !text.is_empty(),
-        _ => true,
-    };
-    places
-        .into_iter()
-        .filter_map(|(key, value)| value.filter(|v| wanted(v)).map(|v| (key, v.to_string())))
-        .map(|(key, value)| Wish { key, value })
-        .collect()
-}
 
 #[cfg(test)]
 mod tests;

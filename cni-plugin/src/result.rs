@@ -3,22 +3,31 @@
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
-use twill_types::{Family, Prefix};
+use twill_dataplane::pod::PodRoute;
+use twill_types::Family;
 
 use crate::version::Version;
 
 /// What an ADD made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AddResult {
-    /// The node's end of the link.
+    /// `None` where another plugin makes the interface.
+    pub(crate) link: Option<ResultLink>,
+    /// The pod's addresses with their gateways.
+    pub(crate) addresses: Vec<PodAddress>,
+    pub(crate) routes: Vec<ResultRoute>,
+    pub(crate) dns: Option<Map<String, Value>>,
+}
+
+/// Both ends of the link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ResultLink {
+    /// The node's end.
     pub(crate) host: Interface,
     /// The pod's end.
     pub(crate) pod: Interface,
     /// `CNI_NETNS`, letter for letter.
     pub(crate) sandbox: String,
-    /// The pod's addresses with their gateways.
-    pub(crate) addresses: Vec<PodAddress>,
-    pub(crate) dns: Option<Map<String, Value>>,
 }
 
 /// One end of the link.
@@ -33,7 +42,9 @@ pub(crate) struct Interface {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PodAddress {
     pub(crate) address: IpAddr,
-    pub(crate) gateway: IpAddr,
+    /// Prefix length.
+    pub(crate) length: u8,
+    pub(crate) gateway: Option<IpAddr>,
 }
 
 impl PodAddress {
@@ -42,14 +53,33 @@ impl PodAddress {
     }
 
     fn cidr(self) -> String {
-        Prefix::host(self.address).to_string()
+        format!("{}/{}", self.address, self.length)
     }
+}
 
-    fn default_route(self) -> Value {
-        json!({
-            "dst": Prefix::default_route(self.family()).to_string(),
-            "gw": self.gateway,
-        })
+/// A route of the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ResultRoute {
+    pub(crate) route: PodRoute,
+    /// `None` leaves it to the gateway of the address.
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+impl ResultRoute {
+    fn render(&self, with_metrics: bool) -> Value {
+        let PodRoute { destination, priority, mtu, advmss } = &self.route;
+        let mut value = Map::new();
+        value.insert("dst".to_owned(), destination.to_string().into());
+        if let Some(gateway) = self.gateway {
+            value.insert("gw".to_owned(), gateway.to_string().into());
+        }
+        let metrics = [("priority", priority), ("mtu", mtu), ("advmss", advmss)];
+        for (key, metric) in metrics.into_iter().filter(|_| with_metrics) {
+            if let Some(metric) = metric {
+                value.insert(key.to_owned(), (*metric).into());
+            }
+        }
+        value.into()
     }
 }
 
@@ -77,11 +107,16 @@ impl AddResult {
         let mut result = Map::new();
         for (key, family) in [("ip4", Family::V4), ("ip6", Family::V6)] {
             if let Some(address) = self.addresses.iter().find(|a| a.family() == family) {
-                let value = json!({
-                    "ip": address.cidr(),
-                    "gateway": address.gateway,
-                    "routes": [address.default_route()],
-                });
+                let routes: Vec<Value> = self
+                    .routes
+                    .iter()
+                    .filter(|route| route.route.destination.family() == family)
+                    .map(|route| route.render(false))
+                    .collect();
+                let mut value = json!({"ip": address.cidr(), "routes": routes});
+                if let Some(gateway) = address.gateway {
+                    value["gateway"] = gateway.to_string().into();
+                }
                 result.insert(key.to_owned(), value);
             }
         }
@@ -89,7 +124,39 @@ impl AddResult {
     }
 
     /// From 0.3.0: interfaces, addresses and routes as lists.
-    fn listed(&self, with_family: bool, with_mtu: bool) -> Map<String, Value> {
+    fn listed(&self, with_family: bool, newest: bool) -> Map<String, Value> {
+        let mut result = Map::new();
+        if let Some(link) = &self.link {
+            result.insert("interfaces".to_owned(), link.render(newest));
+        }
+        let address = |address: &PodAddress| {
+            let mut value = Map::new();
+            if with_family {
+                let version = match address.family() {
+                    Family::V4 => "4",
+                    Family::V6 => "6",
+                };
+                value.insert("version".to_owned(), version.into());
+            }
+            value.insert("address".to_owned(), address.cidr().into());
+            if let Some(gateway) = address.gateway {
+                value.insert("gateway".to_owned(), gateway.to_string().into());
+            }
+            if self.link.is_some() {
+                value.insert("interface".to_owned(), POD.into());
+            }
+            value
+        };
+        let ips: Vec<_> = self.addresses.iter().map(address).collect();
+        let routes: Vec<_> = self.routes.iter().map(|route| route.render(newest)).collect();
+        result.insert("ips".to_owned(), json!(ips));
+        result.insert("routes".to_owned(), json!(routes));
+        result
+    }
+}
+
+impl ResultLink {
+    fn render(&self, with_mtu: bool) -> Value {
         let interface = |interface: &Interface| {
             let mut value = Map::new();
             value.insert("name".to_owned(), interface.name.clone().into());
@@ -102,28 +169,7 @@ impl AddResult {
         let host = interface(&self.host);
         let mut pod = interface(&self.pod);
         pod.insert("sandbox".to_owned(), self.sandbox.clone().into());
-
-        let address = |address: &PodAddress| {
-            let mut value = Map::new();
-            if with_family {
-                let version = match address.family() {
-                    Family::V4 => "4",
-                    Family::V6 => "6",
-                };
-                value.insert("version".to_owned(), version.into());
-            }
-            value.insert("address".to_owned(), address.cidr().into());
-            value.insert("gateway".to_owned(), address.gateway.to_string().into());
-            value.insert("interface".to_owned(), POD.into());
-            value
-        };
-        let ips: Vec<_> = self.addresses.iter().map(address).collect();
-        let routes: Vec<_> = self.addresses.iter().map(|a| a.default_route()).collect();
-        let mut result = Map::new();
-        result.insert("interfaces".to_owned(), json!([host, pod]));
-        result.insert("ips".to_owned(), json!(ips));
-        result.insert("routes".to_owned(), json!(routes));
-        result
+        json!([host, pod])
     }
 }
 

@@ -98,7 +98,7 @@ mod tests {
             container_id: "c1".into(),
             ifname: "eth0".into(),
         };
-        ReleaseRequest { attachment, sequence }
+        ReleaseRequest { attachment, sequence, netns_cookie: None }
     }
 
     fn tombstones(run_dir: &Path) -> Vec<ReleaseRequest> {

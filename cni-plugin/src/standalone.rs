@@ -4,11 +4,12 @@
 use std::{fs, io, net::IpAddr, path::PathBuf, time::Instant};
 
 use twill_dataplane::node;
+use twill_ipam::ForeignUse;
 use twill_ipam_store::{
-    AssignError, LockError, OwnerLock, ReleaseRequest, Standalone as Store, StandalonePool,
-    StoreError,
+    AssignError, LockError, OwnerLock, Record, Refusal, ReleaseRequest, Shortage,
+    Standalone as Store, StandalonePool, StoreError,
 };
-use twill_rpc::message::{AssignRequest, Assigned, CheckRequest};
+use twill_rpc::message::{self, AssignRequest, Assigned, CheckRequest, Held};
 use twill_types::{AttachmentId, Family};
 
 use crate::{deadline::Deadline, netconf::Netconf};
@@ -56,6 +57,9 @@ pub(crate) enum StandaloneError {
         /// Where it was looked for.
         pools: Vec<String>,
     },
+    /// The address that was asked for cannot be had.
+    #[error("{0}; ask for another one")]
+    Refused(Refusal),
     /// CHECK: the store does not hold what the previous result says.
     #[error("{attachment} holds {held:?} in the address store, not {address}; delete the pod")]
     Mismatch {
@@ -118,15 +122,28 @@ impl<'a> Standalone<'a> {
         let pools = request
             .families
             .iter()
-            .map(|family| Ok((*family, self.pools(*family)?)))
+            .map(|family| {
+                let asked = match family {
+                    Family::V4 => &request.ipv4_pools,
+                    Family::V6 => &request.ipv6_pools,
+                };
+                Ok((*family, self.pools(*family, asked)?))
+            })
             .collect::<Result<_, StandaloneError>>()?;
+        let wanted = request.wanted.iter().map(|address| (Family::of(*address), *address));
         let request = twill_ipam::AssignRequest {
             attachment: request.attachment.clone(),
             pools,
+            wanted: wanted.collect(),
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
-            foreign: false,
+            foreign: request.foreign.as_ref().map(|foreign| ForeignUse {
+                // Nobody is there to announce anything.
+                advertise: false,
+                first_is_gateway: foreign.first_is_gateway,
+                reserved: foreign.reserved.iter().copied().collect(),
+            }),
             now_ms: now_ms(),
         };
         let mtu = match self.netconf.mtu {
@@ -135,23 +152,21 @@ impl<'a> Standalone<'a> {
         };
         let owned = self.open(deadline)?;
         let assignment = owned.store.assign(&request).map_err(|error| match error {
-            AssignError::NoFreeAddress { family, pools } => {
+            AssignError::Refused(Refusal::Full(Shortage { family, pools, .. })) => {
                 StandaloneError::Exhausted { family, pools }
             }
+            AssignError::Refused(refusal) => StandaloneError::Refused(refusal),
             AssignError::Store(source) => owned.failed(source),
             AssignError::Stopped => owned.failed(StoreError::Stopped),
         })?;
-        Ok(Assigned { addresses: assignment.addresses, sequence: assignment.sequence, mtu })
+        let twill_ipam_store::Assignment { addresses, blocks, sequence, .. } = assignment;
+        Ok(Assigned { addresses, blocks, sequence, mtu })
     }
 
     /// The names of the pools to take an address of this family from, in the order of the
     /// configuration.
-    fn pools(&self, family: Family) -> Result<Vec<String>, StandaloneError> {
+    fn pools(&self, family: Family, asked: &[String]) -> Result<Vec<String>, StandaloneError> {
         let ipam = &self.netconf.ipam;
-        let asked = match family {
-            Family::V4 => &ipam.ipv4_pools,
-            Family::V6 => &ipam.ipv6_pools,
-        };
         let all: Vec<String> = ipam.pools.iter().map(|pool| pool.cidr.to_string()).collect();
         let names: Vec<String> = ipam
             .pools
@@ -161,36 +176,43 @@ impl<'a> Standalone<'a> {
             .filter(|name| asked.is_empty() || asked.contains(name))
             .collect();
         if names.is_empty() {
-            return Err(StandaloneError::NoPool { family, pools: all, asked: asked.clone() });
+            return Err(StandaloneError::NoPool { family, pools: all, asked: asked.to_vec() });
         }
         Ok(names)
-    }
-
-    /// What the daemon does once for the node.
-    pub(crate) fn prepare_node(&self) -> Result<(), StandaloneError> {
-        let changes = node::ensure_forwarding(&self.netconf.ipam.families)?;
-        if !changes.is_empty() {
-            tracing::info!(?changes, "the node forwards packets now");
-        }
-        if self.netconf.ipam.families.contains(&Family::V4) && node::ensure_gateway()? {
-            tracing::info!("made the route to the gateway of pods");
-        }
-        Ok(())
     }
 
     /// Gives addresses back. Nothing held is success.
     pub(crate) fn release(
         &self,
-        attachment: &AttachmentId,
-        sequence: Option<u64>,
+        request: &message::ReleaseRequest,
         deadline: Deadline,
     ) -> Result<(), StandaloneError> {
         let owned = self.open(deadline)?;
-        let request = ReleaseRequest { attachment: attachment.clone(), sequence };
+        let message::ReleaseRequest { attachment, sequence, netns_cookie } = request.clone();
+        let request = ReleaseRequest { attachment, sequence, netns_cookie };
         match owned.store.service().release(request) {
             Ok(_) => Ok(()),
             Err(source) => Err(owned.failed(source)),
         }
+    }
+
+    /// Who holds addresses on a network.
+    pub(crate) fn attachments(
+        &self,
+        network: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<Held>, StandaloneError> {
+        let owned = self.open(deadline)?;
+        let records = owned.store.service().records();
+        let records = records.map_err(|source| owned.failed(source))?;
+        let now = now_ms();
+        let held = |record: Record| Held {
+            age_ms: now.saturating_sub(record.created_ms),
+            sequence: record.sequence,
+            attachment: record.attachment,
+        };
+        let on_it = records.into_iter().filter(|record| record.attachment.network == network);
+        Ok(on_it.map(held).collect())
     }
 
     /// Whether the store holds the addresses for the attachment.

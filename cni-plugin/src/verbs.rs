@@ -3,18 +3,34 @@
 mod add;
 mod check;
 mod del;
+mod gc;
+pub(crate) mod ipam;
 mod status;
+
+use std::time::Duration;
 
 use nix::sys::stat::fstat;
 use twill_dataplane::{Netns, NetnsError};
 use twill_types::AttachmentId;
 
-pub(crate) use self::{add::add, check::check, del::del, status::status};
-use crate::{call::Variables, deadline::Deadline, error::Error, netconf::Netconf};
+pub(crate) use self::{add::add, check::check, del::del, gc::gc, status::status};
+use crate::{
+    call::{Persona, Variables},
+    deadline::Deadline,
+    error::Error,
+    netconf::Netconf,
+};
+
+/// The most that a DEL waits for the daemon in all: a pod that cannot be deleted blocks more than
+/// an address that comes back later.
+const DEL_PATIENCE: Duration = Duration::from_secs(8);
 
 /// A call, read and checked.
 #[derive(Debug)]
 pub(crate) struct Call {
+    pub(crate) persona: Persona,
+    /// Standard input, for the plugins that are executed in turn.
+    pub(crate) stdin: Vec<u8>,
     pub(crate) variables: Variables,
     pub(crate) netconf: Netconf,
     pub(crate) deadline: Deadline,
@@ -41,6 +57,22 @@ impl Call {
             }
         }
         Ok(netns)
+    }
+
+    /// The same for a DEL: a namespace that is gone is none.
+    fn netns_if_any(&self) -> Result<Option<Netns>, Error> {
+        match self.netns() {
+            Ok(netns) => Ok(Some(netns)),
+            Err(Error::Netns {
+                source: NetnsError::Open { .. } | NetnsError::NotANamespace { .. },
+                ..
+            }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn deadline_of_del(&self) -> Deadline {
+        self.deadline.at_most(DEL_PATIENCE)
     }
 
     fn netns_error(&self, source: NetnsError) -> Error {

@@ -23,6 +23,6 @@ pub mod watch;
 
 pub use error::{Error, KernelError};
 pub use link::Link;
-pub use message::MacAddress;
+pub use message::{MacAddress, MacError};
 pub use route::NextHop;
 pub use twill_sys::{Netns, NetnsError};

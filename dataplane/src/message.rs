@@ -17,8 +17,8 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     neighbour_table::{NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter},
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
-        RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+        RouteProtocol, RouteScope, RouteType,
     },
 };
 use twill_types::{Family, Prefix};
@@ -33,6 +33,38 @@ impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Why a text is no hardware address for an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MacError {
+    /// Not six bytes.
+    #[error("six bytes in hexadecimal with colons, such as 02:00:00:00:00:01")]
+    Syntax,
+    /// Nobody may have it: it is a group's, or zero.
+    #[error("the address of one interface: not a multicast address, and not zero")]
+    NotUnicast,
+}
+
+impl std::str::FromStr for MacAddress {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or(MacError::Syntax)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| MacError::Syntax)?;
+        }
+        if parts.next().is_some() {
+            return Err(MacError::Syntax);
+        }
+        // IEEE 802: bit 0 of the first octet says group.
+        if bytes[0] & 1 != 0 || bytes == [0; 6] {
+            return Err(MacError::NotUnicast);
+        }
+        Ok(Self(bytes))
     }
 }
 
@@ -168,17 +200,36 @@ pub(crate) fn del_group(group: u32) -> Request {
     RouteNetlinkMessage::DelLink(link(0, vec![LinkAttribute::Group(group)])).into()
 }
 
-/// How long this link waits before it answers ARP for others, in units of the kernel's choice.
+/// How long this link waits before it answers ARP for others, in milliseconds.
 pub(crate) fn set_proxy_delay(index: u32, delay: u64) -> Request {
-    let mut message = NeighbourTableMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.attributes = vec![
-        NeighbourTableAttribute::Name("arp_cache".to_owned()),
-        NeighbourTableAttribute::Parms(vec![
-            NeighbourTableParameter::Ifindex(index),
-            NeighbourTableParameter::ProxyDelay(delay),
-        ]),
+    set_neighbour_table(Family::V4, index, vec![NeighbourTableParameter::ProxyDelay(delay)])
+}
+
+/// How often this link asks for a neighbour's hardware address, and with how many milliseconds
+/// between.
+pub(crate) fn set_solicitations(family: Family, index: u32, interval: u64, count: u32) -> Request {
+    let parameters = vec![
+        NeighbourTableParameter::RetransTime(interval),
+        NeighbourTableParameter::McastProbes(count),
     ];
+    set_neighbour_table(family, index, parameters)
+}
+
+fn set_neighbour_table(
+    family: Family,
+    index: u32,
+    parameters: Vec<NeighbourTableParameter>,
+) -> Request {
+    let table = match family {
+        Family::V4 => "arp_cache",
+        Family::V6 => "ndisc_cache",
+    };
+    let mut message = NeighbourTableMessage::default();
+    message.header.family = address_family(family);
+    let mut all = vec![NeighbourTableParameter::Ifindex(index)];
+    all.extend(parameters);
+    message.attributes =
+        vec![NeighbourTableAttribute::Name(table.to_owned()), NeighbourTableAttribute::Parms(all)];
     RouteNetlinkMessage::SetNeighbourTable(message).into()
 }
 
@@ -261,6 +312,13 @@ pub(crate) fn link_route(prefix: Prefix, index: u32, gateway: Option<IpAddr>) ->
     message.attributes.extend(gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
     message.attributes.push(RouteAttribute::Oif(index));
     message
+}
+
+/// What a route says about the packets on it.
+pub(crate) fn route_metrics(mtu: Option<u32>, advmss: Option<u32>) -> Option<RouteAttribute> {
+    let metrics: Vec<RouteMetric> =
+        mtu.map(RouteMetric::Mtu).into_iter().chain(advmss.map(RouteMetric::Advmss)).collect();
+    (!metrics.is_empty()).then_some(RouteAttribute::Metrics(metrics))
 }
 
 pub(crate) fn add_route(message: RouteMessage) -> Request {

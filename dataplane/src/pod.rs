@@ -15,7 +15,7 @@ pub use add::{PodLinkUp, Prepared, prepare};
 pub use check::{Difference, check_pod};
 pub use del::{DelMode, DelOutcome, del_pod, delete_group_links};
 pub use list::{FoundPodLink, pod_links};
-use twill_types::{AttachmentId, Family, host_link_name};
+use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 
 use crate::MacAddress;
 
@@ -37,6 +37,26 @@ pub const fn gateway(family: Family) -> IpAddr {
     }
 }
 
+/// A route of a pod, through the gateway of its family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodRoute {
+    /// Where to.
+    pub destination: Prefix,
+    /// Its metric; the lowest goes first, and `None` leaves it to the kernel.
+    pub priority: Option<u32>,
+    /// The most bytes of a packet on it.
+    pub mtu: Option<u32>,
+    /// The TCP maximum segment size that is announced on it, in bytes.
+    pub advmss: Option<u32>,
+}
+
+impl PodRoute {
+    /// A plain one.
+    pub const fn to(destination: Prefix) -> Self {
+        Self { destination, priority: None, mtu: None, advmss: None }
+    }
+}
+
 /// One pod's link as it shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodLink {
@@ -48,6 +68,10 @@ pub struct PodLink {
     pub addresses: Vec<IpAddr>,
     /// The MTU of both ends, in bytes.
     pub mtu: u32,
+    /// The hardware address of the pod's end; `None` takes one that follows from the attachment.
+    pub mac: Option<MacAddress>,
+    /// Routes beside the default route. A default route among them takes its place.
+    pub routes: Vec<PodRoute>,
     /// The pod's name, as an alternative name of the host end (`ip link show <pod>`). Best effort:
     /// it is left out where the kernel does not take it.
     pub pod_name: Option<String>,
@@ -59,9 +83,12 @@ impl PodLink {
         host_link_name(&self.attachment)
     }
 
-    /// The hardware address of the pod's end: from the attachment, so that the same ADD gives the
-    /// same one.
+    /// The hardware address of the pod's end: the one asked for, or one that follows from the
+    /// attachment, so that the same ADD gives the same one.
     pub fn pod_mac(&self) -> MacAddress {
+        if let Some(mac) = self.mac {
+            return mac;
+        }
         let name = self.host_ifname();
         let digits = name.trim_start_matches(|c: char| !c.is_ascii_hexdigit());
         let hash = u64::from_str_radix(digits, 16).unwrap_or_default();
@@ -71,6 +98,20 @@ impl PodLink {
         mac[0] = first & !1 | 2;
         mac[1..].copy_from_slice(&rest);
         MacAddress(mac)
+    }
+
+    /// All routes of the pod, each through the gateway of its family.
+    pub fn routes(&self) -> Vec<PodRoute> {
+        let has = |family| self.families().any(|own| own == family);
+        let extra: Vec<PodRoute> =
+            self.routes.iter().filter(|route| has(route.destination.family())).cloned().collect();
+        let defaults = self.families().map(Prefix::default_route);
+        let mut routes: Vec<PodRoute> = defaults
+            .filter(|default| !extra.iter().any(|route| route.destination == *default))
+            .map(PodRoute::to)
+            .collect();
+        routes.extend(extra);
+        routes
     }
 
     fn families(&self) -> impl Iterator<Item = Family> + '_ {

@@ -1,5 +1,6 @@
 //! What the kernel really does with what this crate asks for. Needs root; works in network
 //! namespaces of its own only.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends with the first surprise")]
 
 mod common;
 mod kernel {

@@ -1,4 +1,5 @@
 //! The kernel's events, in network namespaces of their own. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends with the first surprise")]
 
 mod common;
 

@@ -20,5 +20,5 @@ pub use sled_store::SledStore;
 pub use standalone::{Standalone, StandalonePool};
 pub use store::{Entry, MemoryStore, Store, Write};
 pub use twill_ipam::{
-    Assignment, BlockSummary, OwnedBlock, Record, ReleaseOutcome, ReleaseRequest,
+    Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome, ReleaseRequest, Shortage,
 };

@@ -6,10 +6,10 @@ use std::{
 
 use tracing::{error, warn};
 use twill_ipam::{
-    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Record, ReleaseOutcome,
-    ReleaseRequest, Shortage,
+    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Record, Refusal,
+    ReleaseOutcome, ReleaseRequest,
 };
-use twill_types::{AttachmentId, Block, Family};
+use twill_types::{AttachmentId, Block};
 
 use crate::{
     SledStore, Store, StoreError, Write,
@@ -41,26 +41,15 @@ pub struct OpenReport {
 /// Why there is no address.
 #[derive(Debug, thiserror::Error)]
 pub enum AssignError {
-    /// The blocks are full: claim another one and ask again.
-    #[error("no free {family} address in this node's blocks of {}", pools.join(", "))]
-    NoFreeAddress {
-        /// Of which family.
-        family: Family,
-        /// In which pools.
-        pools: Vec<String>,
-    },
+    /// The blocks do not have it: claim another one and ask again, or see who has it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The store failed.
     #[error("the address store failed")]
     Store(#[from] StoreError),
     /// The service has ended.
     #[error("the address service has stopped")]
     Stopped,
-}
-
-impl From<Shortage> for AssignError {
-    fn from(shortage: Shortage) -> Self {
-        Self::NoFreeAddress { family: shortage.family, pools: shortage.pools }
-    }
 }
 
 type Reply<T> = Box<dyn FnOnce(T) + Send>;
@@ -321,7 +310,7 @@ impl Committer {
                         reply(encoded.and(durable).map(|()| plan.assignment).map_err(Into::into));
                     }));
                 }
-                Err(shortage) => reply(Err(shortage.into())),
+                Err(refusal) => reply(Err(refusal.into())),
             },
             Job::Release(request, reply) => {
                 let (changes, outcome) = self.allocator.plan_release(&request);

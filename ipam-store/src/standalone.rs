@@ -1,7 +1,7 @@
 use std::path::Path;
 
-use twill_ipam::{AssignRequest, Assignment, OwnedBlock, Taken, next_candidate};
-use twill_types::{Block, Prefix};
+use twill_ipam::{AssignRequest, Assignment, OwnedBlock, Refusal, Shortage, Taken, next_candidate};
+use twill_types::{Block, Dedication, Prefix};
 
 use crate::{AssignError, Options, Service, StoreError};
 
@@ -56,9 +56,9 @@ impl Standalone {
     pub fn assign(&self, request: &AssignRequest) -> Result<Assignment, AssignError> {
         loop {
             match self.service.assign(request.clone()) {
-                Err(AssignError::NoFreeAddress { family, pools }) => {
-                    if !self.take_block(&pools)? {
-                        return Err(AssignError::NoFreeAddress { family, pools });
+                Err(AssignError::Refused(refusal)) => {
+                    if !self.take_block_for(&refusal)? {
+                        return Err(refusal.into());
                     }
                 }
                 other => return other,
@@ -66,17 +66,39 @@ impl Standalone {
         }
     }
 
-    fn take_block(&self, names: &[String]) -> Result<bool, StoreError> {
+    /// Takes the block that an assignment lacks; false if there is none to take.
+    fn take_block_for(&self, refusal: &Refusal) -> Result<bool, StoreError> {
         let blocks = self.service.blocks()?;
         let taken: Taken = blocks.iter().map(|summary| summary.block).collect();
-        for pool in self.pools.iter().filter(|pool| names.contains(&pool.name())) {
-            // From the start of the pool: there is no other node to keep out of the way of.
-            let candidate: Option<Block> = next_candidate(pool.cidr, pool.block_size, "", &taken);
-            if let Some(block) = candidate {
-                self.service.set_block(OwnedBlock { block, pool: pool.name() }, true)?;
-                return Ok(true);
+        let named = |names: &[String]| -> Vec<&StandalonePool> {
+            self.pools.iter().filter(|pool| names.contains(&pool.name())).collect()
+        };
+        let (found, dedication) = match refusal {
+            Refusal::Full(Shortage { pools, dedication, .. }) => {
+                // From the start of the pool: there is no other node to keep out of the way of.
+                let next = |pool: &&StandalonePool| {
+                    Some((pool.name(), next_candidate(pool.cidr, pool.block_size, "", &taken)?))
+                };
+                (named(pools).iter().find_map(next), dedication)
             }
-        }
-        Ok(false)
+            Refusal::NoBlock { address, pools, dedication } => {
+                let block = |pool: &&StandalonePool| {
+                    let block = Prefix::masked(*address, pool.block_size).ok()?;
+                    let block = Block::new(block).ok().filter(|b| pool.cidr.covers(b.prefix()))?;
+                    let free = blocks.iter().all(|b| !b.block.prefix().overlaps(block.prefix()));
+                    free.then(|| (pool.name(), block))
+                };
+                (named(pools).iter().find_map(block), dedication)
+            }
+            Refusal::Taken { .. } | Refusal::Cooling { .. } | Refusal::Reserved { .. } => {
+                return Ok(false);
+            }
+        };
+        let Some((pool, block)) = found else {
+            return Ok(false);
+        };
+        let dedication: Option<Dedication> = dedication.clone();
+        self.service.set_block(OwnedBlock { block, pool, dedication }, true)?;
+        Ok(true)
     }
 }

@@ -3,103 +3,12 @@ use std::{
     net::IpAddr,
 };
 
-use serde::{Deserialize, Serialize};
-use twill_types::{AttachmentId, Block, Family};
+use twill_types::{AttachmentId, Block, Dedication, Family};
 
-use crate::block::BlockState;
-
-/// A request for addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AssignRequest {
-    /// For whom.
-    pub attachment: AttachmentId,
-    /// For each family that is wanted, the names of the pools to try, in order.
-    pub pools: BTreeMap<Family, Vec<String>>,
-    /// Path of the pod's network namespace.
-    pub netns: String,
-    /// The namespace's cookie, where the kernel tells it.
-    pub netns_cookie: Option<u64>,
-    /// Pod namespace and name, for people.
-    pub pod: Option<String>,
-    /// Whether another main plugin makes the interface: there is no host link of ours then.
-    pub foreign: bool,
-    /// Now, in milliseconds since the Unix epoch.
-    pub now_ms: u64,
-}
-
-/// The answer to an [`AssignRequest`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assignment {
-    /// IPv4 first.
-    pub addresses: Vec<IpAddr>,
-    /// The number of this assignment.
-    pub sequence: u64,
-    /// False if the attachment had these addresses already.
-    pub fresh: bool,
-}
-
-/// A request to give addresses back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReleaseRequest {
-    /// Whose.
-    pub attachment: AttachmentId,
-    /// Only if the assignment still has this number; `None` gives back whatever is held.
-    pub sequence: Option<u64>,
-}
-
-/// The answer to a [`ReleaseRequest`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ReleaseOutcome {
-    /// What was given back; empty if nothing was held, or a newer assignment holds it.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// What one attachment holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Record {
-    /// Who.
-    pub attachment: AttachmentId,
-    /// IPv4 first.
-    pub addresses: Vec<IpAddr>,
-    /// Number of the assignment; a later one has a higher number.
-    pub sequence: u64,
-    /// Path of the pod's network namespace.
-    pub netns: String,
-    /// The namespace's cookie, where the kernel tells it.
-    pub netns_cookie: Option<u64>,
-    /// Pod namespace and name, for people.
-    pub pod: Option<String>,
-    /// Whether another main plugin makes the interface: there is no host link of ours then.
-    #[serde(default)]
-    pub foreign: bool,
-    /// When it was made, in milliseconds since the Unix epoch.
-    pub created_ms: u64,
-}
-
-/// A block that this node has claimed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnedBlock {
-    /// The block.
-    pub block: Block,
-    /// The pool it was claimed from.
-    pub pool: String,
-}
-
-/// A block and its fill.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockSummary {
-    /// The block.
-    pub block: Block,
-    /// Its pool.
-    pub pool: String,
-    /// Addresses in use.
-    pub used: u16,
-    /// Addresses not in use.
-    pub free: u16,
-    /// Whether new addresses come from it.
-    pub assignable: bool,
-}
+use crate::{
+    AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome,
+    ReleaseRequest, Shortage, block::BlockState,
+};
 
 /// One change of what is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,16 +30,6 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// To be answered once that is durable.
     pub assignment: Assignment,
-}
-
-/// No block of these pools has a free address.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no free {family} address in this node's blocks of {}", pools.join(", "))]
-pub struct Shortage {
-    /// Of which family.
-    pub family: Family,
-    /// In which pools.
-    pub pools: Vec<String>,
 }
 
 /// All blocks and records of a node.
@@ -165,17 +64,18 @@ impl Allocator {
     /// addresses under a new number, so that a late release of the old one changes nothing.
     ///
     /// # Errors
-    /// [`Shortage`] names the first family that has no address, and where it was looked for.
-    pub fn plan_assign(&self, request: &AssignRequest) -> Result<Plan, Shortage> {
+    /// [`Refusal`] says why the first family that gets none has no address.
+    pub fn plan_assign(&self, request: &AssignRequest) -> Result<Plan, Refusal> {
         let mut changes = Vec::new();
         let mut freed = BTreeSet::new();
         let mut kept = None;
         if let Some(record) = self.records.get(&request.attachment) {
             let families: BTreeSet<Family> =
                 record.addresses.iter().map(|address| Family::of(*address)).collect();
-            if families == request.pools.keys().copied().collect() {
+            let wanted = request.wanted.values().all(|address| record.addresses.contains(address));
+            if wanted && families == request.pools.keys().copied().collect() {
                 if same_namespace(record, request) {
-                    return Ok(Plan { changes, assignment: assignment(record, false) });
+                    return Ok(Plan { changes, assignment: self.assignment(record, false) });
                 }
                 kept = Some(record.addresses.clone());
             } else {
@@ -188,7 +88,10 @@ impl Allocator {
             None => request
                 .pools
                 .iter()
-                .map(|(family, pools)| self.find(*family, pools, &freed))
+                .map(|(family, pools)| match request.wanted.get(family) {
+                    Some(address) => self.find_wanted(request, *address, pools, &freed),
+                    None => self.find(request, *family, pools, &freed),
+                })
                 .collect::<Result<_, _>>()?,
         };
         let record = Record {
@@ -198,37 +101,101 @@ impl Allocator {
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.clone(),
-            foreign: request.foreign,
+            foreign: request.foreign.is_some(),
             created_ms: request.now_ms,
         };
-        let assignment = assignment(&record, true);
+        let assignment = self.assignment(&record, true);
         changes.push(Change::Assign(record));
         Ok(Plan { changes, assignment })
     }
 
+    /// The blocks that may give an address to a request, in the order to try.
+    fn candidates<'a>(
+        &'a self,
+        family: Family,
+        pools: &'a [String],
+        dedication: Option<&'a Dedication>,
+    ) -> impl Iterator<Item = &'a BlockState> {
+        let gives = move |state: &&BlockState, pool: &String| {
+            state.assignable
+                && state.pool == *pool
+                && state.block.family() == family
+                && state.dedication.as_ref() == dedication
+        };
+        pools
+            .iter()
+            .flat_map(move |pool| self.blocks.values().filter(move |state| gives(state, pool)))
+    }
+
     fn find(
         &self,
+        request: &AssignRequest,
         family: Family,
         pools: &[String],
         freed: &BTreeSet<IpAddr>,
-    ) -> Result<IpAddr, Shortage> {
-        let candidates = pools.iter().flat_map(|pool| {
-            self.blocks.values().filter(move |state| {
-                state.assignable && state.pool == *pool && state.block.family() == family
-            })
-        });
-        for state in candidates {
-            let held = |offset| {
-                state
-                    .block
-                    .nth(offset)
-                    .is_none_or(|a| self.held.contains_key(&a) || freed.contains(&a))
+    ) -> Result<IpAddr, Refusal> {
+        let dedication = request.dedication();
+        let (mut blocks, mut cooling) = (0, 0);
+        for state in self.candidates(family, pools, dedication.as_ref()) {
+            let skip = |offset| {
+                state.block.nth(offset).is_none_or(|address| {
+                    self.held.contains_key(&address)
+                        || freed.contains(&address)
+                        || request.is_reserved(state.block, address)
+                })
             };
-            if let Some(address) = state.next(held).and_then(|offset| state.block.nth(offset)) {
+            if let Some(address) = state.next(skip).and_then(|offset| state.block.nth(offset)) {
                 return Ok(address);
             }
+            blocks += 1;
+            cooling += self.held.keys().filter(|a| state.block.prefix().contains(**a)).count();
         }
-        Err(Shortage { family, pools: pools.to_vec() })
+        Err(Shortage { family, pools: pools.to_vec(), dedication, blocks, cooling }.into())
+    }
+
+    /// The address that was asked for, if it can be had.
+    fn find_wanted(
+        &self,
+        request: &AssignRequest,
+        address: IpAddr,
+        pools: &[String],
+        freed: &BTreeSet<IpAddr>,
+    ) -> Result<IpAddr, Refusal> {
+        let dedication = request.dedication();
+        let state = self
+            .candidates(Family::of(address), pools, dedication.as_ref())
+            .find(|state| state.block.prefix().contains(address));
+        let Some(state) = state else {
+            return Err(Refusal::NoBlock { address, pools: pools.to_vec(), dedication });
+        };
+        if request.is_reserved(state.block, address) {
+            return Err(Refusal::Reserved { address });
+        }
+        if freed.contains(&address) {
+            return Ok(address);
+        }
+        if self.held.contains_key(&address) {
+            return Err(Refusal::Cooling { address });
+        }
+        match self.records.values().find(|record| record.addresses.contains(&address)) {
+            Some(record) => {
+                Err(Refusal::Taken { address, by: Box::new(record.attachment.clone()) })
+            }
+            None => Ok(address),
+        }
+    }
+
+    fn assignment(&self, record: &Record, fresh: bool) -> Assignment {
+        let block_of = |address: &IpAddr| {
+            let own = |state: &&BlockState| state.block.prefix().contains(*address);
+            self.blocks.values().find(own).map(|state| state.block)
+        };
+        Assignment {
+            addresses: record.addresses.clone(),
+            blocks: record.addresses.iter().filter_map(block_of).collect(),
+            sequence: record.sequence,
+            fresh,
+        }
     }
 
     /// What a release would take. Nothing held is no change, and no error.
@@ -236,6 +203,11 @@ impl Allocator {
         let held = self.records.get(&request.attachment).filter(|record| {
             // A late release names an older assignment.
             request.sequence.is_none_or(|sequence| sequence >= record.sequence)
+                // So does one that comes from another namespace than the one that is served.
+                && request
+                    .netns_cookie
+                    .zip(record.netns_cookie)
+                    .is_none_or(|(theirs, ours)| theirs == ours)
         });
         match held {
             None => (Vec::new(), ReleaseOutcome::default()),
@@ -279,6 +251,7 @@ impl Allocator {
                     .entry(owned.block)
                     .or_insert_with(|| BlockState::new(owned.block, owned.pool.clone()));
                 state.pool.clone_from(&owned.pool);
+                state.dedication.clone_from(&owned.dedication);
                 state.assignable = *assignable;
             }
             Change::RemoveBlock(block) => {
@@ -355,12 +328,9 @@ impl Allocator {
             used: state.used(),
             free: state.free(),
             assignable: state.assignable,
+            dedication: state.dedication.clone(),
         })
     }
-}
-
-fn assignment(record: &Record, fresh: bool) -> Assignment {
-    Assignment { addresses: record.addresses.clone(), sequence: record.sequence, fresh }
 }
 
 /// The cookie tells for certain; a path may be used again.

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use twill_types::Block;
+use twill_types::{Block, Dedication};
 
 /// The addresses of one block: which are in use, and in which order the others come.
 ///
@@ -17,6 +17,9 @@ pub struct BlockState {
     pub pool: String,
     /// Whether new addresses come from it.
     pub assignable: bool,
+    /// The network that it is set aside for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedication: Option<Dedication>,
     /// A bit for each address in use, lowest first.
     used: Vec<u64>,
     /// Offsets from here on were never used.
@@ -33,6 +36,7 @@ impl BlockState {
             block,
             pool,
             assignable: true,
+            dedication: None,
             used: vec![0; words],
             fresh: 0,
             freed: VecDeque::new(),
@@ -55,10 +59,10 @@ impl BlockState {
         self.used.get(usize::from(offset / 64)).is_some_and(|word| word & bit(offset) != 0)
     }
 
-    /// The offset to give next, but none that `held` names.
-    pub(crate) fn next(&self, held: impl Fn(u16) -> bool) -> Option<u16> {
-        let fresh = (self.fresh..self.block.size()).find(|offset| !self.is_used(*offset));
-        fresh.or_else(|| self.freed.iter().copied().find(|offset| !held(*offset)))
+    /// The offset to give next, but none that `skip` names.
+    pub(crate) fn next(&self, skip: impl Fn(u16) -> bool) -> Option<u16> {
+        let fresh = self.fresh..self.block.size();
+        fresh.chain(self.freed.iter().copied()).find(|offset| !skip(*offset))
     }
 
     /// Marks an offset as in use.
@@ -67,10 +71,13 @@ impl BlockState {
             *word |= bit(offset);
         }
         self.freed.retain(|freed| *freed != offset);
-        // An offset that is taken out of turn stays behind `fresh` and is found used there.
-        while self.fresh < self.block.size() && self.is_used(self.fresh) {
+        // Those passed over by one that is taken out of turn have been free the longest of all.
+        while self.fresh < offset {
+            let at = self.freed.iter().take_while(|freed| **freed < self.fresh).count();
+            self.freed.insert(at, self.fresh);
             self.fresh += 1;
         }
+        self.fresh = self.fresh.max(offset + 1);
     }
 
     /// Marks an offset as free, to be reused after all others.
@@ -81,9 +88,7 @@ impl BlockState {
         if let Some(word) = self.used.get_mut(usize::from(offset / 64)) {
             *word &= !bit(offset);
         }
-        if offset < self.fresh {
-            self.freed.push_back(offset);
-        }
+        self.freed.push_back(offset);
     }
 }
 

@@ -8,11 +8,13 @@ mod allocator;
 mod block;
 mod claim;
 mod pool;
+mod request;
 
-pub use allocator::{
-    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Plan, Record,
-    ReleaseOutcome, ReleaseRequest, Shortage,
-};
+pub use allocator::{Allocator, Change, Plan};
 pub use block::BlockState;
 pub use claim::{Taken, next_candidate, should_claim_ahead};
 pub use pool::{Eligibility, PoolView, eligibility};
+pub use request::{
+    AssignRequest, Assignment, BlockSummary, ForeignUse, OwnedBlock, Record, Refusal,
+    ReleaseOutcome, ReleaseRequest, Shortage,
+};

@@ -1,8 +1,8 @@
 //! What the daemon answers: the plugin's requests, and pictures of its state for people.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -12,7 +12,7 @@ use twill_ipam::should_claim_ahead;
 use twill_k8s_api::files::Claim;
 use twill_rpc::message::{
     Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
-    Request, Response, RpcError,
+    Readiness, Request, Response, RpcError,
 };
 use twill_types::{Family, Prefix};
 
@@ -22,6 +22,7 @@ use crate::{
     datastore::{ClaimStore, Snapshot},
     ipam::Ipam,
     metrics::Metrics,
+    routes::KernelRoutes,
     server::chain,
 };
 
@@ -33,7 +34,7 @@ pub(crate) struct Api {
     pub(crate) claims: ClaimStore,
     pub(crate) speaker: Current,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
-    pub(crate) installed: watch::Receiver<Arc<BTreeSet<Prefix>>>,
+    pub(crate) installed: watch::Receiver<Arc<KernelRoutes>>,
     /// Standing problems, from each task that has any.
     pub(crate) problems: Vec<watch::Receiver<Vec<String>>>,
     pub(crate) conflicts: watch::Receiver<BTreeMap<Prefix, String>>,
@@ -50,10 +51,13 @@ impl Api {
             Request::EndpointUp(_) => "endpoint_up",
             Request::Release(_) => "release",
             Request::Check(_) => "check",
-            // People's questions are not timed.
-            Request::NodeStatus | Request::BgpPeers | Request::BgpRoutes(_) | Request::IpamShow => {
-                return self.picture(request).await;
-            }
+            Request::Attachments(_) => "attachments",
+            // Questions about the state are not timed.
+            Request::Readiness
+            | Request::NodeStatus
+            | Request::BgpPeers
+            | Request::BgpRoutes(_)
+            | Request::IpamShow => return self.picture(request).await,
         };
         let result = self.serve(request).await;
         self.metrics.observe(name, result.is_ok(), started.elapsed().as_secs_f64());
@@ -67,6 +71,7 @@ impl Api {
                 self.claim_ahead();
                 Ok(Response::Assigned(Assigned {
                     addresses: assignment.addresses,
+                    blocks: assignment.blocks,
                     sequence: assignment.sequence,
                     mtu: *self.ipam.mtu.borrow(),
                 }))
@@ -78,6 +83,9 @@ impl Api {
                 Ok(Response::Released(released))
             }
             Request::Check(request) => self.ipam.check(&request).map(|()| Response::Done),
+            Request::Attachments(request) => {
+                self.ipam.attachments(&request.network).map(Response::Attachments)
+            }
             other => self.picture(other).await,
         }
     }
@@ -117,7 +125,9 @@ impl Api {
             return;
         };
         let mut pools: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-        for block in blocks.iter().filter(|block| block.assignable) {
+        let ours =
+            |block: &&twill_ipam::BlockSummary| block.assignable && block.dedication.is_none();
+        for block in blocks.iter().filter(ours) {
             let (free, size) = pools.entry(&block.pool).or_default();
             *free += u32::from(block.free);
             *size = (*size).max(u32::from(block.block.size()));
@@ -132,20 +142,27 @@ impl Api {
 
     async fn picture(&self, request: Request) -> Result<Response, RpcError> {
         match request {
+            Request::Readiness => Ok(Response::Readiness(Readiness {
+                in_sync: self.ipam.view.borrow().ready,
+                exhausted: self.ipam.exhausted.load(Ordering::Relaxed),
+                routes_missing: count(self.installed.borrow().missing),
+            })),
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
             Request::BgpPeers => {
                 Ok(Response::BgpPeers(bgp::peer_statuses(&self.speaker_picture().await)))
             }
             Request::BgpRoutes(request) => {
                 let picture = self.speaker_picture().await;
-                let installed = Arc::clone(&self.installed.borrow());
-                Ok(Response::BgpRoutes(bgp::route_statuses(&picture, request.within, &installed)))
+                let kernel = Arc::clone(&self.installed.borrow());
+                let routes = bgp::route_statuses(&picture, request.within, &kernel.installed);
+                Ok(Response::BgpRoutes(routes))
             }
             Request::IpamShow => Ok(Response::IpamShow(self.ipam_status()?)),
             Request::Assign(_)
             | Request::EndpointUp(_)
             | Request::Release(_)
-            | Request::Check(_) => Err(RpcError {
+            | Request::Check(_)
+            | Request::Attachments(_) => Err(RpcError {
                 kind: ErrorKind::Internal,
                 message: "a request of the plugin was taken for a question".to_owned(),
             }),
@@ -169,7 +186,6 @@ impl Api {
         let addresses =
             [Family::V4, Family::V6].into_iter().filter_map(|family| own?.address(family));
         let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
-        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let mut problems: Vec<String> =
             resources.problems().iter().map(ToString::to_string).collect();
         for source in &self.problems {
@@ -188,7 +204,7 @@ impl Api {
             in_sync: self.ipam.view.borrow().ready,
             peers: bgp::peer_statuses(&picture),
             blocks: count(blocks.len()),
-            kernel_routes: count(self.installed.borrow().len()),
+            kernel_routes: count(self.installed.borrow().installed.len()),
             problems,
         })
     }
@@ -208,6 +224,7 @@ impl Api {
             used: summary.used.into(),
             free: summary.free.into(),
             assignable: summary.assignable,
+            dedication: summary.dedication,
         };
         let claims = tokio::task::block_in_place(|| self.claims.list());
         let claim =
@@ -223,6 +240,10 @@ impl Api {
                 .collect(),
         })
     }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 fn internal(error: &dyn std::error::Error) -> RpcError {

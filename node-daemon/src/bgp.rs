@@ -8,9 +8,10 @@ use tracing::{info, warn};
 use twill_bgp_proto::{PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time};
 use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
 use twill_rpc::message::{self, PeerStatus, RouteStatus};
-use twill_types::{Asn, Block, Prefix};
+use twill_types::{Asn, Prefix};
 
 use crate::{
+    claims::OwnedBlocks,
     datastore::Snapshot,
     desired::{Desired, desired},
     ipam::now_ms,
@@ -41,7 +42,7 @@ pub(crate) struct Bgp {
     pub(crate) restarting: bool,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// Blocks that are claimed and confirmed; `None` until the claims have been read.
-    pub(crate) owned: watch::Receiver<Option<BTreeSet<Block>>>,
+    pub(crate) owned: watch::Receiver<Option<OwnedBlocks>>,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     pub(crate) current: watch::Sender<Option<(Identity, Handle)>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
@@ -123,7 +124,10 @@ impl Bgp {
 
     async fn originate(&mut self) {
         let prefixes: BTreeSet<Prefix> = match &*self.owned.borrow_and_update() {
-            Some(blocks) => blocks.iter().map(|block| block.prefix()).collect(),
+            Some(blocks) => {
+                let announced = blocks.iter().filter(|(_, announced)| **announced);
+                announced.map(|(block, _)| block.prefix()).collect()
+            }
             None => return,
         };
         let Some((_, handle)) = self.current.borrow().clone() else {

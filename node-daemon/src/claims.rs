@@ -1,22 +1,20 @@
 //! Which blocks this node owns: the one task that claims, and that tells the store, the speaker
 //! and the kernel about it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::block_in_place,
 };
 use tracing::{info, warn};
-use twill_ipam::{Eligibility, OwnedBlock, eligibility, next_candidate};
+use twill_ipam::{
+    BlockSummary, Eligibility, OwnedBlock, Refusal, Shortage, eligibility, next_candidate,
+};
 use twill_ipam_store::{Service, StoreError};
 use twill_k8s_api::files::{Claim, FileError};
 use twill_rpc::message::{ErrorKind, RpcError};
-use twill_types::{Block, Prefix};
+use twill_types::{Block, Dedication, Prefix};
 
 use crate::{
     datastore::{ClaimOutcome, ClaimStore, Snapshot},
@@ -30,10 +28,10 @@ const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 /// What the task is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// All blocks in `pools` are full: get one more, in the first pool that has one.
+    /// An assignment lacks a block: get it.
     Claim {
-        /// Names, in the order to try.
-        pools: Vec<String>,
+        /// What was refused, and for lack of which block.
+        refusal: Refusal,
         /// Told once it is worth asking the store again, or why it is not.
         reply: oneshot::Sender<Result<(), RpcError>>,
     },
@@ -43,6 +41,9 @@ pub(crate) enum Command {
         pool: String,
     },
 }
+
+/// The blocks of this node, each with whether it is announced.
+pub(crate) type OwnedBlocks = BTreeMap<Block, bool>;
 
 /// Why the task cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ pub(crate) struct Claims {
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) view: watch::Sender<Arc<View>>,
-    pub(crate) owned: watch::Sender<Option<BTreeSet<Block>>>,
+    pub(crate) owned: watch::Sender<Option<OwnedBlocks>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
     /// Some block waits for its last pod to go.
     pub(crate) draining: bool,
@@ -98,8 +99,8 @@ impl Claims {
                 }
                 command = self.commands.recv() => match command {
                     None => return Ok(()),
-                    Some(Command::Claim { pools, reply }) => {
-                        let result = block_in_place(|| self.claim(&pools));
+                    Some(Command::Claim { refusal, reply }) => {
+                        let result = block_in_place(|| self.claim(&refusal));
                         let _ = reply.send(result);
                     }
                     Some(Command::Ahead { pool }) => {
@@ -127,7 +128,8 @@ impl Claims {
         let unused = self.take_unused(&mut mine, &resources, &mut problems)?;
         for (block, claim) in &mine {
             let assignable = eligible.get(&claim.pool).is_some_and(gives);
-            let owned = OwnedBlock { block: *block, pool: claim.pool.clone() };
+            let dedication = claim.dedication.clone();
+            let owned = OwnedBlock { block: *block, pool: claim.pool.clone(), dedication };
             self.service.set_block(owned, assignable)?;
         }
         for summary in self.service.blocks()? {
@@ -141,11 +143,13 @@ impl Claims {
                  not announced: delete these pods",
                 summary.used, summary.block
             ));
-            let owned = OwnedBlock { block: summary.block, pool: summary.pool };
+            let BlockSummary { block, pool, dedication, .. } = summary;
+            let owned = OwnedBlock { block, pool, dedication };
             self.service.set_block(owned, false)?;
         }
         self.problems.send_replace(problems);
-        self.publish_owned(mine.keys().copied().collect());
+        let owned = mine.values().map(|claim| (claim.block, is_announced(claim)));
+        self.publish_owned(owned.collect());
         self.publish_view(&pools, eligible);
         // Withdrawn before it is released.
         for claim in unused {
@@ -187,7 +191,7 @@ impl Claims {
         Ok(unused)
     }
 
-    fn publish_owned(&self, blocks: BTreeSet<Block>) {
+    fn publish_owned(&self, blocks: OwnedBlocks) {
         self.owned.send_if_modified(|owned| {
             let changed = owned.as_ref() != Some(&blocks);
             *owned = Some(blocks);
@@ -217,7 +221,7 @@ impl Claims {
         for block in &node.spec.blocks {
             let pool = pools.values().find(|pool| pool.cidr.covers(block.prefix()));
             let name = pool.map_or("static", |pool| pool.name.as_str());
-            match self.store.try_claim(*block, &self.node, name) {
+            match self.store.try_claim(*block, &self.node, name, None) {
                 Ok(ClaimOutcome::Won(_)) => {}
                 Ok(ClaimOutcome::Lost(other)) => {
                     warn!(%block, owner = other.node, "a static block belongs to another node");
@@ -227,39 +231,110 @@ impl Claims {
         }
     }
 
-    /// Claims one block in the first of these pools that has one, unless there is space by now:
-    /// of many requests that wait, one claim serves them all.
-    fn claim(&mut self, pools: &[String]) -> Result<(), RpcError> {
-        let internal = |error: String| RpcError { kind: ErrorKind::TryAgain, message: error };
-        let blocks = self.service.blocks().map_err(|error| internal(chain(&error)))?;
-        let has_space =
-            blocks.iter().any(|b| b.assignable && b.free > 0 && pools.contains(&b.pool));
-        if has_space {
+    /// Claims the block that an assignment lacks, unless there is one by now: of many requests that
+    /// wait, one claim serves them all.
+    fn claim(&mut self, refusal: &Refusal) -> Result<(), RpcError> {
+        let blocks = self.service.blocks().map_err(|error| again(&error))?;
+        match refusal {
+            Refusal::Full(shortage) => self.claim_any(shortage, &blocks),
+            Refusal::NoBlock { address, pools, dedication } => {
+                self.claim_around(*address, pools, dedication.as_ref(), &blocks)
+            }
+            // No block would help.
+            Refusal::Taken { .. } | Refusal::Cooling { .. } | Refusal::Reserved { .. } => Ok(()),
+        }
+    }
+
+    /// Claims one block in the first of the pools that has one.
+    fn claim_any(&mut self, shortage: &Shortage, blocks: &[BlockSummary]) -> Result<(), RpcError> {
+        let Shortage { family, pools, dedication, .. } = shortage;
+        let would_do = |block: &&BlockSummary| {
+            block.assignable
+                && block.block.family() == *family
+                && pools.contains(&block.pool)
+                && block.dedication == *dedication
+        };
+        if blocks.iter().filter(would_do).count() > shortage.blocks {
             return Ok(());
         }
         let resources = Arc::clone(&self.resources.borrow());
-        self.may_claim(&resources)
-            .map_err(|message| RpcError { kind: ErrorKind::Exhausted, message })?;
-        for name in pools {
-            if self.claim_in(&resources, name).map_err(|error| internal(chain(&error)))? {
-                return Ok(());
+        let allowed = self.may_claim(&resources);
+        if allowed.is_ok() {
+            for name in pools {
+                let claimed = self.claim_in(&resources, name, dedication.as_ref());
+                if claimed.map_err(|error| again(&error))? {
+                    return Ok(());
+                }
             }
         }
-        Err(RpcError {
-            kind: ErrorKind::Exhausted,
-            message: format!(
+        if shortage.cooling > 0 {
+            return Err(RpcError {
+                kind: ErrorKind::TryAgain,
+                message: format!("{} addresses are about to become free", shortage.cooling),
+            });
+        }
+        let message = allowed.err().unwrap_or_else(|| {
+            format!(
                 "every address of pools {} that node {} can have is in use; add a pool, or delete \
                  pods",
                 pools.join(", "),
                 self.node
+            )
+        });
+        Err(RpcError { kind: ErrorKind::Exhausted, message })
+    }
+
+    /// Claims the block that an address lies in.
+    fn claim_around(
+        &mut self,
+        address: IpAddr,
+        pools: &[String],
+        dedication: Option<&Dedication>,
+        blocks: &[BlockSummary],
+    ) -> Result<(), RpcError> {
+        let refuse = |kind, why: String| {
+            Err(RpcError { kind, message: format!("{address} cannot be had: {why}") })
+        };
+        if let Some(owned) = blocks.iter().find(|block| block.block.prefix().contains(address)) {
+            if owned.assignable && owned.dedication.as_ref() == dedication {
+                return Ok(());
+            }
+            let why = match &owned.dedication {
+                Some(other) => {
+                    format!("{} is set aside for network {}", owned.block, other.network)
+                }
+                None if owned.assignable => format!("{} is for pods of twill itself", owned.block),
+                None => format!("{} gives no new addresses", owned.block),
+            };
+            return refuse(ErrorKind::Taken, format!("{why}; ask for another one"));
+        }
+        let resources = Arc::clone(&self.resources.borrow());
+        if let Err(why) = self.may_claim(&resources) {
+            return refuse(ErrorKind::Exhausted, why);
+        }
+        let pool = pools
+            .iter()
+            .filter_map(|name| Some((name, resources.pools.get(name)?)))
+            .find(|(_, pool)| pool.spec.cidr.contains(address));
+        let block = pool.and_then(|(name, pool)| {
+            Some((name, Block::new(Prefix::masked(address, pool.spec.block_size()).ok()?).ok()?))
+        });
+        let Some((name, block)) = block else {
+            return refuse(ErrorKind::Invalid, "no pool of it has blocks".to_owned());
+        };
+        match self.take(block, name, dedication).map_err(|error| again(&error))? {
+            None => Ok(()),
+            Some(owner) => refuse(
+                ErrorKind::Taken,
+                format!("its block {block} belongs to node {owner}; ask for an address of another"),
             ),
-        })
+        }
     }
 
     fn ahead(&mut self, pool: &str) -> Result<(), ClaimsError> {
         let resources = Arc::clone(&self.resources.borrow());
         if self.may_claim(&resources).is_ok() {
-            self.claim_in(&resources, pool)?;
+            self.claim_in(&resources, pool, None)?;
         }
         Ok(())
     }
@@ -282,7 +357,12 @@ impl Claims {
         Ok(())
     }
 
-    fn claim_in(&self, resources: &Snapshot, name: &str) -> Result<bool, ClaimsError> {
+    fn claim_in(
+        &self,
+        resources: &Snapshot,
+        name: &str,
+        dedication: Option<&Dedication>,
+    ) -> Result<bool, ClaimsError> {
         let Some(pool) = resources.pools.get(name) else {
             return Ok(false);
         };
@@ -292,26 +372,50 @@ impl Claims {
             let Some(block) = next_candidate(cidr, size, &self.node, &taken) else {
                 return Ok(false);
             };
-            match self.store.try_claim(block, &self.node, name).map_err(ClaimsError::Read)? {
-                ClaimOutcome::Won(_) => {
-                    info!(%block, pool = name, "claimed a block");
-                    let owned = OwnedBlock { block, pool: name.to_owned() };
-                    self.service.set_block(owned, true)?;
-                    let mut blocks = self.owned.borrow().clone().unwrap_or_default();
-                    blocks.insert(block);
-                    self.publish_owned(blocks);
-                    return Ok(true);
-                }
-                ClaimOutcome::Lost(other) => {
-                    info!(%block, owner = other.node, "another node was faster; trying the next");
+            match self.take(block, name, dedication)? {
+                None => return Ok(true),
+                Some(owner) => {
+                    info!(%block, owner, "another node was faster; trying the next");
                 }
             }
         }
     }
+
+    /// Claims one block and takes it into use; answers the owner if that is another node.
+    fn take(
+        &self,
+        block: Block,
+        pool: &str,
+        dedication: Option<&Dedication>,
+    ) -> Result<Option<String>, ClaimsError> {
+        let outcome = self.store.try_claim(block, &self.node, pool, dedication);
+        match outcome.map_err(ClaimsError::Read)? {
+            ClaimOutcome::Won(claim) => {
+                info!(%block, pool, ?dedication, "claimed a block");
+                let announced = is_announced(&claim);
+                let Claim { pool, dedication, .. } = claim;
+                self.service.set_block(OwnedBlock { block, pool, dedication }, true)?;
+                let mut blocks = self.owned.borrow().clone().unwrap_or_default();
+                blocks.insert(block, announced);
+                self.publish_owned(blocks);
+                Ok(None)
+            }
+            ClaimOutcome::Lost(other) => Ok(Some(other.node)),
+        }
+    }
 }
 
-/// Whether blocks of a pool give addresses here: of one that no longer selects the node they are
-/// drained, not taken away.
+/// A network of another main plugin says itself whether its blocks are announced.
+fn is_announced(claim: &Claim) -> bool {
+    claim.dedication.as_ref().is_none_or(|dedication| dedication.advertise)
+}
+
+fn again(error: &dyn std::error::Error) -> RpcError {
+    RpcError { kind: ErrorKind::TryAgain, message: chain(error) }
+}
+
+/// Whether blocks of a pool give addresses: also where the pool does not select this node, for
+/// those who ask for the pool or for an address by name.
 fn gives(eligibility: &Eligibility) -> bool {
-    eligibility.refusal.is_none()
+    eligibility.unusable.is_none()
 }

@@ -6,7 +6,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,9 +19,9 @@ use tokio::{
     time::Instant,
 };
 use tracing::debug;
-use twill_ipam_store::{AssignError, Assignment, Service};
+use twill_ipam_store::{AssignError, Assignment, Record, Refusal, Service};
 use twill_rpc::message::{
-    AssignRequest, CheckRequest, ErrorKind, ReleaseRequest, Released, RpcError,
+    AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
 };
 use twill_types::Family;
 
@@ -43,15 +47,23 @@ pub(crate) struct PoolView {
 }
 
 impl View {
-    /// The pools to try for one family: those asked for, else those that select this node.
+    /// The pools to try for one family: those asked for; else those in which the address is that
+    /// is asked for, whatever they select; else those that select this node.
     fn pools_for(
         &self,
         node: &str,
         family: Family,
         asked: &[String],
+        address: Option<IpAddr>,
     ) -> Result<Vec<String>, RpcError> {
+        let named =
+            || asked.iter().map(|pool| self.find(family, pool)).collect::<Result<Vec<_>, _>>();
+        if let Some(address) = address {
+            let among = if asked.is_empty() { self.usable(family) } else { named()? };
+            return self.around(address, among);
+        }
         if !asked.is_empty() {
-            return asked.iter().map(|wanted| self.find(family, wanted)).collect();
+            return named();
         }
         let of_family = || self.pools.iter().filter(|(_, pool)| pool.cidr.family() == family);
         let eligible: Vec<String> = of_family()
@@ -76,6 +88,28 @@ impl View {
             )
         };
         Err(RpcError { kind: ErrorKind::NoPool, message })
+    }
+
+    fn usable(&self, family: Family) -> Vec<String> {
+        let usable = |pool: &PoolView| pool.cidr.family() == family && pool.unusable.is_none();
+        self.pools.iter().filter(|(_, pool)| usable(pool)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Those of the pools `among` that hold an address.
+    fn around(&self, address: IpAddr, among: Vec<String>) -> Result<Vec<String>, RpcError> {
+        let holds = |name: &String| self.pools.get(name).is_some_and(|p| p.cidr.contains(address));
+        let (inside, outside): (Vec<_>, Vec<_>) = among.into_iter().partition(holds);
+        if inside.is_empty() {
+            return Err(RpcError {
+                kind: ErrorKind::Invalid,
+                message: format!(
+                    "the address {address} was asked for, and no pool holds it that gives addresses \
+                     here [{}]; ask for one of a pool, or add a pool",
+                    outside.join(", ")
+                ),
+            });
+        }
+        Ok(inside)
     }
 
     fn find(&self, family: Family, wanted: &str) -> Result<String, RpcError> {
@@ -106,6 +140,14 @@ pub(crate) struct Ipam {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) claims: mpsc::Sender<claims::Command>,
     pub(crate) mtu: watch::Receiver<u32>,
+    /// The last request that needed a block found none to claim.
+    pub(crate) exhausted: Arc<AtomicBool>,
+}
+
+/// A release as the store takes it.
+pub(crate) fn release_request(request: ReleaseRequest) -> twill_ipam::ReleaseRequest {
+    let ReleaseRequest { attachment, sequence, netns_cookie } = request;
+    twill_ipam::ReleaseRequest { attachment, sequence, netns_cookie }
 }
 
 impl Ipam {
@@ -126,30 +168,46 @@ impl Ipam {
     pub(crate) async fn assign(&self, request: AssignRequest) -> Result<Assignment, RpcError> {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
         let view = self.ready(deadline).await?;
+        let wanted: BTreeMap<Family, IpAddr> =
+            request.wanted.iter().map(|address| (Family::of(*address), *address)).collect();
         let mut pools = BTreeMap::new();
         for family in &request.families {
             let asked = match family {
                 Family::V4 => &request.ipv4_pools,
                 Family::V6 => &request.ipv6_pools,
             };
-            pools.insert(*family, view.pools_for(&self.node, *family, asked)?);
+            pools.insert(
+                *family,
+                view.pools_for(&self.node, *family, asked, wanted.get(family).copied())?,
+            );
         }
         let plan = twill_ipam::AssignRequest {
             attachment: request.attachment,
             pools,
+            wanted,
             netns: request.netns,
             netns_cookie: request.netns_cookie,
             pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
-            foreign: false,
+            foreign: request.foreign.map(foreign_use),
             now_ms: now_ms(),
         };
         loop {
             match self.submit(plan.clone()).await {
-                Ok(assignment) => return Ok(assignment),
-                Err(AssignError::NoFreeAddress { family, pools }) => {
-                    debug!(%family, ?pools, "the blocks of this node are full");
-                    self.claim(pools, deadline).await?;
+                Ok(assignment) => {
+                    self.exhausted.store(false, Ordering::Relaxed);
+                    return Ok(assignment);
                 }
+                Err(AssignError::Refused(
+                    refusal @ (Refusal::Full(_) | Refusal::NoBlock { .. }),
+                )) => {
+                    debug!(%refusal, "a block is needed");
+                    let claimed = self.claim(refusal, deadline).await;
+                    if claimed.as_ref().is_err_and(|error| error.kind == ErrorKind::Exhausted) {
+                        self.exhausted.store(true, Ordering::Relaxed);
+                    }
+                    claimed?;
+                }
+                Err(AssignError::Refused(refusal)) => return Err(refused(&refusal)),
                 Err(error) => {
                     return Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) });
                 }
@@ -166,12 +224,12 @@ impl Ipam {
         answer.await.unwrap_or(Err(AssignError::Stopped))
     }
 
-    /// Asks for one more block in one of `pools`.
-    async fn claim(&self, pools: Vec<String>, deadline: Instant) -> Result<(), RpcError> {
+    /// Asks for the block that an assignment lacks.
+    async fn claim(&self, refusal: Refusal, deadline: Instant) -> Result<(), RpcError> {
         let gone =
             || RpcError { kind: ErrorKind::TryAgain, message: "the daemon is stopping".to_owned() };
         let (reply, answer) = oneshot::channel();
-        let command = claims::Command::Claim { pools, reply };
+        let command = claims::Command::Claim { refusal, reply };
         self.claims.send(command).await.map_err(|_| gone())?;
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
@@ -186,15 +244,9 @@ impl Ipam {
     /// Gives the addresses of an attachment back. Nothing held is success.
     pub(crate) async fn release(&self, request: ReleaseRequest) -> Result<Released, RpcError> {
         let (reply, answer) = oneshot::channel();
-        self.service.submit_release(
-            twill_ipam::ReleaseRequest {
-                attachment: request.attachment,
-                sequence: request.sequence,
-            },
-            move |result| {
-                let _ = reply.send(result);
-            },
-        );
+        self.service.submit_release(release_request(request), move |result| {
+            let _ = reply.send(result);
+        });
         match answer.await {
             Ok(Ok(outcome)) => Ok(Released { addresses: outcome.addresses }),
             Ok(Err(error)) => Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) }),
@@ -203,6 +255,21 @@ impl Ipam {
                 message: "the daemon is stopping".to_owned(),
             }),
         }
+    }
+
+    /// Who holds addresses on a network.
+    pub(crate) fn attachments(&self, network: &str) -> Result<Vec<Held>, RpcError> {
+        let records = self.service.records();
+        let records = records
+            .map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
+        let now = now_ms();
+        let held = |record: Record| Held {
+            age_ms: now.saturating_sub(record.created_ms),
+            sequence: record.sequence,
+            attachment: record.attachment,
+        };
+        let on_it = records.into_iter().filter(|record| record.attachment.network == network);
+        Ok(on_it.map(held).collect())
     }
 
     /// Whether the store holds just these addresses for the attachment.
@@ -225,6 +292,23 @@ impl Ipam {
             )),
         }
     }
+}
+
+fn foreign_use(foreign: twill_rpc::message::ForeignUse) -> twill_ipam::ForeignUse {
+    let twill_rpc::message::ForeignUse { advertise, first_is_gateway, reserved } = foreign;
+    twill_ipam::ForeignUse { advertise, first_is_gateway, reserved: reserved.into_iter().collect() }
+}
+
+/// What no further block can mend.
+fn refused(refusal: &Refusal) -> RpcError {
+    let (kind, remedy) = match refusal {
+        Refusal::Cooling { .. } => (ErrorKind::TryAgain, "it can be had in a moment"),
+        Refusal::Taken { .. } | Refusal::Reserved { .. } => {
+            (ErrorKind::Taken, "ask for another one")
+        }
+        Refusal::Full(_) | Refusal::NoBlock { .. } => (ErrorKind::Exhausted, "add a pool"),
+    };
+    RpcError { kind, message: format!("{refusal}; {remedy}") }
 }
 
 /// Milliseconds since the Unix epoch.

@@ -1,11 +1,6 @@
 //! Which tasks there are, and what they tell each other.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    future::Future,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use tokio::{
@@ -20,19 +15,19 @@ use twill_dataplane::{
     watch::Events,
 };
 use twill_ipam_store::Service;
-use twill_types::{Block, Family, Prefix};
+use twill_types::{Family, Prefix};
 
 use crate::{
     api::Api,
     bgp::{Bgp, Identity},
-    claims::{self, Claims},
+    claims::{self, Claims, OwnedBlocks},
     config::Config,
     datastore::{self, ClaimStore, Snapshot},
     heartbeat,
     ipam::{Ipam, View, now_ms},
     metrics::Metrics,
     reaper,
-    routes::{Routes, Sources, State},
+    routes::{KernelRoutes, Routes, Sources, State},
     server, spool,
 };
 
@@ -50,7 +45,7 @@ pub(crate) struct Node<'a> {
 /// The latest values that tasks pass on: each is written by one task alone.
 struct Wires {
     /// By `claims`: blocks that are claimed and confirmed; `None` until the claims were read.
-    owned: watch::Sender<Option<BTreeSet<Block>>>,
+    owned: watch::Sender<Option<OwnedBlocks>>,
     /// By `claims`: which pools give addresses here.
     view: watch::Sender<Arc<View>>,
     claim_problems: watch::Sender<Vec<String>>,
@@ -61,7 +56,7 @@ struct Wires {
     speaker: watch::Sender<Option<(Identity, Handle)>>,
     bgp_problems: watch::Sender<Vec<String>>,
     /// By `routes`: what is in the kernel, and who else claims to be where our blocks are.
-    installed: watch::Sender<Arc<BTreeSet<Prefix>>>,
+    installed: watch::Sender<Arc<KernelRoutes>>,
     conflicts: watch::Sender<BTreeMap<Prefix, String>>,
     /// An address was released, and its link waits to be deleted.
     released: Arc<Notify>,
@@ -157,6 +152,7 @@ impl Node<'_> {
                 view: wires.view.subscribe(),
                 claims: commands,
                 mtu: wires.mtu.subscribe(),
+                exhausted: Arc::default(),
             },
             claims,
             speaker: wires.speaker.subscribe(),

@@ -21,15 +21,23 @@ use twill_dataplane::{
     fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Resolved, diff},
     watch::{Event, Events},
 };
-use twill_types::{Block, Family, Prefix};
+use twill_types::{Family, Prefix};
 
-use crate::{bgp::Current, server::chain};
+use crate::{bgp::Current, claims::OwnedBlocks, server::chain};
 
 /// Events or reports handled in one turn.
 const BUDGET: usize = 256;
 
 /// This node's addresses: preferred sources of learned routes.
 pub(crate) type Sources = BTreeMap<Family, IpAddr>;
+
+/// Learned routes, as far as they are in the kernel.
+#[derive(Debug, Default)]
+pub(crate) struct KernelRoutes {
+    pub(crate) installed: BTreeSet<Prefix>,
+    /// How many that the speaker wants are not.
+    pub(crate) missing: usize,
+}
 
 /// The task.
 pub(crate) struct Routes {
@@ -38,11 +46,11 @@ pub(crate) struct Routes {
     pub(crate) metric: u32,
     pub(crate) events: Events,
     pub(crate) reports: mpsc::UnboundedReceiver<Report>,
-    pub(crate) owned: watch::Receiver<Option<BTreeSet<Block>>>,
+    pub(crate) owned: watch::Receiver<Option<OwnedBlocks>>,
     pub(crate) sources: watch::Receiver<Sources>,
     pub(crate) speaker: Current,
-    /// The prefixes that are in the kernel, for those who want to know.
-    pub(crate) installed: watch::Sender<Arc<BTreeSet<Prefix>>>,
+    /// What is in the kernel, for those who want to know.
+    pub(crate) installed: watch::Sender<Arc<KernelRoutes>>,
     pub(crate) conflicts: watch::Sender<BTreeMap<Prefix, String>>,
     pub(crate) state: State,
 }
@@ -259,12 +267,15 @@ impl Routes {
     }
 
     fn publish(&self) {
-        self.installed.send_replace(Arc::new(self.state.actual.keys().copied().collect()));
+        let installed: BTreeSet<Prefix> = self.state.actual.keys().copied().collect();
+        let wanted = self.state.wanted.iter().filter(|(_, next_hops)| !next_hops.is_empty());
+        let missing = wanted.filter(|(prefix, _)| !installed.contains(prefix)).count();
+        self.installed.send_replace(Arc::new(KernelRoutes { installed, missing }));
     }
 
     fn sync_blocks(&mut self) -> Result<(), Error> {
         let blocks: Vec<Prefix> = match &*self.owned.borrow_and_update() {
-            Some(blocks) => blocks.iter().map(|block| block.prefix()).collect(),
+            Some(blocks) => blocks.keys().map(|block| block.prefix()).collect(),
             // Not known yet: what is there stays.
             None => return Ok(()),
         };

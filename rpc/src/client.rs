@@ -20,9 +20,9 @@ use nix::{
 use crate::{
     frame::{FrameError, decode, encode, read_frame},
     message::{
-        AssignRequest, Assigned, CheckRequest, EndpointUp, Hello, IpamStatus, NodeStatus,
-        PROTOCOL_VERSION, PeerStatus, ReleaseRequest, Released, Request, Response, RouteStatus,
-        RoutesRequest, RpcError, Welcome,
+        AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, Held, Hello,
+        IpamStatus, NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, ReleaseRequest, Released,
+        Request, Response, RouteStatus, RoutesRequest, RpcError, Welcome,
     },
 };
 
@@ -194,6 +194,22 @@ impl Client {
         }
     }
 
+    /// CNI GC: who holds addresses on a network.
+    pub fn attachments(&mut self, network: String) -> Result<Vec<Held>, ClientError> {
+        match self.call(&Request::Attachments(AttachmentsRequest { network }))? {
+            Response::Attachments(held) => Ok(held),
+            other => Err(self.unexpected("Attachments", &other)),
+        }
+    }
+
+    /// CNI STATUS: could an ADD succeed now?
+    pub fn readiness(&mut self) -> Result<Readiness, ClientError> {
+        match self.call(&Request::Readiness)? {
+            Response::Readiness(readiness) => Ok(readiness),
+            other => Err(self.unexpected("Readiness", &other)),
+        }
+    }
+
     /// State of the node and its sessions.
     pub fn node_status(&mut self) -> Result<NodeStatus, ClientError> {
         match self.call(&Request::NodeStatus)? {
@@ -261,6 +277,8 @@ impl Client {
             Response::Assigned(_) => "Assigned",
             Response::Done => "Done",
             Response::Released(_) => "Released",
+            Response::Attachments(_) => "Attachments",
+            Response::Readiness(_) => "Readiness",
             Response::NodeStatus(_) => "NodeStatus",
             Response::BgpPeers(_) => "BgpPeers",
             Response::BgpRoutes(_) => "BgpRoutes",

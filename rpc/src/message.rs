@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use twill_types::{Asn, AttachmentId, Block, Family, Prefix};
+use twill_types::{Asn, AttachmentId, Block, Dedication, Family, Prefix};
 
 /// The version both sides must speak. It changes when a message changes in a way that the other
 /// side cannot ignore; unknown fields are ignored.
@@ -43,6 +43,10 @@ pub enum Request {
     Release(ReleaseRequest),
     /// CNI CHECK: is what the daemon holds what the plugin sees?
     Check(CheckRequest),
+    /// CNI GC: who holds addresses on a network.
+    Attachments(AttachmentsRequest),
+    /// CNI STATUS: could an ADD succeed now?
+    Readiness,
     /// State of the node and its sessions.
     NodeStatus,
     /// Sessions in detail.
@@ -64,6 +68,10 @@ pub enum Response {
     Done,
     /// To [`Request::Release`].
     Released(Released),
+    /// To [`Request::Attachments`].
+    Attachments(Vec<Held>),
+    /// To [`Request::Readiness`].
+    Readiness(Readiness),
     /// To [`Request::NodeStatus`].
     NodeStatus(Box<NodeStatus>),
     /// To [`Request::BgpPeers`].
@@ -84,6 +92,9 @@ pub struct AssignRequest {
     pub attachment: AttachmentId,
     /// Which families; one address each.
     pub families: Vec<Family>,
+    /// Addresses asked for, at most one of a family and of these families alone.
+    #[serde(default)]
+    pub wanted: Vec<IpAddr>,
     /// Pools to take IPv4 from, by name or CIDR, instead of those whose selector matches.
     #[serde(default)]
     pub ipv4_pools: Vec<String>,
@@ -96,8 +107,25 @@ pub struct AssignRequest {
     pub netns_cookie: Option<u64>,
     /// Pod namespace and name from `CNI_ARGS`, for people.
     pub pod: Option<PodRef>,
+    /// That another main plugin makes the interface, and what it needs.
+    #[serde(default)]
+    pub foreign: Option<ForeignUse>,
     /// How long the caller will wait for the answer, in milliseconds.
     pub timeout_ms: u64,
+}
+
+/// What the network of another main plugin (bridge, macvlan, ptp) needs of its addresses. They come
+/// from blocks that are set aside for that network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForeignUse {
+    /// Whether these blocks are announced to BGP peers.
+    pub advertise: bool,
+    /// Whether the first address of each block is its gateway's.
+    pub first_is_gateway: bool,
+    /// Addresses that are not given out, such as those of gateways.
+    #[serde(default)]
+    pub reserved: Vec<IpAddr>,
 }
 
 /// A Kubernetes pod, for people and logs; never a key.
@@ -116,6 +144,9 @@ pub struct PodRef {
 pub struct Assigned {
     /// One address per family asked for, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// The block of each.
+    #[serde(default)]
+    pub blocks: Vec<Block>,
     /// Number of this ADD; a DEL that carries an older one changes nothing.
     pub sequence: u64,
     /// The MTU of the node's uplink, for plugins configured with `mtu: 0`.
@@ -145,6 +176,10 @@ pub struct ReleaseRequest {
     /// Only if the record still has this sequence number (read from the link's alias); `None`
     /// releases whatever the attachment holds.
     pub sequence: Option<u64>,
+    /// The cookie of the namespace that is left, where it can be told: a record that is known to be
+    /// of another namespace belongs to a later ADD.
+    #[serde(default)]
+    pub netns_cookie: Option<u64>,
 }
 
 /// Body of [`Response::Released`].
@@ -163,6 +198,38 @@ pub struct CheckRequest {
     pub attachment: AttachmentId,
     /// The addresses in the previous result.
     pub addresses: Vec<IpAddr>,
+}
+
+/// Body of [`Request::Attachments`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentsRequest {
+    /// The network's name.
+    pub network: String,
+}
+
+/// Who holds addresses. Part of [`Response::Attachments`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held {
+    /// Who.
+    pub attachment: AttachmentId,
+    /// Number of the ADD.
+    pub sequence: u64,
+    /// How long ago it was, in milliseconds.
+    pub age_ms: u64,
+}
+
+/// Body of [`Response::Readiness`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    /// Whether the first full configuration has been read.
+    pub in_sync: bool,
+    /// Whether the last ADD that needed an address found none and no block to claim.
+    pub exhausted: bool,
+    /// Routes that the speaker wants and the kernel lacks.
+    pub routes_missing: u32,
 }
 
 /// Body of [`Request::BgpRoutes`].
@@ -323,6 +390,9 @@ pub struct BlockStatus {
     pub free: u32,
     /// Whether new addresses come from it.
     pub assignable: bool,
+    /// The network of another main plugin that it is set aside for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedication: Option<Dedication>,
 }
 
 /// One claim.
@@ -358,6 +428,8 @@ pub enum ErrorKind {
     NoPool,
     /// Pools there are, but no free address and no block to claim.
     Exhausted,
+    /// The address that was asked for is another's.
+    Taken,
     /// Not now: still starting, datastore away, shutting down.
     TryAgain,
     /// CHECK found a difference.

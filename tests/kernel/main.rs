@@ -2,11 +2,14 @@
 
 use std::{process::ExitCode, time::Duration};
 
+mod gc;
 mod host;
+mod ipam_plugin;
 mod kit;
 mod operator;
 mod plugin;
 mod routing;
+mod wishes;
 
 /// How long anything here may take that should take no time.
 const SECONDS: Duration = Duration::from_secs(10);
@@ -42,6 +45,24 @@ fn main() -> ExitCode {
         plugin::a_daemon_that_is_down_costs_no_pod_and_no_address,
         plugin::an_add_waits_for_a_daemon_that_starts,
         plugin::bad_calls_are_told_what_is_wrong,
+        gc::g_02_what_is_not_listed_is_freed,
+        gc::g_06_g_07_the_list_in_all_its_spellings,
+        gc::g_02_only_its_own_network,
+        gc::g_05_it_is_forwarded,
+        gc::s_02_status_says_whether_an_add_would_succeed,
+        gc::s_03_exhaustion_counts_by_option,
+        ipam_plugin::ptp_gets_addresses_from_us,
+        ipam_plugin::bridge_gets_a_subnet_with_a_gateway_from_us,
+        ipam_plugin::macvlan_pods_are_neighbours_of_the_tor,
+        ipam_plugin::a_foreign_networks_blocks_are_its_own,
+        ipam_plugin::a_late_del_of_another_namespace_frees_nothing,
+        ipam_plugin::addresses_come_from_another_ipam_plugin,
+        wishes::an_address_is_asked_for_in_each_of_the_places,
+        wishes::a_pod_takes_its_address_along,
+        wishes::annotations_choose_the_pool_and_the_hardware_address,
+        wishes::an_address_without_ipam_is_behind_a_switch,
+        wishes::routes_and_name_servers_of_the_configuration,
+        wishes::ipv6_pods_answer_the_first_packet,
         routing::routes_come_and_go_with_the_announcements,
         routing::equal_paths_share_the_traffic,
         routing::a_session_comes_up_whoever_dials,

@@ -338,7 +338,7 @@ pub(crate) fn bad_calls_are_told_what_is_wrong() -> Result<()> {
     for (netconf, code, needles) in [
         (with("/mtu", json!("big")), 7, vec!["mtu", "\"big\"", "68 to 65535"]),
         (with("/ipam/mode", json!("deamon")), 7, vec!["ipam.mode", "deamon", "standalone"]),
-        (with("/ipam/type", json!("host-local")), 2, vec!["ipam.type", "host-local"]),
+        (with("/ipam/type", json!("no-such")), 7, vec!["ipam.type", "no-such", "CNI_PATH"]),
         (
             with("/ipam/pools", json!([{"cidr": "10.0.0.1/24"}])),
             7,

@@ -153,6 +153,41 @@ impl Runtime {
         Ok(())
     }
 
+    /// GC of every plugin, with these attachments to be kept.
+    pub fn gc(&self, host: &Namespace, valid: &[&Attachment]) -> Result<()> {
+        let listed = |a: &&Attachment| json!({"containerID": a.container_id, "ifname": a.ifname});
+        let valid: Vec<Value> = valid.iter().map(listed).collect();
+        for plugin in self.plugins()? {
+            let mut plugin = plugin.clone();
+            plugin["cni.dev/valid-attachments"] = json!(valid);
+            plugin["cni.dev/attachments"] = json!(valid);
+            self.call_without_attachment(host, "GC", &plugin)?;
+        }
+        Ok(())
+    }
+
+    /// STATUS of every plugin.
+    pub fn status(&self, host: &Namespace) -> Result<()> {
+        self.plugins()?
+            .iter()
+            .try_for_each(|plugin| self.call_without_attachment(host, "STATUS", plugin))
+    }
+
+    /// A verb that is about the network as a whole.
+    fn call_without_attachment(
+        &self,
+        host: &Namespace,
+        command: &str,
+        plugin: &Value,
+    ) -> Result<()> {
+        let (kind, netconf) = self.netconf(plugin)?;
+        let path: Vec<_> = self.path.iter().map(|dir| dir.display().to_string()).collect();
+        let environment = [("CNI_COMMAND", command.to_owned()), ("CNI_PATH", path.join(":"))]
+            .map(|(key, value)| (key.to_owned(), value));
+        let output = self.execute(host, kind, &environment, netconf.to_string().as_bytes())?;
+        parse(command, kind, &output).map(drop)
+    }
+
     /// Callers that panicked have left nothing half done in it.
     fn cache(&self) -> MutexGuard<'_, BTreeMap<(String, String), Value>> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
@@ -160,6 +195,14 @@ impl Runtime {
 
     fn plugins(&self) -> Result<&Vec<Value>> {
         self.conflist["plugins"].as_array().context("the network configuration has no plugins")
+    }
+
+    /// A plugin's program, and what it finds on standard input.
+    fn netconf<'a>(&self, plugin: &'a Value) -> Result<(&'a str, Value)> {
+        let mut netconf = plugin.clone();
+        netconf["name"] = self.conflist["name"].clone();
+        netconf["cniVersion"] = json!(self.version());
+        Ok((plugin["type"].as_str().context("a plugin has no type")?, netconf))
     }
 
     fn call_plugin(
@@ -170,13 +213,10 @@ impl Runtime {
         plugin: &Value,
         result: Option<&Value>,
     ) -> Result<Value> {
-        let mut netconf = plugin.clone();
-        netconf["name"] = self.conflist["name"].clone();
-        netconf["cniVersion"] = json!(self.version());
+        let (kind, mut netconf) = self.netconf(plugin)?;
         if let Some(result) = result {
             netconf["prevResult"] = result.clone();
         }
-        let kind = plugin["type"].as_str().context("a plugin has no type")?;
         let environment = attachment.environment(command, &self.path);
         let output = self.execute(host, kind, &environment, netconf.to_string().as_bytes())?;
         parse(command, kind, &output)

@@ -435,4 +435,9 @@ impl Pod {
     pub fn attachment(&self) -> &Attachment {
         &self.attachment
     }
+
+    /// The same, to have it called in another way.
+    pub fn attachment_mut(&mut self) -> &mut Attachment {
+        &mut self.attachment
+    }
 }

@@ -87,6 +87,17 @@ impl Block {
     }
 }
 
+/// What a block is set aside for: the network of another main plugin (bridge, macvlan, ptp), which
+/// treats it as a subnet with a gateway in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dedication {
+    /// The network's name.
+    pub network: String,
+    /// Whether the block is announced to BGP peers.
+    pub advertise: bool,
+}
+
 impl TryFrom<Prefix> for Block {
     type Error = BlockError;
 

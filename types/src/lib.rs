@@ -11,7 +11,7 @@ mod prefix;
 
 pub use asn::{Asn, AsnError};
 pub use attachment::{Alias, AttachmentError, AttachmentId, LinkAlias, host_link_name};
-pub use block::{Block, BlockError};
+pub use block::{Block, BlockError, Dedication};
 pub use prefix::{Family, Prefix, PrefixError};
 
 /// The routing protocol number (`rtm_protocol`) of every route that Twill makes. It is in none of

@@ -137,6 +137,7 @@ fn a_claimed_pool_keeps_its_shape() {
         block: "10.10.0.64/26".parse().unwrap(),
         node: "node1".into(),
         pool: "app-pool".into(),
+        dedication: None,
         uid: "1".into(),
         created: "2026-11-24T12:00:00Z".into(),
     };

@@ -4,6 +4,7 @@
 use std::{fmt, path::PathBuf};
 
 use serde_json::{Map, Value};
+use twill_types::{Prefix, PrefixError};
 
 /// Something wrong in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +94,19 @@ impl<'a, 'p> Section<'a, 'p> {
         section
     }
 
+    /// Begins to read an object that has keys of others.
+    pub(crate) fn unchecked(
+        path: &'a str,
+        map: &'a Map<String, Value>,
+        problems: &'p mut Vec<Problem>,
+    ) -> Self {
+        Self { path, map, problems }
+    }
+
+    pub(crate) fn problems(&mut self) -> &mut Vec<Problem> {
+        self.problems
+    }
+
     pub(crate) fn problem(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
@@ -105,7 +119,7 @@ impl<'a, 'p> Section<'a, 'p> {
     }
 
     /// The value under one of the spellings, if `read` can use it.
-    fn read<T>(
+    pub(crate) fn read<T>(
         &mut self,
         keys: &[&str],
         right: &str,
@@ -132,6 +146,29 @@ impl<'a, 'p> Section<'a, 'p> {
         self.read(keys, "an absolute path", |value| {
             Some(PathBuf::from(value.as_str()?)).filter(|path| path.is_absolute())
         })
+    }
+
+    /// A prefix, which has to be there.
+    pub(crate) fn prefix(&mut self, key: &str, example: &str) -> Option<Prefix> {
+        let path = self.path_of(key);
+        let Some(text) = self.string(&[key]) else {
+            if self.map.get(key).is_none_or(Value::is_null) {
+                let right = format!("a prefix, such as {example}");
+                self.problem(Problem::wrong(path, Value::Null, right));
+            }
+            return None;
+        };
+        match text.parse::<Prefix>() {
+            Ok(prefix) => Some(prefix),
+            Err(error) => {
+                let right = match error {
+                    PrefixError::HostBits { masked, .. } => masked.to_string(),
+                    PrefixError::Syntax(_) | PrefixError::Length { .. } => error.to_string(),
+                };
+                self.problem(Problem::wrong(path, text, right));
+                None
+            }
+        }
     }
 
     /// A bool, also in the quotes that Calico's configurations have.

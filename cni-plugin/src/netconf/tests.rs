@@ -5,7 +5,10 @@ use super::*;
 fn read(value: Value) -> (Netconf, Vec<String>) {
     let Value::Object(mut map) = value else { panic!("an object is needed") };
     map.entry("name").or_insert("net".into());
-    let (netconf, problems) = Parsed::new(map).map_err(|e| e.to_string()).unwrap().netconf();
+    let (netconf, problems) = Parsed::new(map)
+        .map_err(|e| e.to_string())
+        .unwrap()
+        .netconf(Persona::Main, &Args::default());
     (netconf, problems.iter().map(ToString::to_string).collect())
 }
 
@@ -60,16 +63,6 @@ fn keys_of_the_runtime_are_no_surprise() {
 }
 
 #[test]
-fn wishes_are_found_in_the_order_that_counts() {
-    let netconf = read_well(json!({
-        "args": {"cni": {"ips": ["10.0.0.6"]}},
-        "runtimeConfig": {"ips": ["10.0.0.5"], "mac": "", "portMappings": []},
-    }));
-    let keys: Vec<_> = netconf.wishes.iter().map(|wish| wish.key).collect();
-    assert_eq!(keys, ["runtimeConfig.ips", "args.cni.ips"]);
-}
-
-#[test]
 fn every_problem_names_path_value_and_what_would_be_right() {
     for (value, problem) in [
         (json!({"mtu": "1450"}), r#"mtu is "1450"; write 0 (the uplink's) or 68 to 65535"#),
@@ -86,10 +79,6 @@ fn every_problem_names_path_value_and_what_would_be_right() {
             r#"logLevel is "loud"; write one of off, error, warn, warning, info, debug, trace"#,
         ),
         (json!({"ipam": "twill-ipam"}), r#"ipam is "twill-ipam"; write an object in braces"#),
-        (
-            json!({"ipam": {"type": "host-local"}}),
-            r#"ipam.type is "host-local", which is not supported; write "twill-ipam", or leave it out"#,
-        ),
         (
             json!({"ipam": {"mode": "no"}}),
             r#"ipam.mode is "no"; write one of daemon, standalone, auto"#,

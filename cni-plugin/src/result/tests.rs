@@ -3,24 +3,33 @@ use expect_test::{Expect, expect};
 use super::*;
 
 fn result() -> AddResult {
+    let route = |gateway: &str, destination: &str| ResultRoute {
+        route: PodRoute::to(destination.parse().unwrap()),
+        gateway: Some(gateway.parse().unwrap()),
+    };
     AddResult {
-        host: Interface {
-            name: "twl0123456789ab".into(),
-            mac: "ee:ee:ee:ee:ee:ee".into(),
-            mtu: 1450,
-        },
-        pod: Interface { name: "eth0".into(), mac: "02:00:00:00:00:01".into(), mtu: 1450 },
-        sandbox: "/run/netns/a".into(),
+        link: Some(ResultLink {
+            host: Interface {
+                name: "twl0123456789ab".into(),
+                mac: "ee:ee:ee:ee:ee:ee".into(),
+                mtu: 1450,
+            },
+            pod: Interface { name: "eth0".into(), mac: "02:00:00:00:00:01".into(), mtu: 1450 },
+            sandbox: "/run/netns/a".into(),
+        }),
         addresses: vec![
             PodAddress {
                 address: "10.10.0.1".parse().unwrap(),
-                gateway: "169.254.1.1".parse().unwrap(),
+                length: 32,
+                gateway: "169.254.1.1".parse().ok(),
             },
             PodAddress {
                 address: "fd00:10::1".parse().unwrap(),
-                gateway: "fe80::1".parse().unwrap(),
+                length: 128,
+                gateway: "fe80::1".parse().ok(),
             },
         ],
+        routes: vec![route("169.254.1.1", "0.0.0.0/0"), route("fe80::1", "::/0")],
         dns: None,
     }
 }

@@ -1,108 +1,192 @@
 //! ADD: addresses first, then the link, then the word to the daemon, then traffic.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 use twill_dataplane::{
-    Netns,
-    pod::{self, PodLink, PodLinkUp},
+    Netns, node,
+    pod::{self, PodLink, PodLinkUp, PodRoute},
 };
-use twill_rpc::message::{AssignRequest, Assigned, EndpointUp};
+use twill_rpc::message::{AssignRequest, EndpointUp};
 use twill_types::Family;
 
 use super::Call;
 use crate::{
-    authority::Authority,
+    authority::{Authority, prepare_node},
     call::Args,
+    delegate::{Delegate, Granted},
     error::Error,
-    result::{AddResult, Interface, PodAddress},
+    result::{AddResult, Interface, PodAddress, ResultLink, ResultRoute},
 };
+
+/// The sequence number of a link whose addresses the store knows nothing of: the store's own begin
+/// at 1.
+const WITHOUT_STORE: u64 = 0;
+
+/// Who has given the addresses, and takes them back.
+enum Source<'a> {
+    Store(Box<Authority<'a>>),
+    Plugin(Delegate<'a>),
+    /// The user.
+    Nobody,
+}
 
 /// Attaches the container and answers the result for standard output.
 pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     let args = call.variables.args()?;
-    refuse_wishes(call, &args)?;
     if call.netconf.prev_result.is_some() {
         return Err(Error::Chained);
     }
     let netns = call.netns()?;
-    let mut authority = Authority::new(&call.netconf, call.deadline);
-    let assigned = authority.assign(&assign_request(call, &args, &netns)?)?;
-    match plumb(call, &args, &netns, &assigned, &mut authority) {
-        Ok(up) => Ok(result(call, &assigned, &up).render(call.netconf.version)),
+    let (mut source, granted) = grant(call, &args, &netns)?;
+    let link = link(call, &args, &granted)?;
+    match plumb(&link, &netns, &mut source) {
+        Ok(up) => Ok(result(call, &link, &granted, &up).render(call.netconf.version)),
         Err(error) => {
-            authority.take_back(&call.attachment(), assigned.sequence);
+            source.take_back(call, granted.sequence);
             Err(error)
         }
     }
 }
 
-/// What the user asks for and would not get has to be an error, not a surprise.
-fn refuse_wishes(call: &Call, args: &Args) -> Result<(), Error> {
-    let from_args = [("CNI_ARGS IP", &args.ip), ("CNI_ARGS MAC", &args.mac)]
-        .into_iter()
-        .find_map(|(key, value)| Some((key, value.clone()?)));
-    let wish = call.netconf.wishes.first().map(|wish| (wish.key, wish.value.clone()));
-    match wish.or(from_args) {
-        None => Ok(()),
-        Some((key, value)) => Err(Error::Unsupported {
-            key,
-            value,
-            remedy: "addresses come from pools: name one in ipam.ipv4Pools or ipam.ipv6Pools",
-        }),
+fn grant<'a>(call: &'a Call, args: &Args, netns: &Netns) -> Result<(Source<'a>, Granted), Error> {
+    let netconf = &call.netconf;
+    if let Some(delegate) = Delegate::of(call) {
+        let granted = delegate.add()?;
+        return Ok((Source::Plugin(delegate), granted));
     }
+    if netconf.wishes.without_ipam {
+        let addresses = netconf.wishes.addresses.clone();
+        return Ok((Source::Nobody, Granted { addresses, ..Granted::default() }));
+    }
+    let mut authority = Authority::new(netconf, call.deadline);
+    let assigned = authority.assign(&assign_request(call, args, netns)?)?;
+    let granted = Granted {
+        addresses: assigned.addresses,
+        routes: netconf.ipam.routes.clone(),
+        dns: None,
+        sequence: assigned.sequence,
+        mtu: Some(assigned.mtu),
+    };
+    Ok((Source::Store(Box::new(authority)), granted))
 }
 
-fn assign_request(call: &Call, args: &Args, netns: &Netns) -> Result<AssignRequest, Error> {
-    let ipam = &call.netconf.ipam;
+/// What the store is asked for.
+pub(super) fn assign_request(
+    call: &Call,
+    args: &Args,
+    netns: &Netns,
+) -> Result<AssignRequest, Error> {
+    let (ipam, wishes) = (&call.netconf.ipam, &call.netconf.wishes);
+    let pools = |asked: &Vec<String>, configured: &Vec<String>| {
+        if asked.is_empty() { configured.clone() } else { asked.clone() }
+    };
+    let wanted = |family| wishes.addresses.iter().any(|address| Family::of(*address) == family);
+    let families = [Family::V4, Family::V6]
+        .into_iter()
+        .filter(|family| ipam.families.contains(family) || wanted(*family));
     Ok(AssignRequest {
         attachment: call.attachment(),
-        families: ipam.families.clone(),
-        ipv4_pools: ipam.ipv4_pools.clone(),
-        ipv6_pools: ipam.ipv6_pools.clone(),
+        families: families.collect(),
+        wanted: wishes.addresses.clone(),
+        ipv4_pools: pools(&wishes.ipv4_pools, &ipam.ipv4_pools),
+        ipv6_pools: pools(&wishes.ipv6_pools, &ipam.ipv6_pools),
         netns: call.variables.netns.clone(),
         netns_cookie: netns.cookie().map_err(|source| call.netns_error(source))?,
         pod: args.pod.clone(),
+        foreign: None,
         timeout_ms: 0,
     })
 }
 
-/// Makes the link. A failure on the way leaves no link that was not there before.
-fn plumb(
-    call: &Call,
-    args: &Args,
-    netns: &Netns,
-    assigned: &Assigned,
-    authority: &mut Authority,
-) -> Result<PodLinkUp, Error> {
-    let link = PodLink {
-        attachment: call.attachment(),
-        sequence: assigned.sequence,
-        addresses: assigned.addresses.clone(),
-        mtu: if call.netconf.mtu == 0 { assigned.mtu } else { call.netconf.mtu },
-        pod_name: args.pod.as_ref().map(|pod| format!("{}.{}", pod.name, pod.namespace)),
+fn link(call: &Call, args: &Args, granted: &Granted) -> Result<PodLink, Error> {
+    let mtu = match (call.netconf.mtu, granted.mtu) {
+        (0, Some(mtu)) => mtu,
+        (0, None) => node::uplink_mtu(None)?,
+        (mtu, _) => mtu,
     };
-    let prepared = pod::prepare(&link, netns)?;
+    Ok(PodLink {
+        attachment: call.attachment(),
+        sequence: granted.sequence,
+        addresses: granted.addresses.clone(),
+        mtu,
+        mac: call.netconf.wishes.mac,
+        routes: granted.routes.clone(),
+        pod_name: args.pod.as_ref().map(|pod| format!("{}.{}", pod.name, pod.namespace)),
+    })
+}
+
+/// Makes the link. A failure on the way leaves no link that was not there before.
+fn plumb(link: &PodLink, netns: &Netns, source: &mut Source<'_>) -> Result<PodLinkUp, Error> {
+    let prepared = pod::prepare(link, netns)?;
     let made = prepared.link();
-    authority.endpoint_up(&EndpointUp {
-        attachment: link.attachment,
-        sequence: assigned.sequence,
-        host_ifname: made.host_ifname,
-        host_ifindex: made.host_ifindex,
-    })?;
+    match source {
+        Source::Store(authority) => authority.endpoint_up(&EndpointUp {
+            attachment: link.attachment.clone(),
+            sequence: link.sequence,
+            host_ifname: made.host_ifname,
+            host_ifindex: made.host_ifindex,
+        })?,
+        Source::Plugin(_) | Source::Nobody => prepare_node(&families(&link.addresses))?,
+    }
     Ok(prepared.activate()?)
 }
 
-fn result(call: &Call, assigned: &Assigned, up: &PodLinkUp) -> AddResult {
-    let address =
-        |address: &_| PodAddress { address: *address, gateway: pod::gateway(Family::of(*address)) };
+fn families(addresses: &[IpAddr]) -> Vec<Family> {
+    addresses.iter().map(|address| Family::of(*address)).collect()
+}
+
+impl Source<'_> {
+    /// After a failed ADD.
+    fn take_back(&mut self, call: &Call, sequence: u64) {
+        match self {
+            Self::Store(authority) => authority.take_back(&call.attachment(), sequence),
+            Self::Plugin(delegate) => {
+                if let Err(error) = delegate.del() {
+                    tracing::warn!(%error, "the addresses stay allocated until DEL");
+                }
+            }
+            Self::Nobody => {}
+        }
+    }
+}
+
+impl Default for Granted {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            dns: None,
+            sequence: WITHOUT_STORE,
+            mtu: None,
+        }
+    }
+}
+
+fn result(call: &Call, link: &PodLink, granted: &Granted, up: &PodLinkUp) -> AddResult {
+    let address = |address: &IpAddr| PodAddress {
+        address: *address,
+        length: Family::of(*address).bits(),
+        gateway: Some(pod::gateway(Family::of(*address))),
+    };
+    let route = |route: PodRoute| {
+        let gateway = Some(pod::gateway(route.destination.family()));
+        ResultRoute { route, gateway }
+    };
+    let pod =
+        Interface { name: call.variables.ifname.clone(), mac: up.pod_mac.to_string(), mtu: up.mtu };
     AddResult {
-        host: Interface { name: up.host_ifname.clone(), mac: up.host_mac.to_string(), mtu: up.mtu },
-        pod: Interface {
-            name: call.variables.ifname.clone(),
-            mac: up.pod_mac.to_string(),
-            mtu: up.mtu,
-        },
-        sandbox: call.variables.netns.clone(),
-        addresses: assigned.addresses.iter().map(address).collect(),
-        dns: call.netconf.dns.clone(),
+        link: Some(ResultLink {
+            host: Interface {
+                name: up.host_ifname.clone(),
+                mac: up.host_mac.to_string(),
+                mtu: up.mtu,
+            },
+            pod,
+            sandbox: call.variables.netns.clone(),
+        }),
+        addresses: granted.addresses.iter().map(address).collect(),
+        routes: link.routes().into_iter().map(route).collect(),
+        dns: call.netconf.dns.clone().or_else(|| granted.dns.clone()),
     }
 }

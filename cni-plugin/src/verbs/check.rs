@@ -4,26 +4,39 @@ use twill_dataplane::pod::{PodLink, check_pod};
 use twill_rpc::message::CheckRequest;
 
 use super::Call;
-use crate::{authority::Authority, error::Error, result::Previous};
+use crate::{
+    authority::Authority, call::Persona, delegate::Delegate, error::Error, result::Previous,
+};
 
 /// Compares. Nothing is repaired.
 pub(crate) fn check(call: &Call) -> Result<(), Error> {
     let netns = call.netns()?;
     let previous = call.netconf.prev_result.as_ref().ok_or(Error::NoPrevious)?;
     let previous = Previous::read(previous, &call.variables.ifname, &call.variables.netns)?;
-    let link = PodLink {
-        attachment: call.attachment(),
-        // Neither is compared: an alias of any ADD of this attachment is right, and the MTU may
-        // have been changed by a later plugin.
-        sequence: 0,
-        mtu: 0,
-        addresses: previous.addresses.clone(),
-        pod_name: None,
-    };
-    let differences = check_pod(&link, &netns)?;
-    if !differences.is_empty() {
-        return Err(Error::Differs(differences));
+    let attachment = call.attachment();
+    if call.persona == Persona::Main {
+        let link = PodLink {
+            attachment: attachment.clone(),
+            // None of these is compared: an alias of any ADD of this attachment is right, and the
+            // MTU and the hardware address may have been changed by a later plugin.
+            sequence: 0,
+            mtu: 0,
+            mac: None,
+            addresses: previous.addresses.clone(),
+            routes: call.netconf.ipam.routes.clone(),
+            pod_name: None,
+        };
+        let differences = check_pod(&link, &netns)?;
+        if !differences.is_empty() {
+            return Err(Error::Differs(differences));
+        }
     }
-    let request = CheckRequest { attachment: link.attachment, addresses: previous.addresses };
+    if let Some(delegate) = Delegate::of(call) {
+        return Ok(delegate.check()?);
+    }
+    if call.netconf.wishes.without_ipam {
+        return Ok(());
+    }
+    let request = CheckRequest { attachment, addresses: previous.addresses };
     Authority::new(&call.netconf, call.deadline).check(&request)
 }

@@ -1,35 +1,25 @@
 //! DEL: the pod is cut off first, so that its address is free of it when it is given back.
 
-use std::time::Duration;
-
-use twill_dataplane::{
-    NetnsError,
-    pod::{DelOutcome, del_pod},
-};
+use twill_dataplane::pod::{DelMode, DelOutcome, del_pod};
 
 use super::Call;
-use crate::{authority::Authority, error::Error};
-
-/// The most that a DEL waits for the daemon in all: a pod that cannot be deleted blocks more than
-/// an address that comes back later.
-const PATIENCE: Duration = Duration::from_secs(8);
+use crate::{authority::Authority, delegate::Delegate, error::Error};
 
 /// Detaches the container. What is missing, is success.
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
-    let netns = match call.netns() {
-        Ok(netns) => Some(netns),
-        Err(Error::Netns {
-            source: NetnsError::Open { .. } | NetnsError::NotANamespace { .. },
-            ..
-        }) => None,
-        Err(error) => return Err(error),
-    };
-    let mut authority = Authority::new(&call.netconf, call.deadline.at_most(PATIENCE));
+    let netns = call.netns_if_any()?;
     let attachment = call.attachment();
+    if let Some(delegate) = Delegate::of(call) {
+        // Its addresses are nobody's of ours, and no daemon need run to delete the link.
+        del_pod(&attachment, None, netns.as_ref(), DelMode::Immediate)?;
+        return Ok(delegate.del()?);
+    }
+    let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
     let sequence = match del_pod(&attachment, None, netns.as_ref(), authority.del_mode())? {
         DelOutcome::Absent => None,
         DelOutcome::Removed { sequence } => sequence,
         DelOutcome::Newer { .. } => return Ok(()),
     };
-    authority.release(attachment, sequence)
+    let cookie = netns.and_then(|netns| netns.cookie().ok().flatten());
+    authority.release(attachment, sequence, cookie)
 }

@@ -2,30 +2,33 @@
 
 use std::{fs, io, time::Duration};
 
+use twill_rpc::message::Readiness;
+
 use super::Call;
 use crate::{
     authority::Authority,
     daemon::{Daemon, socket},
+    delegate::Delegate,
     error::Error,
+    netconf::StatusRules,
 };
 
 /// Runtimes ask every few seconds, some without any limit of their own.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How old the daemon's last sign of readiness may be. A restart or an upgrade of the daemon must
-/// not make the node NotReady: an ADD waits that long anyway, or is repeated.
-const GRACE: Duration = Duration::from_secs(120);
-
 /// Success, or an error that says why not.
 pub(crate) fn status(call: &Call) -> Result<(), Error> {
+    if let Some(delegate) = Delegate::of(call) {
+        return Ok(delegate.status()?);
+    }
     if Authority::new(&call.netconf, call.deadline).is_standalone() {
         return Ok(());
     }
     let run_dir = &call.netconf.run_dir;
     let asked =
-        Daemon::new(run_dir, call.deadline.at_most(PATIENCE)).ask(|client, _| client.node_status());
+        Daemon::new(run_dir, call.deadline.at_most(PATIENCE)).ask(|client, _| client.readiness());
     let why = match asked {
-        Ok(status) if status.in_sync => return Ok(()),
+        Ok(readiness) if readiness.in_sync => return judge(&call.netconf.status, &readiness),
         Ok(_) => "it has not read its configuration yet".to_owned(),
         Err(error) => error.to_string(),
     };
@@ -33,11 +36,24 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
     let why = match fs::metadata(&heartbeat).and_then(|metadata| metadata.modified()) {
         // A time in the future is as fresh as can be.
         Ok(beat) => match beat.elapsed().unwrap_or_default() {
-            age if age <= GRACE => return Ok(()),
+            age if age <= call.netconf.status.grace => return Ok(()),
             age => format!("{why}; it was ready last {} s ago", age.as_secs()),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => why,
         Err(error) => format!("{why}; cannot read {}: {error}", heartbeat.display()),
     };
     Err(Error::NotReady { socket: socket(run_dir), why })
+}
+
+/// What a daemon that is in sync lacks, where the configuration makes that the node's own state: a
+/// node that is NotReady gets no new pods, and loses those that it has after some minutes.
+fn judge(rules: &StatusRules, readiness: &Readiness) -> Result<(), Error> {
+    if rules.on_exhaustion && readiness.exhausted {
+        return Err(Error::Exhausted);
+    }
+    match readiness.routes_missing {
+        0 => Ok(()),
+        _ if !rules.on_missing_routes => Ok(()),
+        missing => Err(Error::RoutesMissing(missing)),
+    }
 }

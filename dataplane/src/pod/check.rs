@@ -121,13 +121,14 @@ fn check_in_pod(pod: &mut Socket, link: &PodLink, host: &Link) -> Result<Vec<Dif
         let filter = RouteFilter { ours: false, link: Some(interface.index) };
         let routes = pod.routes(family, filter)?;
         let gateway = gateway(family);
-        let default = Prefix::default_route(family);
         if family == Family::V4 && !has_route(&routes, Prefix::host(gateway), None) {
             differences.push(Difference::PodRouteMissing(Prefix::host(gateway)));
         }
-        if !has_route(&routes, default, Some(gateway)) {
-            differences.push(Difference::PodRouteMissing(default));
-        }
+        let wanted = link.routes().into_iter().map(|route| route.destination);
+        let missing = wanted
+            .filter(|to| to.family() == family && !has_route(&routes, *to, Some(gateway)))
+            .map(Difference::PodRouteMissing);
+        differences.extend(missing);
     }
     Ok(differences)
 }

@@ -9,7 +9,7 @@ use netlink_packet_route::{
 };
 use twill_types::{Family, LinkAlias, Prefix};
 
-use super::{GATEWAY_V6, HOST_MAC, PodLink, gateway};
+use super::{GATEWAY_V6, HOST_MAC, PodLink, PodRoute, gateway};
 use crate::{
     Error, MacAddress,
     message::{self, Ipv4Conf, VethEnd},
@@ -22,6 +22,11 @@ const IPV6_MIN_MTU: u32 = 1280;
 /// The metric of IPv6 host routes. The kernel would take 1024, behind learned routes; a pod on
 /// this node goes before whatever a peer says about its address. (IPv4's default is 0.)
 const HOST_ROUTE_METRIC_V6: u32 = 256;
+
+/// How the node asks for an IPv6 pod's hardware address: for three seconds in all, as with the
+/// kernel's own three times in a second's distance (RFC 4861 section 10).
+const SOLICITATION_INTERVAL_MS: u64 = 20;
+const SOLICITATIONS: u32 = 150;
 
 /// The longest alternative name that the kernel takes (`ALTIFNAMSIZ` - 1).
 const MAX_ALTNAME: usize = 127;
@@ -48,6 +53,10 @@ pub(super) enum Op {
     },
     /// Proxy ARP without the delay of up to 0.8 s that the kernel has by default.
     NoProxyDelay,
+    /// The node asks for an IPv6 pod at short intervals, as long as it would at long ones: the
+    /// kernel makes the pod listen for that by a task in the background, and the first question
+    /// may come before.
+    AskOften,
     LoopbackUp,
     LinkUp(End),
     Address {
@@ -55,11 +64,10 @@ pub(super) enum Op {
         address: IpAddr,
         length: u8,
     },
-    /// The pod's route to its gateway, or through it.
-    PodRoute {
-        destination: Prefix,
-        gateway: Option<IpAddr>,
-    },
+    /// The pod's route to its gateway.
+    GatewayRoute(IpAddr),
+    /// A route of the pod through its gateway.
+    PodRoute(PodRoute),
     /// The node's route to the pod.
     HostRoute(IpAddr),
     Neighbour {
@@ -115,6 +123,9 @@ impl Plan {
         let ipv6 = ipv6 && link.mtu >= IPV6_MIN_MTU;
         let alias = LinkAlias::new(&link.attachment, link.sequence).to_string();
         let mut identify = vec![Op::Identify { alias, no_link_local: ipv6 }, Op::NoProxyDelay];
+        if link.families().any(|family| family == Family::V6) {
+            identify.push(Op::AskOften);
+        }
         identify.extend(link.pod_name.clone().filter(|name| is_altname(name)).map(Op::AltName));
         Ok(Self {
             identify,
@@ -185,10 +196,10 @@ fn pod_ops(link: &PodLink) -> Vec<Op> {
     for family in link.families() {
         let gateway = gateway(family);
         if family == Family::V4 {
-            ops.push(Op::PodRoute { destination: Prefix::host(gateway), gateway: None });
+            ops.push(Op::GatewayRoute(gateway));
         }
-        let destination = Prefix::default_route(family);
-        ops.push(Op::PodRoute { destination, gateway: Some(gateway) });
+        let of_family = |route: &PodRoute| route.destination.family() == family;
+        ops.extend(link.routes().into_iter().filter(of_family).map(Op::PodRoute));
         ops.push(Op::Neighbour { address: gateway, mac: HOST_MAC });
     }
     ops
@@ -228,6 +239,12 @@ impl Op {
                 RouteNetlinkMessage::SetLink(message::set_link(indexes.host, attributes)).into()
             }
             Self::NoProxyDelay => message::set_proxy_delay(indexes.host, 0),
+            Self::AskOften => message::set_solicitations(
+                Family::V6,
+                indexes.host,
+                SOLICITATION_INTERVAL_MS,
+                SOLICITATIONS,
+            ),
             Self::LoopbackUp => message::set_link_up(LOOPBACK, true, Vec::new()),
             Self::LinkUp(End::Host) => message::set_link_up(indexes.host, true, Vec::new()),
             Self::LinkUp(End::Pod) => {
@@ -237,13 +254,22 @@ impl Op {
             Self::Address { end, address, length } => {
                 message::add_address(index(end), *address, *length)
             }
-            Self::PodRoute { destination, gateway } => {
-                message::add_route(message::link_route(*destination, indexes.pod, *gateway))
+            Self::GatewayRoute(gateway) => {
+                message::add_route(message::link_route(Prefix::host(*gateway), indexes.pod, None))
             }
+            Self::PodRoute(route) => message::add_route(pod_route(route, indexes.pod)),
             Self::HostRoute(address) => message::add_route(host_route(*address, indexes.host)),
             Self::Neighbour { address, mac } => message::add_neighbour(indexes.pod, *address, *mac),
         }
     }
+}
+
+fn pod_route(route: &PodRoute, index: u32) -> RouteMessage {
+    let gateway = gateway(route.destination.family());
+    let mut message = message::link_route(route.destination, index, Some(gateway));
+    message.attributes.extend(route.priority.map(RouteAttribute::Priority));
+    message.attributes.extend(message::route_metrics(route.mtu, route.advmss));
+    message
 }
 
 fn host_route(address: IpAddr, index: u32) -> RouteMessage {
@@ -275,6 +301,11 @@ impl fmt::Display for Op {
             Self::NoProxyDelay => {
                 f.write_str("ntable change name arp_cache dev HOST proxy_delay 0")
             }
+            Self::AskOften => write!(
+                f,
+                "ntable change name ndisc_cache dev HOST retrans {SOLICITATION_INTERVAL_MS} \
+                 mcast_probes {SOLICITATIONS}"
+            ),
             Self::LoopbackUp => f.write_str("link set lo up"),
             Self::LinkUp(End::Host) => f.write_str("link set HOST up"),
             Self::LinkUp(End::Pod) => f.write_str("link set POD up forwarding 0"),
@@ -282,11 +313,18 @@ impl fmt::Display for Op {
                 write!(f, "address add {address}/{length} dev {end}")?;
                 if address.is_ipv6() { f.write_str(" nodad") } else { Ok(()) }
             }
-            Self::PodRoute { destination, gateway: Some(gateway) } => {
-                write!(f, "route add {destination} via {gateway} dev POD")
+            Self::GatewayRoute(gateway) => {
+                write!(f, "route add {} dev POD scope link", Prefix::host(*gateway))
             }
-            Self::PodRoute { destination, gateway: None } => {
-                write!(f, "route add {destination} dev POD scope link")
+            Self::PodRoute(PodRoute { destination, priority, mtu, advmss }) => {
+                let gateway = gateway(destination.family());
+                write!(f, "route add {destination} via {gateway} dev POD")?;
+                for (word, value) in [("metric", priority), ("mtu", mtu), ("advmss", advmss)] {
+                    if let Some(value) = value {
+                        write!(f, " {word} {value}")?;
+                    }
+                }
+                Ok(())
             }
             Self::HostRoute(address) => {
                 write!(f, "route add {} dev HOST scope link", Prefix::host(*address))

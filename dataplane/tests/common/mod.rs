@@ -1,5 +1,6 @@
 //! Namespaces to test in: never the machine's own.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends with the first surprise")]
 
 use std::{net::IpAddr, process::Command, thread};
 
@@ -68,6 +69,8 @@ pub fn pod_link(container: &str, addresses: &[&str]) -> PodLink {
         sequence: 5,
         addresses: addresses.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect(),
         mtu: 1500,
+        mac: None,
+        routes: Vec::new(),
         pod_name: None,
     }
 }

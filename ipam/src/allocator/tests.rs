@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ForeignUse;
 
 fn id(n: u8) -> AttachmentId {
     AttachmentId { network: "n".into(), container_id: format!("c{n}"), ifname: "eth0".into() }
@@ -13,7 +14,8 @@ fn request(n: u8, families: &[Family], cookie: u64) -> AssignRequest {
         netns: format!("/run/netns/{n}"),
         netns_cookie: Some(cookie),
         pod: None,
-        foreign: false,
+        wanted: BTreeMap::new(),
+        foreign: None,
         now_ms: 0,
     }
 }
@@ -23,12 +25,12 @@ fn allocator(blocks: &[&str]) -> Allocator {
     for text in blocks {
         let block: Block = text.parse().unwrap();
         let pool = format!("pool-{}", block.family());
-        allocator.apply(&Change::Block(OwnedBlock { block, pool }, true));
+        allocator.apply(&Change::Block(OwnedBlock { block, pool, dedication: None }, true));
     }
     allocator
 }
 
-fn assign(allocator: &mut Allocator, request: &AssignRequest) -> Result<Assignment, Shortage> {
+fn assign(allocator: &mut Allocator, request: &AssignRequest) -> Result<Assignment, Refusal> {
     let plan = allocator.plan_assign(request)?;
     for change in &plan.changes {
         allocator.apply(change);
@@ -38,7 +40,7 @@ fn assign(allocator: &mut Allocator, request: &AssignRequest) -> Result<Assignme
 
 fn release(allocator: &mut Allocator, n: u8, sequence: Option<u64>) -> Vec<IpAddr> {
     let (changes, outcome) =
-        allocator.plan_release(&ReleaseRequest { attachment: id(n), sequence });
+        allocator.plan_release(&ReleaseRequest { attachment: id(n), sequence, netns_cookie: None });
     for change in &changes {
         allocator.apply(change);
     }
@@ -70,8 +72,8 @@ fn a_restarted_container_keeps_its_address_under_a_new_number() {
 #[test]
 fn both_families_or_none() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
-    let shortage = assign(&mut allocator, &request(1, BOTH, 7)).unwrap_err();
-    assert_eq!(shortage.family, Family::V6);
+    let refusal = assign(&mut allocator, &request(1, BOTH, 7)).unwrap_err();
+    assert!(matches!(refusal, Refusal::Full(Shortage { family: Family::V6, .. })), "{refusal}");
     assert_eq!(allocator.blocks().next().unwrap().used, 0);
 }
 
@@ -83,7 +85,8 @@ fn a_freed_address_is_used_last_and_only_when_its_link_is_gone() {
     for n in 2..=4 {
         assert_ne!(assign(&mut allocator, &request(n, V4, 1)).unwrap().addresses, first);
     }
-    assert!(assign(&mut allocator, &request(5, V4, 1)).is_err(), "its link still exists");
+    let refusal = assign(&mut allocator, &request(5, V4, 1)).unwrap_err();
+    assert!(matches!(refusal, Refusal::Full(Shortage { blocks: 1, cooling: 1, .. })), "{refusal}");
     let round = allocator.begin_round();
     allocator.end_round(round);
     assert_eq!(assign(&mut allocator, &request(5, V4, 1)).unwrap().addresses, first);
@@ -94,7 +97,7 @@ fn a_block_that_is_not_assignable_gives_nothing_and_keeps_what_it_gave() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
     assign(&mut allocator, &request(1, V4, 1)).unwrap();
     let block: Block = "10.0.0.0/30".parse().unwrap();
-    let owned = OwnedBlock { block, pool: "pool-IPv4".into() };
+    let owned = OwnedBlock { block, pool: "pool-IPv4".into(), dedication: None };
     allocator.apply(&Change::Block(owned, false));
     assert!(assign(&mut allocator, &request(2, V4, 1)).is_err());
     assert_eq!(allocator.plan_remove_block(block), None);
@@ -102,9 +105,95 @@ fn a_block_that_is_not_assignable_gives_nothing_and_keeps_what_it_gave() {
     assert!(allocator.plan_remove_block(block).is_some());
 }
 
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A request for these addresses.
+fn wanting(n: u8, families: &[Family], wanted: &[&str]) -> AssignRequest {
+    let wanted = wanted.iter().map(|text| (Family::of(ip(text)), ip(text))).collect();
+    AssignRequest { wanted, ..request(n, families, 1) }
+}
+
+#[test]
+fn an_address_is_given_to_whoever_asks_for_it_first() {
+    let mut allocator = allocator(&["10.0.0.0/29", "fd00::/125"]);
+    let first = assign(&mut allocator, &wanting(1, BOTH, &["10.0.0.5"])).unwrap();
+    assert_eq!(first.addresses, [ip("10.0.0.5"), ip("fd00::")]);
+    assert_eq!(first.blocks.len(), 2);
+    let again = assign(&mut allocator, &wanting(1, BOTH, &["10.0.0.5"])).unwrap();
+    assert_eq!((again.addresses, again.fresh), (first.addresses, false));
+    let taken = assign(&mut allocator, &wanting(2, V4, &["10.0.0.5"])).unwrap_err();
+    assert_eq!(taken, Refusal::Taken { address: ip("10.0.0.5"), by: Box::new(id(1)) });
+    let outside = assign(&mut allocator, &wanting(2, V4, &["10.0.0.9"])).unwrap_err();
+    assert!(matches!(outside, Refusal::NoBlock { .. }), "{outside}");
+    // Those passed over come in their order, the freed one last.
+    release(&mut allocator, 1, None);
+    let cooling = assign(&mut allocator, &wanting(2, V4, &["10.0.0.5"])).unwrap_err();
+    assert_eq!(cooling, Refusal::Cooling { address: ip("10.0.0.5") });
+    let round = allocator.begin_round();
+    allocator.end_round(round);
+    let order: Vec<IpAddr> =
+        (2..10).map(|n| assign(&mut allocator, &request(n, V4, 1)).unwrap().addresses[0]).collect();
+    let expected = ["6", "7", "0", "1", "2", "3", "4", "5"].map(|n| ip(&format!("10.0.0.{n}")));
+    assert_eq!(order, expected);
+}
+
+#[test]
+fn another_address_is_asked_for_the_second_time() {
+    let mut allocator = allocator(&["10.0.0.0/29"]);
+    assign(&mut allocator, &wanting(1, V4, &["10.0.0.5"])).unwrap();
+    let second = assign(&mut allocator, &wanting(1, V4, &["10.0.0.6"])).unwrap();
+    assert_eq!(second.addresses, [ip("10.0.0.6")]);
+    assert_eq!(allocator.blocks().next().unwrap().used, 1);
+}
+
+#[test]
+fn another_main_plugin_gets_blocks_of_its_own_with_a_gateway_in_each() {
+    let mut allocator = allocator(&["10.0.0.0/30", "10.0.0.4/30"]);
+    let foreign = |n| AssignRequest {
+        foreign: Some(ForeignUse {
+            advertise: false,
+            first_is_gateway: true,
+            reserved: BTreeSet::from([ip("10.0.0.7")]),
+        }),
+        ..request(n, V4, 1)
+    };
+    let refusal = assign(&mut allocator, &foreign(1)).unwrap_err();
+    let dedication = Dedication { network: "n".into(), advertise: false };
+    let Refusal::Full(shortage) = refusal else { panic!("{refusal}") };
+    assert_eq!((shortage.blocks, &shortage.dedication), (0, &Some(dedication.clone())));
+    let block: Block = "10.0.0.4/30".parse().unwrap();
+    let owned = OwnedBlock { block, pool: "pool-IPv4".into(), dedication: Some(dedication) };
+    allocator.apply(&Change::Block(owned, true));
+    let addresses: Vec<IpAddr> =
+        (1..3).map(|n| assign(&mut allocator, &foreign(n)).unwrap().addresses[0]).collect();
+    assert_eq!(addresses, [ip("10.0.0.5"), ip("10.0.0.6")]);
+    assert!(assign(&mut allocator, &foreign(3)).is_err(), "only gateways are left");
+    let gateway = AssignRequest { wanted: [(Family::V4, ip("10.0.0.4"))].into(), ..foreign(3) };
+    let refusal = assign(&mut allocator, &gateway).unwrap_err();
+    assert_eq!(refusal, Refusal::Reserved { address: ip("10.0.0.4") });
+    // Pods of ours never come there.
+    let ours: Vec<IpAddr> =
+        (4..8).map(|n| assign(&mut allocator, &request(n, V4, 1)).unwrap().addresses[0]).collect();
+    assert!(ours.iter().all(|address| !block.prefix().contains(*address)), "{ours:?}");
+    assert!(assign(&mut allocator, &request(8, V4, 1)).is_err());
+}
+
+#[test]
+fn a_late_release_from_another_namespace_changes_nothing() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    assign(&mut allocator, &request(1, V4, 7)).unwrap();
+    let release =
+        |cookie| ReleaseRequest { attachment: id(1), sequence: None, netns_cookie: Some(cookie) };
+    assert_eq!(allocator.plan_release(&release(6)).0, []);
+    assert_eq!(allocator.plan_release(&release(7)).0.len(), 1);
+}
+
 #[derive(Debug, Clone)]
 enum Action {
     Assign(u8, bool, u64),
+    Want(u8, u8),
     Release(u8),
     Round,
 }
@@ -112,6 +201,7 @@ enum Action {
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         (0..12u8, any::<bool>(), 0..3u64).prop_map(|(n, both, c)| Action::Assign(n, both, c)),
+        (0..12u8, 0..6u8).prop_map(|(n, last)| Action::Want(n, last)),
         (0..12u8).prop_map(Action::Release),
         Just(Action::Round),
     ]
@@ -129,6 +219,13 @@ proptest! {
                     let families = if both { BOTH } else { V4 };
                     if let Ok(given) = assign(&mut allocator, &request(n, families, cookie)) {
                         prop_assert_eq!(given.addresses.len(), families.len());
+                        model.insert(n, given.addresses);
+                    }
+                }
+                Action::Want(n, last) => {
+                    let address = format!("10.0.0.{last}");
+                    if let Ok(given) = assign(&mut allocator, &wanting(n, V4, &[&address])) {
+                        prop_assert_eq!(&given.addresses, &[ip(&address)]);
                         model.insert(n, given.addresses);
                     }
                 }

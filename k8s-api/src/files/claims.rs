@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, io, path::Path};
 
-use twill_types::Block;
+use twill_types::{Block, Dedication};
 
 use super::{CLAIMS, FileError, manifest_names, read_text};
 use crate::{
@@ -17,6 +17,8 @@ pub struct Claim {
     pub node: String,
     /// The pool it was taken from.
     pub pool: String,
+    /// The network of another main plugin that it is set aside for.
+    pub dedication: Option<Dedication>,
     /// What tells it from an earlier claim of the same block.
     pub uid: String,
     /// When it was made, RFC 3339.
@@ -41,6 +43,7 @@ impl Claim {
                 affinity_type: Some(AffinityType::Host),
                 cidr: self.block,
                 pool: Some(self.pool.clone()),
+                dedication: self.dedication.clone(),
                 deleted: false,
             },
             status: None,
@@ -66,6 +69,7 @@ impl Claim {
             block: manifest.spec.cidr,
             node: manifest.spec.node,
             pool: manifest.spec.pool.ok_or("spec.pool is missing")?,
+            dedication: manifest.spec.dedication,
             uid: manifest.metadata.uid.ok_or("metadata.uid is missing")?,
             created: manifest.metadata.creation_timestamp.unwrap_or_default(),
         })

@@ -1,6 +1,6 @@
 use std::{os::unix::fs::symlink, process::Command};
 
-use twill_types::Block;
+use twill_types::{Block, Dedication};
 
 use super::*;
 use crate::{Condition, Loc, Resource, Severity, load_manifests};
@@ -199,6 +199,7 @@ fn claims_read_back() {
         block,
         node: "node1".into(),
         pool: "app-pool".into(),
+        dedication: Some(Dedication { network: "lan".into(), advertise: false }),
         uid: "u".into(),
         created: "2026-01-01T00:00:00Z".into(),
     };

@@ -1,5 +1,5 @@
 use serde::{Deserialize, Deserializer, Serialize, de};
-use twill_types::{Block, Prefix};
+use twill_types::{Block, Dedication, Prefix};
 
 use super::{Effects, Report, Rules};
 use crate::{Object, Unsupported};
@@ -145,6 +145,9 @@ pub struct BlockAffinitySpec {
     /// The pool it was taken from (Twill's own field).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// The network of another main plugin that it is set aside for (Twill's own field).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedication: Option<Dedication>,
     /// Calico's mark of a claim that is about to go.
     #[serde(
         default,

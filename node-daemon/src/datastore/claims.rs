@@ -5,7 +5,7 @@ use twill_k8s_api::files::{
     CLAIMS, Claim, Claims, DirectoryLock, FileError, claimed_blocks, create_file, make_directory,
     read_claim, read_claims, remove_file,
 };
-use twill_types::Block;
+use twill_types::{Block, Dedication};
 
 /// The claims of a file datastore: one file for each block, named by the block, so that making it
 /// is the claim and the file system says who was first.
@@ -36,12 +36,14 @@ impl ClaimStore {
         block: Block,
         node: &str,
         pool: &str,
+        dedication: Option<&Dedication>,
     ) -> Result<ClaimOutcome, FileError> {
         let claims = self.directory.join(CLAIMS);
         let claim = Claim {
             block,
             node: node.to_owned(),
             pool: pool.to_owned(),
+            dedication: dedication.cloned(),
             uid: new_uid(),
             created: jiff::Timestamp::now().to_string(),
         };
@@ -119,7 +121,7 @@ mod tests {
                     // 16 blocks of /28 in all: everybody takes what there is.
                     while let Some(block) = next_candidate(pool, 28, &name, &store.taken().unwrap())
                     {
-                        match store.try_claim(block, &name, "a").unwrap() {
+                        match store.try_claim(block, &name, "a", None).unwrap() {
                             ClaimOutcome::Won(claim) => won.push((claim.node, claim.block)),
                             ClaimOutcome::Lost(claim) => assert_ne!(claim.node, name),
                         }
@@ -144,10 +146,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = ClaimStore::open(root.path()).unwrap();
         let block: Block = "10.10.0.64/26".parse().unwrap();
-        let first = store.try_claim(block, "node1", "a").unwrap();
+        let first = store.try_claim(block, "node1", "a", None).unwrap();
         assert!(matches!(first, ClaimOutcome::Won(_)));
-        assert_eq!(store.try_claim(block, "node1", "a").unwrap(), first);
-        assert!(matches!(store.try_claim(block, "node2", "a").unwrap(), ClaimOutcome::Lost(_)));
+        assert_eq!(store.try_claim(block, "node1", "a", None).unwrap(), first);
+        assert!(matches!(
+            store.try_claim(block, "node2", "a", None).unwrap(),
+            ClaimOutcome::Lost(_)
+        ));
         let names: Vec<_> = std::fs::read_dir(root.path().join(CLAIMS))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -161,14 +166,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = ClaimStore::open(root.path()).unwrap();
         let block: Block = "10.10.0.64/26".parse().unwrap();
-        let ClaimOutcome::Won(first) = store.try_claim(block, "node1", "a").unwrap() else {
+        let ClaimOutcome::Won(first) = store.try_claim(block, "node1", "a", None).unwrap() else {
             panic!("somebody else has it");
         };
         assert!(store.release(&first).unwrap());
         assert!(!store.release(&first).unwrap(), "it is gone already");
-        let second = store.try_claim(block, "node1", "a").unwrap();
+        let second = store.try_claim(block, "node1", "a", None).unwrap();
         assert!(!store.release(&first).unwrap(), "the new claim is another one");
-        assert_eq!(store.try_claim(block, "node1", "a").unwrap(), second);
+        assert_eq!(store.try_claim(block, "node1", "a", None).unwrap(), second);
     }
 
     #[test]
@@ -179,7 +184,7 @@ mod tests {
         std::fs::write(root.path().join("claims/0a0a0040-26.yaml"), "rubbish: [").unwrap();
         let listed = store.list().unwrap();
         assert_eq!((listed.claims.len(), listed.problems.len()), (0, 1));
-        assert!(store.try_claim(block, "node1", "a").is_err());
+        assert!(store.try_claim(block, "node1", "a", None).is_err());
         assert_eq!(store.taken().unwrap(), Taken::from_iter([block]));
     }
 }

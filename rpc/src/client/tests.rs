@@ -54,19 +54,25 @@ fn assign() -> AssignRequest {
             ifname: "eth0".into(),
         },
         families: vec![Family::V4],
+        wanted: vec![],
         ipv4_pools: vec![],
         ipv6_pools: vec![],
         netns: "/run/netns/a".into(),
         netns_cookie: Some(7),
         pod: None,
+        foreign: None,
         timeout_ms: 1000,
     }
 }
 
 #[test]
 fn answers_come_in_order_on_one_connection() {
-    let assigned =
-        Assigned { addresses: vec!["10.10.0.1".parse().unwrap()], sequence: 3, mtu: 1500 };
+    let assigned = Assigned {
+        addresses: vec!["10.10.0.1".parse().unwrap()],
+        blocks: vec!["10.10.0.0/26".parse().unwrap()],
+        sequence: 3,
+        mtu: 1500,
+    };
     let answer = Response::Assigned(assigned.clone());
     let daemon = Daemon::start(move |mut stream| {
         greet(&mut stream);
@@ -79,7 +85,11 @@ fn answers_come_in_order_on_one_connection() {
     });
     let mut client = daemon.connect(LONG).unwrap();
     assert_eq!(client.assign(assign()).unwrap(), assigned);
-    let release = ReleaseRequest { attachment: assign().attachment, sequence: Some(3) };
+    let release = ReleaseRequest {
+        attachment: assign().attachment,
+        sequence: Some(3),
+        netns_cookie: Some(7),
+    };
     assert_eq!(client.release(release).unwrap().addresses, Vec::<std::net::IpAddr>::new());
     assert_eq!(client.welcome().unwrap().node, "node1");
     drop(client);

@@ -13,6 +13,8 @@ fn check(addresses: &[&str], mtu: u32, ipv6: bool, expected: Expect) {
         sequence: 7,
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         mtu,
+        mac: None,
+        routes: Vec::new(),
         pod_name: Some("web-1".into()),
     };
     let text = match Plan::new(&link, ipv6) {
@@ -77,36 +79,37 @@ fn dual_stack() {
         9000,
         true,
         expect![[r#"
-        create
-          link add twl8a71f3c7df05 address ee:ee:ee:ee:ee:ee mtu 9000 type veth peer eth0 address 8a:71:f3:c7:df:05 netns POD
-        identify
-          link set HOST alias twill;seq=7;net=k8s;id=c1;if=eth0 forwarding 1 proxy_arp 1 rp_filter 1 addrgenmode none
-          ntable change name arp_cache dev HOST proxy_delay 0
-          link property add dev HOST altname web-1
-        host settings
-          net/ipv6/conf/twl8a71f3c7df05/disable_ipv6 = 0
-          net/ipv6/conf/twl8a71f3c7df05/accept_ra = 0
-        pod settings
-          net/ipv4/ip_forward = 0
-          net/ipv6/conf/all/forwarding = 0
-          net/ipv6/conf/eth0/disable_ipv6 = 0
-          net/ipv6/conf/eth0/accept_ra = 0
-        pod
-          link set lo up
-          address add 10.10.0.5/32 dev POD
-          address add fd00:10::5/128 dev POD nodad
-          link set POD up forwarding 0
-          route add 169.254.1.1/32 dev POD scope link
-          route add 0.0.0.0/0 via 169.254.1.1 dev POD
-          neighbour replace 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev POD nud permanent
-          route add ::/0 via fe80::1 dev POD
-          neighbour replace fe80::1 lladdr ee:ee:ee:ee:ee:ee dev POD nud permanent
-        host
-          link set HOST up
-          address add fe80::1/64 dev HOST nodad
-          route add 10.10.0.5/32 dev HOST scope link
-          route add fd00:10::5/128 dev HOST scope link
-    "#]],
+            create
+              link add twl8a71f3c7df05 address ee:ee:ee:ee:ee:ee mtu 9000 type veth peer eth0 address 8a:71:f3:c7:df:05 netns POD
+            identify
+              link set HOST alias twill;seq=7;net=k8s;id=c1;if=eth0 forwarding 1 proxy_arp 1 rp_filter 1 addrgenmode none
+              ntable change name arp_cache dev HOST proxy_delay 0
+              ntable change name ndisc_cache dev HOST retrans 20 mcast_probes 150
+              link property add dev HOST altname web-1
+            host settings
+              net/ipv6/conf/twl8a71f3c7df05/disable_ipv6 = 0
+              net/ipv6/conf/twl8a71f3c7df05/accept_ra = 0
+            pod settings
+              net/ipv4/ip_forward = 0
+              net/ipv6/conf/all/forwarding = 0
+              net/ipv6/conf/eth0/disable_ipv6 = 0
+              net/ipv6/conf/eth0/accept_ra = 0
+            pod
+              link set lo up
+              address add 10.10.0.5/32 dev POD
+              address add fd00:10::5/128 dev POD nodad
+              link set POD up forwarding 0
+              route add 169.254.1.1/32 dev POD scope link
+              route add 0.0.0.0/0 via 169.254.1.1 dev POD
+              neighbour replace 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev POD nud permanent
+              route add ::/0 via fe80::1 dev POD
+              neighbour replace fe80::1 lladdr ee:ee:ee:ee:ee:ee dev POD nud permanent
+            host
+              link set HOST up
+              address add fe80::1/64 dev HOST nodad
+              route add 10.10.0.5/32 dev HOST scope link
+              route add fd00:10::5/128 dev HOST scope link
+        "#]],
     );
 }
 
@@ -117,31 +120,32 @@ fn ipv6_only() {
         1500,
         true,
         expect![[r#"
-        create
-          link add twl8a71f3c7df05 address ee:ee:ee:ee:ee:ee mtu 1500 type veth peer eth0 address 8a:71:f3:c7:df:05 netns POD
-        identify
-          link set HOST alias twill;seq=7;net=k8s;id=c1;if=eth0 forwarding 1 proxy_arp 1 rp_filter 1 addrgenmode none
-          ntable change name arp_cache dev HOST proxy_delay 0
-          link property add dev HOST altname web-1
-        host settings
-          net/ipv6/conf/twl8a71f3c7df05/disable_ipv6 = 0
-          net/ipv6/conf/twl8a71f3c7df05/accept_ra = 0
-        pod settings
-          net/ipv4/ip_forward = 0
-          net/ipv6/conf/all/forwarding = 0
-          net/ipv6/conf/eth0/disable_ipv6 = 0
-          net/ipv6/conf/eth0/accept_ra = 0
-        pod
-          link set lo up
-          address add fd00:10::5/128 dev POD nodad
-          link set POD up forwarding 0
-          route add ::/0 via fe80::1 dev POD
-          neighbour replace fe80::1 lladdr ee:ee:ee:ee:ee:ee dev POD nud permanent
-        host
-          link set HOST up
-          address add fe80::1/64 dev HOST nodad
-          route add fd00:10::5/128 dev HOST scope link
-    "#]],
+            create
+              link add twl8a71f3c7df05 address ee:ee:ee:ee:ee:ee mtu 1500 type veth peer eth0 address 8a:71:f3:c7:df:05 netns POD
+            identify
+              link set HOST alias twill;seq=7;net=k8s;id=c1;if=eth0 forwarding 1 proxy_arp 1 rp_filter 1 addrgenmode none
+              ntable change name arp_cache dev HOST proxy_delay 0
+              ntable change name ndisc_cache dev HOST retrans 20 mcast_probes 150
+              link property add dev HOST altname web-1
+            host settings
+              net/ipv6/conf/twl8a71f3c7df05/disable_ipv6 = 0
+              net/ipv6/conf/twl8a71f3c7df05/accept_ra = 0
+            pod settings
+              net/ipv4/ip_forward = 0
+              net/ipv6/conf/all/forwarding = 0
+              net/ipv6/conf/eth0/disable_ipv6 = 0
+              net/ipv6/conf/eth0/accept_ra = 0
+            pod
+              link set lo up
+              address add fd00:10::5/128 dev POD nodad
+              link set POD up forwarding 0
+              route add ::/0 via fe80::1 dev POD
+              neighbour replace fe80::1 lladdr ee:ee:ee:ee:ee:ee dev POD nud permanent
+            host
+              link set HOST up
+              address add fe80::1/64 dev HOST nodad
+              route add fd00:10::5/128 dev HOST scope link
+        "#]],
     );
 }
 
@@ -230,8 +234,16 @@ fn hardware_addresses_are_local_unicast_and_stable() {
     };
     let mac = |id| {
         let addresses = Vec::new();
-        PodLink { attachment: attachment(id), sequence: 1, addresses, mtu: 1500, pod_name: None }
-            .pod_mac()
+        PodLink {
+            attachment: attachment(id),
+            sequence: 1,
+            addresses,
+            mtu: 1500,
+            mac: None,
+            routes: Vec::new(),
+            pod_name: None,
+        }
+        .pod_mac()
     };
     for id in 0..100 {
         assert_eq!(mac(id).0[0] & 3, 2);

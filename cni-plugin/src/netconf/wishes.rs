@@ -1,0 +1,243 @@
+//! What is asked for one interface: addresses, hardware address, pools.
+//!
+//! There are four places to ask. Where two of them say the same thing, the one that comes first
+//! here counts (the conventions of CNI for the first three): `runtimeConfig`, `args.cni`,
+//! `CNI_ARGS`; the pod's annotations go before `CNI_ARGS`, as with Calico.
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value};
+use twill_dataplane::MacAddress;
+use twill_types::Family;
+
+use super::section::Problem;
+use crate::call::Args;
+
+/// Where containerd and CRI-O put the pod's annotations.
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// What is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    /// At most one of a family.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The addresses are used as they are, and no pool is asked.
+    pub(crate) without_ipam: bool,
+    pub(crate) mac: Option<MacAddress>,
+    /// Instead of the configuration's, where it is not empty.
+    pub(crate) ipv4_pools: Vec<String>,
+    pub(crate) ipv6_pools: Vec<String>,
+    /// Instead of the configuration's.
+    pub(super) dns: Option<Map<String, Value>>,
+}
+
+/// One place to ask in, with what is there.
+type Place = (String, Value);
+
+/// Reads all places.
+pub(super) fn read(
+    map: &Map<String, Value>,
+    args: &Args,
+    no_ipam_allowed: bool,
+    problems: &mut Vec<Problem>,
+) -> Wishes {
+    let runtime = |key: &str| place("runtimeConfig", map.get("runtimeConfig"), key);
+    let cni = map.get("args").and_then(|args| args.get("cni"));
+    let argument = |key: &str| place("args.cni", cni, key);
+    let annotations = map.get("runtimeConfig").and_then(|config| config.get(ANNOTATIONS));
+    let annotation = |key: &str| {
+        let key = format!("cni.projectcalico.org/{key}");
+        annotations?.get(&key).map(|value| (key.clone(), value.clone())).filter(wanted)
+    };
+    refuse_ranges(runtime("ipRanges"), problems);
+
+    let no_ipam = annotation("ipAddrsNoIpam");
+    if let (Some((key, value)), false) = (&no_ipam, no_ipam_allowed) {
+        let right = "ipAddrs, or allow it by featureControl.ipAddrsNoIpam";
+        problems.push(Problem::unsupported(key, value.clone(), right));
+    }
+    let without_ipam = no_ipam.is_some();
+    let addresses = no_ipam
+        .or_else(|| runtime("ips"))
+        .or_else(|| argument("ips"))
+        .or_else(|| annotation("ipAddrs"))
+        .or_else(|| Some(("CNI_ARGS IP".to_owned(), args.ip.as_deref()?.into())));
+    let mac = runtime("mac")
+        .or_else(|| argument("mac"))
+        .or_else(|| annotation("hwAddr"))
+        .or_else(|| Some(("CNI_ARGS MAC".to_owned(), args.mac.as_deref()?.into())));
+    let mut pools = |key| annotation(key).map(|place| texts(place, problems)).unwrap_or_default();
+    let (ipv4_pools, ipv6_pools) = (pools("ipv4pools"), pools("ipv6pools"));
+    Wishes {
+        addresses: addresses.map(|place| read_addresses(place, problems)).unwrap_or_default(),
+        without_ipam,
+        mac: mac.and_then(|place| read_mac(place, problems)),
+        ipv4_pools,
+        ipv6_pools,
+        dns: runtime("dns").and_then(|(_, value)| value.as_object().cloned()),
+    }
+}
+
+/// `key` of an object, if something is asked there.
+fn place(path: &str, object: Option<&Value>, key: &str) -> Option<Place> {
+    let value = object?.get(key)?.clone();
+    Some((format!("{path}.{key}"), value)).filter(wanted)
+}
+
+fn wanted((_, value): &Place) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
+    }
+}
+
+/// Ranges belong to whoever owns the addresses, which is the pools.
+fn refuse_ranges(ranges: Option<Place>, problems: &mut Vec<Problem>) {
+    if let Some((key, value)) = ranges {
+        let right = "pools: name them in ipam.ipv4Pools or ipam.ipv6Pools, and leave out the \
+                     capability ipRanges";
+        problems.push(Problem::unsupported(&key, value, right));
+    }
+}
+
+/// A list of texts: as JSON, as JSON in a text (annotations), or separated by commas (`CNI_ARGS`).
+fn texts((key, value): Place, problems: &mut Vec<Problem>) -> Vec<String> {
+    let list = |value: &Value| -> Option<Vec<String>> {
+        value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+    };
+    let read = match &value {
+        Value::String(text) if text.trim_start().starts_with('[') => {
+            serde_json::from_str(text).ok().as_ref().and_then(list)
+        }
+        Value::String(text) => Some(text.split(',').map(|part| part.trim().to_owned()).collect()),
+        other => list(other),
+    };
+    read.unwrap_or_else(|| {
+        problems.push(Problem::wrong(key, value, r#"a list of texts, such as ["10.10.0.5"]"#));
+        Vec::new()
+    })
+}
+
+/// Addresses; a prefix length beside one is passed over, as every pod has a /32 or /128.
+fn read_addresses(place: Place, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+    let key = place.0.clone();
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for text in texts(place, problems) {
+        let plain = text.split_once('/').map_or(text.as_str(), |(address, _)| address);
+        match plain.parse::<IpAddr>() {
+            Ok(address) if !is_host(address) => {
+                problems.push(Problem::wrong(key.clone(), text, "the address of one host"));
+            }
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                problems.push(Problem::wrong(key.clone(), text, "an address, such as 10.10.0.5"));
+            }
+        }
+    }
+    for family in [Family::V4, Family::V6] {
+        let of_family: Vec<String> = addresses
+            .iter()
+            .filter(|address| Family::of(**address) == family)
+            .map(ToString::to_string)
+            .collect();
+        if of_family.len() > 1 {
+            let right = format!("at most one {family} address");
+            problems.push(Problem::wrong(key.clone(), of_family, right));
+        }
+    }
+    addresses.sort();
+    addresses
+}
+
+/// Whether an interface can have it: an IPv4 address in IPv6 clothes is told as such elsewhere.
+fn is_host(address: IpAddr) -> bool {
+    let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    !(mapped || address.is_multicast() || address.is_unspecified() || address.is_loopback())
+}
+
+fn read_mac((key, value): Place, problems: &mut Vec<Problem>) -> Option<MacAddress> {
+    let read = value.as_str().unwrap_or_default().parse::<MacAddress>();
+    read.map_err(|error| problems.push(Problem::wrong(key, value, error.to_string()))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn wishes(value: &Value, args: &Args, allowed: bool) -> (Wishes, Vec<String>) {
+        let mut problems = Vec::new();
+        let wishes = read(value.as_object().unwrap(), args, allowed, &mut problems);
+        (wishes, problems.iter().map(ToString::to_string).collect())
+    }
+
+    fn addresses(value: &Value, args: &Args) -> Vec<String> {
+        let (wishes, problems) = wishes(value, args, true);
+        assert_eq!(problems, [""; 0], "{value}");
+        wishes.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_first_place_counts() {
+        let args = Args { ip: Some("10.0.0.8".into()), ..Args::default() };
+        let mut config = json!({});
+        assert_eq!(addresses(&config, &args), ["10.0.0.8"]);
+        config["runtimeConfig"] =
+            json!({ANNOTATIONS: {"cni.projectcalico.org/ipAddrs": "[\"10.0.0.7\"]"}});
+        assert_eq!(addresses(&config, &args), ["10.0.0.7"]);
+        config["args"] = json!({"cni": {"ips": ["10.0.0.6/24", "fd00::6"]}});
+        assert_eq!(addresses(&config, &args), ["10.0.0.6", "fd00::6"]);
+        config["runtimeConfig"]["ips"] = json!([]);
+        assert_eq!(addresses(&config, &args), ["10.0.0.6", "fd00::6"]);
+        config["runtimeConfig"]["ips"] = json!(["10.0.0.5"]);
+        assert_eq!(addresses(&config, &args), ["10.0.0.5"]);
+        let both = Args { ip: Some("10.0.0.8,fd00::8".into()), ..Args::default() };
+        assert_eq!(addresses(&json!({}), &both), ["10.0.0.8", "fd00::8"]);
+    }
+
+    #[test]
+    fn annotations_choose_pools_and_hardware_address() {
+        let config = json!({"runtimeConfig": {ANNOTATIONS: {
+            "cni.projectcalico.org/ipv4pools": "[\"blue\", \"10.1.0.0/16\"]",
+            "cni.projectcalico.org/hwAddr": "02:00:00:00:00:05",
+            "other/key": "x",
+        }}});
+        let (wishes, problems) = wishes(&config, &Args::default(), false);
+        assert_eq!(problems, [""; 0]);
+        assert_eq!(wishes.ipv4_pools, ["blue", "10.1.0.0/16"]);
+        assert_eq!(wishes.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:05"));
+    }
+
+    #[test]
+    fn addresses_without_ipam_are_behind_a_switch() {
+        let config = json!({"runtimeConfig": {ANNOTATIONS: {
+            "cni.projectcalico.org/ipAddrsNoIpam": "[\"192.0.2.5\"]",
+        }}});
+        let (_, problems) = wishes(&config, &Args::default(), false);
+        assert!(problems[0].contains("featureControl.ipAddrsNoIpam"), "{problems:?}");
+        let (wishes, problems) = wishes(&config, &Args::default(), true);
+        assert!(problems.is_empty() && wishes.without_ipam, "{problems:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_told() {
+        let v4 = |ips: Value| json!({"runtimeConfig": {"ips": ips}});
+        for (config, needle) in [
+            (v4(json!(["10.0.0.5", "10.0.0.6"])), "at most one IPv4 address"),
+            (v4(json!(["10.0.0"])), "an address, such as"),
+            (v4(json!(["::ffff:10.0.0.1"])), "the address of one host"),
+            (v4(json!(["224.0.0.1"])), "the address of one host"),
+            (v4(json!([5])), "a list of texts"),
+            (json!({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}), "not a multicast address"),
+            (json!({"runtimeConfig": {"mac": "2:0:0:0:0:1"}}), "six bytes"),
+            (json!({"runtimeConfig": {"ipRanges": [[{"subnet": "10.0.0.0/24"}]]}}), "ipv4Pools"),
+        ] {
+            let (_, problems) = wishes(&config, &Args::default(), true);
+            assert!(problems.iter().any(|p| p.contains(needle)), "{config}: {problems:?}");
+        }
+    }
+}

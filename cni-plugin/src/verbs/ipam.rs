@@ -1,0 +1,69 @@
+//! The IPAM plugin's ADD and DEL: addresses for an interface that another main plugin makes.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+use twill_dataplane::pod::PodRoute;
+use twill_rpc::message::{AssignRequest, Assigned, ForeignUse};
+use twill_types::{Block, Family};
+
+use super::{Call, add::assign_request};
+use crate::{
+    authority::Authority,
+    error::Error,
+    netconf::{ForeignNeeds, Gateway},
+    result::{AddResult, PodAddress, ResultRoute},
+};
+
+/// Answers addresses.
+pub(crate) fn add(call: &Call) -> Result<Value, Error> {
+    let args = call.variables.args()?;
+    let netns = call.netns()?;
+    let needs = &call.netconf.ipam.foreign;
+    let (first_is_gateway, reserved) = match &needs.gateway {
+        Gateway::First => (true, Vec::new()),
+        Gateway::Absent => (false, Vec::new()),
+        Gateway::At(addresses) => (false, addresses.clone()),
+    };
+    let advertise = needs.advertise;
+    let foreign = Some(ForeignUse { advertise, first_is_gateway, reserved });
+    let request = AssignRequest { foreign, ..assign_request(call, &args, &netns)? };
+    let assigned = Authority::new(&call.netconf, call.deadline).assign(&request)?;
+    Ok(result(call, &assigned).render(call.netconf.version))
+}
+
+/// Gives the addresses back.
+pub(crate) fn del(call: &Call) -> Result<(), Error> {
+    let netns = call.netns_if_any()?;
+    let cookie = netns.and_then(|netns| netns.cookie().ok().flatten());
+    Authority::new(&call.netconf, call.deadline_of_del()).release(call.attachment(), None, cookie)
+}
+
+fn result(call: &Call, assigned: &Assigned) -> AddResult {
+    let ipam = &call.netconf.ipam;
+    let pairs = assigned.addresses.iter().zip(&assigned.blocks);
+    let route = |route: &PodRoute| ResultRoute { route: route.clone(), gateway: None };
+    AddResult {
+        link: None,
+        addresses: pairs.map(|(address, block)| ipam.foreign.address(*address, *block)).collect(),
+        routes: ipam.routes.iter().map(route).collect(),
+        dns: call.netconf.dns.clone(),
+    }
+}
+
+impl ForeignNeeds {
+    /// An address as the main plugin is told it: by default as one of a subnet, the block.
+    fn address(&self, address: IpAddr, block: Block) -> PodAddress {
+        let family = Family::of(address);
+        let wanted = match family {
+            Family::V4 => self.prefix_length,
+            Family::V6 => self.prefix_length_v6,
+        };
+        let gateway = match &self.gateway {
+            Gateway::First => Some(block.prefix().address()),
+            Gateway::Absent => None,
+            Gateway::At(gateways) => gateways.iter().find(|ip| Family::of(**ip) == family).copied(),
+        };
+        PodAddress { address, length: wanted.unwrap_or(block.prefix().length()), gateway }
+    }
+}

@@ -1,0 +1,195 @@
+//! What is asked of the allocator, and what it answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use serde::{Deserialize, Serialize};
+use twill_types::{AttachmentId, Block, Dedication, Family};
+
+/// A request for addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssignRequest {
+    /// For whom.
+    pub attachment: AttachmentId,
+    /// For each family that is wanted, the names of the pools to try, in order.
+    pub pools: BTreeMap<Family, Vec<String>>,
+    /// Addresses asked for, each in the place of the one that its family would get.
+    pub wanted: BTreeMap<Family, IpAddr>,
+    /// Path of the pod's network namespace.
+    pub netns: String,
+    /// The namespace's cookie, where the kernel tells it.
+    pub netns_cookie: Option<u64>,
+    /// Pod namespace and name, for people.
+    pub pod: Option<String>,
+    /// That another main plugin makes the interface, and what it needs.
+    pub foreign: Option<ForeignUse>,
+    /// Now, in milliseconds since the Unix epoch.
+    pub now_ms: u64,
+}
+
+impl AssignRequest {
+    /// What the blocks have to be set aside for.
+    pub(crate) fn dedication(&self) -> Option<Dedication> {
+        let foreign = self.foreign.as_ref()?;
+        let network = self.attachment.network.clone();
+        Some(Dedication { network, advertise: foreign.advertise })
+    }
+
+    /// Whether an address of a block is not to be given out.
+    pub(crate) fn is_reserved(&self, block: Block, address: IpAddr) -> bool {
+        self.foreign.as_ref().is_some_and(|foreign| {
+            foreign.reserved.contains(&address)
+                || foreign.first_is_gateway && block.prefix().address() == address
+        })
+    }
+}
+
+/// What the network of another main plugin needs of its addresses. They come from blocks that are
+/// set aside for that network alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ForeignUse {
+    /// Whether these blocks are announced.
+    pub advertise: bool,
+    /// Whether the first address of each block is its gateway's.
+    pub first_is_gateway: bool,
+    /// Addresses that are not given out, such as those of gateways.
+    pub reserved: BTreeSet<IpAddr>,
+}
+
+/// The answer to an [`AssignRequest`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// The block of each.
+    pub blocks: Vec<Block>,
+    /// The number of this assignment.
+    pub sequence: u64,
+    /// False if the attachment had these addresses already.
+    pub fresh: bool,
+}
+
+/// A request to give addresses back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleaseRequest {
+    /// Whose.
+    pub attachment: AttachmentId,
+    /// Only if the assignment still has this number; `None` gives back whatever is held.
+    pub sequence: Option<u64>,
+    /// Only if the assignment is not known to be for another namespace than this one.
+    pub netns_cookie: Option<u64>,
+}
+
+/// The answer to a [`ReleaseRequest`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReleaseOutcome {
+    /// What was given back; empty if nothing was held, or a newer assignment holds it.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What one attachment holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Who.
+    pub attachment: AttachmentId,
+    /// IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Number of the assignment; a later one has a higher number.
+    pub sequence: u64,
+    /// Path of the pod's network namespace.
+    pub netns: String,
+    /// The namespace's cookie, where the kernel tells it.
+    pub netns_cookie: Option<u64>,
+    /// Pod namespace and name, for people.
+    pub pod: Option<String>,
+    /// Whether another main plugin makes the interface: there is no host link of ours then.
+    #[serde(default)]
+    pub foreign: bool,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// A block that this node has claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedBlock {
+    /// The block.
+    pub block: Block,
+    /// The pool it was claimed from.
+    pub pool: String,
+    /// The network that it is set aside for; `None` for pods whose interface we make.
+    pub dedication: Option<Dedication>,
+}
+
+/// A block and its fill.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockSummary {
+    /// The block.
+    pub block: Block,
+    /// Its pool.
+    pub pool: String,
+    /// Addresses in use.
+    pub used: u16,
+    /// Addresses not in use.
+    pub free: u16,
+    /// Whether new addresses come from it.
+    pub assignable: bool,
+    /// The network that it is set aside for.
+    pub dedication: Option<Dedication>,
+}
+
+/// No block has a free address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no free {family} address in this node's blocks of {}", pools.join(", "))]
+pub struct Shortage {
+    /// Of which family.
+    pub family: Family,
+    /// In which pools.
+    pub pools: Vec<String>,
+    /// What the blocks would have to be set aside for.
+    pub dedication: Option<Dedication>,
+    /// How many blocks were looked at: once there are more, it is worth asking again.
+    pub blocks: usize,
+    /// Addresses that will be free as soon as their links are gone.
+    pub cooling: usize,
+}
+
+/// Why there is no address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No block has one.
+    #[error(transparent)]
+    Full(#[from] Shortage),
+    /// The address that was asked for is in use.
+    #[error("{address} is in use by {by}")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        by: Box<AttachmentId>,
+    },
+    /// The address that was asked for was given back, and its link may still exist.
+    #[error("{address} was freed a moment ago, and its link still exists")]
+    Cooling {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The address that was asked for is in no block that may give it.
+    #[error("{address} is in no block of this node that gives addresses of {}", pools.join(", "))]
+    NoBlock {
+        /// The address.
+        address: IpAddr,
+        /// In which pools it may be.
+        pools: Vec<String>,
+        /// What its block would have to be set aside for.
+        dedication: Option<Dedication>,
+    },
+    /// The address that was asked for is nobody's to have.
+    #[error("{address} is kept for a gateway")]
+    Reserved {
+        /// The address.
+        address: IpAddr,
+    },
+}

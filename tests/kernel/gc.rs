@@ -1,0 +1,181 @@
+//! GC and STATUS, as CRI-O and containerd 2 call them.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use twill_tests::{cni, ping, snapshot::Snapshot, wait::wait_for};
+
+use crate::{
+    SECONDS,
+    plugin::{one_node, refusal},
+};
+
+pub(crate) fn g_02_what_is_not_listed_is_freed() -> Result<()> {
+    let mut lab = one_node()?;
+    let keep = lab.add_pod("node1", "keep")?;
+    let before = Snapshot::namespace(lab.node("node1")?.namespace())?;
+    let lost = [lab.add_pod("node1", "lost")?, lab.add_pod("node1", "gone")?];
+    let [_, gone] = lost;
+    drop(gone);
+    let node = lab.node("node1")?;
+    node.runtime().gc(node.namespace(), &[keep.attachment()])?;
+    let left = before.differences(&Snapshot::namespace(node.namespace())?);
+    ensure!(left.is_empty(), "{left:#?}");
+    let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
+    ensure!(ipam["blocks"][0]["used"] == 1, "{ipam}");
+    ping::reaches(node.namespace(), keep.address()?)?;
+    node.runtime().check(node.namespace(), keep.attachment())?;
+    // Listed by both fields: the same container with another interface is another attachment.
+    let mut other = keep.attachment().clone();
+    other.ifname = "net1".to_owned();
+    node.runtime().gc(node.namespace(), &[&other])?;
+    let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
+    ensure!(ipam["blocks"][0]["used"] == 0, "{ipam}");
+    Ok(())
+}
+
+pub(crate) fn g_06_g_07_the_list_in_all_its_spellings() -> Result<()> {
+    let mut lab = one_node()?;
+    let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let call = |version: &str, keys: Value| -> Result<Value> {
+        let mut netconf = node.runtime().conflist()["plugins"][0].clone();
+        netconf["name"] = json!("pods");
+        netconf["cniVersion"] = json!(version);
+        for (key, value) in keys.as_object().into_iter().flatten() {
+            netconf[key] = value.clone();
+        }
+        let environment = [("CNI_COMMAND".to_owned(), "GC".to_owned())];
+        let stdin = netconf.to_string();
+        let output =
+            node.runtime().execute(node.namespace(), "twill", &environment, stdin.as_bytes())?;
+        cni::parse("GC", "twill", &output)
+    };
+    let used = || -> Result<Value> {
+        Ok(node.ctl_json(&["ipam", "show", "--show-blocks"])?["blocks"][0]["used"].clone())
+    };
+    let attachment = pod.attachment();
+    let listed = json!([{"containerID": attachment.container_id, "ifname": attachment.ifname}]);
+    // G-01, G-07: too old a version, or no list at all, frees nothing.
+    for (version, keys, code) in [
+        ("1.0.0", json!({"cni.dev/valid-attachments": []}), 1),
+        ("1.1.0", json!({}), 7),
+        ("1.1.0", json!({"cni.dev/valid-attachments": "all"}), 7),
+        ("1.1.0", json!({"cni.dev/valid-attachments": [{"containerID": "a"}]}), 7),
+    ] {
+        let error = refusal(call(version, keys.clone()))?;
+        ensure!(error.code == code, "{keys}: {error}");
+        ensure!(used()? == 1, "{keys} freed a pod");
+    }
+    // G-06: the newer spelling counts where both are there.
+    call("1.1.0", json!({"cni.dev/valid-attachments": listed, "cni.dev/attachments": []}))?;
+    call("1.1.0", json!({"cni.dev/attachments": listed}))?;
+    ensure!(used()? == 1, "a listed pod was freed");
+    call("1.1.0", json!({"cni.dev/attachments": null}))?;
+    ensure!(used()? == 0, "null is an empty list");
+    Ok(())
+}
+
+/// Another network on the same node is none of its business, and neither is a link of another
+/// program.
+pub(crate) fn g_02_only_its_own_network() -> Result<()> {
+    let mut lab = one_node()?;
+    let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let other = twill_tests::cni::Runtime::new(
+        {
+            let mut conflist = node.runtime().conflist().clone();
+            conflist["name"] = json!("other");
+            conflist
+        },
+        vec![twill_tests::programs::directory()?],
+    );
+    other.gc(node.namespace(), &[])?;
+    ping::reaches(node.namespace(), pod.address()?)?;
+    node.runtime().check(node.namespace(), pod.attachment())
+}
+
+/// G-05: a delegated IPAM plugin hears of it too; Debian's host-local does not know GC and says so.
+pub(crate) fn g_05_it_is_forwarded() -> Result<()> {
+    let mut lab = one_node()?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["ipam"] = json!({"type": "witness"});
+    runtime.set_conflist(conflist);
+    let witness = std::path::Path::new("/run/witness");
+    std::fs::create_dir(witness)?;
+    let script = "#!/bin/sh\necho \"$CNI_COMMAND $(cat)\" >>/run/witness/calls\n";
+    let program = witness.join("witness");
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let node = lab.node("node1")?;
+    let both = vec![twill_tests::programs::directory()?, witness.to_owned()];
+    let runtime = cni::Runtime::new(node.runtime().conflist().clone(), both);
+    runtime.gc(node.namespace(), &[])?;
+    runtime.status(node.namespace())?;
+    let calls = std::fs::read_to_string(witness.join("calls"))?;
+    let verbs: Vec<&str> = calls.lines().filter_map(|line| line.split(' ').next()).collect();
+    ensure!(verbs == ["GC", "STATUS"], "{calls}");
+    // The complete configuration, as it came.
+    ensure!(calls.contains("cni.dev/valid-attachments") && calls.contains("runDir"), "{calls}");
+    Ok(())
+}
+
+pub(crate) fn s_02_status_says_whether_an_add_would_succeed() -> Result<()> {
+    let mut lab = one_node()?;
+    let node = lab.node("node1")?;
+    wait_for("readiness", SECONDS, || node.runtime().status(node.namespace()))?;
+    // A daemon that is away for a moment does not make the node NotReady.
+    lab.node_mut("node1")?.kill9()?;
+    let node = lab.node("node1")?;
+    node.runtime().status(node.namespace())?;
+    // One that has been away for longer does.
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["statusGraceSeconds"] = json!(1);
+    runtime.set_conflist(conflist);
+    let node = lab.node("node1")?;
+    let error =
+        wait_for("the grace to end", SECONDS, || refusal(node.runtime().status(node.namespace())))?;
+    ensure!(error.code == 50 && error.message.contains("twilld.sock"), "{error}");
+    Ok(())
+}
+
+/// S-03: exhaustion makes a node NotReady only where the configuration says so, since a kubelet
+/// evicts pods from such a node.
+pub(crate) fn s_03_exhaustion_counts_by_option() -> Result<()> {
+    let mut lab = one_node()?;
+    lab.write_resource(
+        "ippool-app.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: tiny}\nspec: {cidr: \
+         10.30.0.0/31, blockSize: 31}\n",
+    )?;
+    let node = lab.node("node1")?;
+    wait_for("the small pool alone", SECONDS, || {
+        let pools = node.ctl_json(&["ipam", "show"])?["pools"].clone();
+        ensure!(
+            pools.as_array().is_some_and(|pools| pools.len() == 1 && pools[0]["name"] == "tiny"),
+            "{pools}"
+        );
+        Ok(())
+    })?;
+    let pods: Vec<_> =
+        (0..2).map(|n| lab.add_pod("node1", &format!("p{n}"))).collect::<Result<_>>()?;
+    let more = lab.bare_pod("node1", "more")?;
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().add(node.namespace(), more.attachment()))?;
+    ensure!(error.code == 101 && error.message.contains("tiny"), "{error}");
+    node.runtime().status(node.namespace())?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["statusOnExhaustion"] = json!(true);
+    runtime.set_conflist(conflist);
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().status(node.namespace()))?;
+    ensure!(error.code == 50 && error.message.contains("in use"), "{error}");
+    let mut pods = pods.into_iter();
+    lab.delete_pod(pods.next().context("no pods")?)?;
+    let mut more = more;
+    lab.attach(&mut more)?;
+    let node = lab.node("node1")?;
+    node.runtime().status(node.namespace())
+}
