@@ -29,6 +29,9 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// There was a store, and now there is nothing in it: not even which boot it is of.
+    #[error("the store has lost everything that was in it")]
+    Lost,
     /// A batch could not be written.
     #[error("cannot write to the store; is its file system full?")]
     Write(#[source] sled::Error),
@@ -53,7 +56,7 @@ impl StoreError {
     /// Whether the contents are to blame, so that putting them aside helps.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            Self::Corrupt { .. } | Self::Panic(_) => true,
+            Self::Corrupt { .. } | Self::Lost | Self::Panic(_) => true,
             Self::Open { source, .. } => {
                 matches!(source, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_))
             }

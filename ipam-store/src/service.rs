@@ -78,8 +78,14 @@ impl Service {
     /// The directory cannot be used, or another process has the store open.
     pub fn open(directory: &Path, options: Options) -> Result<(Self, OpenReport), StoreError> {
         let attempt = || -> Result<_, StoreError> {
+            let existed = directory.join("db").exists();
             let mut store = SledStore::open(directory)?;
-            let contents = codec::read(&store.load()?, &options.boot_id)?;
+            let entries = store.load()?;
+            // The library takes a file that it cannot read at all for an empty one.
+            if existed && entries.is_empty() {
+                return Err(StoreError::Lost);
+            }
+            let contents = codec::read(&entries, &options.boot_id)?;
             Ok((store, contents))
         };
         let mut report = OpenReport::default();
@@ -363,3 +369,6 @@ impl Committer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

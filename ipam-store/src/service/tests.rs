@@ -1,0 +1,264 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{Arc, Mutex},
+};
+
+use proptest::prelude::*;
+use twill_ipam::{AssignRequest, OwnedBlock, ReleaseRequest};
+use twill_types::{AttachmentId, Family};
+
+use super::*;
+use crate::{Entry, MemoryStore};
+
+fn options(boot: &str) -> Options {
+    Options { boot_id: boot.into(), hold_freed: false }
+}
+
+fn id(n: u16) -> AttachmentId {
+    AttachmentId { network: "net".into(), container_id: format!("c{n}"), ifname: "eth0".into() }
+}
+
+fn request(n: u16) -> AssignRequest {
+    AssignRequest {
+        attachment: id(n),
+        pools: BTreeMap::from([(Family::V4, vec!["pool".to_owned()])]),
+        wanted: BTreeMap::new(),
+        netns: format!("/run/netns/{n}"),
+        netns_cookie: Some(u64::from(n)),
+        pod: Some("prod/web".into()),
+        foreign: None,
+        now_ms: 1,
+    }
+}
+
+fn release(n: u16) -> ReleaseRequest {
+    ReleaseRequest { attachment: id(n), sequence: None, netns_cookie: None }
+}
+
+fn block(text: &str) -> OwnedBlock {
+    OwnedBlock { block: text.parse().unwrap(), pool: "pool".into(), dedication: None }
+}
+
+/// A store whose commits fail while it is told so, and that outlives its service.
+#[derive(Debug, Clone, Default)]
+struct Shaky {
+    inner: Arc<Mutex<MemoryStore>>,
+    /// How many commits go well before one fails.
+    left: Arc<Mutex<Option<u32>>>,
+}
+
+impl Store for Shaky {
+    fn load(&mut self) -> Result<Vec<Entry>, StoreError> {
+        self.inner.lock().unwrap().load()
+    }
+
+    fn commit(&mut self, batch: &[Write]) -> Result<(), StoreError> {
+        let mut left = self.left.lock().unwrap();
+        match left.as_mut() {
+            Some(0) => {
+                *left = None;
+                Err(StoreError::Sync(std::io::ErrorKind::StorageFull.into()))
+            }
+            Some(more) => {
+                *more -= 1;
+                self.inner.lock().unwrap().commit(batch)
+            }
+            None => self.inner.lock().unwrap().commit(batch),
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (service, report) = Service::open(&store, options("a")).unwrap();
+    assert_eq!(report, OpenReport::default());
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    let given = service.assign(request(1)).unwrap();
+    service.assign(request(2)).unwrap();
+    service.release(release(2)).unwrap();
+    drop(service);
+    let (service, _) = Service::open(&store, options("a")).unwrap();
+    let record = service.lookup(&id(1)).unwrap().unwrap();
+    assert_eq!((record.addresses, record.sequence), (given.addresses.clone(), given.sequence));
+    assert_eq!(service.lookup(&id(2)).unwrap(), None);
+    assert_eq!(service.assign(request(1)).unwrap().addresses, given.addresses);
+    let third = service.assign(request(3)).unwrap();
+    assert!(third.sequence > given.sequence + 1, "numbers go up over a restart");
+}
+
+#[test]
+fn another_boot_begins_empty_and_the_numbers_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("store");
+    let (service, _) = Service::open(&store, options("a")).unwrap();
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    let before = service.assign(request(1)).unwrap();
+    drop(service);
+    let (service, report) = Service::open(&store, options("b")).unwrap();
+    assert_eq!(report.other_boot, 1);
+    assert_eq!((service.records().unwrap(), service.blocks().unwrap()), (vec![], vec![]));
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    assert!(service.assign(request(1)).unwrap().sequence > before.sequence);
+}
+
+#[test]
+fn a_damaged_store_is_put_aside_and_never_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    for number in 1..=2 {
+        let (service, _) = Service::open(&path, options("a")).unwrap();
+        service.set_block(block("10.0.0.0/29"), true).unwrap();
+        service.assign(request(1)).unwrap();
+        drop(service);
+        // A value under another key: every checksum of the file itself is right.
+        let mut store = SledStore::open(&path).unwrap();
+        let entries = store.load().unwrap();
+        let record = entries.iter().find(|(key, _)| key[0] == b'r').unwrap();
+        let mut moved = record.0.clone();
+        *moved.last_mut().unwrap() += 1;
+        store.commit(&[(moved, Some(record.1.clone()))]).unwrap();
+        drop(store);
+        let (service, report) = Service::open(&path, options("a")).unwrap();
+        let aside = directory.path().join(format!("store.corrupt-{number}"));
+        assert_eq!(report.set_aside.as_deref(), Some(aside.as_path()));
+        assert!(aside.join("db").exists());
+        assert_eq!(service.records().unwrap(), []);
+        drop(service);
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+    // Rubbish in the place of the database.
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("db"), vec![7; 4096]).unwrap();
+    std::fs::write(path.join("conf"), "rubbish").unwrap();
+    let opened = Service::open(&path, options("a"));
+    assert!(opened.as_ref().is_ok_and(|(_, report)| report.set_aside.is_some()), "{opened:?}");
+}
+
+#[test]
+fn a_batch_that_cannot_be_stored_is_answered_to_nobody() {
+    let shaky = Shaky::default();
+    let service = Service::with_store(Box::new(shaky.clone()), options("a")).unwrap();
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    let first = service.assign(request(1)).unwrap();
+    *shaky.left.lock().unwrap() = Some(0);
+    let error = service.assign(request(2)).unwrap_err();
+    assert!(matches!(error, AssignError::Store(StoreError::Batch)), "{error}");
+    // Memory is as the store is: the address is free, and the pod that had one keeps it.
+    assert_eq!(service.lookup(&id(2)).unwrap(), None);
+    assert_eq!(service.assign(request(1)).unwrap().addresses, first.addresses);
+    let second = service.assign(request(2)).unwrap();
+    assert_ne!(second.addresses, first.addresses);
+    *shaky.left.lock().unwrap() = Some(0);
+    assert!(service.release(release(1)).is_err());
+    assert_eq!(service.lookup(&id(1)).unwrap().unwrap().addresses, first.addresses);
+    service.release(release(1)).unwrap();
+}
+
+#[test]
+fn requests_that_wait_are_written_together_and_each_gets_an_address() {
+    let service =
+        Arc::new(Service::with_store(Box::<MemoryStore>::default(), options("a")).unwrap());
+    service.set_block(block("10.0.0.0/24"), true).unwrap();
+    let callers: Vec<_> = (0..16)
+        .map(|caller| {
+            let service = Arc::clone(&service);
+            std::thread::spawn(move || {
+                (0..16)
+                    .map(|n| service.assign(request(caller * 16 + n)).unwrap())
+                    .collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let given: Vec<IpAddr> = callers
+        .into_iter()
+        .flat_map(|caller| caller.join().unwrap())
+        .flat_map(|assignment| assignment.addresses)
+        .collect();
+    let distinct: BTreeSet<IpAddr> = given.iter().copied().collect();
+    assert_eq!((given.len(), distinct.len()), (256, 256));
+    assert!(service.assign(request(999)).is_err());
+}
+
+#[test]
+fn one_process_at_a_time_owns_the_store() {
+    use std::time::{Duration, Instant};
+
+    use crate::{LockError, OwnerLock};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("owner.lock");
+    let lock = OwnerLock::acquire(&path, "the first", Instant::now()).unwrap();
+    let soon = Instant::now() + Duration::from_millis(20);
+    let error = OwnerLock::acquire(&path, "the second", soon).unwrap_err();
+    assert!(matches!(&error, LockError::Held { .. }), "{error}");
+    assert!(error.to_string().contains("the first"), "{error}");
+    drop(lock);
+    OwnerLock::acquire(&path, "the second", Instant::now()).unwrap();
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Assign(u16),
+    Release(u16),
+    Fail(u32),
+    Crash,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => (0..12u16).prop_map(Action::Assign),
+        3 => (0..12u16).prop_map(Action::Release),
+        1 => (0..3u32).prop_map(Action::Fail),
+        1 => Just(Action::Crash),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever fails or dies in between: what was acknowledged is there, what was released does
+    /// not come back, and no address has two users.
+    #[test]
+    fn the_store_says_what_was_acknowledged(actions in proptest::collection::vec(action(), 1..80)) {
+        let shaky = Shaky::default();
+        let open = || Service::with_store(Box::new(shaky.clone()), options("a")).unwrap();
+        let mut service = open();
+        // Eight addresses for twelve pods.
+        service.set_block(block("10.0.0.0/29"), true).unwrap();
+        let mut model: BTreeMap<u16, Vec<IpAddr>> = BTreeMap::new();
+        for action in actions {
+            match action {
+                Action::Assign(n) => if let Ok(given) = service.assign(request(n)) {
+                    let had = model.insert(n, given.addresses.clone());
+                    prop_assert!(had.is_none_or(|had| had == given.addresses));
+                },
+                Action::Release(n) => if service.release(release(n)).is_ok() {
+                    model.remove(&n);
+                },
+                Action::Fail(after) => *shaky.left.lock().unwrap() = Some(after),
+                Action::Crash => {
+                    *shaky.left.lock().unwrap() = None;
+                    drop(service);
+                    service = open();
+                }
+            }
+            let records = service.records().unwrap();
+            let stored: BTreeMap<String, Vec<IpAddr>> = records
+                .into_iter()
+                .map(|record| (record.attachment.container_id, record.addresses))
+                .collect();
+            let wanted: BTreeMap<String, Vec<IpAddr>> =
+                model.iter().map(|(n, addresses)| (format!("c{n}"), addresses.clone())).collect();
+            prop_assert_eq!(&stored, &wanted);
+            let all: Vec<IpAddr> = stored.into_values().flatten().collect();
+            let distinct: BTreeSet<IpAddr> = all.iter().copied().collect();
+            prop_assert_eq!(all.len(), distinct.len());
+        }
+    }
+}
