@@ -2,12 +2,16 @@ use std::{
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tracing::warn;
 
 use crate::{Entry, Store, StoreError, Write};
+
+/// How long the library may hold on to a handle that was dropped.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// The store on sled 0.34.
 ///
@@ -85,17 +89,7 @@ impl Store for SledStore {
         self.db = None;
         let io = |source| StoreError::Directory { path: self.directory.clone(), source };
         std::fs::create_dir_all(&self.directory).map_err(io)?;
-        let db = guarded("opened", || {
-            sled::Config::default()
-                .path(&self.directory)
-                // Its default of 1 GiB is for databases; this one has some kilobytes.
-                .cache_capacity(16 * 1024 * 1024)
-                // Every batch is flushed by us; a thread that does it as well costs a start.
-                .flush_every_ms(None)
-                .open()
-                .map_err(|source| StoreError::Open { path: self.directory.clone(), source })
-        })?;
-        self.db = Some(db);
+        self.db = Some(open(&self.directory)?);
         let file_system = statfs(&self.directory).map_err(|errno| io(errno.into()))?;
         self.sync = if file_system.filesystem_type() == TMPFS_MAGIC {
             None
@@ -103,6 +97,34 @@ impl Store for SledStore {
             Some(File::open(self.directory.join("db")).map_err(io)?)
         };
         Ok(())
+    }
+}
+
+/// Opens the database. A handle that this process has just dropped lives on for a moment in a
+/// thread of the library, which holds its lock until then; other processes are kept away by the
+/// [`crate::OwnerLock`].
+fn open(directory: &Path) -> Result<sled::Db, StoreError> {
+    let until = Instant::now() + LET_GO;
+    loop {
+        let opened = guarded("opened", || {
+            sled::Config::default()
+                .path(directory)
+                // Its default of 1 GiB is for databases; this one has some kilobytes.
+                .cache_capacity(16 * 1024 * 1024)
+                // Every batch is flushed by us; a thread that does it as well costs a start.
+                .flush_every_ms(None)
+                .open()
+                .map_err(|source| StoreError::Open { path: directory.to_owned(), source })
+        });
+        match opened {
+            Err(StoreError::Open { source: sled::Error::Io(error), .. })
+                if error.to_string().contains("could not acquire lock")
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            other => return other,
+        }
     }
 }
 

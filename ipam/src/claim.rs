@@ -32,6 +32,19 @@ impl FromIterator<Block> for Taken {
 /// The block that a node should try to claim in a pool: the first free one from a place that
 /// depends on node and pool, so that nodes that start together do not meet at every block.
 ///
+/// ```
+/// use twill_ipam::{Taken, next_candidate};
+///
+/// let pool = "10.10.0.0/24".parse()?;
+/// let mut taken = Taken::default();
+/// for _ in 0..4 {
+///     let block = next_candidate(pool, 26, "node1", &taken).expect("three are free at least");
+///     taken.insert(block);
+/// }
+/// assert_eq!(next_candidate(pool, 26, "node1", &taken), None);
+/// # Ok::<(), twill_types::PrefixError>(())
+/// ```
+///
 /// A run of taken blocks is passed in one step for each claim in it, and a full pool is known
 /// after one round. `None` means that every block is taken.
 pub fn next_candidate(pool: Prefix, block_size: u8, node: &str, taken: &Taken) -> Option<Block> {

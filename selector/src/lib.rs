@@ -55,6 +55,18 @@ pub struct Selector {
 
 impl Selector {
     /// Reads a selector.
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    ///
+    /// use twill_selector::Selector;
+    ///
+    /// let labels = BTreeMap::from([("rack".to_owned(), "rack1".to_owned())]);
+    /// assert!(Selector::parse(r#"rack == "rack1" && !has(env)"#)?.matches(&labels));
+    /// // A label that is missing differs from every value.
+    /// assert!(Selector::parse("env != 'prod'")?.matches(&labels));
+    /// # Ok::<(), twill_selector::SelectorError>(())
+    /// ```
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         Ok(Self { expr: parse::parse(text)?, text: text.to_owned() })
     }

@@ -51,8 +51,17 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the alias of a host link says about whose it is. It is the identity of last resort: the
-/// store can be rebuilt from it.
+/// What the alias of a host link says about whose it is, as `ip link` shows it.
+///
+/// ```
+/// use twill_types::LinkAlias;
+///
+/// let alias: LinkAlias = "twill;seq=7;net=pods;id=0123abcd;if=eth0".parse()?;
+/// assert_eq!(alias.sequence, 7);
+/// # Ok::<(), twill_types::AttachmentError>(())
+/// ```
+///
+/// It is the identity of last resort: the store can be rebuilt from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkAlias {
     /// Whose link it is.

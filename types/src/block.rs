@@ -63,7 +63,13 @@ impl Block {
     }
 
     /// The name of the object (or file) whose creation claims this block: fixed width, so that the
-    /// same block has the same name everywhere. `10.10.0.64/26` is `0a0a0040-26`.
+    /// same block has the same name everywhere.
+    ///
+    /// ```
+    /// let block: twill_types::Block = "10.10.0.64/26".parse()?;
+    /// assert_eq!(block.claim_name(), "0a0a0040-26");
+    /// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+    /// ```
     pub fn claim_name(self) -> String {
         match self.0.address() {
             IpAddr::V4(v4) => format!("{:08x}-{}", v4.to_bits(), self.0.length()),

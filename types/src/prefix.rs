@@ -83,6 +83,16 @@ pub enum PrefixError {
 
 impl Prefix {
     /// A prefix from its parts; host bits are an error.
+    ///
+    /// ```
+    /// use twill_types::{Prefix, PrefixError};
+    ///
+    /// let pool: Prefix = "10.10.0.0/20".parse()?;
+    /// assert!(pool.covers("10.10.0.64/26".parse()?));
+    /// let error = "10.10.0.65/26".parse::<Prefix>().unwrap_err();
+    /// assert_eq!(error.to_string(), "10.10.0.65/26 has host bits set; write 10.10.0.64/26");
+    /// # Ok::<(), PrefixError>(())
+    /// ```
     pub fn new(address: IpAddr, length: u8) -> Result<Self, PrefixError> {
         let masked = Self::masked(address, length)?;
         if masked.address == address {

@@ -82,6 +82,3 @@ pub(crate) const fn family_of(afi: u16, safi: u8) -> Option<Family> {
         _ => None,
     }
 }
-
-#[cfg(test)]
-mod tests;
