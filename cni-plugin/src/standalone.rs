@@ -178,17 +178,17 @@ impl<'a> Standalone<'a> {
         Ok(())
     }
 
-    /// Gives addresses back. Nothing held is success.
+    /// Gives addresses back; false if there were none of this number.
     pub(crate) fn release(
         &self,
         attachment: &AttachmentId,
         sequence: Option<u64>,
         deadline: Deadline,
-    ) -> Result<(), StandaloneError> {
+    ) -> Result<bool, StandaloneError> {
         let owned = self.open(deadline)?;
         let request = ReleaseRequest { attachment: attachment.clone(), sequence };
         match owned.store.service().release(request) {
-            Ok(_) => Ok(()),
+            Ok(outcome) => Ok(!outcome.addresses.is_empty()),
             Err(source) => Err(owned.failed(source)),
         }
     }

@@ -26,10 +26,22 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     };
     let mut authority = Authority::new(&call.netconf, call.deadline.at_most(PATIENCE));
     let attachment = call.attachment();
-    let sequence = match del_pod(&attachment, None, netns.as_ref(), authority.del_mode())? {
+    let mode = authority.del_mode();
+    let sequence = match del_pod(&attachment, None, netns.as_ref(), mode)? {
         DelOutcome::Absent => None,
         DelOutcome::Removed { sequence } => sequence,
         DelOutcome::Newer { .. } => return Ok(()),
     };
-    authority.release(attachment, sequence)
+    let released = authority.release(attachment.clone(), sequence)?;
+    if released || sequence.is_none() {
+        return Ok(());
+    }
+    // A container that was started again under its old id has addresses with a higher number than
+    // its old link. If there is no new link, the ADD has died on the way to it.
+    match del_pod(&attachment, sequence, netns.as_ref(), mode)? {
+        DelOutcome::Newer { .. } => Ok(()),
+        DelOutcome::Absent | DelOutcome::Removed { .. } => {
+            authority.release(attachment, None).map(drop)
+        }
+    }
 }
