@@ -99,33 +99,35 @@ impl<'a> Authority<'a> {
         }
     }
 
-    /// Gives addresses back. Where the daemon does not take them, a tombstone does; where that
-    /// cannot be written either, the daemon finds out by itself that the pod is gone.
+    /// Gives addresses back; false if there were none of this number. Where the daemon does not
+    /// take them, a tombstone does; where that cannot be written either, the daemon finds out by
+    /// itself that the pod is gone.
     pub(crate) fn release(
         &mut self,
         attachment: AttachmentId,
         sequence: Option<u64>,
         netns_cookie: Option<u64>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let request = ReleaseRequest { attachment, sequence, netns_cookie };
         let alone = |standalone: &Standalone<'_>, wait| standalone.release(&request, wait);
-        if self.alone(alone)?.is_some() {
-            return Ok(());
+        if let Some(released) = self.alone(alone)? {
+            return Ok(released);
         }
         let release = |client: &mut Client, _| client.release(request.clone());
-        let Err(first) = self.daemon.ask(release) else {
-            return Ok(());
+        let first = match self.daemon.ask(release) {
+            Ok(released) => return Ok(!released.addresses.is_empty()),
+            Err(error) => error,
         };
         if !may_be_buried(&first) {
             tracing::warn!(error = %first, "twilld will not take the addresses back");
-            return Ok(());
+            return Ok(true);
         }
         tracing::debug!(error = %first, "leaving a tombstone");
         if let Err(error) = self.bury(&request) {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::warn!(%error, ?source, "twilld has to find out by itself that the pod is gone");
         }
-        Ok(())
+        Ok(true)
     }
 
     fn bury(&mut self, request: &ReleaseRequest) -> Result<(), SpoolError> {

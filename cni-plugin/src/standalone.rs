@@ -181,17 +181,17 @@ impl<'a> Standalone<'a> {
         Ok(names)
     }
 
-    /// Gives addresses back. Nothing held is success.
+    /// Gives addresses back; false if there were none of this number.
     pub(crate) fn release(
         &self,
         request: &message::ReleaseRequest,
         deadline: Deadline,
-    ) -> Result<(), StandaloneError> {
+    ) -> Result<bool, StandaloneError> {
         let owned = self.open(deadline)?;
         let message::ReleaseRequest { attachment, sequence, netns_cookie } = request.clone();
         let request = ReleaseRequest { attachment, sequence, netns_cookie };
         match owned.store.service().release(request) {
-            Ok(_) => Ok(()),
+            Ok(outcome) => Ok(!outcome.addresses.is_empty()),
             Err(source) => Err(owned.failed(source)),
         }
     }

@@ -93,7 +93,13 @@ impl Service {
             Ok(opened) => opened,
             Err(damage) if damage.is_damage() => {
                 let aside = set_aside(directory)?;
-                error!(error = %damage, moved_to = %aside.display(), "the store is damaged");
+                let cause = std::error::Error::source(&damage).map(ToString::to_string);
+                error!(
+                    error = %damage,
+                    cause = cause.unwrap_or_default(),
+                    moved_to = %aside.display(),
+                    "the store is damaged"
+                );
                 report.set_aside = Some(aside);
                 attempt()?
             }

@@ -1,5 +1,6 @@
 use std::{
     fs::File,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -89,6 +90,7 @@ impl Store for SledStore {
         self.db = None;
         let io = |source| StoreError::Directory { path: self.directory.clone(), source };
         std::fs::create_dir_all(&self.directory).map_err(io)?;
+        remove_half_snapshots(&self.directory).map_err(io)?;
         self.db = Some(open(&self.directory)?);
         let file_system = statfs(&self.directory).map_err(|errno| io(errno.into()))?;
         self.sync = if file_system.filesystem_type() == TMPFS_MAGIC {
@@ -128,6 +130,21 @@ fn open(directory: &Path) -> Result<sled::Db, StoreError> {
     }
 }
 
+/// Removes the snapshots that a process was writing when it was killed. The library takes one for
+/// the newest snapshot, and then the whole database for damaged; without it, it goes by the one
+/// before, which it removes only when the new one has its final name.
+fn remove_half_snapshots(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(b"snap.") && name.ends_with(b".generating") {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs code of the library, which panics on some kinds of damage.
 fn guarded<T>(
     what: &'static str,
@@ -135,4 +152,23 @@ fn guarded<T>(
 ) -> Result<T, StoreError> {
     // Nothing of ours is changed inside; the handle is dropped after an error.
     catch_unwind(AssertUnwindSafe(act)).unwrap_or(Err(StoreError::Panic(what)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_was_being_written_does_no_harm() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let entries = vec![(b"key".to_vec(), b"value".to_vec())];
+        let mut store = SledStore::open(&path).unwrap();
+        store.commit(&[(b"key".to_vec(), Some(b"value".to_vec()))]).unwrap();
+        drop(store);
+        for content in ["", "the first half of one"] {
+            std::fs::write(path.join("snap.00000000FFFFFFFF.generating"), content).unwrap();
+            assert_eq!(SledStore::open(&path).unwrap().load().unwrap(), entries);
+        }
+    }
 }

@@ -20,6 +20,9 @@ use twill_rpc::message::ReleaseRequest;
 
 use crate::server::chain;
 
+/// The file that is locked.
+const LOCK: &str = ".lock";
+
 /// How often a running daemon looks.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -35,15 +38,25 @@ impl Spool {
         let directory = run_dir.join("spool");
         fs::create_dir_all(&directory)?;
         let mut options = OpenOptions::new();
-        let file =
-            options.create(true).truncate(false).write(true).open(directory.join(".lock"))?;
+        let file = options.create(true).truncate(false).write(true).open(directory.join(LOCK))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| io::Error::from(errno))?;
         Ok(Self { directory, _lock: lock })
     }
 
-    /// Releases what the tombstones name, and removes them.
+    /// Releases what the tombstones name, and removes them. What a killed plugin has begun to
+    /// write goes as well: while the lock is held, nobody is writing who has waited for it.
     pub(crate) fn drain(&self, service: &Service) -> io::Result<usize> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(b".")
+                && name != LOCK
+                && let Err(error) = fs::remove_file(entry.path())
+            {
+                warn!(file = %entry.path().display(), %error, "left in the spool");
+            }
+        }
         drain(&self.directory, service)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
+mod crash;
 mod gc;
 mod host;
 mod ipam_plugin;
@@ -26,6 +27,16 @@ fn main() -> ExitCode {
         kit::lost_packets_are_counted,
         kit::a_lab_leaves_nothing,
         kit::a_killed_sandbox_leaves_nothing,
+        crash::del_undoes_an_add_killed_anywhere,
+        crash::an_add_killed_anywhere_may_be_repeated,
+        crash::a_second_add_killed_anywhere_harms_nothing,
+        crash::a_del_killed_anywhere_may_be_repeated,
+        crash::an_add_follows_a_del_killed_anywhere,
+        crash::a_restart_killed_anywhere_is_undone_or_repeated,
+        crash::a_del_without_daemon_killed_anywhere_may_be_repeated,
+        crash::alone_del_undoes_an_add_killed_anywhere,
+        crash::alone_an_add_killed_anywhere_may_be_repeated,
+        crash::alone_a_del_killed_anywhere_may_be_repeated,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,

@@ -255,11 +255,11 @@ pub(crate) fn a_killed_demo_leaves_nothing() -> Result<()> {
     let mut random = u64::from(std::process::id())
         .wrapping_add(u64::from(Instant::now().elapsed().subsec_nanos()));
     for signal in [Signal::SIGKILL, Signal::SIGINT, Signal::SIGKILL, Signal::SIGTERM] {
-        // xorshift: any moment of the two seconds that a demo takes.
+        // xorshift: any moment of the first two thirds of a demo, which takes two seconds.
         for shift in [13u32, 7, 17] {
             random ^= if shift == 7 { random >> shift } else { random << shift };
         }
-        let moment = Duration::from_millis(50 + random % 1800);
+        let moment = Duration::from_millis(50 + random % 1200);
         let mut child = sandbox::nested(&demo)
             .process_group(0)
             .stdin(Stdio::null())

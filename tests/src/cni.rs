@@ -85,6 +85,22 @@ impl Attachment {
     }
 }
 
+/// One call of one plugin: its environment, and the configuration for its standard input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// The variables.
+    pub environment: Vec<(String, String)>,
+    /// The network configuration.
+    pub netconf: Value,
+}
+
+impl Invocation {
+    /// The text for standard input.
+    pub fn stdin(&self) -> String {
+        self.netconf.to_string()
+    }
+}
+
 /// A network configuration list and where its plugins are: what a runtime has on a node.
 #[derive(Debug)]
 pub struct Runtime {
@@ -213,13 +229,35 @@ impl Runtime {
         plugin: &Value,
         result: Option<&Value>,
     ) -> Result<Value> {
-        let (kind, mut netconf) = self.netconf(plugin)?;
+        let kind = plugin["type"].as_str().context("a plugin has no type")?;
+        let call = self.invocation(command, attachment, plugin, result)?;
+        let output = self.execute(host, kind, &call.environment, call.stdin().as_bytes())?;
+        parse(command, kind, &output)
+    }
+
+    /// What the first plugin of the list is called with; DEL and CHECK with the result of the last
+    /// ADD.
+    pub fn first_call(&self, command: &str, attachment: &Attachment) -> Result<Invocation> {
+        let plugin = self.plugins()?.first().context("the list of plugins is empty")?;
+        let result = match command {
+            "ADD" => None,
+            _ => self.cache().get(&key(attachment)).cloned(),
+        };
+        self.invocation(command, attachment, plugin, result.as_ref())
+    }
+
+    fn invocation(
+        &self,
+        command: &str,
+        attachment: &Attachment,
+        plugin: &Value,
+        result: Option<&Value>,
+    ) -> Result<Invocation> {
+        let (_, mut netconf) = self.netconf(plugin)?;
         if let Some(result) = result {
             netconf["prevResult"] = result.clone();
         }
-        let environment = attachment.environment(command, &self.path);
-        let output = self.execute(host, kind, &environment, netconf.to_string().as_bytes())?;
-        parse(command, kind, &output)
+        Ok(Invocation { environment: attachment.environment(command, &self.path), netconf })
     }
 
     /// One execution with exactly this environment and input, for calls that no sane runtime

@@ -22,6 +22,9 @@ const TEST: &str = "TWILL_KERNEL_TEST";
 /// How long one test may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Another limit in seconds, for the long forms of tests.
+const LIMIT_VARIABLE: &str = "TWILL_TEST_LIMIT";
+
 /// A test: its name and what it does.
 pub struct Test {
     /// Its name.
@@ -92,7 +95,9 @@ fn run_process(name: &str) -> Result<()> {
     let mut command = helper(name)?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     let mut child = Guard(command.spawn().context("cannot start a test")?);
-    let status = wait_for("the test", LIMIT, || child.0.try_wait()?.context("it still runs"));
+    let limit = env::var(LIMIT_VARIABLE).ok().and_then(|seconds| seconds.parse().ok());
+    let limit = limit.map_or(LIMIT, Duration::from_secs);
+    let status = wait_for("the test", limit, || child.0.try_wait()?.context("it still runs"));
     drop(child);
     let text = read_lossy(&output);
     let _ = fs::remove_file(&output);

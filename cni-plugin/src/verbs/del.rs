@@ -15,11 +15,26 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         return Ok(delegate.del()?);
     }
     let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
-    let sequence = match del_pod(&attachment, None, netns.as_ref(), authority.del_mode())? {
+    let mode = authority.del_mode();
+    let sequence = match del_pod(&attachment, None, netns.as_ref(), mode)? {
         DelOutcome::Absent => None,
         DelOutcome::Removed { sequence } => sequence,
         DelOutcome::Newer { .. } => return Ok(()),
     };
-    let cookie = netns.and_then(|netns| netns.cookie().ok().flatten());
-    authority.release(attachment, sequence, cookie)
+    let cookie = netns.as_ref().and_then(|netns| netns.cookie().ok().flatten());
+    if sequence.is_none() {
+        return authority.release(attachment, None, cookie).map(drop);
+    }
+    // The link that is gone says whose addresses these are, wherever the path leads by now.
+    if authority.release(attachment.clone(), sequence, None)? {
+        return Ok(());
+    }
+    // A container that was started again under its old id has addresses with a higher number than
+    // its old link. If there is no new link, the ADD has died on the way to it.
+    match del_pod(&attachment, sequence, netns.as_ref(), mode)? {
+        DelOutcome::Newer { .. } => Ok(()),
+        DelOutcome::Absent | DelOutcome::Removed { .. } => {
+            authority.release(attachment, None, cookie).map(drop)
+        }
+    }
 }

@@ -67,7 +67,7 @@ fn remove(
         del_pod(&attachment, sequence, None, DelMode::Immediate)?;
     }
     match sequence {
-        Some(_) => authority.release(attachment, sequence, None),
+        Some(_) => authority.release(attachment, sequence, None).map(drop),
         None => Ok(()),
     }
 }

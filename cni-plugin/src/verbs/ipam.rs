@@ -36,7 +36,8 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let netns = call.netns_if_any()?;
     let cookie = netns.and_then(|netns| netns.cookie().ok().flatten());
-    Authority::new(&call.netconf, call.deadline_of_del()).release(call.attachment(), None, cookie)
+    let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
+    authority.release(call.attachment(), None, cookie).map(drop)
 }
 
 fn result(call: &Call, assigned: &Assigned) -> AddResult {
