@@ -9,6 +9,9 @@ ARCH := $(shell uname -m)
 PLUGIN_TARGET ?= $(ARCH)-unknown-linux-gnu
 PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 
+# What `make bench` does; BENCH="--rounds 1 --pods 16 --crowd 0" is over in seconds.
+BENCH ?= --out bench/results
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-pure test-kernel test-crash bench build plugin lint fmt tidy deny ci clean tools
 
@@ -33,8 +36,8 @@ test-crash: tools build ## the plugin killed at every one of its system calls (r
 	    $(CARGO) test --locked --package twill-tests --test kernel -- crash::
 
 bench: tools plugin ## ADD and DEL beside ptp + host-local, into bench/results/ (root)
-	$(CARGO) build --locked --release --bin twilld --bin twill-bench
-	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN)
+	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
+	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH)
 
 build: ## all programs, for demo and tests
 	$(CARGO) build --locked --workspace --bins
