@@ -134,6 +134,8 @@ impl Report {
         for (name, against) in [("the reference", "ptp"), ("the floor", "floor")] {
             text += &self.ratios(name, against);
         }
+        // Until its exec a child shares the caller's memory, and the kernel counts that as its own.
+        text += "\nOf the peak memory, what is no more than the floor's is the caller's own.";
         text += &format!("\nThe plugin's file: {:.2} MiB.", mib(self.plugin_bytes / 1024));
         if let Some(kib) = self.daemon_kib {
             text += &format!(" The daemon's peak memory: {:.1} MiB.", mib(kib));
