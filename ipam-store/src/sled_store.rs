@@ -3,12 +3,24 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{TMPFS_MAGIC, statfs},
+};
 use tracing::warn;
 
 use crate::{Entry, Store, StoreError, Write};
+
+/// The library's file in the store's directory.
+const DATABASE: &str = "db";
+
+/// How long closing a database may take, which mostly takes no time.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// The store on sled 0.34.
 ///
@@ -86,6 +98,7 @@ impl Store for SledStore {
         self.db = None;
         let io = |source| StoreError::Directory { path: self.directory.clone(), source };
         std::fs::create_dir_all(&self.directory).map_err(io)?;
+        wait_for_last_owner(&self.directory.join(DATABASE));
         remove_half_snapshots(&self.directory).map_err(io)?;
         let db = guarded("opened", || {
             sled::Config::default()
@@ -102,9 +115,25 @@ impl Store for SledStore {
         self.sync = if file_system.filesystem_type() == TMPFS_MAGIC {
             None
         } else {
-            Some(File::open(self.directory.join("db")).map_err(io)?)
+            Some(File::open(self.directory.join(DATABASE)).map_err(io)?)
         };
         Ok(())
+    }
+}
+
+/// Waits until nobody has the database open. Threads of the library hold on to it for a moment
+/// after its handle is dropped, also in this process; and it does not wait for its own lock.
+fn wait_for_last_owner(database: &Path) {
+    let deadline = Instant::now() + CLOSING;
+    // No database yet: nobody has it open.
+    let Ok(mut file) = File::open(database) else {
+        return;
+    };
+    while let Err((back, Errno::EWOULDBLOCK)) = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        && Instant::now() < deadline
+    {
+        file = back;
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -148,5 +177,19 @@ mod tests {
             std::fs::write(path.join("snap.00000000FFFFFFFF.generating"), content).unwrap();
             assert_eq!(SledStore::open(&path).unwrap().load().unwrap(), entries);
         }
+    }
+
+    #[test]
+    fn a_database_that_is_being_closed_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(SledStore::open(directory.path()).unwrap());
+        let file = File::open(directory.path().join(DATABASE)).unwrap();
+        let closing = Flock::lock(file, FlockArg::LockExclusive).unwrap();
+        let closer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(closing);
+        });
+        SledStore::open(directory.path()).unwrap();
+        closer.join().unwrap();
     }
 }
