@@ -70,7 +70,7 @@ fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
     }
     let parsed = Parsed::new(map)?;
     if command.has_attachment() {
-        variables.validate()?;
+        variables.validate(command)?;
     }
     command.allowed_in(version.get())?;
     let (netconf, problems) = parsed.netconf();
