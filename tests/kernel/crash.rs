@@ -132,7 +132,7 @@ fn sweep(step: usize, mut point: impl FnMut(usize) -> Result<bool>) -> Result<()
 }
 
 /// What a call that does its work makes at the least.
-const LEAST: usize = 150;
+const LEAST: usize = 80;
 
 /// A dual-stack node with its daemon.
 fn node() -> Result<Lab> {
