@@ -5,4 +5,4 @@
 
 pub mod netns;
 
-pub use netns::{Netns, NetnsError, in_netns, is_netns, netns_cookie};
+pub use netns::{AtPath, Netns, NetnsError, in_netns, is_netns, look, netns_cookie};
