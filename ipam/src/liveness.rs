@@ -187,13 +187,17 @@ impl Liveness {
         let mut seen = BTreeMap::new();
         for link in &facts.links {
             let record = owners.find(link);
+            let in_use = link.up || self.start.links.contains(&link.index);
             let leftover = match (&link.alias, record) {
+                (Some(LinkAlias { sequence: LinkAlias::WITHOUT_STORE, .. }), _) if in_use => {
+                    continue;
+                }
                 (Some(alias), Some(record)) if alias.sequence >= record.sequence => {
                     linked.insert(&record.attachment);
                     continue;
                 }
                 (Some(_), Some(_)) => Leftover::Superseded,
-                (Some(alias), None) if link.up || self.start.links.contains(&link.index) => {
+                (Some(alias), None) if in_use => {
                     let (link, alias) = (link.name.clone(), alias.clone());
                     verdict.troubles.push(Trouble::Unrecorded { link, alias });
                     continue;

@@ -91,6 +91,10 @@ pub enum Alias {
 }
 
 impl LinkAlias {
+    /// The sequence number of a link whose addresses no store knows of: those of another IPAM
+    /// plugin, or none. A store's own begin at 1.
+    pub const WITHOUT_STORE: u64 = 0;
+
     /// The longest alias that the kernel takes (`IFALIASZ` - 1).
     const MAX: usize = 255;
 

@@ -334,6 +334,22 @@ fn links_without_a_record() {
             ],
         ),
         (
+            "its addresses are another IPAM plugin's",
+            start(),
+            vec![
+                (0, vec![], vec![link(1, 0), down(2, 0)], ""),
+                (100, vec![], vec![link(1, 0), down(2, 0)], "if102 unrecorded"),
+            ],
+        ),
+        (
+            "its addresses are another IPAM plugin's, and it once had some of ours",
+            start(),
+            vec![
+                (0, vec![own(1, 3, Nothing)], vec![link(1, 0)], ""),
+                (100, vec![own(1, 3, Nothing)], vec![link(1, 0)], "c1.3 link-gone"),
+            ],
+        ),
+        (
             "without a name: no pod ever had it",
             inherited(),
             vec![
