@@ -234,6 +234,14 @@ impl Service {
         self.with(|allocator| allocator.records().cloned().collect())
     }
 
+    /// Number of the last assignment.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn sequence(&self) -> Result<u64, StoreError> {
+        self.with(|allocator| allocator.sequence())
+    }
+
     /// Begins a round of deleting links; see [`Service::end_round`].
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Who gets which address: the block allocator, the choice of pools, and where to claim blocks.
+//! Who gets which address, and how long: the block allocator, the choice of pools, where to claim
+//! blocks, and which allocations have outlived their pods.
 //!
 //! Promise: plans, no effects. Everything that changes is a [`Change`], the same value that the
 //! store writes and that [`Allocator::apply`] takes, so memory and disk cannot differ. Time is an
@@ -7,12 +8,16 @@
 mod allocator;
 mod block;
 mod claim;
+mod liveness;
 mod pool;
 mod request;
 
 pub use allocator::{Allocator, Change, Plan};
 pub use block::BlockState;
 pub use claim::{Taken, next_candidate, should_claim_ahead};
+pub use liveness::{
+    Death, Facts, Leftover, LinkFact, Liveness, PathFact, RecordFact, Start, Trouble, Verdict,
+};
 pub use pool::{Eligibility, PoolView, eligibility};
 pub use request::{
     AssignRequest, Assignment, BlockSummary, ForeignUse, OwnedBlock, Record, Refusal,

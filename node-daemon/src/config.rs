@@ -23,6 +23,8 @@ pub struct Config {
     pub bgp: Bgp,
     /// How learned routes go into the kernel.
     pub fib: FibSettings,
+    /// How pods are found that are gone without a DEL.
+    pub reconcile: Reconcile,
     /// The HTTP endpoint.
     pub metrics: Metrics,
     /// Logging.
@@ -85,6 +87,18 @@ pub enum Switch {
     Off,
 }
 
+/// `reconcile:`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Reconcile {
+    /// How often addresses and links are compared with the pods that are there, in seconds, 1 to
+    /// 3600.
+    pub interval_seconds: u64,
+    /// How long a pod has to be gone until its addresses are free again, in seconds, 1 to 86400.
+    /// Should not be shorter than an ADD may take (`timeoutSeconds` of the plugin, 120 at most).
+    pub grace_seconds: u64,
+}
+
 /// `metrics:`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -138,6 +152,7 @@ impl Default for Config {
             datastore: Datastore::default(),
             bgp: Bgp::default(),
             fib: FibSettings::default(),
+            reconcile: Reconcile::default(),
             metrics: Metrics::default(),
             log: Log::default(),
         }
@@ -153,6 +168,12 @@ impl Default for Datastore {
 impl Default for FibSettings {
     fn default() -> Self {
         Self { metric: 512, nexthop_objects: Switch::Auto, nexthop_compat: Switch::On }
+    }
+}
+
+impl Default for Reconcile {
+    fn default() -> Self {
+        Self { interval_seconds: 60, grace_seconds: 120 }
     }
 }
 
@@ -212,6 +233,14 @@ impl Config {
                         use auto or off"
                 .to_owned());
         }
+        for (key, value, most) in [
+            ("intervalSeconds", config.reconcile.interval_seconds, 3600),
+            ("graceSeconds", config.reconcile.grace_seconds, 86_400),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err(format!("reconcile.{key} is {value}; use 1 to {most}"));
+            }
+        }
         Ok(config)
     }
 
@@ -242,12 +271,14 @@ mod tests {
             "nodeName: node1\nstateDir: /s\nrunDir: /r\n\
              datastore: {type: file, directory: /d, shared: true}\n\
              bgp: {listenPort: 1179}\nfib: {metric: 600, nexthopObjects: auto, nexthopCompat: on}\n\
+             reconcile: {intervalSeconds: 5, graceSeconds: 130}\n\
              metrics: {listen: \"127.0.0.1:9190\"}\nlog: {level: debug, format: text}\n",
         )
         .unwrap();
         assert_eq!(config.node_name.as_deref(), Some("node1"));
         assert!(config.datastore.shared);
         assert_eq!(config.fib.metric, 600);
+        assert_eq!(config.reconcile, Reconcile { interval_seconds: 5, grace_seconds: 130 });
         assert_eq!(config.log.format, LogFormat::Text);
     }
 
@@ -258,6 +289,9 @@ mod tests {
             ("bgp:\n  listenPort: x\n", &["line 2", "listenPort: x"]),
             ("bgp:\n  listenPort: 0\n", &["line 2", "nonzero"]),
             ("fib: {metric: 0}", &["fib.metric 0", "1 to 4294967294"]),
+            ("reconcile: {graceSeconds: 0}", &["reconcile.graceSeconds is 0", "1 to 86400"]),
+            ("reconcile: {intervalSeconds: 3601}", &["intervalSeconds is 3601", "1 to 3600"]),
+            ("reconcile: {grace: 1}", &["line 1", "grace", "graceSeconds"]),
             ("datastore: {type: etcd}", &["line 1", "etcd", "file"]),
             ("metrics: {listen: here}", &["line 1", "here"]),
         ] {

@@ -25,6 +25,7 @@ mod ipam;
 mod metrics;
 mod node;
 mod reaper;
+mod reconcile;
 mod routes;
 mod server;
 mod spool;

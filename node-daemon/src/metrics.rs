@@ -12,6 +12,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use twill_ipam::{Death, Leftover};
 use twill_rpc::message::{IpamStatus, NodeStatus};
 
 /// The kinds of request that the plugin makes.
@@ -32,13 +33,20 @@ struct PoolLabels {
     pool: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
 type HistogramFamily = Family<RequestLabels, Histogram, fn() -> Histogram>;
 
 /// The metrics of this process. Counters live as long as it; gauges are set from a status at each
-/// scrape, so a peer or pool that is gone has no stale series.
-#[derive(Debug)]
+/// scrape, so a peer or pool that is gone has no stale series. Clones are the same metrics.
+#[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     requests: HistogramFamily,
+    reclaimed: Family<ReasonLabels, Counter>,
+    links_reclaimed: Family<ReasonLabels, Counter>,
 }
 
 impl Metrics {
@@ -47,7 +55,20 @@ impl Metrics {
         let requests = HistogramFamily::new_with_constructor(|| {
             Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
         });
-        Self { requests }
+        Self { requests, reclaimed: Family::default(), links_reclaimed: Family::default() }
+    }
+
+    /// Counts addresses that came back without a DEL.
+    pub(crate) fn reclaimed(&self, reason: Death, addresses: usize) {
+        let labels = ReasonLabels { reason: reason.as_str() };
+        let count = u64::try_from(addresses).unwrap_or(u64::MAX);
+        self.reclaimed.get_or_create(&labels).inc_by(count);
+    }
+
+    /// Counts one link that was removed without a DEL.
+    pub(crate) fn link_reclaimed(&self, reason: Leftover) {
+        let labels = ReasonLabels { reason: reason.as_str() };
+        self.links_reclaimed.get_or_create(&labels).inc();
     }
 
     /// Counts and times one request of the plugin.
@@ -62,6 +83,16 @@ impl Metrics {
     pub(crate) fn render(&self, status: &NodeStatus, ipam: &IpamStatus) -> String {
         let mut registry = Registry::with_prefix("twill");
         registry.register("request_seconds", "Requests of the CNI plugin", self.requests.clone());
+        registry.register(
+            "ipam_reclaimed",
+            "Addresses of pods that were gone without a DEL",
+            self.reclaimed.clone(),
+        );
+        registry.register(
+            "links_reclaimed",
+            "Links of ADDs that died, removed without a DEL",
+            self.links_reclaimed.clone(),
+        );
         register_peers(&mut registry, status);
         register_ipam(&mut registry, ipam);
         let routes: Gauge = Gauge::default();

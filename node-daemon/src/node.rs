@@ -1,6 +1,12 @@
 //! Which tasks there are, and what they tell each other.
 
-use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use tokio::{
@@ -27,6 +33,7 @@ use crate::{
     ipam::{Ipam, View, now_ms},
     metrics::Metrics,
     reaper,
+    reconcile::{self, Reconcile},
     routes::{KernelRoutes, Routes, Sources, State},
     server, spool,
 };
@@ -58,8 +65,12 @@ struct Wires {
     /// By `routes`: what is in the kernel, and who else claims to be where our blocks are.
     installed: watch::Sender<Arc<KernelRoutes>>,
     conflicts: watch::Sender<BTreeMap<Prefix, String>>,
+    reconcile_problems: watch::Sender<Vec<String>>,
     /// An address was released, and its link waits to be deleted.
     released: Arc<Notify>,
+    /// By `routes`: the kernel took a pod's link away.
+    pod_links_lost: Arc<Notify>,
+    metrics: Metrics,
 }
 
 impl Wires {
@@ -74,7 +85,10 @@ impl Wires {
             bgp_problems: watch::Sender::default(),
             installed: watch::Sender::default(),
             conflicts: watch::Sender::default(),
+            reconcile_problems: watch::Sender::default(),
             released: Arc::new(Notify::new()),
+            pod_links_lost: Arc::new(Notify::new()),
+            metrics: Metrics::new(),
         }
     }
 }
@@ -118,9 +132,11 @@ impl Node<'_> {
         let claims = self.claims(&wires, store, queue);
         let routes = self.routes(&wires, kernel, report_queue);
         let bgp = self.bgp(&wires, restarting, reports);
+        let reconcile = self.reconcile(&wires)?;
         tasks.spawn(async move { claims.run().await.context("claims failed") });
         tasks.spawn(async move { routes.run().await.context("routes failed") });
         tasks.spawn(async move { bgp.run().await.context("BGP failed") });
+        endless(tasks, reconcile.run());
         self.start_helpers(wires, tasks);
         Ok(api)
     }
@@ -158,9 +174,11 @@ impl Node<'_> {
             speaker: wires.speaker.subscribe(),
             resources: self.resources.clone(),
             installed: wires.installed.subscribe(),
-            problems: vec![wires.claim_problems.subscribe(), wires.bgp_problems.subscribe()],
+            problems: [&wires.claim_problems, &wires.bgp_problems, &wires.reconcile_problems]
+                .map(watch::Sender::subscribe)
+                .into(),
             conflicts: wires.conflicts.subscribe(),
-            metrics: Metrics::new(),
+            metrics: wires.metrics.clone(),
             released: Arc::clone(&wires.released),
         }
     }
@@ -201,8 +219,23 @@ impl Node<'_> {
             speaker: wires.speaker.subscribe(),
             installed: wires.installed.clone(),
             conflicts: wires.conflicts.clone(),
+            pod_links_lost: Arc::clone(&wires.pod_links_lost),
             state: State::adopt(kernel.adopted),
         }
+    }
+
+    fn reconcile(&self, wires: &Wires) -> anyhow::Result<Reconcile> {
+        let settings = &self.config.reconcile;
+        Ok(Reconcile {
+            liveness: reconcile::begin(&self.service, Duration::from_secs(settings.grace_seconds))?,
+            service: Arc::clone(&self.service),
+            interval: Duration::from_secs(settings.interval_seconds),
+            started: Instant::now(),
+            pod_links_lost: Arc::clone(&wires.pod_links_lost),
+            released: Arc::clone(&wires.released),
+            problems: wires.reconcile_problems.clone(),
+            metrics: wires.metrics.clone(),
+        })
     }
 
     fn bgp(&self, wires: &Wires, restarting: bool, reports: mpsc::UnboundedSender<Report>) -> Bgp {

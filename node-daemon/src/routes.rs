@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::block_in_place,
 };
 use tracing::{debug, info, warn};
@@ -21,7 +21,7 @@ use twill_dataplane::{
     fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Resolved, diff},
     watch::{Event, Events},
 };
-use twill_types::{Family, Prefix};
+use twill_types::{Family, Prefix, is_host_link_name};
 
 use crate::{bgp::Current, claims::OwnedBlocks, server::chain};
 
@@ -52,6 +52,8 @@ pub(crate) struct Routes {
     /// What is in the kernel, for those who want to know.
     pub(crate) installed: watch::Sender<Arc<KernelRoutes>>,
     pub(crate) conflicts: watch::Sender<BTreeMap<Prefix, String>>,
+    /// The kernel took a pod's link away.
+    pub(crate) pod_links_lost: Arc<Notify>,
     pub(crate) state: State,
 }
 
@@ -201,8 +203,13 @@ impl Routes {
     async fn event(&mut self, event: Event) -> Result<(), Error> {
         let (blocks, routes) = match &event {
             // Pods come and go; their links and host routes carry nothing that is learned.
+            Event::LinkDeleted(link) if is_host_link_name(&link.name) => {
+                // Without a DEL, which gives it another name: its namespace is gone.
+                self.pod_links_lost.notify_one();
+                return Ok(());
+            }
             Event::LinkChanged(link) | Event::LinkDeleted(link)
-                if link.name.starts_with("twl") || link.is_doomed() =>
+                if is_host_link_name(&link.name) || link.is_doomed() =>
             {
                 return Ok(());
             }
@@ -221,6 +228,9 @@ impl Routes {
             | Event::AddressRemoved { .. } => (false, true),
         };
         debug!(?event, "the kernel has changed");
+        if event == Event::Resync {
+            self.pod_links_lost.notify_one();
+        }
         if blocks {
             self.sync_blocks()?;
         }

@@ -6,4 +6,4 @@
 pub mod child;
 pub mod netns;
 
-pub use netns::{Netns, NetnsError, in_netns, is_netns, netns_cookie};
+pub use netns::{AtPath, Netns, NetnsError, in_netns, is_netns, look, netns_cookie};

@@ -137,6 +137,42 @@ pub fn in_netns<T: Send>(
     })
 }
 
+/// What is at a path that a network namespace was once mounted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtPath {
+    /// A namespace, with its cookie where this kernel tells it.
+    Namespace(Option<u64>),
+    /// Something that is no namespace. It may be one for others, whose mount does not reach this
+    /// process.
+    Plain,
+    /// Nothing. It may be something for others, whose file system this process does not see.
+    Nothing,
+}
+
+/// Looks at a path without opening anything that is no namespace.
+///
+/// # Errors
+/// It cannot be told what is there.
+pub fn look(path: &Path) -> Result<AtPath, NetnsError> {
+    match statfs(path) {
+        Ok(stat) if is_nsfs(stat.filesystem_type()) => {}
+        Ok(_) => return Ok(AtPath::Plain),
+        Err(Errno::ENOENT) => return Ok(AtPath::Nothing),
+        Err(errno) => {
+            return Err(NetnsError::Open { path: path.to_owned(), source: errno.into() });
+        }
+    }
+    match Netns::open(path) {
+        Ok(netns) => Ok(AtPath::Namespace(netns.cookie()?)),
+        // It went away between the two looks.
+        Err(NetnsError::NotANamespace { .. }) => Ok(AtPath::Plain),
+        Err(NetnsError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(AtPath::Nothing)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether there is a namespace at `path`. A pod's namespace whose mount does not reach this
 /// process reads as an empty plain file, and a path that is gone is no namespace either.
 pub fn is_netns(path: &Path) -> bool {
@@ -245,5 +281,12 @@ mod tests {
         assert!(is_netns(Path::new("/proc/self/ns/net")));
         assert!(matches!(Netns::open(plain), Err(NetnsError::NotANamespace { .. })));
         assert!(matches!(Netns::open("/nonexistent"), Err(NetnsError::Open { .. })));
+
+        let own = Path::new("/proc/self/ns/net");
+        let cookie = Netns::current().unwrap().cookie().unwrap();
+        assert_eq!(look(own).unwrap(), AtPath::Namespace(cookie));
+        assert_eq!(look(plain).unwrap(), AtPath::Plain);
+        assert_eq!(look(Path::new("/nonexistent")).unwrap(), AtPath::Nothing);
+        assert!(look(Path::new("/proc/self/status/below")).is_err());
     }
 }

@@ -44,7 +44,17 @@ impl fmt::Display for AttachmentId {
 /// The name of a pod's host link: `twl` and 48 bits of a hash, 15 bytes, the most that the kernel
 /// takes (`IFNAMSIZ`).
 pub fn host_link_name(id: &AttachmentId) -> String {
-    format!("twl{}", hex(&id.digest()[..6]))
+    format!("{HOST_LINK_PREFIX}{}", hex(&id.digest()[..6]))
+}
+
+const HOST_LINK_PREFIX: &str = "twl";
+
+/// Whether a name has exactly the form that [`host_link_name`] gives: what merely begins like one
+/// (`twlan0`) is somebody else's.
+pub fn is_host_link_name(name: &str) -> bool {
+    name.strip_prefix(HOST_LINK_PREFIX).is_some_and(|digits| {
+        digits.len() == 12 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -81,6 +91,10 @@ pub enum Alias {
 }
 
 impl LinkAlias {
+    /// The sequence number of a link whose addresses no store knows of: those of another IPAM
+    /// plugin, or none. A store's own begin at 1.
+    pub const WITHOUT_STORE: u64 = 0;
+
     /// The longest alias that the kernel takes (`IFALIASZ` - 1).
     const MAX: usize = 255;
 
@@ -158,7 +172,10 @@ mod tests {
                 .map(host_link_name)
                 .collect();
         assert_eq!(names.len(), 4);
-        assert!(names.iter().all(|name| name.len() == 15));
+        assert!(names.iter().all(|name| name.len() == 15 && is_host_link_name(name)));
+        for name in ["twlan0", "twl", "twl0123456789ag", "twl0123456789AB", "twd0123456789ab"] {
+            assert!(!is_host_link_name(name), "{name}");
+        }
     }
 
     #[test]

@@ -10,7 +10,9 @@ mod block;
 mod prefix;
 
 pub use asn::{Asn, AsnError};
-pub use attachment::{Alias, AttachmentError, AttachmentId, LinkAlias, host_link_name};
+pub use attachment::{
+    Alias, AttachmentError, AttachmentId, LinkAlias, host_link_name, is_host_link_name,
+};
 pub use block::{Block, BlockError, Dedication};
 pub use prefix::{Family, Prefix, PrefixError};
 

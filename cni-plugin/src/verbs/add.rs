@@ -8,7 +8,7 @@ use twill_dataplane::{
     pod::{self, PodLink, PodLinkUp, PodRoute},
 };
 use twill_rpc::message::{AssignRequest, EndpointUp};
-use twill_types::Family;
+use twill_types::{Family, LinkAlias};
 
 use super::Call;
 use crate::{
@@ -18,10 +18,6 @@ use crate::{
     error::Error,
     result::{AddResult, Interface, PodAddress, ResultLink, ResultRoute},
 };
-
-/// The sequence number of a link whose addresses the store knows nothing of: the store's own begin
-/// at 1.
-const WITHOUT_STORE: u64 = 0;
 
 /// Who has given the addresses, and takes them back.
 enum Source<'a> {
@@ -157,7 +153,7 @@ impl Default for Granted {
             addresses: Vec::new(),
             routes: Vec::new(),
             dns: None,
-            sequence: WITHOUT_STORE,
+            sequence: LinkAlias::WITHOUT_STORE,
             mtu: None,
         }
     }

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
 use nix::errno::Errno;
 use twill_sys::Netns;
-use twill_types::{AttachmentId, DELETE_GROUP, Prefix, host_link_name};
+use twill_types::{AttachmentId, DELETE_GROUP, Family, Prefix, host_link_name};
 
+use super::list::host_routes;
 use crate::{
     Error,
     link::{BATCH_GROUP, Link, Owner},
-    message,
+    message::{self, RouteFilter},
     netlink::Socket,
 };
 
@@ -85,6 +86,25 @@ pub fn del_pod(
         }
     }
     Ok(DelOutcome::Removed { sequence: found })
+}
+
+/// Removes a link that [`super::host_links`] found, as a deferred DEL does, for those that no DEL
+/// comes for. By its index, so no later link of the same name is hit. `false` if it is gone, or if
+/// somebody is at work on it: it has another name, alias or state by now.
+pub fn remove_leftover(found: &Link) -> Result<bool, Error> {
+    let mut socket = Socket::open()?;
+    let state = |link: &Link| (link.name.clone(), link.alias.clone(), link.up, link.group);
+    let link = match socket.link(found.index)? {
+        Some(link) if state(&link) == state(found) => link,
+        _ => return Ok(false),
+    };
+    let mut addresses = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let filter = RouteFilter { ours: true, link: Some(link.index) };
+        addresses.extend(host_routes(&socket.routes(family, filter)?, link.index));
+    }
+    clear_host(&mut socket, &link, &addresses)?;
+    Ok(true)
 }
 
 /// Takes addresses and name off the pod's end, so that an ADD for the same namespace and interface

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use twill_types::{Family, LinkAlias};
+use twill_types::{Family, LinkAlias, is_host_link_name};
 
 use crate::{Error, Link, message::RouteFilter, netlink::Socket, route::Route};
 
@@ -17,32 +17,42 @@ pub struct FoundPodLink {
     pub addresses: Vec<IpAddr>,
 }
 
-/// The host ends of pods, without those that only wait to be deleted.
+/// The host ends of pods, without those that only wait to be deleted. One dump of the kernel.
+pub fn host_links() -> Result<Vec<Link>, Error> {
+    ours(&mut Socket::open()?)
+}
+
+fn ours(socket: &mut Socket) -> Result<Vec<Link>, Error> {
+    let mut links = socket.links(true)?;
+    links.retain(|link| {
+        !link.is_doomed()
+            && (link.twill_alias().is_some()
+                || link.alias.is_none() && is_host_link_name(&link.name))
+    });
+    Ok(links)
+}
+
+/// The same with the addresses that the node routes to each.
 pub fn pod_links() -> Result<Vec<FoundPodLink>, Error> {
     let mut socket = Socket::open()?;
-    let links = socket.links(true)?;
+    let links = ours(&mut socket)?;
     let mut routes: Vec<Route> = Vec::new();
     for family in [Family::V4, Family::V6] {
         routes.extend(socket.routes(family, RouteFilter { ours: true, link: None })?);
     }
-    let ours = |link: &Link| {
-        !link.is_doomed()
-            && (link.twill_alias().is_some()
-                || link.alias.is_none() && link.name.starts_with(HOST_LINK_PREFIX))
-    };
-    let found = links.into_iter().filter(ours).map(|link| {
-        let host_route = |route: &&Route| {
-            route.prefix.length() == route.prefix.family().bits()
-                && route
-                    .next_hops
-                    .iter()
-                    .any(|hop| hop.ifindex == link.index && hop.gateway.is_none())
-        };
-        let addresses = routes.iter().filter(host_route).map(|r| r.prefix.address()).collect();
-        FoundPodLink { alias: link.twill_alias(), addresses, link }
+    let found = links.into_iter().map(|link| FoundPodLink {
+        alias: link.twill_alias(),
+        addresses: host_routes(&routes, link.index),
+        link,
     });
     Ok(found.collect())
 }
 
-/// How the names of host ends begin.
-const HOST_LINK_PREFIX: &str = "twl";
+/// The addresses that these routes lead to directly behind a link.
+pub(super) fn host_routes(routes: &[Route], index: u32) -> Vec<IpAddr> {
+    let host_route = |route: &&Route| {
+        route.prefix.length() == route.prefix.family().bits()
+            && route.next_hops.iter().any(|hop| hop.ifindex == index && hop.gateway.is_none())
+    };
+    routes.iter().filter(host_route).map(|route| route.prefix.address()).collect()
+}

@@ -1,7 +1,8 @@
 use std::time::{Duration, Instant};
 
 use twill_dataplane::pod::{
-    DelMode, DelOutcome, PodLink, check_pod, del_pod, delete_group_links, pod_links,
+    DelMode, DelOutcome, PodLink, check_pod, del_pod, delete_group_links, host_links, pod_links,
+    prepare, remove_leftover,
 };
 
 use crate::common::*;
@@ -151,5 +152,47 @@ fn links_are_deleted_in_batches() {
         assert_eq!(delete_group_links(10).unwrap(), 3);
         assert_eq!(ip("-o link show").lines().count(), 1);
         assert_eq!(delete_group_links(10).unwrap(), 0);
+    });
+}
+
+#[test]
+fn a_leftover_goes_as_by_a_del_and_nothing_else_does() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5", "fd00:10::5"]);
+        // What merely begins like one of ours, and one whose ADD died before it gave it a name.
+        ip("link add twlan0 type veth peer name other");
+        let dead = twill_types::host_link_name(&attachment("b"));
+        ip(&format!("link add {dead} type veth peer name dead"));
+        add(&link, &pod);
+        let names = |links: Vec<twill_dataplane::Link>| {
+            let mut names: Vec<_> = links.into_iter().map(|link| link.name).collect();
+            names.sort();
+            names
+        };
+        let mut ours = vec![link.host_ifname(), dead.clone()];
+        ours.sort();
+        assert_eq!(names(host_links().unwrap()), ours);
+
+        // It has changed since it was found: an ADD has gone on with it.
+        let found = host_links().unwrap();
+        ip(&format!("link set {dead} alias twill;seq=1;net=n;id=c;if=e"));
+        ip(&format!("link set {} down", link.host_ifname()));
+        for link in &found {
+            assert!(!remove_leftover(link).unwrap(), "{link:?}");
+        }
+        ip(&format!("link set {} up", link.host_ifname()));
+        for link in &host_links().unwrap() {
+            assert!(remove_leftover(link).unwrap(), "{link:?}");
+        }
+        assert_eq!(host_links().unwrap(), []);
+        assert_eq!(ip("route show proto 116"), "");
+        assert_eq!(ip("-6 route show proto 116"), "");
+        assert_eq!(delete_group_links(10).unwrap(), 2);
+        assert!(!ip_in(&pod, "-o link show").contains("eth0"));
+        assert!(found.iter().all(|link| !remove_leftover(link).unwrap()), "they are gone");
+        ip("link show twlan0");
+        // The pod can be attached again.
+        drop(prepare(&link, &pod).unwrap());
     });
 }

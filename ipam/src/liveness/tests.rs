@@ -1,0 +1,411 @@
+use PathFact::{Another, Nothing, Plain, Same, Unknown};
+
+use super::*;
+
+const GRACE: u64 = 100;
+
+/// The last assignment before the process.
+const BEFORE: u64 = 10;
+
+fn id(n: u8) -> AttachmentId {
+    AttachmentId { network: "n".into(), container_id: format!("c{n}"), ifname: "eth0".into() }
+}
+
+fn record(n: u8, sequence: u64, foreign: bool, path: PathFact) -> RecordFact {
+    let record = Record {
+        attachment: id(n),
+        addresses: vec![[10, 0, 0, n].into()],
+        sequence,
+        netns: format!("/run/netns/{n}"),
+        netns_cookie: Some(n.into()),
+        pod: None,
+        foreign,
+        created_ms: 0,
+    };
+    RecordFact { record, path }
+}
+
+/// With a link of ours.
+fn own(n: u8, sequence: u64, path: PathFact) -> RecordFact {
+    record(n, sequence, false, path)
+}
+
+/// With another plugin's interface.
+fn foreign(n: u8, sequence: u64, path: PathFact) -> RecordFact {
+    record(n, sequence, true, path)
+}
+
+/// The host end of an attachment, up; its index is 100 and the attachment's number.
+fn link(n: u8, sequence: u64) -> LinkFact {
+    LinkFact {
+        index: 100 + u32::from(n),
+        name: host_link_name(&id(n)),
+        alias: Some(LinkAlias::new(&id(n), sequence)),
+        up: true,
+    }
+}
+
+fn down(n: u8, sequence: u64) -> LinkFact {
+    LinkFact { up: false, ..link(n, sequence) }
+}
+
+fn unnamed(n: u8) -> LinkFact {
+    LinkFact { alias: None, up: false, ..link(n, 0) }
+}
+
+fn start() -> Start {
+    Start { sequence: BEFORE, ..Start::default() }
+}
+
+fn text(verdict: &Verdict) -> String {
+    let dead = verdict.dead.iter().map(|(record, death)| {
+        format!("{}.{} {}", record.attachment.container_id, record.sequence, death.as_str())
+    });
+    let leftovers =
+        verdict.leftovers.iter().map(|(index, why)| format!("if{index} {}", why.as_str()));
+    let troubles = verdict.troubles.iter().map(|trouble| match trouble {
+        Trouble::Blind { path } => format!("blind {path}"),
+        Trouble::Unrecorded { alias, .. } => format!("unrecorded .{}", alias.sequence),
+    });
+    dead.chain(leftovers).chain(troubles).collect::<Vec<_>>().join(", ")
+}
+
+/// Looks, each with its time and what has to come of it.
+type Looks = Vec<(u64, Vec<RecordFact>, Vec<LinkFact>, &'static str)>;
+
+fn check(name: &str, start: Start, looks: Looks) {
+    let mut liveness = Liveness::new(GRACE, start);
+    for (now, records, links, expected) in looks {
+        let verdict = liveness.look(&Facts { records, links }, now);
+        assert_eq!(text(&verdict), expected, "{name}, at {now}");
+    }
+}
+
+#[test]
+fn records_with_a_link_of_ours() {
+    let cases: Vec<(&str, Looks)> = vec![
+        (
+            "a link is life, whatever the path says",
+            [Same, Another, Nothing, Unknown]
+                .into_iter()
+                .enumerate()
+                .map(|(n, path)| (n as u64 * 200, vec![own(1, 1, path)], vec![link(1, 1)], ""))
+                .collect(),
+        ),
+        (
+            "so is a link of a later ADD",
+            vec![
+                (0, vec![own(1, 1, Nothing)], vec![link(1, 2)], ""),
+                (200, vec![own(1, 1, Nothing)], vec![link(1, 2)], ""),
+            ],
+        ),
+        (
+            "no link in two looks across the grace period",
+            vec![
+                (0, vec![own(1, 1, Unknown)], vec![], ""),
+                (99, vec![own(1, 1, Unknown)], vec![], ""),
+                (100, vec![own(1, 1, Unknown)], vec![], "c1.1 link-gone"),
+            ],
+        ),
+        (
+            "it is told again until the record is gone",
+            vec![
+                (0, vec![own(1, 1, Nothing)], vec![], ""),
+                (150, vec![own(1, 1, Nothing)], vec![], "c1.1 link-gone"),
+                (200, vec![own(1, 1, Nothing)], vec![], "c1.1 link-gone"),
+                (300, vec![], vec![], ""),
+            ],
+        ),
+        (
+            "an ADD is under way, or somebody deleted the link: the namespace lives",
+            vec![(0, vec![own(1, 1, Same)], vec![], ""), (200, vec![own(1, 1, Same)], vec![], "")],
+        ),
+        (
+            "a sign of life in between begins anew",
+            vec![
+                (0, vec![own(1, 1, Nothing)], vec![], ""),
+                (90, vec![own(1, 1, Nothing)], vec![link(1, 1)], ""),
+                (180, vec![own(1, 1, Nothing)], vec![], ""),
+                (280, vec![own(1, 1, Nothing)], vec![], "c1.1 link-gone"),
+            ],
+        ),
+        (
+            "a later ADD begins anew",
+            vec![
+                (0, vec![own(1, 1, Nothing)], vec![], ""),
+                (100, vec![own(1, 2, Nothing)], vec![], ""),
+            ],
+        ),
+        (
+            "the link of an earlier ADD is no life, and goes",
+            vec![
+                (0, vec![own(1, 5, Nothing)], vec![link(1, 4)], ""),
+                (
+                    100,
+                    vec![own(1, 5, Nothing)],
+                    vec![link(1, 4)],
+                    "c1.5 link-gone, if101 superseded",
+                ),
+            ],
+        ),
+        (
+            "a link without a name counts until it is judged itself",
+            vec![
+                (0, vec![own(1, 1, Nothing)], vec![unnamed(1)], ""),
+                (100, vec![own(1, 1, Nothing)], vec![unnamed(1)], "if101 unnamed"),
+                (160, vec![own(1, 1, Nothing)], vec![], ""),
+                (260, vec![own(1, 1, Nothing)], vec![], "c1.1 link-gone"),
+            ],
+        ),
+        (
+            "a plain file is no evidence, and takes none from the links",
+            vec![
+                (
+                    0,
+                    vec![own(1, 1, Plain), own(2, 2, Plain)],
+                    vec![link(1, 1)],
+                    "blind /run/netns/1",
+                ),
+                (
+                    100,
+                    vec![own(1, 1, Plain), own(2, 2, Plain)],
+                    vec![link(1, 1)],
+                    "c2.2 link-gone, blind /run/netns/1",
+                ),
+            ],
+        ),
+    ];
+    for (name, looks) in cases {
+        check(name, start(), looks);
+    }
+}
+
+#[test]
+fn records_with_a_foreign_interface() {
+    let later = BEFORE + 1;
+    let host = || Start { host_view: true, ..start() };
+    let cases: Vec<(&str, Start, Looks)> = vec![
+        (
+            "the absence of a path says nothing where no namespace was ever seen",
+            start(),
+            vec![
+                (0, vec![foreign(1, later, Nothing)], vec![], ""),
+                (500, vec![foreign(1, later, Nothing)], vec![], ""),
+            ],
+        ),
+        (
+            "nor where only one from before the process was seen",
+            start(),
+            vec![
+                (0, vec![foreign(1, BEFORE, Same)], vec![], ""),
+                (100, vec![foreign(1, BEFORE, Nothing)], vec![], ""),
+                (500, vec![foreign(1, BEFORE, Nothing)], vec![], ""),
+            ],
+        ),
+        (
+            "a newer one was seen: its absence counts, also for older ones of the directory",
+            start(),
+            vec![
+                (0, vec![foreign(1, later, Same), foreign(2, 2, Nothing)], vec![], ""),
+                (
+                    100,
+                    vec![foreign(1, later, Nothing), foreign(2, 2, Nothing)],
+                    vec![],
+                    "c2.2 namespace-gone",
+                ),
+                (200, vec![foreign(1, later, Nothing)], vec![], "c1.11 namespace-gone"),
+            ],
+        ),
+        (
+            "a link of ours that was seen by its path proves as much",
+            start(),
+            vec![
+                (0, vec![own(1, later, Same), foreign(2, 2, Nothing)], vec![link(1, later)], ""),
+                (
+                    100,
+                    vec![own(1, later, Same), foreign(2, 2, Nothing)],
+                    vec![link(1, later)],
+                    "c2.2 namespace-gone",
+                ),
+            ],
+        ),
+        (
+            "the view of the host is trusted",
+            host(),
+            vec![
+                (0, vec![foreign(1, 1, Nothing)], vec![], ""),
+                (100, vec![foreign(1, 1, Nothing)], vec![], "c1.1 namespace-gone"),
+            ],
+        ),
+        (
+            "another namespace at the path is evidence in itself",
+            start(),
+            vec![
+                (0, vec![foreign(1, 1, Another)], vec![], ""),
+                (100, vec![foreign(1, 1, Another)], vec![], "c1.1 namespace-replaced"),
+            ],
+        ),
+        (
+            "no path, no evidence; it neither adds nor takes away",
+            host(),
+            vec![
+                (0, vec![foreign(1, 1, Nothing)], vec![], ""),
+                (100, vec![foreign(1, 1, Unknown)], vec![], ""),
+                (110, vec![foreign(1, 1, Nothing)], vec![], "c1.1 namespace-gone"),
+                (500, vec![foreign(2, 2, Unknown)], vec![], ""),
+                (900, vec![foreign(2, 2, Unknown)], vec![], ""),
+            ],
+        ),
+        (
+            "one plain file, and no path means anything any more",
+            host(),
+            vec![
+                (0, vec![foreign(1, 1, Nothing), foreign(2, 2, Another)], vec![], ""),
+                (
+                    100,
+                    vec![foreign(1, 1, Nothing), foreign(2, 2, Another), foreign(3, later, Plain)],
+                    vec![],
+                    "blind /run/netns/3",
+                ),
+                (
+                    500,
+                    vec![foreign(1, 1, Nothing), foreign(2, 2, Another), foreign(4, later, Same)],
+                    vec![],
+                    "blind /run/netns/3",
+                ),
+            ],
+        ),
+        (
+            "a link with a name like ours is not its own",
+            host(),
+            vec![
+                (0, vec![foreign(1, 1, Nothing)], vec![unnamed(1)], ""),
+                (
+                    100,
+                    vec![foreign(1, 1, Nothing)],
+                    vec![unnamed(1)],
+                    "c1.1 namespace-gone, if101 unnamed",
+                ),
+            ],
+        ),
+    ];
+    for (name, start, looks) in cases {
+        check(name, start, looks);
+    }
+}
+
+#[test]
+fn links_without_a_record() {
+    let inherited = || Start { links: [101].into(), ..start() };
+    let cases: Vec<(&str, Start, Looks)> = vec![
+        (
+            "of an ADD that died before it came up",
+            start(),
+            vec![
+                (0, vec![], vec![down(1, 3)], ""),
+                (99, vec![], vec![down(1, 3)], ""),
+                (100, vec![], vec![down(1, 3)], "if101 unrecorded"),
+            ],
+        ),
+        (
+            "its record appears",
+            start(),
+            vec![
+                (0, vec![], vec![down(1, 3)], ""),
+                (100, vec![own(1, 3, Nothing)], vec![down(1, 3)], ""),
+                (150, vec![], vec![down(1, 3)], ""),
+            ],
+        ),
+        (
+            "in use: told, never touched",
+            start(),
+            vec![
+                (0, vec![], vec![link(1, 3)], "unrecorded .3"),
+                (500, vec![], vec![link(1, 3)], "unrecorded .3"),
+                (600, vec![], vec![], ""),
+            ],
+        ),
+        (
+            "there before this process: told, never touched",
+            inherited(),
+            vec![
+                (0, vec![], vec![down(1, 3)], "unrecorded .3"),
+                (500, vec![], vec![down(1, 3)], "unrecorded .3"),
+            ],
+        ),
+        (
+            "its addresses are another IPAM plugin's",
+            start(),
+            vec![
+                (0, vec![], vec![link(1, 0), down(2, 0)], ""),
+                (100, vec![], vec![link(1, 0), down(2, 0)], "if102 unrecorded"),
+            ],
+        ),
+        (
+            "its addresses are another IPAM plugin's, and it once had some of ours",
+            start(),
+            vec![
+                (0, vec![own(1, 3, Nothing)], vec![link(1, 0)], ""),
+                (100, vec![own(1, 3, Nothing)], vec![link(1, 0)], "c1.3 link-gone"),
+            ],
+        ),
+        (
+            "without a name: no pod ever had it",
+            inherited(),
+            vec![
+                (0, vec![], vec![unnamed(1)], ""),
+                (100, vec![], vec![unnamed(1)], "if101 unnamed"),
+            ],
+        ),
+        (
+            "it gets its name in between",
+            start(),
+            vec![
+                (0, vec![], vec![unnamed(1)], ""),
+                (100, vec![own(1, 3, Same)], vec![down(1, 3)], ""),
+            ],
+        ),
+        (
+            "another one of the same name",
+            start(),
+            vec![
+                (0, vec![], vec![unnamed(1)], ""),
+                (100, vec![], vec![LinkFact { index: 7, ..unnamed(1) }], ""),
+            ],
+        ),
+    ];
+    for (name, start, looks) in cases {
+        check(name, start, looks);
+    }
+}
+
+#[test]
+fn an_alias_that_is_only_a_hash_finds_its_record() {
+    let mut fact = own(1, 1, Nothing);
+    fact.record.attachment.container_id = "c".repeat(300);
+    let attachment = fact.record.attachment.clone();
+    let host = LinkFact {
+        index: 9,
+        name: host_link_name(&attachment),
+        alias: Some(LinkAlias::new(&attachment, 1)),
+        up: true,
+    };
+    assert!(matches!(host.alias, Some(LinkAlias { owner: Alias::Hashed(_), .. })));
+    let look = |now| (now, vec![fact.clone()], vec![host.clone()], "");
+    check("hashed", start(), vec![look(0), look(200)]);
+}
+
+#[test]
+fn troubles_name_place_and_remedy() {
+    let blind = Trouble::Blind { path: "/run/netns/x".into() }.to_string();
+    let unrecorded =
+        Trouble::Unrecorded { link: "twl1".into(), alias: LinkAlias::new(&id(1), 3) }.to_string();
+    for (text, parts) in [
+        (blind, ["/run/netns/x", "HostToContainer", "make-rshared"]),
+        (unrecorded, ["twl1", "n/c1/eth0", "ip link delete"]),
+    ] {
+        for part in parts {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+    }
+}

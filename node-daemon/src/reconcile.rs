@@ -1,0 +1,217 @@
+//! Pods that are gone without a DEL, and links that an ADD left behind when it died.
+//!
+//! containerd calls no GC, podman calls no DEL for a namespace that is gone, and a plugin can be
+//! killed at any instruction. So the daemon compares now and then what the store says with what
+//! the kernel has. [`twill_ipam::Liveness`] judges; here is the looking and the doing.
+
+use std::{
+    os::linux::fs::MetadataExt,
+    path::Path,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use tokio::{
+    sync::{Notify, watch},
+    task::block_in_place,
+};
+use tracing::{debug, info, warn};
+use twill_dataplane::{
+    Link,
+    pod::{host_links, remove_leftover},
+};
+use twill_ipam::{
+    Death, Facts, Leftover, LinkFact, Liveness, PathFact, Record, RecordFact, ReleaseRequest, Start,
+};
+use twill_ipam_store::Service;
+use twill_sys::AtPath;
+
+use crate::{metrics::Metrics, server::chain};
+
+/// The least time between two looks, however many links go at once.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The task.
+pub(crate) struct Reconcile {
+    pub(crate) service: Arc<Service>,
+    pub(crate) liveness: Liveness,
+    pub(crate) interval: Duration,
+    pub(crate) started: Instant,
+    /// Notified when the kernel took a pod's link away: the first look need not wait.
+    pub(crate) pod_links_lost: Arc<Notify>,
+    /// Notifies the reaper, which ends what is begun here.
+    pub(crate) released: Arc<Notify>,
+    pub(crate) problems: watch::Sender<Vec<String>>,
+    pub(crate) metrics: Metrics,
+}
+
+/// Takes down what there is, before this process serves anybody.
+pub(crate) fn begin(service: &Service, grace: Duration) -> anyhow::Result<Liveness> {
+    let links = host_links().context("cannot list the pods' links")?;
+    let start = Start {
+        sequence: service.sequence()?,
+        links: links.iter().map(|link| link.index).collect(),
+        host_view: has_host_view(),
+    };
+    debug!(links = links.len(), host_view = start.host_view, "what is there at the start");
+    Ok(Liveness::new(milliseconds(grace), start))
+}
+
+impl Reconcile {
+    /// Runs for ever.
+    pub(crate) async fn run(mut self) {
+        loop {
+            if let Err(error) = block_in_place(|| self.round()) {
+                warn!(error = %format!("{error:#}"), "cannot compare the addresses with the pods");
+            }
+            tokio::time::sleep(PAUSE).await;
+            let rest = self.interval.saturating_sub(PAUSE);
+            let _ = tokio::time::timeout(rest, self.pod_links_lost.notified()).await;
+        }
+    }
+
+    fn round(&mut self) -> anyhow::Result<()> {
+        let links = host_links().context("cannot list the pods' links")?;
+        let records = self.service.records()?;
+        let facts = Facts {
+            records: records.into_iter().map(record_fact).collect(),
+            links: links.iter().map(link_fact).collect(),
+        };
+        let verdict = self.liveness.look(&facts, milliseconds(self.started.elapsed()));
+        let troubles: Vec<String> = verdict.troubles.iter().map(ToString::to_string).collect();
+        self.problems.send_if_modified(|known| {
+            for trouble in troubles.iter().filter(|trouble| !known.contains(trouble)) {
+                warn!("{trouble}");
+            }
+            let changed = *known != troubles;
+            *known = troubles;
+            changed
+        });
+        let mut done = self.release(verdict.dead);
+        for (index, why) in verdict.leftovers {
+            let found = links.iter().find(|link| link.index == index);
+            done |= found.is_some_and(|link| self.remove(link, why));
+        }
+        if done {
+            self.released.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Releases the records of pods that are gone, all in as few batches as can be. Whether one
+    /// was released.
+    fn release(&self, dead: Vec<(Record, Death)>) -> bool {
+        let mut waiting = Vec::new();
+        for (record, death) in dead {
+            let (reply, answer) = mpsc::channel();
+            let attachment = record.attachment.clone();
+            // A newer ADD of the same attachment has a higher number and is not touched.
+            let sequence = Some(record.sequence);
+            let request = ReleaseRequest { attachment, sequence, netns_cookie: None };
+            self.service.submit_release(request, move |result| {
+                let _ = reply.send(result);
+            });
+            waiting.push((record, death, answer));
+        }
+        let mut done = false;
+        for (record, death, answer) in waiting {
+            let attachment = &record.attachment;
+            match answer.recv() {
+                Ok(Ok(outcome)) if outcome.addresses.is_empty() => {
+                    debug!(%attachment, "released by a DEL in the meantime");
+                }
+                Ok(Ok(outcome)) => {
+                    info!(
+                        %attachment,
+                        addresses = ?outcome.addresses,
+                        pod = record.pod,
+                        netns = record.netns,
+                        why = death.as_str(),
+                        "released: the pod is gone, and no DEL came for it"
+                    );
+                    self.metrics.reclaimed(death, outcome.addresses.len());
+                    done = true;
+                }
+                Ok(Err(error)) => {
+                    warn!(%attachment, error = %chain(&error), "cannot release a pod that is gone");
+                }
+                Err(_) => warn!(%attachment, "cannot release a pod that is gone: stopping"),
+            }
+        }
+        done
+    }
+
+    fn remove(&self, link: &Link, why: Leftover) -> bool {
+        let (name, alias) = (&link.name, link.alias.as_deref().unwrap_or_default());
+        match remove_leftover(link) {
+            Ok(true) => {
+                info!(link = name, alias, why = why.as_str(), "removed a link that an ADD left");
+                self.metrics.link_reclaimed(why);
+                true
+            }
+            Ok(false) => {
+                debug!(link = name, "gone or changed in the meantime; left alone");
+                false
+            }
+            Err(error) => {
+                warn!(link = name, error = %chain(&error), "cannot remove a link that an ADD left");
+                false
+            }
+        }
+    }
+}
+
+fn record_fact(record: Record) -> RecordFact {
+    let path = path_fact(Path::new(&record.netns), record.netns_cookie);
+    RecordFact { record, path }
+}
+
+fn path_fact(path: &Path, cookie: Option<u64>) -> PathFact {
+    if path.as_os_str().is_empty() {
+        return PathFact::Unknown;
+    }
+    let fact = match twill_sys::look(path) {
+        Ok(AtPath::Namespace(found)) => match (found, cookie) {
+            (Some(found), Some(cookie)) if found != cookie => PathFact::Another,
+            _ => PathFact::Same,
+        },
+        Ok(AtPath::Plain) => PathFact::Plain,
+        Ok(AtPath::Nothing) => PathFact::Nothing,
+        Err(error) => {
+            debug!(error = %chain(&error), "nothing can be told from a namespace's path");
+            PathFact::Unknown
+        }
+    };
+    match fact {
+        // A process's path ends with the process, not with the namespace, its number may name
+        // another process by now, and /proc may be that of other processes altogether.
+        PathFact::Another | PathFact::Nothing | PathFact::Plain if path.starts_with("/proc") => {
+            PathFact::Unknown
+        }
+        fact => fact,
+    }
+}
+
+fn link_fact(link: &Link) -> LinkFact {
+    LinkFact { index: link.index, name: link.name.clone(), alias: link.twill_alias(), up: link.up }
+}
+
+/// Whether this process sees the mounts that the host's first process sees: it is in the host's
+/// process namespace (else process 1 is another one), and in its mount namespace.
+fn has_host_view() -> bool {
+    /// `PROC_PID_INIT_INO`, the inode of the first process namespace.
+    const FIRST: u64 = 0xEFFF_FFFC;
+    let namespace = |path: &str| {
+        let file = std::fs::metadata(path).ok()?;
+        Some((file.st_dev(), file.st_ino()))
+    };
+    let own = namespace("/proc/self/ns/mnt");
+    namespace("/proc/self/ns/pid").is_some_and(|(_, inode)| inode == FIRST)
+        && own.is_some()
+        && own == namespace("/proc/1/ns/mnt")
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
