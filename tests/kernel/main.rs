@@ -9,6 +9,7 @@ mod kit;
 mod operator;
 mod plugin;
 mod routing;
+mod storm;
 
 /// How long anything here may take that should take no time.
 const SECONDS: Duration = Duration::from_secs(10);
@@ -128,6 +129,7 @@ fn main() -> ExitCode {
         routing::selectors_follow_the_labels,
         routing::the_tor_switch_sample_works_as_it_stands,
         routing::a_node_is_no_transit,
+        storm::a_storm_of_killed_calls_leaks_nothing,
     ];
     twill_tests::suite::main(tests, twill_tests::tests![kit::lab_without_end])
 }
