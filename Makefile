@@ -13,7 +13,7 @@ PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 BENCH ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-crash bench build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-crash test-storm bench build plugin lint fmt tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,10 @@ test-kernel: tools build ## the suites in network namespaces alone (root)
 test-crash: tools build ## the plugin killed at every one of its system calls (root; minutes)
 	TWILL_CRASH_ALL=1 TWILL_TEST_LIMIT=900 \
 	    $(CARGO) test --locked --package twill-tests --test kernel -- crash::
+
+test-storm: tools build ## thousands of ADDs and DELs, plugins and daemon killed at random (root; minutes)
+	TWILL_STORM_OPERATIONS=$(or $(OPERATIONS),2000) TWILL_TEST_LIMIT=900 \
+	    $(CARGO) test --locked --package twill-tests --test kernel -- storm::
 
 bench: tools plugin ## ADD and DEL beside ptp + host-local, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench

@@ -11,6 +11,7 @@ mod kit;
 mod operator;
 mod plugin;
 mod routing;
+mod storm;
 mod wishes;
 
 /// How long anything here may take that should take no time.
@@ -122,6 +123,7 @@ fn main() -> ExitCode {
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_06_g_07_the_list_in_all_its_spellings,
         gc::g_02_only_its_own_network,
+        gc::g_04_it_goes_on_after_an_error,
         gc::g_05_it_is_forwarded,
         gc::s_02_status_says_whether_an_add_would_succeed,
         gc::s_03_exhaustion_counts_by_option,
@@ -149,6 +151,7 @@ fn main() -> ExitCode {
         routing::selectors_follow_the_labels,
         routing::the_tor_switch_sample_works_as_it_stands,
         routing::a_node_is_no_transit,
+        storm::a_storm_of_killed_calls_leaks_nothing,
     ];
     twill_tests::suite::main(tests, twill_tests::tests![kit::lab_without_end])
 }
