@@ -37,6 +37,19 @@ pub fn find(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A program that a module under `tests/go/` names as a tool, or an error with the command that
+/// builds it.
+pub fn go_tool(module: &str, name: &str) -> Result<PathBuf> {
+    let path = source(".tools/go").join(module).join(name);
+    ensure!(
+        path.is_file(),
+        "{} does not exist. Build it with\n    hack/build-go-tools {module}\nwhich says what \
+         release of Go it needs",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// A file of the source tree (`conf/samples/ippool-app.yaml`).
 pub fn source(path: &str) -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));

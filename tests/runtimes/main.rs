@@ -1,0 +1,24 @@
+//! Real callers: libcni by cnitool with chains of the newest reference plugins, podman, containerd.
+//! Needs root, and the programs of `make test-runtimes`.
+
+use std::{process::ExitCode, time::Duration};
+
+mod chains;
+mod cnitool;
+mod tool;
+
+/// How long a program of somebody else may take.
+const LONG: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let tests = twill_tests::tests![
+        cnitool::every_verb_of_libcni,
+        cnitool::each_version_is_what_libcni_asks_for,
+        cnitool::gc_without_a_list_frees_nothing,
+        chains::portmap_leads_to_the_pod_from_outside,
+        chains::bandwidth_slows_the_pod_down,
+        chains::tuning_may_change_the_hardware_address,
+        chains::firewall_lets_the_pod_through,
+    ];
+    twill_tests::suite::main(tests, &[])
+}

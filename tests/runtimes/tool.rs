@@ -1,0 +1,87 @@
+//! `cnitool`, and with it libcni, on a node of a lab.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use twill_tests::{
+    lab::{Lab, Topology},
+    netns::Namespace,
+    process::check,
+    programs,
+};
+
+/// A node behind a ToR, and a network configuration list for it.
+pub(crate) struct Site {
+    pub(crate) lab: Lab,
+    directory: PathBuf,
+    /// What runtimes give to plugins that declare the capability.
+    pub(crate) capabilities: Value,
+}
+
+impl Site {
+    /// `change` gets the shipped list.
+    pub(crate) fn new(change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let mut topology = Topology::new();
+        topology.router("tor").on("rack", "192.168.2.1/24");
+        topology.node("node1").label("env", "prod").on("rack", "192.168.2.11/24");
+        topology.samples(&["ippool-app.yaml"])?;
+        let mut lab = topology.build()?;
+        lab.start_all()?;
+        let directory = lab.node("node1")?.dir().join("net.d");
+        fs::create_dir(&directory)?;
+        let site = Self { lab, directory, capabilities: json!({}) };
+        site.configure(change)?;
+        Ok(site)
+    }
+
+    /// Writes the list anew: the shipped one, with this node's directory, and `change`.
+    pub(crate) fn configure(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let shipped = fs::read_to_string(programs::source("conf/cni/05-twill.conflist"))?;
+        let mut list: Value = serde_json::from_str(&shipped)?;
+        list["plugins"][0]["runDir"] = json!(self.lab.node("node1")?.dir().join("run"));
+        change(&mut list);
+        Ok(fs::write(self.directory.join("05-twill.conflist"), list.to_string())?)
+    }
+
+    pub(crate) fn node(&self) -> Result<&Namespace> {
+        Ok(self.lab.node("node1")?.namespace())
+    }
+
+    /// One call of cnitool; its output, or an error with it.
+    pub(crate) fn call(&self, verb: &str, netns: &Path) -> Result<String> {
+        let plugins = programs::go_tool("cni", "ptp")?;
+        let plugins = plugins.parent().context("a program without a directory")?;
+        let mut command = Command::new(programs::go_tool("cni", "cnitool")?);
+        command
+            .args([verb, "twill"])
+            .arg(netns)
+            .env("CNI_PATH", format!("{}:{}", programs::directory()?.display(), plugins.display()))
+            .env("NETCONFPATH", &self.directory)
+            .env("CAP_ARGS", self.capabilities.to_string());
+        check(&format!("cnitool {verb}"), &self.node()?.output(&mut command)?)
+    }
+
+    /// A pod with its result.
+    pub(crate) fn add(&self, name: &str) -> Result<(Namespace, Value)> {
+        let pod = Namespace::create(name)?;
+        let printed = self.call("add", pod.path())?;
+        let result = serde_json::from_str(&printed).context(printed)?;
+        Ok((pod, result))
+    }
+
+    pub(crate) fn del(&self, pod: &Namespace) -> Result<()> {
+        self.call("del", pod.path()).map(drop)
+    }
+
+    /// Addresses in use on the node.
+    pub(crate) fn used(&self) -> Result<u64> {
+        let ipam = self.lab.node("node1")?.ctl_json(&["ipam", "show", "--show-blocks"])?;
+        let blocks = ipam["blocks"].as_array().context("no blocks")?;
+        Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
+    }
+}
