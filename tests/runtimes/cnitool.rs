@@ -1,8 +1,10 @@
 //! libcni as it is, by cnitool.
 
-use anyhow::{Result, ensure};
+use std::fs;
+
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
-use twill_tests::{cni, ping, snapshot::Snapshot, wait::wait_for};
+use twill_tests::{cni, netns::Namespace, ping, snapshot::Snapshot, wait::wait_for};
 
 use crate::{LONG, tool::Site};
 
@@ -52,16 +54,32 @@ pub(crate) fn each_version_is_what_libcni_asks_for() -> Result<()> {
     Ok(())
 }
 
-/// cnitool calls GC without the list of what is to stay: then nothing may go, and the caller is
-/// told why.
+/// cnitool calls GC without a list of what is to stay. libcni then first calls DEL for all that it
+/// knows; what only the plugin may know stays, and the caller is told why.
 pub(crate) fn gc_without_a_list_frees_nothing() -> Result<()> {
     let site = Site::new(|_| {})?;
-    let (pod, result) = site.add("web")?;
-    let error = site.call("gc", pod.path()).err().map(|error| error.to_string());
+    let (known, _) = site.add("known")?;
+    let (pod, result) = site.add("unknown")?;
+    forget(&pod)?;
+    let error = site.call("gc", known.path()).err().map(|error| error.to_string());
     let named = error.as_ref().is_some_and(|error| error.contains("cni.dev/valid-attachments"));
     ensure!(named, "{error:?}");
+    ensure!(known.ip("link show eth0").is_err(), "libcni has not called DEL");
     ensure!(site.used()? == 1, "{} addresses are in use", site.used()?);
     ping::reaches(site.node()?, cni::addresses(&result)?[0])?;
-    site.call("check", pod.path())?;
-    site.del(&pod)
+    site.del(&pod)?;
+    ensure!(site.used()? == 0, "{} addresses are in use", site.used()?);
+    Ok(())
+}
+
+/// Removes a pod from libcni's cache of results.
+fn forget(pod: &Namespace) -> Result<()> {
+    let path = pod.path().display().to_string();
+    for entry in fs::read_dir("/var/lib/cni/results")? {
+        let file = entry?.path();
+        if fs::read_to_string(&file)?.contains(&path) {
+            return Ok(fs::remove_file(&file)?);
+        }
+    }
+    bail!("libcni has cached no result for {path}")
 }
