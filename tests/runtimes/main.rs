@@ -5,6 +5,8 @@ use std::{process::ExitCode, time::Duration};
 
 mod chains;
 mod cnitool;
+mod image;
+mod podman;
 mod tool;
 
 /// How long a program of somebody else may take.
@@ -19,6 +21,8 @@ fn main() -> ExitCode {
         chains::bandwidth_slows_the_pod_down,
         chains::tuning_may_change_the_hardware_address,
         chains::firewall_lets_the_pod_through,
+        podman::containers_live_with_the_daemon,
+        podman::containers_live_without_a_daemon,
     ];
     twill_tests::suite::main(tests, &[])
 }

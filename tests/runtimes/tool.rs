@@ -48,6 +48,11 @@ impl Site {
         Ok(fs::write(self.directory.join("05-twill.conflist"), list.to_string())?)
     }
 
+    /// Where the list is.
+    pub(crate) fn list_directory(&self) -> &Path {
+        &self.directory
+    }
+
     pub(crate) fn node(&self) -> Result<&Namespace> {
         Ok(self.lab.node("node1")?.namespace())
     }
