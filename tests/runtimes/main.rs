@@ -3,6 +3,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
+mod cgroup;
 mod chains;
 mod cnitool;
 mod image;

@@ -6,11 +6,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{ping, process::check, programs, snapshot::Snapshot, wait::wait_for};
 
-use crate::{LONG, image, tool::Site};
+use crate::{LONG, cgroup::Cgroup, image, tool::Site};
 
 struct Podman {
     site: Site,
     directory: PathBuf,
+    cgroup: Cgroup,
 }
 
 impl Podman {
@@ -31,7 +32,7 @@ impl Podman {
             directory.join("policy.json"),
             r#"{"default": [{"type": "insecureAcceptAnything"}]}"#,
         )?;
-        let podman = Self { site, directory };
+        let podman = Self { site, directory, cgroup: Cgroup::new("podman") };
         let tar = image::root(&podman.directory)?;
         podman.run(&["import", &tar.display().to_string(), "localhost/busybox:test"])?;
         Ok(podman)
@@ -58,6 +59,8 @@ impl Podman {
     fn start(&self, name: &str) -> Result<IpAddr> {
         self.run(&[
             "run",
+            "--cgroup-parent",
+            &self.cgroup.path(),
             "--detach",
             "--name",
             name,

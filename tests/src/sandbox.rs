@@ -113,9 +113,12 @@ fn furnish() -> Result<()> {
     for dir in [netns::DIRECTORY, LABS] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {dir}"))?;
     }
-    // The reference IPAM plugin keeps its addresses there, and no call may leave any behind.
-    if Path::new("/var/lib/cni").is_dir() {
-        tmpfs("/var/lib/cni")?;
+    // libcni and the reference IPAM plugin keep their state there, podman its cache, and no call
+    // may leave any behind.
+    for directory in ["/var/lib/cni", "/var/lib/containers"] {
+        if Path::new(directory).is_dir() {
+            tmpfs(directory)?;
+        }
     }
     run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     Ok(())
