@@ -59,6 +59,7 @@ plugin: ## the CNI plugin as it is shipped: small and static
 
 lint: ## clippy, warnings denied
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package twill-tests --test runtimes -- -D warnings
 
 fmt: ## format
 	$(CARGO) fmt --all

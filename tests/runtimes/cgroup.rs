@@ -1,6 +1,18 @@
 //! A control group for the containers of one test.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use twill_tests::wait::wait_for;
 
 /// A name below the root of each hierarchy, removed with everything below it when this is dropped.
 /// Groups are no namespace's, so the sandbox does not end them.
@@ -22,19 +34,40 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         let root = Path::new("/sys/fs/cgroup");
         let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
-        remove(&root.join(&self.0));
-        for hierarchy in hierarchies {
-            remove(&hierarchy.path().join(&self.0));
+        let mut groups: Vec<PathBuf> =
+            hierarchies.map(|hierarchy| hierarchy.path().join(&self.0)).collect();
+        groups.push(root.join(&self.0));
+        groups.retain(|group| group.is_dir());
+        // A test that failed has left its containers.
+        groups.iter().for_each(|group| end_processes(group));
+        let gone = wait_for("the control groups to be empty", Duration::from_secs(10), || {
+            groups.iter().for_each(|group| remove(group));
+            let left: Vec<_> = groups.iter().filter(|group| group.is_dir()).collect();
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        });
+        if let Err(error) = gone {
+            // Nothing depends on it, but somebody should know.
+            let _ = writeln!(io::stderr(), "{error:#}");
         }
     }
 }
 
-/// Removes a group and those below it. One that has processes still stays, and shows.
-fn remove(group: &Path) {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path());
-        }
+fn below(group: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir())
+}
+
+fn end_processes(group: &Path) {
+    below(group).for_each(|group| end_processes(&group));
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
+}
+
+/// Removes a group and those below it, as far as they are empty.
+fn remove(group: &Path) {
+    below(group).for_each(|group| remove(&group));
     let _ = fs::remove_dir(group);
 }

@@ -6,6 +6,7 @@ use std::{process::ExitCode, time::Duration};
 mod cgroup;
 mod chains;
 mod cnitool;
+mod containerd;
 mod image;
 mod podman;
 mod tool;
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
         chains::firewall_lets_the_pod_through,
         podman::containers_live_with_the_daemon,
         podman::containers_live_without_a_daemon,
+        containerd::debians_sandboxes_live,
+        containerd::the_newest_asks_for_status,
     ];
     twill_tests::suite::main(tests, &[])
 }
