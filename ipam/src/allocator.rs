@@ -57,6 +57,18 @@ impl Allocator {
         Self { blocks, records, sequence: sequence.max(highest), ..Self::default() }
     }
 
+    /// Goes back to what is stored, when changes were made here that could not be written. Numbers
+    /// go on, and what was freed before stays held.
+    pub fn reload(
+        &mut self,
+        blocks: impl IntoIterator<Item = BlockState>,
+        records: impl IntoIterator<Item = Record>,
+    ) {
+        let stored = Self::restore(blocks, records, self.sequence);
+        let held = std::mem::take(&mut self.held);
+        *self = Self { held, epoch: self.epoch, ..stored };
+    }
+
     /// What an assignment would take.
     ///
     /// Both families or none. An attachment that asks again gets the same answer; if its namespace
@@ -216,6 +228,16 @@ impl Allocator {
                 ReleaseOutcome { addresses: record.addresses.clone() },
             ),
         }
+    }
+
+    /// What it takes to have a block; nothing, if it is there as it shall be.
+    pub fn plan_block(&self, owned: OwnedBlock, assignable: bool) -> Option<Change> {
+        let is_there = self.blocks.get(&owned.block).is_some_and(|state| {
+            state.pool == owned.pool
+                && state.dedication == owned.dedication
+                && state.assignable == assignable
+        });
+        (!is_there).then_some(Change::Block(owned, assignable))
     }
 
     /// What removing a block would take; `None` if there is an address of it in use.
