@@ -79,7 +79,14 @@ impl Reconcile {
             links: links.iter().map(link_fact).collect(),
         };
         let verdict = self.liveness.look(&facts, milliseconds(self.started.elapsed()));
-        let troubles: Vec<String> = verdict.troubles.iter().map(ToString::to_string).collect();
+        let mut troubles: Vec<String> = verdict.troubles.iter().map(ToString::to_string).collect();
+        troubles.extend(self.service.failure()?.map(|error| {
+            format!(
+                "nothing can be written to the address store, so every ADD fails with code 11 \
+                 ({}); free some space in runDir",
+                chain(&error)
+            )
+        }));
         self.problems.send_if_modified(|known| {
             for trouble in troubles.iter().filter(|trouble| !known.contains(trouble)) {
                 warn!("{trouble}");
