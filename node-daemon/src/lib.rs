@@ -6,6 +6,8 @@
 //!                                    └──> bgp ──> speaker <──────────┤        │ assign, release
 //!                                                   │ routes         │        │
 //!  kernel events ──────────────────────────────> routes <────────────┘     server <── twill, twillctl
+//!
+//!  links, namespaces ──> reconcile ──(what no DEL came for)──> store, delete group ──> reaper
 //! ```
 //!
 //! Promise: each piece of state has one task that owns it; configuration is passed on as the latest

@@ -72,6 +72,7 @@ impl Reconcile {
     }
 
     fn round(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
         let links = host_links().context("cannot list the pods' links")?;
         let records = self.service.records()?;
         let facts = Facts {
@@ -79,6 +80,12 @@ impl Reconcile {
             links: links.iter().map(link_fact).collect(),
         };
         let verdict = self.liveness.look(&facts, milliseconds(self.started.elapsed()));
+        debug!(
+            links = facts.links.len(),
+            records = facts.records.len(),
+            took = ?began.elapsed(),
+            "compared the addresses with the pods"
+        );
         let mut troubles: Vec<String> = verdict.troubles.iter().map(ToString::to_string).collect();
         troubles.extend(self.service.failure()?.map(|error| {
             format!(
