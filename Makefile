@@ -9,8 +9,11 @@ ARCH := $(shell uname -m)
 PLUGIN_TARGET ?= $(ARCH)-unknown-linux-gnu
 PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 
+# What `make bench` does; BENCH="--rounds 1 --pods 16 --crowd 0" is over in seconds.
+BENCH ?= --out bench/results
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-crash bench build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-crash test-storm bench build plugin lint fmt tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,9 +35,13 @@ test-crash: tools build ## the plugin killed at every one of its system calls (r
 	TWILL_CRASH_ALL=1 TWILL_TEST_LIMIT=900 \
 	    $(CARGO) test --locked --package twill-tests --test kernel -- crash::
 
+test-storm: tools build ## thousands of ADDs and DELs, plugins and daemon killed at random (root; minutes)
+	TWILL_STORM_OPERATIONS=$(or $(OPERATIONS),2000) TWILL_TEST_LIMIT=900 \
+	    $(CARGO) test --locked --package twill-tests --test kernel -- storm::
+
 bench: tools plugin ## ADD and DEL beside ptp + host-local, into bench/results/ (root)
-	$(CARGO) build --locked --release --bin twilld --bin twill-bench
-	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN)
+	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
+	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH)
 
 build: ## all programs, for demo and tests
 	$(CARGO) build --locked --workspace --bins

@@ -1,3 +1,6 @@
-//! ADD and DEL of Twill beside the reference plugins.
+//! `twill-bench`: ADD and DEL of Twill beside the reference plugins and the floor.
 
-fn main() {}
+fn main() -> anyhow::Result<()> {
+    twill_tests::sandbox::enter()?;
+    twill_bench::run()
+}

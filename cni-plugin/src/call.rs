@@ -146,7 +146,7 @@ impl Variables {
     }
 
     /// Whether the values can be what they are meant to be.
-    pub(crate) fn validate(&self) -> Result<(), Error> {
+    pub(crate) fn validate(&self, command: Command) -> Result<(), Error> {
         if !is_identifier(&self.container_id) {
             return Err(Error::InvalidVariable {
                 wrong: "invalid characters in containerID",
@@ -161,13 +161,17 @@ impl Variables {
             name if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) => {
                 "interface name contains / or : or whitespace characters"
             }
+            // libcni lets it pass, so a DEL has to succeed.
+            name if name.contains('%') && command == Command::Add => {
+                "interface name contains %, for which the kernel puts a number"
+            }
             _ => return Ok(()),
         };
         Err(Error::InvalidVariable {
             wrong,
             name: "CNI_IFNAME",
             value: self.ifname.clone(),
-            right: "1 to 15 bytes without `/`, `:` and whitespace",
+            right: "1 to 15 bytes without `/`, `:`, `%` and whitespace",
         })
     }
 

@@ -72,7 +72,7 @@ fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
     }
     let parsed = Parsed::new(map)?;
     if command.has_attachment() {
-        variables.validate()?;
+        variables.validate(command)?;
     }
     command.allowed_in(version.get())?;
     let args = match (command, variables.args()) {

@@ -156,6 +156,10 @@ fn guarded<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
+    use nix::fcntl::{Flock, FlockArg};
+
     use super::*;
 
     #[test]
@@ -170,5 +174,19 @@ mod tests {
             std::fs::write(path.join("snap.00000000FFFFFFFF.generating"), content).unwrap();
             assert_eq!(SledStore::open(&path).unwrap().load().unwrap(), entries);
         }
+    }
+
+    #[test]
+    fn a_database_that_is_being_closed_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(SledStore::open(directory.path()).unwrap());
+        let file = File::open(directory.path().join("db")).unwrap();
+        let closing = Flock::lock(file, FlockArg::LockExclusive).unwrap();
+        let closer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(closing);
+        });
+        SledStore::open(directory.path()).unwrap();
+        closer.join().unwrap();
     }
 }

@@ -3,6 +3,7 @@
 //! Promise: every function here is safe to call, gives back the calling thread in the namespace in
 //! which it came, and each `unsafe` block says why it is sound.
 
+pub mod child;
 pub mod netns;
 
 pub use netns::{AtPath, Netns, NetnsError, in_netns, is_netns, look, netns_cookie};

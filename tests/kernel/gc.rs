@@ -1,8 +1,10 @@
 //! GC and STATUS, as CRI-O and containerd 2 call them.
 
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use twill_tests::{cni, ping, snapshot::Snapshot, wait::wait_for};
+use twill_tests::{cni, lab::Lab, ping, programs, snapshot::Snapshot, wait::wait_for};
 
 use crate::{
     SECONDS,
@@ -81,42 +83,62 @@ pub(crate) fn g_02_only_its_own_network() -> Result<()> {
     let mut lab = one_node()?;
     let pod = lab.add_pod("node1", "web")?;
     let node = lab.node("node1")?;
-    let other = twill_tests::cni::Runtime::new(
+    let other = cni::Runtime::new(
         {
             let mut conflist = node.runtime().conflist().clone();
             conflist["name"] = json!("other");
             conflist
         },
-        vec![twill_tests::programs::directory()?],
+        vec![programs::directory()?],
     );
     other.gc(node.namespace(), &[])?;
     ping::reaches(node.namespace(), pod.address()?)?;
     node.runtime().check(node.namespace(), pod.attachment())
 }
 
-/// G-05: a delegated IPAM plugin hears of it too; Debian's host-local does not know GC and says so.
-pub(crate) fn g_05_it_is_forwarded() -> Result<()> {
-    let mut lab = one_node()?;
-    let runtime = lab.node_mut("node1")?.runtime_mut();
-    let mut conflist = runtime.conflist().clone();
+/// Node1's runtime with an IPAM plugin that notes its calls in `/run/witness/calls`, gives one
+/// address, and ends as the file `/run/witness/status` says.
+fn with_witness(lab: &Lab) -> Result<cni::Runtime> {
+    let directory = Path::new("/run/witness");
+    fs::create_dir(directory)?;
+    let script = "#!/bin/sh\necho \"$CNI_COMMAND $(cat)\" >>/run/witness/calls\n[ $CNI_COMMAND = ADD ] && \
+                  echo '{\"ips\": [{\"address\": \"10.79.0.5/24\"}]}'\nexit $(cat \
+                  /run/witness/status 2>/dev/null || echo 0)\n";
+    let program = directory.join("witness");
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
+    let mut conflist = lab.node("node1")?.runtime().conflist().clone();
     conflist["plugins"][0]["ipam"] = json!({"type": "witness"});
-    runtime.set_conflist(conflist);
-    let witness = std::path::Path::new("/run/witness");
-    std::fs::create_dir(witness)?;
-    let script = "#!/bin/sh\necho \"$CNI_COMMAND $(cat)\" >>/run/witness/calls\n";
-    let program = witness.join("witness");
-    std::fs::write(&program, script)?;
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(cni::Runtime::new(conflist, vec![programs::directory()?, directory.to_owned()]))
+}
+
+/// A delegated IPAM plugin hears of it too, with the complete configuration as it came.
+pub(crate) fn g_05_it_is_forwarded() -> Result<()> {
+    let lab = one_node()?;
+    let runtime = with_witness(&lab)?;
     let node = lab.node("node1")?;
-    let both = vec![twill_tests::programs::directory()?, witness.to_owned()];
-    let runtime = cni::Runtime::new(node.runtime().conflist().clone(), both);
     runtime.gc(node.namespace(), &[])?;
     runtime.status(node.namespace())?;
-    let calls = std::fs::read_to_string(witness.join("calls"))?;
+    let calls = fs::read_to_string("/run/witness/calls")?;
     let verbs: Vec<&str> = calls.lines().filter_map(|line| line.split(' ').next()).collect();
     ensure!(verbs == ["GC", "STATUS"], "{calls}");
-    // The complete configuration, as it came.
     ensure!(calls.contains("cni.dev/valid-attachments") && calls.contains("runDir"), "{calls}");
+    Ok(())
+}
+
+pub(crate) fn g_04_it_goes_on_after_an_error() -> Result<()> {
+    let mut lab = one_node()?;
+    let runtime = with_witness(&lab)?;
+    let pod = lab.bare_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let before = Snapshot::namespace(node.namespace())?;
+    runtime.add(node.namespace(), pod.attachment())?;
+    ping::reaches(node.namespace(), "10.79.0.5".parse()?)?;
+    fs::write("/run/witness/status", "1")?;
+    let error = refusal(runtime.gc(node.namespace(), &[]))?;
+    ensure!(error.message.contains("witness"), "{error}");
+    let left = before.differences(&Snapshot::namespace(node.namespace())?);
+    ensure!(left.is_empty(), "{left:#?}");
     Ok(())
 }
 

@@ -61,6 +61,8 @@ fn trace(
     let mut command = Command::new("sh");
     // It stops until it is traced, and becomes the program then.
     command.args(["-c", "kill -STOP $$; exec \"$0\""]).arg(program).process_group(0);
+    // Where cargo has the loader look for libraries makes many a call that is not the program's.
+    command.env_remove("LD_LIBRARY_PATH");
     command.envs(environment.iter().map(|(key, value)| (key, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;

@@ -10,8 +10,13 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let netns = call.netns_if_any()?;
     let attachment = call.attachment();
     if let Some(delegate) = Delegate::of(call) {
-        // Its addresses are nobody's of ours, and no daemon need run to delete the link.
-        del_pod(&attachment, None, netns.as_ref(), DelMode::Immediate)?;
+        // No daemon need run to delete the link. If our own store gave its addresses, the
+        // configuration has changed since.
+        let outcome = del_pod(&attachment, None, netns.as_ref(), DelMode::Immediate)?;
+        if let DelOutcome::Removed { sequence: Some(sequence @ 1..) } = outcome {
+            let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
+            authority.release(attachment, Some(sequence), None)?;
+        }
         return Ok(delegate.del()?);
     }
     let mut authority = Authority::new(&call.netconf, call.deadline_of_del());

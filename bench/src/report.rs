@@ -1,0 +1,220 @@
+//! The table, and the files.
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use nix::sys::{statfs::statfs, utsname::uname};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    competitor::Competitor,
+    crowd::Crowd,
+    measure::{Calls, Measured, percentile},
+    svg,
+};
+
+/// Where it was measured.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Machine {
+    kernel: String,
+    cpus: usize,
+    /// Whose store is on which file system.
+    file_systems: Vec<(String, String)>,
+    /// The version of Debian's reference plugins.
+    reference: String,
+}
+
+/// A whole run.
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    /// Size of the plugin's file.
+    pub(crate) plugin_bytes: u64,
+    pub(crate) daemon_kib: Option<u64>,
+    pub(crate) measured: Vec<Measured>,
+    pub(crate) crowd: Option<Crowd>,
+}
+
+impl Machine {
+    pub(crate) fn look(competitors: &[Competitor]) -> Result<Self> {
+        let name = uname()?;
+        let mut file_systems = Vec::new();
+        for competitor in competitors {
+            if let Some(store) = &competitor.store {
+                let kind = statfs(store)
+                    .with_context(|| format!("cannot look at {}", store.display()))?
+                    .filesystem_type();
+                let kind = match kind {
+                    nix::sys::statfs::TMPFS_MAGIC => "tmpfs".to_owned(),
+                    other => format!("{other:?}"),
+                };
+                file_systems.push((competitor.name.clone(), kind));
+            }
+        }
+        let package = std::process::Command::new("dpkg-query")
+            .args(["-W", "-f=${Version}", "containernetworking-plugins"])
+            .output();
+        let reference = package.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        Ok(Self {
+            kernel: name.release().to_string_lossy().into_owned(),
+            cpus: std::thread::available_parallelism()?.get(),
+            file_systems,
+            reference: reference.unwrap_or_default(),
+        })
+    }
+}
+
+/// One figure of every competitor.
+struct Row {
+    name: &'static str,
+    unit: &'static str,
+    /// More is better.
+    rate: bool,
+    of: fn(&Measured) -> f64,
+}
+
+const ROWS: [Row; 8] = [
+    Row { name: "ADD p50", unit: "ms", rate: false, of: |m| percentile(&m.add.alone, 50) },
+    Row { name: "ADD p99", unit: "ms", rate: false, of: |m| percentile(&m.add.alone, 99) },
+    Row { name: "DEL p50", unit: "ms", rate: false, of: |m| percentile(&m.del.alone, 50) },
+    Row { name: "DEL p99", unit: "ms", rate: false, of: |m| percentile(&m.del.alone, 99) },
+    Row { name: "ADD, 16 at once", unit: "/s", rate: true, of: |m| m.add.rate() },
+    Row {
+        name: "ADD p99, 16 at once",
+        unit: "ms",
+        rate: false,
+        of: |m| percentile(&m.add.together, 99),
+    },
+    Row { name: "DEL, 16 at once", unit: "/s", rate: true, of: |m| m.del.rate() },
+    Row { name: "peak memory", unit: "MiB", rate: false, of: |m| peak_mib(&m.add, &m.del) },
+];
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn peak_mib(add: &Calls, del: &Calls) -> f64 {
+    add.peak_kib().max(del.peak_kib()) as f64 / 1024.0
+}
+
+impl Report {
+    /// The competitors whose numbers others are set against.
+    fn find(&self, start: &str) -> Option<&Measured> {
+        self.measured.iter().rev().find(|measured| measured.name.starts_with(start))
+    }
+
+    /// Prints everything.
+    pub(crate) fn print(&self) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", self.text())?;
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        let Machine { kernel, cpus, file_systems, reference } = &self.machine;
+        let count = self.measured.first().map_or(0, |m| m.add.alone.len());
+        let mut text = format!(
+            "Whole processes, exec to exit, {count} calls of each kind, in turn. Linux {kernel}, \
+             {cpus} processors, containernetworking-plugins {reference}.\n"
+        );
+        for (name, kind) in file_systems {
+            text += &format!("Addresses of {name}: on {kind}.\n");
+        }
+        let mut table = Table::new();
+        table.load_style(ASCII_MARKDOWN);
+        let names = self.measured.iter().map(|measured| measured.name.clone());
+        table.set_header(std::iter::once(String::new()).chain(names));
+        for row in &ROWS {
+            let values = self.measured.iter().map(|m| format!("{:.2} {}", (row.of)(m), row.unit));
+            table.add_row(std::iter::once(row.name.to_owned()).chain(values));
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        text += &format!("\n{table}\n");
+        for (name, against) in [("the reference", "ptp"), ("the floor", "floor")] {
+            text += &self.ratios(name, against);
+        }
+        // Until its exec a child shares the caller's memory, and the kernel counts that as its own.
+        text += "\nOf the peak memory, what is no more than the floor's is the caller's own.";
+        text += &format!("\nThe plugin's file: {:.2} MiB.", mib(self.plugin_bytes / 1024));
+        if let Some(kib) = self.daemon_kib {
+            text += &format!(" The daemon's peak memory: {:.1} MiB.", mib(kib));
+        }
+        if let Some(Crowd { pods, few_ms, many_ms, daemon_kib }) = &self.crowd {
+            text += &format!(
+                "\nADD p50 with 10 pods on the node {few_ms:.2} ms, with {pods} {many_ms:.2} ms: \
+                 {:.2} times. The daemon's peak memory then: {:.1} MiB.",
+                many_ms / few_ms,
+                mib(*daemon_kib)
+            );
+        }
+        text
+    }
+
+    /// Every figure of Twill as a multiple of the same of `against`.
+    fn ratios(&self, name: &str, against: &str) -> String {
+        let Some(base) = self.find(against) else { return String::new() };
+        let mut text = format!("\nAgainst {name} ({}):\n", base.name);
+        for ours in self.measured.iter().filter(|m| m.name.starts_with("twill")) {
+            let ratio = |row: &Row| format!("{} {:.2}", row.name, (row.of)(ours) / (row.of)(base));
+            let ratios: Vec<String> = ROWS.iter().map(ratio).collect();
+            text += &format!("  {}: {}\n", ours.name, ratios.join(", "));
+        }
+        if against == "ptp"
+            && let Some(ours) = self.measured.first()
+        {
+            let times = percentile(&base.add.alone, 50) / percentile(&ours.add.alone, 50);
+            text += &format!("  {} is {times:.1} times as fast at the p50 of ADD.\n", ours.name);
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let figures = |measured: &Measured| {
+            let figures: serde_json::Map<String, Value> = ROWS
+                .iter()
+                .map(|row| (format!("{} ({})", row.name, row.unit), json!((row.of)(measured))))
+                .collect();
+            json!({"name": measured.name, "figures": figures})
+        };
+        json!({
+            "machine": self.machine,
+            "pluginBytes": self.plugin_bytes,
+            "daemonPeakKiB": self.daemon_kib,
+            "competitors": self.measured.iter().map(figures).collect::<Vec<_>>(),
+            "crowd": self.crowd,
+        })
+    }
+
+    /// Writes `add-del.json` and `add-del.svg`.
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let charts: Vec<svg::Chart> = ROWS
+            .iter()
+            .map(|row| svg::Chart {
+                title: row.name,
+                unit: row.unit,
+                more_is_better: row.rate,
+                bars: self.measured.iter().map(|m| (m.name.as_str(), (row.of)(m))).collect(),
+            })
+            .collect();
+        let subtitle = format!(
+            "whole processes, exec to exit; Linux {}, {} processors",
+            self.machine.kernel, self.machine.cpus
+        );
+        for (file, text) in [
+            ("add-del.json", format!("{}\n", serde_json::to_string_pretty(&self.json())?)),
+            ("add-del.svg", svg::draw("ADD and DEL", &subtitle, &charts)),
+        ] {
+            let path = directory.join(file);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}

@@ -1,0 +1,258 @@
+//! What the CNI specification and its library say about a plugin, line by line: `docs/cni.md` has
+//! the lines, and each names a test. The plugin is executed with environment and standard input;
+//! its exit status, standard output and the kernel are looked at.
+
+mod add;
+mod add_result;
+mod check;
+mod config;
+mod del;
+mod output;
+mod variables;
+mod versions;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::{Command, Output},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use twill_tests::{
+    cni::{Attachment, CniError, Runtime},
+    netns::Namespace,
+    process::output_with_input,
+    programs,
+    snapshot::Snapshot,
+};
+
+pub(crate) use self::{
+    add::*, add_result::*, check::*, config::*, del::*, output::*, variables::*, versions::*,
+};
+
+/// The table and the suite name the same tests.
+pub(crate) fn the_page_names_every_line() -> Result<()> {
+    let names = |file: &str| -> Result<BTreeSet<String>> {
+        let text = fs::read_to_string(programs::source(file))?;
+        let parts = text.split("checklist::").skip(1);
+        let name = |part: &str| -> String {
+            part.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+        };
+        Ok(parts.map(name).filter(|name| name != "the_page_names_every_line").collect())
+    };
+    let (page, suite) = (names("docs/cni.md")?, names("tests/kernel/main.rs")?);
+    ensure!(page.len() > 50, "no checklist in docs/cni.md");
+    let missing: Vec<_> = page.symmetric_difference(&suite).collect();
+    ensure!(missing.is_empty(), "in docs/cni.md or in the suite, but not in both: {missing:?}");
+    Ok(())
+}
+
+/// A node without a daemon, and a pod's namespace. There are two addresses of each family.
+struct Site {
+    host: Namespace,
+    pod: Namespace,
+    runtime: Runtime,
+    run_dir: tempfile::TempDir,
+    before: Snapshot,
+}
+
+impl Site {
+    /// With the newest version of the specification.
+    fn new() -> Result<Self> {
+        Self::of_version("1.1.0")
+    }
+
+    fn of_version(version: &str) -> Result<Self> {
+        let host = Namespace::create("node")?;
+        host.ip_batch(
+            "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
+        )?;
+        let run_dir = tempfile::tempdir_in("/run")?;
+        let conflist = json!({
+            "cniVersion": version,
+            "name": "lab",
+            "plugins": [{
+                "type": "twill",
+                "runDir": run_dir.path(),
+                "ipam": {
+                    "type": "twill-ipam",
+                    "mode": "standalone",
+                    "assignIPv6": true,
+                    "pools": [
+                        {"cidr": "10.20.0.0/31", "blockSize": 31},
+                        {"cidr": "fd00:20::/127", "blockSize": 127},
+                    ],
+                },
+            }],
+        });
+        let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+        let before = Snapshot::namespace(&host)?;
+        Ok(Self { host, pod: Namespace::create("pod")?, runtime, run_dir, before })
+    }
+
+    /// `eth0` of a container in the pod's namespace.
+    fn attachment(&self, container: &str) -> Attachment {
+        Attachment::pod("prod", "web", container, &self.pod.path().display().to_string())
+    }
+
+    /// A call for container `c1`.
+    fn call(&self, verb: &str) -> Result<Call<'_>> {
+        self.call_for(verb, &self.attachment("c1"))
+    }
+
+    fn call_for(&self, verb: &str, attachment: &Attachment) -> Result<Call<'_>> {
+        Call::of(&self.runtime, &self.host, verb, attachment)
+    }
+
+    /// An ADD of `c1` that has to succeed; its result is what CHECK and DEL get.
+    fn add(&self) -> Result<Value> {
+        self.runtime.add(&self.host, &self.attachment("c1"))
+    }
+
+    /// No link and no route of a pod, on the node or in the pod.
+    fn untouched(&self) -> Result<()> {
+        let mut left = self.before.differences(&Snapshot::namespace(&self.host)?);
+        // The node's own part stays: the gateway's route, and what forwarding brings along.
+        left.retain(|line| !line.contains("169.254.1.1 dev lo") && !line.contains("anycast"));
+        ensure!(left.is_empty(), "left on the node: {left:#?}");
+        let inside = self.pod.ip("-oneline link show")?;
+        ensure!(inside.lines().count() == 1, "left in the pod: {inside}");
+        Ok(())
+    }
+
+    /// Nothing is left of a pod, and no address is in use: two pods can have the two there are.
+    fn as_new(&self) -> Result<()> {
+        self.untouched()?;
+        let other = Namespace::create("other")?;
+        let mut second = self.attachment("second");
+        second.netns = other.path().display().to_string();
+        let both = [self.attachment("first"), second];
+        for attachment in &both {
+            self.runtime.add(&self.host, attachment).context("an address has leaked")?;
+        }
+        both.iter().try_for_each(|attachment| self.runtime.del(&self.host, attachment))?;
+        self.untouched()
+    }
+}
+
+/// A call as a runtime would make it, to be changed.
+#[derive(Clone)]
+struct Call<'a> {
+    host: &'a Namespace,
+    environment: BTreeMap<String, String>,
+    netconf: Value,
+    /// In the place of the configuration.
+    stdin: Option<String>,
+}
+
+impl<'a> Call<'a> {
+    fn of(
+        runtime: &Runtime,
+        host: &'a Namespace,
+        verb: &str,
+        attachment: &Attachment,
+    ) -> Result<Self> {
+        let call = runtime.first_call(verb, attachment)?;
+        let environment = call.environment.into_iter().collect();
+        Ok(Self { host, environment, netconf: call.netconf, stdin: None })
+    }
+
+    fn set(mut self, variable: &str, value: &str) -> Self {
+        self.environment.insert(variable.to_owned(), value.to_owned());
+        self
+    }
+
+    fn unset(mut self, variable: &str) -> Self {
+        self.environment.remove(variable);
+        self
+    }
+
+    /// Replaces a field of the configuration (`/ipam/mode`), or takes it away if it is null.
+    fn config(mut self, pointer: &str, value: Value) -> Self {
+        let (parent, key) = pointer.rsplit_once('/').unwrap_or_default();
+        if let Some(map) = self.netconf.pointer_mut(parent).and_then(Value::as_object_mut) {
+            match value {
+                Value::Null => map.remove(key),
+                value => map.insert(key.to_owned(), value),
+            };
+        }
+        self
+    }
+
+    fn stdin(mut self, text: &str) -> Self {
+        self.stdin = Some(text.to_owned());
+        self
+    }
+
+    fn run(&self) -> Result<Answer> {
+        self.run_as(Command::new(programs::find("twill")?))
+    }
+
+    /// Executes the plugin by a command of the caller's.
+    fn run_as(&self, mut command: Command) -> Result<Answer> {
+        command.envs(&self.environment);
+        let input = self.stdin.clone().unwrap_or_else(|| self.netconf.to_string());
+        let output = self.host.enter(|| output_with_input(&mut command, input.as_bytes()))??;
+        Ok(Answer(output))
+    }
+}
+
+/// What a call answered.
+#[derive(Debug)]
+struct Answer(Output);
+
+impl Answer {
+    fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.0.stdout).into_owned()
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.0.stderr).into_owned()
+    }
+
+    /// Success, with one object and nothing else.
+    fn object(&self) -> Result<Value> {
+        ensure!(self.0.status.success(), "it failed: {self:?}");
+        let value: Value = serde_json::from_str(&self.stdout())
+            .with_context(|| format!("not one JSON text: {self:?}"))?;
+        ensure!(value.is_object(), "no object: {value}");
+        Ok(value)
+    }
+
+    /// Success without a word.
+    fn silent(&self) -> Result<()> {
+        ensure!(self.0.status.success(), "it failed: {self:?}");
+        ensure!(self.0.stdout.is_empty(), "it printed: {self:?}");
+        Ok(())
+    }
+
+    /// Failure, with one error object and nothing else on standard output.
+    fn error(&self) -> Result<CniError> {
+        ensure!(!self.0.status.success(), "it succeeded: {self:?}");
+        let value: Value = serde_json::from_str(&self.stdout())
+            .with_context(|| format!("not one JSON text: {self:?}"))?;
+        let object = value.as_object().with_context(|| format!("no object: {value}"))?;
+        let known = ["cniVersion", "code", "msg", "details"];
+        ensure!(object.keys().all(|key| known.contains(&key.as_str())), "{value}");
+        let text = |key: &str| object.get(key).map_or(Some(""), Value::as_str).map(str::to_owned);
+        let error = CniError {
+            code: value["code"].as_u64().with_context(|| format!("no code: {value}"))?,
+            message: text("msg").with_context(|| format!("msg is no text: {value}"))?,
+            details: text("details").with_context(|| format!("details is no text: {value}"))?,
+        };
+        ensure!(!error.message.is_empty(), "no message: {value}");
+        ensure!(value["cniVersion"].is_string(), "no version: {value}");
+        Ok(error)
+    }
+
+    /// [`Answer::error`] with this code, and these words in it.
+    fn refused(&self, code: u64, words: &[&str]) -> Result<()> {
+        let error = self.error()?;
+        ensure!(error.code == code, "code {code} was expected: {error}");
+        for word in words {
+            ensure!(error.to_string().contains(word), "no {word:?} in: {error}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! A: what the result of an ADD says, and whether it is true.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use twill_tests::{cni, ping};
+
+use super::Site;
+
+/// The fields of a result, as far as they are lists.
+fn list<'a>(result: &'a Value, key: &str) -> Result<&'a Vec<Value>> {
+    result[key].as_array().with_context(|| format!("no {key} in {result}"))
+}
+
+pub(crate) fn a_04_both_ends_are_listed() -> Result<()> {
+    for version in ["0.3.1", "1.0.0", "1.1.0"] {
+        let site = Site::of_version(version)?;
+        let result = site.add()?;
+        let [host, inside] = list(&result, "interfaces")?.as_slice() else {
+            anyhow::bail!("not two interfaces: {result}")
+        };
+        ensure!(host.get("sandbox").is_none_or(|sandbox| sandbox == ""), "{result}");
+        ensure!(inside["sandbox"] == site.attachment("c1").netns.as_str(), "{result}");
+        ensure!(inside["name"] == "eth0", "{result}");
+        let name = host["name"].as_str().context("no name")?;
+        let link = site.host.ip(&format!("link show dev {name}"))?;
+        // Whose it is can be read there.
+        ensure!(link.contains("alias") && link.contains("c1"), "{link}");
+        site.call("DEL")?.run()?.silent()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn a_05_addresses_belong_to_the_pods_end() -> Result<()> {
+    let site = Site::new()?;
+    let result = site.add()?;
+    let ips = list(&result, "ips")?;
+    ensure!(ips.len() == 2, "{result}");
+    let shown = site.pod.ip_json("address show dev eth0")?;
+    for (ip, length) in ips.iter().zip(["/32", "/128"]) {
+        ensure!(ip["interface"] == 1, "{result}");
+        let address = ip["address"].as_str().context("no address")?;
+        let plain =
+            address.strip_suffix(length).with_context(|| format!("{address} is no host"))?;
+        let infos = shown[0]["addr_info"].as_array().context("no addresses")?;
+        ensure!(infos.iter().any(|info| info["local"] == plain), "{address} is not in {infos:?}");
+    }
+    site.call("DEL")?.run()?.silent()
+}
+
+pub(crate) fn a_06_a_pod_has_eth0_with_an_address() -> Result<()> {
+    let site = Site::new()?;
+    let result = site.add()?;
+    ensure!(list(&result, "interfaces")?[1]["name"] == "eth0", "{result}");
+    for address in cni::addresses(&result)? {
+        ping::reaches(&site.host, address)?;
+    }
+    site.call("DEL")?.run()?.silent()
+}
+
+pub(crate) fn a_07_routes_are_default_routes_with_their_gateway() -> Result<()> {
+    let site = Site::new()?;
+    let result = site.add()?;
+    let expected = json!([
+        {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},
+        {"dst": "::/0", "gw": "fe80::1"},
+    ]);
+    ensure!(result["routes"] == expected, "{result}");
+    ensure!(result["ips"][0]["gateway"] == "169.254.1.1", "{result}");
+    ensure!(result["ips"][1]["gateway"] == "fe80::1", "{result}");
+    let routes = site.pod.ip("route show")?;
+    ensure!(routes.contains("default via 169.254.1.1 dev eth0"), "{routes}");
+    let routes = site.pod.ip("-6 route show")?;
+    ensure!(routes.contains("default via fe80::1 dev eth0"), "{routes}");
+    site.call("DEL")?.run()?.silent()
+}
+
+pub(crate) fn a_08_dns_is_passed_on_or_left_out() -> Result<()> {
+    let site = Site::new()?;
+    let dns = json!({"nameservers": ["192.0.2.53"], "search": ["example.org"]});
+    let call = || site.call("ADD");
+    ensure!(call()?.run()?.object()?.get("dns").is_none());
+    ensure!(call()?.config("/dns", json!({})).run()?.object()?.get("dns").is_none());
+    ensure!(call()?.config("/dns", dns.clone()).run()?.object()?["dns"] == dns);
+    site.call("DEL")?.run()?.silent()
+}
+
+pub(crate) fn a_14_the_result_is_what_the_kernel_has() -> Result<()> {
+    let site = Site::new()?;
+    for (asked, given) in [(0, 1500), (1400, 1400)] {
+        let result = site.call("ADD")?.config("/mtu", json!(asked)).run()?.object()?;
+        let [host, inside] = list(&result, "interfaces")?.as_slice() else {
+            anyhow::bail!("not two interfaces: {result}")
+        };
+        let name = host["name"].as_str().context("no name")?;
+        for (said, link) in [
+            (host, site.host.ip_json(&format!("link show dev {name}"))?),
+            (inside, site.pod.ip_json("link show dev eth0")?),
+        ] {
+            ensure!(said["mac"] == link[0]["address"], "{said} is not {link:?}");
+            ensure!(said["mtu"] == link[0]["mtu"] && said["mtu"] == given, "{said}, {link:?}");
+        }
+        site.call("CHECK")?.config("/prevResult", result).run()?.silent()?;
+        site.call("DEL")?.run()?.silent()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! C and S: CHECK and STATUS.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use twill_tests::netns::Namespace;
+
+use super::{Call, Site};
+use crate::plugin::one_node;
+
+pub(crate) fn c_01_check_needs_version_0_4() -> Result<()> {
+    let site = Site::of_version("1.0.0")?;
+    site.add()?;
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1"] {
+        let answer = site.call("CHECK")?.config("/cniVersion", json!(version)).run()?;
+        answer.refused(1, &["config version does not allow CHECK", version])?;
+    }
+    site.call("CHECK")?.run()?.silent()
+}
+
+pub(crate) fn c_02_check_needs_a_previous_result() -> Result<()> {
+    let site = Site::new()?;
+    site.add()?;
+    let call = site.call("CHECK")?.config("/prevResult", Value::Null);
+    call.run()?.refused(7, &["prevResult"])
+}
+
+pub(crate) fn c_03_check_finds_what_is_missing_and_bears_what_is_added() -> Result<()> {
+    let site = Site::new()?;
+    site.add()?;
+    // What later plugins in a list do.
+    site.pod.ip_batch(
+        "addr add 198.51.100.7/24 dev eth0\nroute add 203.0.113.0/24 dev eth0\n\
+         link set eth0 mtu 1400\nlink set eth0 address 02:00:00:00:00:07\n",
+    )?;
+    site.call("CHECK")?.run()?.silent()?;
+    // What nobody may do.
+    for (changes, word) in [
+        ("addr flush dev eth0 scope global", "lacks its address"),
+        ("route del default", "0.0.0.0/0"),
+        ("-6 route del default", "::/0"),
+        ("link set eth0 down", "down"),
+        ("link set eth0 down\nlink set eth0 name eth9", "no interface eth0"),
+        ("link del eth0", "no link"),
+    ] {
+        site.call("DEL")?.run()?.silent()?;
+        site.add()?;
+        site.call("CHECK")?.run()?.silent()?;
+        changes.lines().try_for_each(|change| site.pod.ip(change).map(drop))?;
+        site.call("CHECK")?.run()?.refused(102, &[word])?;
+    }
+    Ok(())
+}
+
+pub(crate) fn c_04_check_looks_at_the_node_and_the_store() -> Result<()> {
+    let site = Site::new()?;
+    let result = site.add()?;
+    let address = twill_tests::cni::addresses(&result)?[0].to_string();
+    site.host.ip(&format!("route del {address}"))?;
+    site.call("CHECK")?.run()?.refused(102, &[&address])?;
+    site.call("DEL")?.run()?.silent()?;
+    site.add()?;
+    fs::remove_dir_all(site.run_dir.path().join("ipam"))?;
+    site.call("CHECK")?.run()?.refused(102, &["10.20.0."])?;
+
+    // A daemon that is away is no fault of the pod.
+    let mut lab = one_node()?;
+    let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), pod.attachment())?;
+    lab.node_mut("node1")?.kill9()?;
+    let node = lab.node("node1")?;
+    let call = Call::of(node.runtime(), node.namespace(), "CHECK", pod.attachment())?;
+    call.run()?.refused(11, &["twilld.sock"])
+}
+
+pub(crate) fn c_06_the_previous_result_is_of_this_namespace() -> Result<()> {
+    let site = Site::new()?;
+    site.add()?;
+    let other = Namespace::create("other")?.path().display().to_string();
+    let call = site.call("CHECK")?.config("/prevResult/interfaces/1/sandbox", json!(other));
+    call.run()?.refused(7, &["prevResult", "CNI_NETNS"])?;
+    let call = site.call("CHECK")?.config("/prevResult/interfaces/1/name", json!("eth1"));
+    call.run()?.refused(7, &["prevResult", "eth0"])
+}
+
+pub(crate) fn s_01_status_needs_version_1_1() -> Result<()> {
+    for version in ["0.1.0", "0.4.0", "1.0.0"] {
+        let answer = Site::of_version(version)?.call("STATUS")?.run()?;
+        answer.refused(1, &["config version does not allow STATUS", version])?;
+    }
+    Ok(())
+}
+
+pub(crate) fn s_02_status_says_whether_an_add_would_succeed() -> Result<()> {
+    let mut lab = one_node()?;
+    let pod = lab.bare_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let status = |node: &twill_tests::lab::Node| {
+        Call::of(node.runtime(), node.namespace(), "STATUS", pod.attachment())?.run()
+    };
+    status(node)?.silent()?;
+    // A restart of the daemon is no reason to call the node not ready ...
+    let run = node.dir().join("run");
+    lab.node_mut("node1")?.kill9()?;
+    let node = lab.node("node1")?;
+    fs::write(run.join("heartbeat"), "")?;
+    status(node)?.silent()?;
+    // ... but that it is down for minutes is.
+    fs::remove_file(run.join("heartbeat"))?;
+    status(node)?.refused(50, &["twilld.sock"])
+}
+
+pub(crate) fn s_03_a_full_node_is_ready() -> Result<()> {
+    let site = Site::new()?;
+    let other = Namespace::create("other")?;
+    site.add()?;
+    let mut second = site.attachment("c2");
+    second.netns = other.path().display().to_string();
+    site.runtime.add(&site.host, &second)?;
+    site.call_for("ADD", &site.attachment("c3"))?.run()?.refused(101, &[])?;
+    site.call("STATUS")?.run()?.silent()
+}
+
+pub(crate) fn s_05_verbs_work_whatever_status_said() -> Result<()> {
+    let site = Site::new()?;
+    let daemon = json!({"type": "twill-ipam", "mode": "daemon"});
+    site.call("STATUS")?.config("/ipam", daemon).run()?.refused(50, &[])?;
+    site.add()?;
+    site.call("CHECK")?.run()?.silent()?;
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()
+}
+
+pub(crate) fn s_06_status_is_about_no_container() -> Result<()> {
+    let site = Site::new()?;
+    let mut call = site.call("STATUS")?;
+    let container = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"];
+    call.environment.retain(|variable, _| !container.contains(&variable.as_str()));
+    call.run()?.silent()?;
+    ensure!(call.set("CNI_IFNAME", "..").run()?.0.status.success(), "it looked at the name");
+    Ok(())
+}

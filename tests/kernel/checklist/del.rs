@@ -1,0 +1,174 @@
+//! D: what a DEL does.
+
+use std::{fs, time::Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use twill_tests::{netns::Namespace, ping, wait::wait_for};
+
+use super::Site;
+use crate::{
+    SECONDS,
+    plugin::{one_node, refusal},
+};
+
+pub(crate) fn d_01_a_namespace_that_is_gone_is_success() -> Result<()> {
+    let mut site = Site::new()?;
+    for gone in ["", "/run/netns/nobody"] {
+        site.add()?;
+        site.call("DEL")?.set("CNI_NETNS", gone).run()?.silent()?;
+        site.as_new()?;
+    }
+    // With the link in it.
+    site.add()?;
+    let call = site.runtime.first_call("DEL", &site.attachment("c1"))?;
+    site.pod = Namespace::create("next")?;
+    let output =
+        site.runtime.execute(&site.host, "twill", &call.environment, call.stdin().as_bytes())?;
+    super::Answer(output).silent()?;
+    site.as_new()
+}
+
+pub(crate) fn d_02_what_is_missing_is_success() -> Result<()> {
+    let site = Site::new()?;
+    // The interface, from either end.
+    site.add()?;
+    site.pod.ip("link del eth0")?;
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()?;
+    // The store.
+    site.add()?;
+    fs::remove_dir_all(site.run_dir.path().join("ipam"))?;
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()?;
+    // The previous result; or it is of no use.
+    for previous in [Value::Null, json!({}), json!("garbage"), json!({"ips": 7})] {
+        site.add()?;
+        site.call("DEL")?.config("/prevResult", previous).run()?.silent()?;
+        site.as_new()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn d_03_del_may_be_repeated() -> Result<()> {
+    let site = Site::new()?;
+    site.add()?;
+    for _ in 0..4 {
+        site.call("DEL")?.run()?.silent()?;
+    }
+    site.as_new()
+}
+
+pub(crate) fn d_04_an_unknown_container_is_success() -> Result<()> {
+    let site = Site::new()?;
+    let result = site.add()?;
+    site.call_for("DEL", &site.attachment("nobody"))?.run()?.silent()?;
+    site.call("CHECK")?.config("/prevResult", result).run()?.silent()?;
+    site.call("DEL")?.run()?.silent()
+}
+
+pub(crate) fn d_05_an_address_of_a_pool_that_is_gone_is_given_back() -> Result<()> {
+    let site = Site::new()?;
+    site.add()?;
+    let pools = json!([{"cidr": "10.30.0.0/24"}, {"cidr": "fd00:30::/64"}]);
+    site.call("DEL")?.config("/ipam/pools", pools).run()?.silent()?;
+    site.as_new()?;
+    // Or no pool at all, and another version.
+    site.add()?;
+    let call = site.call("DEL")?.config("/ipam/pools", Value::Null);
+    call.config("/cniVersion", json!("0.3.1")).run()?.silent()?;
+    site.as_new()
+}
+
+/// The order does not matter to a caller; that the address comes back whatever the namespace is
+/// does.
+pub(crate) fn d_06_an_address_comes_back_without_the_namespace() -> Result<()> {
+    let site = Site::new()?;
+    site.add()?;
+    let file = site.run_dir.path().join("file");
+    fs::write(&file, "")?;
+    let call = site.call("DEL")?.set("CNI_NETNS", &file.display().to_string());
+    call.run()?.silent()?;
+    site.as_new()
+}
+
+pub(crate) fn d_07_a_late_del_leaves_the_next_sandbox_alone() -> Result<()> {
+    let site = Site::new()?;
+    let gone = Namespace::create("gone")?;
+    let mut old = site.attachment("old");
+    old.netns = gone.path().display().to_string();
+    site.runtime.add(&site.host, &old)?;
+    // The same pod, by name, has a new sandbox before the old one is deleted.
+    let result = site.add()?;
+    for _ in 0..2 {
+        site.runtime.del(&site.host, &old)?;
+    }
+    site.call("CHECK")?.run()?.silent()?;
+    ping::reaches(&site.host, twill_tests::cni::addresses(&result)?[0])?;
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()
+}
+
+pub(crate) fn d_09_del_fails_only_where_it_has_to() -> Result<()> {
+    let site = Site::new()?;
+    for (pointer, value) in [
+        ("/mtu", json!("big")),
+        ("/logLevel", json!("loud")),
+        ("/timeoutSeconds", json!(-1)),
+        ("/dns", json!([])),
+        ("/ipam/assignIPv4", json!(7)),
+        ("/ipam/pools", json!([{"cidr": "10.0.0.1/24"}])),
+        ("/prevResult", json!({"cniVersion": "9.9.9"})),
+    ] {
+        site.add()?;
+        site.call("DEL")?.config(pointer, value).run()?.silent()?;
+        site.untouched()?;
+    }
+    site.add()?;
+    // Another directory or mode would leave the address where it is.
+    let call = site.call("DEL")?.config("/runDir", json!(7));
+    call.run()?.refused(7, &["runDir"])?;
+    let call = site.call("DEL")?.config("/ipam/mode", json!("alone"));
+    call.run()?.refused(7, &["ipam.mode"])?;
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()
+}
+
+pub(crate) fn d_10_a_daemon_that_is_down_costs_no_pod_and_no_address() -> Result<()> {
+    let mut lab = one_node()?;
+    let pod = lab.add_pod("node1", "web")?;
+    let late = lab.bare_pod("node1", "late")?;
+    lab.node_mut("node1")?.kill9()?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let patient = runtime.conflist().clone();
+    let mut hurried = patient.clone();
+    hurried["plugins"][0]["timeoutSeconds"] = json!(1);
+    runtime.set_conflist(hurried);
+
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().add(node.namespace(), late.attachment()))?;
+    ensure!(error.code == 11 && error.message.contains("twilld.sock"), "{error}");
+    let address = pod.address()?;
+    let start = Instant::now();
+    lab.delete_pod(pod)?;
+    ensure!(start.elapsed() < SECONDS, "DEL took {:?}", start.elapsed());
+    let spool: Vec<_> = fs::read_dir(node.dir().join("run/spool"))?
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .filter(|name| name.as_ref().is_ok_and(|name| !name.starts_with('.')))
+        .collect::<std::io::Result<_>>()?;
+    ensure!(spool.len() == 1, "{spool:?}");
+    let route = node.namespace().ip(&format!("route get {address}"));
+    ensure!(route.is_err(), "the deleted pod has a route still: {route:?}");
+
+    lab.node_mut("node1")?.start()?;
+    let node = lab.node("node1")?;
+    wait_for("the spool to be worked off", SECONDS, || {
+        let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
+        ensure!(ipam["blocks"][0]["used"] == 0, "{ipam}");
+        Ok(())
+    })?;
+    lab.node_mut("node1")?.runtime_mut().set_conflist(patient);
+    let node = lab.node("node1")?;
+    node.runtime().add(node.namespace(), late.attachment())?;
+    node.runtime().del(node.namespace(), late.attachment())
+}
