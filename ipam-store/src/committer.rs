@@ -4,7 +4,8 @@ use std::sync::{Arc, mpsc::Receiver};
 
 use tracing::{error, info, warn};
 use twill_ipam::{
-    Allocator, AssignRequest, Assignment, Change, OwnedBlock, ReleaseOutcome, ReleaseRequest,
+    Allocator, AssignRequest, Assignment, Change, OwnedBlock, Record, ReleaseOutcome,
+    ReleaseRequest,
 };
 use twill_types::Block;
 
@@ -25,6 +26,7 @@ pub(crate) enum Job {
     Assign(AssignRequest, Reply<Result<Assignment, AssignError>>),
     Release(ReleaseRequest, Reply<Result<ReleaseOutcome, StoreError>>),
     Block(OwnedBlock, bool, Reply<Result<(), StoreError>>),
+    Adopt(Record, Reply<Result<bool, StoreError>>),
     RemoveBlock(Block, Reply<Result<bool, StoreError>>),
     /// Why nothing can be stored.
     Failure(Reply<Option<Arc<StoreError>>>),
@@ -73,15 +75,16 @@ impl Committer {
     /// Works until nobody can ask any more.
     pub(crate) fn run(mut self, queue: &Receiver<Job>) {
         while let Ok(first) = queue.recv() {
+            self.catch_up();
+            if let Some(cause) = self.behind.clone() {
+                refuse(first, &cause, &mut self.allocator);
+                continue;
+            }
             let mut batch = Vec::new();
             let mut pending = Vec::new();
             let jobs = std::iter::once(first).chain(queue.try_iter().take(BATCH - 1));
-            self.catch_up();
             for job in jobs {
-                match &self.behind {
-                    None => self.job(job, &mut batch, &mut pending),
-                    Some(cause) => refuse(job, &Arc::clone(cause), &mut self.allocator),
-                }
+                self.job(job, &mut batch, &mut pending);
             }
             let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
             match outcome {
@@ -114,6 +117,14 @@ impl Committer {
                 let change = self.allocator.plan_block(block, assignable);
                 let encoded = self.apply(change.as_slice(), batch);
                 pending.push(Box::new(move |durable| reply(encoded.and(durable))));
+            }
+            Job::Adopt(record, reply) => {
+                let change = self.allocator.plan_adopt(record);
+                let adopted = change.is_some();
+                let encoded = self.apply(change.as_slice(), batch);
+                pending.push(Box::new(move |durable| {
+                    reply(encoded.and(durable).map(|()| adopted));
+                }));
             }
             Job::RemoveBlock(block, reply) => {
                 let changes = self.allocator.plan_remove_block(block);
@@ -190,6 +201,7 @@ fn refuse(job: Job, cause: &Arc<StoreError>, allocator: &mut Allocator) {
         Job::Assign(_, reply) => reply(Err(error.into())),
         Job::Release(_, reply) => reply(Err(error)),
         Job::Block(_, _, reply) => reply(Err(error)),
+        Job::Adopt(_, reply) => reply(Err(error)),
         Job::RemoveBlock(_, reply) => reply(Err(error)),
         Job::Failure(reply) => reply(Some(Arc::clone(cause))),
         Job::With(look) => look(allocator),

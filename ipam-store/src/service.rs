@@ -179,6 +179,23 @@ impl Service {
         self.wait(|reply| Job::Block(block, assignable, reply))?
     }
 
+    /// Stores an assignment that was lost; false, and no change, if one of its addresses is
+    /// another's by now, or its attachment has others.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn adopt(&self, record: Record) -> Result<bool, StoreError> {
+        self.wait(|reply| Job::Adopt(record, reply))?
+    }
+
+    /// Makes the numbers of assignments go on after this one. It is not stored by itself.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn number_after(&self, sequence: u64) -> Result<(), StoreError> {
+        self.with(move |allocator| allocator.number_after(sequence))
+    }
+
     /// Why nothing can be stored at present; `None` as long as it can. To ask makes it try again.
     ///
     /// # Errors
