@@ -27,6 +27,7 @@ mod ipam;
 mod metrics;
 mod node;
 mod reaper;
+mod rebuild;
 mod reconcile;
 mod routes;
 mod server;

@@ -47,6 +47,8 @@ pub(crate) struct Node<'a> {
     pub(crate) config: &'a Config,
     pub(crate) name: String,
     pub(crate) service: Arc<Service>,
+    /// Where the store of the process before was moved to, if it was damaged.
+    pub(crate) set_aside: Option<PathBuf>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -231,6 +233,9 @@ impl Node<'_> {
 
     fn reconcile(&self, wires: &Wires) -> anyhow::Result<Reconcile> {
         let settings = &self.config.reconcile;
+        if self.set_aside.is_some() {
+            wires.metrics.store_set_aside();
+        }
         Ok(Reconcile {
             liveness: reconcile::begin(&self.service, Duration::from_secs(settings.grace_seconds))?,
             service: Arc::clone(&self.service),
@@ -238,6 +243,7 @@ impl Node<'_> {
             started: Instant::now(),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
             released: Arc::clone(&wires.released),
+            set_aside: self.set_aside.clone(),
             problems: wires.reconcile_problems.clone(),
             metrics: wires.metrics.clone(),
         })

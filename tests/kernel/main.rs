@@ -145,6 +145,7 @@ fn main() -> ExitCode {
         reconcile::what_a_killed_add_leaves_is_removed,
         reconcile::a_daemon_that_sees_no_namespaces_frees_no_living_pod,
         reconcile::links_without_a_record_are_kept_and_told,
+        reconcile::a_lost_store_is_rebuilt_from_the_links,
         reconcile::a_full_store_costs_neither_pod_nor_address,
         reconcile::a_daemon_that_hangs_costs_neither_pod_nor_address,
         routing::routes_come_and_go_with_the_announcements,
