@@ -1,4 +1,4 @@
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum StoreError {
     #[error("the store has lost everything that was in it")]
     Lost,
     /// A batch could not be written.
-    #[error("cannot write to the store; is its file system full?")]
+    #[error("cannot write to the store; free some space on its file system")]
     Write(#[source] sled::Error),
     /// A batch could not be brought to the disk.
     #[error("cannot sync the store")]
@@ -44,9 +44,10 @@ pub enum StoreError {
     /// The library panicked.
     #[error("the storage library panicked while it {0}")]
     Panic(&'static str),
-    /// The batch that this request was in could not be stored.
-    #[error("the request could not be stored, see the log; try again")]
-    Batch,
+    /// The batch that this request was in could not be stored, or the one before could not and the
+    /// store cannot be read since.
+    #[error("the request could not be stored")]
+    Batch(#[source] Arc<StoreError>),
     /// The service has ended.
     #[error("the address service has stopped")]
     Stopped,
@@ -64,8 +65,20 @@ impl StoreError {
             | Self::Write(_)
             | Self::Sync(_)
             | Self::Encode(_)
-            | Self::Batch
+            | Self::Batch(_)
             | Self::Stopped => false,
         }
     }
+}
+
+/// An error with its sources, outermost first.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
 }

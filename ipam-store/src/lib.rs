@@ -6,6 +6,7 @@
 //! together are written together.
 
 mod codec;
+mod committer;
 mod error;
 mod lock;
 mod service;

@@ -1,23 +1,25 @@
 use std::{
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
     thread::{self, JoinHandle},
 };
 
-use tracing::{error, warn};
+use tracing::error;
 use twill_ipam::{
-    Allocator, AssignRequest, Assignment, BlockSummary, Change, OwnedBlock, Record, Refusal,
+    Allocator, AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal,
     ReleaseOutcome, ReleaseRequest,
 };
 use twill_types::{AttachmentId, Block};
 
 use crate::{
-    SledStore, Store, StoreError, Write,
-    codec::{self, Contents, Meta},
+    SledStore, Store, StoreError,
+    codec::{self, Contents},
+    committer::{Committer, Job, Reply},
+    error::chain,
 };
-
-/// Requests written in one batch at the most.
-const BATCH: usize = 64;
 
 /// How a service is opened.
 #[derive(Debug, Clone)]
@@ -52,17 +54,6 @@ pub enum AssignError {
     Stopped,
 }
 
-type Reply<T> = Box<dyn FnOnce(T) + Send>;
-
-enum Job {
-    Assign(AssignRequest, Reply<Result<Assignment, AssignError>>),
-    Release(ReleaseRequest, Reply<Result<ReleaseOutcome, StoreError>>),
-    Change(Change, Reply<Result<(), StoreError>>),
-    RemoveBlock(Block, Reply<Result<bool, StoreError>>),
-    /// Looks at, or changes, what is not stored.
-    With(Box<dyn FnOnce(&mut Allocator) + Send>),
-}
-
 /// The address service. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct Service {
@@ -93,10 +84,8 @@ impl Service {
             Ok(opened) => opened,
             Err(damage) if damage.is_damage() => {
                 let aside = set_aside(directory)?;
-                let cause = std::error::Error::source(&damage).map(ToString::to_string);
                 error!(
-                    error = %damage,
-                    cause = cause.unwrap_or_default(),
+                    error = chain(&damage),
                     moved_to = %aside.display(),
                     "the store is damaged"
                 );
@@ -123,12 +112,7 @@ impl Service {
         contents: Contents,
         options: Options,
     ) -> Result<Self, StoreError> {
-        let mut committer = Committer { store, options, allocator: Allocator::default() };
-        if contents.meta.boot_id != committer.options.boot_id {
-            committer.begin_boot(contents.meta.sequence)?;
-        }
-        committer.allocator =
-            Allocator::restore(contents.blocks, contents.records, contents.meta.sequence);
+        let committer = Committer::new(store, contents, options)?;
         let (jobs, queue) = mpsc::channel();
         let committer = thread::Builder::new()
             .name("ipam-committer".to_owned())
@@ -186,12 +170,38 @@ impl Service {
         self.wait(|reply| Job::Release(request, reply))?
     }
 
-    /// Adds a block that was claimed, or changes whether it gives addresses.
+    /// Adds a block that was claimed, or changes whether it gives addresses. Nothing is written if
+    /// it is so already.
     ///
     /// # Errors
     /// The store failed.
     pub fn set_block(&self, block: OwnedBlock, assignable: bool) -> Result<(), StoreError> {
-        self.wait(|reply| Job::Change(Change::Block(block, assignable), reply))?
+        self.wait(|reply| Job::Block(block, assignable, reply))?
+    }
+
+    /// Stores an assignment that was lost; false, and no change, if one of its addresses is
+    /// another's by now, or its attachment has others.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn adopt(&self, record: Record) -> Result<bool, StoreError> {
+        self.wait(|reply| Job::Adopt(record, reply))?
+    }
+
+    /// Makes the numbers of assignments go on after this one. It is not stored by itself.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn number_after(&self, sequence: u64) -> Result<(), StoreError> {
+        self.with(move |allocator| allocator.number_after(sequence))
+    }
+
+    /// Why nothing can be stored at present; `None` as long as it can. To ask makes it try again.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn failure(&self) -> Result<Option<Arc<StoreError>>, StoreError> {
+        self.wait(Job::Failure)
     }
 
     /// Removes a block; false, and no change, if an address of it is in use.
@@ -283,105 +293,6 @@ fn set_aside(directory: &Path) -> Result<PathBuf, StoreError> {
         }
     }
     Err(StoreError::Stopped)
-}
-
-/// An answer that waits for the batch to be durable.
-type Pending = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-
-struct Committer {
-    store: Box<dyn Store>,
-    options: Options,
-    allocator: Allocator,
-}
-
-impl Committer {
-    /// Empties a store of another boot, keeping the numbers going up.
-    fn begin_boot(&mut self, sequence: u64) -> Result<(), StoreError> {
-        let mut batch: Vec<Write> =
-            self.store.load()?.into_iter().map(|(key, _)| (key, None)).collect();
-        let boot_id = self.options.boot_id.clone();
-        batch.push(codec::write_meta(&Meta { boot_id, sequence })?);
-        self.store.commit(&batch)
-    }
-
-    fn run(mut self, queue: &Receiver<Job>) {
-        while let Ok(first) = queue.recv() {
-            let mut batch = Vec::new();
-            let mut pending = Vec::new();
-            let jobs = std::iter::once(first).chain(queue.try_iter().take(BATCH - 1));
-            for job in jobs {
-                self.job(job, &mut batch, &mut pending);
-            }
-            let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
-            match outcome {
-                Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
-                Err(error) => self.fail(&error, pending),
-            }
-        }
-    }
-
-    /// Plans one job on top of those before it in the batch.
-    fn job(&mut self, job: Job, batch: &mut Vec<Write>, pending: &mut Vec<Pending>) {
-        match job {
-            Job::Assign(request, reply) => match self.allocator.plan_assign(&request) {
-                Ok(plan) => {
-                    let encoded = self.apply(&plan.changes, batch);
-                    pending.push(Box::new(move |durable| {
-                        reply(encoded.and(durable).map(|()| plan.assignment).map_err(Into::into));
-                    }));
-                }
-                Err(refusal) => reply(Err(refusal.into())),
-            },
-            Job::Release(request, reply) => {
-                let (changes, outcome) = self.allocator.plan_release(&request);
-                let encoded = self.apply(&changes, batch);
-                pending.push(Box::new(move |durable| {
-                    reply(encoded.and(durable).map(|()| outcome));
-                }));
-            }
-            Job::Change(change, reply) => {
-                let encoded = self.apply(&[change], batch);
-                pending.push(Box::new(move |durable| reply(encoded.and(durable))));
-            }
-            Job::RemoveBlock(block, reply) => {
-                let changes = self.allocator.plan_remove_block(block);
-                let removed = changes.is_some();
-                let encoded = self.apply(&changes.unwrap_or_default(), batch);
-                pending.push(Box::new(move |durable| {
-                    reply(encoded.and(durable).map(|()| removed));
-                }));
-            }
-            Job::With(look) => look(&mut self.allocator),
-        }
-    }
-
-    fn apply(&mut self, changes: &[Change], batch: &mut Vec<Write>) -> Result<(), StoreError> {
-        for change in changes {
-            self.allocator.apply(change);
-            codec::writes(change, &self.allocator, &self.options.boot_id, batch)?;
-        }
-        if !self.options.hold_freed {
-            let round = self.allocator.begin_round();
-            self.allocator.end_round(round);
-        }
-        Ok(())
-    }
-
-    /// A batch that failed: nobody is told that it worked, and memory goes back to what is stored.
-    fn fail(&mut self, error: &StoreError, pending: Vec<Pending>) {
-        error!(%error, waiting = pending.len(), "a batch could not be stored");
-        for answer in pending {
-            answer(Err(StoreError::Batch));
-        }
-        let reload = self.store.reopen().and_then(|()| self.store.load());
-        match reload.and_then(|entries| codec::read(&entries, &self.options.boot_id)) {
-            Ok(stored) => {
-                self.allocator =
-                    Allocator::restore(stored.blocks, stored.records, self.allocator.sequence());
-            }
-            Err(error) => warn!(%error, "the store cannot be read again"),
-        }
-    }
 }
 
 #[cfg(test)]

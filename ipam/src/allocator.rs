@@ -57,6 +57,18 @@ impl Allocator {
         Self { blocks, records, sequence: sequence.max(highest), ..Self::default() }
     }
 
+    /// Goes back to what is stored, when changes were made here that could not be written. Numbers
+    /// go on, and what was freed before stays held.
+    pub fn reload(
+        &mut self,
+        blocks: impl IntoIterator<Item = BlockState>,
+        records: impl IntoIterator<Item = Record>,
+    ) {
+        let stored = Self::restore(blocks, records, self.sequence);
+        let held = std::mem::take(&mut self.held);
+        *self = Self { held, epoch: self.epoch, ..stored };
+    }
+
     /// What an assignment would take.
     ///
     /// Both families or none. An attachment that asks again gets the same answer; if its namespace
@@ -218,6 +230,31 @@ impl Allocator {
         }
     }
 
+    /// What it takes to know of an assignment that was lost; nothing, if somebody has one of its
+    /// addresses, or its attachment has others.
+    pub fn plan_adopt(&self, record: Record) -> Option<Change> {
+        let taken = self.records.values().any(|other| {
+            other.attachment == record.attachment
+                || other.addresses.iter().any(|address| record.addresses.contains(address))
+        });
+        (!taken && !record.addresses.is_empty()).then_some(Change::Assign(record))
+    }
+
+    /// Makes the numbers of assignments go on after this one.
+    pub fn number_after(&mut self, sequence: u64) {
+        self.sequence = self.sequence.max(sequence);
+    }
+
+    /// What it takes to have a block; nothing, if it is there as it shall be.
+    pub fn plan_block(&self, owned: OwnedBlock, assignable: bool) -> Option<Change> {
+        let is_there = self.blocks.get(&owned.block).is_some_and(|state| {
+            state.pool == owned.pool
+                && state.dedication == owned.dedication
+                && state.assignable == assignable
+        });
+        (!is_there).then_some(Change::Block(owned, assignable))
+    }
+
     /// What removing a block would take; `None` if there is an address of it in use.
     pub fn plan_remove_block(&self, block: Block) -> Option<Vec<Change>> {
         match self.blocks.get(&block) {
@@ -246,10 +283,14 @@ impl Allocator {
                 }
             }
             Change::Block(owned, assignable) => {
-                let state = self
-                    .blocks
-                    .entry(owned.block)
-                    .or_insert_with(|| BlockState::new(owned.block, owned.pool.clone()));
+                let used = self.records.values().flat_map(|record| &record.addresses);
+                let state = self.blocks.entry(owned.block).or_insert_with(|| {
+                    let mut state = BlockState::new(owned.block, owned.pool.clone());
+                    // After the loss of a store records are there before their blocks.
+                    let inside = used.filter(|ip| owned.block.prefix().contains(**ip));
+                    inside.filter_map(|ip| owned.block.offset_of(*ip)).for_each(|n| state.take(n));
+                    state
+                });
                 state.pool.clone_from(&owned.pool);
                 state.dedication.clone_from(&owned.dedication);
                 state.assignable = *assignable;

@@ -23,7 +23,7 @@ use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore, http,
     node::{Node, Tasks},
-    server,
+    rebuild, server,
     spool::Spool,
 };
 
@@ -93,7 +93,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
         Instant::now() + TAKE_OVER,
     )?;
     let spool = Spool::lock(&config.run_dir).context("cannot lock the spool")?;
-    let service = open_store(&ipam_dir.join("store"))?;
+    let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
+    let rebuilt = rebuild::from_links(&service).context("cannot rebuild the address store")?;
+    if rebuilt > 0 {
+        warn!(rebuilt, "the store did not know of pods that run; it does now");
+    }
     let drained = spool.drain(&service).context("cannot read the spool")?;
     if drained > 0 {
         info!(drained, "released what was deleted while no daemon ran");
@@ -104,7 +108,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
             format!("cannot read the resources in {}", config.datastore.directory.display())
         })?;
     let mut tasks = JoinSet::new();
-    let api = Node { config: &config, name: node, service, resources }.start(&mut tasks)?;
+    let api =
+        Node { config: &config, name: node, service, set_aside, resources }.start(&mut tasks)?;
 
     let socket = config.run_dir.join("twilld.sock");
     let listener =
@@ -138,16 +143,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
-fn open_store(directory: &Path) -> anyhow::Result<Arc<Service>> {
+/// Opens the store; answers as well where a damaged one was moved to.
+fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>)> {
     const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
     let boot_id =
         std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
     let options = Options { boot_id: boot_id.trim().to_owned(), hold_freed: true };
     let (service, report) = Service::open(directory, options)?;
-    if let Some(aside) = report.set_aside {
-        warn!(moved_to = %aside.display(), "the store was damaged, and an empty one is used");
-    }
-    Ok(Arc::new(service))
+    Ok((Arc::new(service), report.set_aside))
 }
 
 /// A signal ends the process well, a task that ends ends it badly.

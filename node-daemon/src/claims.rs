@@ -68,6 +68,8 @@ pub(crate) struct Claims {
     pub(crate) problems: watch::Sender<Vec<String>>,
     /// Some block waits for its last pod to go.
     pub(crate) draining: bool,
+    /// The store could not take over what the claims say.
+    pub(crate) behind: bool,
 }
 
 /// The pools as the choice of pools sees them.
@@ -88,14 +90,14 @@ fn pool_views(resources: &Snapshot) -> BTreeMap<String, twill_ipam::PoolView> {
 impl Claims {
     /// Runs until a file or the store fails.
     pub(crate) async fn run(mut self) -> Result<(), ClaimsError> {
-        self.load()?;
+        self.bring_in_line()?;
         let mut again = tokio::time::interval(DRAIN_PERIOD);
         loop {
             tokio::select! {
-                _ = again.tick(), if self.draining => self.load()?,
+                _ = again.tick(), if self.draining || self.behind => self.bring_in_line()?,
                 changed = self.resources.changed() => {
                     if changed.is_err() { return Ok(()) }
-                    self.load()?;
+                    self.bring_in_line()?;
                 }
                 command = self.commands.recv() => match command {
                     None => return Ok(()),
@@ -109,6 +111,24 @@ impl Claims {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// [`Claims::load`], as often as it takes where the store cannot be written: a file system that
+    /// is full is no reason to take down what works.
+    fn bring_in_line(&mut self) -> Result<(), ClaimsError> {
+        match self.load() {
+            Err(ClaimsError::Store(error @ StoreError::Batch(_))) => {
+                if !self.behind {
+                    warn!(error = %chain(&error), "the claims cannot be taken over yet");
+                }
+                self.behind = true;
+                Ok(())
+            }
+            other => {
+                self.behind = false;
+                other
             }
         }
     }

@@ -18,14 +18,14 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tracing::debug;
+use tracing::{debug, warn};
 use twill_ipam_store::{AssignError, Assignment, Record, Refusal, Service};
 use twill_rpc::message::{
     AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
 };
 use twill_types::Family;
 
-use crate::{claims, server::chain};
+use crate::{claims, server::chain, spool::Tombstones};
 
 /// What the fast path has to know about the pools; replaced whole when the configuration changes.
 #[derive(Debug, Clone, Default)]
@@ -140,6 +140,7 @@ pub(crate) struct Ipam {
     pub(crate) view: watch::Receiver<Arc<View>>,
     pub(crate) claims: mpsc::Sender<claims::Command>,
     pub(crate) mtu: watch::Receiver<u32>,
+    pub(crate) tombstones: Arc<Tombstones>,
     /// The last request that needed a block found none to claim.
     pub(crate) exhausted: Arc<AtomicBool>,
 }
@@ -168,6 +169,9 @@ impl Ipam {
     pub(crate) async fn assign(&self, request: AssignRequest) -> Result<Assignment, RpcError> {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
         let view = self.ready(deadline).await?;
+        if let Err(error) = self.tombstones.settle(&request.attachment) {
+            warn!(%error, "cannot read the spool");
+        }
         let wanted: BTreeMap<Family, IpAddr> =
             request.wanted.iter().map(|address| (Family::of(*address), *address)).collect();
         let mut pools = BTreeMap::new();

@@ -6,6 +6,8 @@
 //!                                    └──> bgp ──> speaker <──────────┤        │ assign, release
 //!                                                   │ routes         │        │
 //!  kernel events ──────────────────────────────> routes <────────────┘     server <── twill, twillctl
+//!
+//!  links, namespaces ──> reconcile ──(what no DEL came for)──> store, delete group ──> reaper
 //! ```
 //!
 //! Promise: each piece of state has one task that owns it; configuration is passed on as the latest
@@ -25,6 +27,7 @@ mod ipam;
 mod metrics;
 mod node;
 mod reaper;
+mod rebuild;
 mod reconcile;
 mod routes;
 mod server;

@@ -47,6 +47,7 @@ pub(crate) struct Metrics {
     requests: HistogramFamily,
     reclaimed: Family<ReasonLabels, Counter>,
     links_reclaimed: Family<ReasonLabels, Counter>,
+    set_aside: Counter,
 }
 
 impl Metrics {
@@ -55,7 +56,17 @@ impl Metrics {
         let requests = HistogramFamily::new_with_constructor(|| {
             Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
         });
-        Self { requests, reclaimed: Family::default(), links_reclaimed: Family::default() }
+        Self {
+            requests,
+            reclaimed: Family::default(),
+            links_reclaimed: Family::default(),
+            set_aside: Counter::default(),
+        }
+    }
+
+    /// Counts a store that was damaged.
+    pub(crate) fn store_set_aside(&self) {
+        self.set_aside.inc();
     }
 
     /// Counts addresses that came back without a DEL.
@@ -92,6 +103,11 @@ impl Metrics {
             "links_reclaimed",
             "Links of ADDs that died, removed without a DEL",
             self.links_reclaimed.clone(),
+        );
+        registry.register(
+            "ipam_stores_set_aside",
+            "Address stores that were damaged when this process opened them",
+            self.set_aside.clone(),
         );
         register_peers(&mut registry, status);
         register_ipam(&mut registry, ipam);

@@ -35,7 +35,8 @@ use crate::{
     reaper,
     reconcile::{self, Reconcile},
     routes::{KernelRoutes, Routes, Sources, State},
-    server, spool,
+    server,
+    spool::Tombstones,
 };
 
 /// The tasks that end only with an error.
@@ -46,6 +47,8 @@ pub(crate) struct Node<'a> {
     pub(crate) config: &'a Config,
     pub(crate) name: String,
     pub(crate) service: Arc<Service>,
+    /// Where the store of the process before was moved to, if it was damaged.
+    pub(crate) set_aside: Option<PathBuf>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -70,11 +73,12 @@ struct Wires {
     released: Arc<Notify>,
     /// By `routes`: the kernel took a pod's link away.
     pod_links_lost: Arc<Notify>,
+    tombstones: Arc<Tombstones>,
     metrics: Metrics,
 }
 
 impl Wires {
-    fn new() -> Self {
+    fn new(tombstones: Tombstones) -> Self {
         Self {
             owned: watch::Sender::new(None),
             view: watch::Sender::default(),
@@ -88,6 +92,7 @@ impl Wires {
             reconcile_problems: watch::Sender::default(),
             released: Arc::new(Notify::new()),
             pod_links_lost: Arc::new(Notify::new()),
+            tombstones: Arc::new(tombstones),
             metrics: Metrics::new(),
         }
     }
@@ -120,7 +125,7 @@ impl Kernel {
 impl Node<'_> {
     /// Starts the tasks that own the node's state.
     pub(crate) fn start(&self, tasks: &mut Tasks) -> anyhow::Result<Arc<Api>> {
-        let wires = Wires::new();
+        let wires = Wires::new(Tombstones::new(&self.config.run_dir, Arc::clone(&self.service)));
         let kernel = Kernel::prepare(self.config)?;
         // The F bit is true only if our routes really are in the kernel (RFC 4724 section 4.1).
         let restarting = !kernel.adopted.is_empty();
@@ -148,7 +153,7 @@ impl Node<'_> {
         endless(tasks, report_status(directory, self.name.clone(), self.resources.clone()));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.released)));
-        endless(tasks, spool::watch(run_dir.clone(), Arc::clone(&self.service), wires.released));
+        endless(tasks, Arc::clone(&wires.tombstones).watch(wires.released));
         let (name, resources) = (self.name.clone(), self.resources.clone());
         endless(tasks, follow_addresses(name, resources, wires.sources, wires.mtu));
     }
@@ -168,6 +173,7 @@ impl Node<'_> {
                 view: wires.view.subscribe(),
                 claims: commands,
                 mtu: wires.mtu.subscribe(),
+                tombstones: Arc::clone(&wires.tombstones),
                 exhausted: Arc::default(),
             },
             claims,
@@ -200,6 +206,7 @@ impl Node<'_> {
             owned: wires.owned.clone(),
             problems: wires.claim_problems.clone(),
             draining: false,
+            behind: false,
         }
     }
 
@@ -226,6 +233,9 @@ impl Node<'_> {
 
     fn reconcile(&self, wires: &Wires) -> anyhow::Result<Reconcile> {
         let settings = &self.config.reconcile;
+        if self.set_aside.is_some() {
+            wires.metrics.store_set_aside();
+        }
         Ok(Reconcile {
             liveness: reconcile::begin(&self.service, Duration::from_secs(settings.grace_seconds))?,
             service: Arc::clone(&self.service),
@@ -233,6 +243,7 @@ impl Node<'_> {
             started: Instant::now(),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
             released: Arc::clone(&wires.released),
+            set_aside: self.set_aside.clone(),
             problems: wires.reconcile_problems.clone(),
             metrics: wires.metrics.clone(),
         })

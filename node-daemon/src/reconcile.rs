@@ -6,7 +6,7 @@
 
 use std::{
     os::linux::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -22,7 +22,8 @@ use twill_dataplane::{
     pod::{host_links, remove_leftover},
 };
 use twill_ipam::{
-    Death, Facts, Leftover, LinkFact, Liveness, PathFact, Record, RecordFact, ReleaseRequest, Start,
+    Death, Facts, Leftover, LinkFact, Liveness, PathFact, Record, RecordFact, ReleaseRequest,
+    Start, Trouble,
 };
 use twill_ipam_store::Service;
 use twill_sys::AtPath;
@@ -42,6 +43,8 @@ pub(crate) struct Reconcile {
     pub(crate) pod_links_lost: Arc<Notify>,
     /// Notifies the reaper, which ends what is begun here.
     pub(crate) released: Arc<Notify>,
+    /// Where a damaged store was moved to.
+    pub(crate) set_aside: Option<PathBuf>,
     pub(crate) problems: watch::Sender<Vec<String>>,
     pub(crate) metrics: Metrics,
 }
@@ -72,6 +75,7 @@ impl Reconcile {
     }
 
     fn round(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
         let links = host_links().context("cannot list the pods' links")?;
         let records = self.service.records()?;
         let facts = Facts {
@@ -79,15 +83,13 @@ impl Reconcile {
             links: links.iter().map(link_fact).collect(),
         };
         let verdict = self.liveness.look(&facts, milliseconds(self.started.elapsed()));
-        let troubles: Vec<String> = verdict.troubles.iter().map(ToString::to_string).collect();
-        self.problems.send_if_modified(|known| {
-            for trouble in troubles.iter().filter(|trouble| !known.contains(trouble)) {
-                warn!("{trouble}");
-            }
-            let changed = *known != troubles;
-            *known = troubles;
-            changed
-        });
+        debug!(
+            links = facts.links.len(),
+            records = facts.records.len(),
+            took = ?began.elapsed(),
+            "compared the addresses with the pods"
+        );
+        self.tell(&verdict.troubles)?;
         let mut done = self.release(verdict.dead);
         for (index, why) in verdict.leftovers {
             let found = links.iter().find(|link| link.index == index);
@@ -96,6 +98,35 @@ impl Reconcile {
         if done {
             self.released.notify_one();
         }
+        Ok(())
+    }
+
+    /// Puts what people have to look at into the node's status, and what is new into the log.
+    fn tell(&self, found: &[Trouble]) -> anyhow::Result<()> {
+        let mut troubles: Vec<String> = found.iter().map(ToString::to_string).collect();
+        troubles.extend(self.set_aside.as_deref().map(|aside| {
+            format!(
+                "the address store was damaged and moved to {}; the records of pods were read from \
+                 their links again, but the addresses of pods that another plugin attached are \
+                 not known and may be given to others: restart such pods, then twilld",
+                aside.display()
+            )
+        }));
+        troubles.extend(self.service.failure()?.map(|error| {
+            format!(
+                "nothing can be written to the address store, so every ADD fails with code 11 \
+                 ({}); free some space in runDir",
+                chain(&error)
+            )
+        }));
+        self.problems.send_if_modified(|known| {
+            for trouble in troubles.iter().filter(|trouble| !known.contains(trouble)) {
+                warn!("{trouble}");
+            }
+            let changed = *known != troubles;
+            *known = troubles;
+            changed
+        });
         Ok(())
     }
 

@@ -75,6 +75,8 @@ async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionErr
     let Some(hello) = receive::<Hello>(&mut stream).await? else {
         return Ok(());
     };
+    // Fails if the caller has given up, as it has where this process was stopped for a while: what
+    // it asked for is not done then. A DEL has left a tombstone.
     send(&mut stream, &api.welcome()).await?;
     if hello.protocol != PROTOCOL_VERSION {
         return Err(ConnectionError::Version(hello.protocol));

@@ -2,21 +2,24 @@
 //!
 //! The plugin leaves a tombstone for each under a shared lock, after it has tried the socket once
 //! more. The daemon holds the lock alone from reading the spool until it listens, so none is left
-//! between the two; and it looks again now and then, for those that could not have the lock.
+//! between the two; and it looks again now and then, for those that could not have the lock (a
+//! daemon hung) or whose release could not be stored.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::block_in_place};
 use tracing::{info, warn};
 use twill_ipam_store::Service;
 use twill_rpc::message::ReleaseRequest;
+use twill_types::{AttachmentId, host_link_name};
 
 use crate::server::chain;
 
@@ -57,17 +60,21 @@ impl Spool {
                 warn!(file = %entry.path().display(), %error, "left in the spool");
             }
         }
-        drain(&self.directory, service)
+        drain(&self.directory, service, "")
     }
 }
 
-fn drain(directory: &Path, service: &Service) -> io::Result<usize> {
+/// Works off the tombstones whose names begin like this.
+fn drain(directory: &Path, service: &Service, prefix: &str) -> io::Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
+        let name = path.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
         // What begins with a dot is the lock, or is still being written.
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if hidden || path.extension().is_none_or(|extension| extension != "json") {
+        if name.starts_with(b".")
+            || !name.starts_with(prefix.as_bytes())
+            || path.extension().is_none_or(|extension| extension != "json")
+        {
             continue;
         }
         match release(&path, service) {
@@ -89,18 +96,56 @@ fn release(path: &Path, service: &Service) -> Result<(), String> {
     service.release(request).map(drop).map_err(|error| chain(&error))
 }
 
-/// Looks for tombstones for ever.
-pub(crate) async fn watch(run_dir: PathBuf, service: Arc<Service>, released: Arc<Notify>) {
-    let directory = run_dir.join("spool");
-    loop {
-        tokio::time::sleep(LOOK).await;
-        match tokio::task::block_in_place(|| drain(&directory, &service)) {
-            Ok(0) => {}
-            Ok(count) => {
-                info!(count, "released what the spool named");
-                released.notify_one();
+/// The tombstones that come while the daemon runs.
+pub(crate) struct Tombstones {
+    directory: PathBuf,
+    service: Arc<Service>,
+    /// Held while they are worked off: an ADD must not come between the reading of a tombstone and
+    /// its release.
+    working: Mutex<()>,
+}
+
+impl Tombstones {
+    /// Those of this run directory.
+    pub(crate) fn new(run_dir: &Path, service: Arc<Service>) -> Self {
+        Self { directory: run_dir.join("spool"), service, working: Mutex::default() }
+    }
+
+    /// Looks for ever.
+    pub(crate) async fn watch(self: Arc<Self>, released: Arc<Notify>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match self.work_off("") {
+                Ok(0) => {}
+                Ok(count) => {
+                    info!(count, "released what the spool named");
+                    released.notify_one();
+                }
+                Err(error) => warn!(%error, "cannot read the spool"),
             }
-            Err(error) => warn!(%error, "cannot read the spool"),
         }
+    }
+
+    /// Works off what DELs of an attachment have left, before it is given anything: it would get
+    /// what it had, and lose it to the tombstone a moment later.
+    ///
+    /// # Errors
+    /// The spool cannot be read.
+    pub(crate) fn settle(&self, attachment: &AttachmentId) -> io::Result<usize> {
+        let prefix = host_link_name(attachment);
+        let mut names =
+            fs::read_dir(&self.directory)?.filter_map(|entry| Some(entry.ok()?.file_name()));
+        // A tombstone is removed when it is done, so there is nothing to wait for without one.
+        if names.any(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+            return self.work_off(&prefix);
+        }
+        Ok(0)
+    }
+
+    fn work_off(&self, prefix: &str) -> io::Result<usize> {
+        block_in_place(|| {
+            let _working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
+            drain(&self.directory, &self.service, prefix)
+        })
     }
 }

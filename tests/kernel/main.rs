@@ -10,6 +10,7 @@ mod ipam_plugin;
 mod kit;
 mod operator;
 mod plugin;
+mod reconcile;
 mod routing;
 mod storm;
 mod wishes;
@@ -139,6 +140,14 @@ fn main() -> ExitCode {
         wishes::an_address_without_ipam_is_behind_a_switch,
         wishes::routes_and_name_servers_of_the_configuration,
         wishes::ipv6_pods_answer_the_first_packet,
+        reconcile::pods_that_are_gone_without_a_del_are_freed,
+        reconcile::a_restart_between_two_looks_forgets_nobody,
+        reconcile::what_a_killed_add_leaves_is_removed,
+        reconcile::a_daemon_that_sees_no_namespaces_frees_no_living_pod,
+        reconcile::links_without_a_record_are_kept_and_told,
+        reconcile::a_lost_store_is_rebuilt_from_the_links,
+        reconcile::a_full_store_costs_neither_pod_nor_address,
+        reconcile::a_daemon_that_hangs_costs_neither_pod_nor_address,
         routing::routes_come_and_go_with_the_announcements,
         routing::equal_paths_share_the_traffic,
         routing::a_session_comes_up_whoever_dials,

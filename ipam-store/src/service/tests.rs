@@ -9,7 +9,7 @@ use twill_ipam::{AssignRequest, OwnedBlock, ReleaseRequest};
 use twill_types::{AttachmentId, Family};
 
 use super::*;
-use crate::{Entry, MemoryStore};
+use crate::{Entry, MemoryStore, Write};
 
 fn options(boot: &str) -> Options {
     Options { boot_id: boot.into(), hold_freed: false }
@@ -44,6 +44,8 @@ fn block(text: &str) -> OwnedBlock {
 #[derive(Debug, Clone, Default)]
 struct Shaky {
     inner: Arc<Mutex<MemoryStore>>,
+    /// It cannot be opened again.
+    shut: Arc<Mutex<bool>>,
     /// How many commits go well before one fails.
     left: Arc<Mutex<Option<u32>>>,
 }
@@ -69,6 +71,9 @@ impl Store for Shaky {
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
+        if *self.shut.lock().unwrap() {
+            return Err(StoreError::Sync(std::io::ErrorKind::StorageFull.into()));
+        }
         Ok(())
     }
 }
@@ -149,7 +154,7 @@ fn a_batch_that_cannot_be_stored_is_answered_to_nobody() {
     let first = service.assign(request(1)).unwrap();
     *shaky.left.lock().unwrap() = Some(0);
     let error = service.assign(request(2)).unwrap_err();
-    assert!(matches!(error, AssignError::Store(StoreError::Batch)), "{error}");
+    assert!(matches!(error, AssignError::Store(StoreError::Batch(_))), "{error}");
     // Memory is as the store is: the address is free, and the pod that had one keeps it.
     assert_eq!(service.lookup(&id(2)).unwrap(), None);
     assert_eq!(service.assign(request(1)).unwrap().addresses, first.addresses);
@@ -159,6 +164,52 @@ fn a_batch_that_cannot_be_stored_is_answered_to_nobody() {
     assert!(service.release(release(1)).is_err());
     assert_eq!(service.lookup(&id(1)).unwrap().unwrap().addresses, first.addresses);
     service.release(release(1)).unwrap();
+}
+
+/// What was planned and could not be written is no basis for anything.
+#[test]
+fn nothing_is_given_while_the_store_cannot_be_opened_again() {
+    let shaky = Shaky::default();
+    let options = Options { hold_freed: true, ..options("a") };
+    let service = Service::with_store(Box::new(shaky.clone()), options).unwrap();
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    let first = service.assign(request(1)).unwrap();
+    let freed = service.assign(request(2)).unwrap();
+    service.release(release(2)).unwrap();
+    assert!(service.failure().unwrap().is_none());
+    *shaky.left.lock().unwrap() = Some(0);
+    *shaky.shut.lock().unwrap() = true;
+    for _ in 0..3 {
+        let error = service.assign(request(3)).unwrap_err();
+        assert!(matches!(error, AssignError::Store(StoreError::Batch(_))), "{error}");
+        assert!(service.assign(request(1)).is_err(), "it is not known that it is stored");
+        assert!(service.release(release(1)).is_err());
+        assert!(service.set_block(block("10.0.1.0/29"), true).is_err());
+        assert!(service.failure().unwrap().is_some());
+    }
+    *shaky.shut.lock().unwrap() = false;
+    assert!(service.failure().unwrap().is_none());
+    assert_eq!(service.lookup(&id(3)).unwrap(), None);
+    assert_eq!(service.assign(request(1)).unwrap().addresses, first.addresses);
+    // The link of what was freed before may exist still.
+    for n in 10..16 {
+        assert_ne!(service.assign(request(n)).unwrap().addresses, freed.addresses);
+    }
+    assert!(service.assign(request(16)).is_err());
+    let round = service.begin_round().unwrap();
+    service.end_round(round).unwrap();
+    assert_eq!(service.assign(request(16)).unwrap().addresses, freed.addresses);
+}
+
+/// A full file system must not take a node down whose blocks are as they were.
+#[test]
+fn a_block_that_is_there_is_not_written_again() {
+    let shaky = Shaky::default();
+    let service = Service::with_store(Box::new(shaky.clone()), options("a")).unwrap();
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    *shaky.left.lock().unwrap() = Some(0);
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    assert!(service.set_block(block("10.0.0.0/29"), false).is_err());
 }
 
 #[test]

@@ -190,6 +190,47 @@ fn a_late_release_from_another_namespace_changes_nothing() {
     assert_eq!(allocator.plan_release(&release(7)).0.len(), 1);
 }
 
+#[test]
+fn what_was_adopted_is_given_to_nobody_else() {
+    let mut allocator = Allocator::default();
+    let record = |n: u8, address: &str| Record {
+        attachment: id(n),
+        addresses: vec![address.parse().unwrap()],
+        sequence: 40 + u64::from(n),
+        netns: String::new(),
+        netns_cookie: None,
+        pod: None,
+        foreign: false,
+        created_ms: 0,
+    };
+    let change = allocator.plan_adopt(record(1, "10.0.0.1")).unwrap();
+    allocator.apply(&change);
+    assert_eq!(allocator.plan_adopt(record(1, "10.0.0.2")), None);
+    assert_eq!(allocator.plan_adopt(record(2, "10.0.0.1")), None);
+    allocator.number_after(70);
+    // Its block comes later.
+    let block: Block = "10.0.0.0/30".parse().unwrap();
+    let owned = OwnedBlock { block, pool: "pool-IPv4".into(), dedication: None };
+    let change = allocator.plan_block(owned.clone(), true).unwrap();
+    allocator.apply(&change);
+    assert_eq!(allocator.plan_block(owned, true), None);
+    assert_eq!(allocator.blocks().next().unwrap().used, 1);
+    let mut given: Vec<IpAddr> = Vec::new();
+    for n in 10.. {
+        let Ok(assignment) = assign(&mut allocator, &request(n, V4, 1)) else {
+            break;
+        };
+        assert!(assignment.sequence > 70);
+        given.extend(assignment.addresses);
+    }
+    let expected: Vec<IpAddr> =
+        ["10.0.0.2", "10.0.0.3", "10.0.0.0"].map(|ip| ip.parse().unwrap()).into();
+    assert_eq!(given, expected);
+    // It came from another namespace, as far as anybody knows.
+    let again = assign(&mut allocator, &request(1, V4, 7)).unwrap();
+    assert_eq!(again.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+}
+
 #[derive(Debug, Clone)]
 enum Action {
     Assign(u8, bool, u64),

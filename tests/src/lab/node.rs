@@ -122,8 +122,21 @@ impl Node {
 
     /// Starts the daemon.
     pub fn launch(&mut self) -> Result<()> {
+        self.launch_by(&[])
+    }
+
+    /// Starts the daemon by a program that becomes it (`unshare --mount`).
+    pub fn launch_by(&mut self, wrapper: &[&str]) -> Result<()> {
         ensure!(self.daemon.is_none(), "twilld runs already on {}", self.name);
-        let mut command = Command::new(programs::find("twilld")?);
+        let daemon = programs::find("twilld")?;
+        let mut command = match wrapper {
+            [] => Command::new(daemon),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(daemon);
+                command
+            }
+        };
         command.arg("--config").arg(self.config());
         let name = format!("twilld of {}", self.name);
         let log = self.dir.join("twilld.log");
@@ -213,6 +226,13 @@ impl Node {
             })?;
         }
         Ok(())
+    }
+
+    /// How many addresses of its blocks are in use.
+    pub fn addresses_in_use(&self) -> Result<u64> {
+        let ipam = self.ctl_json(&["ipam", "show", "--show-blocks"])?;
+        let blocks = ipam["blocks"].as_array().with_context(|| format!("no blocks in {ipam}"))?;
+        Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
     }
 
     /// The blocks that it owns.

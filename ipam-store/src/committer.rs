@@ -1,0 +1,209 @@
+//! The one thread that plans, writes and answers: what waits together is written together.
+
+use std::sync::{Arc, mpsc::Receiver};
+
+use tracing::{error, info, warn};
+use twill_ipam::{
+    Allocator, AssignRequest, Assignment, Change, OwnedBlock, Record, ReleaseOutcome,
+    ReleaseRequest,
+};
+use twill_types::Block;
+
+use crate::{
+    AssignError, Options, Store, StoreError, Write,
+    codec::{self, Contents, Meta},
+    error::chain,
+};
+
+/// Requests written in one batch at the most.
+const BATCH: usize = 64;
+
+/// How an answer gets back to who asked.
+pub(crate) type Reply<T> = Box<dyn FnOnce(T) + Send>;
+
+/// What the committer is asked to do.
+pub(crate) enum Job {
+    Assign(AssignRequest, Reply<Result<Assignment, AssignError>>),
+    Release(ReleaseRequest, Reply<Result<ReleaseOutcome, StoreError>>),
+    Block(OwnedBlock, bool, Reply<Result<(), StoreError>>),
+    Adopt(Record, Reply<Result<bool, StoreError>>),
+    RemoveBlock(Block, Reply<Result<bool, StoreError>>),
+    /// Why nothing can be stored.
+    Failure(Reply<Option<Arc<StoreError>>>),
+    /// Looks at, or changes, what is not stored.
+    With(Box<dyn FnOnce(&mut Allocator) + Send>),
+}
+
+/// An answer that waits for the batch to be durable.
+type Pending = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// The owner of the store.
+pub(crate) struct Committer {
+    store: Box<dyn Store>,
+    options: Options,
+    allocator: Allocator,
+    /// Why what is in memory is not what is stored: a batch failed, and the store could not be read
+    /// again. Nothing is planned on it then.
+    behind: Option<Arc<StoreError>>,
+}
+
+impl Committer {
+    /// Takes over what was read from the store.
+    pub(crate) fn new(
+        store: Box<dyn Store>,
+        contents: Contents,
+        options: Options,
+    ) -> Result<Self, StoreError> {
+        let mut committer = Self { store, options, allocator: Allocator::default(), behind: None };
+        if contents.meta.boot_id != committer.options.boot_id {
+            committer.begin_boot(contents.meta.sequence)?;
+        }
+        committer.allocator =
+            Allocator::restore(contents.blocks, contents.records, contents.meta.sequence);
+        Ok(committer)
+    }
+
+    /// Empties a store of another boot, keeping the numbers going up.
+    fn begin_boot(&mut self, sequence: u64) -> Result<(), StoreError> {
+        let mut batch: Vec<Write> =
+            self.store.load()?.into_iter().map(|(key, _)| (key, None)).collect();
+        let boot_id = self.options.boot_id.clone();
+        batch.push(codec::write_meta(&Meta { boot_id, sequence })?);
+        self.store.commit(&batch)
+    }
+
+    /// Works until nobody can ask any more.
+    pub(crate) fn run(mut self, queue: &Receiver<Job>) {
+        while let Ok(first) = queue.recv() {
+            self.catch_up();
+            if let Some(cause) = self.behind.clone() {
+                refuse(first, &cause, &mut self.allocator);
+                continue;
+            }
+            let mut batch = Vec::new();
+            let mut pending = Vec::new();
+            let jobs = std::iter::once(first).chain(queue.try_iter().take(BATCH - 1));
+            for job in jobs {
+                self.job(job, &mut batch, &mut pending);
+            }
+            let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
+            match outcome {
+                Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
+                Err(error) => self.fail(error, pending),
+            }
+        }
+    }
+
+    /// Plans one job on top of those before it in the batch.
+    fn job(&mut self, job: Job, batch: &mut Vec<Write>, pending: &mut Vec<Pending>) {
+        match job {
+            Job::Assign(request, reply) => match self.allocator.plan_assign(&request) {
+                Ok(plan) => {
+                    let encoded = self.apply(&plan.changes, batch);
+                    pending.push(Box::new(move |durable| {
+                        reply(encoded.and(durable).map(|()| plan.assignment).map_err(Into::into));
+                    }));
+                }
+                Err(refusal) => reply(Err(refusal.into())),
+            },
+            Job::Release(request, reply) => {
+                let (changes, outcome) = self.allocator.plan_release(&request);
+                let encoded = self.apply(&changes, batch);
+                pending.push(Box::new(move |durable| {
+                    reply(encoded.and(durable).map(|()| outcome));
+                }));
+            }
+            Job::Block(block, assignable, reply) => {
+                let change = self.allocator.plan_block(block, assignable);
+                let encoded = self.apply(change.as_slice(), batch);
+                pending.push(Box::new(move |durable| reply(encoded.and(durable))));
+            }
+            Job::Adopt(record, reply) => {
+                let change = self.allocator.plan_adopt(record);
+                let adopted = change.is_some();
+                let encoded = self.apply(change.as_slice(), batch);
+                pending.push(Box::new(move |durable| {
+                    reply(encoded.and(durable).map(|()| adopted));
+                }));
+            }
+            Job::RemoveBlock(block, reply) => {
+                let changes = self.allocator.plan_remove_block(block);
+                let removed = changes.is_some();
+                let encoded = self.apply(&changes.unwrap_or_default(), batch);
+                pending.push(Box::new(move |durable| {
+                    reply(encoded.and(durable).map(|()| removed));
+                }));
+            }
+            Job::Failure(reply) => reply(None),
+            Job::With(look) => look(&mut self.allocator),
+        }
+    }
+
+    fn apply(&mut self, changes: &[Change], batch: &mut Vec<Write>) -> Result<(), StoreError> {
+        for change in changes {
+            self.allocator.apply(change);
+            codec::writes(change, &self.allocator, &self.options.boot_id, batch)?;
+        }
+        if !self.options.hold_freed {
+            let round = self.allocator.begin_round();
+            self.allocator.end_round(round);
+        }
+        Ok(())
+    }
+
+    /// A batch that failed: nobody is told that it worked, and memory goes back to what is stored.
+    fn fail(&mut self, error: StoreError, pending: Vec<Pending>) {
+        error!(error = chain(&error), waiting = pending.len(), "a batch could not be stored");
+        let error = Arc::new(error);
+        for answer in pending {
+            answer(Err(StoreError::Batch(Arc::clone(&error))));
+        }
+        self.behind = Some(error);
+        self.catch_up();
+    }
+
+    /// Brings memory back to what is stored, if it is not.
+    fn catch_up(&mut self) {
+        let Some(cause) = self.behind.clone() else {
+            return;
+        };
+        match self.read_again() {
+            Ok(stored) => {
+                self.allocator.reload(stored.blocks, stored.records);
+                self.behind = None;
+                info!("the store can be used again");
+            }
+            Err(error) => {
+                // Each request tries; one line is enough for a cause.
+                if chain(&error) != chain(&cause) {
+                    warn!(error = chain(&error), "the store cannot be read again");
+                }
+                self.behind = Some(Arc::new(error));
+            }
+        }
+    }
+
+    fn read_again(&mut self) -> Result<Contents, StoreError> {
+        self.store.reopen()?;
+        let entries = self.store.load()?;
+        // Which boot it is of is always in it.
+        if entries.is_empty() {
+            return Err(StoreError::Lost);
+        }
+        codec::read(&entries, &self.options.boot_id)
+    }
+}
+
+/// Answers a job that has to be stored, while nothing can be.
+fn refuse(job: Job, cause: &Arc<StoreError>, allocator: &mut Allocator) {
+    let error = StoreError::Batch(Arc::clone(cause));
+    match job {
+        Job::Assign(_, reply) => reply(Err(error.into())),
+        Job::Release(_, reply) => reply(Err(error)),
+        Job::Block(_, _, reply) => reply(Err(error)),
+        Job::Adopt(_, reply) => reply(Err(error)),
+        Job::RemoveBlock(_, reply) => reply(Err(error)),
+        Job::Failure(reply) => reply(Some(Arc::clone(cause))),
+        Job::With(look) => look(allocator),
+    }
+}

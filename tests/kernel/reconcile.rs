@@ -1,0 +1,312 @@
+//! Pods that are gone without a DEL, ADDs that died, and a daemon that is hung or out of space:
+//! what is left is found and taken back, and nothing that lives is touched.
+
+mod trouble;
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use twill_tests::{
+    lab::{Lab, Pod, Topology},
+    netns::Namespace,
+    ping, programs,
+    ptrace::{self, Ended},
+    random::Random,
+    snapshot::Snapshot,
+    wait::wait_for,
+};
+
+pub(crate) use self::trouble::{
+    a_daemon_that_hangs_costs_neither_pod_nor_address, a_full_store_costs_neither_pod_nor_address,
+};
+use crate::{LONG, SECONDS};
+
+/// Quick enough for a test.
+const SETTINGS: &str = "reconcile: {intervalSeconds: 1, graceSeconds: 1}\n";
+
+/// One node with one pool; its daemon does not run yet.
+fn lab(settings: &str) -> Result<Lab> {
+    let mut topology = Topology::new();
+    topology
+        .node("node1")
+        .label("rack", "rack1")
+        .label("env", "prod")
+        .on("seg-a", "192.168.2.11/24")
+        .settings(settings);
+    topology.samples(&["ippool-app.yaml", "ipamconfig-default.yaml"])?;
+    topology.build()
+}
+
+fn running(settings: &str) -> Result<Lab> {
+    let mut lab = lab(settings)?;
+    lab.start_all()?;
+    Ok(lab)
+}
+
+/// A pod whose interface the reference plugin ptp makes, with an address from us.
+fn foreign_pod(lab: &mut Lab, name: &str) -> Result<Pod> {
+    let run_dir = lab.node("node1")?.dir().join("run");
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let ours = runtime.conflist().clone();
+    let ipam = json!({"type": "twill-ipam", "mode": "daemon", "runDir": run_dir});
+    let plugins = json!([{"type": "ptp", "ipam": ipam}]);
+    runtime.set_conflist(json!({"cniVersion": "1.0.0", "name": "lan", "plugins": plugins}));
+    let pod = lab.add_pod("node1", name);
+    lab.node_mut("node1")?.runtime_mut().set_conflist(ours);
+    pod
+}
+
+fn in_use(lab: &Lab, wanted: u64) -> Result<()> {
+    wait_for(&format!("{wanted} addresses in use"), LONG, || {
+        let used = lab.node("node1")?.addresses_in_use()?;
+        ensure!(used == wanted, "{used} are");
+        Ok(())
+    })
+}
+
+/// The node once the daemon has deleted what waits for it.
+fn quiet(lab: &Lab) -> Result<Snapshot> {
+    wait_for("parked links to go", SECONDS, || {
+        let links = lab.node("node1")?.namespace().ip("link show type veth")?;
+        ensure!(!links.contains("twd"), "{links}");
+        Snapshot::namespace(lab.node("node1")?.namespace())
+    })
+}
+
+/// The value of a metric that has just these labels.
+fn metric(lab: &Lab, name: &str) -> Result<f64> {
+    let address: SocketAddr = "127.0.0.1:9190".parse()?;
+    let text = lab.node("node1")?.namespace().enter(|| -> Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })??;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(value.with_context(|| format!("no {name} in {text}"))?.parse()?)
+}
+
+/// Links whose name is that of a pod's host end.
+fn host_ends(host: &Namespace) -> Result<Vec<String>> {
+    let links = host.ip_json("link show type veth")?;
+    let names = links.iter().filter_map(|link| link["ifname"].as_str());
+    Ok(names.filter(|name| name.starts_with("twl")).map(str::to_owned).collect())
+}
+
+pub(crate) fn pods_that_are_gone_without_a_del_are_freed() -> Result<()> {
+    let mut lab = running(&format!("{SETTINGS}metrics: {{listen: \"127.0.0.1:9190\"}}\n"))?;
+    let (web, lost) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "lost")?);
+    let (lan, gone) = (foreign_pod(&mut lab, "lan")?, foreign_pod(&mut lab, "gone")?);
+    in_use(&lab, 4)?;
+    let freed = [lost.address()?, gone.address()?];
+    drop((lost, gone));
+    in_use(&lab, 2)?;
+    for pod in [&web, &lan] {
+        ping::reaches(lab.node("node1")?.namespace(), pod.address()?)?;
+    }
+    for (metric_of, reason) in [(1.0, "link-gone"), (1.0, "namespace-gone")] {
+        let name = format!("twill_ipam_reclaimed_total{{reason=\"{reason}\"}}");
+        let value = metric(&lab, &name)?;
+        ensure!((value - metric_of).abs() < f64::EPSILON, "{name} is {value}");
+    }
+    let log = lab.node("node1")?.log();
+    for (pod, address) in ["prod/lost", "prod/gone"].iter().zip(freed) {
+        let line = log.lines().find(|line| line.contains("released: ") && line.contains(pod));
+        let line = line.with_context(|| format!("no word of {pod}"))?;
+        ensure!(line.contains(&address.to_string()), "{line}");
+    }
+    // Their DELs may come all the same.
+    lab.node("node1")?.runtime().check(lab.node("node1")?.namespace(), web.attachment())?;
+    lab.delete_pod(web)?;
+    in_use(&lab, 1)
+}
+
+/// Another daemon begins anew, and finds what the one before it had only begun to suspect.
+pub(crate) fn a_restart_between_two_looks_forgets_nobody() -> Result<()> {
+    // So long that the first daemon cannot have come to an end with it.
+    let mut lab = running("reconcile: {intervalSeconds: 1, graceSeconds: 86400}\n")?;
+    let (web, lost) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "lost")?);
+    drop(lost);
+    wait_for("the kernel to take the link away", SECONDS, || {
+        let ends = host_ends(lab.node("node1")?.namespace())?;
+        ensure!(ends.len() == 1, "{ends:?}");
+        Ok(())
+    })?;
+    let node = lab.node_mut("node1")?;
+    node.kill9()?;
+    let config = std::fs::read_to_string(node.config())?;
+    std::fs::write(node.config(), config.replace("86400", "1"))?;
+    node.start()?;
+    in_use(&lab, 1)?;
+    ping::reaches(lab.node("node1")?.namespace(), web.address()?)
+}
+
+/// At each of many moments of an ADD: what the living do not need goes while they live, and the
+/// rest with them.
+pub(crate) fn what_a_killed_add_leaves_is_removed() -> Result<()> {
+    const STEP: usize = 4;
+    let mut lab = running(SETTINGS)?;
+    let first = lab.add_pod("node1", "first")?;
+    lab.detach(&first)?;
+    in_use(&lab, 0)?;
+    let before = quiet(&lab)?;
+    let mut random = Random::from_environment();
+    let mut pods = Vec::new();
+    let mut at = 1 + random.below(STEP);
+    loop {
+        let pod = lab.bare_pod("node1", &format!("p{at}"))?;
+        let node = lab.node("node1")?;
+        let call = node.runtime().first_call("ADD", pod.attachment())?;
+        let (twill, stdin) = (programs::find("twill")?, call.stdin());
+        let environment = &call.environment;
+        let ended = ptrace::run(node.namespace(), &twill, environment, stdin.as_bytes(), at)?;
+        if let Ended::Completed { .. } = ended {
+            lab.detach(&pod)?;
+            break;
+        }
+        pods.push(pod);
+        at += STEP;
+    }
+    let node = lab.node("node1")?;
+    // An ADD that died between two sends to the kernel, which the steps may not have hit.
+    node.namespace().ip("link add twl0123456789ab type veth peer name nobody")?;
+    ensure!(host_ends(node.namespace())?.len() > 1, "no link was left; {random}");
+    let named = || -> Result<Vec<String>> {
+        let mut named = Vec::new();
+        for end in host_ends(node.namespace())? {
+            let shown = node.namespace().ip(&format!("link show {end}"))?;
+            ensure!(shown.contains("alias twill;"), "{shown}");
+            named.push(end);
+        }
+        Ok(named)
+    };
+    let named = wait_for("links without a name to go", LONG, named)?;
+    ensure!(node.namespace().ip("link show nobody").is_err(), "its other end is there still");
+    ensure!(!named.is_empty(), "no ADD got so far as to name its link; {random}");
+    ensure!(node.log().contains("removed a link that an ADD left"), "nothing is in the log");
+    drop(pods);
+    in_use(&lab, 0)?;
+    wait_for("the node to be as before", LONG, || {
+        let left = before.differences(&Snapshot::namespace(lab.node("node1")?.namespace())?);
+        let left: Vec<_> = left.iter().filter(|l| !l.starts_with("+ route unreachable")).collect();
+        ensure!(left.is_empty(), "{left:#?}; {random}");
+        Ok(())
+    })
+}
+
+/// In a container without mount propagation the namespaces of later pods read as plain files.
+pub(crate) fn a_daemon_that_sees_no_namespaces_frees_no_living_pod() -> Result<()> {
+    let mut lab = lab(SETTINGS)?;
+    let node = lab.node_mut("node1")?;
+    node.launch_by(&["unshare", "--mount", "--propagation", "private"])?;
+    node.wait_ready()?;
+    let (web, lost) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "lost")?);
+    let (lan, gone) = (foreign_pod(&mut lab, "lan")?, foreign_pod(&mut lab, "gone")?);
+    wait_for("word of it", LONG, || {
+        let status = lab.node("node1")?.status()?;
+        let told = status["problems"].to_string();
+        ensure!(told.contains("HostToContainer") && told.contains("/run/netns/"), "{status}");
+        Ok(())
+    })?;
+    let shown = lab.node("node1")?.ctl(&["node", "status"])?;
+    ensure!(shown.contains("Problems") && shown.contains("reads as a plain file"), "{shown}");
+    drop((lost, gone));
+    // The link's absence is evidence; that the other path reads as nothing now is none.
+    in_use(&lab, 3)?;
+    let mut other = lab.add_pod("node1", "other")?;
+    lab.attach(&mut other)?;
+    drop(other);
+    in_use(&lab, 3)?;
+    for pod in [&web, &lan] {
+        ping::reaches(lab.node("node1")?.namespace(), pod.address()?)?;
+    }
+    lab.delete_pod(web)?;
+    in_use(&lab, 2)
+}
+
+/// A link that belongs to no record, and whose owner cannot be told: it is told of, and stays.
+pub(crate) fn links_without_a_record_are_kept_and_told() -> Result<()> {
+    let mut lab = running(SETTINGS)?;
+    let (mut web, mut lost) = (lab.bare_pod("node1", "web")?, lab.bare_pod("node1", "lost")?);
+    let mut ends = Vec::new();
+    for (pod, letter) in [(&mut web, "a"), (&mut lost, "b")] {
+        // Too long for an alias, which holds a hash of it then.
+        pod.attachment_mut().container_id = letter.repeat(250);
+        let result = lab.attach(pod)?;
+        ends.push(result["interfaces"][0]["name"].as_str().context("no name")?.to_owned());
+    }
+    let node = lab.node_mut("node1")?;
+    node.kill9()?;
+    std::fs::remove_dir_all(node.dir().join("run/ipam/store"))?;
+    node.start()?;
+    let told = |wanted: &[String]| {
+        wait_for("word of the links", LONG, || {
+            let status = lab.node("node1")?.status()?;
+            let problems = status["problems"].as_array().context("no problems")?;
+            ensure!(problems.len() == wanted.len(), "{status}");
+            ensure!(wanted.iter().all(|end| status["problems"].to_string().contains(end)));
+            Ok(())
+        })
+    };
+    told(&ends)?;
+    drop(lost);
+    told(&ends[..1])?;
+    ping::reaches(lab.node("node1")?.namespace(), web.address()?)?;
+    lab.delete_pod(web)?;
+    told(&[])
+}
+
+/// The store is lost under running pods, in two ways: what their links tell is enough to go on.
+pub(crate) fn a_lost_store_is_rebuilt_from_the_links() -> Result<()> {
+    const PODS: u64 = 30;
+    let mut lab = running(SETTINGS)?;
+    let first = lab.add_pod("node1", "first")?;
+    lab.detach(&first)?;
+    let before = quiet(&lab)?;
+    let mut pods = Vec::new();
+    for number in 0..PODS {
+        pods.push(lab.add_pod("node1", &format!("p{number}"))?);
+    }
+    let store = lab.node("node1")?.dir().join("run/ipam/store");
+    for damaged in [false, true] {
+        let node = lab.node_mut("node1")?;
+        node.kill9()?;
+        if damaged {
+            std::fs::write(store.join("db"), vec![7; 65536])?;
+        } else {
+            std::fs::remove_dir_all(&store)?;
+        }
+        node.start()?;
+        in_use(&lab, PODS + u64::from(damaged))?;
+        // A new pod gets an address of its own, whatever was lost; it stays for the second round.
+        let pod = lab.add_pod("node1", &format!("new-{damaged}"))?;
+        ensure!(pods.iter().all(|other| other.addresses() != pod.addresses()), "given twice");
+        pods.push(pod);
+        // So does one that is attached again: what it had.
+        let had = pods[0].addresses().to_vec();
+        let mut again = pods.remove(0);
+        lab.attach(&mut again)?;
+        ensure!(again.addresses() == had, "{:?}, it had {had:?}", again.addresses());
+        pods.push(again);
+        for pod in &pods {
+            ping::reaches(lab.node("node1")?.namespace(), pod.address()?)?;
+        }
+        let told = lab.node("node1")?.status()?["problems"].to_string();
+        ensure!(told.contains("store.corrupt-1") == damaged, "{told}");
+    }
+    let twice = lab.node("node1")?.log().matches("record read from the link").count() as u64;
+    ensure!(twice == 2 * PODS + 1, "{twice} records were read");
+    for pod in &pods {
+        lab.detach(pod)?;
+    }
+    in_use(&lab, 0)?;
+    let left = before.differences(&quiet(&lab)?);
+    let left: Vec<_> = left.iter().filter(|l| !l.starts_with("+ route unreachable")).collect();
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}

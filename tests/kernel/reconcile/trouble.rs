@@ -1,0 +1,152 @@
+//! A daemon that cannot write, and one that does not answer.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::Signal,
+};
+use serde_json::json;
+use twill_tests::{lab::Lab, ping, wait::wait_for};
+
+use super::{SETTINGS, host_ends, in_use, lab, running};
+use crate::{LONG, SECONDS, plugin::refusal};
+
+/// Makes the plugin give up after a second; the configuration before.
+fn hurry(lab: &mut Lab) -> Result<serde_json::Value> {
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let patient = runtime.conflist().clone();
+    let mut hurried = patient.clone();
+    hurried["plugins"][0]["timeoutSeconds"] = json!(1);
+    runtime.set_conflist(hurried);
+    Ok(patient)
+}
+
+/// The tombstones of a node.
+fn spool(lab: &Lab) -> Result<Vec<String>> {
+    let entries = fs::read_dir(lab.node("node1")?.dir().join("run/spool"))?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    names.retain(|name| name.ends_with(".json"));
+    Ok(names)
+}
+
+/// More pods than the store has room for that it has taken already.
+const MORE: usize = 60;
+
+/// Takes all the space that a file system has left, to the last byte.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = File::create(path).context("cannot begin to fill the file system")?;
+    let mut chunk = vec![7; 65536];
+    loop {
+        match file.write(&chunk) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                if chunk.len() == 1 {
+                    return Ok(());
+                }
+                chunk.truncate(chunk.len() / 2);
+            }
+            Err(error) => return Err(error).context("cannot fill the file system"),
+        }
+    }
+}
+
+pub(crate) fn a_full_store_costs_neither_pod_nor_address() -> Result<()> {
+    let mut lab = lab(SETTINGS)?;
+    let run_dir = lab.node("node1")?.dir().join("run");
+    let size = Some("size=8m");
+    mount(Some("tmpfs"), &run_dir, Some("tmpfs"), MsFlags::empty(), size).context("no tmpfs")?;
+    lab.start_all()?;
+    let (web, kept) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "kept")?);
+    let filler = run_dir.join("filler");
+    fill(&filler)?;
+    hurry(&mut lab)?;
+    // There is some room in what the store has taken before.
+    let mut more = Vec::new();
+    let (late, error) = loop {
+        ensure!(more.len() < MORE, "the store takes no space");
+        let pod = lab.bare_pod("node1", &format!("p{}", more.len()))?;
+        let node = lab.node("node1")?;
+        match node.runtime().add(node.namespace(), pod.attachment()) {
+            Ok(_) => more.push(pod),
+            error => break (pod, refusal(error)?),
+        }
+    };
+    ensure!(error.code == 11 && error.to_string().contains("No space left"), "{error}");
+    let node = lab.node("node1")?;
+    let again = refusal(node.runtime().add(node.namespace(), late.attachment()))?;
+    ensure!(again.code == 11, "{again}");
+    wait_for("word of it", LONG, || {
+        let status = node.status()?;
+        ensure!(status["problems"].to_string().contains("free some space in runDir"), "{status}");
+        Ok(())
+    })?;
+    let used = 1 + more.len() as u64;
+    // A DEL succeeds, wherever it is written down.
+    lab.delete_pod(web)?;
+    ensure!(host_ends(lab.node("node1")?.namespace())?.len() as u64 == used);
+    ping::reaches(lab.node("node1")?.namespace(), kept.address()?)?;
+    // Nor does a restart take a store for damaged that is only full.
+    lab.node_mut("node1")?.kill9()?;
+    lab.node_mut("node1")?.launch()?;
+    wait_for("the daemon's last word", SECONDS, || {
+        let log = lab.node("node1")?.log();
+        let last = log.lines().last().unwrap_or_default();
+        ensure!(last.starts_with("twilld: ") && last.contains("No space left"), "{last}");
+        Ok(())
+    })?;
+    lab.node_mut("node1")?.kill9()?;
+    fs::remove_file(&filler)?;
+    lab.node_mut("node1")?.start()?;
+    in_use(&lab, used)?;
+    ensure!(!run_dir.join("ipam/store.corrupt-1").exists(), "the store was put aside");
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), kept.attachment())?;
+    node.runtime().add(node.namespace(), late.attachment())?;
+    in_use(&lab, used + 1)
+}
+
+pub(crate) fn a_daemon_that_hangs_costs_neither_pod_nor_address() -> Result<()> {
+    let mut lab = running(SETTINGS)?;
+    let (mut web, kept) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "kept")?);
+    let late = lab.bare_pod("node1", "late")?;
+    let patient = hurry(&mut lab)?;
+    let node = lab.node("node1")?;
+    node.daemon()?.signal(Signal::SIGSTOP)?;
+
+    let error = refusal(node.runtime().add(node.namespace(), late.attachment()))?;
+    ensure!(error.code == 11 && error.message.contains("did not answer"), "{error}");
+    lab.node_mut("node1")?.runtime_mut().set_conflist(patient);
+    let started = Instant::now();
+    lab.detach(&web)?;
+    ensure!(started.elapsed() < SECONDS, "a DEL took {:?}", started.elapsed());
+    let left = spool(&lab)?;
+    ensure!(left.len() == 1, "{left:?}");
+    ping::reaches(lab.node("node1")?.namespace(), kept.address()?)?;
+
+    lab.node("node1")?.daemon()?.signal(Signal::SIGCONT)?;
+    // An ADD in the same namespace before the daemon has looked into the spool: what it gets is
+    // its own, and not what the tombstone names.
+    lab.attach(&mut web)?;
+    wait_for("the spool to be worked off", LONG, || {
+        let left = spool(&lab)?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })?;
+    // Nobody waits for the answer to the late ADD any more, so nothing was given for it.
+    in_use(&lab, 2)?;
+    let node = lab.node("node1")?;
+    for pod in [&web, &kept] {
+        node.runtime().check(node.namespace(), pod.attachment())?;
+        ping::reaches(node.namespace(), pod.address()?)?;
+    }
+    node.runtime().add(node.namespace(), late.attachment())?;
+    in_use(&lab, 3)
+}
