@@ -1,7 +1,13 @@
 //! The unix socket: accepts connections, checks who asks, and answers each request in order.
 
-use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{
+    io,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -75,13 +81,17 @@ async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionErr
     let Some(hello) = receive::<Hello>(&mut stream).await? else {
         return Ok(());
     };
-    // Fails if the caller has given up, as it has where this process was stopped for a while: what
-    // it asked for is not done then. A DEL has left a tombstone.
     send(&mut stream, &api.welcome()).await?;
     if hello.protocol != PROTOCOL_VERSION {
         return Err(ConnectionError::Version(hello.protocol));
     }
     while let Some(body) = receive_body(&mut stream).await? {
+        // It has given up while this process was stopped, or very busy. An ADD would leave what it
+        // is given now to nobody, and a DEL has left a tombstone.
+        if has_hung_up(&stream) {
+            debug!("a caller has given up before its request was read; it is left out");
+            return Ok(());
+        }
         let response = match twill_rpc::decode::<Request>(&body) {
             Ok(request) => api.answer(request).await.unwrap_or_else(Response::Error),
             Err(error) => Response::Error(RpcError {
@@ -92,6 +102,14 @@ async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionErr
         send(&mut stream, &response).await?;
     }
     Ok(())
+}
+
+/// Whether the other side has closed the connection. What it sent before can still be read.
+fn has_hung_up(stream: impl AsFd) -> bool {
+    // The kernel tells a hang-up unasked; one that has only stopped sending waits for an answer.
+    let mut asked = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut asked, PollTimeout::ZERO).is_ok()
+        && asked[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 async fn receive<T: serde::de::DeserializeOwned>(
@@ -142,5 +160,23 @@ impl Api {
             daemon: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.node.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, net::Shutdown, os::unix::net::UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn only_a_caller_that_has_closed_has_hung_up() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        assert!(!has_hung_up(&ours));
+        theirs.write_all(b"a request").unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert!(!has_hung_up(&ours), "it waits for the answer");
+        drop(theirs);
+        assert!(has_hung_up(&ours));
     }
 }
