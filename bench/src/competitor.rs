@@ -228,7 +228,7 @@ impl Competitor {
 /// A node with a running daemon and one pool.
 pub(crate) fn lab(pool: &str, block: u8) -> Result<Lab> {
     let mut topology = Topology::new();
-    topology.node("node1").on("rack", "192.168.2.11/24").settings("");
+    topology.node("node1").on("rack", "192.168.2.11/24").log_level("info");
     topology.resource(
         "pool.yaml",
         &format!(

@@ -40,6 +40,9 @@ struct Arguments {
     /// More reference plugins to compare with, as NAME=DIRECTORY.
     #[arg(long, value_name = "NAME=DIRECTORY")]
     reference: Vec<String>,
+    /// Only those whose names begin like this, to look at one more closely.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
     /// Rounds; competitors take turns in each.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -103,5 +106,8 @@ fn competitors(arguments: &Arguments, plugin: &std::path::Path) -> Result<Vec<Co
         all.push(Competitor::reference(&format!("ptp + host-local ({name})"), directory, pods)?);
     }
     all.push(Competitor::floor(pods)?);
+    if let Some(only) = &arguments.only {
+        all.retain(|competitor| competitor.name.starts_with(only));
+    }
     Ok(all)
 }
