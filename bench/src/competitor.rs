@@ -25,6 +25,9 @@ use crate::measure::Sample;
 /// The files of a run, on the sandbox's tmpfs.
 pub(crate) const FILES: &str = "/run/bench";
 
+/// What the call for a pod said; its number follows.
+pub(crate) const SAID: &str = "/run/bench/said-";
+
 /// The group into which links are put that wait to be deleted.
 const DELETE_GROUP: &str = "0x7477696c";
 
@@ -154,8 +157,22 @@ impl Competitor {
 
     /// One call, from exec to exit. The calling thread is on the node.
     pub(crate) fn call(&self, verb: &str, pod: usize) -> Result<Sample> {
-        let stdin = fs::File::open(&self.netconf)?;
-        let said = format!("{FILES}/said-{pod}");
+        self.execute(verb, pod, &self.netconf, Stdio::null())
+    }
+
+    /// The same, with the plugin's traces in `SAID<pod>.traces`.
+    pub(crate) fn call_traced(&self, verb: &str, pod: usize) -> Result<Sample> {
+        let mut netconf: Value = serde_json::from_str(&fs::read_to_string(&self.netconf)?)?;
+        netconf["logLevel"] = json!("trace");
+        let file = self.netconf.with_extension("traced");
+        fs::write(&file, netconf.to_string())?;
+        let traces = fs::File::create(format!("{SAID}{pod}.traces"))?;
+        self.execute(verb, pod, &file, traces.into())
+    }
+
+    fn execute(&self, verb: &str, pod: usize, netconf: &Path, stderr: Stdio) -> Result<Sample> {
+        let stdin = fs::File::open(netconf)?;
+        let said = format!("{SAID}{pod}");
         let mut command = Command::new(&self.program);
         command
             .env_clear()
@@ -167,7 +184,7 @@ impl Competitor {
             .env("CNI_PATH", &self.path)
             .stdin(stdin)
             .stdout(fs::File::create(&said)?)
-            .stderr(Stdio::null());
+            .stderr(stderr);
         let start = Instant::now();
         let child = command.spawn().with_context(|| format!("{}", self.program.display()))?;
         let ended = wait_with_usage(child)?;
@@ -228,7 +245,7 @@ impl Competitor {
 /// A node with a running daemon and one pool.
 pub(crate) fn lab(pool: &str, block: u8) -> Result<Lab> {
     let mut topology = Topology::new();
-    topology.node("node1").on("rack", "192.168.2.11/24").settings("");
+    topology.node("node1").on("rack", "192.168.2.11/24").log_level("info");
     topology.resource(
         "pool.yaml",
         &format!(

@@ -11,8 +11,9 @@ mod crowd;
 mod measure;
 mod report;
 mod svg;
+mod timings;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, io::Write, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -40,6 +41,9 @@ struct Arguments {
     /// More reference plugins to compare with, as NAME=DIRECTORY.
     #[arg(long, value_name = "NAME=DIRECTORY")]
     reference: Vec<String>,
+    /// Only those whose names begin like this, to look at one more closely.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
     /// Rounds; competitors take turns in each.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -49,6 +53,9 @@ struct Arguments {
     /// Pods on the node when ADD is measured on a crowded one; 0 leaves that out.
     #[arg(long, default_value_t = 5000)]
     crowd: u32,
+    /// Shows where the time of an ADD goes, step by step, and does nothing else.
+    #[arg(long)]
+    timings: bool,
     /// Where JSON and SVG go; nothing is written without.
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
@@ -59,6 +66,10 @@ pub fn run() -> Result<()> {
     let arguments = Arguments::parse();
     let plugin = fs::canonicalize(&arguments.plugin)
         .with_context(|| format!("cannot find {}; run make plugin", arguments.plugin.display()))?;
+    if arguments.timings {
+        let table = timings::table(&plugin, arguments.pods)?;
+        return Ok(std::io::stdout().lock().write_all(table.as_bytes())?);
+    }
     let mut competitors = competitors(&arguments, &plugin)?;
     let mut measured: Vec<Measured> =
         competitors.iter().map(|competitor| Measured::new(&competitor.name)).collect();
@@ -103,5 +114,8 @@ fn competitors(arguments: &Arguments, plugin: &std::path::Path) -> Result<Vec<Co
         all.push(Competitor::reference(&format!("ptp + host-local ({name})"), directory, pods)?);
     }
     all.push(Competitor::floor(pods)?);
+    if let Some(only) = &arguments.only {
+        all.retain(|competitor| competitor.name.starts_with(only));
+    }
     Ok(all)
 }

@@ -21,7 +21,12 @@ mod standalone;
 mod verbs;
 mod version;
 
-use std::{cell::Cell, io::Write, process::ExitCode, time::Duration};
+use std::{
+    cell::Cell,
+    io::Write,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Map, Value, json};
 
@@ -42,8 +47,9 @@ const VERSION_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Executes the call that the environment and standard input describe.
 pub fn main() -> ExitCode {
+    let started = Instant::now();
     let version = Cell::new(Version::NEWEST);
-    let (text, code) = match panic::catch(|| run(&version)) {
+    let (text, code) = match panic::catch(|| run(&version, started)) {
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(result)) => (result.to_string(), ExitCode::SUCCESS),
         Err(error) => {
@@ -59,7 +65,7 @@ pub fn main() -> ExitCode {
 }
 
 /// What is to be printed. `version` is set to the configuration's as soon as that is known.
-fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
+fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error> {
     let command = Command::from_env()?;
     if command == Command::Version {
         return Ok(Some(supported_versions(&read_stdin(VERSION_PATIENCE).unwrap_or_default())));
@@ -82,10 +88,11 @@ fn run(version: &Cell<Version>) -> Result<Option<Value>, Error> {
     };
     let persona = Persona::from_program();
     let (netconf, problems) = parsed.netconf(persona, &args);
-    log::start(&netconf.log, format!("{} {}/{}", command.name(), netconf.name, variables));
+    log::start(&netconf.log, format!("{} {}/{}", command.name(), netconf.name, variables), started);
     report(command, problems)?;
     let deadline = Deadline::after(netconf.timeout);
     tracing::debug!(?netconf, "begin");
+    tracing::trace!("step: call read");
     let call = Call { persona, stdin, variables, netconf, deadline };
     match (command, persona) {
         (Command::Add, Persona::Main) => verbs::add(&call).map(Some),

@@ -8,6 +8,7 @@ use std::{
     fs::OpenOptions,
     io::Write as _,
     path::PathBuf,
+    time::Instant,
 };
 
 use tracing::{
@@ -19,9 +20,10 @@ use tracing::{
 
 use crate::netconf::LogConfig;
 
-/// From here on, this call's log lines go where `config` says. `call` begins each line.
-pub(crate) fn start(config: &LogConfig, call: String) {
-    let logger = Logger { level: config.level, file: config.file.clone(), call };
+/// From here on, this call's log lines go where `config` says. `call` begins each line, and at the
+/// level of traces the time since the program's start ends it.
+pub(crate) fn start(config: &LogConfig, call: String, started: Instant) {
+    let logger = Logger { level: config.level, file: config.file.clone(), call, started };
     // Set already: a second call in one process, which only tests make.
     let _ = tracing::subscriber::set_global_default(logger);
 }
@@ -30,6 +32,7 @@ struct Logger {
     level: LevelFilter,
     file: Option<PathBuf>,
     call: String,
+    started: Instant,
 }
 
 impl Subscriber for Logger {
@@ -44,7 +47,11 @@ impl Subscriber for Logger {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
-        let Line { message, fields } = line;
+        let Line { message, mut fields } = line;
+        if self.level == LevelFilter::TRACE {
+            // Writing to a String cannot fail.
+            let _ = write!(fields, " after_us={}", self.started.elapsed().as_micros());
+        }
         let level = event.metadata().level();
         let call = &self.call;
         // One write per line, so that lines of calls at the same time do not mix. There is nobody

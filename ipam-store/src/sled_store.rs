@@ -8,6 +8,7 @@ use std::{
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tracing::warn;
+use twill_sys::sched::first_in_line;
 
 use crate::{Entry, Store, StoreError, Write};
 
@@ -108,14 +109,10 @@ impl Store for SledStore {
 fn open(directory: &Path) -> Result<sled::Db, StoreError> {
     let until = Instant::now() + LET_GO;
     loop {
+        // The library's threads spin until the one that starts them is done with all of them, and on
+        // few processors they keep it from that for 20 ms.
         let opened = guarded("opened", || {
-            sled::Config::default()
-                .path(directory)
-                // Its default of 1 GiB is for databases; this one has some kilobytes.
-                .cache_capacity(16 * 1024 * 1024)
-                // Every batch is flushed by us; a thread that does it as well costs a start.
-                .flush_every_ms(None)
-                .open()
+            first_in_line(|| sled_config(directory).open())
                 .map_err(|source| StoreError::Open { path: directory.to_owned(), source })
         });
         match opened {
@@ -143,6 +140,15 @@ fn remove_half_snapshots(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn sled_config(directory: &Path) -> sled::Config {
+    sled::Config::default()
+        .path(directory)
+        // Its default of 1 GiB is for databases; this one has some kilobytes.
+        .cache_capacity(16 * 1024 * 1024)
+        // Every batch is flushed by us; a thread that does it as well costs a start.
+        .flush_every_ms(None)
 }
 
 /// Runs code of the library, which panics on some kinds of damage.

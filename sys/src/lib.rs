@@ -5,5 +5,6 @@
 
 pub mod child;
 pub mod netns;
+pub mod sched;
 
 pub use netns::{AtPath, Netns, NetnsError, in_netns, is_netns, look, netns_cookie};

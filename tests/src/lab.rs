@@ -42,6 +42,7 @@ pub struct Machine {
     local: Vec<String>,
     bird: Option<BirdConfig>,
     settings: String,
+    log_level: Option<&'static str>,
 }
 
 impl Machine {
@@ -88,6 +89,12 @@ impl Machine {
     /// More lines for the node's `twilld.yaml`.
     pub fn settings(&mut self, yaml: &str) -> &mut Self {
         self.settings.push_str(yaml);
+        self
+    }
+
+    /// What the node's daemon logs, instead of everything.
+    pub fn log_level(&mut self, level: &'static str) -> &mut Self {
+        self.log_level = Some(level);
         self
     }
 
@@ -240,7 +247,9 @@ impl Lab {
         if machine.is_node {
             fs::write(resources.join(format!("{}.yaml", machine.name)), machine.manifest())?;
             let dir = self.dir.join(&machine.name);
-            let node = Node::new(&machine.name, namespace, &dir, resources, &machine.settings)?;
+            let level = machine.log_level.unwrap_or("debug");
+            let settings = format!("log: {{level: {level}, format: text}}\n{}", machine.settings);
+            let node = Node::new(&machine.name, namespace, &dir, resources, &settings)?;
             self.nodes.insert(machine.name, node);
             return Ok(());
         }

@@ -35,6 +35,7 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     }
     let netns = call.netns()?;
     let (mut source, granted) = grant(call, &args, &netns)?;
+    tracing::trace!("step: addresses given, durably");
     let link = link(call, &args, &granted)?;
     match plumb(&link, &netns, &mut source) {
         Ok(up) => Ok(result(call, &link, &granted, &up).render(call.netconf.version)),
@@ -116,6 +117,7 @@ fn link(call: &Call, args: &Args, granted: &Granted) -> Result<PodLink, Error> {
 fn plumb(link: &PodLink, netns: &Netns, source: &mut Source<'_>) -> Result<PodLinkUp, Error> {
     let prepared = pod::prepare(link, netns)?;
     let made = prepared.link();
+    tracing::trace!("step: pod's side set up");
     match source {
         Source::Store(authority) => authority.endpoint_up(&EndpointUp {
             attachment: link.attachment.clone(),
@@ -125,7 +127,10 @@ fn plumb(link: &PodLink, netns: &Netns, source: &mut Source<'_>) -> Result<PodLi
         })?,
         Source::Plugin(_) | Source::Nobody => prepare_node(&families(&link.addresses))?,
     }
-    Ok(prepared.activate()?)
+    tracing::trace!("step: daemon told of the link");
+    let up = prepared.activate()?;
+    tracing::trace!("step: host's side up and routed");
+    Ok(up)
 }
 
 fn families(addresses: &[IpAddr]) -> Vec<Family> {

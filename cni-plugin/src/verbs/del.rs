@@ -26,6 +26,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         DelOutcome::Removed { sequence } => sequence,
         DelOutcome::Newer { .. } => return Ok(()),
     };
+    tracing::trace!("step: pod cut off");
     let cookie = netns.as_ref().and_then(|netns| netns.cookie().ok().flatten());
     if sequence.is_none() {
         return authority.release(attachment, None, cookie).map(drop);

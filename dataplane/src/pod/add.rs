@@ -58,7 +58,9 @@ pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
         }
         Created::New(indexes) => {
             let mut prepared = Prepared { socket, pod: None, plan, indexes, unfinished: true };
+            tracing::trace!("step: pair of links made");
             prepared.identify()?;
+            tracing::trace!("step: host's side identified and set");
             prepared.set_up_pod(netns)?;
             Ok(prepared)
         }

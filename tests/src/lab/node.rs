@@ -48,8 +48,7 @@ impl Node {
         }
         let config = format!(
             "nodeName: {name}\nstateDir: {dir}/state\nrunDir: {dir}/run\ndatastore:\n  type: \
-             file\n  directory: {resources}\n  shared: true\nlog: {{level: debug, format: \
-             text}}\n{settings}",
+             file\n  directory: {resources}\n  shared: true\n{settings}",
             dir = dir.display(),
             resources = resources.display()
         );
