@@ -82,3 +82,6 @@ pub(crate) const fn family_of(afi: u16, safi: u8) -> Option<Family> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
