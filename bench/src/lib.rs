@@ -50,8 +50,9 @@ struct Arguments {
     /// Pods in a round: so many calls of each kind, one after the other and then 16 at once.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(16..=1000))]
     pods: u32,
-    /// Pods on the node when ADD is measured on a crowded one; 0 leaves that out.
-    #[arg(long, default_value_t = 5000)]
+    /// Pods on the node when ADD is measured on a crowded one, such as 5000, which takes minutes; 0
+    /// leaves that out.
+    #[arg(long, default_value_t = 0)]
     crowd: u32,
     /// Shows where the time of an ADD goes, step by step, and does nothing else.
     #[arg(long)]
