@@ -52,6 +52,8 @@ impl Release {
     fn configuration(&self, directory: &Path, bin: &Path, lists: &Path) -> String {
         let (root, state) = (directory.join("root"), directory.join("state"));
         let socket = directory.join("sock");
+        // Made at the start, below the machine's /opt where nothing else is said.
+        let opt = directory.join("opt");
         let cri = match self.config {
             2 => format!(
                 "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image={IMAGE:?}\n\
@@ -68,7 +70,8 @@ impl Release {
             ),
         };
         format!(
-            "version={}\nroot={root:?}\nstate={state:?}\n[grpc]\naddress={socket:?}\n{cri}",
+            "version={}\nroot={root:?}\nstate={state:?}\n[grpc]\naddress={socket:?}\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath={opt:?}\n{cri}",
             self.config
         )
     }
