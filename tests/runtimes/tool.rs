@@ -118,3 +118,24 @@ impl Site {
         Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
     }
 }
+
+/// After a runtime's last container: waits until no process, mount or namespace of it is left.
+pub(crate) fn wait_host_as_before(before: &Snapshot) -> Result<()> {
+    // Directories that runtimes make once, and podman's own mount of the one with the namespaces,
+    // which shows those of the lab a second time.
+    let kept = [
+        "file /run/runc",
+        "file /run/containerd",
+        "file /var/lib/cni/results",
+        " /run/netns rw",
+        " /run/netns/fabric rw",
+        " /run/netns/tor rw",
+        " /run/netns/node1 rw",
+    ];
+    wait_for("the host to be as before", LONG, || {
+        let mut left = before.differences(&Snapshot::host()?);
+        left.retain(|line| !kept.iter().any(|kept| line.contains(kept)));
+        ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    })
+}
