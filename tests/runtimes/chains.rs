@@ -1,6 +1,7 @@
 //! First in a chain with the reference plugins, each with traffic.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Command,
@@ -8,13 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
-use twill_tests::{
-    cni, netns::Namespace, ping, process::check, snapshot::Snapshot, wait::wait_for,
-};
+use twill_tests::{cni, netns::Namespace, ping, process::check, snapshot::Snapshot};
 
-use crate::{LONG, tool::Site};
+use crate::tool::Site;
 
 /// How long one exchange may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,19 +62,12 @@ fn send(from: &Namespace, to: SocketAddr, count: usize) -> Result<Duration> {
     })?
 }
 
-/// After the last DEL: the node is as before, but for its block and what `stays`.
-fn as_before(site: &Site, before: &Snapshot, stays: &[&str]) -> Result<()> {
+/// After the last DEL: nothing of the pods is left, nor of what the packet filter said of them.
+fn nothing_is_left(site: &Site, before: &Snapshot, of_pods: &[&str]) -> Result<()> {
     ensure!(site.used()? == 0, "addresses are still in use");
-    wait_for("the node to be as before", LONG, || {
-        let left = before.differences(&Snapshot::namespace(site.node()?)?);
-        let left: Vec<_> = left
-            .iter()
-            .filter(|line| !line.contains("unreachable"))
-            .filter(|line| !stays.iter().any(|word| line.contains(word)))
-            .collect();
-        ensure!(left.is_empty(), "{left:#?}");
-        Ok(())
-    })
+    let rules = site.filter_with(of_pods)?;
+    ensure!(rules.is_empty(), "{rules:#?}");
+    site.wait_as_before(before)
 }
 
 fn address(result: &Value) -> Result<IpAddr> {
@@ -90,58 +82,91 @@ pub(crate) fn portmap_leads_to_the_pod_from_outside() -> Result<()> {
         site.capabilities =
             json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]});
         let before = Snapshot::namespace(site.node()?)?;
-        let (pod, _) = site.add("web")?;
+        let (pod, result) = site.add("web")?;
+        let address = address(&result)?.to_string();
+        let of_pod = ["8080", &*address];
+        ensure!(!site.filter_with(&of_pod)?.is_empty(), "{backend}: it has made no rule");
         let served = serve(&pod, 80)?;
         let to = SocketAddr::from(([192, 168, 2, 11], 8080));
         send(site.lab.router("tor")?, to, 1000).with_context(|| backend.to_owned())?;
-        ensure!(served.join().map_err(|_| anyhow::anyhow!("the server panicked"))?? == 1000);
+        ensure!(served.join().map_err(|_| anyhow!("the server panicked"))?? == 1000);
         site.call("check", pod.path())?;
         site.del(&pod)?;
-        as_before(&site, &before, &[])?;
+        nothing_is_left(&site, &before, &of_pod)?;
+        ensure!(send(site.lab.router("tor")?, to, 1).is_err(), "the port leads somewhere still");
         site.lab.remove()?;
     }
     Ok(())
 }
 
+/// In both directions, which the plugin does by different means: a shaper on the pod's link, and
+/// one on a link of its own that it redirects the pod's packets to.
 pub(crate) fn bandwidth_slows_the_pod_down() -> Result<()> {
     const RATE: u64 = 8_000_000;
     const BURST: u64 = 800_000;
+    const BYTES: usize = 1_000_000;
     let bandwidth = json!({"type": "bandwidth", "capabilities": {"bandwidth": true}});
     let mut site = Site::new(chain(bandwidth))?;
-    site.capabilities = json!({"bandwidth": {"ingressRate": RATE, "ingressBurst": BURST}});
-    let before = Snapshot::namespace(site.node()?)?;
+    site.capabilities = json!({"bandwidth": {
+        "ingressRate": RATE, "ingressBurst": BURST, "egressRate": RATE, "egressBurst": BURST}});
+    let node = site.node()?;
+    let before = Snapshot::namespace(node)?;
     let (pod, result) = site.add("web")?;
-    let served = serve(&pod, 80)?;
+    let listed = node.output(Command::new("tc").args(["-json", "qdisc", "show"]))?;
+    let listed: Value = serde_json::from_str(&check("tc", &listed)?)?;
+    let on = |kind: &str| -> Vec<&Value> {
+        let all = listed.as_array().into_iter().flatten();
+        all.filter(|qdisc| qdisc["kind"] == kind).map(|qdisc| &qdisc["dev"]).collect()
+    };
+    let link = &result["interfaces"][0]["name"];
+    ensure!(on("tbf").len() == 2 && on("tbf").contains(&link), "{listed}");
+    ensure!(on("ingress") == [link], "{listed}");
+
     // What is above the burst cannot have come faster than the rate, whatever else is going on.
-    let bytes = 1_500_000;
-    let took = send(site.node()?, SocketAddr::from((address(&result)?, 80)), bytes)?;
-    served.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
-    let least = (bytes as f64 * 8.0 - BURST as f64) / RATE as f64;
-    ensure!(took.as_secs_f64() > least * 0.8, "{bytes} bytes in {took:?}: at least {least:.1} s");
+    let least = (BYTES as f64 * 8.0 - BURST as f64) / RATE as f64;
+    for (from, to, to_address) in
+        [(node, &pod, address(&result)?), (&pod, node, "192.168.2.11".parse()?)]
+    {
+        let served = serve(to, 80)?;
+        let took = send(from, SocketAddr::from((to_address, 80)), BYTES)?;
+        served.join().map_err(|_| anyhow!("the server panicked"))??;
+        let half = least / 2.0;
+        ensure!(took.as_secs_f64() > half, "{BYTES} bytes to {to_address} in {took:?}: {least} s");
+    }
     site.call("check", pod.path())?;
     site.del(&pod)?;
-    as_before(&site, &before, &[])
+    nothing_is_left(&site, &before, &[])
 }
 
-/// The plugin flushes the pod's neighbours, the permanent one for the gateway too; the node has no
-/// default route, so that proxy ARP hangs on our own route for the gateway.
+/// The plugin flushes the pod's neighbours, the permanent one for the gateway too. Where the node
+/// has no default route, its answer for the gateway hangs on our own route alone.
 pub(crate) fn tuning_may_change_the_hardware_address() -> Result<()> {
-    let tuning = json!({"type": "tuning", "mac": "02:00:00:00:00:77",
+    const MAC: &str = "02:00:00:00:00:77";
+    let tuning = json!({"type": "tuning", "mac": MAC,
         "sysctl": {"net.ipv4.conf.IFNAME.log_martians": "1"}});
     let site = Site::new(chain(tuning))?;
-    let before = Snapshot::namespace(site.node()?)?;
-    let (one, first) = site.add("one")?;
-    let (two, second) = site.add("two")?;
-    ensure!(first["interfaces"][1]["mac"] == "02:00:00:00:00:77", "{first}");
-    ping::reaches(site.node()?, address(&first)?)?;
-    ping::reaches(&one, "192.168.2.11".parse()?)?;
-    ping::reaches(&two, address(&first)?)?;
-    ping::reaches(&one, address(&second)?)?;
-    for pod in [&one, &two] {
-        site.call("check", pod.path())?;
-        site.del(pod)?;
+    for default_route in [false, true] {
+        if default_route {
+            site.node()?.ip("route add default via 192.168.2.1")?;
+        }
+        let before = Snapshot::namespace(site.node()?)?;
+        let (one, first) = site.add("one")?;
+        let (two, second) = site.add("two")?;
+        ping::reaches(site.node()?, address(&first)?)?;
+        ping::reaches(&one, "192.168.2.11".parse()?)?;
+        ping::reaches(&two, address(&first)?)?;
+        ping::reaches(&one, address(&second)?)?;
+        ensure!(first["interfaces"][1]["mac"] == MAC, "{first}");
+        for pod in [&one, &two] {
+            ensure!(pod.ip("link show eth0")?.contains(MAC), "another hardware address");
+            let key = "/proc/sys/net/ipv4/conf/eth0/log_martians";
+            ensure!(pod.enter(|| fs::read_to_string(key))??.trim() == "1", "{key} is not set");
+            site.call("check", pod.path())?;
+            site.del(pod)?;
+        }
+        nothing_is_left(&site, &before, &[])?;
     }
-    as_before(&site, &before, &[])
+    Ok(())
 }
 
 pub(crate) fn firewall_lets_the_pod_through() -> Result<()> {
@@ -165,12 +190,12 @@ pub(crate) fn firewall_lets_the_pod_through() -> Result<()> {
     let (two, second) = site.add("four")?;
     ping::reaches(&one, address(&second)?)?;
     ping::reaches(&two, address(&first)?)?;
+    let of_pods = [address(&first)?.to_string(), address(&second)?.to_string()];
+    let of_pods: Vec<&str> = of_pods.iter().map(String::as_str).collect();
+    ensure!(!site.filter_with(&of_pods)?.is_empty(), "it has made no rule");
     for pod in [&one, &two] {
         site.call("check", pod.path())?;
         site.del(pod)?;
     }
-    as_before(&site, &before, &[])?;
-    let rules = iptables(&["-S"])?;
-    ensure!(!rules.contains("/32"), "rules of pods are left: {rules}");
-    Ok(())
+    nothing_is_left(&site, &before, &of_pods)
 }

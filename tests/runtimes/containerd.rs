@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 use twill_tests::{
     ping,
@@ -17,7 +18,12 @@ use twill_tests::{
     wait::wait_for,
 };
 
-use crate::{LONG, cgroup::Cgroup, image, tool::Site};
+use crate::{
+    LONG,
+    cgroup::Cgroup,
+    image,
+    tool::{Site, wait_host_as_before},
+};
 
 const IMAGE: &str = "localhost/busybox:test";
 
@@ -52,6 +58,8 @@ impl Release {
     fn configuration(&self, directory: &Path, bin: &Path, lists: &Path) -> String {
         let (root, state) = (directory.join("root"), directory.join("state"));
         let socket = directory.join("sock");
+        // Made at the start, below the machine's /opt where nothing else is said.
+        let opt = directory.join("opt");
         let cri = match self.config {
             2 => format!(
                 "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image={IMAGE:?}\n\
@@ -68,7 +76,8 @@ impl Release {
             ),
         };
         format!(
-            "version={}\nroot={root:?}\nstate={state:?}\n[grpc]\naddress={socket:?}\n{cri}",
+            "version={}\nroot={root:?}\nstate={state:?}\n[grpc]\naddress={socket:?}\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath={opt:?}\n{cri}",
             self.config
         )
     }
@@ -172,7 +181,7 @@ fn pods_live(containerd: &Containerd) -> Result<()> {
         ensure!(ready, "{why}");
         Ok(())
     })?;
-    let before = Snapshot::namespace(node)?;
+    let (host, before) = (Snapshot::host()?, Snapshot::namespace(node)?);
     let (one, two) = (containerd.sandbox("one")?, containerd.sandbox("two")?);
     let ((here, first), (there, second)) = (containerd.inspect(&one)?, containerd.inspect(&two)?);
     containerd.pings(&first, there)?;
@@ -180,18 +189,18 @@ fn pods_live(containerd: &Containerd) -> Result<()> {
     ping::reaches(node, here)?;
     // The pod's name leads to its link.
     node.ip("link show dev one.prod")?;
+    // One namespace goes before its pod: DEL comes with an empty CNI_NETNS.
+    umount2(&second, MntFlags::MNT_DETACH)?;
+    fs::remove_file(&second)?;
     for id in [&one, &two] {
         containerd.crictl(&["stopp", id])?;
-        // A second time: the namespace is gone by now, and CNI_NETNS is empty.
+        // A second time, when the other's namespace is gone, too.
         containerd.crictl(&["stopp", id])?;
         containerd.crictl(&["rmp", id])?;
     }
     ensure!(containerd.site.used()? == 0, "{} addresses are in use", containerd.site.used()?);
-    wait_for("the node to be as before", LONG, || {
-        let left = before.differences(&Snapshot::namespace(node)?);
-        ensure!(left.iter().all(|line| line.contains("unreachable")), "{left:#?}");
-        Ok(())
-    })
+    containerd.site.wait_as_before(&before)?;
+    wait_host_as_before(&host)
 }
 
 pub(crate) fn debians_sandboxes_live() -> Result<()> {
@@ -199,13 +208,20 @@ pub(crate) fn debians_sandboxes_live() -> Result<()> {
 }
 
 /// It asks STATUS each time that the kubelet asks it: a daemon that restarts must not make the
-/// node NotReady.
+/// node NotReady, and one that stays away has to.
 pub(crate) fn the_newest_asks_for_status() -> Result<()> {
     let mut containerd = Containerd::start(&Release::newest()?)?;
     pods_live(&containerd)?;
     containerd.site.lab.node_mut("node1")?.kill9()?;
     let (ready, why) = containerd.network_ready()?;
     ensure!(ready, "a daemon that is away for a moment: {why}");
+
+    containerd.site.configure(|list| list["plugins"][0]["statusGraceSeconds"] = json!(1))?;
+    wait_for("the network not to be ready", LONG, || {
+        let (ready, why) = containerd.network_ready()?;
+        ensure!(!ready && why.contains("twilld.sock"), "ready: {ready}, {why}");
+        Ok(())
+    })?;
     containerd.daemon.alive()?;
     containerd.site.lab.node_mut("node1")?.start()?;
     pods_live(&containerd)

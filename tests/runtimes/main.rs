@@ -10,6 +10,7 @@ mod containerd;
 mod image;
 mod podman;
 mod tool;
+mod versions;
 
 /// How long a program of somebody else may take.
 const LONG: Duration = Duration::from_secs(30);
@@ -28,5 +29,5 @@ fn main() -> ExitCode {
         containerd::debians_sandboxes_live,
         containerd::the_newest_asks_for_status,
     ];
-    twill_tests::suite::main(tests, &[])
+    twill_tests::suite::main_after(versions::print, tests, &[])
 }

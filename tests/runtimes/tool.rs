@@ -6,14 +6,18 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
     lab::{Lab, Topology},
     netns::Namespace,
     process::check,
     programs,
+    snapshot::Snapshot,
+    wait::wait_for,
 };
+
+use crate::LONG;
 
 /// A node behind a ToR, and a network configuration list for it.
 pub(crate) struct Site {
@@ -83,10 +87,55 @@ impl Site {
         self.call("del", pod.path()).map(drop)
     }
 
+    /// After the last DEL: waits until the node is as before, but for its block.
+    pub(crate) fn wait_as_before(&self, before: &Snapshot) -> Result<()> {
+        wait_for("the node to be as before", LONG, || {
+            let left = before.differences(&Snapshot::namespace(self.node()?)?);
+            ensure!(left.iter().all(|line| line.contains("unreachable")), "{left:#?}");
+            Ok(())
+        })
+    }
+
+    /// The node's packet filter, in both of its languages: the lines with one of these words.
+    pub(crate) fn filter_with(&self, words: &[&str]) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        for program in ["iptables-save", "nft"] {
+            let mut command = Command::new(program);
+            if program == "nft" {
+                command.args(["list", "ruleset"]);
+            }
+            let text = check(program, &self.node()?.output(&mut command)?)?;
+            let found = text.lines().filter(|line| words.iter().any(|word| line.contains(word)));
+            lines.extend(found.map(|line| line.trim().to_owned()));
+        }
+        Ok(lines)
+    }
+
     /// Addresses in use on the node.
     pub(crate) fn used(&self) -> Result<u64> {
         let ipam = self.lab.node("node1")?.ctl_json(&["ipam", "show", "--show-blocks"])?;
         let blocks = ipam["blocks"].as_array().context("no blocks")?;
         Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
     }
+}
+
+/// After a runtime's last container: waits until no process, mount or namespace of it is left.
+pub(crate) fn wait_host_as_before(before: &Snapshot) -> Result<()> {
+    // Directories that runtimes make once, and podman's own mount of the one with the namespaces,
+    // which shows those of the lab a second time.
+    let kept = [
+        "file /run/runc",
+        "file /run/containerd",
+        "file /var/lib/cni/results",
+        " /run/netns rw",
+        " /run/netns/fabric rw",
+        " /run/netns/tor rw",
+        " /run/netns/node1 rw",
+    ];
+    wait_for("the host to be as before", LONG, || {
+        let mut left = before.differences(&Snapshot::host()?);
+        left.retain(|line| !kept.iter().any(|kept| line.contains(kept)));
+        ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    })
 }

@@ -1,11 +1,11 @@
 //! Where the programs under test are.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Debian's place for the reference CNI plugins (package containernetworking-plugins).
 pub const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
@@ -41,13 +41,22 @@ pub fn find(name: &str) -> Result<PathBuf> {
 /// builds it.
 pub fn go_tool(module: &str, name: &str) -> Result<PathBuf> {
     let path = source(".tools/go").join(module).join(name);
-    ensure!(
-        path.is_file(),
-        "{} does not exist. Build it with\n    hack/build-go-tools {module}\nwhich says what \
-         release of Go it needs",
-        path.display()
-    );
+    if !path.is_file() {
+        let wanted = go_module(module)?;
+        let wanted = wanted.lines().find_map(|line| line.strip_prefix("go "));
+        bail!(
+            "{} does not exist. Build it, with Go {} or newer, by\n    hack/build-go-tools {module}",
+            path.display(),
+            wanted.unwrap_or_default()
+        );
+    }
     Ok(path)
+}
+
+/// The `go.mod` of a module under `tests/go/`.
+pub fn go_module(module: &str) -> Result<String> {
+    let path = source("tests/go").join(module).join("go.mod");
+    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// A file of the source tree (`conf/samples/ippool-app.yaml`).

@@ -46,6 +46,16 @@ macro_rules! tests {
 
 /// `main` of a suite. `helpers` are not tests, but programs that a test starts with [`helper`].
 pub fn main(tests: &'static [Test], helpers: &'static [Test]) -> ExitCode {
+    main_after(|| Ok(()), tests, helpers)
+}
+
+/// The same for a suite that needs something which may be missing: `prepare` runs once, before the
+/// first test, and without its success there is none.
+pub fn main_after(
+    prepare: fn() -> Result<()>,
+    tests: &'static [Test],
+    helpers: &'static [Test],
+) -> ExitCode {
     if let Err(error) = sandbox::enter() {
         complain(&format!("{error:#}"));
         return ExitCode::FAILURE;
@@ -54,6 +64,10 @@ pub fn main(tests: &'static [Test], helpers: &'static [Test]) -> ExitCode {
         let name = name.to_string_lossy();
         let test = tests.iter().chain(helpers).find(|test| test.name == name);
         return test.map_or(ExitCode::FAILURE, run_one);
+    }
+    if let Err(error) = prepare() {
+        complain(&format!("{error:#}"));
+        return ExitCode::FAILURE;
     }
     let mut arguments = Arguments::from_args();
     // Two at a time: more only make timing worse on small machines.
