@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::{Map, Value};
 use twill_dataplane::pod::PodRoute;
-use twill_types::Prefix;
+use twill_types::{LinkAlias, Prefix};
 
 use crate::{deadline::Deadline, verbs::Call};
 
@@ -30,6 +30,18 @@ pub(crate) struct Granted {
     pub(crate) sequence: u64,
     /// Of the uplink, where it is known.
     pub(crate) mtu: Option<u32>,
+}
+
+impl Default for Granted {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            dns: None,
+            sequence: LinkAlias::WITHOUT_STORE,
+            mtu: None,
+        }
+    }
 }
 
 /// What can go wrong with another plugin.

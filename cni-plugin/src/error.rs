@@ -1,6 +1,6 @@
 //! What can go wrong, and the one table that makes a CNI error of it.
 
-use std::{error::Error as _, fmt::Write as _, io, path::PathBuf};
+use std::{error::Error as _, io, path::PathBuf};
 
 use serde_json::{Value, json};
 use twill_dataplane::{NetnsError, pod::Difference};
@@ -8,6 +8,7 @@ use twill_rpc::{
     ClientError,
     message::{ErrorKind, RpcError},
 };
+use twill_types::error_chain;
 
 use crate::{
     delegate::DelegateError,
@@ -221,15 +222,7 @@ impl Error {
         if let Self::Delegate(DelegateError::Failed { details: Some(details), .. }) = self {
             return Some(details.clone());
         }
-        let mut details = String::new();
-        let mut source = self.source();
-        while let Some(error) = source {
-            let separator = if details.is_empty() { "" } else { ": " };
-            // Writing to a String cannot fail.
-            let _ = write!(details, "{separator}{error}");
-            source = error.source();
-        }
-        Some(details).filter(|details| !details.is_empty())
+        self.source().map(error_chain).filter(|details| !details.is_empty())
     }
 }
 

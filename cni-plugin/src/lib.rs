@@ -93,7 +93,7 @@ fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error
     let deadline = Deadline::after(netconf.timeout);
     tracing::debug!(?netconf, "begin");
     tracing::trace!("step: call read");
-    let call = Call { persona, stdin, variables, netconf, deadline };
+    let call = Call { persona, stdin, variables, args, netconf, deadline };
     match (command, persona) {
         (Command::Add, Persona::Main) => verbs::add(&call).map(Some),
         (Command::Add, Persona::Ipam) => verbs::ipam::add(&call).map(Some),

@@ -6,8 +6,8 @@ use std::{fs, io, net::IpAddr, path::PathBuf, time::Instant};
 use twill_dataplane::node;
 use twill_ipam::ForeignUse;
 use twill_ipam_store::{
-    AssignError, LockError, OwnerLock, Record, Refusal, ReleaseRequest, Shortage,
-    Standalone as Store, StandalonePool, StoreError,
+    AssignError, LockError, OwnerLock, Refusal, ReleaseRequest, Shortage, Standalone as Store,
+    StandalonePool, StoreError,
 };
 use twill_rpc::message::{self, AssignRequest, Assigned, CheckRequest, Held};
 use twill_types::{AttachmentId, Family};
@@ -203,16 +203,10 @@ impl<'a> Standalone<'a> {
         deadline: Deadline,
     ) -> Result<Vec<Held>, StandaloneError> {
         let owned = self.open(deadline)?;
-        let records = owned.store.service().records();
+        let records = owned.store.service().on_network(network);
         let records = records.map_err(|source| owned.failed(source))?;
-        let now = now_ms();
-        let held = |record: Record| Held {
-            age_ms: now.saturating_sub(record.created_ms),
-            sequence: record.sequence,
-            attachment: record.attachment,
-        };
-        let on_it = records.into_iter().filter(|record| record.attachment.network == network);
-        Ok(on_it.map(held).collect())
+        let held = |(attachment, sequence)| Held { attachment, sequence };
+        Ok(records.into_iter().map(held).collect())
     }
 
     /// Whether the store holds the addresses for the attachment.

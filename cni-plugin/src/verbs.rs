@@ -15,7 +15,7 @@ use twill_types::AttachmentId;
 
 pub(crate) use self::{add::add, check::check, del::del, gc::gc, status::status};
 use crate::{
-    call::{Persona, Variables},
+    call::{Args, Persona, Variables},
     deadline::Deadline,
     error::Error,
     netconf::Netconf,
@@ -32,6 +32,8 @@ pub(crate) struct Call {
     /// Standard input, for the plugins that are executed in turn.
     pub(crate) stdin: Vec<u8>,
     pub(crate) variables: Variables,
+    /// `CNI_ARGS`.
+    pub(crate) args: Args,
     pub(crate) netconf: Netconf,
     pub(crate) deadline: Deadline,
 }

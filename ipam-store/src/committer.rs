@@ -7,12 +7,11 @@ use twill_ipam::{
     Allocator, AssignRequest, Assignment, Change, OwnedBlock, Record, ReleaseOutcome,
     ReleaseRequest,
 };
-use twill_types::Block;
+use twill_types::{Block, error_chain};
 
 use crate::{
     AssignError, Options, Store, StoreError, Write,
     codec::{self, Contents, Meta},
-    error::chain,
 };
 
 /// Requests written in one batch at the most.
@@ -153,7 +152,7 @@ impl Committer {
 
     /// A batch that failed: nobody is told that it worked, and memory goes back to what is stored.
     fn fail(&mut self, error: StoreError, pending: Vec<Pending>) {
-        error!(error = chain(&error), waiting = pending.len(), "a batch could not be stored");
+        error!(error = error_chain(&error), waiting = pending.len(), "a batch could not be stored");
         let error = Arc::new(error);
         for answer in pending {
             answer(Err(StoreError::Batch(Arc::clone(&error))));
@@ -175,8 +174,8 @@ impl Committer {
             }
             Err(error) => {
                 // Each request tries; one line is enough for a cause.
-                if chain(&error) != chain(&cause) {
-                    warn!(error = chain(&error), "the store cannot be read again");
+                if error_chain(&error) != error_chain(&cause) {
+                    warn!(error = error_chain(&error), "the store cannot be read again");
                 }
                 self.behind = Some(Arc::new(error));
             }

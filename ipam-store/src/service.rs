@@ -12,13 +12,12 @@ use twill_ipam::{
     Allocator, AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal,
     ReleaseOutcome, ReleaseRequest,
 };
-use twill_types::{AttachmentId, Block};
+use twill_types::{AttachmentId, Block, error_chain};
 
 use crate::{
     SledStore, Store, StoreError,
     codec::{self, Contents},
     committer::{Committer, Job, Reply},
-    error::chain,
 };
 
 /// How a service is opened.
@@ -85,7 +84,7 @@ impl Service {
             Err(damage) if damage.is_damage() => {
                 let aside = set_aside(directory)?;
                 error!(
-                    error = chain(&damage),
+                    error = error_chain(&damage),
                     moved_to = %aside.display(),
                     "the store is damaged"
                 );
@@ -242,6 +241,18 @@ impl Service {
     /// The service has ended.
     pub fn records(&self) -> Result<Vec<Record>, StoreError> {
         self.with(|allocator| allocator.records().cloned().collect())
+    }
+
+    /// Who holds addresses on a network, each with the number of its assignment.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn on_network(&self, network: &str) -> Result<Vec<(AttachmentId, u64)>, StoreError> {
+        let network = network.to_owned();
+        self.with(move |allocator| {
+            let on_it = allocator.records().filter(|r| r.attachment.network == network);
+            on_it.map(|record| (record.attachment.clone(), record.sequence)).collect()
+        })
     }
 
     /// Number of the last assignment.

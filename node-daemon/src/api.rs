@@ -14,7 +14,7 @@ use twill_rpc::message::{
     Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
     Readiness, Request, Response, RpcError,
 };
-use twill_types::{Family, Prefix};
+use twill_types::{Family, Prefix, error_chain};
 
 use crate::{
     bgp::{self, Current},
@@ -23,7 +23,6 @@ use crate::{
     ipam::Ipam,
     metrics::Metrics,
     routes::KernelRoutes,
-    server::chain,
 };
 
 /// Everything that answers are made of.
@@ -93,11 +92,10 @@ impl Api {
     /// The last word before a pod's link goes up: it must not, if the addresses were released or
     /// given to a newer ADD in the meantime.
     fn endpoint_up(&self, endpoint: &EndpointUp) -> Result<Response, RpcError> {
-        let record = self
-            .ipam
-            .service
-            .lookup(&endpoint.attachment)
-            .map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
+        let record = self.ipam.service.lookup(&endpoint.attachment).map_err(|error| RpcError {
+            kind: ErrorKind::TryAgain,
+            message: error_chain(&error),
+        })?;
         match record {
             Some(record) if record.sequence == endpoint.sequence => {
                 debug!(
@@ -247,5 +245,5 @@ fn count(number: usize) -> u32 {
 }
 
 fn internal(error: &dyn std::error::Error) -> RpcError {
-    RpcError { kind: ErrorKind::Internal, message: chain(error) }
+    RpcError { kind: ErrorKind::Internal, message: error_chain(error) }
 }

@@ -14,12 +14,11 @@ use twill_ipam::{
 use twill_ipam_store::{Service, StoreError};
 use twill_k8s_api::files::{Claim, FileError};
 use twill_rpc::message::{ErrorKind, RpcError};
-use twill_types::{Block, Dedication, Prefix};
+use twill_types::{Block, Dedication, Prefix, error_chain};
 
 use crate::{
     datastore::{ClaimOutcome, ClaimStore, Snapshot},
     ipam::{PoolView, View},
-    server::chain,
 };
 
 /// How often a block without a pool is looked at until its last pod is gone.
@@ -121,7 +120,7 @@ impl Claims {
         match self.load() {
             Err(ClaimsError::Store(error @ StoreError::Batch(_))) => {
                 if !self.behind {
-                    warn!(error = %chain(&error), "the claims cannot be taken over yet");
+                    warn!(error = %error_chain(&error), "the claims cannot be taken over yet");
                 }
                 self.behind = true;
                 Ok(())
@@ -246,7 +245,9 @@ impl Claims {
                 Ok(ClaimOutcome::Lost(other)) => {
                     warn!(%block, owner = other.node, "a static block belongs to another node");
                 }
-                Err(error) => warn!(%block, error = %chain(&error), "cannot claim a static block"),
+                Err(error) => {
+                    warn!(%block, error = %error_chain(&error), "cannot claim a static block")
+                }
             }
         }
     }
@@ -431,7 +432,7 @@ fn is_announced(claim: &Claim) -> bool {
 }
 
 fn again(error: &dyn std::error::Error) -> RpcError {
-    RpcError { kind: ErrorKind::TryAgain, message: chain(error) }
+    RpcError { kind: ErrorKind::TryAgain, message: error_chain(error) }
 }
 
 /// Whether blocks of a pool give addresses: also where the pool does not select this node, for

@@ -19,13 +19,13 @@ use tokio::{
     time::Instant,
 };
 use tracing::{debug, warn};
-use twill_ipam_store::{AssignError, Assignment, Record, Refusal, Service};
+use twill_ipam_store::{AssignError, Assignment, Refusal, Service};
 use twill_rpc::message::{
     AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
 };
-use twill_types::Family;
+use twill_types::{Family, error_chain};
 
-use crate::{claims, server::chain, spool::Tombstones};
+use crate::{claims, spool::Tombstones};
 
 /// What the fast path has to know about the pools; replaced whole when the configuration changes.
 #[derive(Debug, Clone, Default)]
@@ -213,7 +213,10 @@ impl Ipam {
                 }
                 Err(AssignError::Refused(refusal)) => return Err(refused(&refusal)),
                 Err(error) => {
-                    return Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) });
+                    return Err(RpcError {
+                        kind: ErrorKind::TryAgain,
+                        message: error_chain(&error),
+                    });
                 }
             }
         }
@@ -253,7 +256,9 @@ impl Ipam {
         });
         match answer.await {
             Ok(Ok(outcome)) => Ok(Released { addresses: outcome.addresses }),
-            Ok(Err(error)) => Err(RpcError { kind: ErrorKind::TryAgain, message: chain(&error) }),
+            Ok(Err(error)) => {
+                Err(RpcError { kind: ErrorKind::TryAgain, message: error_chain(&error) })
+            }
             Err(_) => Err(RpcError {
                 kind: ErrorKind::TryAgain,
                 message: "the daemon is stopping".to_owned(),
@@ -263,25 +268,23 @@ impl Ipam {
 
     /// Who holds addresses on a network.
     pub(crate) fn attachments(&self, network: &str) -> Result<Vec<Held>, RpcError> {
-        let records = self.service.records();
-        let records = records
-            .map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
-        let now = now_ms();
-        let held = |record: Record| Held {
-            age_ms: now.saturating_sub(record.created_ms),
-            sequence: record.sequence,
-            attachment: record.attachment,
-        };
-        let on_it = records.into_iter().filter(|record| record.attachment.network == network);
-        Ok(on_it.map(held).collect())
+        let records = self.service.on_network(network);
+        let records = records.map_err(|error| RpcError {
+            kind: ErrorKind::TryAgain,
+            message: error_chain(&error),
+        })?;
+        let held = |(attachment, sequence)| Held { attachment, sequence };
+        Ok(records.into_iter().map(held).collect())
     }
 
     /// Whether the store holds just these addresses for the attachment.
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
         let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
         let held = self.service.lookup(&request.attachment);
-        let held =
-            held.map_err(|error| RpcError { kind: ErrorKind::TryAgain, message: chain(&error) })?;
+        let held = held.map_err(|error| RpcError {
+            kind: ErrorKind::TryAgain,
+            message: error_chain(&error),
+        })?;
         let Some(record) = held else {
             return mismatch(format!(
                 "{} has no address allocated; delete and add it again",

@@ -21,7 +21,7 @@ use twill_dataplane::{
     watch::Events,
 };
 use twill_ipam_store::Service;
-use twill_types::{Family, Prefix};
+use twill_types::{Family, Prefix, error_chain};
 
 use crate::{
     api::Api,
@@ -35,7 +35,6 @@ use crate::{
     reaper,
     reconcile::{self, Reconcile},
     routes::{KernelRoutes, Routes, Sources, State},
-    server,
     spool::Tombstones,
 };
 
@@ -282,7 +281,7 @@ async fn report_status(
             tokio::task::block_in_place(|| datastore::report(&directory, &node, &snapshot));
         if let Err(error) = written {
             // Nothing else depends on it; the next change tries again.
-            warn!(error = %server::chain(&error), "cannot write the status of the resources");
+            warn!(error = %error_chain(&error), "cannot write the status of the resources");
         }
         if resources.changed().await.is_err() {
             return;
@@ -309,7 +308,7 @@ async fn follow_addresses(
             Ok(found) => {
                 mtu.send_replace(found);
             }
-            Err(error) => warn!(error = %server::chain(&error), "cannot tell the uplink's MTU"),
+            Err(error) => warn!(error = %error_chain(&error), "cannot tell the uplink's MTU"),
         }
         sources.send_if_modified(|known| {
             let changed = *known != addresses;

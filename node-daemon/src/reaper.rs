@@ -9,8 +9,7 @@ use tokio::{sync::Notify, task::block_in_place};
 use tracing::warn;
 use twill_dataplane::pod::delete_group_links;
 use twill_ipam_store::Service;
-
-use crate::server::chain;
+use twill_types::error_chain;
 
 /// Links destroyed in one go: others wait for the kernel's lock as long (10 take about 2 ms).
 const BATCH: usize = 10;
@@ -31,12 +30,12 @@ pub(crate) async fn run(service: Arc<Service>, released: Arc<Notify>) {
 }
 
 fn round(service: &Service) -> Result<(), String> {
-    let round = service.begin_round().map_err(|error| chain(&error))?;
+    let round = service.begin_round().map_err(|error| error_chain(&error))?;
     loop {
-        let found = delete_group_links(BATCH).map_err(|error| chain(&error))?;
+        let found = delete_group_links(BATCH).map_err(|error| error_chain(&error))?;
         if found < BATCH {
             break;
         }
     }
-    service.end_round(round).map_err(|error| chain(&error))
+    service.end_round(round).map_err(|error| error_chain(&error))
 }

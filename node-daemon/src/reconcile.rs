@@ -27,8 +27,9 @@ use twill_ipam::{
 };
 use twill_ipam_store::Service;
 use twill_sys::AtPath;
+use twill_types::error_chain;
 
-use crate::{metrics::Metrics, server::chain};
+use crate::metrics::Metrics;
 
 /// The least time between two looks, however many links go at once.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -116,7 +117,7 @@ impl Reconcile {
             format!(
                 "nothing can be written to the address store, so every ADD fails with code 11 \
                  ({}); free some space in runDir",
-                chain(&error)
+                error_chain(&error)
             )
         }));
         self.problems.send_if_modified(|known| {
@@ -165,7 +166,7 @@ impl Reconcile {
                     done = true;
                 }
                 Ok(Err(error)) => {
-                    warn!(%attachment, error = %chain(&error), "cannot release a pod that is gone");
+                    warn!(%attachment, error = %error_chain(&error), "cannot release a pod that is gone");
                 }
                 Err(_) => warn!(%attachment, "cannot release a pod that is gone: stopping"),
             }
@@ -186,7 +187,7 @@ impl Reconcile {
                 false
             }
             Err(error) => {
-                warn!(link = name, error = %chain(&error), "cannot remove a link that an ADD left");
+                warn!(link = name, error = %error_chain(&error), "cannot remove a link that an ADD left");
                 false
             }
         }
@@ -210,7 +211,7 @@ fn path_fact(path: &Path, cookie: Option<u64>) -> PathFact {
         Ok(AtPath::Plain) => PathFact::Plain,
         Ok(AtPath::Nothing) => PathFact::Nothing,
         Err(error) => {
-            debug!(error = %chain(&error), "nothing can be told from a namespace's path");
+            debug!(error = %error_chain(&error), "nothing can be told from a namespace's path");
             PathFact::Unknown
         }
     };

@@ -21,9 +21,9 @@ use twill_dataplane::{
     fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Resolved, diff},
     watch::{Event, Events},
 };
-use twill_types::{Family, Prefix, is_host_link_name};
+use twill_types::{Family, Prefix, error_chain, is_host_link_name};
 
-use crate::{bgp::Current, claims::OwnedBlocks, server::chain};
+use crate::{bgp::Current, claims::OwnedBlocks};
 
 /// Events or reports handled in one turn.
 const BUDGET: usize = 256;
@@ -263,7 +263,7 @@ impl Routes {
             let prefix = change.prefix();
             match (refused.get(&prefix), change) {
                 // The next event on the link or address that is missing brings it up again.
-                (Some(error), _) => warn!(%prefix, error = %chain(error), "route refused"),
+                (Some(error), _) => warn!(%prefix, error = %error_chain(error), "route refused"),
                 (None, FibChange::Replace(route)) => {
                     self.state.actual.insert(prefix, route);
                 }
@@ -290,7 +290,7 @@ impl Routes {
             None => return Ok(()),
         };
         for (prefix, error) in block_in_place(|| self.fib.sync_blocks(&blocks))? {
-            warn!(%prefix, error = %chain(&error), "block route refused");
+            warn!(%prefix, error = %error_chain(&error), "block route refused");
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use twill_rpc::message::{
     ErrorKind, Hello, PROTOCOL_VERSION, Request, Response, RpcError, Welcome,
 };
+use twill_types::error_chain;
 
 use crate::api::Api;
 
@@ -60,9 +61,9 @@ pub(crate) async fn serve(listener: UnixListener, api: Arc<Api>) -> io::Result<(
                     match converse(stream, &api).await {
                         Ok(()) => {}
                         Err(error @ (ConnectionError::Forbidden { .. } | ConnectionError::Version(_))) => {
-                            warn!(error = %chain(&error), "refused a connection");
+                            warn!(error = %error_chain(&error), "refused a connection");
                         }
-                        Err(error) => debug!(error = %chain(&error), "a connection ended"),
+                        Err(error) => debug!(error = %error_chain(&error), "a connection ended"),
                     }
                 });
             }
@@ -96,7 +97,7 @@ async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionErr
             Ok(request) => api.answer(request).await.unwrap_or_else(Response::Error),
             Err(error) => Response::Error(RpcError {
                 kind: ErrorKind::Invalid,
-                message: format!("request not understood: {}", chain(&error)),
+                message: format!("request not understood: {}", error_chain(&error)),
             }),
         };
         send(&mut stream, &response).await?;
@@ -139,18 +140,6 @@ async fn send<T: serde::Serialize>(
     message: &T,
 ) -> Result<(), ConnectionError> {
     Ok(stream.write_all(&twill_rpc::encode(message)?).await?)
-}
-
-/// An error with its sources, outermost first.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }
 
 impl Api {

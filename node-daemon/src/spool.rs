@@ -19,9 +19,7 @@ use tokio::{sync::Notify, task::block_in_place};
 use tracing::{info, warn};
 use twill_ipam_store::Service;
 use twill_rpc::message::ReleaseRequest;
-use twill_types::{AttachmentId, host_link_name};
-
-use crate::server::chain;
+use twill_types::{AttachmentId, error_chain, host_link_name};
 
 /// The file that is locked.
 const LOCK: &str = ".lock";
@@ -93,7 +91,7 @@ fn release(path: &Path, service: &Service) -> Result<(), String> {
     let request: ReleaseRequest =
         serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     let request = crate::ipam::release_request(request);
-    service.release(request).map(drop).map_err(|error| chain(&error))
+    service.release(request).map(drop).map_err(|error| error_chain(&error))
 }
 
 /// The tombstones that come while the daemon runs.

@@ -216,8 +216,6 @@ pub struct Held {
     pub attachment: AttachmentId,
     /// Number of the ADD.
     pub sequence: u64,
-    /// How long ago it was, in milliseconds.
-    pub age_ms: u64,
 }
 
 /// Body of [`Response::Readiness`].

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use twill_tests::{
     cni::{self, Attachment, Runtime},
-    lab::{Lab, Node, Pod, Topology},
+    lab::{Lab, Pod, Topology},
     netns::Namespace,
     ping,
     process::read_lossy,
@@ -158,15 +158,8 @@ pub(crate) fn node() -> Result<Lab> {
     Ok(lab)
 }
 
-/// Addresses in use by what the daemon says.
-pub(crate) fn allocated(node: &Node) -> Result<u64> {
-    let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
-    let blocks = ipam["blocks"].as_array().with_context(|| format!("no blocks: {ipam}"))?;
-    Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
-}
-
 fn nothing_allocated(lab: &Lab) -> Result<()> {
-    let used = allocated(lab.node("node1")?)?;
+    let used = lab.node("node1")?.addresses_in_use()?;
     ensure!(used == 0, "{used} addresses are in use");
     Ok(())
 }

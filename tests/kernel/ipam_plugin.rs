@@ -29,9 +29,7 @@ fn ipam(lab: &Lab) -> Result<Value> {
 }
 
 fn in_use(lab: &Lab) -> Result<u64> {
-    let ipam = lab.node("node1")?.ctl_json(&["ipam", "show", "--show-blocks"])?;
-    let blocks = ipam["blocks"].as_array().context("no blocks")?;
-    Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
+    lab.node("node1")?.addresses_in_use()
 }
 
 /// Two pods reach each other and the node; after DEL nothing is in use.

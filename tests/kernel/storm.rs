@@ -169,7 +169,7 @@ impl Storm<'_> {
         let wanted: BTreeSet<String> = addresses.iter().map(ToString::to_string).collect();
         ensure!(wanted.len() == addresses.len(), "two pods have one address: {addresses:?}");
         wait_for("no leak", LONG, || {
-            let used = crash::allocated(self.node)?;
+            let used = self.node.addresses_in_use()?;
             ensure!(used == u64::try_from(wanted.len())?, "{used} in use, not {}", wanted.len());
             let links = self.node.namespace().ip("-oneline link show")?;
             let links: Vec<_> =

@@ -4,14 +4,10 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use twill_tests::{
-    lab::{Lab, Topology},
-    ping,
-    wait::wait_for,
-};
+use twill_tests::{lab::Lab, ping, wait::wait_for};
 
 use crate::{
-    SECONDS,
+    SECONDS, crash,
     plugin::{one_node, refusal},
 };
 
@@ -29,25 +25,6 @@ fn annotations(list: &[(&str, &str)]) -> Value {
         .iter()
         .map(|(key, value)| (format!("cni.projectcalico.org/{key}"), Value::from(*value)));
     json!({"io.kubernetes.cri.pod-annotations": list.collect::<serde_json::Map<_, _>>()})
-}
-
-/// One node with an IPv4 and an IPv6 pool.
-fn dual_stack_node() -> Result<Lab> {
-    let mut topology = Topology::new();
-    topology
-        .node("node1")
-        .label("env", "prod")
-        .on("seg-a", "192.168.2.11/24")
-        .on("seg-a", "2001:db8:2::11/64");
-    topology.samples(&["ippool-app.yaml"])?;
-    topology.resource(
-        "pool6.yaml",
-        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool6}\nspec: {cidr: \
-         \"fd00:10::/112\", blockSize: 122}\n",
-    );
-    let mut lab = topology.build()?;
-    lab.start_all()?;
-    Ok(lab)
 }
 
 pub(crate) fn an_address_is_asked_for_in_each_of_the_places() -> Result<()> {
@@ -185,7 +162,7 @@ pub(crate) fn routes_and_name_servers_of_the_configuration() -> Result<()> {
 
 /// Both families, and IPv6 alone: no wait for duplicate address detection on either end.
 pub(crate) fn ipv6_pods_answer_the_first_packet() -> Result<()> {
-    let mut lab = dual_stack_node()?;
+    let mut lab = crash::node()?;
     for (name, ipv4, count) in [("dual", true, 2), ("six", false, 1)] {
         configure(&mut lab, |plugin| {
             plugin["ipam"]["assignIPv4"] = json!(ipv4);
@@ -224,8 +201,7 @@ pub(crate) fn ipv6_pods_answer_the_first_packet() -> Result<()> {
     let node = lab.node("node1")?;
     let error = refusal(node.runtime().add(node.namespace(), pod.attachment()))?;
     ensure!(error.code == 100 && error.message.contains("IPv6"), "{error}");
-    let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
-    let blocks = ipam["blocks"].as_array().into_iter().flatten();
-    ensure!(blocks.filter_map(|block| block["used"].as_u64()).sum::<u64>() == 0, "{ipam}");
+    let used = node.addresses_in_use()?;
+    ensure!(used == 0, "{used} addresses are in use");
     Ok(())
 }

@@ -113,9 +113,7 @@ impl Site {
 
     /// Addresses in use on the node.
     pub(crate) fn used(&self) -> Result<u64> {
-        let ipam = self.lab.node("node1")?.ctl_json(&["ipam", "show", "--show-blocks"])?;
-        let blocks = ipam["blocks"].as_array().context("no blocks")?;
-        Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
+        self.lab.node("node1")?.addresses_in_use()
     }
 }
 

@@ -7,9 +7,9 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::{lab::Lab, rack, sandbox, snapshot::Snapshot};
+use crate::{rack, sandbox, snapshot::Snapshot};
 
 mod restart;
 mod show;
@@ -123,11 +123,4 @@ impl Screen {
     fn colors(&self, code: &'static str) -> (&'static str, &'static str) {
         if self.color { (code, "\x1b[0m") } else { ("", "") }
     }
-}
-
-/// How many addresses are in use on a node.
-fn used(lab: &Lab, node: &str) -> Result<u64> {
-    let ipam = lab.node(node)?.ctl_json(&["ipam", "show", "--show-blocks"])?;
-    let blocks = ipam["blocks"].as_array().with_context(|| format!("no blocks in {ipam}"))?;
-    Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
 }

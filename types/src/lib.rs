@@ -7,6 +7,7 @@
 mod asn;
 mod attachment;
 mod block;
+mod chain;
 mod prefix;
 
 pub use asn::{Asn, AsnError};
@@ -14,6 +15,7 @@ pub use attachment::{
     Alias, AttachmentError, AttachmentId, LinkAlias, host_link_name, is_host_link_name,
 };
 pub use block::{Block, BlockError, Dedication};
+pub use chain::error_chain;
 pub use prefix::{Family, Prefix, PrefixError};
 
 /// The routing protocol number (`rtm_protocol`) of every route that Twill makes. It is in none of

@@ -8,12 +8,11 @@ use twill_dataplane::{
     pod::{self, PodLink, PodLinkUp, PodRoute},
 };
 use twill_rpc::message::{AssignRequest, EndpointUp};
-use twill_types::{Family, LinkAlias};
+use twill_types::Family;
 
 use super::Call;
 use crate::{
     authority::{Authority, prepare_node},
-    call::Args,
     delegate::{Delegate, Granted},
     error::Error,
     result::{AddResult, Interface, PodAddress, ResultLink, ResultRoute},
@@ -29,14 +28,13 @@ enum Source<'a> {
 
 /// Attaches the container and answers the result for standard output.
 pub(crate) fn add(call: &Call) -> Result<Value, Error> {
-    let args = call.variables.args()?;
     if call.netconf.prev_result.is_some() {
         return Err(Error::Chained);
     }
     let netns = call.netns()?;
-    let (mut source, granted) = grant(call, &args, &netns)?;
+    let (mut source, granted) = grant(call, &netns)?;
     tracing::trace!("step: addresses given, durably");
-    let link = link(call, &args, &granted)?;
+    let link = link(call, &granted)?;
     match plumb(&link, &netns, &mut source) {
         Ok(up) => Ok(result(call, &link, &granted, &up).render(call.netconf.version)),
         Err(error) => {
@@ -46,7 +44,7 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     }
 }
 
-fn grant<'a>(call: &'a Call, args: &Args, netns: &Netns) -> Result<(Source<'a>, Granted), Error> {
+fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<(Source<'a>, Granted), Error> {
     let netconf = &call.netconf;
     if let Some(delegate) = Delegate::of(call) {
         let granted = delegate.add()?;
@@ -57,7 +55,7 @@ fn grant<'a>(call: &'a Call, args: &Args, netns: &Netns) -> Result<(Source<'a>, 
         return Ok((Source::Nobody, Granted { addresses, ..Granted::default() }));
     }
     let mut authority = Authority::new(netconf, call.deadline);
-    let assigned = authority.assign(&assign_request(call, args, netns)?)?;
+    let assigned = authority.assign(&assign_request(call, netns)?)?;
     let granted = Granted {
         addresses: assigned.addresses,
         routes: netconf.ipam.routes.clone(),
@@ -69,11 +67,7 @@ fn grant<'a>(call: &'a Call, args: &Args, netns: &Netns) -> Result<(Source<'a>, 
 }
 
 /// What the store is asked for.
-pub(super) fn assign_request(
-    call: &Call,
-    args: &Args,
-    netns: &Netns,
-) -> Result<AssignRequest, Error> {
+pub(super) fn assign_request(call: &Call, netns: &Netns) -> Result<AssignRequest, Error> {
     let (ipam, wishes) = (&call.netconf.ipam, &call.netconf.wishes);
     let pools = |asked: &Vec<String>, configured: &Vec<String>| {
         if asked.is_empty() { configured.clone() } else { asked.clone() }
@@ -90,13 +84,13 @@ pub(super) fn assign_request(
         ipv6_pools: pools(&wishes.ipv6_pools, &ipam.ipv6_pools),
         netns: call.variables.netns.clone(),
         netns_cookie: netns.cookie().map_err(|source| call.netns_error(source))?,
-        pod: args.pod.clone(),
+        pod: call.args.pod.clone(),
         foreign: None,
         timeout_ms: 0,
     })
 }
 
-fn link(call: &Call, args: &Args, granted: &Granted) -> Result<PodLink, Error> {
+fn link(call: &Call, granted: &Granted) -> Result<PodLink, Error> {
     let mtu = match (call.netconf.mtu, granted.mtu) {
         (0, Some(mtu)) => mtu,
         (0, None) => node::uplink_mtu(None)?,
@@ -109,7 +103,7 @@ fn link(call: &Call, args: &Args, granted: &Granted) -> Result<PodLink, Error> {
         mtu,
         mac: call.netconf.wishes.mac,
         routes: granted.routes.clone(),
-        pod_name: args.pod.as_ref().map(|pod| format!("{}.{}", pod.name, pod.namespace)),
+        pod_name: call.args.pod.as_ref().map(|pod| format!("{}.{}", pod.name, pod.namespace)),
     })
 }
 
@@ -148,18 +142,6 @@ impl Source<'_> {
                 }
             }
             Self::Nobody => {}
-        }
-    }
-}
-
-impl Default for Granted {
-    fn default() -> Self {
-        Self {
-            addresses: Vec::new(),
-            routes: Vec::new(),
-            dns: None,
-            sequence: LinkAlias::WITHOUT_STORE,
-            mtu: None,
         }
     }
 }

@@ -17,7 +17,6 @@ use crate::{
 
 /// Answers addresses.
 pub(crate) fn add(call: &Call) -> Result<Value, Error> {
-    let args = call.variables.args()?;
     let netns = call.netns()?;
     let needs = &call.netconf.ipam.foreign;
     let (first_is_gateway, reserved) = match &needs.gateway {
@@ -27,7 +26,7 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     };
     let advertise = needs.advertise;
     let foreign = Some(ForeignUse { advertise, first_is_gateway, reserved });
-    let request = AssignRequest { foreign, ..assign_request(call, &args, &netns)? };
+    let request = AssignRequest { foreign, ..assign_request(call, &netns)? };
     let assigned = Authority::new(&call.netconf, call.deadline).assign(&request)?;
     Ok(result(call, &assigned).render(call.netconf.version))
 }

@@ -69,7 +69,7 @@ pub(super) fn status(lab: &Lab, screen: &Screen) -> Result<()> {
         &lab.node("node1")?.ctl(&["bgp", "routes"])?,
     );
     for node in ["node1", "node2"] {
-        let used = super::used(lab, node)?;
+        let used = lab.node(node)?.addresses_in_use()?;
         ensure!(used == 3, "{node} has {used} addresses in use instead of 3");
     }
     for (node, address) in rack::NODES {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use super::{Screen, used};
+use super::Screen;
 use crate::{
     lab::{Lab, Pod},
     rack,
@@ -40,7 +40,7 @@ pub(super) fn run(mut lab: Lab, pods: Vec<Pod>, clean: &Clean, screen: &Screen) 
             ensure!(links.lines().count() == 1, "{links}");
             Ok(())
         })?;
-        let used = used(&lab, name)?;
+        let used = lab.node(name)?.addresses_in_use()?;
         ensure!(used == 0, "{name} still has {used} addresses in use");
     }
     screen.good("no veth and no allocation is left on any node");
