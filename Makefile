@@ -53,7 +53,7 @@ build: ## all programs, for demo and tests
 	@ln -sf twill $(TARGET_DIR)/debug/twill-ipam
 
 plugin: ## the CNI plugin as it is shipped: small and static
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked \
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" $(CARGO) build --locked \
 	    --package twill-cni-plugin --profile plugin --target $(PLUGIN_TARGET)
 	@ln -sf twill $(dir $(PLUGIN))twill-ipam
 

@@ -125,7 +125,7 @@ fn ipv4_settings(families: &[AfSpecUnspec]) -> Option<InetDevConf> {
 impl Reply {
     /// The link in the answer to a question for the link `which`; `None` if there is none.
     pub(crate) fn link(self, which: impl Display) -> Result<Option<Link>, Error> {
-        match self.check_except(&[Errno::ENODEV], format_args!("link show {which}"))? {
+        match self.answer(&[Errno::ENODEV], format_args!("link show {which}"))? {
             Some(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::from_message(&message))),
             _ => Ok(None),
         }

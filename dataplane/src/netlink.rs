@@ -3,8 +3,8 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NlasIterator,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
@@ -39,28 +39,61 @@ impl From<RouteNetlinkMessage> for Request {
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
     pub(crate) error: Option<KernelError>,
-    pub(crate) message: Option<RouteNetlinkMessage>,
+    /// The answer to a question, not yet decoded: some only ask for what asking does.
+    answer: Option<Vec<u8>>,
 }
 
 impl Reply {
     /// The error as a result.
-    pub(crate) fn check(self, step: impl ToString) -> Result<Option<RouteNetlinkMessage>, Error> {
-        match self.error {
-            None => Ok(self.message),
-            Some(source) => Err(Error::kernel(step, source)),
-        }
+    pub(crate) fn check(self, step: impl ToString) -> Result<(), Error> {
+        self.check_except(&[], step)
     }
 
     /// Like `check`, but an error of `accepted` is as good as success.
-    pub(crate) fn check_except(
-        self,
+    pub(crate) fn check_except(self, accepted: &[Errno], step: impl ToString) -> Result<(), Error> {
+        match self.error {
+            Some(error) if !accepted.contains(&error.errno) => Err(Error::kernel(step, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The index of the link in the answer, and of its peer if it is a veth. An answer about a link
+    /// has some forty attributes, and every ADD would decode all of them for this one.
+    pub(crate) fn link_and_peer(&self) -> Result<Option<(u32, Option<u32>)>, Error> {
+        const LINK_HEADER: usize = 16;
+        const INDEX: std::ops::Range<usize> = 4..8;
+        const IFLA_LINK: u16 = 5;
+        let mut found = None;
+        for_each_raw(self.answer.as_deref().unwrap_or_default(), &mut |message| {
+            let number = |bytes: &[u8]| Some(u32::from_ne_bytes(*bytes.first_chunk()?));
+            let payload = message.payload();
+            let index = payload.get(INDEX).and_then(number);
+            let peer = NlasIterator::new(payload.get(LINK_HEADER..).unwrap_or_default())
+                .map_while(Result::ok)
+                .find(|attribute| attribute.kind() == IFLA_LINK)
+                .and_then(|attribute| number(attribute.value()));
+            found = index.map(|index| (index, peer));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// The answer to a question; none if there was none, or an error of `accepted`.
+    pub(crate) fn answer(
+        mut self,
         accepted: &[Errno],
         step: impl ToString,
     ) -> Result<Option<RouteNetlinkMessage>, Error> {
-        match &self.error {
-            Some(error) if accepted.contains(&error.errno) => Ok(None),
-            _ => self.check(step),
-        }
+        let answer = self.answer.take();
+        self.check_except(accepted, step)?;
+        let mut decoded = None;
+        for_each_message(&answer.unwrap_or_default(), &mut |_, payload| {
+            if let NetlinkPayload::InnerMessage(message) = payload {
+                decoded = Some(message);
+            }
+            Ok(())
+        })?;
+        Ok(decoded)
     }
 }
 
@@ -103,14 +136,22 @@ impl Socket {
         Ok((replies.next().unwrap_or_default(), replies.next().unwrap_or_default()))
     }
 
-    /// Executes at most [`MAX_BATCH`] requests in one send and answers one reply for each. The
-    /// kernel goes on after an error, so requests that depend on others belong in a later send.
+    /// Executes requests in their order, [`MAX_BATCH`] in a send, and answers one reply for each.
+    /// The kernel goes on after an error, so requests that depend on others belong in a later call.
     pub(crate) fn run(&mut self, requests: Vec<Request>) -> Result<Vec<Reply>, Error> {
-        debug_assert!(requests.len() <= MAX_BATCH);
-        let count = requests.len();
-        if count == 0 {
-            return Ok(Vec::new());
+        let mut replies = Vec::with_capacity(requests.len());
+        let mut requests = requests.into_iter();
+        loop {
+            let batch: Vec<Request> = requests.by_ref().take(MAX_BATCH).collect();
+            if batch.is_empty() {
+                return Ok(replies);
+            }
+            replies.append(&mut self.run_batch(batch)?);
         }
+    }
+
+    fn run_batch(&mut self, requests: Vec<Request>) -> Result<Vec<Reply>, Error> {
+        let count = requests.len();
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::with_capacity(count * 128);
         for (index, request) in requests.into_iter().enumerate() {
@@ -125,19 +166,18 @@ impl Socket {
         replies.resize_with(count, Reply::default);
         loop {
             let mut done = false;
-            self.receive(|header, payload| {
-                let index = header.sequence_number.wrapping_sub(first) as usize;
+            let datagram = self.receive()?;
+            for_each_raw(datagram, &mut |message| {
+                let index = message.sequence_number().wrapping_sub(first) as usize;
                 // What an earlier, failed read left in the socket answers none of these.
                 let Some(reply) = replies.get_mut(index) else {
                     return Ok(());
                 };
-                match payload {
-                    NetlinkPayload::Error(error) => {
-                        reply.error = kernel_error(error.raw_code(), &error.header);
-                        done |= header.sequence_number == last;
-                    }
-                    NetlinkPayload::InnerMessage(message) => reply.message = Some(message),
-                    _ => {}
+                if message.message_type() == NLMSG_ERROR {
+                    reply.error = acknowledgement(message.payload())?;
+                    done |= message.sequence_number() == last;
+                } else {
+                    reply.answer = Some(message.into_inner().to_vec());
                 }
                 Ok(())
             })?;
@@ -174,7 +214,7 @@ impl Socket {
         let (mut found, mut consistent, mut done) = (Vec::new(), true, false);
         let mut failed = None;
         while !done {
-            self.receive(|header, payload| {
+            for_each_message(self.receive()?, &mut |header, payload| {
                 if header.sequence_number != sequence {
                     return Ok(());
                 }
@@ -217,11 +257,8 @@ impl Socket {
         self.inner.send_to(bytes, &kernel, 0).map(drop).map_err(Error::Socket)
     }
 
-    /// Reads one datagram and hands over each message in it.
-    fn receive(
-        &mut self,
-        mut handle: impl FnMut(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    /// Reads one datagram.
+    fn receive(&mut self) -> Result<&[u8], Error> {
         let length = loop {
             match self.inner.recv(&mut &mut self.buffer[..], 0) {
                 Ok(length) => break length,
@@ -229,24 +266,44 @@ impl Socket {
                 Err(error) => return Err(Error::Socket(error)),
             }
         };
-        for_each_message(&self.buffer[..length], &mut handle)
+        Ok(&self.buffer[..length])
     }
 }
 
-/// Hands over each netlink message in a datagram.
+/// Hands over each netlink message in a datagram, decoded.
 pub(crate) fn for_each_message(
-    mut datagram: &[u8],
+    datagram: &[u8],
     handle: &mut impl FnMut(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    while !datagram.is_empty() {
-        let decode = |error: netlink_packet_core::DecodeError| Error::Decode(error.to_string());
-        let length = NetlinkBuffer::new_checked(datagram).map_err(decode)?.length() as usize;
-        let message = NetlinkMessage::deserialize(&datagram[..length]).map_err(decode)?;
+    for_each_raw(datagram, &mut |message| {
+        let message = NetlinkMessage::deserialize(message.into_inner()).map_err(undecodable)?;
         let (header, payload) = message.into_parts();
-        handle(header, payload)?;
+        handle(header, payload)
+    })
+}
+
+fn for_each_raw<'a>(
+    mut datagram: &'a [u8],
+    handle: &mut impl FnMut(NetlinkBuffer<&'a [u8]>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    while !datagram.is_empty() {
+        let length = NetlinkBuffer::new_checked(datagram).map_err(undecodable)?.length() as usize;
+        handle(NetlinkBuffer::new(&datagram[..length]))?;
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(())
+}
+
+fn undecodable(error: netlink_packet_core::DecodeError) -> Error {
+    Error::Decode(error.to_string())
+}
+
+/// What an acknowledgement says: the error number, and what follows it.
+fn acknowledgement(payload: &[u8]) -> Result<Option<KernelError>, Error> {
+    match payload.split_first_chunk() {
+        Some((code, rest)) => Ok(kernel_error(i32::from_ne_bytes(*code), rest)),
+        None => Err(Error::Decode("an acknowledgement without error number".to_owned())),
+    }
 }
 
 /// `rest` is what follows the error number: the request's header, then the extended ACK.

@@ -23,7 +23,7 @@ pub fn ensure_gateway() -> Result<bool, Error> {
     let route = message::add_route(message::link_route(prefix, LOOPBACK, None));
     let reply = socket.one(route)?;
     if reply.error.as_ref().is_none_or(|error| error.errno != Errno::EEXIST) {
-        return reply.check(format_args!("route add {prefix} dev lo scope link")).map(|_| true);
+        return reply.check(format_args!("route add {prefix} dev lo scope link")).map(|()| true);
     }
     let entry = socket.route_entry(prefix.address())?;
     match entry.as_ref().and_then(|route| route.next_hops.first()) {
@@ -39,7 +39,7 @@ pub fn ensure_gateway() -> Result<bool, Error> {
 pub fn remove_gateway() -> Result<(), Error> {
     let prefix = Prefix::host(gateway(Family::V4));
     let reply = Socket::open()?.one(message::del_link_route(prefix, LOOPBACK))?;
-    reply.check_except(&[Errno::ESRCH], format_args!("route delete {prefix} dev lo")).map(drop)
+    reply.check_except(&[Errno::ESRCH], format_args!("route delete {prefix} dev lo"))
 }
 
 /// A kernel setting that was changed.

@@ -122,7 +122,7 @@ impl Socket {
     pub(crate) fn route_entry(&mut self, address: IpAddr) -> Result<Option<Route>, Error> {
         let step = format!("route get fibmatch {address}");
         let reply = self.one(message::get_route(address, true))?;
-        match reply.check_except(&[Errno::ENETUNREACH, Errno::EHOSTUNREACH], step)? {
+        match reply.answer(&[Errno::ENETUNREACH, Errno::EHOSTUNREACH], step)? {
             Some(RouteNetlinkMessage::NewRoute(message)) => Ok(Route::from_message(&message)),
             _ => Ok(None),
         }

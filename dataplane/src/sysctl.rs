@@ -1,12 +1,19 @@
 //! Kernel settings for which there is no netlink message.
 
-use std::{fs, io, path::Path};
+use std::{fs, io};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
 
 use crate::Error;
 
 /// Whether the kernel runs IPv6 at all (it does not with `ipv6.disable=1`).
 pub(crate) fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
+    // Quicker than a look into /proc/sys, whose entries are found anew each time.
+    let made = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    !matches!(made, Err(Errno::EAFNOSUPPORT))
 }
 
 /// Reads `net/<key>` in the calling thread's namespace; `None` if there is no such setting.
@@ -29,6 +36,16 @@ pub(crate) fn ensure(key: &str, value: u32) -> Result<Option<u32>, Error> {
     }
     fs::write(path(key), value.to_string()).map_err(failed)?;
     Ok(Some(before))
+}
+
+/// Sets `net/<key>` without a look at what it is. Where it cannot be written (a read-only `/proc/sys`
+/// of a container), it is enough that it has this value already.
+pub(crate) fn set(key: &str, value: u32) -> Result<(), Error> {
+    match fs::write(path(key), value.to_string()) {
+        Ok(()) => Ok(()),
+        Err(_) if read(key).is_ok_and(|found| found == Some(value)) => Ok(()),
+        Err(source) => Err(Error::Sysctl { path: path(key).into(), value, source }),
+    }
 }
 
 fn path(key: &str) -> String {

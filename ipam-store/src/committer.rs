@@ -1,6 +1,6 @@
-//! The one thread that plans, writes and answers: what waits together is written together.
+//! Plans, writes and answers: what waits together is written together.
 
-use std::sync::{Arc, mpsc::Receiver};
+use std::sync::Arc;
 
 use tracing::{error, info, warn};
 use twill_ipam::{
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Requests written in one batch at the most.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 /// How an answer gets back to who asked.
 pub(crate) type Reply<T> = Box<dyn FnOnce(T) + Send>;
@@ -71,25 +71,22 @@ impl Committer {
         self.store.commit(&batch)
     }
 
-    /// Works until nobody can ask any more.
-    pub(crate) fn run(mut self, queue: &Receiver<Job>) {
-        while let Ok(first) = queue.recv() {
-            self.catch_up();
-            if let Some(cause) = self.behind.clone() {
-                refuse(first, &cause, &mut self.allocator);
-                continue;
-            }
-            let mut batch = Vec::new();
-            let mut pending = Vec::new();
-            let jobs = std::iter::once(first).chain(queue.try_iter().take(BATCH - 1));
-            for job in jobs {
-                self.job(job, &mut batch, &mut pending);
-            }
-            let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
-            match outcome {
-                Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
-                Err(error) => self.fail(error, pending),
-            }
+    /// Does what waits, at most [`BATCH`] jobs of it, in one write.
+    pub(crate) fn work(&mut self, jobs: Vec<Job>) {
+        self.catch_up();
+        if let Some(cause) = self.behind.clone() {
+            jobs.into_iter().for_each(|job| refuse(job, &cause, &mut self.allocator));
+            return;
+        }
+        let mut batch = Vec::new();
+        let mut pending = Vec::new();
+        for job in jobs {
+            self.job(job, &mut batch, &mut pending);
+        }
+        let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
+        match outcome {
+            Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
+            Err(error) => self.fail(error, pending),
         }
     }
 
@@ -99,8 +96,10 @@ impl Committer {
             Job::Assign(request, reply) => match self.allocator.plan_assign(&request) {
                 Ok(plan) => {
                     let encoded = self.apply(&plan.changes, batch);
+                    let mut assignment = plan.assignment;
+                    assignment.nearly_full = self.allocator.nearly_full(&assignment.blocks);
                     pending.push(Box::new(move |durable| {
-                        reply(encoded.and(durable).map(|()| plan.assignment).map_err(Into::into));
+                        reply(encoded.and(durable).map(|()| assignment).map_err(Into::into));
                     }));
                 }
                 Err(refusal) => reply(Err(refusal.into())),

@@ -2,8 +2,8 @@
 //! plugin when there is no daemon.
 //!
 //! Promise: what was answered is in the store, what was released does not come back, and what
-//! cannot be read is put aside and never guessed at. One thread owns the store; requests that wait
-//! together are written together.
+//! cannot be read is put aside and never guessed at. One at a time works on the store; requests that
+//! wait together are written together.
 
 mod codec;
 mod committer;

@@ -1,10 +1,8 @@
 use std::{
+    collections::VecDeque,
+    fmt,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{self, Sender},
-    },
-    thread::{self, JoinHandle},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc},
 };
 
 use tracing::error;
@@ -17,7 +15,7 @@ use twill_types::{AttachmentId, Block, error_chain};
 use crate::{
     SledStore, Store, StoreError,
     codec::{self, Contents},
-    committer::{Committer, Job, Reply},
+    committer::{BATCH, Committer, Job, Reply},
 };
 
 /// How a service is opened.
@@ -54,15 +52,24 @@ pub enum AssignError {
 }
 
 /// The address service. All methods may be called from any thread.
-#[derive(Debug)]
+///
+/// It has no thread of its own. Who asks while nobody is at work on the store works on it, for
+/// itself and for all who ask meanwhile; a lone request so needs no change of threads. The methods
+/// that call back must not be called by what they call back.
 pub struct Service {
-    jobs: Option<Sender<Job>>,
-    committer: Option<JoinHandle<()>>,
+    waiting: Mutex<VecDeque<Job>>,
+    committer: Mutex<Committer>,
+    waits_for_disk: bool,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").finish_non_exhaustive()
+    }
 }
 
 impl Service {
-    /// Opens the store in a directory and starts the committer. A store that is damaged is moved
-    /// to `<directory>.corrupt-<n>`, and an empty one takes its place.
+    /// Opens the store in a directory. A store that is damaged is moved to `<directory>.corrupt-<n>`, and an empty one takes its place.
     ///
     /// # Errors
     /// The directory cannot be used, or another process has the store open.
@@ -111,23 +118,58 @@ impl Service {
         contents: Contents,
         options: Options,
     ) -> Result<Self, StoreError> {
-        let committer = Committer::new(store, contents, options)?;
-        let (jobs, queue) = mpsc::channel();
-        let committer = thread::Builder::new()
-            .name("ipam-committer".to_owned())
-            .spawn(move || committer.run(&queue))
-            .map_err(StoreError::Sync)?;
-        Ok(Self { jobs: Some(jobs), committer: Some(committer) })
+        let waits_for_disk = store.waits_for_disk();
+        let committer = Mutex::new(Committer::new(store, contents, options)?);
+        Ok(Self { waiting: Mutex::default(), committer, waits_for_disk })
     }
 
+    /// Whether an answer may take as long as a disk does. An event loop should wait elsewhere then.
+    pub const fn waits_for_disk(&self) -> bool {
+        self.waits_for_disk
+    }
+
+    /// Leaves a job to whoever is at work on the store, or does it, with all that waits.
     fn send(&self, job: Job) {
-        // A committer that is gone drops the reply, and the caller sees that.
-        if let Some(jobs) = &self.jobs {
-            let _ = jobs.send(job);
+        self.waiting().push_back(job);
+        // Who is at work looks once more after it has put the store down, so that nothing is left
+        // that came in between. A committer that has panicked answers nobody any more; what is
+        // dropped tells its caller that.
+        while let Some(mut committer) = self.idle_committer() {
+            loop {
+                let jobs: Vec<Job> = {
+                    let mut waiting = self.waiting();
+                    let count = waiting.len().min(BATCH);
+                    waiting.drain(..count).collect()
+                };
+                if jobs.is_empty() {
+                    break;
+                }
+                committer.work(jobs);
+            }
+            drop(committer);
+            if self.waiting().is_empty() {
+                break;
+            }
         }
     }
 
-    /// Assigns addresses, and calls back from the committer's thread once that is durable.
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        // Nothing can panic while it is locked.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle_committer(&self) -> Option<MutexGuard<'_, Committer>> {
+        match self.committer.try_lock() {
+            Ok(committer) => Some(committer),
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(_)) => {
+                self.waiting().clear();
+                None
+            }
+        }
+    }
+
+    /// Assigns addresses, and calls back, from any thread, once that is durable.
     pub fn submit_assign(
         &self,
         request: AssignRequest,
@@ -136,7 +178,7 @@ impl Service {
         self.send(Job::Assign(request, Box::new(reply)));
     }
 
-    /// Releases addresses, and calls back from the committer's thread once that is durable.
+    /// Releases addresses, and calls back, from any thread, once that is durable.
     pub fn submit_release(
         &self,
         request: ReleaseRequest,
@@ -278,16 +320,6 @@ impl Service {
     /// The service has ended.
     pub fn end_round(&self, round: u64) -> Result<(), StoreError> {
         self.with(move |allocator| allocator.end_round(round))
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(committer) = self.committer.take() {
-            // It ends when it has answered what was queued.
-            let _ = committer.join();
-        }
     }
 }
 

@@ -101,6 +101,10 @@ impl Store for SledStore {
         };
         Ok(())
     }
+
+    fn waits_for_disk(&self) -> bool {
+        self.sync.is_some()
+    }
 }
 
 /// Opens the database. A handle that this process has just dropped lives on for a moment in a

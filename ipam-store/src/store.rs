@@ -28,6 +28,11 @@ pub trait Store: Send {
     /// # Errors
     /// As when it was first opened.
     fn reopen(&mut self) -> Result<(), StoreError>;
+
+    /// Whether a commit waits for a disk.
+    fn waits_for_disk(&self) -> bool {
+        false
+    }
 }
 
 /// A store in memory, for those who need the service without a disk.

@@ -7,7 +7,7 @@ use twill_types::{AttachmentId, Block, Dedication, Family};
 
 use crate::{
     AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome,
-    ReleaseRequest, Shortage, block::BlockState,
+    ReleaseRequest, Shortage, block::BlockState, should_claim_ahead,
 };
 
 /// One change of what is stored.
@@ -207,7 +207,30 @@ impl Allocator {
             blocks: record.addresses.iter().filter_map(block_of).collect(),
             sequence: record.sequence,
             fresh,
+            nearly_full: Vec::new(),
         }
+    }
+
+    /// The pools of these blocks of which little is left here, in blocks for everybody.
+    pub fn nearly_full(&self, blocks: &[Block]) -> Vec<String> {
+        let mut pools: Vec<&str> = blocks
+            .iter()
+            .filter_map(|block| self.blocks.get(block))
+            .filter(|state| state.dedication.is_none())
+            .map(|state| state.pool.as_str())
+            .collect();
+        pools.dedup();
+        let is_nearly_full = |pool: &&str| {
+            let gives = |state: &&BlockState| {
+                state.pool == *pool && state.assignable && state.dedication.is_none()
+            };
+            let ours = self.blocks.values().filter(gives);
+            let (free, size) = ours.fold((0, 0), |(free, size), state| {
+                (free + u32::from(state.free()), size.max(u32::from(state.block.size())))
+            });
+            should_claim_ahead(free, size)
+        };
+        pools.into_iter().filter(is_nearly_full).map(str::to_owned).collect()
     }
 
     /// What a release would take. Nothing held is no change, and no error.

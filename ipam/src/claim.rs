@@ -85,7 +85,7 @@ fn start(node: &str, pool: Prefix) -> u128 {
 
 /// Whether another block should be claimed before it is needed: when less than a quarter of a
 /// block is left.
-pub fn should_claim_ahead(free: u32, block_size: u32) -> bool {
+pub(crate) fn should_claim_ahead(free: u32, block_size: u32) -> bool {
     free * 4 < block_size
 }
 

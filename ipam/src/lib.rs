@@ -14,7 +14,8 @@ mod request;
 
 pub use allocator::{Allocator, Change, Plan};
 pub use block::BlockState;
-pub use claim::{Taken, next_candidate, should_claim_ahead};
+use claim::should_claim_ahead;
+pub use claim::{Taken, next_candidate};
 pub use liveness::{
     Death, Facts, Leftover, LinkFact, Liveness, PathFact, RecordFact, Start, Trouble, Verdict,
 };

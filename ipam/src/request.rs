@@ -69,6 +69,8 @@ pub struct Assignment {
     pub sequence: u64,
     /// False if the attachment had these addresses already.
     pub fresh: bool,
+    /// Pools of these blocks of which another block should be claimed before it is needed.
+    pub nearly_full: Vec<String>,
 }
 
 /// A request to give addresses back.

@@ -8,7 +8,6 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 use tracing::debug;
-use twill_ipam::should_claim_ahead;
 use twill_k8s_api::files::Claim;
 use twill_rpc::message::{
     Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
@@ -67,7 +66,7 @@ impl Api {
         match request {
             Request::Assign(request) => {
                 let assignment = self.ipam.assign(request).await?;
-                self.claim_ahead();
+                self.claim_ahead(&assignment.nearly_full);
                 Ok(Response::Assigned(Assigned {
                     addresses: assignment.addresses,
                     blocks: assignment.blocks,
@@ -92,7 +91,8 @@ impl Api {
     /// The last word before a pod's link goes up: it must not, if the addresses were released or
     /// given to a newer ADD in the meantime.
     fn endpoint_up(&self, endpoint: &EndpointUp) -> Result<Response, RpcError> {
-        let record = self.ipam.service.lookup(&endpoint.attachment).map_err(|error| RpcError {
+        let record = self.ipam.unblocked(|service| service.lookup(&endpoint.attachment));
+        let record = record.map_err(|error| RpcError {
             kind: ErrorKind::TryAgain,
             message: error_chain(&error),
         })?;
@@ -117,24 +117,11 @@ impl Api {
         }
     }
 
-    /// Has another block claimed in each pool that is nearly full here.
-    fn claim_ahead(&self) {
-        let Ok(blocks) = self.ipam.service.blocks() else {
-            return;
-        };
-        let mut pools: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-        let ours =
-            |block: &&twill_ipam::BlockSummary| block.assignable && block.dedication.is_none();
-        for block in blocks.iter().filter(ours) {
-            let (free, size) = pools.entry(&block.pool).or_default();
-            *free += u32::from(block.free);
-            *size = (*size).max(u32::from(block.block.size()));
-        }
-        for (pool, (free, size)) in pools {
-            if should_claim_ahead(free, size) {
-                // A full queue means that claims are on their way.
-                let _ = self.ipam.claims.try_send(claims::Command::Ahead { pool: pool.to_owned() });
-            }
+    /// Has another block claimed in each of these pools.
+    fn claim_ahead(&self, pools: &[String]) {
+        for pool in pools {
+            // A full queue means that claims are on their way.
+            let _ = self.ipam.claims.try_send(claims::Command::Ahead { pool: pool.clone() });
         }
     }
 

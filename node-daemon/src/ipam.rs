@@ -224,11 +224,22 @@ impl Ipam {
 
     async fn submit(&self, plan: twill_ipam::AssignRequest) -> Result<Assignment, AssignError> {
         let (reply, answer) = oneshot::channel();
-        self.service.submit_assign(plan, move |result| {
-            // A caller that went away gets the same answer when it asks again.
-            let _ = reply.send(result);
+        self.unblocked(|service| {
+            service.submit_assign(plan, move |result| {
+                // A caller that went away gets the same answer when it asks again.
+                let _ = reply.send(result);
+            });
         });
         answer.await.unwrap_or(Err(AssignError::Stopped))
+    }
+
+    /// Uses the store. Where that may take as long as a disk does, the other tasks of this thread
+    /// are moved to another one; otherwise that would take longer than the store.
+    pub(crate) fn unblocked<T>(&self, use_it: impl FnOnce(&Service) -> T) -> T {
+        match self.service.waits_for_disk() {
+            true => tokio::task::block_in_place(|| use_it(&self.service)),
+            false => use_it(&self.service),
+        }
     }
 
     /// Asks for the block that an assignment lacks.
@@ -251,8 +262,10 @@ impl Ipam {
     /// Gives the addresses of an attachment back. Nothing held is success.
     pub(crate) async fn release(&self, request: ReleaseRequest) -> Result<Released, RpcError> {
         let (reply, answer) = oneshot::channel();
-        self.service.submit_release(release_request(request), move |result| {
-            let _ = reply.send(result);
+        self.unblocked(|service| {
+            service.submit_release(release_request(request), move |result| {
+                let _ = reply.send(result);
+            });
         });
         match answer.await {
             Ok(Ok(outcome)) => Ok(Released { addresses: outcome.addresses }),
@@ -268,7 +281,7 @@ impl Ipam {
 
     /// Who holds addresses on a network.
     pub(crate) fn attachments(&self, network: &str) -> Result<Vec<Held>, RpcError> {
-        let records = self.service.on_network(network);
+        let records = self.unblocked(|service| service.on_network(network));
         let records = records.map_err(|error| RpcError {
             kind: ErrorKind::TryAgain,
             message: error_chain(&error),
@@ -280,7 +293,7 @@ impl Ipam {
     /// Whether the store holds just these addresses for the attachment.
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
         let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
-        let held = self.service.lookup(&request.attachment);
+        let held = self.unblocked(|service| service.lookup(&request.attachment));
         let held = held.map_err(|error| RpcError {
             kind: ErrorKind::TryAgain,
             message: error_chain(&error),

@@ -9,7 +9,7 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     task::JoinSet,
 };
@@ -72,24 +72,31 @@ pub(crate) async fn serve(listener: UnixListener, api: Arc<Api>) -> io::Result<(
     }
 }
 
-async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionError> {
+async fn converse(stream: UnixStream, api: &Api) -> Result<(), ConnectionError> {
     // The file mode keeps others out; the credentials hold where a directory was bind-mounted
     // with other rights. The pid in them is 0 across pid namespaces and is not looked at.
     let uid = stream.peer_cred()?.uid();
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(ConnectionError::Forbidden { uid });
     }
+    let mut stream = BufReader::new(stream);
     let Some(hello) = receive::<Hello>(&mut stream).await? else {
         return Ok(());
     };
-    send(&mut stream, &api.welcome()).await?;
-    if hello.protocol != PROTOCOL_VERSION {
+    let mut answer = twill_rpc::encode(&api.welcome())?;
+    let understood = hello.protocol == PROTOCOL_VERSION;
+    // The plugin sends its first request together with this, and gets both answers together.
+    if !understood || stream.buffer().is_empty() {
+        stream.write_all(&answer).await?;
+        answer.clear();
+    }
+    if !understood {
         return Err(ConnectionError::Version(hello.protocol));
     }
     while let Some(body) = receive_body(&mut stream).await? {
         // It has given up while this process was stopped, or very busy. An ADD would leave what it
         // is given now to nobody, and a DEL has left a tombstone.
-        if has_hung_up(&stream) {
+        if has_hung_up(stream.get_ref()) {
             debug!("a caller has given up before its request was read; it is left out");
             return Ok(());
         }
@@ -100,7 +107,9 @@ async fn converse(mut stream: UnixStream, api: &Api) -> Result<(), ConnectionErr
                 message: format!("request not understood: {}", error_chain(&error)),
             }),
         };
-        send(&mut stream, &response).await?;
+        answer.append(&mut twill_rpc::encode(&response)?);
+        stream.write_all(&answer).await?;
+        answer.clear();
     }
     Ok(())
 }
@@ -114,7 +123,7 @@ fn has_hung_up(stream: impl AsFd) -> bool {
 }
 
 async fn receive<T: serde::de::DeserializeOwned>(
-    stream: &mut UnixStream,
+    stream: &mut BufReader<UnixStream>,
 ) -> Result<Option<T>, ConnectionError> {
     Ok(match receive_body(stream).await? {
         Some(body) => Some(twill_rpc::decode(&body)?),
@@ -123,7 +132,9 @@ async fn receive<T: serde::de::DeserializeOwned>(
 }
 
 /// One frame's body, or `None` if the other side closed between two frames.
-async fn receive_body(stream: &mut UnixStream) -> Result<Option<Vec<u8>>, ConnectionError> {
+async fn receive_body(
+    stream: &mut BufReader<UnixStream>,
+) -> Result<Option<Vec<u8>>, ConnectionError> {
     let mut length = [0; 4];
     match stream.read_exact(&mut length).await {
         Ok(_) => {}
@@ -133,13 +144,6 @@ async fn receive_body(stream: &mut UnixStream) -> Result<Option<Vec<u8>>, Connec
     let mut body = vec![0; twill_rpc::body_length(length)?];
     stream.read_exact(&mut body).await?;
     Ok(Some(body))
-}
-
-async fn send<T: serde::Serialize>(
-    stream: &mut UnixStream,
-    message: &T,
-) -> Result<(), ConnectionError> {
-    Ok(stream.write_all(&twill_rpc::encode(message)?).await?)
 }
 
 impl Api {

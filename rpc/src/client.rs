@@ -101,6 +101,8 @@ pub enum ClientError {
 pub struct Client {
     path: PathBuf,
     stream: BufReader<Timed>,
+    /// What goes out together with the next request.
+    unsent: Vec<u8>,
     welcome: Option<Welcome>,
 }
 
@@ -108,8 +110,8 @@ impl Client {
     /// Connects and introduces itself as `name` ("twill 0.1.0"). Everything that is done on this
     /// connection has to be over within `timeout`.
     ///
-    /// The daemon's welcome is read together with the first answer, which saves a wait; a version
-    /// mismatch is therefore an error of the first call.
+    /// The introduction goes with the first request, and the daemon's welcome comes with the first
+    /// answer, which saves two waits; a version mismatch is therefore an error of the first call.
     pub fn connect(path: &Path, name: &str, timeout: Duration) -> Result<Self, ClientError> {
         let timed = Timed::connect(path, timeout).map_err(|errno| match errno {
             Errno::ENOENT | Errno::ECONNREFUSED => {
@@ -119,14 +121,15 @@ impl Client {
             Errno::EAGAIN => ClientError::Timeout { path: path.to_owned(), waited: timeout },
             _ => ClientError::Connect { path: path.to_owned(), source: errno.into() },
         })?;
-        let mut client =
-            Self { path: path.to_owned(), stream: BufReader::new(timed), welcome: None };
+        let mut client = Self {
+            path: path.to_owned(),
+            stream: BufReader::new(timed),
+            unsent: Vec::new(),
+            welcome: None,
+        };
         let hello = Hello { protocol: PROTOCOL_VERSION, client: name.to_owned() };
-        match client.send(&hello) {
-            // A daemon that refuses may have closed already; what it said can still be read.
-            Ok(()) | Err(ClientError::Lost { .. }) => Ok(client),
-            Err(error) => Err(error),
-        }
+        client.unsent = encode(&hello).map_err(|error| client.failed(error))?;
+        Ok(client)
     }
 
     /// Who the daemon is. Waits for its welcome if that has not been read yet.
@@ -134,6 +137,11 @@ impl Client {
         let welcome = match self.welcome.take() {
             Some(welcome) => welcome,
             None => {
+                match self.flush() {
+                    // A daemon that refuses may have closed already; what it said can still be read.
+                    Ok(()) | Err(ClientError::Lost { .. }) => {}
+                    Err(error) => return Err(error),
+                }
                 let welcome: Welcome = self.receive()?;
                 if welcome.protocol != PROTOCOL_VERSION {
                     return Err(ClientError::Version {
@@ -243,8 +251,15 @@ impl Client {
     }
 
     fn send<T: serde::Serialize>(&mut self, message: &T) -> Result<(), ClientError> {
-        let frame = encode(message).map_err(|error| self.failed(error))?;
-        self.stream.get_mut().write_all(&frame).map_err(|error| self.failed(FrameError::Io(error)))
+        let mut frame = encode(message).map_err(|error| self.failed(error))?;
+        self.unsent.append(&mut frame);
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<(), ClientError> {
+        let unsent = std::mem::take(&mut self.unsent);
+        let sent = self.stream.get_mut().write_all(&unsent);
+        sent.map_err(|error| self.failed(FrameError::Io(error)))
     }
 
     fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ClientError> {

@@ -47,8 +47,8 @@ impl Fib {
         let (entry, way) = self
             .socket
             .two(message::get_route(address, true), message::get_route(address, false))?;
-        let entry = entry.check_except(NO_WAY, step())?;
-        let way = way.check_except(NO_WAY, step())?;
+        let entry = entry.answer(NO_WAY, step())?;
+        let way = way.answer(NO_WAY, step())?;
         let read = |message| match message {
             Some(RouteNetlinkMessage::NewRoute(message)) => Route::from_message(&message),
             _ => None,

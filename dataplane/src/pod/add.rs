@@ -7,7 +7,7 @@ use twill_sys::Netns;
 
 use super::{
     HOST_MAC, PodLink, check_pod,
-    plan::{Indexes, Op, Plan},
+    plan::{Indexes, Op, Plan, Setting},
 };
 use crate::{
     Error, MacAddress,
@@ -85,29 +85,28 @@ fn create(
         let create = plan.create(fd);
         let show = message::get_link_by_name(&plan.host_name);
         let (made, found) = socket.two(create, show)?;
-        let (refused, found) = (made.error, found.link(&plan.host_name)?);
-        let indexes = found
-            .as_ref()
-            .map(|found| Indexes { host: found.index, pod: found.peer.unwrap_or_default() });
-        match (refused, found, indexes) {
-            (None, Some(_), Some(indexes)) => return Ok(Created::New(indexes)),
-            (Some(error), Some(found), Some(indexes))
-                if error.errno == Errno::EEXIST && !last_time =>
-            {
+        let Some(refused) = made.error else {
+            match found.link_and_peer()? {
+                Some((host, Some(pod))) => return Ok(Created::New(Indexes { host, pod })),
+                // Created and deleted by somebody else before it could be looked at.
+                _ => break,
+            }
+        };
+        match (refused, found.link(&plan.host_name)?) {
+            (error, Some(found)) if error.errno == Errno::EEXIST && !last_time => {
                 if is_complete(&found, link, netns)? {
-                    return Ok(Created::Existing(indexes));
+                    let pod = found.peer.unwrap_or_default();
+                    return Ok(Created::Existing(Indexes { host: found.index, pod }));
                 }
                 socket.delete_link(found.index)?;
             }
-            (Some(error), None, _) if error.errno == Errno::EEXIST => {
+            (error, None) if error.errno == Errno::EEXIST => {
                 return Err(Error::PodInterfaceTaken {
                     ifname: plan.pod_name.clone(),
                     netns: netns.path().to_owned(),
                 });
             }
-            (Some(error), ..) => return Err(Error::kernel(plan.create_text(), error)),
-            // Created and deleted by somebody else before it could be looked at.
-            (None, ..) => break,
+            (error, _) => return Err(Error::kernel(plan.create_text(), error)),
         }
     }
     let gone = crate::KernelError { errno: Errno::ENODEV, message: None };
@@ -155,7 +154,7 @@ impl Prepared {
                         }
                         reply.check(op)?;
                     }
-                    _ => drop(reply.check(op)?),
+                    _ => reply.check(op)?,
                 }
             }
             self.settle_carrier()?;
@@ -167,10 +166,15 @@ impl Prepared {
     /// The pod's end, which came up first, got its carrier only now, and until the kernel's link
     /// watch has run it drops what it sends: the pod's first answers. To be asked for the link
     /// makes the kernel do that at once (since 6.9; others do it within milliseconds).
+    ///
+    /// The host's end, which comes up with its carrier, sends at once. Only its IPv6 begins with the
+    /// link watch.
     fn settle_carrier(&mut self) -> Result<(), Error> {
-        self.socket.link(self.indexes.host)?;
+        if self.plan.has_ipv6_pod {
+            self.socket.one(message::get_link(self.indexes.host))?;
+        }
         match &mut self.pod {
-            Some(pod) => pod.link(self.indexes.pod).map(drop),
+            Some(pod) => pod.one(message::get_link(self.indexes.pod)).map(drop),
             None => Ok(()),
         }
     }
@@ -186,23 +190,18 @@ impl Prepared {
                 (_, None) => {}
             }
         }
-        self.plan
-            .host_settings
-            .iter()
-            .try_for_each(|setting| sysctl::ensure(&setting.key, setting.value).map(drop))
+        self.plan.host_settings.iter().try_for_each(Setting::apply)
     }
 
     fn set_up_pod(&mut self, netns: &Netns) -> Result<(), Error> {
         let mut socket = netns.enter(|| {
-            for setting in &self.plan.pod_settings {
-                sysctl::ensure(&setting.key, setting.value)?;
-            }
+            self.plan.pod_settings.iter().try_for_each(Setting::apply)?;
             Socket::open()
         })??;
         let replies = run(&mut socket, &self.plan.pod, self.indexes)?;
         self.pod = Some(socket);
         let mut steps = self.plan.pod.iter().zip(replies);
-        steps.try_for_each(|(op, reply)| reply.check(op).map(drop))
+        steps.try_for_each(|(op, reply)| reply.check(op))
     }
 
     fn address_in_use(&mut self, address: std::net::IpAddr) -> Result<Error, Error> {
@@ -234,6 +233,6 @@ impl Socket {
     /// already is success.
     pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), Error> {
         let reply = self.one(message::del_link(index))?;
-        reply.check_except(&[Errno::ENODEV], format_args!("link delete if{index}")).map(drop)
+        reply.check_except(&[Errno::ENODEV], format_args!("link delete if{index}"))
     }
 }

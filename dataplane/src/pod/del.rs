@@ -12,7 +12,7 @@ use crate::{
     Error,
     link::{BATCH_GROUP, Link, Owner},
     message::{self, RouteFilter},
-    netlink::Socket,
+    netlink::{MAX_BATCH, Socket},
 };
 
 /// What happens to the link.
@@ -78,10 +78,12 @@ pub fn del_pod(
     match mode {
         DelMode::Immediate => socket.delete_link(host.index)?,
         DelMode::Deferred => {
-            let addresses = match netns {
-                Some(netns) => clear_pod(netns, &host)?,
-                None => Vec::new(),
-            };
+            // What is inside the pod is the pod's; it cannot keep the node from cutting it off.
+            let addresses = netns.map_or(Ok(Vec::new()), |netns| clear_pod(netns, &host));
+            let addresses = addresses.unwrap_or_else(|error| {
+                tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
+                Vec::new()
+            });
             clear_host(&mut socket, &host, &addresses)?;
         }
     }
@@ -108,7 +110,7 @@ pub fn remove_leftover(found: &Link) -> Result<bool, Error> {
 }
 
 /// Takes addresses and name off the pod's end, so that an ADD for the same namespace and interface
-/// name works at once. Answers the addresses.
+/// name works at once. Answers the addresses, some of them if the pod has given itself very many.
 fn clear_pod(netns: &Netns, host: &Link) -> Result<Vec<IpAddr>, Error> {
     let mut pod = netns.enter(Socket::open)??;
     let Some(index) = host.peer else {
@@ -119,7 +121,8 @@ fn clear_pod(netns: &Netns, host: &Link) -> Result<Vec<IpAddr>, Error> {
         Some(peer) if peer.peer == Some(host.index) => {}
         _ => return Ok(Vec::new()),
     }
-    let found = pod.addresses(index)?;
+    let mut found = pod.addresses(index)?;
+    found.truncate(MAX_BATCH);
     let mut requests: Vec<_> =
         found.iter().map(|found| message::del_address(index, found.ip, found.length)).collect();
     requests.push(message::set_link_up(index, false, Vec::new()));
@@ -168,7 +171,7 @@ pub fn delete_group_links(max: usize) -> Result<usize, Error> {
     let mut socket = Socket::open()?;
     let mut doomed: Vec<Link> = socket.links(true)?;
     doomed.retain(Link::is_doomed);
-    doomed.truncate(max.min(crate::netlink::MAX_BATCH));
+    doomed.truncate(max.min(MAX_BATCH));
     if doomed.is_empty() {
         return Ok(0);
     }

@@ -14,6 +14,7 @@ use crate::{
     Error, MacAddress,
     message::{self, Ipv4Conf, VethEnd},
     netlink::Request,
+    sysctl,
 };
 
 /// The least MTU with which the kernel runs IPv6 on a link (RFC 8200 section 5).
@@ -81,6 +82,8 @@ pub(super) enum Op {
 pub(super) struct Setting {
     pub(super) key: String,
     pub(super) value: u32,
+    /// Whether it mostly has this value already, and is looked at first.
+    pub(super) usual: bool,
 }
 
 /// Everything that an ADD does, in its order. Each list of operations is one send to the kernel.
@@ -99,6 +102,8 @@ pub(super) struct Plan {
     pub(super) pod: Vec<Op>,
     /// The host end comes up last, and only then takes a route.
     pub(super) host: Vec<Op>,
+    /// Whether the pod has an IPv6 address.
+    pub(super) has_ipv6_pod: bool,
 }
 
 /// What only the creation tells.
@@ -123,7 +128,8 @@ impl Plan {
         let ipv6 = ipv6 && link.mtu >= IPV6_MIN_MTU;
         let alias = LinkAlias::new(&link.attachment, link.sequence).to_string();
         let mut identify = vec![Op::Identify { alias, no_link_local: ipv6 }, Op::NoProxyDelay];
-        if link.families().any(|family| family == Family::V6) {
+        let has_ipv6_pod = link.families().any(|family| family == Family::V6);
+        if has_ipv6_pod {
             identify.push(Op::AskOften);
         }
         identify.extend(link.pod_name.clone().filter(|name| is_altname(name)).map(Op::AltName));
@@ -137,6 +143,7 @@ impl Plan {
             pod_name: link.attachment.ifname.clone(),
             pod_mac: link.pod_mac(),
             mtu: link.mtu,
+            has_ipv6_pod,
         })
     }
 
@@ -156,8 +163,12 @@ impl Plan {
     }
 }
 
-fn setting(key: String, value: u32) -> Setting {
-    Setting { key, value }
+fn changed(key: String, value: u32) -> Setting {
+    Setting { key, value, usual: false }
+}
+
+fn usual(key: String, value: u32) -> Setting {
+    Setting { key, value, usual: true }
 }
 
 /// A pod that may send raw packets could otherwise make itself the node's IPv6 router by a router
@@ -165,10 +176,10 @@ fn setting(key: String, value: u32) -> Setting {
 fn host_settings(link: &PodLink, name: &str, ipv6: bool) -> Vec<Setting> {
     let mut settings = Vec::new();
     if link.families().any(|family| family == Family::V6) {
-        settings.push(setting(format!("ipv6/conf/{name}/disable_ipv6"), 0));
+        settings.push(usual(format!("ipv6/conf/{name}/disable_ipv6"), 0));
     }
     if ipv6 {
-        settings.push(setting(format!("ipv6/conf/{name}/accept_ra"), 0));
+        settings.push(changed(format!("ipv6/conf/{name}/accept_ra"), 0));
     }
     settings
 }
@@ -176,11 +187,11 @@ fn host_settings(link: &PodLink, name: &str, ipv6: bool) -> Vec<Setting> {
 /// A new namespace takes over the initial one's IPv4 settings, a router's; a pod is none.
 fn pod_settings(link: &PodLink) -> Vec<Setting> {
     let name = &link.attachment.ifname;
-    let mut settings = vec![setting("ipv4/ip_forward".into(), 0)];
+    let mut settings = vec![usual("ipv4/ip_forward".into(), 0)];
     if link.families().any(|family| family == Family::V6) {
-        settings.push(setting("ipv6/conf/all/forwarding".into(), 0));
-        settings.push(setting(format!("ipv6/conf/{name}/disable_ipv6"), 0));
-        settings.push(setting(format!("ipv6/conf/{name}/accept_ra"), 0));
+        settings.push(usual("ipv6/conf/all/forwarding".into(), 0));
+        settings.push(usual(format!("ipv6/conf/{name}/disable_ipv6"), 0));
+        settings.push(changed(format!("ipv6/conf/{name}/accept_ra"), 0));
     }
     settings
 }
@@ -278,6 +289,16 @@ fn host_route(address: IpAddr, index: u32) -> RouteMessage {
         route.attributes.push(RouteAttribute::Priority(HOST_ROUTE_METRIC_V6));
     }
     route
+}
+
+impl Setting {
+    /// Applies it in the calling thread's namespace.
+    pub(super) fn apply(&self) -> Result<(), Error> {
+        match self.usual {
+            true => sysctl::ensure(&self.key, self.value).map(drop),
+            false => sysctl::set(&self.key, self.value),
+        }
+    }
 }
 
 impl fmt::Display for End {

@@ -2,7 +2,12 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends with the first surprise")]
 
-use std::{net::IpAddr, process::Command, thread};
+use std::{
+    io::Write,
+    net::IpAddr,
+    process::{Command, Stdio},
+    thread,
+};
 
 use nix::sched::{CloneFlags, unshare};
 use twill_dataplane::{
@@ -43,6 +48,13 @@ pub fn try_ip(arguments: &str) -> Result<String, String> {
         true => Ok(String::from_utf8(output.stdout).unwrap().trim_end().to_owned()),
         false => Err(String::from_utf8(output.stderr).unwrap()),
     }
+}
+
+/// Runs many commands of `ip`, a line each.
+pub fn batch(commands: &str) {
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    ip.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+    assert!(ip.wait().unwrap().success());
 }
 
 /// Runs `ip` in a pod.

@@ -43,6 +43,25 @@ fn a_deferred_del_cuts_off_at_once_and_makes_way_for_the_next_add() {
     });
 }
 
+/// A pod with the right to do so must not be able to keep itself from being cut off.
+#[test]
+fn a_pod_with_thousands_of_addresses_is_cut_off_too() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5"]);
+        add(&link, &pod);
+        let commands: String =
+            (0..3000).map(|n| format!("address add fd00::{n:x}/128 dev eth0 nodad\n")).collect();
+        pod.enter(|| batch(&commands)).unwrap();
+        let outcome = del_pod(&link.attachment, Some(5), Some(&pod), DelMode::Deferred).unwrap();
+        assert_eq!(outcome, removed(5));
+        assert_eq!(ip("route show proto 116"), "");
+        let next = PodLink { sequence: 6, ..link };
+        add(&next, &pod);
+        assert_eq!(check_pod(&next, &pod).unwrap(), []);
+    });
+}
+
 #[test]
 fn an_immediate_del_leaves_nothing() {
     on_a_node(|| {

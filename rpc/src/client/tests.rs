@@ -128,22 +128,6 @@ fn versions_are_compared_before_anything_else() {
 }
 
 #[test]
-fn a_refusal_is_read_even_if_the_socket_is_closed_already() {
-    let (closed, wait) = std::sync::mpsc::channel();
-    let daemon = Daemon::start(move |mut stream| {
-        receive::<Hello>(&mut stream);
-        write_frame(&mut stream, &welcome(PROTOCOL_VERSION + 1)).unwrap();
-        drop(stream);
-        closed.send(()).unwrap();
-    });
-    let mut client = daemon.connect(LONG).unwrap();
-    wait.recv().unwrap();
-    let error = client.node_status().unwrap_err();
-    assert!(matches!(error, ClientError::Version { .. }), "{error:?}");
-    daemon.join();
-}
-
-#[test]
 fn nobody_listens() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("twilld.sock");
