@@ -9,6 +9,7 @@ mod codec;
 mod committer;
 mod error;
 mod lock;
+mod private;
 mod service;
 mod sled_store;
 mod standalone;
@@ -16,6 +17,7 @@ mod store;
 
 pub use error::StoreError;
 pub use lock::{LockError, OwnerLock};
+pub use private::{lock_alone, private_directory, private_file};
 pub use service::{AssignError, OpenReport, Options, Service};
 pub use sled_store::SledStore;
 pub use standalone::{Standalone, StandalonePool};

@@ -1,7 +1,9 @@
 //! From the command line to the running tasks, and to their end.
 
 use std::{
+    fs::DirBuilder,
     io::Write,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -29,6 +31,9 @@ use crate::{
 
 /// How long a daemon waits for the one before it to let go of the store.
 const TAKE_OVER: Duration = Duration::from_secs(15);
+
+/// How long it waits for DELs that are writing their tombstones.
+const SPOOL: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Parser)]
 #[command(name = "twilld", version, about = "The Twill node daemon")]
@@ -84,15 +89,21 @@ fn set_up_logging(config: &Config) {
 async fn run(config: Config) -> anyhow::Result<()> {
     let node = config.node_name()?;
     info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
-    std::fs::create_dir_all(&config.run_dir)
-        .with_context(|| format!("cannot make runDir {}", config.run_dir.display()))?;
-    let ipam_dir = config.run_dir.join("ipam");
+    let run_dir = &config.run_dir;
+    // Of a directory that is there, others may use a part.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .with_context(|| format!("cannot make runDir {}", run_dir.display()))?;
+    let ipam_dir = run_dir.join("ipam");
     let lock = OwnerLock::acquire(
         &ipam_dir.join("owner.lock"),
         &format!("twilld of node {node}"),
         Instant::now() + TAKE_OVER,
     )?;
-    let spool = Spool::lock(&config.run_dir).context("cannot lock the spool")?;
+    let spool = Spool::lock(run_dir, Instant::now() + SPOOL)
+        .with_context(|| format!("cannot use the spool in {}", run_dir.display()))?;
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
     let rebuilt = rebuild::from_links(&service).context("cannot rebuild the address store")?;
     if rebuilt > 0 {

@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 mod checklist;
 mod crash;
+mod daemon;
 mod gc;
 mod host;
 mod ipam_plugin;
@@ -109,6 +110,7 @@ fn main() -> ExitCode {
         checklist::s_03_a_full_node_is_ready,
         checklist::s_05_verbs_work_whatever_status_said,
         checklist::s_06_status_is_about_no_container,
+        daemon::nobody_else_can_keep_it_from_starting,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,
