@@ -19,13 +19,17 @@ use tokio::{
 };
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
-use twill_ipam_store::{Options, OwnerLock, Service};
+use twill_dataplane::{
+    Link,
+    pod::{host_links, living_pods},
+};
+use twill_ipam_store::{Options, OwnerLock, Service, boot_id};
 
 use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore, http,
     node::{Node, Tasks},
-    rebuild, server,
+    server,
     spool::Spool,
 };
 
@@ -105,7 +109,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let spool = Spool::lock(run_dir, Instant::now() + SPOOL)
         .with_context(|| format!("cannot use the spool in {}", run_dir.display()))?;
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
-    let rebuilt = rebuild::from_links(&service).context("cannot rebuild the address store")?;
+    let rebuilt = rebuild(&service).context("cannot rebuild the address store")?;
     if rebuilt > 0 {
         warn!(rebuilt, "the store did not know of pods that run; it does now");
     }
@@ -156,12 +160,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
 /// Opens the store; answers as well where a damaged one was moved to.
 fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>)> {
-    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-    let boot_id =
-        std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
-    let options = Options { boot_id: boot_id.trim().to_owned(), hold_freed: true };
+    let options = Options { boot_id: boot_id()?, hold_freed: true };
     let (service, report) = Service::open(directory, options)?;
     Ok((Arc::new(service), report.set_aside))
+}
+
+/// Writes the records of pods that run and that the store does not know of; says how many.
+fn rebuild(service: &Service) -> anyhow::Result<usize> {
+    let links = host_links().context("cannot list the pods' links")?;
+    if !service.misses(links.iter().filter_map(Link::twill_alias).collect())? {
+        return Ok(0);
+    }
+    Ok(service.rebuild(living_pods().context("cannot list the pods' links")?)?)
 }
 
 /// A signal ends the process well, a task that ends ends it badly.

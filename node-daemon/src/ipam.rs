@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
     time::Instant,
 };
 use tracing::{debug, warn};
-use twill_ipam_store::{AssignError, Assignment, Refusal, Service};
+use twill_ipam_store::{AssignError, Assignment, Refusal, Service, now_ms};
 use twill_rpc::message::{
     AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
 };
@@ -316,10 +316,4 @@ fn refused(refusal: &Refusal) -> RpcError {
         Refusal::Full(_) | Refusal::NoBlock { .. } => (ErrorKind::Exhausted, "add a pool"),
     };
     RpcError { kind, message: format!("{refusal}; {remedy}") }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

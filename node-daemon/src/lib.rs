@@ -27,7 +27,6 @@ mod ipam;
 mod metrics;
 mod node;
 mod reaper;
-mod rebuild;
 mod reconcile;
 mod routes;
 mod server;

@@ -20,7 +20,7 @@ use twill_dataplane::{
     node::{ensure_forwarding, ensure_gateway, uplink_mtu},
     watch::Events,
 };
-use twill_ipam_store::Service;
+use twill_ipam_store::{Service, now_ms};
 use twill_types::{Family, Prefix, error_chain};
 
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     datastore::{self, ClaimStore, Snapshot},
     heartbeat,
-    ipam::{Ipam, View, now_ms},
+    ipam::{Ipam, View},
     metrics::Metrics,
     reaper,
     reconcile::{self, Reconcile},

@@ -122,6 +122,7 @@ fn main() -> ExitCode {
         plugin::a_pod_whose_namespace_is_gone_is_deleted,
         plugin::a_pod_gets_the_mtu_of_the_uplink,
         plugin::standalone_mode_needs_no_daemon,
+        plugin::standalone_mode_rebuilds_a_lost_store,
         plugin::an_add_waits_for_a_daemon_that_starts,
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_06_g_07_the_list_in_all_its_spellings,

@@ -117,6 +117,63 @@ pub(crate) fn standalone_mode_needs_no_daemon() -> Result<()> {
     Ok(())
 }
 
+/// The store is lost under running pods: what their links tell is enough to go on, without a daemon
+/// too.
+pub(crate) fn standalone_mode_rebuilds_a_lost_store() -> Result<()> {
+    let node = Namespace::create("node")?;
+    node.ip_batch(
+        "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
+    )?;
+    let run_dir = tempfile::tempdir_in("/run")?;
+    let pools = json!([{"cidr": "10.20.0.0/29", "blockSize": 29}]);
+    let ipam = json!({"type": "twill-ipam", "mode": "standalone", "pools": pools});
+    let conflist = json!({
+        "cniVersion": "1.0.0",
+        "name": "lab",
+        "plugins": [{"type": "twill", "runDir": run_dir.path(), "ipam": ipam}],
+    });
+    let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+    let namespaces = (0..4)
+        .map(|number| Namespace::create(format!("pod{number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let attachments: Vec<_> = namespaces
+        .iter()
+        .enumerate()
+        .map(|(number, pod)| {
+            let netns = pod.path().display().to_string();
+            Attachment::pod("prod", "web", &format!("{number:064x}"), &netns)
+        })
+        .collect();
+    let add = |number: usize| -> Result<std::net::IpAddr> {
+        let addresses = cni::addresses(&runtime.add(&node, &attachments[number])?)?;
+        ping::reaches(&node, addresses[0])?;
+        Ok(addresses[0])
+    };
+    let mut given = BTreeSet::from([add(0)?, add(1)?]);
+    let first = *given.first().context("no address")?;
+    std::fs::remove_dir_all(run_dir.path().join("ipam"))?;
+    given.insert(add(2)?);
+    ensure!(add(0)? == first, "the first has another address than {first}");
+    ensure!(given.len() == 3, "given twice: {given:?}");
+    for (pod, address) in namespaces.iter().zip(&given) {
+        let inside = pod.ip("address show eth0")?;
+        ensure!(inside.contains(&address.to_string()), "{address}: {inside}");
+        ping::reaches(&node, *address)?;
+    }
+    // Nor does a DEL or a CHECK with a lost store leave the others without their records.
+    std::fs::remove_dir_all(run_dir.path().join("ipam"))?;
+    runtime.check(&node, &attachments[0])?;
+    runtime.del(&node, &attachments[1])?;
+    given.insert(add(3)?);
+    ensure!(given.len() == 4, "given twice: {given:?}");
+    for attachment in &attachments {
+        runtime.del(&node, attachment)?;
+    }
+    let links = node.ip("-oneline link show")?;
+    ensure!(!links.contains("twl"), "a link is left: {links}");
+    Ok(())
+}
+
 /// An ADD that comes while the daemon restarts waits for it instead of failing.
 pub(crate) fn an_add_waits_for_a_daemon_that_starts() -> Result<()> {
     let mut lab = one_node()?;
