@@ -121,6 +121,7 @@ fn main() -> ExitCode {
         operator::without_root_it_fails_and_says_so,
         plugin::a_pod_whose_namespace_is_gone_is_deleted,
         plugin::a_pod_gets_the_mtu_of_the_uplink,
+        plugin::pods_follow_the_mtu_of_the_uplink,
         plugin::standalone_mode_needs_no_daemon,
         plugin::standalone_mode_rebuilds_a_lost_store,
         plugin::an_add_waits_for_a_daemon_that_starts,

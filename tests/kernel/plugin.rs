@@ -67,6 +67,50 @@ pub(crate) fn a_pod_gets_the_mtu_of_the_uplink() -> Result<()> {
     Ok(())
 }
 
+/// The first pod that a node with this address gets has the MTU that its uplink had before the
+/// daemon started; later ones have what it has by then.
+fn mtu_of_pods(address: &str, pool: &str, conflist: impl FnOnce(&mut Value)) -> Result<()> {
+    let mut topology = Topology::new();
+    topology.node("node1").on("seg-a", address);
+    topology.resource(
+        "pool.yaml",
+        &format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: pool}}\nspec: \
+             {{cidr: \"{pool}\"}}\n"
+        ),
+    );
+    let mut lab = topology.build()?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut changed = runtime.conflist().clone();
+    conflist(&mut changed);
+    runtime.set_conflist(changed);
+    lab.node("node1")?.namespace().ip_batch("link set eth0 mtu 9000\n")?;
+    lab.start_all()?;
+    let mut numbers = 0..;
+    let mut mtu = |lab: &mut Lab| -> Result<String> {
+        let pod = lab.add_pod("node1", &format!("p{}", numbers.next().unwrap_or(0)))?;
+        let link = pod.namespace().ip("link show eth0")?;
+        lab.delete_pod(pod)?;
+        Ok(link)
+    };
+    let first = mtu(&mut lab)?;
+    ensure!(first.contains("mtu 9000"), "{first}");
+    lab.node("node1")?.namespace().ip_batch("link set eth0 mtu 4000\n")?;
+    wait_for("a pod with the new MTU", SECONDS, || {
+        let later = mtu(&mut lab)?;
+        ensure!(later.contains("mtu 4000"), "{later}");
+        Ok(())
+    })
+}
+
+pub(crate) fn pods_follow_the_mtu_of_the_uplink() -> Result<()> {
+    mtu_of_pods("192.168.2.11/24", "10.30.0.0/24", |_| {})?;
+    mtu_of_pods("2001:db8:2::11/64", "fd00:30::/112", |conflist| {
+        conflist["plugins"][0]["ipam"]["assignIPv4"] = json!(false);
+        conflist["plugins"][0]["ipam"]["assignIPv6"] = json!(true);
+    })
+}
+
 pub(crate) fn standalone_mode_needs_no_daemon() -> Result<()> {
     let node = Namespace::create("node")?;
     node.ip_batch(

@@ -70,3 +70,33 @@ fn the_uplink_is_found_by_address_or_by_the_default_route() {
         assert_eq!(node::uplink_mtu(None).unwrap(), 9000);
     });
 }
+
+#[test]
+fn the_uplink_of_an_ipv6_only_node_is_found() {
+    on_a_node(|| {
+        ip("link add uplink mtu 9000 type veth peer name router");
+        ip("link set uplink up");
+        ip("link set router up");
+        ip("address add fd00:2::11/64 dev uplink nodad");
+        assert_eq!(node::uplink_mtu(None).unwrap(), 1500);
+        ip("route add default via fd00:2::1");
+        assert_eq!(node::uplink_mtu(None).unwrap(), 9000);
+        // An address that is on no link says nothing, and the next one does.
+        let addresses = ["10.99.99.1", "fd00:2::11"].map(|text| text.parse().unwrap());
+        assert_eq!(node::uplink_mtu(addresses).unwrap(), 9000);
+    });
+}
+
+#[test]
+fn of_several_uplinks_the_smallest_mtu_counts() {
+    on_a_node(|| {
+        uplink();
+        ip("link set uplink mtu 9000");
+        ip("link add second mtu 4000 type veth peer name router2");
+        ip("link set second up");
+        ip("link set router2 up");
+        ip("address add 192.168.3.11/24 dev second");
+        ip("route add default nexthop via 192.168.2.1 nexthop via 192.168.3.1");
+        assert_eq!(node::uplink_mtu(None).unwrap(), 4000);
+    });
+}
