@@ -1,10 +1,6 @@
 //! What the daemon answers: the plugin's requests, and pictures of its state for people.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use tokio::sync::{Notify, watch};
 use tracing::debug;
@@ -141,8 +137,8 @@ impl Api {
     async fn picture(&self, request: Request) -> Result<Response, RpcError> {
         match request {
             Request::Readiness => Ok(Response::Readiness(Readiness {
+                exhausted: self.ipam.exhausted().await,
                 in_sync: self.ipam.view.borrow().ready,
-                exhausted: self.ipam.exhausted.load(Ordering::Relaxed),
                 routes_missing: count(self.installed.borrow().missing),
             })),
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),

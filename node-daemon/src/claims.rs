@@ -1,7 +1,14 @@
 //! Which blocks this node owns: the one task that claims, and that tells the store, the speaker
 //! and the kernel about it.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+mod exhaustion;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -14,7 +21,7 @@ use twill_ipam::{
 use twill_ipam_store::{Service, StoreError};
 use twill_k8s_api::files::{Claim, FileError};
 use twill_rpc::message::{ErrorKind, RpcError};
-use twill_types::{Block, Dedication, Prefix, error_chain};
+use twill_types::{Block, Dedication, Family, Prefix, error_chain};
 
 use crate::{
     datastore::{ClaimOutcome, ClaimStore, Snapshot},
@@ -38,6 +45,11 @@ pub(crate) enum Command {
     Ahead {
         /// The pool.
         pool: String,
+    },
+    /// Is there no address left for those who name no pool?
+    Exhausted {
+        /// Told the answer.
+        reply: oneshot::Sender<bool>,
     },
 }
 
@@ -65,6 +77,8 @@ pub(crate) struct Claims {
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) owned: watch::Sender<Option<OwnedBlocks>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
+    /// Families in which somebody who named no pool got no address.
+    pub(crate) refused: BTreeSet<Family>,
     /// Some block waits for its last pod to go.
     pub(crate) draining: bool,
     /// The store could not take over what the claims say.
@@ -108,6 +122,13 @@ impl Claims {
                         if let Err(error) = block_in_place(|| self.ahead(&pool)) {
                             warn!(pool, %error, "no block could be claimed ahead of need");
                         }
+                    }
+                    Some(Command::Exhausted { reply }) => {
+                        let exhausted = block_in_place(|| self.exhausted()).unwrap_or_else(|error| {
+                            warn!(error = %error_chain(&error), "cannot tell what is left to claim");
+                            false
+                        });
+                        let _ = reply.send(exhausted);
                     }
                 }
             }
@@ -294,6 +315,7 @@ impl Claims {
                 message: format!("{} addresses are about to become free", shortage.cooling),
             });
         }
+        self.note_refused(shortage);
         let message = allowed.err().unwrap_or_else(|| {
             format!(
                 "every address of pools {} that node {} can have is in use; add a pool, or delete \

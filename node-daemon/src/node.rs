@@ -1,7 +1,7 @@
 //! Which tasks there are, and what they tell each other.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     path::PathBuf,
     sync::Arc,
@@ -131,7 +131,7 @@ impl Node<'_> {
         // Before anybody is served: the first pods have it for life. Its changes are told from here
         // on, since the kernel's events are already listened to.
         let mtu = uplink_mtu(addresses(&self.name, &self.resources.borrow()).into_values())?;
-        info!(mtu, "of new pods");
+        info!(mtu, "the MTU of new pods");
         let tombstones = Tombstones::new(&self.config.run_dir, Arc::clone(&self.service));
         let wires = Wires::new(tombstones, mtu);
         // The F bit is true only if our routes really are in the kernel (RFC 4724 section 4.1).
@@ -182,7 +182,6 @@ impl Node<'_> {
                 claims: commands,
                 mtu: wires.mtu.subscribe(),
                 tombstones: Arc::clone(&wires.tombstones),
-                exhausted: Arc::default(),
             },
             claims,
             speaker: wires.speaker.subscribe(),
@@ -213,6 +212,7 @@ impl Node<'_> {
             view: wires.view.clone(),
             owned: wires.owned.clone(),
             problems: wires.claim_problems.clone(),
+            refused: BTreeSet::new(),
             draining: false,
             behind: false,
         }
@@ -320,7 +320,7 @@ async fn follow_addresses(
         match block_in_place(|| uplink_mtu(addresses.values().copied())) {
             Ok(found) => {
                 if mtu.send_replace(found) != found {
-                    info!(mtu = found, "the uplink has changed: of new pods");
+                    info!(mtu = found, "the uplink has changed, and the MTU of new pods");
                 }
             }
             Err(error) => warn!(error = %error_chain(&error), "cannot tell the uplink's MTU"),

@@ -224,7 +224,7 @@ pub struct Held {
 pub struct Readiness {
     /// Whether the first full configuration has been read.
     pub in_sync: bool,
-    /// Whether the last ADD that needed an address found none and no block to claim.
+    /// Whether an ADD that named no pool found no address and no block to claim, and none would now.
     pub exhausted: bool,
     /// Routes that the speaker wants and the kernel lacks.
     pub routes_missing: u32,

@@ -132,6 +132,7 @@ fn main() -> ExitCode {
         gc::g_05_it_is_forwarded,
         gc::s_02_status_says_whether_an_add_would_succeed,
         gc::s_03_exhaustion_counts_by_option,
+        gc::s_03_a_full_pool_asked_for_by_name_is_not_the_nodes,
         ipam_plugin::ptp_gets_addresses_from_us,
         ipam_plugin::bridge_gets_a_subnet_with_a_gateway_from_us,
         ipam_plugin::macvlan_pods_are_neighbours_of_the_tor,
