@@ -28,7 +28,7 @@ use twill_ipam_store::{Options, OwnerLock, Service, boot_id};
 use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore, http,
-    node::{Node, Tasks},
+    node::{Node, Tasks, endless},
     server,
     spool::Spool,
 };
@@ -129,10 +129,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let socket = config.run_dir.join("twilld.sock");
     let listener =
         server::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    tasks.spawn({
-        let api = Arc::clone(&api);
-        async move { server::serve(listener, api).await.context("the socket failed") }
-    });
+    endless(&mut tasks, server::serve(listener, Arc::clone(&api)));
     // From here on a DEL finds us.
     drop(spool);
     if let Some(address) = config.metrics.listen {

@@ -22,6 +22,7 @@ mod config;
 mod datastore;
 mod desired;
 mod heartbeat;
+mod host;
 mod http;
 mod ipam;
 mod metrics;

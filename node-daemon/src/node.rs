@@ -29,7 +29,7 @@ use crate::{
     claims::{self, Claims, OwnedBlocks},
     config::Config,
     datastore::{self, ClaimStore, Snapshot},
-    heartbeat,
+    heartbeat, host,
     ipam::{Ipam, View},
     metrics::Metrics,
     reaper,
@@ -70,6 +70,7 @@ struct Wires {
     installed: watch::Sender<Arc<KernelRoutes>>,
     conflicts: watch::Sender<BTreeMap<Prefix, String>>,
     reconcile_problems: watch::Sender<Vec<String>>,
+    host_problems: watch::Sender<Vec<String>>,
     /// An address was released, and its link waits to be deleted.
     released: Arc<Notify>,
     /// By `routes`: the kernel took a pod's link away.
@@ -92,6 +93,7 @@ impl Wires {
             installed: watch::Sender::default(),
             conflicts: watch::Sender::default(),
             reconcile_problems: watch::Sender::default(),
+            host_problems: watch::Sender::default(),
             released: Arc::new(Notify::new()),
             pod_links_lost: Arc::new(Notify::new()),
             tombstones: Arc::new(tombstones),
@@ -162,6 +164,7 @@ impl Node<'_> {
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.released)));
         endless(tasks, Arc::clone(&wires.tombstones).watch(wires.released));
         let (name, resources) = (self.name.clone(), self.resources.clone());
+        endless(tasks, host::watch(wires.host_problems));
         let Wires { sources, mtu, uplink_changed, .. } = wires;
         endless(tasks, follow_addresses(name, resources, uplink_changed, sources, mtu));
     }
@@ -187,9 +190,14 @@ impl Node<'_> {
             speaker: wires.speaker.subscribe(),
             resources: self.resources.clone(),
             installed: wires.installed.subscribe(),
-            problems: [&wires.claim_problems, &wires.bgp_problems, &wires.reconcile_problems]
-                .map(watch::Sender::subscribe)
-                .into(),
+            problems: [
+                &wires.claim_problems,
+                &wires.bgp_problems,
+                &wires.reconcile_problems,
+                &wires.host_problems,
+            ]
+            .map(watch::Sender::subscribe)
+            .into(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
             released: Arc::clone(&wires.released),
@@ -272,7 +280,8 @@ impl Node<'_> {
     }
 }
 
-fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send + 'static) {
+/// Starts a task that cannot fail.
+pub(crate) fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(async move {
         task.await;
         Ok(())

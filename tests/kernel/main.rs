@@ -111,6 +111,8 @@ fn main() -> ExitCode {
         checklist::s_05_verbs_work_whatever_status_said,
         checklist::s_06_status_is_about_no_container,
         daemon::nobody_else_can_keep_it_from_starting,
+        daemon::it_outlives_too_many_connections,
+        daemon::a_loose_source_check_is_told,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,

@@ -116,7 +116,8 @@ mod tests {
         };
         let pools = ["a".to_owned()];
         let check = |block: BlockSummary, expected| {
-            assert_eq!(has_free(&[block.clone()], Family::V4, &pools), expected, "{block:?}");
+            let blocks = [block];
+            assert_eq!(has_free(&blocks, Family::V4, &pools), expected, "{blocks:?}");
         };
         check(block("a", 1, true), true);
         check(block("a", 0, true), false);
