@@ -7,13 +7,12 @@ use twill_dataplane::{
     Link, node,
     pod::{host_links, living_pods},
 };
-use twill_ipam::ForeignUse;
 use twill_ipam_store::{
-    AssignError, LockError, OwnerLock, Refusal, ReleaseRequest, Shortage, Standalone as Store,
-    StandalonePool, StoreError, now_ms,
+    AssignError, LockError, OwnerLock, Refusal, Shortage, Standalone as Store, StandalonePool,
+    StoreError, now_ms,
 };
-use twill_rpc::message::{self, AssignRequest, Assigned, CheckRequest, Held};
-use twill_types::{AttachmentId, Family};
+use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
+use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
 
 use crate::{deadline::Deadline, netconf::Netconf};
 
@@ -139,12 +138,11 @@ impl<'a> Standalone<'a> {
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
-            foreign: request.foreign.as_ref().map(|foreign| ForeignUse {
-                // Nobody is there to announce anything.
-                advertise: false,
-                first_is_gateway: foreign.first_is_gateway,
-                reserved: foreign.reserved.iter().copied().collect(),
-            }),
+            // Nobody is there to announce anything.
+            foreign: request
+                .foreign
+                .clone()
+                .map(|foreign| ForeignUse { advertise: false, ..foreign }),
             now_ms: now_ms(),
         };
         let mtu = match self.netconf.mtu {
@@ -185,13 +183,11 @@ impl<'a> Standalone<'a> {
     /// Gives addresses back; false if there were none of this number.
     pub(crate) fn release(
         &self,
-        request: &message::ReleaseRequest,
+        request: &ReleaseRequest,
         deadline: Deadline,
     ) -> Result<bool, StandaloneError> {
         let owned = self.open(deadline)?;
-        let message::ReleaseRequest { attachment, sequence, netns_cookie } = request.clone();
-        let request = ReleaseRequest { attachment, sequence, netns_cookie };
-        match owned.store.service().release(request) {
+        match owned.store.service().release(request.clone()) {
             Ok(outcome) => Ok(!outcome.addresses.is_empty()),
             Err(source) => Err(owned.failed(source)),
         }

@@ -38,13 +38,6 @@ pub fn ensure_gateway() -> Result<bool, Error> {
     }
 }
 
-/// Removes what [`ensure_gateway`] made.
-pub fn remove_gateway() -> Result<(), Error> {
-    let prefix = Prefix::host(gateway(Family::V4));
-    let reply = Socket::open()?.one(message::del_link_route(prefix, LOOPBACK))?;
-    reply.check_except(&[Errno::ESRCH], format_args!("route delete {prefix} dev lo")).map(drop)
-}
-
 /// A kernel setting that was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SysctlChange {

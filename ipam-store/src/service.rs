@@ -35,8 +35,6 @@ pub struct Options {
 pub struct OpenReport {
     /// Where a damaged store was moved to.
     pub set_aside: Option<PathBuf>,
-    /// Records of another boot that were dropped.
-    pub other_boot: usize,
 }
 
 /// Why there is no address.
@@ -93,7 +91,6 @@ impl Service {
             }
             Err(error) => return Err(error),
         };
-        report.other_boot = contents.other_boot;
         Ok((Self::start(Box::new(store), contents, options)?, report))
     }
 

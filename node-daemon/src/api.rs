@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::block_in_place,
+};
 use tracing::debug;
 use twill_ipam::should_claim_ahead;
 use twill_k8s_api::files::Claim;
@@ -179,7 +182,8 @@ impl Api {
         let own = resources.nodes.get(&self.node);
         let addresses =
             [Family::V4, Family::V6].into_iter().filter_map(|family| own?.address(family));
-        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let blocks = block_in_place(|| self.ipam.service.blocks());
+        let blocks = blocks.map_err(|error| internal(&error))?;
         let mut problems: Vec<String> =
             resources.problems().iter().map(ToString::to_string).collect();
         for source in &self.problems {
@@ -211,7 +215,8 @@ impl Api {
             cidr: pool.cidr,
             eligible: pool.refusal.clone().map_or(Ok(()), Err),
         };
-        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let blocks = block_in_place(|| self.ipam.service.blocks());
+        let blocks = blocks.map_err(|error| internal(&error))?;
         let block = |summary: twill_ipam::BlockSummary| BlockStatus {
             block: summary.block,
             pool: summary.pool,
@@ -220,7 +225,7 @@ impl Api {
             assignable: summary.assignable,
             dedication: summary.dedication,
         };
-        let claims = tokio::task::block_in_place(|| self.claims.list());
+        let claims = block_in_place(|| self.claims.list());
         let claim =
             |claim: Claim| ClaimStatus { block: claim.block, node: claim.node, pool: claim.pool };
         Ok(IpamStatus {

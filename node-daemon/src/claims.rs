@@ -103,14 +103,16 @@ fn pool_views(resources: &Snapshot) -> BTreeMap<String, twill_ipam::PoolView> {
 impl Claims {
     /// Runs until a file or the store fails.
     pub(crate) async fn run(mut self) -> Result<(), ClaimsError> {
-        self.bring_in_line()?;
+        block_in_place(|| self.bring_in_line())?;
         let mut again = tokio::time::interval(DRAIN_PERIOD);
         loop {
             tokio::select! {
-                _ = again.tick(), if self.draining || self.behind => self.bring_in_line()?,
+                _ = again.tick(), if self.draining || self.behind => {
+                    block_in_place(|| self.bring_in_line())?;
+                }
                 changed = self.resources.changed() => {
                     if changed.is_err() { return Ok(()) }
-                    self.bring_in_line()?;
+                    block_in_place(|| self.bring_in_line())?;
                 }
                 command = self.commands.recv() => match command {
                     None => return Ok(()),

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::block_in_place,
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -140,12 +141,6 @@ pub(crate) struct Ipam {
     pub(crate) tombstones: Arc<Tombstones>,
 }
 
-/// A release as the store takes it.
-pub(crate) fn release_request(request: ReleaseRequest) -> twill_ipam::ReleaseRequest {
-    let ReleaseRequest { attachment, sequence, netns_cookie } = request;
-    twill_ipam::ReleaseRequest { attachment, sequence, netns_cookie }
-}
-
 impl Ipam {
     /// Waits until addresses can be given, at the most until `deadline`.
     async fn ready(&self, deadline: Instant) -> Result<Arc<View>, RpcError> {
@@ -187,7 +182,7 @@ impl Ipam {
             netns: request.netns,
             netns_cookie: request.netns_cookie,
             pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
-            foreign: request.foreign.map(foreign_use),
+            foreign: request.foreign,
             now_ms: now_ms(),
         };
         loop {
@@ -251,7 +246,7 @@ impl Ipam {
     /// Gives the addresses of an attachment back. Nothing held is success.
     pub(crate) async fn release(&self, request: ReleaseRequest) -> Result<Released, RpcError> {
         let (reply, answer) = oneshot::channel();
-        self.service.submit_release(release_request(request), move |result| {
+        self.service.submit_release(request, move |result| {
             let _ = reply.send(result);
         });
         match answer.await {
@@ -268,7 +263,7 @@ impl Ipam {
 
     /// Who holds addresses on a network.
     pub(crate) fn attachments(&self, network: &str) -> Result<Vec<Held>, RpcError> {
-        let records = self.service.on_network(network);
+        let records = block_in_place(|| self.service.on_network(network));
         let records = records.map_err(|error| RpcError {
             kind: ErrorKind::TryAgain,
             message: error_chain(&error),
@@ -280,7 +275,7 @@ impl Ipam {
     /// Whether the store holds just these addresses for the attachment.
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
         let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
-        let held = self.service.lookup(&request.attachment);
+        let held = block_in_place(|| self.service.lookup(&request.attachment));
         let held = held.map_err(|error| RpcError {
             kind: ErrorKind::TryAgain,
             message: error_chain(&error),
@@ -299,11 +294,6 @@ impl Ipam {
             )),
         }
     }
-}
-
-fn foreign_use(foreign: twill_rpc::message::ForeignUse) -> twill_ipam::ForeignUse {
-    let twill_rpc::message::ForeignUse { advertise, first_is_gateway, reserved } = foreign;
-    twill_ipam::ForeignUse { advertise, first_is_gateway, reserved: reserved.into_iter().collect() }
 }
 
 /// What no further block can mend.

@@ -105,7 +105,6 @@ fn release(path: &Path, service: &Service) -> Result<(), String> {
     let text = fs::read(path).map_err(|error| error.to_string())?;
     let request: ReleaseRequest =
         serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    let request = crate::ipam::release_request(request);
     service.release(request).map(drop).map_err(|error| error_chain(&error))
 }
 
