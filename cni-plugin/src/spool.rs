@@ -5,9 +5,9 @@
 //! nobody listening knows that its tombstone will be read.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
+use twill_ipam_store::{private_directory, private_file};
 use twill_rpc::message::ReleaseRequest;
 use twill_types::host_link_name;
 
@@ -44,10 +45,8 @@ impl Spool {
     pub(crate) fn open(run_dir: &Path, deadline: Deadline) -> Result<Self, SpoolError> {
         let directory = run_dir.join("spool");
         let failed = |source| SpoolError { path: directory.clone(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(directory.join(".lock")).map_err(failed)?;
+        private_directory(&directory).map_err(failed)?;
+        let mut file = private_file(&directory.join(".lock")).map_err(failed)?;
         let lock = loop {
             match Flock::lock(file, FlockArg::LockSharedNonblock) {
                 Ok(lock) => break Some(lock),

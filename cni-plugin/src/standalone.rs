@@ -1,20 +1,20 @@
 //! Standalone mode: without a daemon this process owns the node's store, for as long as one
 //! request takes.
 
-use std::{fs, io, net::IpAddr, path::PathBuf, time::Instant};
+use std::{net::IpAddr, path::PathBuf, time::Instant};
 
-use twill_dataplane::node;
-use twill_ipam::ForeignUse;
-use twill_ipam_store::{
-    AssignError, LockError, OwnerLock, Refusal, ReleaseRequest, Shortage, Standalone as Store,
-    StandalonePool, StoreError,
+use twill_dataplane::{
+    Link, node,
+    pod::{host_links, living_pods},
 };
-use twill_rpc::message::{self, AssignRequest, Assigned, CheckRequest, Held};
-use twill_types::{AttachmentId, Family};
+use twill_ipam_store::{
+    AssignError, LockError, OwnerLock, Refusal, Shortage, Standalone as Store, StandalonePool,
+    StoreError, now_ms,
+};
+use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
+use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
 
 use crate::{deadline::Deadline, netconf::Netconf};
-
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What can go wrong without a daemon.
 #[derive(Debug, thiserror::Error)]
@@ -25,9 +25,6 @@ pub(crate) enum StandaloneError {
     /// The owner's lock cannot be used at all.
     #[error("cannot own the address store; runDir has to be writable")]
     Lock(#[source] LockError),
-    /// The kernel does not say which boot this is.
-    #[error("cannot read {BOOT_ID}")]
-    BootId(#[source] io::Error),
     /// The store failed.
     #[error("the address store in {} failed", path.display())]
     Store {
@@ -101,14 +98,17 @@ impl<'a> Standalone<'a> {
                 LockError::Held { .. } => StandaloneError::Busy(error),
                 LockError::Open { .. } => StandaloneError::Lock(error),
             })?;
-        let boot_id = fs::read_to_string(BOOT_ID).map_err(StandaloneError::BootId)?;
         let pools = self.netconf.ipam.pools.iter();
         let pools = pools
             .map(|pool| StandalonePool { cidr: pool.cidr, block_size: pool.block_size })
             .collect();
         let path = directory.join("store");
-        match Store::open(&path, boot_id.trim().to_owned(), pools) {
-            Ok(store) => Ok(Owned { store, path, _lock: lock }),
+        match Store::open(&path, pools) {
+            Ok(store) => {
+                let owned = Owned { store, path, _lock: lock };
+                owned.rebuild()?;
+                Ok(owned)
+            }
             Err(source) => Err(StandaloneError::Store { path, source }),
         }
     }
@@ -138,12 +138,11 @@ impl<'a> Standalone<'a> {
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
-            foreign: request.foreign.as_ref().map(|foreign| ForeignUse {
-                // Nobody is there to announce anything.
-                advertise: false,
-                first_is_gateway: foreign.first_is_gateway,
-                reserved: foreign.reserved.iter().copied().collect(),
-            }),
+            // Nobody is there to announce anything.
+            foreign: request
+                .foreign
+                .clone()
+                .map(|foreign| ForeignUse { advertise: false, ..foreign }),
             now_ms: now_ms(),
         };
         let mtu = match self.netconf.mtu {
@@ -184,13 +183,11 @@ impl<'a> Standalone<'a> {
     /// Gives addresses back; false if there were none of this number.
     pub(crate) fn release(
         &self,
-        request: &message::ReleaseRequest,
+        request: &ReleaseRequest,
         deadline: Deadline,
     ) -> Result<bool, StandaloneError> {
         let owned = self.open(deadline)?;
-        let message::ReleaseRequest { attachment, sequence, netns_cookie } = request.clone();
-        let request = ReleaseRequest { attachment, sequence, netns_cookie };
-        match owned.store.service().release(request) {
+        match owned.store.service().release(request.clone()) {
             Ok(outcome) => Ok(!outcome.addresses.is_empty()),
             Err(source) => Err(owned.failed(source)),
         }
@@ -231,12 +228,21 @@ impl<'a> Standalone<'a> {
 }
 
 impl Owned {
+    /// Reads the records of pods that run from their links, where the store does not know of them.
+    fn rebuild(&self) -> Result<(), StandaloneError> {
+        let service = self.store.service();
+        let links = host_links()?.iter().filter_map(Link::twill_alias).collect();
+        if !service.misses(links).map_err(|source| self.failed(source))? {
+            return Ok(());
+        }
+        let rebuilt = service.rebuild(living_pods()?).map_err(|source| self.failed(source))?;
+        if rebuilt > 0 {
+            tracing::warn!(rebuilt, "the store did not know of pods that run; it does now");
+        }
+        Ok(())
+    }
+
     fn failed(&self, source: StoreError) -> StandaloneError {
         StandaloneError::Store { path: self.path.clone(), source }
     }
-}
-
-fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,9 @@
 //! The node's own part: the route to the pods' gateway, forwarding, and facts about its links.
 
-use std::{fs, io, net::IpAddr};
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use nix::errno::Errno;
 use twill_types::{Family, Prefix};
@@ -33,13 +36,6 @@ pub fn ensure_gateway() -> Result<bool, Error> {
         }
         _ => Ok(false),
     }
-}
-
-/// Removes what [`ensure_gateway`] made.
-pub fn remove_gateway() -> Result<(), Error> {
-    let prefix = Prefix::host(gateway(Family::V4));
-    let reply = Socket::open()?.one(message::del_link_route(prefix, LOOPBACK))?;
-    reply.check_except(&[Errno::ESRCH], format_args!("route delete {prefix} dev lo"))
 }
 
 /// A kernel setting that was changed.
@@ -99,6 +95,13 @@ fn links_that_listen_to_routers() -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
+/// Whether the check that a pod sends with its own address is a loose one: the kernel takes the
+/// higher of a link's `rp_filter` (1 is strict, 2 loose) and that of all.
+pub fn source_check_is_loose() -> io::Result<bool> {
+    const LOOSE: u32 = 2;
+    Ok(sysctl::read("ipv4/conf/all/rp_filter")? == Some(LOOSE))
+}
+
 /// The link that has this address; `None` if the node does not have it.
 pub fn link_for_address(address: IpAddr) -> Result<Option<Link>, Error> {
     let mut socket = Socket::open()?;
@@ -109,24 +112,38 @@ pub fn link_for_address(address: IpAddr) -> Result<Option<Link>, Error> {
     }
 }
 
-/// The MTU in bytes that pods should have: that of the link with the node's address, or without
-/// one (or with one on `lo`) of the link towards the world; 1500 if there is neither.
-pub fn uplink_mtu(node_ip: Option<IpAddr>) -> Result<u32, Error> {
-    /// TEST-NET-1 (RFC 5737): routed as the world is, and nothing is sent.
-    const WORLD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+/// The MTU in bytes that pods should have: that of the link with the first of the node's addresses
+/// that is on one (`lo` does not count), or else of the links towards the world, in IPv4 or without
+/// a route there in IPv6; 1500 if there are none.
+pub fn uplink_mtu(node_ips: impl IntoIterator<Item = IpAddr>) -> Result<u32, Error> {
+    /// TEST-NET-1 (RFC 5737) and its like (RFC 3849): routed as the world is, and nothing is sent.
+    const WORLD: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    ];
     const ETHERNET: u32 = 1500;
-    if let Some(address) = node_ip
-        && let Some(link) = link_for_address(address)?
-        && link.index != LOOPBACK
-    {
-        return Ok(link.mtu);
+    for address in node_ips {
+        match link_for_address(address)? {
+            Some(link) if link.index != LOOPBACK => return Ok(link.mtu),
+            _ => {}
+        }
     }
     let mut socket = Socket::open()?;
-    let entry = socket.route_entry(WORLD)?;
-    match entry.as_ref().and_then(|route| route.next_hops.first()) {
-        Some(hop) if hop.ifindex != LOOPBACK => {
-            Ok(socket.link(hop.ifindex)?.map_or(ETHERNET, |link| link.mtu))
+    for address in WORLD {
+        if address.is_ipv6() && !sysctl::has_ipv6() {
+            continue;
         }
-        _ => Ok(ETHERNET),
+        let mut mtu = None;
+        for hop in socket.route_entry(address)?.into_iter().flat_map(|route| route.next_hops) {
+            if hop.ifindex != LOOPBACK {
+                let found = socket.link(hop.ifindex)?.map(|link| link.mtu);
+                // What a pod sends may leave by each of them.
+                mtu = [mtu, found].into_iter().flatten().min();
+            }
+        }
+        if let Some(mtu) = mtu {
+            return Ok(mtu);
+        }
     }
+    Ok(ETHERNET)
 }

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub use add::{PodLinkUp, Prepared, prepare};
 pub use check::{Difference, check_pod};
 pub use del::{DelMode, DelOutcome, del_pod, delete_group_links, remove_leftover};
-pub use list::{FoundPodLink, host_links, pod_links};
+pub use list::{FoundPodLink, host_links, living_pods, pod_links};
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 
 use crate::MacAddress;

@@ -43,8 +43,6 @@ pub(crate) struct Contents {
     pub(crate) meta: Meta,
     pub(crate) blocks: Vec<BlockState>,
     pub(crate) records: Vec<Record>,
-    /// Records of another boot, left out.
-    pub(crate) other_boot: usize,
 }
 
 fn push_address(address: IpAddr, key: &mut Vec<u8>) {
@@ -145,19 +143,16 @@ pub(crate) fn writes(
 /// other leaves every checksum right.
 pub(crate) fn read(entries: &[Entry], boot_id: &str) -> Result<Contents, StoreError> {
     let mut contents = Contents::default();
-    let mut other_boot = Vec::new();
     for (key, value) in entries {
         match key.first() {
             Some(&META) => contents.meta = unseal(key, value)?,
             Some(&BLOCK) => contents.blocks.push(unseal(key, value)?),
             Some(&RECORD) => {
                 let stored: StoredRecord = unseal(key, value)?;
-                if stored.boot_id != boot_id {
-                    other_boot.push(stored.record);
-                } else if stored.record.addresses.first().map(|a| record_key(*a)).as_ref()
-                    == Some(key)
-                {
-                    // One of two families has an entry for each address; the first one counts.
+                let first = stored.record.addresses.first().map(|address| record_key(*address));
+                // The namespaces of another boot are gone. A record of two families has an entry
+                // for each address; the first one counts.
+                if stored.boot_id == boot_id && first.as_ref() == Some(key) {
                     contents.records.push(stored.record);
                 }
             }
@@ -169,7 +164,6 @@ pub(crate) fn read(entries: &[Entry], boot_id: &str) -> Result<Contents, StoreEr
             }
         }
     }
-    contents.other_boot = other_boot.len();
     if !contents.meta.boot_id.is_empty() && contents.meta.boot_id != boot_id {
         // Every namespace of that boot is gone. The blocks come again from the claims.
         contents.blocks.clear();

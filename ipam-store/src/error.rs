@@ -48,6 +48,9 @@ pub enum StoreError {
     /// store cannot be read since.
     #[error("the request could not be stored")]
     Batch(#[source] Arc<StoreError>),
+    /// The kernel does not say which boot this is.
+    #[error("cannot read /proc/sys/kernel/random/boot_id")]
+    BootId(#[source] io::Error),
     /// The service has ended.
     #[error("the address service has stopped")]
     Stopped,
@@ -66,6 +69,7 @@ impl StoreError {
             | Self::Sync(_)
             | Self::Encode(_)
             | Self::Batch(_)
+            | Self::BootId(_)
             | Self::Stopped => false,
         }
     }

@@ -8,14 +8,19 @@
 mod codec;
 mod committer;
 mod error;
+mod host;
 mod lock;
+mod private;
+mod rebuild;
 mod service;
 mod sled_store;
 mod standalone;
 mod store;
 
 pub use error::StoreError;
+pub use host::{boot_id, now_ms};
 pub use lock::{LockError, OwnerLock};
+pub use private::{lock_alone, private_directory, private_file};
 pub use service::{AssignError, OpenReport, Options, Service};
 pub use sled_store::SledStore;
 pub use standalone::{Standalone, StandalonePool};

@@ -1,15 +1,13 @@
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::fcntl::Flock;
+
+use crate::private::{lock_alone, private_directory, private_file};
 
 /// Who may open the store: a lock on a file of our own, taken before the database is touched and
 /// held for life. Unlike the database's own lock it can be waited for, and it says who has it.
@@ -48,34 +46,18 @@ impl OwnerLock {
     pub fn acquire(path: &Path, role: &str, deadline: Instant) -> Result<Self, LockError> {
         let open = |source| LockError::Open { path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(open)?;
+            private_directory(directory).map_err(open)?;
         }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(open)?;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(mut lock) => {
-                    // For people; a failure to write it takes nothing away from the lock.
-                    let _ = lock.set_len(0);
-                    let _ = lock.rewind();
-                    let _ = write!(lock, "{role}, pid {}", std::process::id());
-                    return Ok(Self { _file: lock });
-                }
-                Err((back, Errno::EWOULDBLOCK)) => {
-                    if Instant::now() >= deadline {
-                        return Err(held(path, back));
-                    }
-                    file = back;
-                    // A standalone plugin holds it for some milliseconds.
-                    thread::sleep(Duration::from_millis(2));
-                }
-                Err((_, errno)) => return Err(open(errno.into())),
+        let file = private_file(path).map_err(open)?;
+        match lock_alone(file, deadline).map_err(open)? {
+            Ok(mut lock) => {
+                // For people; a failure to write it takes nothing away from the lock.
+                let _ = lock.set_len(0);
+                let _ = lock.rewind();
+                let _ = write!(lock, "{role}, pid {}", std::process::id());
+                Ok(Self { _file: lock })
             }
+            Err(file) => Err(held(path, file)),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 /// How a service is opened.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `/proc/sys/kernel/random/boot_id`: records of another boot are dropped.
+    /// [`crate::boot_id`]: records of another boot are dropped.
     pub boot_id: String,
     /// Whether an address that was freed waits for [`Service::end_round`] before it is given out
     /// again. Right where links are deleted later, by the daemon.
@@ -33,8 +33,6 @@ pub struct Options {
 pub struct OpenReport {
     /// Where a damaged store was moved to.
     pub set_aside: Option<PathBuf>,
-    /// Records of another boot that were dropped.
-    pub other_boot: usize,
 }
 
 /// Why there is no address.
@@ -100,7 +98,6 @@ impl Service {
             }
             Err(error) => return Err(error),
         };
-        report.other_boot = contents.other_boot;
         Ok((Self::start(Box::new(store), contents, options)?, report))
     }
 
@@ -229,14 +226,6 @@ impl Service {
         self.wait(|reply| Job::Adopt(record, reply))?
     }
 
-    /// Makes the numbers of assignments go on after this one. It is not stored by itself.
-    ///
-    /// # Errors
-    /// The service has ended.
-    pub fn number_after(&self, sequence: u64) -> Result<(), StoreError> {
-        self.with(move |allocator| allocator.number_after(sequence))
-    }
-
     /// Why nothing can be stored at present; `None` as long as it can. To ask makes it try again.
     ///
     /// # Errors
@@ -253,7 +242,7 @@ impl Service {
         self.wait(|reply| Job::RemoveBlock(block, reply))?
     }
 
-    fn with<T: Send + 'static>(
+    pub(crate) fn with<T: Send + 'static>(
         &self,
         look: impl FnOnce(&mut Allocator) -> T + Send + 'static,
     ) -> Result<T, StoreError> {

@@ -3,7 +3,7 @@ use std::path::Path;
 use twill_ipam::{AssignRequest, Assignment, OwnedBlock, Refusal, Shortage, Taken, next_candidate};
 use twill_types::{Block, Dedication, Prefix};
 
-use crate::{AssignError, Options, Service, StoreError};
+use crate::{AssignError, Options, Service, StoreError, boot_id};
 
 /// A pool of a network configuration, for nodes without a daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,13 +33,9 @@ impl Standalone {
     ///
     /// # Errors
     /// As [`Service::open`].
-    pub fn open(
-        directory: &Path,
-        boot_id: String,
-        pools: Vec<StandalonePool>,
-    ) -> Result<Self, StoreError> {
+    pub fn open(directory: &Path, pools: Vec<StandalonePool>) -> Result<Self, StoreError> {
         // Here links are deleted before their addresses are released.
-        let options = Options { boot_id, hold_freed: false };
+        let options = Options { boot_id: boot_id()?, hold_freed: false };
         let (service, _) = Service::open(directory, options)?;
         Ok(Self { service, pools })
     }

@@ -87,7 +87,7 @@ impl Allocator {
             let wanted = request.wanted.values().all(|address| record.addresses.contains(address));
             if wanted && families == request.pools.keys().copied().collect() {
                 if same_namespace(record, request) {
-                    return Ok(Plan { changes, assignment: self.assignment(record, false) });
+                    return Ok(Plan { changes, assignment: self.assignment(record) });
                 }
                 kept = Some(record.addresses.clone());
             } else {
@@ -116,7 +116,7 @@ impl Allocator {
             foreign: request.foreign.is_some(),
             created_ms: request.now_ms,
         };
-        let assignment = self.assignment(&record, true);
+        let assignment = self.assignment(&record);
         changes.push(Change::Assign(record));
         Ok(Plan { changes, assignment })
     }
@@ -197,7 +197,7 @@ impl Allocator {
         }
     }
 
-    fn assignment(&self, record: &Record, fresh: bool) -> Assignment {
+    fn assignment(&self, record: &Record) -> Assignment {
         let block_of = |address: &IpAddr| {
             let own = |state: &&BlockState| state.block.prefix().contains(*address);
             self.blocks.values().find(own).map(|state| state.block)
@@ -206,7 +206,6 @@ impl Allocator {
             addresses: record.addresses.clone(),
             blocks: record.addresses.iter().filter_map(block_of).collect(),
             sequence: record.sequence,
-            fresh,
             nearly_full: Vec::new(),
         }
     }

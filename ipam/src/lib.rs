@@ -21,6 +21,6 @@ pub use liveness::{
 };
 pub use pool::{Eligibility, PoolView, eligibility};
 pub use request::{
-    AssignRequest, Assignment, BlockSummary, ForeignUse, OwnedBlock, Record, Refusal,
-    ReleaseOutcome, ReleaseRequest, Shortage,
+    AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome, Shortage,
 };
+pub use twill_types::{ForeignUse, ReleaseRequest};

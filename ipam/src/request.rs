@@ -1,12 +1,9 @@
 //! What is asked of the allocator, and what it answers.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use twill_types::{AttachmentId, Block, Dedication, Family};
+use twill_types::{AttachmentId, Block, Dedication, Family, ForeignUse};
 
 /// A request for addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,18 +43,6 @@ impl AssignRequest {
     }
 }
 
-/// What the network of another main plugin needs of its addresses. They come from blocks that are
-/// set aside for that network alone.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ForeignUse {
-    /// Whether these blocks are announced.
-    pub advertise: bool,
-    /// Whether the first address of each block is its gateway's.
-    pub first_is_gateway: bool,
-    /// Addresses that are not given out, such as those of gateways.
-    pub reserved: BTreeSet<IpAddr>,
-}
-
 /// The answer to an [`AssignRequest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
@@ -67,24 +52,11 @@ pub struct Assignment {
     pub blocks: Vec<Block>,
     /// The number of this assignment.
     pub sequence: u64,
-    /// False if the attachment had these addresses already.
-    pub fresh: bool,
     /// Pools of these blocks of which another block should be claimed before it is needed.
     pub nearly_full: Vec<String>,
 }
 
-/// A request to give addresses back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReleaseRequest {
-    /// Whose.
-    pub attachment: AttachmentId,
-    /// Only if the assignment still has this number; `None` gives back whatever is held.
-    pub sequence: Option<u64>,
-    /// Only if the assignment is not known to be for another namespace than this one.
-    pub netns_cookie: Option<u64>,
-}
-
-/// The answer to a [`ReleaseRequest`].
+/// The answer to a [`ReleaseRequest`](twill_types::ReleaseRequest).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReleaseOutcome {
     /// What was given back; empty if nothing was held, or a newer assignment holds it.

@@ -1,12 +1,11 @@
 //! What the daemon answers: the plugin's requests, and pictures of its state for people.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::block_in_place,
+};
 use tracing::debug;
 use twill_k8s_api::files::Claim;
 use twill_rpc::message::{
@@ -128,8 +127,8 @@ impl Api {
     async fn picture(&self, request: Request) -> Result<Response, RpcError> {
         match request {
             Request::Readiness => Ok(Response::Readiness(Readiness {
+                exhausted: self.ipam.exhausted().await,
                 in_sync: self.ipam.view.borrow().ready,
-                exhausted: self.ipam.exhausted.load(Ordering::Relaxed),
                 routes_missing: count(self.installed.borrow().missing),
             })),
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
@@ -170,7 +169,8 @@ impl Api {
         let own = resources.nodes.get(&self.node);
         let addresses =
             [Family::V4, Family::V6].into_iter().filter_map(|family| own?.address(family));
-        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let blocks = self.ipam.unblocked(twill_ipam_store::Service::blocks);
+        let blocks = blocks.map_err(|error| internal(&error))?;
         let mut problems: Vec<String> =
             resources.problems().iter().map(ToString::to_string).collect();
         for source in &self.problems {
@@ -202,7 +202,8 @@ impl Api {
             cidr: pool.cidr,
             eligible: pool.refusal.clone().map_or(Ok(()), Err),
         };
-        let blocks = self.ipam.service.blocks().map_err(|error| internal(&error))?;
+        let blocks = self.ipam.unblocked(twill_ipam_store::Service::blocks);
+        let blocks = blocks.map_err(|error| internal(&error))?;
         let block = |summary: twill_ipam::BlockSummary| BlockStatus {
             block: summary.block,
             pool: summary.pool,
@@ -211,7 +212,7 @@ impl Api {
             assignable: summary.assignable,
             dedication: summary.dedication,
         };
-        let claims = tokio::task::block_in_place(|| self.claims.list());
+        let claims = block_in_place(|| self.claims.list());
         let claim =
             |claim: Claim| ClaimStatus { block: claim.block, node: claim.node, pool: claim.pool };
         Ok(IpamStatus {

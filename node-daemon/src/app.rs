@@ -1,7 +1,9 @@
 //! From the command line to the running tasks, and to their end.
 
 use std::{
+    fs::DirBuilder,
     io::Write,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -17,18 +19,25 @@ use tokio::{
 };
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
-use twill_ipam_store::{Options, OwnerLock, Service};
+use twill_dataplane::{
+    Link,
+    pod::{host_links, living_pods},
+};
+use twill_ipam_store::{Options, OwnerLock, Service, boot_id};
 
 use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore, http,
-    node::{Node, Tasks},
-    rebuild, server,
+    node::{Node, Tasks, endless},
+    server,
     spool::Spool,
 };
 
 /// How long a daemon waits for the one before it to let go of the store.
 const TAKE_OVER: Duration = Duration::from_secs(15);
+
+/// How long it waits for DELs that are writing their tombstones.
+const SPOOL: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Parser)]
 #[command(name = "twilld", version, about = "The Twill node daemon")]
@@ -84,17 +93,23 @@ fn set_up_logging(config: &Config) {
 async fn run(config: Config) -> anyhow::Result<()> {
     let node = config.node_name()?;
     info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
-    std::fs::create_dir_all(&config.run_dir)
-        .with_context(|| format!("cannot make runDir {}", config.run_dir.display()))?;
-    let ipam_dir = config.run_dir.join("ipam");
+    let run_dir = &config.run_dir;
+    // Of a directory that is there, others may use a part.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .with_context(|| format!("cannot make runDir {}", run_dir.display()))?;
+    let ipam_dir = run_dir.join("ipam");
     let lock = OwnerLock::acquire(
         &ipam_dir.join("owner.lock"),
         &format!("twilld of node {node}"),
         Instant::now() + TAKE_OVER,
     )?;
-    let spool = Spool::lock(&config.run_dir).context("cannot lock the spool")?;
+    let spool = Spool::lock(run_dir, Instant::now() + SPOOL)
+        .with_context(|| format!("cannot use the spool in {}", run_dir.display()))?;
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
-    let rebuilt = rebuild::from_links(&service).context("cannot rebuild the address store")?;
+    let rebuilt = rebuild(&service).context("cannot rebuild the address store")?;
     if rebuilt > 0 {
         warn!(rebuilt, "the store did not know of pods that run; it does now");
     }
@@ -114,10 +129,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let socket = config.run_dir.join("twilld.sock");
     let listener =
         server::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    tasks.spawn({
-        let api = Arc::clone(&api);
-        async move { server::serve(listener, api).await.context("the socket failed") }
-    });
+    endless(&mut tasks, server::serve(listener, Arc::clone(&api)));
     // From here on a DEL finds us.
     drop(spool);
     if let Some(address) = config.metrics.listen {
@@ -145,12 +157,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
 /// Opens the store; answers as well where a damaged one was moved to.
 fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>)> {
-    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-    let boot_id =
-        std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
-    let options = Options { boot_id: boot_id.trim().to_owned(), hold_freed: true };
+    let options = Options { boot_id: boot_id()?, hold_freed: true };
     let (service, report) = Service::open(directory, options)?;
     Ok((Arc::new(service), report.set_aside))
+}
+
+/// Writes the records of pods that run and that the store does not know of; says how many.
+fn rebuild(service: &Service) -> anyhow::Result<usize> {
+    let links = host_links().context("cannot list the pods' links")?;
+    if !service.misses(links.iter().filter_map(Link::twill_alias).collect())? {
+        return Ok(0);
+    }
+    Ok(service.rebuild(living_pods().context("cannot list the pods' links")?)?)
 }
 
 /// A signal ends the process well, a task that ends ends it badly.

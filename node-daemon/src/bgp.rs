@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use twill_bgp_proto::{PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time};
 use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
+use twill_ipam_store::now_ms;
 use twill_rpc::message::{self, PeerStatus, RouteStatus};
 use twill_types::{Asn, Prefix};
 
@@ -14,7 +15,6 @@ use crate::{
     claims::OwnedBlocks,
     datastore::Snapshot,
     desired::{Desired, desired},
-    ipam::now_ms,
 };
 
 /// After a restart, old kernel routes are kept at the most this long for peers that have not sent

@@ -1,7 +1,14 @@
 //! Which blocks this node owns: the one task that claims, and that tells the store, the speaker
 //! and the kernel about it.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+mod exhaustion;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -14,7 +21,7 @@ use twill_ipam::{
 use twill_ipam_store::{Service, StoreError};
 use twill_k8s_api::files::{Claim, FileError};
 use twill_rpc::message::{ErrorKind, RpcError};
-use twill_types::{Block, Dedication, Prefix, error_chain};
+use twill_types::{Block, Dedication, Family, Prefix, error_chain};
 
 use crate::{
     datastore::{ClaimOutcome, ClaimStore, Snapshot},
@@ -38,6 +45,11 @@ pub(crate) enum Command {
     Ahead {
         /// The pool.
         pool: String,
+    },
+    /// Is there no address left for those who name no pool?
+    Exhausted {
+        /// Told the answer.
+        reply: oneshot::Sender<bool>,
     },
 }
 
@@ -65,6 +77,8 @@ pub(crate) struct Claims {
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) owned: watch::Sender<Option<OwnedBlocks>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
+    /// Families in which somebody who named no pool got no address.
+    pub(crate) refused: BTreeSet<Family>,
     /// Some block waits for its last pod to go.
     pub(crate) draining: bool,
     /// The store could not take over what the claims say.
@@ -89,14 +103,16 @@ fn pool_views(resources: &Snapshot) -> BTreeMap<String, twill_ipam::PoolView> {
 impl Claims {
     /// Runs until a file or the store fails.
     pub(crate) async fn run(mut self) -> Result<(), ClaimsError> {
-        self.bring_in_line()?;
+        block_in_place(|| self.bring_in_line())?;
         let mut again = tokio::time::interval(DRAIN_PERIOD);
         loop {
             tokio::select! {
-                _ = again.tick(), if self.draining || self.behind => self.bring_in_line()?,
+                _ = again.tick(), if self.draining || self.behind => {
+                    block_in_place(|| self.bring_in_line())?;
+                }
                 changed = self.resources.changed() => {
                     if changed.is_err() { return Ok(()) }
-                    self.bring_in_line()?;
+                    block_in_place(|| self.bring_in_line())?;
                 }
                 command = self.commands.recv() => match command {
                     None => return Ok(()),
@@ -108,6 +124,13 @@ impl Claims {
                         if let Err(error) = block_in_place(|| self.ahead(&pool)) {
                             warn!(pool, %error, "no block could be claimed ahead of need");
                         }
+                    }
+                    Some(Command::Exhausted { reply }) => {
+                        let exhausted = block_in_place(|| self.exhausted()).unwrap_or_else(|error| {
+                            warn!(error = %error_chain(&error), "cannot tell what is left to claim");
+                            false
+                        });
+                        let _ = reply.send(exhausted);
                     }
                 }
             }
@@ -294,6 +317,7 @@ impl Claims {
                 message: format!("{} addresses are about to become free", shortage.cooling),
             });
         }
+        self.note_refused(shortage);
         let message = allowed.err().unwrap_or_else(|| {
             format!(
                 "every address of pools {} that node {} can have is in use; add a pool, or delete \

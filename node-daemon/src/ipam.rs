@@ -4,22 +4,14 @@
 //! asks the claim task ([`crate::claims`]) for another block and tries again; that task works
 //! ahead, so this is rare.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
-use twill_ipam_store::{AssignError, Assignment, Refusal, Service};
+use twill_ipam_store::{AssignError, Assignment, Refusal, Service, now_ms};
 use twill_rpc::message::{
     AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
 };
@@ -65,15 +57,14 @@ impl View {
         if !asked.is_empty() {
             return named();
         }
-        let of_family = || self.pools.iter().filter(|(_, pool)| pool.cidr.family() == family);
-        let eligible: Vec<String> = of_family()
-            .filter(|(_, pool)| pool.refusal.is_none())
-            .map(|(name, _)| name.clone())
-            .collect();
+        let eligible = self.eligible(family);
         if !eligible.is_empty() {
             return Ok(eligible);
         }
-        let reasons: Vec<String> = of_family()
+        let reasons: Vec<String> = self
+            .pools
+            .iter()
+            .filter(|(_, pool)| pool.cidr.family() == family)
             .map(|(name, pool)| {
                 format!("{name} ({}): {}", pool.cidr, pool.refusal.as_deref().unwrap_or_default())
             })
@@ -88,6 +79,12 @@ impl View {
             )
         };
         Err(RpcError { kind: ErrorKind::NoPool, message })
+    }
+
+    /// The pools for those who ask for none by name.
+    pub(crate) fn eligible(&self, family: Family) -> Vec<String> {
+        let eligible = |pool: &PoolView| pool.cidr.family() == family && pool.refusal.is_none();
+        self.pools.iter().filter(|(_, pool)| eligible(pool)).map(|(name, _)| name.clone()).collect()
     }
 
     fn usable(&self, family: Family) -> Vec<String> {
@@ -141,14 +138,6 @@ pub(crate) struct Ipam {
     pub(crate) claims: mpsc::Sender<claims::Command>,
     pub(crate) mtu: watch::Receiver<u32>,
     pub(crate) tombstones: Arc<Tombstones>,
-    /// The last request that needed a block found none to claim.
-    pub(crate) exhausted: Arc<AtomicBool>,
-}
-
-/// A release as the store takes it.
-pub(crate) fn release_request(request: ReleaseRequest) -> twill_ipam::ReleaseRequest {
-    let ReleaseRequest { attachment, sequence, netns_cookie } = request;
-    twill_ipam::ReleaseRequest { attachment, sequence, netns_cookie }
 }
 
 impl Ipam {
@@ -192,24 +181,17 @@ impl Ipam {
             netns: request.netns,
             netns_cookie: request.netns_cookie,
             pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
-            foreign: request.foreign.map(foreign_use),
+            foreign: request.foreign,
             now_ms: now_ms(),
         };
         loop {
             match self.submit(plan.clone()).await {
-                Ok(assignment) => {
-                    self.exhausted.store(false, Ordering::Relaxed);
-                    return Ok(assignment);
-                }
+                Ok(assignment) => return Ok(assignment),
                 Err(AssignError::Refused(
                     refusal @ (Refusal::Full(_) | Refusal::NoBlock { .. }),
                 )) => {
                     debug!(%refusal, "a block is needed");
-                    let claimed = self.claim(refusal, deadline).await;
-                    if claimed.as_ref().is_err_and(|error| error.kind == ErrorKind::Exhausted) {
-                        self.exhausted.store(true, Ordering::Relaxed);
-                    }
-                    claimed?;
+                    self.claim(refusal, deadline).await?;
                 }
                 Err(AssignError::Refused(refusal)) => return Err(refused(&refusal)),
                 Err(error) => {
@@ -259,11 +241,23 @@ impl Ipam {
         }
     }
 
+    /// Whether those who name no pool get no address any more. A claim task that is busy with claims
+    /// has not said so.
+    pub(crate) async fn exhausted(&self) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let ask = async {
+            let (reply, answer) = oneshot::channel();
+            self.claims.send(claims::Command::Exhausted { reply }).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(PATIENCE, ask).await.ok().flatten().unwrap_or(false)
+    }
+
     /// Gives the addresses of an attachment back. Nothing held is success.
     pub(crate) async fn release(&self, request: ReleaseRequest) -> Result<Released, RpcError> {
         let (reply, answer) = oneshot::channel();
         self.unblocked(|service| {
-            service.submit_release(release_request(request), move |result| {
+            service.submit_release(request, move |result| {
                 let _ = reply.send(result);
             });
         });
@@ -314,11 +308,6 @@ impl Ipam {
     }
 }
 
-fn foreign_use(foreign: twill_rpc::message::ForeignUse) -> twill_ipam::ForeignUse {
-    let twill_rpc::message::ForeignUse { advertise, first_is_gateway, reserved } = foreign;
-    twill_ipam::ForeignUse { advertise, first_is_gateway, reserved: reserved.into_iter().collect() }
-}
-
 /// What no further block can mend.
 fn refused(refusal: &Refusal) -> RpcError {
     let (kind, remedy) = match refusal {
@@ -329,10 +318,4 @@ fn refused(refusal: &Refusal) -> RpcError {
         Refusal::Full(_) | Refusal::NoBlock { .. } => (ErrorKind::Exhausted, "add a pool"),
     };
     RpcError { kind, message: format!("{refusal}; {remedy}") }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,7 +1,7 @@
 //! Which tasks there are, and what they tell each other.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     path::PathBuf,
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::JoinSet,
+    task::{JoinSet, block_in_place},
 };
 use tracing::{info, warn};
 use twill_bgp_speaker::{Handle, Report};
@@ -20,7 +20,7 @@ use twill_dataplane::{
     node::{ensure_forwarding, ensure_gateway, uplink_mtu},
     watch::Events,
 };
-use twill_ipam_store::Service;
+use twill_ipam_store::{Service, now_ms};
 use twill_types::{Family, Prefix, error_chain};
 
 use crate::{
@@ -29,8 +29,8 @@ use crate::{
     claims::{self, Claims, OwnedBlocks},
     config::Config,
     datastore::{self, ClaimStore, Snapshot},
-    heartbeat,
-    ipam::{Ipam, View, now_ms},
+    heartbeat, host,
+    ipam::{Ipam, View},
     metrics::Metrics,
     reaper,
     reconcile::{self, Reconcile},
@@ -61,6 +61,8 @@ struct Wires {
     /// By the follower of the node's addresses.
     sources: watch::Sender<Sources>,
     mtu: watch::Sender<u32>,
+    /// By `routes`: links or routes have changed, and so may have the one towards the world.
+    uplink_changed: Arc<Notify>,
     /// By `bgp`: the running speaker.
     speaker: watch::Sender<Option<(Identity, Handle)>>,
     bgp_problems: watch::Sender<Vec<String>>,
@@ -68,6 +70,7 @@ struct Wires {
     installed: watch::Sender<Arc<KernelRoutes>>,
     conflicts: watch::Sender<BTreeMap<Prefix, String>>,
     reconcile_problems: watch::Sender<Vec<String>>,
+    host_problems: watch::Sender<Vec<String>>,
     /// An address was released, and its link waits to be deleted.
     released: Arc<Notify>,
     /// By `routes`: the kernel took a pod's link away.
@@ -77,18 +80,20 @@ struct Wires {
 }
 
 impl Wires {
-    fn new(tombstones: Tombstones) -> Self {
+    fn new(tombstones: Tombstones, mtu: u32) -> Self {
         Self {
             owned: watch::Sender::new(None),
             view: watch::Sender::default(),
             claim_problems: watch::Sender::default(),
             sources: watch::Sender::default(),
-            mtu: watch::Sender::new(1500),
+            mtu: watch::Sender::new(mtu),
+            uplink_changed: Arc::new(Notify::new()),
             speaker: watch::Sender::new(None),
             bgp_problems: watch::Sender::default(),
             installed: watch::Sender::default(),
             conflicts: watch::Sender::default(),
             reconcile_problems: watch::Sender::default(),
+            host_problems: watch::Sender::default(),
             released: Arc::new(Notify::new()),
             pod_links_lost: Arc::new(Notify::new()),
             tombstones: Arc::new(tombstones),
@@ -124,8 +129,13 @@ impl Kernel {
 impl Node<'_> {
     /// Starts the tasks that own the node's state.
     pub(crate) fn start(&self, tasks: &mut Tasks) -> anyhow::Result<Arc<Api>> {
-        let wires = Wires::new(Tombstones::new(&self.config.run_dir, Arc::clone(&self.service)));
         let kernel = Kernel::prepare(self.config)?;
+        // Before anybody is served: the first pods have it for life. Its changes are told from here
+        // on, since the kernel's events are already listened to.
+        let mtu = uplink_mtu(addresses(&self.name, &self.resources.borrow()).into_values())?;
+        info!(mtu, "the MTU of new pods");
+        let tombstones = Tombstones::new(&self.config.run_dir, Arc::clone(&self.service));
+        let wires = Wires::new(tombstones, mtu);
         // The F bit is true only if our routes really are in the kernel (RFC 4724 section 4.1).
         let restarting = !kernel.adopted.is_empty();
         let store = ClaimStore::open(&self.config.datastore.directory)?;
@@ -154,7 +164,9 @@ impl Node<'_> {
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.released)));
         endless(tasks, Arc::clone(&wires.tombstones).watch(wires.released));
         let (name, resources) = (self.name.clone(), self.resources.clone());
-        endless(tasks, follow_addresses(name, resources, wires.sources, wires.mtu));
+        endless(tasks, host::watch(wires.host_problems));
+        let Wires { sources, mtu, uplink_changed, .. } = wires;
+        endless(tasks, follow_addresses(name, resources, uplink_changed, sources, mtu));
     }
 
     fn api(
@@ -173,15 +185,19 @@ impl Node<'_> {
                 claims: commands,
                 mtu: wires.mtu.subscribe(),
                 tombstones: Arc::clone(&wires.tombstones),
-                exhausted: Arc::default(),
             },
             claims,
             speaker: wires.speaker.subscribe(),
             resources: self.resources.clone(),
             installed: wires.installed.subscribe(),
-            problems: [&wires.claim_problems, &wires.bgp_problems, &wires.reconcile_problems]
-                .map(watch::Sender::subscribe)
-                .into(),
+            problems: [
+                &wires.claim_problems,
+                &wires.bgp_problems,
+                &wires.reconcile_problems,
+                &wires.host_problems,
+            ]
+            .map(watch::Sender::subscribe)
+            .into(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
             released: Arc::clone(&wires.released),
@@ -204,6 +220,7 @@ impl Node<'_> {
             view: wires.view.clone(),
             owned: wires.owned.clone(),
             problems: wires.claim_problems.clone(),
+            refused: BTreeSet::new(),
             draining: false,
             behind: false,
         }
@@ -226,6 +243,7 @@ impl Node<'_> {
             installed: wires.installed.clone(),
             conflicts: wires.conflicts.clone(),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
+            uplink_changed: Arc::clone(&wires.uplink_changed),
             state: State::adopt(kernel.adopted),
         }
     }
@@ -262,7 +280,8 @@ impl Node<'_> {
     }
 }
 
-fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send + 'static) {
+/// Starts a task that cannot fail.
+pub(crate) fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(async move {
         task.await;
         Ok(())
@@ -277,8 +296,7 @@ async fn report_status(
 ) {
     loop {
         let snapshot = Arc::clone(&resources.borrow_and_update());
-        let written =
-            tokio::task::block_in_place(|| datastore::report(&directory, &node, &snapshot));
+        let written = block_in_place(|| datastore::report(&directory, &node, &snapshot));
         if let Err(error) = written {
             // Nothing else depends on it; the next change tries again.
             warn!(error = %error_chain(&error), "cannot write the status of the resources");
@@ -289,24 +307,30 @@ async fn report_status(
     }
 }
 
+/// The addresses that the node's manifest gives it.
+fn addresses(node: &str, snapshot: &Snapshot) -> Sources {
+    let own = snapshot.nodes.get(node);
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter_map(|family| Some((family, own?.address(family)?)))
+        .collect()
+}
+
 /// Keeps the node's own addresses, and the MTU that pods get from the link that has them.
 async fn follow_addresses(
     node: String,
     mut resources: watch::Receiver<Arc<Snapshot>>,
+    uplink_changed: Arc<Notify>,
     sources: watch::Sender<Sources>,
     mtu: watch::Sender<u32>,
 ) {
     loop {
-        let snapshot = Arc::clone(&resources.borrow_and_update());
-        let own = snapshot.nodes.get(&node);
-        let addresses: Sources = [Family::V4, Family::V6]
-            .into_iter()
-            .filter_map(|family| Some((family, own?.address(family)?)))
-            .collect();
-        let first = addresses.values().next().copied();
-        match tokio::task::block_in_place(|| uplink_mtu(first)) {
+        let addresses = addresses(&node, &resources.borrow_and_update());
+        match block_in_place(|| uplink_mtu(addresses.values().copied())) {
             Ok(found) => {
-                mtu.send_replace(found);
+                if mtu.send_replace(found) != found {
+                    info!(mtu = found, "the uplink has changed, and the MTU of new pods");
+                }
             }
             Err(error) => warn!(error = %error_chain(&error), "cannot tell the uplink's MTU"),
         }
@@ -315,8 +339,9 @@ async fn follow_addresses(
             *known = addresses;
             changed
         });
-        if resources.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = resources.changed() => if changed.is_err() { return },
+            () = uplink_changed.notified() => {}
         }
     }
 }

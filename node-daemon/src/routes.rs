@@ -54,6 +54,8 @@ pub(crate) struct Routes {
     pub(crate) conflicts: watch::Sender<BTreeMap<Prefix, String>>,
     /// The kernel took a pod's link away.
     pub(crate) pod_links_lost: Arc<Notify>,
+    /// Links, addresses or routes of the node itself have changed.
+    pub(crate) uplink_changed: Arc<Notify>,
     pub(crate) state: State,
 }
 
@@ -228,6 +230,7 @@ impl Routes {
             | Event::AddressRemoved { .. } => (false, true),
         };
         debug!(?event, "the kernel has changed");
+        self.uplink_changed.notify_one();
         if event == Event::Resync {
             self.pod_links_lost.notify_one();
         }
@@ -258,6 +261,8 @@ impl Routes {
             return Ok(());
         }
         let refused = block_in_place(|| self.fib.apply(&changes))?;
+        // The way to the world may be a learned one.
+        self.uplink_changed.notify_one();
         let refused: BTreeMap<Prefix, _> = refused.into_iter().collect();
         for change in changes {
             let prefix = change.prefix();

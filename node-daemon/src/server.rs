@@ -5,6 +5,7 @@ use std::{
     os::{fd::AsFd, unix::fs::PermissionsExt},
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +21,13 @@ use twill_rpc::message::{
 use twill_types::error_chain;
 
 use crate::api::Api;
+
+/// Before another connection is accepted where one could not be: others end in the meantime, and
+/// with them their files.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often it is said that connections still cannot be accepted.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// A failure of one connection; the others go on.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +58,20 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves for ever. Cancelling it ends the connections too.
-pub(crate) async fn serve(listener: UnixListener, api: Arc<Api>) -> io::Result<()> {
+pub(crate) async fn serve(listener: UnixListener, api: Arc<Api>) {
     let mut connections = JoinSet::new();
+    let mut complaint = Complaint::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (stream, _) = accepted?;
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        complaint.tell(&error);
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                };
                 let api = Arc::clone(&api);
                 connections.spawn(async move {
                     match converse(stream, &api).await {
@@ -68,6 +84,28 @@ pub(crate) async fn serve(listener: UnixListener, api: Arc<Api>) -> io::Result<(
                 });
             }
             Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// What was said last of connections that cannot be accepted.
+#[derive(Default)]
+struct Complaint(Option<(io::ErrorKind, Option<i32>, Instant)>);
+
+impl Complaint {
+    /// Says it once for each cause, and again where it goes on.
+    fn tell(&mut self, error: &io::Error) {
+        let (kind, number) = (error.kind(), error.raw_os_error());
+        let told = self.0.is_some_and(|(last, errno, when)| {
+            (last, errno) == (kind, number) && when.elapsed() < REMINDER
+        });
+        if !told {
+            warn!(
+                %error,
+                "cannot accept a connection, and tries again; where too many files are open, raise \
+                 the limit (LimitNOFILE of the unit)"
+            );
+            self.0 = Some((kind, number, Instant::now()));
         }
     }
 }

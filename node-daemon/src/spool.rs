@@ -7,17 +7,17 @@
 
 use std::{
     ffi::OsStr,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tokio::{sync::Notify, task::block_in_place};
 use tracing::{info, warn};
-use twill_ipam_store::Service;
+use twill_ipam_store::{Service, lock_alone, private_directory, private_file};
 use twill_rpc::message::ReleaseRequest;
 use twill_types::{AttachmentId, error_chain, host_link_name};
 
@@ -30,24 +30,39 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The spool, locked against those who write to it.
 pub(crate) struct Spool {
     directory: PathBuf,
-    _lock: Flock<File>,
+    /// `None` if another process did not let go of it.
+    lock: Option<Flock<File>>,
 }
 
 impl Spool {
-    /// Waits for those who write right now.
-    pub(crate) fn lock(run_dir: &Path) -> io::Result<Self> {
+    /// Waits for those who write right now, at the most until `deadline`. A plugin that hangs on
+    /// the lock must not keep the node without a daemon: what is written later is found by the
+    /// watch.
+    pub(crate) fn lock(run_dir: &Path, deadline: Instant) -> io::Result<Self> {
         let directory = run_dir.join("spool");
-        fs::create_dir_all(&directory)?;
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).open(directory.join(LOCK))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| io::Error::from(errno))?;
-        Ok(Self { directory, _lock: lock })
+        private_directory(&directory)?;
+        let path = directory.join(LOCK);
+        let lock = lock_alone(private_file(&path)?, deadline)?.ok();
+        if lock.is_none() {
+            warn!(
+                lock = %path.display(),
+                "another process does not let go of the spool's lock; going on without it: find \
+                 and end that process (lslocks, fuser)"
+            );
+        }
+        Ok(Self { directory, lock })
     }
 
     /// Releases what the tombstones name, and removes them. What a killed plugin has begun to
     /// write goes as well: while the lock is held, nobody is writing who has waited for it.
     pub(crate) fn drain(&self, service: &Service) -> io::Result<usize> {
+        if self.lock.is_some() {
+            self.sweep()?;
+        }
+        drain(&self.directory, service, "")
+    }
+
+    fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -58,7 +73,7 @@ impl Spool {
                 warn!(file = %entry.path().display(), %error, "left in the spool");
             }
         }
-        drain(&self.directory, service, "")
+        Ok(())
     }
 }
 
@@ -90,7 +105,6 @@ fn release(path: &Path, service: &Service) -> Result<(), String> {
     let text = fs::read(path).map_err(|error| error.to_string())?;
     let request: ReleaseRequest =
         serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    let request = crate::ipam::release_request(request);
     service.release(request).map(drop).map_err(|error| error_chain(&error))
 }
 

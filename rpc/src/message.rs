@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use twill_types::{Asn, AttachmentId, Block, Dedication, Family, Prefix};
+pub use twill_types::{ForeignUse, ReleaseRequest};
 
 /// The version both sides must speak. It changes when a message changes in a way that the other
 /// side cannot ignore; unknown fields are ignored.
@@ -114,20 +115,6 @@ pub struct AssignRequest {
     pub timeout_ms: u64,
 }
 
-/// What the network of another main plugin (bridge, macvlan, ptp) needs of its addresses. They come
-/// from blocks that are set aside for that network.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ForeignUse {
-    /// Whether these blocks are announced to BGP peers.
-    pub advertise: bool,
-    /// Whether the first address of each block is its gateway's.
-    pub first_is_gateway: bool,
-    /// Addresses that are not given out, such as those of gateways.
-    #[serde(default)]
-    pub reserved: Vec<IpAddr>,
-}
-
 /// A Kubernetes pod, for people and logs; never a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,21 +152,6 @@ pub struct EndpointUp {
     pub host_ifname: String,
     /// The host link's index.
     pub host_ifindex: u32,
-}
-
-/// Body of [`Request::Release`], and of a spool tombstone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ReleaseRequest {
-    /// Whose addresses.
-    pub attachment: AttachmentId,
-    /// Only if the record still has this sequence number (read from the link's alias); `None`
-    /// releases whatever the attachment holds.
-    pub sequence: Option<u64>,
-    /// The cookie of the namespace that is left, where it can be told: a record that is known to be
-    /// of another namespace belongs to a later ADD.
-    #[serde(default)]
-    pub netns_cookie: Option<u64>,
 }
 
 /// Body of [`Response::Released`].
@@ -224,7 +196,7 @@ pub struct Held {
 pub struct Readiness {
     /// Whether the first full configuration has been read.
     pub in_sync: bool,
-    /// Whether the last ADD that needed an address found none and no block to claim.
+    /// Whether an ADD that named no pool found no address and no block to claim, and none would now.
     pub exhausted: bool,
     /// Routes that the speaker wants and the kernel lacks.
     pub routes_missing: u32,

@@ -7,4 +7,4 @@ pub mod child;
 pub mod netns;
 pub mod sched;
 
-pub use netns::{AtPath, Netns, NetnsError, in_netns, is_netns, look, netns_cookie};
+pub use netns::{AtPath, Netns, NetnsError, in_netns, look, netns_cookie};

@@ -173,12 +173,6 @@ pub fn look(path: &Path) -> Result<AtPath, NetnsError> {
     }
 }
 
-/// Whether there is a namespace at `path`. A pod's namespace whose mount does not reach this
-/// process reads as an empty plain file, and a path that is gone is no namespace either.
-pub fn is_netns(path: &Path) -> bool {
-    statfs(path).is_ok_and(|stat| is_nsfs(stat.filesystem_type()))
-}
-
 fn is_nsfs(fs: FsType) -> bool {
     fs == NSFS_MAGIC
 }
@@ -276,9 +270,6 @@ mod tests {
     #[test]
     fn a_plain_file_is_no_namespace() {
         let plain = Path::new("/proc/self/status");
-        assert!(!is_netns(plain));
-        assert!(!is_netns(Path::new("/nonexistent")));
-        assert!(is_netns(Path::new("/proc/self/ns/net")));
         assert!(matches!(Netns::open(plain), Err(NetnsError::NotANamespace { .. })));
         assert!(matches!(Netns::open("/nonexistent"), Err(NetnsError::Open { .. })));
 

@@ -136,13 +136,19 @@ const LEAST: usize = 80;
 
 /// A dual-stack node with its daemon.
 pub(crate) fn node() -> Result<Lab> {
+    node_with("")
+}
+
+/// The same with more lines in its `twilld.yaml`.
+pub(crate) fn node_with(settings: &str) -> Result<Lab> {
     let mut topology = Topology::new();
     topology
         .node("node1")
         .label("rack", "rack1")
         .label("env", "prod")
         .on("seg-a", "192.168.2.11/24")
-        .on("seg-a", "2001:db8:2::11/64");
+        .on("seg-a", "2001:db8:2::11/64")
+        .settings(settings);
     topology.samples(&["ippool-app.yaml"])?;
     topology.resource(
         "pool6.yaml",

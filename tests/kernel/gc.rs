@@ -4,7 +4,13 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use twill_tests::{cni, lab::Lab, ping, programs, snapshot::Snapshot, wait::wait_for};
+use twill_tests::{
+    cni,
+    lab::{Lab, Pod},
+    ping, programs,
+    snapshot::Snapshot,
+    wait::wait_for,
+};
 
 use crate::{
     SECONDS,
@@ -162,42 +168,111 @@ pub(crate) fn s_02_status_says_whether_an_add_would_succeed() -> Result<()> {
     Ok(())
 }
 
-/// S-03: exhaustion makes a node NotReady only where the configuration says so, since a kubelet
-/// evicts pods from such a node.
-pub(crate) fn s_03_exhaustion_counts_by_option() -> Result<()> {
+/// A node whose only pool has two addresses, and a runtime for which exhaustion counts.
+fn tiny_node() -> Result<Lab> {
     let mut lab = one_node()?;
-    lab.write_resource(
-        "ippool-app.yaml",
-        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: tiny}\nspec: {cidr: \
-         10.30.0.0/31, blockSize: 31}\n",
-    )?;
-    let node = lab.node("node1")?;
-    wait_for("the small pool alone", SECONDS, || {
-        let pools = node.ctl_json(&["ipam", "show"])?["pools"].clone();
-        ensure!(
-            pools.as_array().is_some_and(|pools| pools.len() == 1 && pools[0]["name"] == "tiny"),
-            "{pools}"
-        );
-        Ok(())
-    })?;
-    let pods: Vec<_> =
-        (0..2).map(|n| lab.add_pod("node1", &format!("p{n}"))).collect::<Result<_>>()?;
-    let more = lab.bare_pod("node1", "more")?;
-    let node = lab.node("node1")?;
-    let error = refusal(node.runtime().add(node.namespace(), more.attachment()))?;
-    ensure!(error.code == 101 && error.message.contains("tiny"), "{error}");
-    node.runtime().status(node.namespace())?;
+    lab.write_resource("ippool-app.yaml", &pool("tiny", "10.30.0.0/31", "all()"))?;
+    wait_for_pools(&lab, &["tiny"])?;
     let runtime = lab.node_mut("node1")?.runtime_mut();
     let mut conflist = runtime.conflist().clone();
     conflist["plugins"][0]["statusOnExhaustion"] = json!(true);
     runtime.set_conflist(conflist);
+    Ok(lab)
+}
+
+fn pool(name: &str, cidr: &str, selector: &str) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: {{cidr: \
+         {cidr}, blockSize: 31, nodeSelector: \"{selector}\"}}\n"
+    )
+}
+
+fn wait_for_pools(lab: &Lab, names: &[&str]) -> Result<()> {
+    wait_for("the pools", SECONDS, || {
+        let pools = lab.node("node1")?.ctl_json(&["ipam", "show"])?["pools"].clone();
+        let found: Vec<_> =
+            pools.as_array().into_iter().flatten().map(|pool| pool["name"].clone()).collect();
+        ensure!(found == names, "{pools}");
+        Ok(())
+    })
+}
+
+fn fill(lab: &mut Lab) -> Result<Vec<Pod>> {
+    let pods = (0..2).map(|n| lab.add_pod("node1", &format!("p{n}"))).collect::<Result<_>>()?;
+    no_address(lab, "more", "tiny")?;
+    Ok(pods)
+}
+
+/// An ADD that finds no address in a pool.
+fn no_address(lab: &mut Lab, pod: &str, pool: &str) -> Result<()> {
+    let pod = lab.bare_pod("node1", pod)?;
     let node = lab.node("node1")?;
-    let error = refusal(node.runtime().status(node.namespace()))?;
-    ensure!(error.code == 50 && error.message.contains("in use"), "{error}");
-    let mut pods = pods.into_iter();
+    let error = refusal(node.runtime().add(node.namespace(), pod.attachment()))?;
+    ensure!(error.code == 101 && error.message.contains(pool), "{error}");
+    Ok(())
+}
+
+/// S-03: exhaustion makes a node NotReady only where the configuration says so, since a kubelet
+/// evicts pods from such a node; and only as long as it lasts, since such a node gets no ADD.
+pub(crate) fn s_03_exhaustion_counts_by_option() -> Result<()> {
+    let mut lab = tiny_node()?;
+    let mut pods = fill(&mut lab)?.into_iter();
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let counts = runtime.conflist().clone();
+    let mut plain = counts.clone();
+    plain["plugins"][0]["statusOnExhaustion"] = json!(false);
+    runtime.set_conflist(plain);
+    let node = lab.node("node1")?;
+    node.runtime().status(node.namespace())?;
+    lab.node_mut("node1")?.runtime_mut().set_conflist(counts);
+    let full = |lab: &Lab| -> Result<()> {
+        let node = lab.node("node1")?;
+        let error = refusal(node.runtime().status(node.namespace()))?;
+        ensure!(error.code == 50 && error.message.contains("in use"), "{error}");
+        Ok(())
+    };
+    full(&lab)?;
+    // A DEL ends it.
     lab.delete_pod(pods.next().context("no pods")?)?;
-    let mut more = more;
-    lab.attach(&mut more)?;
+    let node = lab.node("node1")?;
+    node.runtime().status(node.namespace())?;
+    let _again = lab.add_pod("node1", "again")?;
+    no_address(&mut lab, "one-more", "tiny")?;
+    full(&lab)?;
+    // So does another pool.
+    lab.write_resource("more.yaml", &pool("more", "10.31.0.0/31", "all()"))?;
+    wait_for_pools(&lab, &["more", "tiny"])?;
+    let node = lab.node("node1")?;
+    node.runtime().status(node.namespace())
+}
+
+/// What one pod or one network asks for is not the node's own state.
+pub(crate) fn s_03_a_full_pool_asked_for_by_name_is_not_the_nodes() -> Result<()> {
+    let mut lab = tiny_node()?;
+    lab.write_resource("blue.yaml", &pool("blue", "10.32.0.0/31", "env == 'blue'"))?;
+    wait_for_pools(&lab, &["blue", "tiny"])?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let own = runtime.conflist().clone();
+    let mut asking = own.clone();
+    asking["plugins"][0]["runtimeConfig"] = json!({
+        "io.kubernetes.cri.pod-annotations": {"cni.projectcalico.org/ipv4pools": "[\"blue\"]"}
+    });
+    runtime.set_conflist(asking);
+    let _blue = [lab.add_pod("node1", "b0")?, lab.add_pod("node1", "b1")?];
+    no_address(&mut lab, "b2", "blue")?;
+    let node = lab.node("node1")?;
+    node.runtime().status(node.namespace())?;
+
+    // A foreign network needs a block of its own, and this pod has taken the only one.
+    lab.node_mut("node1")?.runtime_mut().set_conflist(own.clone());
+    let _pod = lab.add_pod("node1", "p0")?;
+    let ipam =
+        json!({"type": "twill-ipam", "mode": "daemon", "runDir": own["plugins"][0]["runDir"]});
+    let plugins = json!([{"type": "ptp", "ipam": ipam}]);
+    let lan = json!({"cniVersion": "1.0.0", "name": "lan", "plugins": plugins});
+    lab.node_mut("node1")?.runtime_mut().set_conflist(lan);
+    no_address(&mut lab, "lan", "tiny")?;
+    lab.node_mut("node1")?.runtime_mut().set_conflist(own);
     let node = lab.node("node1")?;
     node.runtime().status(node.namespace())
 }

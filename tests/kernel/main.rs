@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 mod checklist;
 mod crash;
+mod daemon;
 mod gc;
 mod host;
 mod ipam_plugin;
@@ -109,6 +110,9 @@ fn main() -> ExitCode {
         checklist::s_03_a_full_node_is_ready,
         checklist::s_05_verbs_work_whatever_status_said,
         checklist::s_06_status_is_about_no_container,
+        daemon::nobody_else_can_keep_it_from_starting,
+        daemon::it_outlives_too_many_connections,
+        daemon::a_loose_source_check_is_told,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,
@@ -119,7 +123,9 @@ fn main() -> ExitCode {
         operator::without_root_it_fails_and_says_so,
         plugin::a_pod_whose_namespace_is_gone_is_deleted,
         plugin::a_pod_gets_the_mtu_of_the_uplink,
+        plugin::pods_follow_the_mtu_of_the_uplink,
         plugin::standalone_mode_needs_no_daemon,
+        plugin::standalone_mode_rebuilds_a_lost_store,
         plugin::an_add_waits_for_a_daemon_that_starts,
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_06_g_07_the_list_in_all_its_spellings,
@@ -128,6 +134,7 @@ fn main() -> ExitCode {
         gc::g_05_it_is_forwarded,
         gc::s_02_status_says_whether_an_add_would_succeed,
         gc::s_03_exhaustion_counts_by_option,
+        gc::s_03_a_full_pool_asked_for_by_name_is_not_the_nodes,
         ipam_plugin::ptp_gets_addresses_from_us,
         ipam_plugin::bridge_gets_a_subnet_with_a_gateway_from_us,
         ipam_plugin::macvlan_pods_are_neighbours_of_the_tor,

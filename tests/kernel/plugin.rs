@@ -67,6 +67,50 @@ pub(crate) fn a_pod_gets_the_mtu_of_the_uplink() -> Result<()> {
     Ok(())
 }
 
+/// The first pod that a node with this address gets has the MTU that its uplink had before the
+/// daemon started; later ones have what it has by then.
+fn mtu_of_pods(address: &str, pool: &str, conflist: impl FnOnce(&mut Value)) -> Result<()> {
+    let mut topology = Topology::new();
+    topology.node("node1").on("seg-a", address);
+    topology.resource(
+        "pool.yaml",
+        &format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: pool}}\nspec: \
+             {{cidr: \"{pool}\"}}\n"
+        ),
+    );
+    let mut lab = topology.build()?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut changed = runtime.conflist().clone();
+    conflist(&mut changed);
+    runtime.set_conflist(changed);
+    lab.node("node1")?.namespace().ip_batch("link set eth0 mtu 9000\n")?;
+    lab.start_all()?;
+    let mut numbers = 0..;
+    let mut mtu = |lab: &mut Lab| -> Result<String> {
+        let pod = lab.add_pod("node1", &format!("p{}", numbers.next().unwrap_or(0)))?;
+        let link = pod.namespace().ip("link show eth0")?;
+        lab.delete_pod(pod)?;
+        Ok(link)
+    };
+    let first = mtu(&mut lab)?;
+    ensure!(first.contains("mtu 9000"), "{first}");
+    lab.node("node1")?.namespace().ip_batch("link set eth0 mtu 4000\n")?;
+    wait_for("a pod with the new MTU", SECONDS, || {
+        let later = mtu(&mut lab)?;
+        ensure!(later.contains("mtu 4000"), "{later}");
+        Ok(())
+    })
+}
+
+pub(crate) fn pods_follow_the_mtu_of_the_uplink() -> Result<()> {
+    mtu_of_pods("192.168.2.11/24", "10.30.0.0/24", |_| {})?;
+    mtu_of_pods("2001:db8:2::11/64", "fd00:30::/112", |conflist| {
+        conflist["plugins"][0]["ipam"]["assignIPv4"] = json!(false);
+        conflist["plugins"][0]["ipam"]["assignIPv6"] = json!(true);
+    })
+}
+
 pub(crate) fn standalone_mode_needs_no_daemon() -> Result<()> {
     let node = Namespace::create("node")?;
     node.ip_batch(
@@ -114,6 +158,63 @@ pub(crate) fn standalone_mode_needs_no_daemon() -> Result<()> {
     let nothing = Runtime::new(conflist(json!([]), "standalone"), vec![programs::directory()?]);
     let error = refusal(nothing.add(&node, &attachment))?;
     ensure!(error.code == 7 && error.message.contains("ipam.pools"), "{error}");
+    Ok(())
+}
+
+/// The store is lost under running pods: what their links tell is enough to go on, without a daemon
+/// too.
+pub(crate) fn standalone_mode_rebuilds_a_lost_store() -> Result<()> {
+    let node = Namespace::create("node")?;
+    node.ip_batch(
+        "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
+    )?;
+    let run_dir = tempfile::tempdir_in("/run")?;
+    let pools = json!([{"cidr": "10.20.0.0/29", "blockSize": 29}]);
+    let ipam = json!({"type": "twill-ipam", "mode": "standalone", "pools": pools});
+    let conflist = json!({
+        "cniVersion": "1.0.0",
+        "name": "lab",
+        "plugins": [{"type": "twill", "runDir": run_dir.path(), "ipam": ipam}],
+    });
+    let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+    let namespaces = (0..4)
+        .map(|number| Namespace::create(format!("pod{number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let attachments: Vec<_> = namespaces
+        .iter()
+        .enumerate()
+        .map(|(number, pod)| {
+            let netns = pod.path().display().to_string();
+            Attachment::pod("prod", "web", &format!("{number:064x}"), &netns)
+        })
+        .collect();
+    let add = |number: usize| -> Result<std::net::IpAddr> {
+        let addresses = cni::addresses(&runtime.add(&node, &attachments[number])?)?;
+        ping::reaches(&node, addresses[0])?;
+        Ok(addresses[0])
+    };
+    let mut given = BTreeSet::from([add(0)?, add(1)?]);
+    let first = *given.first().context("no address")?;
+    std::fs::remove_dir_all(run_dir.path().join("ipam"))?;
+    given.insert(add(2)?);
+    ensure!(add(0)? == first, "the first has another address than {first}");
+    ensure!(given.len() == 3, "given twice: {given:?}");
+    for (pod, address) in namespaces.iter().zip(&given) {
+        let inside = pod.ip("address show eth0")?;
+        ensure!(inside.contains(&address.to_string()), "{address}: {inside}");
+        ping::reaches(&node, *address)?;
+    }
+    // Nor does a DEL or a CHECK with a lost store leave the others without their records.
+    std::fs::remove_dir_all(run_dir.path().join("ipam"))?;
+    runtime.check(&node, &attachments[0])?;
+    runtime.del(&node, &attachments[1])?;
+    given.insert(add(3)?);
+    ensure!(given.len() == 4, "given twice: {given:?}");
+    for attachment in &attachments {
+        runtime.del(&node, attachment)?;
+    }
+    let links = node.ip("-oneline link show")?;
+    ensure!(!links.contains("twl"), "a link is left: {links}");
     Ok(())
 }
 

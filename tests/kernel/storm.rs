@@ -1,5 +1,5 @@
-//! Many ADDs and DELs at once, while plugins and the daemon are killed at random: in the end those
-//! pods work that should, and nothing is left of the others.
+//! Many ADDs and DELs at once, while plugins and the daemon are killed at random, and no DEL comes
+//! for some pods: in the end those pods work that should, and nothing is left of the others.
 
 use std::{
     collections::BTreeSet,
@@ -7,7 +7,10 @@ use std::{
     io::Write,
     net::IpAddr,
     process::Command,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -39,6 +42,9 @@ const KEPT: usize = 3;
 /// A killed call has made this many system calls at the most.
 const FAR: usize = 200;
 
+/// No daemon of the storm lives as long as the grace period, so the last one finds who is gone.
+const SETTINGS: &str = "reconcile: {intervalSeconds: 1, graceSeconds: 5}\n";
+
 /// What all workers share.
 struct Storm<'a> {
     node: &'a Node,
@@ -46,6 +52,8 @@ struct Storm<'a> {
     over: AtomicBool,
     killed: AtomicUsize,
     daemons: AtomicUsize,
+    /// Containers whose pod worked, and then went without a DEL.
+    abandoned: Mutex<Vec<String>>,
 }
 
 /// A pod that should live.
@@ -58,7 +66,7 @@ struct Pod {
 pub(crate) fn a_storm_of_killed_calls_leaks_nothing() -> Result<()> {
     let operations = env::var("TWILL_STORM_OPERATIONS").ok().and_then(|text| text.parse().ok());
     let random = Random::from_environment();
-    let mut lab = crash::node()?;
+    let mut lab = crash::node_with(SETTINGS)?;
     // From here on the daemon is the storm's.
     lab.node_mut("node1")?.stop()?;
     storm(&lab, operations.unwrap_or(OPERATIONS), &random)
@@ -72,6 +80,7 @@ fn storm(lab: &Lab, operations: usize, random: &Random) -> Result<()> {
         over: AtomicBool::new(false),
         killed: AtomicUsize::new(0),
         daemons: AtomicUsize::new(0),
+        abandoned: Mutex::default(),
     };
     let (daemon, pods) = thread::scope(|scope| -> Result<_> {
         let storm = &storm;
@@ -96,11 +105,17 @@ fn storm(lab: &Lab, operations: usize, random: &Random) -> Result<()> {
     })?;
     let killed = storm.killed.load(Ordering::Relaxed);
     let daemons = storm.daemons.load(Ordering::Relaxed);
-    let said =
-        format!("{operations} calls, {killed} of them and {daemons} daemons killed; {random}");
-    ensure!(killed * 10 > operations && daemons > 1, "too mild: {said}");
+    let abandoned = storm.abandoned();
+    let said = format!(
+        "{operations} calls, {killed} of them and {daemons} daemons killed, {} pods abandoned; \
+         {random}",
+        abandoned.len()
+    );
+    let mild = killed * 10 <= operations || daemons <= 1 || abandoned.is_empty();
+    ensure!(!mild, "too mild: {said}");
     writeln!(std::io::stderr(), "{said}")?;
     storm.only(&pods)?;
+    storm.reconciled(&abandoned)?;
     let (runtime, host) = (storm.node.runtime(), storm.node.namespace());
     for pod in &pods {
         runtime.check(host, &pod.attachment)?;
@@ -163,6 +178,22 @@ impl Storm<'_> {
         }
     }
 
+    /// Callers that panicked have left nothing half done in it.
+    fn abandoned(&self) -> MutexGuard<'_, Vec<String>> {
+        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The daemon has found out by itself that these pods are gone.
+    fn reconciled(&self, abandoned: &[String]) -> Result<()> {
+        let log = self.node.log();
+        let found: Vec<_> = log.lines().filter(|l| l.contains("no DEL came for it")).collect();
+        for container in abandoned {
+            let name = format!("/{container}/");
+            ensure!(found.iter().any(|line| line.contains(&name)), "no word of {container}");
+        }
+        Ok(())
+    }
+
     /// Waits until addresses in use, links and routes are those of these pods and no others.
     fn only(&self, pods: &[Pod]) -> Result<()> {
         let addresses: Vec<_> = pods.iter().flat_map(|pod| &pod.addresses).collect();
@@ -209,6 +240,11 @@ impl Worker<'_> {
             pods.extend(self.live(None)?);
             if pods.len() > KEPT {
                 let pod = pods.swap_remove(self.random.below(pods.len()));
+                if self.random.one_in(4) {
+                    self.storm.abandoned().push(pod.attachment.container_id);
+                    drop(pod.namespace);
+                    continue;
+                }
                 let container = self.delete(pod.attachment, Some(pod.namespace))?;
                 // Sometimes it is started again at once, under its old id.
                 if self.random.one_in(3) && self.storm.take() {
@@ -229,6 +265,11 @@ impl Worker<'_> {
         let attachment = Attachment::pod("prod", &container, &container, &netns);
         while self.killed("ADD", &attachment)? {
             if self.random.one_in(2) || !self.storm.take() {
+                if self.random.one_in(3) {
+                    // Whatever it was given, nobody calls for it any more.
+                    drop(namespace);
+                    return Ok(None);
+                }
                 self.delete(attachment, Some(namespace))?;
                 return Ok(None);
             }

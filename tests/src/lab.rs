@@ -244,6 +244,8 @@ impl Lab {
             inside += &format!("route add default via {gateway}\n");
         }
         namespace.ip_batch(&inside)?;
+        // A new namespace has what the machine has, and 2 is a problem that a node tells of.
+        namespace.sysctl("ipv4/conf/all/rp_filter", "0")?;
         if machine.is_node {
             fs::write(resources.join(format!("{}.yaml", machine.name)), machine.manifest())?;
             let dir = self.dir.join(&machine.name);

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -150,6 +150,19 @@ impl std::str::FromStr for LinkAlias {
         };
         Ok(Self { owner, sequence })
     }
+}
+
+/// A pod whose link is in use, as far as the kernel tells: what a lost store is rebuilt from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LivingPod {
+    /// Whose link it is.
+    pub attachment: AttachmentId,
+    /// The number of the ADD that made it.
+    pub sequence: u64,
+    /// The addresses that the node routes to it, at least one.
+    pub addresses: Vec<IpAddr>,
+    /// Pod namespace and name (`prod/web`), for people.
+    pub pod: Option<String>,
 }
 
 #[cfg(test)]

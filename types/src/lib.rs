@@ -9,14 +9,16 @@ mod attachment;
 mod block;
 mod chain;
 mod prefix;
+mod request;
 
 pub use asn::{Asn, AsnError};
 pub use attachment::{
-    Alias, AttachmentError, AttachmentId, LinkAlias, host_link_name, is_host_link_name,
+    Alias, AttachmentError, AttachmentId, LinkAlias, LivingPod, host_link_name, is_host_link_name,
 };
 pub use block::{Block, BlockError, Dedication};
 pub use chain::error_chain;
 pub use prefix::{Family, Prefix, PrefixError};
+pub use request::{ForeignUse, ReleaseRequest};
 
 /// The routing protocol number (`rtm_protocol`) of every route that Twill makes. It is in none of
 /// the registered ranges of `rt_protos` (`ip route show proto 116`).

@@ -1,6 +1,6 @@
 //! The IPAM plugin's ADD and DEL: addresses for an interface that another main plugin makes.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::Value;
 use twill_dataplane::pod::PodRoute;
@@ -20,9 +20,9 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     let netns = call.netns()?;
     let needs = &call.netconf.ipam.foreign;
     let (first_is_gateway, reserved) = match &needs.gateway {
-        Gateway::First => (true, Vec::new()),
-        Gateway::Absent => (false, Vec::new()),
-        Gateway::At(addresses) => (false, addresses.clone()),
+        Gateway::First => (true, BTreeSet::new()),
+        Gateway::Absent => (false, BTreeSet::new()),
+        Gateway::At(addresses) => (false, addresses.iter().copied().collect()),
     };
     let advertise = needs.advertise;
     let foreign = Some(ForeignUse { advertise, first_is_gateway, reserved });

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use twill_types::{Family, LinkAlias, is_host_link_name};
+use twill_types::{Alias, Family, LinkAlias, LivingPod, is_host_link_name};
 
 use crate::{Error, Link, message::RouteFilter, netlink::Socket, route::Route};
 
@@ -15,6 +15,30 @@ pub struct FoundPodLink {
     pub alias: Option<LinkAlias>,
     /// The addresses that the node routes to it.
     pub addresses: Vec<IpAddr>,
+}
+
+impl FoundPodLink {
+    /// The pod, if its link is in use and says whose it is. Addresses that no store of ours gave are
+    /// none of its business.
+    fn pod(&self) -> Option<LivingPod> {
+        let alias = self.alias.as_ref()?;
+        let Alias::Full(attachment) = &alias.owner else {
+            return None;
+        };
+        let in_use = self.link.up && !self.addresses.is_empty();
+        (in_use && alias.sequence != LinkAlias::WITHOUT_STORE).then(|| LivingPod {
+            attachment: attachment.clone(),
+            sequence: alias.sequence,
+            addresses: self.addresses.clone(),
+            pod: self.link.altnames.iter().find_map(|name| pod_of(name)),
+        })
+    }
+}
+
+/// `<pod>.<namespace>`, as an alternative name has it, in the way of records.
+fn pod_of(name: &str) -> Option<String> {
+    let (pod, namespace) = name.rsplit_once('.')?;
+    Some(format!("{namespace}/{pod}"))
 }
 
 /// The host ends of pods, without those that only wait to be deleted. One dump of the kernel.
@@ -48,6 +72,11 @@ pub fn pod_links() -> Result<Vec<FoundPodLink>, Error> {
     Ok(found.collect())
 }
 
+/// The pods of all links that are in use.
+pub fn living_pods() -> Result<Vec<LivingPod>, Error> {
+    Ok(pod_links()?.iter().filter_map(FoundPodLink::pod).collect())
+}
+
 /// The addresses that these routes lead to directly behind a link.
 pub(super) fn host_routes(routes: &[Route], index: u32) -> Vec<IpAddr> {
     let host_route = |route: &&Route| {
@@ -55,4 +84,16 @@ pub(super) fn host_routes(routes: &[Route], index: u32) -> Vec<IpAddr> {
             && route.next_hops.iter().any(|hop| hop.ifindex == index && hop.gateway.is_none())
     };
     routes.iter().filter(host_route).map(|route| route.prefix.address()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_name_may_have_dots_and_its_namespace_has_none() {
+        assert_eq!(pod_of("web-1.prod").as_deref(), Some("prod/web-1"));
+        assert_eq!(pod_of("web.v2.prod").as_deref(), Some("prod/web.v2"));
+        assert_eq!(pod_of("eth5"), None);
+    }
 }

@@ -9,9 +9,7 @@ fn the_gateway_route_is_made_once() {
         assert!(node::ensure_gateway().unwrap());
         assert!(!node::ensure_gateway().unwrap());
         assert_eq!(ip("route show"), "169.254.1.1 dev lo proto 116 scope link");
-        node::remove_gateway().unwrap();
-        node::remove_gateway().unwrap();
-        assert_eq!(ip("route show"), "");
+        ip("route delete 169.254.1.1 dev lo");
 
         uplink();
         ip("route add 169.254.1.1 dev uplink");
@@ -21,8 +19,6 @@ fn the_gateway_route_is_made_once() {
             }
             other => panic!("{other:?}"),
         }
-        node::remove_gateway().unwrap();
-        assert_ne!(ip("route show 169.254.1.1"), "");
     });
 }
 
@@ -68,5 +64,45 @@ fn the_uplink_is_found_by_address_or_by_the_default_route() {
         ip("route add default via 192.168.2.1");
         assert_eq!(node::uplink_mtu(loopback).unwrap(), 9000);
         assert_eq!(node::uplink_mtu(None).unwrap(), 9000);
+    });
+}
+
+#[test]
+fn the_uplink_of_an_ipv6_only_node_is_found() {
+    on_a_node(|| {
+        ip("link add uplink mtu 9000 type veth peer name router");
+        ip("link set uplink up");
+        ip("link set router up");
+        ip("address add fd00:2::11/64 dev uplink nodad");
+        assert_eq!(node::uplink_mtu(None).unwrap(), 1500);
+        ip("route add default via fd00:2::1");
+        assert_eq!(node::uplink_mtu(None).unwrap(), 9000);
+        // An address that is on no link says nothing, and the next one does.
+        let addresses = ["10.99.99.1", "fd00:2::11"].map(|text| text.parse().unwrap());
+        assert_eq!(node::uplink_mtu(addresses).unwrap(), 9000);
+    });
+}
+
+#[test]
+fn of_several_uplinks_the_smallest_mtu_counts() {
+    on_a_node(|| {
+        uplink();
+        ip("link set uplink mtu 9000");
+        ip("link add second mtu 4000 type veth peer name router2");
+        ip("link set second up");
+        ip("link set router2 up");
+        ip("address add 192.168.3.11/24 dev second");
+        ip("route add default nexthop via 192.168.2.1 nexthop via 192.168.3.1");
+        assert_eq!(node::uplink_mtu(None).unwrap(), 4000);
+    });
+}
+
+#[test]
+fn a_loose_source_check_is_seen() {
+    on_a_node(|| {
+        for (value, loose) in [("0", false), ("1", false), ("2", true)] {
+            set_sysctl("ipv4/conf/all/rp_filter", value);
+            assert_eq!(node::source_check_is_loose().unwrap(), loose, "{value}");
+        }
     });
 }

@@ -6,7 +6,7 @@ use std::{
 
 use proptest::prelude::*;
 use twill_ipam::{AssignRequest, OwnedBlock, ReleaseRequest};
-use twill_types::{AttachmentId, Family};
+use twill_types::{AttachmentId, Family, LinkAlias, LivingPod};
 
 use super::*;
 use crate::{Entry, MemoryStore, Write};
@@ -107,7 +107,7 @@ fn another_boot_begins_empty_and_the_numbers_go_on() {
     let before = service.assign(request(1)).unwrap();
     drop(service);
     let (service, report) = Service::open(&store, options("b")).unwrap();
-    assert_eq!(report.other_boot, 1);
+    assert_eq!(report, OpenReport::default());
     assert_eq!((service.records().unwrap(), service.blocks().unwrap()), (vec![], vec![]));
     service.set_block(block("10.0.0.0/29"), true).unwrap();
     assert!(service.assign(request(1)).unwrap().sequence > before.sequence);
@@ -312,4 +312,26 @@ proptest! {
             prop_assert_eq!(all.len(), distinct.len());
         }
     }
+}
+
+#[test]
+fn a_lost_store_is_rebuilt_from_the_links() {
+    let service = Service::with_store(Box::new(MemoryStore::default()), options("boot")).unwrap();
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    let known = service.assign(request(1)).unwrap();
+    let links = [LinkAlias::new(&id(1), known.sequence), LinkAlias::new(&id(2), 70)];
+    assert!(!service.misses(links[..1].to_vec()).unwrap());
+    assert!(service.misses(links.to_vec()).unwrap());
+    let pod = |n: u16, address: &str| LivingPod {
+        attachment: id(n),
+        sequence: 70,
+        addresses: vec![address.parse().unwrap()],
+        pod: Some("prod/web".into()),
+    };
+    let pods = vec![pod(1, "10.0.0.5"), pod(2, "10.0.0.1"), pod(3, "10.0.0.1")];
+    assert_eq!(service.rebuild(pods).unwrap(), 1, "one is known, one's address is another's");
+    assert_eq!(service.lookup(&id(1)).unwrap().unwrap().addresses, known.addresses);
+    assert!(!service.misses(links.to_vec()).unwrap());
+    let next = service.assign(request(4)).unwrap();
+    assert_eq!((next.addresses, next.sequence), (vec!["10.0.0.2".parse().unwrap()], 71));
 }

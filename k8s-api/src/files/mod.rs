@@ -10,9 +10,9 @@ mod manifests;
 mod status;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -170,13 +170,24 @@ impl DirectoryLock {
             .create(true)
             .truncate(false)
             .write(true)
-            .mode(0o644)
+            .mode(0o600)
             .open(&path)
             .map_err(failed("open", &path))?;
+        shut_out_others(&file).map_err(failed("change the mode of", &path))?;
         file.lock().map_err(failed("lock", &path))?;
         sweep(directory)?;
         Ok(Self(file))
     }
+}
+
+/// Takes the rights of everybody away from a lock: whoever can open it can hold it for ever.
+fn shut_out_others(lock: &File) -> io::Result<()> {
+    const OTHERS: u32 = 0o007;
+    let mode = lock.metadata()?.permissions().mode();
+    if mode & OTHERS == 0 {
+        return Ok(());
+    }
+    lock.set_permissions(Permissions::from_mode(mode & 0o7777 & !OTHERS))
 }
 
 /// Removes temporary files; all their writers hold the lock while they have one.

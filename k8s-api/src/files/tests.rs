@@ -1,4 +1,7 @@
-use std::{os::unix::fs::symlink, process::Command};
+use std::{
+    os::unix::fs::{PermissionsExt, symlink},
+    process::Command,
+};
 
 use twill_types::{Block, Dedication};
 
@@ -241,4 +244,16 @@ fn statuses_are_written_once_and_merged() {
     assert!(!remove_status(dir.path(), "n1", &resource.id()).unwrap());
     fs::write(dir.path().join("status/n2/broken.json"), "{").unwrap();
     assert_eq!(read_statuses(dir.path()).unwrap()[&resource.id()].len(), 1);
+}
+
+#[test]
+fn others_cannot_open_a_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(LOCK);
+    let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+    drop(DirectoryLock::acquire(dir.path()).unwrap());
+    assert_eq!(mode(), 0o600);
+    fs::set_permissions(&path, Permissions::from_mode(0o664)).unwrap();
+    drop(DirectoryLock::acquire(dir.path()).unwrap());
+    assert_eq!(mode(), 0o660);
 }

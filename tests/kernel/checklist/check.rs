@@ -59,14 +59,27 @@ pub(crate) fn c_04_check_looks_at_the_node_and_the_store() -> Result<()> {
     let address = twill_tests::cni::addresses(&result)?[0].to_string();
     site.host.ip(&format!("route del {address}"))?;
     site.call("CHECK")?.run()?.refused(102, &[&address])?;
-    site.call("DEL")?.run()?.silent()?;
-    site.add()?;
-    fs::remove_dir_all(site.run_dir.path().join("ipam"))?;
-    site.call("CHECK")?.run()?.refused(102, &["10.20.0."])?;
 
-    // A daemon that is away is no fault of the pod.
+    // The address is given back by the IPAM plugin alone, and the link stays.
     let mut lab = one_node()?;
     let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), pod.attachment())?;
+    let ipam = json!({"type": "twill-ipam", "mode": "daemon", "runDir": node.dir().join("run")});
+    let netconf = json!({"cniVersion": "1.0.0", "name": "pods", "type": "ptp", "ipam": ipam});
+    let del = pod.attachment().environment("DEL", &[]);
+    let given_back = node.runtime().execute(
+        node.namespace(),
+        "twill-ipam",
+        &del,
+        netconf.to_string().as_bytes(),
+    )?;
+    twill_tests::cni::parse("DEL", "twill-ipam", &given_back)?;
+    let call = Call::of(node.runtime(), node.namespace(), "CHECK", pod.attachment())?;
+    call.run()?.refused(102, &["has no address allocated"])?;
+
+    // A daemon that is away is no fault of the pod.
+    let pod = lab.add_pod("node1", "api")?;
     let node = lab.node("node1")?;
     node.runtime().check(node.namespace(), pod.attachment())?;
     lab.node_mut("node1")?.kill9()?;

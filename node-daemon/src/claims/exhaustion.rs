@@ -1,0 +1,129 @@
+//! Whether there is no address left on this node. What the configuration may make NotReady by it is
+//! the whole node, so it counts only what any pod would meet, and is looked at anew for each answer:
+//! a node that is NotReady gets no ADD that could show the end of it.
+
+use std::sync::Arc;
+
+use twill_ipam::{BlockSummary, Shortage, Taken, next_candidate};
+use twill_types::Family;
+
+use super::{Claims, ClaimsError};
+use crate::{datastore::Snapshot, ipam::View};
+
+impl Claims {
+    /// Notes that there was no address, if the node's own pools are the ones that have none: who
+    /// names a pool, or has blocks set aside, says nothing about the others.
+    pub(super) fn note_refused(&mut self, shortage: &Shortage) {
+        if is_any_pods(shortage, &self.view.borrow()) {
+            self.refused.insert(shortage.family);
+        }
+    }
+
+    /// Whether somebody got no address, and nobody would get one now. What has come to an end is
+    /// forgotten.
+    pub(super) fn exhausted(&mut self) -> Result<bool, ClaimsError> {
+        if self.refused.is_empty() {
+            return Ok(false);
+        }
+        let blocks = self.service.blocks()?;
+        let resources = Arc::clone(&self.resources.borrow());
+        let taken = match self.may_claim(&resources) {
+            Ok(()) => Some(self.store.taken().map_err(ClaimsError::Read)?),
+            Err(_) => None,
+        };
+        let view = self.view.borrow();
+        self.refused.retain(|family| {
+            let pools = view.eligible(*family);
+            // Without any pool ADD fails for another reason, which is told.
+            !pools.is_empty()
+                && !has_free(&blocks, *family, &pools)
+                && !taken.as_ref().is_some_and(|taken| {
+                    pools.iter().any(|pool| has_block(&resources, pool, &self.node, taken))
+                })
+        });
+        Ok(!self.refused.is_empty())
+    }
+}
+
+fn is_any_pods(shortage: &Shortage, view: &View) -> bool {
+    shortage.dedication.is_none() && shortage.pools == view.eligible(shortage.family)
+}
+
+/// An address that waits for its link to go counts as well: it is had in a moment.
+fn has_free(blocks: &[BlockSummary], family: Family, pools: &[String]) -> bool {
+    blocks.iter().any(|block| {
+        block.assignable
+            && block.dedication.is_none()
+            && block.block.family() == family
+            && pools.contains(&block.pool)
+            && block.free > 0
+    })
+}
+
+fn has_block(resources: &Snapshot, pool: &str, node: &str, taken: &Taken) -> bool {
+    resources.pools.get(pool).is_some_and(|pool| {
+        next_candidate(pool.spec.cidr, pool.spec.block_size(), node, taken).is_some()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use twill_types::Dedication;
+
+    use super::*;
+    use crate::ipam::PoolView;
+
+    #[test]
+    fn only_the_nodes_own_pools_count() {
+        let pool = |name: &str, refusal: Option<&str>| {
+            let cidr = "10.10.0.0/24".parse().unwrap();
+            (
+                name.to_owned(),
+                PoolView { cidr, refusal: refusal.map(str::to_owned), unusable: None },
+            )
+        };
+        let pools = [pool("a", None), pool("b", None), pool("c", Some("not for this node"))];
+        let view = View { ready: true, pools: BTreeMap::from(pools) };
+        let check = |names: &[&str], family, network: Option<&str>, expected| {
+            let shortage = Shortage {
+                family,
+                pools: names.iter().map(ToString::to_string).collect(),
+                dedication: network
+                    .map(|network| Dedication { network: network.into(), advertise: false }),
+                blocks: 1,
+                cooling: 0,
+            };
+            assert_eq!(is_any_pods(&shortage, &view), expected, "{shortage:?}");
+        };
+        check(&["a", "b"], Family::V4, None, true);
+        check(&["a"], Family::V4, None, false);
+        check(&["c"], Family::V4, None, false);
+        check(&["a", "b"], Family::V6, None, false);
+        check(&["a", "b"], Family::V4, Some("lan"), false);
+    }
+
+    #[test]
+    fn blocks_that_any_pod_gets_addresses_from_count() {
+        let block = |pool: &str, free, assignable| BlockSummary {
+            block: "10.10.0.0/31".parse().unwrap(),
+            pool: pool.into(),
+            used: 2 - free,
+            free,
+            assignable,
+            dedication: None,
+        };
+        let pools = ["a".to_owned()];
+        let check = |block: BlockSummary, expected| {
+            let blocks = [block];
+            assert_eq!(has_free(&blocks, Family::V4, &pools), expected, "{blocks:?}");
+        };
+        check(block("a", 1, true), true);
+        check(block("a", 0, true), false);
+        check(block("a", 1, false), false);
+        check(block("b", 1, true), false);
+        let dedication = Some(Dedication { network: "lan".into(), advertise: false });
+        check(BlockSummary { dedication, ..block("a", 1, true) }, false);
+    }
+}
