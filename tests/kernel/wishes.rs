@@ -146,7 +146,7 @@ pub(crate) fn routes_and_name_servers_of_the_configuration() -> Result<()> {
     ensure!(error.message.contains("192.0.2.0/24"), "{error}");
     configure(&mut lab, |plugin| {
         plugin["ipam"]["routes"] = json!([{"dst": "192.0.2.1/24", "gw": "10.0.0.1"}]);
-        plugin["runtimeConfig"] = json!({"dns": {"nameservers": ["192.0.2.53"]}});
+        plugin["runtimeConfig"] = json!({"dns": {"servers": ["192.0.2.53"]}});
     })?;
     let node = lab.node("node1")?;
     let error = refusal(node.runtime().add(node.namespace(), pod.attachment()))?;
