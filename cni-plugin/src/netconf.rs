@@ -155,9 +155,12 @@ impl Parsed {
             // All the other keys are the main plugin's.
             Persona::Ipam => Section::unchecked("", &self.map, &mut problems),
         };
-        let mtu = top.number(&["mtu"], "0 (the uplink's) or 68 to 65535", |mtu| {
-            mtu == 0 || (68..=65535).contains(&mtu)
-        });
+        let mtu = match persona {
+            Persona::Main => top.number(&["mtu"], "0 (the uplink's) or 68 to 65535", |mtu| {
+                mtu == 0 || (68..=65535).contains(&mtu)
+            }),
+            Persona::Ipam => None,
+        };
         let mtu = mtu.and_then(|mtu| u32::try_from(mtu).ok()).unwrap_or(0);
         let dns = top.object(&["dns"]).filter(|dns| !dns.is_empty()).cloned();
         let no_ipam_allowed =
