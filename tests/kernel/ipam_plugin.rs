@@ -230,6 +230,11 @@ pub(crate) fn addresses_come_from_another_ipam_plugin() -> Result<()> {
         if version != "0.2.0" {
             node.runtime().check(node.namespace(), pod.attachment())?;
         }
+        if version != "0.2.0" && extra {
+            pod.namespace().ip("route del 192.0.2.0/24")?;
+            let error = refusal(node.runtime().check(node.namespace(), pod.attachment()))?;
+            ensure!(error.message.contains("192.0.2.0/24"), "{error}");
+        }
         lab.detach(&pod)?;
         if version == "1.0.0" && ipam["type"] == "host-local" {
             // A DEL and an ADD at once, in the same namespace.

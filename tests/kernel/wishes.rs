@@ -120,6 +120,14 @@ pub(crate) fn an_address_without_ipam_is_behind_a_switch() -> Result<()> {
     let node = lab.node("node1")?;
     ping::reaches(node.namespace(), pod.address()?)?;
     node.runtime().check(node.namespace(), pod.attachment())?;
+    lab.delete_pod(pod)?;
+    // It is the addresses alone that no pool is asked for.
+    configure(&mut lab, |plugin| plugin["ipam"]["routes"] = json!([{"dst": "198.51.100.0/24"}]))?;
+    let pod = lab.add_pod("node1", "routed")?;
+    let routes = pod.namespace().ip("route show 198.51.100.0/24")?;
+    ensure!(routes.contains("via 169.254.1.1"), "{routes}");
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), pod.attachment())?;
     lab.delete_pod(pod)
 }
 

@@ -52,7 +52,8 @@ fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<(Source<'a>, Granted), Err
     }
     if netconf.wishes.without_ipam {
         let addresses = netconf.wishes.addresses.clone();
-        return Ok((Source::Nobody, Granted { addresses, ..Granted::default() }));
+        let routes = netconf.ipam.routes.clone();
+        return Ok((Source::Nobody, Granted { addresses, routes, ..Granted::default() }));
     }
     let mut authority = Authority::new(netconf, call.deadline);
     let assigned = authority.assign(&assign_request(call, netns)?)?;
