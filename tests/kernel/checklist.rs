@@ -8,6 +8,7 @@ mod caller;
 mod check;
 mod config;
 mod del;
+mod delegate;
 mod output;
 mod variables;
 mod versions;
@@ -29,8 +30,8 @@ use twill_tests::{
 };
 
 pub(crate) use self::{
-    add::*, add_result::*, caller::*, check::*, config::*, del::*, output::*, variables::*,
-    versions::*,
+    add::*, add_result::*, caller::*, check::*, config::*, del::*, delegate::*, output::*,
+    variables::*, versions::*,
 };
 
 /// How many lines there are of each letter.
