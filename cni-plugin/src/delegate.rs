@@ -4,9 +4,10 @@
 mod run;
 
 use std::{
-    env, io,
+    env, fs, io,
     net::IpAddr,
-    path::PathBuf,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::Duration,
 };
@@ -23,6 +24,9 @@ const TAKE_BACK: Duration = Duration::from_secs(2);
 
 /// How long that may take where the call's time is over.
 const TAKE_BACK_AT_LEAST: Duration = Duration::from_millis(500);
+
+/// The file of this program, whatever it is called by now.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// What an IPAM plugin, or the store, has given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +62,14 @@ pub(crate) enum DelegateError {
         plugin: String,
         /// `CNI_PATH`.
         path: String,
+    },
+    /// It is this program.
+    #[error("ipam.type is {plugin:?}, which is {} and this very program; write \"twill-ipam\", or the name of another IPAM plugin", program.display())]
+    Itself {
+        /// Its name.
+        plugin: String,
+        /// Its file.
+        program: PathBuf,
     },
     /// It cannot be executed, or its output cannot be read.
     #[error("cannot execute {}", program.display())]
@@ -117,7 +129,7 @@ impl<'a> Delegate<'a> {
         });
         match &granted {
             // It has not run at all.
-            Ok(_) | Err(DelegateError::NotFound { .. }) => {}
+            Ok(_) | Err(DelegateError::NotFound { .. } | DelegateError::Itself { .. }) => {}
             Err(_) => self.take_back(),
         }
         granted
@@ -188,8 +200,17 @@ impl<'a> Delegate<'a> {
                 plugin: self.plugin.to_owned(),
                 path: path.clone(),
             })?;
+        if is_this_program(&program) {
+            return Err(DelegateError::Itself { plugin: self.plugin.to_owned(), program });
+        }
         Ok(program)
     }
+}
+
+/// Whether executing it would execute this program once more, which would do the same again.
+fn is_this_program(program: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    matches!((file(program), file(Path::new(OWN_PROGRAM))), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The beginning of what a plugin printed, for a message.

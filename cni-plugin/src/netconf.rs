@@ -171,7 +171,8 @@ impl Parsed {
             Persona::Ipam => Section::unchecked("ipam", ipam_map, &mut problems),
         };
         let common = Common::read(&mut place);
-        let ipam = ipam::read(ipam_map, persona, &mut problems);
+        let own_type = self.map.get("type").and_then(Value::as_str);
+        let ipam = ipam::read(ipam_map, own_type, persona, &mut problems);
         if ipam.families.contains(&Family::V6) && (1..1280).contains(&mtu) {
             let right = "at least 1280 with IPv6 addresses (RFC 8200 section 5), or 0";
             problems.push(Problem::wrong("mtu", mtu, right));

@@ -119,6 +119,7 @@ fn main() -> ExitCode {
         checklist::i_03_a_plugin_that_hangs_is_ended_in_time,
         checklist::i_03_an_error_that_is_no_object_is_quoted,
         checklist::i_03_a_del_is_forwarded_whatever_our_own_store_says,
+        checklist::i_04_our_own_program_is_not_executed_again,
         checklist::f_01_a_list_may_be_put_together_from_files,
         checklist::f_03_the_cache_of_results_is_the_callers,
         host::the_documented_changes_are_the_real_ones,

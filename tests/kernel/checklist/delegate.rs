@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -108,6 +108,30 @@ pub(crate) fn i_03_an_error_that_is_no_object_is_quoted() -> Result<()> {
     // The same for a result.
     let directory = plugin(&site, "echo 'all is well'\n")?;
     call(&site, "ADD", &directory)?.run()?.refused(6, &["witness", "all is well"])?;
+    site.untouched()
+}
+
+/// A name that leads back here would be a chain of processes without an end.
+pub(crate) fn i_04_our_own_program_is_not_executed_again() -> Result<()> {
+    let site = Site::new()?;
+    let directory = site.run_dir.path().join("plugins");
+    fs::create_dir_all(&directory)?;
+    let own = programs::find("twill")?;
+    fs::hard_link(&own, directory.join("twill"))
+        .or_else(|_| symlink(&own, directory.join("twill")))?;
+    symlink(&own, directory.join("by-another-name"))?;
+    fs::copy(&own, directory.join("copy"))?;
+    let path = directory.display().to_string();
+    for name in ["twill", "by-another-name", "copy"] {
+        for verb in ["ADD", "DEL", "STATUS"] {
+            let call = site.call(verb)?.config("/ipam", json!({"type": name}));
+            let call = call.set("CNI_PATH", &path).config("/timeoutSeconds", json!(2));
+            call.run()?.refused(7, &["ipam.type", name, "twill-ipam"])?;
+        }
+    }
+    // What the network's own plugin is called.
+    let call = site.call("ADD")?.config("/type", json!("lan")).config("/ipam/type", json!("lan"));
+    call.run()?.refused(7, &["ipam.type", "lan", "twill-ipam"])?;
     site.untouched()
 }
 
