@@ -137,6 +137,8 @@ fn main() -> ExitCode {
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_06_g_07_the_list_in_all_its_spellings,
         gc::g_02_only_its_own_network,
+        gc::g_02_many_go_at_once,
+        gc::g_09_an_add_meanwhile_is_left_alone,
         gc::g_04_it_goes_on_after_an_error,
         gc::g_05_it_is_forwarded,
         gc::s_02_status_says_whether_an_add_would_succeed,
