@@ -24,6 +24,10 @@ const LOOK: Duration = Duration::from_millis(1);
 /// longer, and nobody can wait for that.
 const END: Duration = Duration::from_millis(100);
 
+/// The most that a program may print: one that never stops must not keep us from looking at the
+/// time.
+const MOST: usize = 16 << 20;
+
 /// How a program ended by itself.
 pub(super) struct Ended {
     pub(super) status: ExitStatus,
@@ -116,6 +120,9 @@ impl<'a> Talk<'a> {
         while let Some(stdout) = &mut self.stdout {
             match stdout.read(&mut chunk) {
                 Ok(0) => self.stdout = None,
+                Ok(_) if self.printed.len() > MOST => {
+                    return Err(io::ErrorKind::FileTooLarge.into());
+                }
                 Ok(count) => self.printed.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -165,6 +172,12 @@ mod tests {
         assert_eq!(ended.printed, input);
         let ended = sh("head -c 1000000 /dev/zero; exit 3", &input, LONG).unwrap();
         assert_eq!((ended.status.code(), ended.printed.len()), (Some(3), 1_000_000));
+    }
+
+    #[test]
+    fn one_that_prints_without_end_is_ended() {
+        let error = run(Command::new("yes"), b"", Deadline::after(LONG)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 
     #[test]
