@@ -13,7 +13,10 @@ use std::{
 };
 
 use serde_json::{Map, Value};
-use twill_dataplane::pod::PodRoute;
+use twill_dataplane::{
+    Link,
+    pod::{PodRoute, host_links},
+};
 use twill_types::{LinkAlias, Prefix};
 
 use self::run::{Ended, run};
@@ -135,9 +138,19 @@ impl<'a> Delegate<'a> {
         granted
     }
 
-    /// After an ADD that failed here. Where no time is left, a little is taken: the address would
-    /// stay allocated until DEL.
+    /// After a failed ADD. A link that is there was there before, and keeps its addresses until DEL:
+    /// some plugins refuse a second ADD of the same. Where no time is left, a little is taken.
     pub(crate) fn take_back(&self) {
+        let attachment = self.call.attachment();
+        let is_ours = |link: &Link| link.twill_alias().is_some_and(|it| it.is_of(&attachment));
+        match host_links() {
+            Ok(links) if links.iter().any(is_ours) => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot see whether the link is gone");
+                return;
+            }
+        }
         if let Err(error) = self.del(self.call.deadline.at_least(TAKE_BACK_AT_LEAST)) {
             tracing::warn!(%error, "the addresses stay allocated until DEL");
         }

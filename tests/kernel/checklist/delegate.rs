@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use twill_tests::{programs, wait::wait_for};
+use twill_tests::{ping, programs, wait::wait_for};
 
 use super::{Call, Site};
 use crate::SECONDS;
@@ -155,6 +155,16 @@ pub(crate) fn a_12_an_address_of_another_plugin_is_given_back() -> Result<()> {
     fs::remove_file(directory.join("calls"))?;
     call(&site, "ADD", &directory)?.run()?.refused(999, &["witness"])?;
     ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+    // Not so where a pod lives with it: a second ADD of the same is refused by some plugins.
+    let directory = plugin(&site, WITNESS)?;
+    call(&site, "ADD", &directory)?.run()?.object()?;
+    let failing = "echo $CNI_COMMAND >>calls\n[ $CNI_COMMAND = DEL ]\n";
+    let directory = plugin(&site, failing)?;
+    fs::remove_file(directory.join("calls"))?;
+    call(&site, "ADD", &directory)?.run()?.refused(999, &["witness"])?;
+    ensure!(calls(&directory)? == ["ADD"], "{:?}", calls(&directory)?);
+    ping::reaches(&site.host, "10.79.0.5".parse()?)?;
+    call(&site, "DEL", &directory)?.run()?.silent()?;
     // It hangs when it has already given it.
     let hanging = "echo $CNI_COMMAND >>calls\n[ $CNI_COMMAND = DEL ] || sleep 1000\n";
     let directory = plugin(&site, hanging)?;
