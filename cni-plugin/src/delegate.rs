@@ -1,24 +1,35 @@
 //! Another IPAM plugin, executed by the rules for delegation: the same environment, the same
 //! standard input, found in `CNI_PATH`.
 
+mod run;
+
 use std::{
-    env,
-    io::{self, Read, Write},
+    env, fs, io,
     net::IpAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    thread,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
 use serde_json::{Map, Value};
-use twill_dataplane::pod::PodRoute;
+use twill_dataplane::{
+    Link,
+    pod::{PodRoute, host_links},
+};
 use twill_types::{LinkAlias, Prefix};
 
+use self::run::{Ended, run};
 use crate::{deadline::Deadline, verbs::Call};
 
-/// How often it is looked whether the plugin has ended.
-const LOOK: Duration = Duration::from_millis(1);
+/// How much of a call's time is kept for giving the addresses back.
+const TAKE_BACK: Duration = Duration::from_secs(2);
+
+/// How long that may take where the call's time is over.
+const TAKE_BACK_AT_LEAST: Duration = Duration::from_millis(500);
+
+/// The file of this program, whatever it is called by now.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// What an IPAM plugin, or the store, has given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +65,14 @@ pub(crate) enum DelegateError {
         plugin: String,
         /// `CNI_PATH`.
         path: String,
+    },
+    /// It is this program.
+    #[error("ipam.type is {plugin:?}, which is {} and this very program; write \"twill-ipam\", or the name of another IPAM plugin", program.display())]
+    Itself {
+        /// Its name.
+        plugin: String,
+        /// Its file.
+        program: PathBuf,
     },
     /// It cannot be executed, or its output cannot be read.
     #[error("cannot execute {}", program.display())]
@@ -104,103 +123,122 @@ impl<'a> Delegate<'a> {
         Some(Self { call, plugin })
     }
 
+    /// Addresses. An ADD that failed may have given some all the same, so a DEL follows (section 4 of
+    /// the specification): the time for that is kept free at the end of the call.
     pub(crate) fn add(&self) -> Result<Granted, DelegateError> {
-        let printed = self.run("ADD")?;
-        let granted = read_result(&printed)
-            .map_err(|what| DelegateError::Result { plugin: self.plugin.to_owned(), what });
-        if granted.is_err()
-            && let Err(error) = self.del()
-        {
-            tracing::warn!(%error, "an address that cannot be used stays allocated");
+        let granted = self.run("ADD", self.call.deadline.before(TAKE_BACK)).and_then(|printed| {
+            let failed = |what| DelegateError::Result { plugin: self.plugin.to_owned(), what };
+            read_result(&printed).map_err(failed)
+        });
+        match &granted {
+            // It has not run at all.
+            Ok(_) | Err(DelegateError::NotFound { .. } | DelegateError::Itself { .. }) => {}
+            Err(_) => self.take_back(),
         }
         granted
     }
 
-    pub(crate) fn del(&self) -> Result<(), DelegateError> {
-        self.run("DEL").map(drop)
+    /// After a failed ADD. A link that is there was there before, and keeps its addresses until DEL:
+    /// some plugins refuse a second ADD of the same. Where no time is left, a little is taken.
+    pub(crate) fn take_back(&self) {
+        let attachment = self.call.attachment();
+        let is_ours = |link: &Link| link.twill_alias().is_some_and(|it| it.is_of(&attachment));
+        match host_links() {
+            Ok(links) if links.iter().any(is_ours) => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot see whether the link is gone");
+                return;
+            }
+        }
+        if let Err(error) = self.del(self.call.deadline.at_least(TAKE_BACK_AT_LEAST)) {
+            tracing::warn!(%error, "the addresses stay allocated until DEL");
+        }
+    }
+
+    pub(crate) fn del(&self, deadline: Deadline) -> Result<(), DelegateError> {
+        self.run("DEL", deadline).map(drop)
     }
 
     pub(crate) fn check(&self) -> Result<(), DelegateError> {
-        self.run("CHECK").map(drop)
+        self.run("CHECK", self.call.deadline).map(drop)
     }
 
-    pub(crate) fn status(&self) -> Result<(), DelegateError> {
-        self.run("STATUS").map(drop)
+    pub(crate) fn status(&self, deadline: Deadline) -> Result<(), DelegateError> {
+        self.run("STATUS", deadline).map(drop)
     }
 
     pub(crate) fn gc(&self) -> Result<(), DelegateError> {
-        self.run("GC").map(drop)
+        self.run("GC", self.call.deadline).map(drop)
     }
 
-    fn run(&self, verb: &str) -> Result<Value, DelegateError> {
+    /// What it printed.
+    fn run(&self, verb: &str, deadline: Deadline) -> Result<Vec<u8>, DelegateError> {
         let program = self.find()?;
-        let failed = |source| DelegateError::Execute { program: program.clone(), source };
-        let mut child = Command::new(&program)
-            .env("CNI_COMMAND", verb)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        let ended = talk(&mut child, &self.call.stdin, self.call.deadline);
-        let Some(output) = ended.map_err(failed)? else {
+        let mut command = Command::new(&program);
+        command.env("CNI_COMMAND", verb);
+        let ended = run(command, &self.call.stdin, deadline);
+        let ended = ended.map_err(|source| DelegateError::Execute { program, source })?;
+        let Some(Ended { status, printed }) = ended else {
             return Err(DelegateError::Timeout { plugin: self.plugin.to_owned() });
         };
-        let printed: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        if output.status.success() {
-            return Ok(printed);
-        }
-        let text = |key: &str| printed.get(key).and_then(Value::as_str).map(str::to_owned);
-        let code = printed.get("code").and_then(Value::as_u64);
-        Err(DelegateError::Failed {
-            plugin: self.plugin.to_owned(),
-            code: code.and_then(|code| u32::try_from(code).ok()).unwrap_or(999),
-            message: text("msg").unwrap_or_else(|| output.status.to_string()),
-            details: text("details"),
-        })
+        if status.success() { Ok(printed) } else { Err(self.failed(status, &printed)) }
     }
 
+    /// The error that it reported; without one, what it printed instead is all that there is.
+    fn failed(&self, status: ExitStatus, printed: &[u8]) -> DelegateError {
+        let object: Map<String, Value> = serde_json::from_slice(printed).unwrap_or_default();
+        let text = |key: &str| object.get(key).and_then(Value::as_str).map(str::to_owned);
+        let code = object.get("code").and_then(Value::as_u64);
+        let message = text("msg");
+        let quoted = message.is_none().then(|| quote(printed)).filter(|quoted| !quoted.is_empty());
+        DelegateError::Failed {
+            plugin: self.plugin.to_owned(),
+            code: code.and_then(|code| u32::try_from(code).ok()).unwrap_or(999),
+            message: message.unwrap_or_else(|| status.to_string()),
+            details: text("details").or(quoted.map(|quoted| format!("it printed {quoted}"))),
+        }
+    }
+
+    /// Its file, in one of the directories of `CNI_PATH`. An empty one is none: it would mean the
+    /// current directory, and a program that is named without any directory is looked for in the
+    /// caller's own path.
     fn find(&self) -> Result<PathBuf, DelegateError> {
         let path = &self.call.variables.path;
-        env::split_paths(path)
+        let program = env::split_paths(path)
+            .filter(|directory| !directory.as_os_str().is_empty())
             .map(|directory| directory.join(self.plugin))
-            .find(|program| Path::is_file(program))
+            .find(|program| program.is_file())
             .ok_or_else(|| DelegateError::NotFound {
                 plugin: self.plugin.to_owned(),
                 path: path.clone(),
-            })
+            })?;
+        if is_this_program(&program) {
+            return Err(DelegateError::Itself { plugin: self.plugin.to_owned(), program });
+        }
+        Ok(program)
     }
 }
 
-/// Writes standard input, reads standard output, and waits; `None` if the deadline came first.
-fn talk(child: &mut Child, input: &[u8], deadline: Deadline) -> io::Result<Option<Output>> {
-    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    thread::scope(|scope| {
-        // Beside each other: either side may fill its pipe.
-        let write = scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-        let read = scope.spawn(move || {
-            let mut bytes = Vec::new();
-            stdout.map(|mut stdout| stdout.read_to_end(&mut bytes)).transpose().map(|_| bytes)
-        });
-        let status = loop {
-            match child.try_wait()? {
-                Some(status) => break Some(status),
-                None if deadline.left().is_zero() => {
-                    child.kill()?;
-                    child.wait()?;
-                    break None;
-                }
-                None => thread::sleep(LOOK),
-            }
-        };
-        // One that does not read its input is no failure of ours.
-        let _ = write.join();
-        let stdout = read.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
-        Ok(status.map(|status| Output { status, stdout, stderr: Vec::new() }))
-    })
+/// Whether executing it would execute this program once more, which would do the same again.
+fn is_this_program(program: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    matches!((file(program), file(Path::new(OWN_PROGRAM))), (Ok(one), Ok(other)) if one == other)
+}
+
+/// The beginning of what a plugin printed, for a message.
+fn quote(printed: &[u8]) -> String {
+    /// Enough for a line or two.
+    const MOST: usize = 500;
+    let start = &printed[..printed.len().min(MOST)];
+    let text = String::from_utf8_lossy(start).trim().to_owned();
+    if printed.len() > MOST { format!("{text} ...") } else { text }
 }
 
 /// The addresses, routes and name servers of a result of any version.
-fn read_result(printed: &Value) -> Result<Granted, String> {
+fn read_result(printed: &[u8]) -> Result<Granted, String> {
+    let printed: Value = serde_json::from_slice(printed)
+        .map_err(|error| format!("{error}; it printed {:?}", quote(printed)))?;
     let list = |key: &str| printed.get(key).and_then(Value::as_array).into_iter().flatten();
     let families = || ["ip4", "ip6"].into_iter().filter_map(|key| printed.get(key));
     let old = families().filter_map(|entry| entry.get("ip"));
@@ -250,7 +288,7 @@ mod tests {
                    "routes": [{"dst": "192.0.2.0/24", "mtu": 1400}], "dns": {}}),
             json!({"ip4": {"ip": "10.1.0.5/24", "routes": [{"dst": "192.0.2.0/24", "mtu": 1400}]}}),
         ] {
-            let granted = read_result(&printed).unwrap();
+            let granted = read_result(printed.to_string().as_bytes()).unwrap();
             assert_eq!(granted.addresses, ["10.1.0.5".parse::<IpAddr>().unwrap()]);
             assert_eq!(granted.routes[0].destination, "192.0.2.0/24".parse().unwrap());
             assert_eq!((granted.routes[0].mtu, granted.sequence), (Some(1400), 0));
@@ -261,7 +299,7 @@ mod tests {
             (json!({"ips": [{"address": "x"}]}), "is no address"),
             (json!({"ips": [{"address": "10.1.0.5/24"}], "routes": [{"dst": "y"}]}), "y"),
         ] {
-            let error = read_result(&printed).unwrap_err();
+            let error = read_result(printed.to_string().as_bytes()).unwrap_err();
             assert!(error.contains(wrong), "{error}");
         }
     }

@@ -230,7 +230,7 @@ impl Error {
 fn delegate_code(error: &DelegateError) -> u32 {
     match error {
         DelegateError::Failed { code, .. } => *code,
-        DelegateError::NotFound { .. } => code::CONFIG,
+        DelegateError::NotFound { .. } | DelegateError::Itself { .. } => code::CONFIG,
         DelegateError::Execute { .. } => code::IO,
         DelegateError::Timeout { .. } => code::TRY_AGAIN,
         DelegateError::Result { .. } => code::DECODE,

@@ -1,8 +1,8 @@
 //! One CNI call: read it, get the addresses, plumb the pod, print.
 //!
 //! Promise: standard output holds the result, or one error object, and nothing else, whatever
-//! happens, a panic of ours included. A call ends within the configuration's `timeoutSeconds`. A
-//! call that is killed at any point leaves what the DEL that follows, or the daemon, can find.
+//! happens, a panic of ours included. A call ends within the configuration's `timeoutSeconds`,
+//! counted from its start. A call that is killed at any point leaves what the DEL that follows, or the daemon, can find.
 //!
 //! Absent: state (it is the daemon's), knowledge of Kubernetes, and tokio.
 
@@ -90,7 +90,7 @@ fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error
     let (netconf, problems) = parsed.netconf(persona, &args);
     log::start(&netconf.log, format!("{} {}/{}", command.name(), netconf.name, variables), started);
     report(command, problems)?;
-    let deadline = Deadline::after(netconf.timeout);
+    let deadline = Deadline::since(started, netconf.timeout);
     tracing::debug!(?netconf, "begin");
     tracing::trace!("step: call read");
     let call = Call { persona, stdin, variables, args, netconf, deadline };

@@ -155,9 +155,12 @@ impl Parsed {
             // All the other keys are the main plugin's.
             Persona::Ipam => Section::unchecked("", &self.map, &mut problems),
         };
-        let mtu = top.number(&["mtu"], "0 (the uplink's) or 68 to 65535", |mtu| {
-            mtu == 0 || (68..=65535).contains(&mtu)
-        });
+        let mtu = match persona {
+            Persona::Main => top.number(&["mtu"], "0 (the uplink's) or 68 to 65535", |mtu| {
+                mtu == 0 || (68..=65535).contains(&mtu)
+            }),
+            Persona::Ipam => None,
+        };
         let mtu = mtu.and_then(|mtu| u32::try_from(mtu).ok()).unwrap_or(0);
         let dns = top.object(&["dns"]).filter(|dns| !dns.is_empty()).cloned();
         let no_ipam_allowed =
@@ -168,7 +171,8 @@ impl Parsed {
             Persona::Ipam => Section::unchecked("ipam", ipam_map, &mut problems),
         };
         let common = Common::read(&mut place);
-        let ipam = ipam::read(ipam_map, persona, &mut problems);
+        let own_type = self.map.get("type").and_then(Value::as_str);
+        let ipam = ipam::read(ipam_map, own_type, persona, &mut problems);
         if ipam.families.contains(&Family::V6) && (1..1280).contains(&mtu) {
             let right = "at least 1280 with IPv6 addresses (RFC 8200 section 5), or 0";
             problems.push(Problem::wrong("mtu", mtu, right));

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
-use twill_dataplane::pod::PodRoute;
-use twill_types::Family;
+use twill_dataplane::pod::{self, PodRoute};
+use twill_types::{Family, Prefix};
 
 use crate::version::Version;
 
@@ -177,7 +177,8 @@ impl ResultLink {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Previous {
     pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) mtu: Option<u32>,
+    /// Where to, of the routes through the pods' gateway; all others are other plugins'.
+    pub(crate) routes: Vec<Prefix>,
 }
 
 /// Why a `prevResult` is not one that this plugin can have printed, or a later one in the list
@@ -234,7 +235,6 @@ impl Previous {
             let (ifname, netns) = (ifname.to_owned(), netns.to_owned());
             return Err(PreviousError::NoInterface { ifname, netns });
         };
-        let mtu = list("interfaces")?[index].get("mtu").and_then(Value::as_u64);
         let mut addresses = Vec::new();
         for (position, ip) in list("ips")?.iter().enumerate() {
             match ip.get("interface").and_then(Value::as_u64) {
@@ -252,7 +252,13 @@ impl Previous {
         if addresses.is_empty() {
             return Err(PreviousError::NoAddress(ifname.to_owned()));
         }
-        Ok(Self { addresses, mtu: mtu.and_then(|mtu| u32::try_from(mtu).ok()).filter(|m| *m != 0) })
+        let ours = |route: &&Value| {
+            let gateway = text(route, "gw").and_then(|gateway| gateway.parse::<IpAddr>().ok());
+            gateway.is_some_and(|address| address == pod::gateway(Family::of(address)))
+        };
+        let destination = |route: &Value| text(route, "dst")?.parse().ok();
+        let routes = list("routes")?.iter().filter(ours).filter_map(destination).collect();
+        Ok(Self { addresses, routes })
     }
 }
 

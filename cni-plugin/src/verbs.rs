@@ -39,7 +39,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    fn attachment(&self) -> AttachmentId {
+    pub(crate) fn attachment(&self) -> AttachmentId {
         AttachmentId {
             network: self.netconf.name.clone(),
             container_id: self.variables.container_id.clone(),

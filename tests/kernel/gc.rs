@@ -1,12 +1,22 @@
 //! GC and STATUS, as CRI-O and containerd 2 call them.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    thread,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
-    cni,
+    cni::{self, Attachment, Runtime},
     lab::{Lab, Pod},
+    netns::Namespace,
     ping, programs,
     snapshot::Snapshot,
     wait::wait_for,
@@ -89,7 +99,7 @@ pub(crate) fn g_02_only_its_own_network() -> Result<()> {
     let mut lab = one_node()?;
     let pod = lab.add_pod("node1", "web")?;
     let node = lab.node("node1")?;
-    let other = cni::Runtime::new(
+    let other = Runtime::new(
         {
             let mut conflist = node.runtime().conflist().clone();
             conflist["name"] = json!("other");
@@ -102,9 +112,130 @@ pub(crate) fn g_02_only_its_own_network() -> Result<()> {
     node.runtime().check(node.namespace(), pod.attachment())
 }
 
+/// More than are deleted in one go, and nobody but the GC to delete them.
+pub(crate) fn g_02_many_go_at_once() -> Result<()> {
+    let node = Namespace::create("node")?;
+    let run_dir = tempfile::tempdir_in("/run")?;
+    let pools = json!([{"cidr": "10.20.0.0/27", "blockSize": 27}]);
+    let ipam = json!({"type": "twill-ipam", "mode": "standalone", "pools": pools});
+    let conflist = json!({
+        "cniVersion": "1.1.0",
+        "name": "lab",
+        "plugins": [{"type": "twill", "runDir": run_dir.path(), "ipam": ipam}],
+    });
+    let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+    let pods: Vec<Namespace> =
+        (0..25).map(|n| Namespace::create(format!("pod{n}"))).collect::<Result<_>>()?;
+    // Of the same interfaces in the same namespaces once more: nothing is in their way.
+    for round in ["first", "second"] {
+        for pod in &pods {
+            let netns = pod.path().display().to_string();
+            let container = format!("{round}-{}", pod.name());
+            runtime.add(&node, &Attachment::pod("prod", "web", &container, &netns))?;
+        }
+        runtime.gc(&node, &[])?;
+        let links = node.ip("-oneline link show type veth")?;
+        ensure!(links.is_empty(), "{links}");
+    }
+    Ok(())
+}
+
+/// The runtime sees to it that no ADD runs during a GC. Where it does not, the pod lives.
+pub(crate) fn g_09_an_add_meanwhile_is_left_alone() -> Result<()> {
+    let mut lab = one_node()?;
+    let (stale, again) = (lab.add_pod("node1", "stale")?, lab.add_pod("node1", "again")?);
+    let (early, late) = (lab.bare_pod("node1", "early")?, lab.bare_pod("node1", "late")?);
+    let node = lab.node("node1")?;
+    let between = tempfile::tempdir_in("/run")?;
+    let listener = UnixListener::bind(between.path().join("twilld.sock"))?;
+    let mut conflist = node.runtime().conflist().clone();
+    conflist["plugins"][0]["runDir"] = json!(between.path());
+    let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+    let add = |pod: &Attachment| node.runtime().add(node.namespace(), pod).map(drop);
+    // All of it happens when the GC asks who has addresses: these are then in the answer.
+    let asked = || {
+        node.runtime().del(node.namespace(), again.attachment())?;
+        add(again.attachment())?;
+        add(early.attachment())
+    };
+    // And this when it has been answered.
+    let answered = || add(late.attachment());
+    thread::scope(|scope| {
+        let daemon = node.dir().join("run/twilld.sock");
+        let listener = &listener;
+        let relay = scope.spawn(move || relay(listener, &daemon, &asked, &answered));
+        let done = runtime.gc(node.namespace(), &[]);
+        // Its end.
+        drop(UnixStream::connect(between.path().join("twilld.sock"))?);
+        relay.join().map_err(|_| anyhow!("the relay panicked"))??;
+        done
+    })?;
+    for pod in [&again, &early, &late] {
+        node.runtime().check(node.namespace(), pod.attachment())?;
+    }
+    ensure!(node.addresses_in_use()? == 3, "{} addresses are in use", node.addresses_in_use()?);
+    ensure!(
+        node.runtime().check(node.namespace(), stale.attachment()).is_err(),
+        "it is still there"
+    );
+    Ok(())
+}
+
+/// Stands between the plugin and the daemon, and does something when it is asked for attachments,
+/// and when that is answered. A caller that says nothing ends it.
+fn relay(
+    listener: &UnixListener,
+    daemon: &Path,
+    asked: &(dyn Fn() -> Result<()> + Sync),
+    answered: &(dyn Fn() -> Result<()> + Sync),
+) -> Result<()> {
+    loop {
+        let (caller, _) = listener.accept()?;
+        let Some(hello) = frame(&caller)? else {
+            return Ok(());
+        };
+        let daemon = UnixStream::connect(daemon)?;
+        (&daemon).write_all(&hello)?;
+        thread::scope(|scope| {
+            let back = scope.spawn(|| pass_on(&daemon, &caller, answered));
+            let there = pass_on(&caller, &daemon, asked);
+            daemon.shutdown(std::net::Shutdown::Both)?;
+            let back = back.join().map_err(|_| anyhow!("the relay panicked"))?;
+            there.and(back)
+        })?;
+    }
+}
+
+/// Passes on frames to the end of the stream.
+fn pass_on(
+    from: &UnixStream,
+    mut to: &UnixStream,
+    first: &(dyn Fn() -> Result<()> + Sync),
+) -> Result<()> {
+    while let Some(frame) = frame(from)? {
+        if frame.windows(13).any(|word| word == b"\"attachments\"") {
+            first()?;
+        }
+        to.write_all(&frame)?;
+    }
+    Ok(())
+}
+
+/// One frame with its length of four octets, or the end of the stream.
+fn frame(mut from: &UnixStream) -> Result<Option<Vec<u8>>> {
+    let mut frame = vec![0; 4];
+    if from.read(&mut frame[..1])? == 0 {
+        return Ok(None);
+    }
+    from.read_exact(&mut frame[1..])?;
+    let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]);
+    from.take(length.into()).read_to_end(&mut frame)?;
+    Ok(Some(frame))
+}
+
 /// Node1's runtime with an IPAM plugin that notes its calls in `/run/witness/calls`, gives one
 /// address, and ends as the file `/run/witness/status` says.
-fn with_witness(lab: &Lab) -> Result<cni::Runtime> {
+fn with_witness(lab: &Lab) -> Result<Runtime> {
     let directory = Path::new("/run/witness");
     fs::create_dir(directory)?;
     let script = "#!/bin/sh\necho \"$CNI_COMMAND $(cat)\" >>/run/witness/calls\n[ $CNI_COMMAND = ADD ] && \
@@ -115,7 +246,7 @@ fn with_witness(lab: &Lab) -> Result<cni::Runtime> {
     fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
     let mut conflist = lab.node("node1")?.runtime().conflist().clone();
     conflist["plugins"][0]["ipam"] = json!({"type": "witness"});
-    Ok(cni::Runtime::new(conflist, vec![programs::directory()?, directory.to_owned()]))
+    Ok(Runtime::new(conflist, vec![programs::directory()?, directory.to_owned()]))
 }
 
 /// A delegated IPAM plugin hears of it too, with the complete configuration as it came.

@@ -62,8 +62,29 @@ pub(crate) fn ptp_gets_addresses_from_us() -> Result<()> {
     let mut lab = one_node()?;
     let before = Snapshot::namespace(lab.node("node1")?.namespace())?;
     let ipam = ipam(&lab)?;
-    use_plugin(&mut lab, json!({"type": "ptp", "ipam": ipam}), "1.0.0")?;
-    two_pods(&mut lab, &before)
+    use_plugin(&mut lab, json!({"type": "ptp", "ipam": ipam.clone()}), "1.0.0")?;
+    two_pods(&mut lab, &before)?;
+    // What the other plugin takes for an MTU is its own business.
+    let mut call = lab.node("node1")?.runtime().conflist()["plugins"][0].clone();
+    call["name"] = json!("lan");
+    call["cniVersion"] = json!("1.0.0");
+    let pod = lab.bare_pod("node1", "other")?;
+    let node = lab.node("node1")?;
+    for mtu in [json!("auto"), json!(-1), json!(100_000)] {
+        call["mtu"] = mtu;
+        for verb in ["ADD", "DEL"] {
+            let environment = pod.attachment().environment(verb, &[]);
+            let stdin = call.to_string();
+            let output = node.runtime().execute(
+                node.namespace(),
+                "twill-ipam",
+                &environment,
+                stdin.as_bytes(),
+            )?;
+            cni::parse(verb, "twill-ipam", &output)?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn bridge_gets_a_subnet_with_a_gateway_from_us() -> Result<()> {
@@ -208,6 +229,11 @@ pub(crate) fn addresses_come_from_another_ipam_plugin() -> Result<()> {
         ensure!(extra == (ipam["type"] == "host-local"), "{routes}");
         if version != "0.2.0" {
             node.runtime().check(node.namespace(), pod.attachment())?;
+        }
+        if version != "0.2.0" && extra {
+            pod.namespace().ip("route del 192.0.2.0/24")?;
+            let error = refusal(node.runtime().check(node.namespace(), pod.attachment()))?;
+            ensure!(error.message.contains("192.0.2.0/24"), "{error}");
         }
         lab.detach(&pod)?;
         if version == "1.0.0" && ipam["type"] == "host-local" {

@@ -56,8 +56,12 @@ pub(crate) fn a_pod_whose_namespace_is_gone_is_deleted() -> Result<()> {
 
 pub(crate) fn a_pod_gets_the_mtu_of_the_uplink() -> Result<()> {
     let mut lab = one_node()?;
+    lab.node_mut("node1")?.stop()?;
+    // Not what a link has by itself.
+    lab.node("node1")?.namespace().ip("link set eth0 mtu 9000")?;
+    lab.node_mut("node1")?.start()?;
     let pod = lab.add_pod("node1", "plain")?;
-    ensure!(pod.namespace().ip("link show eth0")?.contains("mtu 1500"));
+    ensure!(pod.namespace().ip("link show eth0")?.contains("mtu 9000"));
     let runtime = lab.node_mut("node1")?.runtime_mut();
     let mut conflist = runtime.conflist().clone();
     conflist["plugins"][0]["mtu"] = json!(1400);

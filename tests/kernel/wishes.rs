@@ -1,6 +1,9 @@
 //! What a pod may ask for: addresses, hardware address, pools, routes; and both families.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -120,6 +123,14 @@ pub(crate) fn an_address_without_ipam_is_behind_a_switch() -> Result<()> {
     let node = lab.node("node1")?;
     ping::reaches(node.namespace(), pod.address()?)?;
     node.runtime().check(node.namespace(), pod.attachment())?;
+    lab.delete_pod(pod)?;
+    // It is the addresses alone that no pool is asked for.
+    configure(&mut lab, |plugin| plugin["ipam"]["routes"] = json!([{"dst": "198.51.100.0/24"}]))?;
+    let pod = lab.add_pod("node1", "routed")?;
+    let routes = pod.namespace().ip("route show 198.51.100.0/24")?;
+    ensure!(routes.contains("via 169.254.1.1"), "{routes}");
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), pod.attachment())?;
     lab.delete_pod(pod)
 }
 
@@ -146,7 +157,7 @@ pub(crate) fn routes_and_name_servers_of_the_configuration() -> Result<()> {
     ensure!(error.message.contains("192.0.2.0/24"), "{error}");
     configure(&mut lab, |plugin| {
         plugin["ipam"]["routes"] = json!([{"dst": "192.0.2.1/24", "gw": "10.0.0.1"}]);
-        plugin["runtimeConfig"] = json!({"dns": {"nameservers": ["192.0.2.53"]}});
+        plugin["runtimeConfig"] = json!({"dns": {"servers": ["192.0.2.53"]}});
     })?;
     let node = lab.node("node1")?;
     let error = refusal(node.runtime().add(node.namespace(), pod.attachment()))?;
@@ -172,11 +183,7 @@ pub(crate) fn ipv6_pods_answer_the_first_packet() -> Result<()> {
         let result = lab.attach(&mut pod)?;
         ensure!(pod.addresses().len() == count, "{result}");
         let six = *pod.addresses().last().context("no address")?;
-        // One packet: with detection on either end it would wait for a second at least.
-        let node = lab.node("node1")?;
-        let tally = ping::ping(node.namespace(), six, 1, Duration::from_millis(1))?;
-        ensure!(tally.received == 1, "{tally}");
-        ensure!(tally.slowest < Duration::from_millis(500), "{tally}");
+        ping::reaches(lab.node("node1")?.namespace(), six)?;
         let addresses = pod.namespace().ip("-6 addr show dev eth0")?;
         ensure!(!addresses.contains("tentative"), "{addresses}");
         let forwarding = pod
@@ -186,9 +193,24 @@ pub(crate) fn ipv6_pods_answer_the_first_packet() -> Result<()> {
         let gateway: IpAddr = "fe80::1".parse()?;
         let routes = pod.namespace().ip("-6 route show default")?;
         ensure!(routes.contains(&format!("via {gateway}")), "{routes}");
+        let node = lab.node("node1")?;
         node.runtime().check(node.namespace(), pod.attachment())?;
         lab.delete_pod(pod)?;
     }
+    // With detection on either end the first packet would wait for a second at least. The median,
+    // as the machine may be busy with other things.
+    let mut waits = Vec::new();
+    for number in 0..7 {
+        let mut pod = lab.bare_pod("node1", &format!("pod{number}"))?;
+        lab.attach(&mut pod)?;
+        let added = Instant::now();
+        let six = *pod.addresses().last().context("no address")?;
+        ping::reaches(lab.node("node1")?.namespace(), six)?;
+        waits.push(added.elapsed());
+        lab.delete_pod(pod)?;
+    }
+    waits.sort();
+    ensure!(waits[3] < Duration::from_millis(50), "the first answers came after {waits:?}");
     // Both or none: without an IPv6 pool, no IPv4 address is taken either.
     lab.remove_resource("pool6.yaml")?;
     configure(&mut lab, |plugin| plugin["ipam"]["assignIPv4"] = json!(true))?;

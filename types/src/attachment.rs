@@ -114,7 +114,8 @@ impl LinkAlias {
 }
 
 impl fmt::Display for LinkAlias {
-    /// None of network (by the spec's pattern), container id and interface name can hold a `;`.
+    /// Network and container id cannot hold a `;` (by the specification's pattern); an interface's
+    /// name can, so it goes last.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "twill;seq={};", self.sequence)?;
         match &self.owner {
@@ -132,7 +133,7 @@ impl std::str::FromStr for LinkAlias {
     fn from_str(text: &str) -> Result<Self, AttachmentError> {
         let bad = || AttachmentError(text.to_owned());
         let rest = text.strip_prefix("twill;").ok_or_else(bad)?;
-        let fields: Vec<&str> = rest.split(';').collect();
+        let fields: Vec<&str> = rest.splitn(4, ';').collect();
         let field = |index: usize, key: &str| -> Option<&str> {
             fields.get(index)?.strip_prefix(key)?.strip_prefix('=')
         };
@@ -193,7 +194,12 @@ mod tests {
 
     #[test]
     fn aliases_round_trip() {
-        for id in [id("net", "c1", "eth0"), id("net", &"c".repeat(300), "eth0")] {
+        for id in [
+            id("net", "c1", "eth0"),
+            id("net", "c1", "a;b"),
+            id("net", "c1", ";if="),
+            id("net", &"c".repeat(300), "eth0"),
+        ] {
             let alias = LinkAlias::new(&id, 7);
             let text = alias.to_string();
             assert!(text.len() <= LinkAlias::MAX);

@@ -97,9 +97,10 @@ pub(crate) struct Pool {
 const MODES: &[(&str, Mode)] =
     &[("daemon", Mode::Daemon), ("standalone", Mode::Standalone), ("auto", Mode::Auto)];
 
-/// Reads the section.
+/// Reads the section of a plugin of the type `own`.
 pub(super) fn read(
     map: &Map<String, Value>,
+    own: Option<&str>,
     persona: Persona,
     problems: &mut Vec<Problem>,
 ) -> Ipam {
@@ -112,7 +113,7 @@ pub(super) fn read(
         .filter(|kind| persona == Persona::Main && !matches!(*kind, "twill-ipam" | "calico-ipam"))
         .map(str::to_owned);
     if plugin.is_some() {
-        return Ipam::of_plugin(map, plugin, problems);
+        return Ipam::of_plugin(map, plugin, own, problems);
     }
     let mut ipam = Section::new("ipam", map, known, problems);
     ipam.string(&["type"]);
@@ -159,8 +160,14 @@ impl Ipam {
     fn of_plugin(
         map: &Map<String, Value>,
         plugin: Option<String>,
+        own: Option<&str>,
         problems: &mut Vec<Problem>,
     ) -> Self {
+        // The same program once more, which would execute it once more in turn.
+        if plugin.as_deref().is_some_and(|name| name == "twill" || Some(name) == own) {
+            let right = r#""twill-ipam", or the name of another IPAM plugin in CNI_PATH"#;
+            problems.push(Problem::wrong("ipam.type", plugin.clone(), right));
+        }
         if plugin.as_deref().is_some_and(|name| name.is_empty() || name.contains('/')) {
             let right = "the name of a program in CNI_PATH, without a slash";
             problems.push(Problem::wrong("ipam.type", plugin.clone(), right));

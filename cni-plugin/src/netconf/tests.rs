@@ -80,6 +80,14 @@ fn every_problem_names_path_value_and_what_would_be_right() {
         ),
         (json!({"ipam": "twill-ipam"}), r#"ipam is "twill-ipam"; write an object in braces"#),
         (
+            json!({"type": "twill", "ipam": {"type": "twill"}}),
+            r#"ipam.type is "twill"; write "twill-ipam", or the name of another IPAM plugin in CNI_PATH"#,
+        ),
+        (
+            json!({"type": "lan", "ipam": {"type": "lan"}}),
+            r#"ipam.type is "lan"; write "twill-ipam", or the name of another IPAM plugin in CNI_PATH"#,
+        ),
+        (
             json!({"ipam": {"mode": "no"}}),
             r#"ipam.mode is "no"; write one of daemon, standalone, auto"#,
         ),

@@ -27,7 +27,7 @@ pub(crate) struct Wishes {
     /// Instead of the configuration's, where it is not empty.
     pub(crate) ipv4_pools: Vec<String>,
     pub(crate) ipv6_pools: Vec<String>,
-    /// Instead of the configuration's.
+    /// Instead of the configuration's, as a result has it.
     pub(super) dns: Option<Map<String, Value>>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn read(
         mac: mac.and_then(|place| read_mac(place, problems)),
         ipv4_pools,
         ipv6_pools,
-        dns: runtime("dns").and_then(|(_, value)| value.as_object().cloned()),
+        dns: runtime("dns").and_then(|place| read_dns(place, problems)),
     }
 }
 
@@ -163,6 +163,30 @@ fn read_mac((key, value): Place, problems: &mut Vec<Problem>) -> Option<MacAddre
     read.map_err(|error| problems.push(Problem::wrong(key, value, error.to_string()))).ok()
 }
 
+/// The conventions of CNI have other names for these lists than a result has. A runtime sends them
+/// empty where a pod leaves it to the node; nothing is asked then.
+const DNS: [(&str, &str); 3] =
+    [("servers", "nameservers"), ("searches", "search"), ("options", "options")];
+
+fn read_dns((key, value): Place, problems: &mut Vec<Problem>) -> Option<Map<String, Value>> {
+    if !value.is_object() {
+        let right = r#"an object, such as {"servers": ["192.0.2.53"]}"#;
+        problems.push(Problem::wrong(key, value, right));
+        return None;
+    }
+    let mut dns = Map::new();
+    for (asked, given) in DNS {
+        if let Some((key, list)) = place(&key, Some(&value), asked) {
+            if list.as_array().is_some_and(|list| list.iter().all(Value::is_string)) {
+                dns.insert(given.to_owned(), list);
+            } else {
+                problems.push(Problem::wrong(key, list, "a list of texts"));
+            }
+        }
+    }
+    Some(dns).filter(|dns| !dns.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -234,6 +258,8 @@ mod tests {
             (v4(json!([5])), "a list of texts"),
             (json!({"runtimeConfig": {"mac": "01:00:5e:00:00:01"}}), "not a multicast address"),
             (json!({"runtimeConfig": {"mac": "2:0:0:0:0:1"}}), "six bytes"),
+            (json!({"runtimeConfig": {"dns": ["192.0.2.53"]}}), "an object, such as"),
+            (json!({"runtimeConfig": {"dns": {"searches": [1]}}}), "runtimeConfig.dns.searches"),
             (json!({"runtimeConfig": {"ipRanges": [[{"subnet": "10.0.0.0/24"}]]}}), "ipv4Pools"),
         ] {
             let (_, problems) = wishes(&config, &Args::default(), true);

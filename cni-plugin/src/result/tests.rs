@@ -237,6 +237,8 @@ fn what_was_printed_is_found_again() {
         let previous = Previous::read(&result().render(version), "eth0", "/run/netns/a").unwrap();
         let addresses: Vec<_> = result().addresses.iter().map(|a| a.address).collect();
         assert_eq!(previous.addresses, addresses, "{version}");
+        let routes: Vec<_> = result().routes.iter().map(|r| r.route.destination).collect();
+        assert_eq!(previous.routes, routes, "{version}");
     }
 }
 
@@ -253,8 +255,16 @@ fn interfaces_of_other_plugins_are_passed_over() {
             {"address": "192.168.1.3/24"},
             {"address": "10.10.0.1/32", "interface": 2},
         ],
+        "routes": [
+            {"dst": "198.51.100.0/24", "gw": "192.168.1.1"},
+            {"dst": "192.168.7.7/24"},
+            {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},
+            {"dst": "::/0", "gw": "fe80::1", "priority": 7},
+        ],
     });
     let previous = Previous::read(&value, "eth0", "/run/netns/a").unwrap();
+    let routes = [Family::V4, Family::V6].map(Prefix::default_route);
+    assert_eq!(previous.routes, routes);
     assert_eq!(previous.addresses, ["10.10.0.1".parse::<IpAddr>().unwrap()]);
 }
 

@@ -34,14 +34,14 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     let netns = call.netns()?;
     let (mut source, granted) = grant(call, &netns)?;
     tracing::trace!("step: addresses given, durably");
-    let link = link(call, &granted)?;
-    match plumb(&link, &netns, &mut source) {
-        Ok(up) => Ok(result(call, &link, &granted, &up).render(call.netconf.version)),
-        Err(error) => {
-            source.take_back(call, granted.sequence);
-            Err(error)
-        }
+    let made = link(call, &granted).and_then(|link| {
+        let up = plumb(&link, &netns, &mut source)?;
+        Ok(result(call, &link, &granted, &up).render(call.netconf.version))
+    });
+    if made.is_err() {
+        source.take_back(call, granted.sequence);
     }
+    made
 }
 
 fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<(Source<'a>, Granted), Error> {
@@ -52,7 +52,8 @@ fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<(Source<'a>, Granted), Err
     }
     if netconf.wishes.without_ipam {
         let addresses = netconf.wishes.addresses.clone();
-        return Ok((Source::Nobody, Granted { addresses, ..Granted::default() }));
+        let routes = netconf.ipam.routes.clone();
+        return Ok((Source::Nobody, Granted { addresses, routes, ..Granted::default() }));
     }
     let mut authority = Authority::new(netconf, call.deadline);
     let assigned = authority.assign(&assign_request(call, netns)?)?;
@@ -136,11 +137,7 @@ impl Source<'_> {
     fn take_back(&mut self, call: &Call, sequence: u64) {
         match self {
             Self::Store(authority) => authority.take_back(&call.attachment(), sequence),
-            Self::Plugin(delegate) => {
-                if let Err(error) = delegate.del() {
-                    tracing::warn!(%error, "the addresses stay allocated until DEL");
-                }
-            }
+            Self::Plugin(delegate) => delegate.take_back(),
             Self::Nobody => {}
         }
     }

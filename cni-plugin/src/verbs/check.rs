@@ -1,6 +1,6 @@
 //! CHECK: the kernel and the address store against the previous result.
 
-use twill_dataplane::pod::{PodLink, check_pod};
+use twill_dataplane::pod::{PodLink, PodRoute, check_pod};
 use twill_rpc::message::CheckRequest;
 
 use super::Call;
@@ -23,7 +23,9 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
             mtu: 0,
             mac: None,
             addresses: previous.addresses.clone(),
-            routes: call.netconf.ipam.routes.clone(),
+            // Those of the result: with another IPAM plugin no configuration has them, and one that
+            // has changed since says nothing about this pod.
+            routes: previous.routes.iter().copied().map(PodRoute::to).collect(),
             pod_name: None,
         };
         let differences = check_pod(&link, &netns)?;

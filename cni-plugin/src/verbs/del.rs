@@ -1,23 +1,34 @@
 //! DEL: the pod is cut off first, so that its address is free of it when it is given back.
 
+use std::time::Duration;
+
 use twill_dataplane::pod::{DelMode, DelOutcome, del_pod};
 
 use super::Call;
 use crate::{authority::Authority, delegate::Delegate, error::Error};
+
+/// How much of a DEL's time our own store leaves to another IPAM plugin.
+const OWN_STORE: Duration = Duration::from_secs(4);
 
 /// Detaches the container. What is missing, is success.
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let netns = call.netns_if_any()?;
     let attachment = call.attachment();
     if let Some(delegate) = Delegate::of(call) {
-        // No daemon need run to delete the link. If our own store gave its addresses, the
-        // configuration has changed since.
+        let deadline = call.deadline_of_del();
+        // No daemon need run to delete the link.
         let outcome = del_pod(&attachment, None, netns.as_ref(), DelMode::Immediate)?;
-        if let DelOutcome::Removed { sequence: Some(sequence @ 1..) } = outcome {
-            let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
-            authority.release(attachment, Some(sequence), None)?;
-        }
-        return Ok(delegate.del()?);
+        // If our own store gave its addresses, the configuration has changed since. That it does
+        // not take them back is no reason for the plugin not to hear of the DEL.
+        let released = match outcome {
+            DelOutcome::Removed { sequence: Some(sequence @ 1..) } => {
+                let mut authority = Authority::new(&call.netconf, deadline.before(OWN_STORE));
+                authority.release(attachment, Some(sequence), None).map(drop)
+            }
+            _ => Ok(()),
+        };
+        delegate.del(deadline)?;
+        return released;
     }
     let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
     let mode = authority.del_mode();

@@ -1,40 +1,58 @@
 //! GC: everything of this network goes that the runtime does not list.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use twill_dataplane::pod::{DelMode, del_pod, pod_links};
-use twill_types::{Alias, AttachmentId};
+use twill_dataplane::pod::{DelMode, DelOutcome, del_pod, delete_group_links, pod_links};
+use twill_types::{Alias, AttachmentId, LinkAlias};
 
 use super::Call;
 use crate::{
-    authority::Authority, call::Persona, delegate::Delegate, error::Error, netconf::Attached,
+    authority::Authority, call::Persona, deadline::Deadline, delegate::Delegate, error::Error,
+    netconf::Attached,
 };
+
+/// How much of the call's time is kept for another IPAM plugin.
+const FOR_THE_PLUGIN: Duration = Duration::from_secs(5);
+
+/// How many links are deleted at once. The kernel waits once for all of them, and whoever adds a
+/// pod to another network meanwhile waits as long.
+const BATCH: usize = 10;
+
+/// The numbers of the ADDs that an attachment was seen of.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    link: Option<u64>,
+    record: Option<u64>,
+}
 
 /// Removes what is stale. An error does not keep the rest from going; all are told at the end.
 ///
 /// The runtime sees to it that no ADD or DEL of the network runs meanwhile. Where it does not, the
-/// numbers protect what is newer: a release names the ADD that was seen here.
+/// order and the numbers protect what is newer. Links are read before records: a link that was not
+/// there then is of an ADD that came later, and is left alone with its addresses. A link goes only
+/// if it is still that of the ADD that was seen, and so does a record.
 pub(crate) fn gc(call: &Call) -> Result<(), Error> {
     let valid = call.netconf.valid_attachments.as_ref().ok_or(Error::NoAttachments)?;
-    let mut authority = Authority::new(&call.netconf, call.deadline);
     let delegate = Delegate::of(call);
-    let held = match &delegate {
-        Some(_) => Vec::new(),
-        None => authority.attachments(&call.netconf.name)?,
+    let deadline = match &delegate {
+        Some(_) => call.deadline.before(FOR_THE_PLUGIN),
+        None => call.deadline,
     };
-    let held = held.into_iter().map(|held| (held.attachment, Some(held.sequence)));
-    // A link without a record, of an ADD that died or whose addresses came from elsewhere.
-    let mut found: BTreeMap<AttachmentId, Option<u64>> = match call.persona {
-        Persona::Main => links_of(&call.netconf.name)?.into_iter().map(|id| (id, None)).collect(),
-        Persona::Ipam => BTreeMap::new(),
-    };
-    found.extend(held);
-    let mut failures: Vec<String> = Vec::new();
-    for (attachment, sequence) in found.into_iter().filter(|(id, _)| !is_listed(id, valid)) {
-        tracing::info!(%attachment, "not listed by the runtime: removed");
-        let removed = remove(call, &mut authority, attachment.clone(), sequence);
-        failures.extend(removed.err().map(|error| format!("{attachment}: {error}")));
+    let mut authority = Authority::new(&call.netconf, deadline);
+    let mut stale: BTreeMap<AttachmentId, Seen> = BTreeMap::new();
+    if call.persona == Persona::Main {
+        // Also those without a record: of an ADD that died, or with addresses from elsewhere.
+        for (attachment, sequence) in links_of(&call.netconf.name)? {
+            stale.entry(attachment).or_default().link = Some(sequence);
+        }
     }
+    if delegate.is_none() {
+        for held in authority.attachments(&call.netconf.name)? {
+            stale.entry(held.attachment).or_default().record = Some(held.sequence);
+        }
+    }
+    stale.retain(|id, _| !is_listed(id, valid));
+    let mut failures = remove(call, &mut authority, stale, deadline);
     if let Some(error) = delegate.and_then(|delegate| delegate.gc().err()) {
         failures.push(error.to_string());
     }
@@ -45,29 +63,79 @@ fn is_listed(id: &AttachmentId, valid: &[Attached]) -> bool {
     valid.iter().any(|valid| valid.container_id == id.container_id && valid.ifname == id.ifname)
 }
 
-/// Whose links there are on a network, as far as their aliases say so in full.
-fn links_of(network: &str) -> Result<Vec<AttachmentId>, Error> {
+/// Whose links there are on a network, as far as their aliases say so in full, and of which ADD.
+fn links_of(network: &str) -> Result<Vec<(AttachmentId, u64)>, Error> {
     let links = pod_links()?.into_iter().filter_map(|found| found.alias);
     let on_it = links.filter_map(|alias| match alias.owner {
-        Alias::Full(id) if id.network == network => Some(id),
+        Alias::Full(id) if id.network == network => Some((id, alias.sequence)),
         Alias::Full(_) | Alias::Hashed(_) => None,
     });
     Ok(on_it.collect())
 }
 
+/// Cuts all of them off, deletes their links together, and then gives their addresses back; says
+/// what could not be done. What there was no time for is found again by the next GC.
 fn remove(
     call: &Call,
     authority: &mut Authority<'_>,
-    attachment: AttachmentId,
-    sequence: Option<u64>,
-) -> Result<(), Error> {
-    if call.persona == Persona::Main {
-        // At once: where the pod's namespace is not known, its end of the link cannot be moved out
-        // of the way of a later ADD.
-        del_pod(&attachment, sequence, None, DelMode::Immediate)?;
+    stale: BTreeMap<AttachmentId, Seen>,
+    deadline: Deadline,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut out_of_time = 0;
+    let mut records = Vec::new();
+    for (attachment, seen) in stale {
+        if deadline.left().is_zero() {
+            out_of_time += 1;
+            continue;
+        }
+        match cut_off(call, &attachment, seen) {
+            Ok(false) => tracing::info!(%attachment, "an ADD has come meanwhile: left alone"),
+            Ok(true) => {
+                tracing::info!(%attachment, "not listed by the runtime: removed");
+                records.extend(seen.record.map(|sequence| (attachment, sequence)));
+            }
+            Err(error) => failures.push(format!("{attachment}: {error}")),
+        }
     }
-    match sequence {
-        Some(_) => authority.release(attachment, sequence, None).map(drop),
-        None => Ok(()),
+    if call.persona == Persona::Main
+        && let Err(error) = delete_links(deadline)
+    {
+        failures.push(error.to_string());
     }
+    for (attachment, sequence) in records {
+        if deadline.left().is_zero() {
+            out_of_time += 1;
+            continue;
+        }
+        if let Err(error) = authority.release(attachment.clone(), Some(sequence), None) {
+            failures.push(format!("{attachment}: {error}"));
+        }
+    }
+    if out_of_time > 0 {
+        failures.push(format!("there was no time for {out_of_time} attachments"));
+    }
+    failures
+}
+
+/// Cuts a pod off, if no later ADD has made its link; false if one has.
+fn cut_off(call: &Call, attachment: &AttachmentId, seen: Seen) -> Result<bool, Error> {
+    if call.persona == Persona::Ipam {
+        return Ok(true);
+    }
+    // The number of no ADD of our store is lower than any other.
+    let sequence = seen.link.unwrap_or(LinkAlias::WITHOUT_STORE);
+    let outcome = del_pod(attachment, Some(sequence), None, DelMode::Deferred)?;
+    Ok(!matches!(outcome, DelOutcome::Newer { .. }))
+}
+
+/// Deletes the links that are cut off: at once, and not when the daemon comes to it. The pods'
+/// namespaces are not known here, so their ends of the links are in the way of a later ADD.
+fn delete_links(deadline: Deadline) -> Result<(), Error> {
+    while !deadline.left().is_zero() {
+        if delete_group_links(BATCH)? < BATCH {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Success, or an error that says why not.
 pub(crate) fn status(call: &Call) -> Result<(), Error> {
     if let Some(delegate) = Delegate::of(call) {
-        return Ok(delegate.status()?);
+        return Ok(delegate.status(call.deadline.at_most(PATIENCE))?);
     }
     if Authority::new(&call.netconf, call.deadline).is_standalone() {
         return Ok(());

@@ -81,6 +81,27 @@ pub(crate) fn a_08_dns_is_passed_on_or_left_out() -> Result<()> {
     ensure!(call()?.run()?.object()?.get("dns").is_none());
     ensure!(call()?.config("/dns", json!({})).run()?.object()?.get("dns").is_none());
     ensure!(call()?.config("/dns", dns.clone()).run()?.object()?["dns"] == dns);
+    // A runtime has other names for it, and sends empty lists where the pod has nothing to say.
+    let empty = json!({"servers": [], "searches": [], "options": []});
+    for (said, expected) in [
+        (
+            json!({"servers": ["192.0.2.54"], "searches": ["example.net"], "options": ["ndots:2"]}),
+            json!({"nameservers": ["192.0.2.54"], "search": ["example.net"], "options": ["ndots:2"]}),
+        ),
+        (
+            json!({"servers": ["192.0.2.54"], "searches": []}),
+            json!({"nameservers": ["192.0.2.54"]}),
+        ),
+        (empty, dns.clone()),
+        (json!({}), dns.clone()),
+    ] {
+        let call =
+            call()?.config("/dns", dns.clone()).config("/runtimeConfig", json!({"dns": said}));
+        let result = call.run()?.object()?;
+        ensure!(result["dns"] == expected, "{said}: {result}");
+    }
+    let call = call()?.config("/runtimeConfig", json!({"dns": {"servers": "192.0.2.54"}}));
+    call.run()?.refused(7, &["runtimeConfig.dns.servers", "192.0.2.54"])?;
     site.call("DEL")?.run()?.silent()
 }
 

@@ -91,12 +91,13 @@ pub(crate) fn e_08_an_interface_name_is_one() -> Result<()> {
         }
     }
     site.untouched()?;
-    for name in ["a", "abcdefghijklmno", "eth0.100", "net-1"] {
+    for name in ["a", "abcdefghijklmno", "eth0.100", "net-1", "a;b", ";if=x", "a=b"] {
         site.call("ADD")?.set("CNI_IFNAME", name).run()?.object()?;
         site.pod.ip(&format!("link show dev {name}"))?;
         site.call("DEL")?.set("CNI_IFNAME", name).run()?.silent()?;
+        site.untouched()?;
     }
-    Ok(())
+    site.as_new()
 }
 
 pub(crate) fn e_11_the_nodes_own_namespace_is_refused_before_anything_is_done() -> Result<()> {

@@ -1,0 +1,191 @@
+//! I: another IPAM plugin, executed by the rules for delegation.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use twill_tests::{ping, programs, wait::wait_for};
+
+use super::{Call, Site};
+use crate::SECONDS;
+
+/// What the plugin does that notes its calls, and gives one address.
+const WITNESS: &str = "echo $CNI_COMMAND >>calls
+[ $CNI_COMMAND = ADD ] && echo '{\"ips\": [{\"address\": \"10.79.0.5/24\"}]}'
+exit 0
+";
+
+/// Writes an IPAM plugin `witness`, which does `script` in a directory of its own; the directory is
+/// given back, for `CNI_PATH`.
+fn plugin(site: &Site, script: &str) -> Result<PathBuf> {
+    let directory = site.run_dir.path().join("plugins");
+    fs::create_dir_all(&directory)?;
+    let program = directory.join("witness");
+    fs::write(&program, format!("#!/bin/sh\ncd {}\n{script}", directory.display()))?;
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
+    Ok(directory)
+}
+
+/// A call that is to execute it.
+fn call<'a>(site: &'a Site, verb: &str, path: &Path) -> Result<Call<'a>> {
+    let call = site.call(verb)?.config("/ipam", json!({"type": "witness"}));
+    Ok(call.set("CNI_PATH", &path.display().to_string()))
+}
+
+/// The verbs that it was called with.
+fn calls(directory: &Path) -> Result<Vec<String>> {
+    let calls = fs::read_to_string(directory.join("calls"))?;
+    Ok(calls.lines().map(str::to_owned).collect())
+}
+
+pub(crate) fn i_01_another_plugin_is_found_in_the_path_alone() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, WITNESS)?;
+    for path in ["", ":", "/nowhere:"] {
+        let call = call(&site, "ADD", Path::new(path))?;
+        // It is in the directory where the call is made, and in the caller's own path.
+        let mut command = Command::new(programs::find("twill")?);
+        command.current_dir(&directory).env("PATH", &directory);
+        call.run_as(command)?.refused(7, &["witness", "CNI_PATH"])?;
+    }
+    ensure!(!directory.join("calls").exists(), "{:?}", calls(&directory)?);
+    site.untouched()
+}
+
+/// Neither what it reads nor what it leaves behind keeps the call beyond its time.
+pub(crate) fn i_03_a_plugin_that_hangs_is_ended_in_time() -> Result<()> {
+    let site = Site::new()?;
+    // Its pipes are held by a process that the plugin waits for, and by one that outlives it.
+    for script in ["sleep 1000; :", "sleep 1000 2>/dev/null &"] {
+        let directory = plugin(&site, script)?;
+        for verb in ["ADD", "DEL", "GC", "STATUS"] {
+            let mut call = call(&site, verb, &directory)?.config("/timeoutSeconds", json!(1));
+            call.netconf["cni.dev/valid-attachments"] = json!([]);
+            let start = Instant::now();
+            let answer = call.run()?;
+            let took = start.elapsed();
+            ensure!(took < Duration::from_secs(4), "{verb} took {took:?}");
+            if script.ends_with(':') {
+                answer.refused(11, &["witness", "in time"])?;
+            } else if verb == "ADD" {
+                answer.refused(6, &["witness"])?;
+            } else {
+                answer.silent()?;
+            }
+        }
+        if script.ends_with(':') {
+            wait_for("the end of all that it started", SECONDS, || {
+                let left = running("sleep\x001000")?;
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(())
+            })?;
+        }
+    }
+    site.untouched()
+}
+
+/// The processes with this command line.
+fn running(command: &str) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir("/proc")?.collect::<Result<Vec<_>, _>>()?;
+    let found = entries.into_iter().map(|entry| entry.path()).filter(|path| {
+        fs::read_to_string(path.join("cmdline")).is_ok_and(|line| line.starts_with(command))
+    });
+    Ok(found.collect())
+}
+
+/// What it prints instead of an error object is all that there is to tell.
+pub(crate) fn i_03_an_error_that_is_no_object_is_quoted() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, "echo 'pool exhausted, ask Bob'\nexit 1\n")?;
+    let answer = call(&site, "ADD", &directory)?.run()?;
+    answer.refused(999, &["witness", "exit status: 1", "ask Bob"])?;
+    // The same for a result.
+    let directory = plugin(&site, "echo 'all is well'\n")?;
+    call(&site, "ADD", &directory)?.run()?.refused(6, &["witness", "all is well"])?;
+    site.untouched()
+}
+
+/// A name that leads back here would be a chain of processes without an end.
+pub(crate) fn i_04_our_own_program_is_not_executed_again() -> Result<()> {
+    let site = Site::new()?;
+    let directory = site.run_dir.path().join("plugins");
+    fs::create_dir_all(&directory)?;
+    let own = programs::find("twill")?;
+    fs::hard_link(&own, directory.join("twill"))
+        .or_else(|_| symlink(&own, directory.join("twill")))?;
+    symlink(&own, directory.join("by-another-name"))?;
+    fs::copy(&own, directory.join("copy"))?;
+    let path = directory.display().to_string();
+    for name in ["twill", "by-another-name", "copy"] {
+        for verb in ["ADD", "DEL", "STATUS"] {
+            let call = site.call(verb)?.config("/ipam", json!({"type": name}));
+            let call = call.set("CNI_PATH", &path).config("/timeoutSeconds", json!(2));
+            call.run()?.refused(7, &["ipam.type", name, "twill-ipam"])?;
+        }
+    }
+    // What the network's own plugin is called.
+    let call = site.call("ADD")?.config("/type", json!("lan")).config("/ipam/type", json!("lan"));
+    call.run()?.refused(7, &["ipam.type", "lan", "twill-ipam"])?;
+    site.untouched()
+}
+
+/// Whatever happens after the address was given, or while it is.
+pub(crate) fn a_12_an_address_of_another_plugin_is_given_back() -> Result<()> {
+    let site = Site::new()?;
+    // The pod has an interface of that name.
+    let directory = plugin(&site, WITNESS)?;
+    site.pod.ip_batch("link add eth0 up type veth peer name foreign\n")?;
+    call(&site, "ADD", &directory)?.run()?.refused(103, &["eth0"])?;
+    site.pod.ip_batch("link del eth0\n")?;
+    ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+    // The MTU cannot be found out.
+    fs::remove_file(directory.join("calls"))?;
+    site.host.ip("route add prohibit default")?;
+    call(&site, "ADD", &directory)?.run()?.refused(104, &[])?;
+    site.host.ip("route del prohibit default")?;
+    ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+    // It fails by itself, half way.
+    let directory = plugin(&site, "echo $CNI_COMMAND >>calls\n[ $CNI_COMMAND = DEL ]\n")?;
+    fs::remove_file(directory.join("calls"))?;
+    call(&site, "ADD", &directory)?.run()?.refused(999, &["witness"])?;
+    ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+    // Not so where a pod lives with it: a second ADD of the same is refused by some plugins.
+    let directory = plugin(&site, WITNESS)?;
+    call(&site, "ADD", &directory)?.run()?.object()?;
+    let failing = "echo $CNI_COMMAND >>calls\n[ $CNI_COMMAND = DEL ]\n";
+    let directory = plugin(&site, failing)?;
+    fs::remove_file(directory.join("calls"))?;
+    call(&site, "ADD", &directory)?.run()?.refused(999, &["witness"])?;
+    ensure!(calls(&directory)? == ["ADD"], "{:?}", calls(&directory)?);
+    ping::reaches(&site.host, "10.79.0.5".parse()?)?;
+    call(&site, "DEL", &directory)?.run()?.silent()?;
+    // It hangs when it has already given it.
+    let hanging = "echo $CNI_COMMAND >>calls\n[ $CNI_COMMAND = DEL ] || sleep 1000\n";
+    let directory = plugin(&site, hanging)?;
+    fs::remove_file(directory.join("calls"))?;
+    let hurried = call(&site, "ADD", &directory)?.config("/timeoutSeconds", json!(1));
+    hurried.run()?.refused(11, &["witness", "in time"])?;
+    ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+    site.untouched()
+}
+
+/// The addresses of a network that has another IPAM plugin by now, and a store that cannot be used:
+/// the plugin hears of the DEL all the same.
+pub(crate) fn i_03_a_del_is_forwarded_whatever_our_own_store_says() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, WITNESS)?;
+    site.add()?;
+    let store = site.run_dir.path().join("ipam");
+    fs::remove_dir_all(&store)?;
+    fs::write(&store, "no directory")?;
+    let call = call(&site, "DEL", &directory)?.config("/timeoutSeconds", json!(1));
+    call.run()?;
+    ensure!(calls(&directory)? == ["DEL"], "{:?}", calls(&directory)?);
+    site.untouched()
+}
