@@ -6,7 +6,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # The plugin is linked statically, so that it runs on any host. The target has to be named, or the
 # flag would reach build scripts and procedural macros too.
 ARCH := $(shell uname -m)
-PLUGIN_TARGET ?= $(ARCH)-unknown-linux-gnu
+PLUGIN_TARGET ?= $(ARCH)-unknown-linux-musl
 PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 
 # What `make bench` does; BENCH="--rounds 1 --pods 16 --crowd 0" is over in seconds.
@@ -53,7 +53,7 @@ build: ## all programs, for demo and tests
 	@ln -sf twill $(TARGET_DIR)/debug/twill-ipam
 
 plugin: ## the CNI plugin as it is shipped: small and static
-	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" $(CARGO) build --locked \
+	RUSTFLAGS='-C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked \
 	    --package twill-cni-plugin --profile plugin --target $(PLUGIN_TARGET)
 	@ln -sf twill $(dir $(PLUGIN))twill-ipam
 

@@ -95,28 +95,29 @@ impl Competitor {
         Ok(Self { store: Some(data), ..Self::new(name, host, &program, &netconf, pods)? })
     }
 
-    /// The least that the same work costs: `floor/floor.c`, compiled here.
-    pub(crate) fn floor(pods: u32) -> Result<Self> {
+    /// The least that the same work costs: `floor/floor.c`, compiled here, with the system's C library
+    /// and with musl, as the plugin has it.
+    pub(crate) fn floors(pods: u32) -> Result<[Self; 2]> {
         fs::create_dir_all(FILES)?;
-        let program = Path::new(FILES).join("floor");
-        let source = programs::source("bench/floor/floor.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-O2", "-static", "-o"]).arg(&program).arg(source);
-        process::run(&mut cc)?;
         echo(&Path::new(FILES).join("echo.sock"))?;
+        let source = programs::source("bench/floor/floor.c");
+        let (plain, musl) = (Path::new(FILES).join("floor"), Path::new(FILES).join("floor-musl"));
+        process::run(Command::new("cc").args(["-O2", "-static", "-o"]).arg(&plain).arg(&source))?;
+        compile_with_musl(&source, &musl)?;
+        Ok([
+            Self::floor("floor (same kernel work)", "floor", &plain, pods)?,
+            Self::floor("floor, musl", "floorm", &musl, pods)?,
+        ])
+    }
+
+    fn floor(name: &str, host: &str, program: &Path, pods: u32) -> Result<Self> {
         Ok(Self {
             environment: |number| {
                 let socket = format!("{FILES}/echo.sock");
                 vec![("FLOOR_NUMBER", (number + 1).to_string()), ("FLOOR_SOCKET", socket)]
             },
             leaves_links: true,
-            ..Self::new(
-                "floor (same kernel work)",
-                Host::Plain(node("floor")?),
-                &program,
-                &json!({}),
-                pods,
-            )?
+            ..Self::new(name, Host::Plain(node(host)?), program, &json!({}), pods)?
         })
     }
 
@@ -282,4 +283,21 @@ fn echo(path: &Path) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Links against the libc that comes with Rust's musl target. It comes without headers; those of the
+/// system say the same of what the floor uses.
+fn compile_with_musl(source: &Path, program: &Path) -> Result<()> {
+    let object = program.with_extension("o");
+    let flags = ["-O2", "-fno-pie", "-fno-stack-protector", "-U_FORTIFY_SOURCE", "-c", "-o"];
+    process::run(Command::new("cc").args(flags).arg(&object).arg(source))?;
+    let sysroot = process::run(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let target =
+        format!("lib/rustlib/{}-unknown-linux-musl/lib/self-contained", std::env::consts::ARCH);
+    let libc = Path::new(sysroot.trim()).join(target);
+    let piece = |name: &str| libc.join(name);
+    let mut link = Command::new("cc");
+    link.args(["-nostdlib", "-static", "-no-pie", "-o"]).arg(program);
+    link.args([piece("crt1.o"), piece("crti.o"), object, piece("libc.a"), piece("crtn.o")]);
+    process::run(&mut link).map(drop)
 }

@@ -114,9 +114,13 @@ fn competitors(arguments: &Arguments, plugin: &std::path::Path) -> Result<Vec<Co
             .with_context(|| format!("--reference {reference:?}: write NAME=DIRECTORY"))?;
         all.push(Competitor::reference(&format!("ptp + host-local ({name})"), directory, pods)?);
     }
-    all.push(Competitor::floor(pods)?);
+    all.extend(Competitor::floors(pods)?);
     if let Some(only) = &arguments.only {
-        all.retain(|competitor| competitor.name.starts_with(only));
+        let has_just_this = all.iter().any(|competitor| competitor.name == *only);
+        all.retain(|competitor| match has_just_this {
+            true => competitor.name == *only,
+            false => competitor.name.starts_with(only),
+        });
     }
     Ok(all)
 }

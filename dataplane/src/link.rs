@@ -83,7 +83,7 @@ impl Link {
 
     /// Whether it only waits to be deleted. Such a link does not count as existing.
     pub fn is_doomed(&self) -> bool {
-        matches!(self.group, DELETE_GROUP | BATCH_GROUP)
+        is_doomed_group(self.group)
     }
 
     /// What its alias says, if Twill wrote it.
@@ -99,6 +99,11 @@ impl Link {
             (alias, _) => Owner::Other(alias.to_owned()),
         }
     }
+}
+
+/// Whether the links of a group only wait to be deleted.
+pub(crate) const fn is_doomed_group(group: u32) -> bool {
+    matches!(group, DELETE_GROUP | BATCH_GROUP)
 }
 
 /// Whose a link is that has the name of an attachment's host end.

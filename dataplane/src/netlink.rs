@@ -4,13 +4,15 @@ use std::io;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NlaBuffer, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use crate::{Error, KernelError};
+use twill_types::Family;
+
+use crate::{Error, KernelError, message::address_family};
 
 /// The most requests in one send: each error answer waits in the socket's receive buffer, which
 /// overflows at about 300.
@@ -60,16 +62,12 @@ impl Reply {
     /// The index of the link in the answer, and of its peer if it is a veth. An answer about a link
     /// has some forty attributes, and every ADD would decode all of them for this one.
     pub(crate) fn link_and_peer(&self) -> Result<Option<(u32, Option<u32>)>, Error> {
-        const LINK_HEADER: usize = 16;
         const INDEX: std::ops::Range<usize> = 4..8;
         const IFLA_LINK: u16 = 5;
         let mut found = None;
         for_each_raw(self.answer.as_deref().unwrap_or_default(), &mut |message| {
-            let number = |bytes: &[u8]| Some(u32::from_ne_bytes(*bytes.first_chunk()?));
-            let payload = message.payload();
-            let index = payload.get(INDEX).and_then(number);
-            let peer = NlasIterator::new(payload.get(LINK_HEADER..).unwrap_or_default())
-                .map_while(Result::ok)
+            let index = message.payload().get(INDEX).and_then(number);
+            let peer = link_attributes(&message)
                 .find(|attribute| attribute.kind() == IFLA_LINK)
                 .and_then(|attribute| number(attribute.value()));
             found = index.map(|index| (index, peer));
@@ -159,11 +157,15 @@ impl Socket {
             let ack = if index + 1 == count { NLM_F_ACK } else { 0 };
             self.append(&mut bytes, request.message, NLM_F_REQUEST | ack | request.flags);
         }
-        self.send(&bytes)?;
-        let last = self.sequence;
+        self.exchange(&bytes, first)
+    }
 
+    /// Sends the requests from number `first` to the last one, which asks for an acknowledgement.
+    fn exchange(&mut self, bytes: &[u8], first: u32) -> Result<Vec<Reply>, Error> {
+        self.send(bytes)?;
+        let last = self.sequence;
         let mut replies: Vec<Reply> = Vec::new();
-        replies.resize_with(count, Reply::default);
+        replies.resize_with(last.wrapping_sub(first) as usize + 1, Reply::default);
         loop {
             let mut done = false;
             let datagram = self.receive()?;
@@ -185,6 +187,41 @@ impl Socket {
                 return Ok(replies);
             }
         }
+    }
+
+    /// Whether the socket's namespace forwards packets of a family. It is what the `forwarding`
+    /// settings of all links say; but to open those, the kernel compares the files of that name of
+    /// all namespaces, one by one.
+    pub(crate) fn forwards(&mut self, family: Family) -> Result<bool, Error> {
+        const RTM_GETNETCONF: u16 = 82;
+        /// `struct netconfmsg` of `linux/netconf.h`, padded.
+        const HEADER: usize = 4;
+        const NETCONFA_IFINDEX: u16 = 1;
+        const NETCONFA_FORWARDING: u16 = 2;
+        const ALL: i32 = -1;
+        const LENGTH: u32 = 28;
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::with_capacity(LENGTH as usize);
+        request.extend(LENGTH.to_ne_bytes());
+        request.extend(RTM_GETNETCONF.to_ne_bytes());
+        request.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+        request.extend(self.sequence.to_ne_bytes());
+        request.extend([0; 4]);
+        request.extend([u8::from(address_family(family)), 0, 0, 0]);
+        request.extend(8u16.to_ne_bytes());
+        request.extend(NETCONFA_IFINDEX.to_ne_bytes());
+        request.extend(ALL.to_ne_bytes());
+        let reply = self.exchange(&request, self.sequence)?.pop().unwrap_or_default();
+        let forwards = reply.answer.as_deref().and_then(|answer| {
+            NlasIterator::new(NetlinkBuffer::new_checked(answer).ok()?.payload().get(HEADER..)?)
+                .map_while(Result::ok)
+                .find(|attribute| attribute.kind() == NETCONFA_FORWARDING)
+                .and_then(|attribute| number(attribute.value()))
+        });
+        reply.check(format_args!("netconf show {family}"))?;
+        forwards.map(|value| value != 0).ok_or_else(|| {
+            Error::Decode("an answer about the forwarding of packets does not tell it".to_owned())
+        })
     }
 
     /// Reads a table; `what` names it in errors. The kernel applies the filters in `message`.
@@ -271,18 +308,18 @@ impl Socket {
 }
 
 /// Hands over each netlink message in a datagram, decoded.
-pub(crate) fn for_each_message(
+fn for_each_message(
     datagram: &[u8],
     handle: &mut impl FnMut(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for_each_raw(datagram, &mut |message| {
-        let message = NetlinkMessage::deserialize(message.into_inner()).map_err(undecodable)?;
-        let (header, payload) = message.into_parts();
+        let (header, payload) = decode(message)?;
         handle(header, payload)
     })
 }
 
-fn for_each_raw<'a>(
+/// Hands over each netlink message in a datagram, as it came.
+pub(crate) fn for_each_raw<'a>(
     mut datagram: &'a [u8],
     handle: &mut impl FnMut(NetlinkBuffer<&'a [u8]>) -> Result<(), Error>,
 ) -> Result<(), Error> {
@@ -292,6 +329,27 @@ fn for_each_raw<'a>(
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(())
+}
+
+pub(crate) fn decode(
+    message: NetlinkBuffer<&[u8]>,
+) -> Result<(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>), Error> {
+    let message = NetlinkMessage::deserialize(message.into_inner()).map_err(undecodable)?;
+    Ok(message.into_parts())
+}
+
+/// The attributes of a message about a link.
+pub(crate) fn link_attributes<'a>(
+    message: &NetlinkBuffer<&'a [u8]>,
+) -> impl Iterator<Item = NlaBuffer<&'a [u8]>> {
+    const LINK_HEADER: usize = 16;
+    let attributes = message.payload().get(LINK_HEADER..).unwrap_or_default();
+    NlasIterator::new(attributes).map_while(Result::ok)
+}
+
+/// The number in an attribute.
+pub(crate) fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
 fn undecodable(error: netlink_packet_core::DecodeError) -> Error {

@@ -13,13 +13,19 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use netlink_packet_core::NetlinkPayload;
+use netlink_packet_core::{NetlinkBuffer, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
-use twill_types::Prefix;
+use twill_types::{Prefix, is_host_link_name};
 
-use crate::{Error, Link, address::Address, netlink::for_each_message, route::Route};
+use crate::{
+    Error, Link,
+    address::Address,
+    link::is_doomed_group,
+    netlink::{decode, for_each_raw, link_attributes, number},
+    route::Route,
+};
 
 /// Multicast groups of `linux/rtnetlink.h`: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
 /// IPV6_ROUTE.
@@ -37,7 +43,8 @@ const MAX_READS: usize = 256;
 /// A change in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A link is new or has changed (up, carrier, name, group, ...).
+    /// A link is new or has changed (up, carrier, name, group, ...). Those of pods are left out:
+    /// there are many of them, and each changes six times in an ADD.
     LinkChanged(Link),
     /// A link is gone.
     LinkDeleted(Link),
@@ -160,7 +167,11 @@ impl fmt::Debug for Events {
 /// Queues the events in a datagram; answers whether foreign routes have changed.
 fn read_events(datagram: &[u8], own_ports: &BTreeSet<u32>, events: &mut VecDeque<Event>) -> bool {
     let mut foreign = false;
-    let result = for_each_message(datagram, &mut |header, payload| {
+    let result = for_each_raw(datagram, &mut |raw| {
+        if is_change_of_a_pods_link(&raw) {
+            return Ok(());
+        }
+        let (header, payload) = decode(raw)?;
         let NetlinkPayload::InnerMessage(message) = payload else {
             return Ok(());
         };
@@ -185,6 +196,20 @@ fn read_events(datagram: &[u8], own_ports: &BTreeSet<u32>, events: &mut VecDeque
         tracing::debug!(%error, "a netlink event is left out");
     }
     foreign
+}
+
+/// Whether it tells of a link of a pod, or of one that waits to be deleted. Seen without decoding it.
+fn is_change_of_a_pods_link(message: &NetlinkBuffer<&[u8]>) -> bool {
+    const RTM_NEWLINK: u16 = 16;
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_GROUP: u16 = 27;
+    message.message_type() == RTM_NEWLINK
+        && link_attributes(message).any(|attribute| match attribute.kind() {
+            IFLA_IFNAME => std::str::from_utf8(attribute.value())
+                .is_ok_and(|name| is_host_link_name(name.trim_end_matches('\0'))),
+            IFLA_GROUP => number(attribute.value()).is_some_and(is_doomed_group),
+            _ => false,
+        })
 }
 
 /// Routes that come with an address have the address's own event.

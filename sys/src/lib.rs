@@ -3,8 +3,10 @@
 //! Promise: every function here is safe to call, gives back the calling thread in the namespace in
 //! which it came, and each `unsafe` block says why it is sound.
 
+mod arena;
 pub mod child;
 pub mod netns;
 pub mod sched;
 
+pub use arena::ShortLived;
 pub use netns::{AtPath, Netns, NetnsError, in_netns, look, netns_cookie};

@@ -22,9 +22,10 @@ pub fn first_in_line<T>(f: impl FnOnce() -> T) -> T {
 
 /// Of the calling thread.
 fn set_scheduler(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
-    let param = libc::sched_param { sched_priority: priority };
+    // All that sched_setscheduler(2) takes is an int. musl's wrapper refuses whatever it is asked for.
+    let param = priority;
     // SAFETY: the kernel reads `param`, which lives through the call.
-    match unsafe { libc::sched_setscheduler(0, policy, &raw const param) } {
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const param) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -194,10 +194,16 @@ impl Prepared {
     }
 
     fn set_up_pod(&mut self, netns: &Netns) -> Result<(), Error> {
-        let mut socket = netns.enter(|| {
-            self.plan.pod_settings.iter().try_for_each(Setting::apply)?;
-            Socket::open()
-        })??;
+        let mut socket = netns.enter(Socket::open)??;
+        let mut missing = Vec::new();
+        for setting in &self.plan.pod_settings {
+            if !setting.holds(&mut socket)? {
+                missing.push(setting);
+            }
+        }
+        if !missing.is_empty() {
+            netns.enter(|| missing.into_iter().try_for_each(Setting::apply))??;
+        }
         let replies = run(&mut socket, &self.plan.pod, self.indexes)?;
         self.pod = Some(socket);
         let mut steps = self.plan.pod.iter().zip(replies);

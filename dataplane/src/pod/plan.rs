@@ -13,7 +13,7 @@ use super::{GATEWAY_V6, HOST_MAC, PodLink, PodRoute, gateway};
 use crate::{
     Error, MacAddress,
     message::{self, Ipv4Conf, VethEnd},
-    netlink::Request,
+    netlink::{Request, Socket},
     sysctl,
 };
 
@@ -82,8 +82,18 @@ pub(super) enum Op {
 pub(super) struct Setting {
     pub(super) key: String,
     pub(super) value: u32,
-    /// Whether it mostly has this value already, and is looked at first.
-    pub(super) usual: bool,
+    pub(super) kind: SettingKind,
+}
+
+/// What is known of a setting before it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SettingKind {
+    /// It mostly has another value.
+    Changed,
+    /// It mostly has this value already.
+    Usual,
+    /// It is the namespace's forwarding of a family, and is mostly off.
+    Forwarding(Family),
 }
 
 /// Everything that an ADD does, in its order. Each list of operations is one send to the kernel.
@@ -163,12 +173,8 @@ impl Plan {
     }
 }
 
-fn changed(key: String, value: u32) -> Setting {
-    Setting { key, value, usual: false }
-}
-
-fn usual(key: String, value: u32) -> Setting {
-    Setting { key, value, usual: true }
+fn setting(key: String, value: u32, kind: SettingKind) -> Setting {
+    Setting { key, value, kind }
 }
 
 /// A pod that may send raw packets could otherwise make itself the node's IPv6 router by a router
@@ -176,22 +182,24 @@ fn usual(key: String, value: u32) -> Setting {
 fn host_settings(link: &PodLink, name: &str, ipv6: bool) -> Vec<Setting> {
     let mut settings = Vec::new();
     if link.families().any(|family| family == Family::V6) {
-        settings.push(usual(format!("ipv6/conf/{name}/disable_ipv6"), 0));
+        settings.push(setting(format!("ipv6/conf/{name}/disable_ipv6"), 0, SettingKind::Usual));
     }
     if ipv6 {
-        settings.push(changed(format!("ipv6/conf/{name}/accept_ra"), 0));
+        settings.push(setting(format!("ipv6/conf/{name}/accept_ra"), 0, SettingKind::Changed));
     }
     settings
 }
 
 /// A new namespace takes over the initial one's IPv4 settings, a router's; a pod is none.
 fn pod_settings(link: &PodLink) -> Vec<Setting> {
+    let forwarding =
+        |family, key: &str| setting(key.to_owned(), 0, SettingKind::Forwarding(family));
     let name = &link.attachment.ifname;
-    let mut settings = vec![usual("ipv4/ip_forward".into(), 0)];
+    let mut settings = vec![forwarding(Family::V4, "ipv4/ip_forward")];
     if link.families().any(|family| family == Family::V6) {
-        settings.push(usual("ipv6/conf/all/forwarding".into(), 0));
-        settings.push(usual(format!("ipv6/conf/{name}/disable_ipv6"), 0));
-        settings.push(changed(format!("ipv6/conf/{name}/accept_ra"), 0));
+        settings.push(forwarding(Family::V6, "ipv6/conf/all/forwarding"));
+        settings.push(setting(format!("ipv6/conf/{name}/disable_ipv6"), 0, SettingKind::Usual));
+        settings.push(setting(format!("ipv6/conf/{name}/accept_ra"), 0, SettingKind::Changed));
     }
     settings
 }
@@ -294,9 +302,17 @@ fn host_route(address: IpAddr, index: u32) -> RouteMessage {
 impl Setting {
     /// Applies it in the calling thread's namespace.
     pub(super) fn apply(&self) -> Result<(), Error> {
-        match self.usual {
-            true => sysctl::ensure(&self.key, self.value).map(drop),
-            false => sysctl::set(&self.key, self.value),
+        match self.kind {
+            SettingKind::Usual => sysctl::ensure(&self.key, self.value).map(drop),
+            SettingKind::Changed | SettingKind::Forwarding(_) => sysctl::set(&self.key, self.value),
+        }
+    }
+
+    /// Whether it has its value already, as far as that can be told without opening it.
+    pub(super) fn holds(&self, socket: &mut Socket) -> Result<bool, Error> {
+        match self.kind {
+            SettingKind::Forwarding(family) => Ok(!socket.forwards(family)?),
+            SettingKind::Changed | SettingKind::Usual => Ok(false),
         }
     }
 }
