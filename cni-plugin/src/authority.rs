@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     netconf::{Mode, Netconf},
     spool::{Spool, SpoolError},
-    standalone::{Standalone, StandaloneError},
+    standalone::{Standalone, StandaloneError, has_mark},
 };
 
 /// How long automatic mode waits for the owner's lock before it looks for the daemon's socket
@@ -44,8 +44,12 @@ impl<'a> Authority<'a> {
         let standalone = match netconf.ipam.mode {
             Mode::Daemon => false,
             Mode::Standalone => true,
-            // A socket that refuses still means that there is a daemon, which owns the store.
-            Mode::Auto => !netconf.ipam.pools.is_empty() && !socket(&netconf.run_dir).exists(),
+            // A socket that refuses still means that there is a daemon, which owns the store. The
+            // mark tells whose it is when the pools were taken out of the configuration since.
+            Mode::Auto => {
+                !socket(&netconf.run_dir).exists()
+                    && (!netconf.ipam.pools.is_empty() || has_mark(&netconf.run_dir))
+            }
         };
         Self {
             netconf,
@@ -55,13 +59,14 @@ impl<'a> Authority<'a> {
         }
     }
 
-    pub(crate) fn is_standalone(&self) -> bool {
-        self.standalone.is_some()
+    /// What it needs to know to be asked for the state, if there is no daemon to ask.
+    pub(crate) fn standalone(&self) -> Option<&Standalone<'a>> {
+        self.standalone.as_ref()
     }
 
     /// Who deletes the link of a DEL: the daemon later, many at once, or this call.
     pub(crate) fn del_mode(&self) -> DelMode {
-        if self.is_standalone() { DelMode::Immediate } else { DelMode::Deferred }
+        if self.standalone.is_some() { DelMode::Immediate } else { DelMode::Deferred }
     }
 
     /// Addresses for an attachment; durable when this returns.
@@ -110,8 +115,16 @@ impl<'a> Authority<'a> {
     ) -> Result<bool, Error> {
         let request = ReleaseRequest { attachment, sequence, netns_cookie };
         let alone = |standalone: &Standalone<'_>, wait| standalone.release(&request, wait);
-        if let Some(released) = self.alone(alone)? {
-            return Ok(released);
+        match self.alone(alone) {
+            Ok(Some(released)) => return Ok(released),
+            Ok(None) => {}
+            // It cannot be had, or not be written. Who has it next takes the address back.
+            Err(error) => {
+                tracing::debug!(%error, "leaving a tombstone");
+                let buried = Spool::open(&self.netconf.run_dir, self.deadline)
+                    .and_then(|spool| spool.bury(&request));
+                return buried.map(|()| true).map_err(|_| error);
+            }
         }
         let release = |client: &mut Client, _| client.release(request.clone());
         let first = match self.daemon.ask(release) {

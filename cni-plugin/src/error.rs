@@ -131,6 +131,9 @@ pub(crate) enum Error {
         /// What is known.
         why: String,
     },
+    /// STATUS: there is no daemon, and the store cannot be used without one.
+    #[error("no pod can get an address: {0}")]
+    StoreNotReady(#[source] StandaloneError),
     /// STATUS: no address is left, and no block to claim.
     #[error("every address that this node can have is in use; add a pool, or delete pods")]
     Exhausted,
@@ -195,7 +198,7 @@ impl Error {
             Self::Dataplane(error) => dataplane_code(error),
             Self::Client(error) => client_code(error),
             Self::Standalone(error) => standalone_code(error),
-            Self::NotReady { .. } | Self::Exhausted => code::NOT_AVAILABLE,
+            Self::NotReady { .. } | Self::StoreNotReady(_) | Self::Exhausted => code::NOT_AVAILABLE,
             Self::RoutesMissing(_) => code::LIMITED,
             Self::Panic { .. } => code::INTERNAL,
         }

@@ -1,15 +1,20 @@
 //! Standalone mode: without a daemon this process owns the node's store, for as long as one
 //! request takes.
 
-use std::{net::IpAddr, path::PathBuf, time::Instant};
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use twill_dataplane::{
     Link, node,
     pod::{host_links, living_pods},
 };
 use twill_ipam_store::{
-    AssignError, LockError, OwnerLock, Refusal, Shortage, Standalone as Store, StandalonePool,
-    StoreError, now_ms,
+    AssignError, LockError, OwnerLock, Refusal, STANDALONE_MARK, Shortage, Standalone as Store,
+    StandalonePool, StoreError, now_ms, private_file, work_off,
 };
 use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
 use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
@@ -85,6 +90,16 @@ struct Owned {
     _lock: OwnerLock,
 }
 
+/// The mark of a store that no daemon has owned since.
+fn mark(run_dir: &Path) -> PathBuf {
+    run_dir.join("ipam").join(STANDALONE_MARK)
+}
+
+/// Whether the store was last used in standalone mode.
+pub(crate) fn has_mark(run_dir: &Path) -> bool {
+    mark(run_dir).exists()
+}
+
 impl<'a> Standalone<'a> {
     pub(crate) fn new(netconf: &'a Netconf) -> Self {
         Self { netconf }
@@ -107,6 +122,7 @@ impl<'a> Standalone<'a> {
             Ok(store) => {
                 let owned = Owned { store, path, _lock: lock };
                 owned.rebuild()?;
+                owned.settle(&self.netconf.run_dir)?;
                 Ok(owned)
             }
             Err(source) => Err(StandaloneError::Store { path, source }),
@@ -193,6 +209,19 @@ impl<'a> Standalone<'a> {
         }
     }
 
+    /// STATUS: whether the store can be used, and has an address of each family or can get one.
+    pub(crate) fn is_exhausted(&self, deadline: Deadline) -> Result<bool, StandaloneError> {
+        let owned = self.open(deadline)?;
+        for family in &self.netconf.ipam.families {
+            let pools = self.pools(*family, &[])?;
+            let free = owned.store.has_free(&pools).map_err(|source| owned.failed(source))?;
+            if !free {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Who holds addresses on a network.
     pub(crate) fn attachments(
         &self,
@@ -238,6 +267,24 @@ impl Owned {
         let rebuilt = service.rebuild(living_pods()?).map_err(|source| self.failed(source))?;
         if rebuilt > 0 {
             tracing::warn!(rebuilt, "the store did not know of pods that run; it does now");
+        }
+        Ok(())
+    }
+
+    /// Takes back what DELs could not give back, and leaves the mark by which a DEL knows its store
+    /// when the configuration has lost its pools.
+    fn settle(&self, run_dir: &Path) -> Result<(), StandaloneError> {
+        let mark = mark(run_dir);
+        if !mark.exists() {
+            private_file(&mark).map_err(|source| {
+                self.failed(StoreError::Directory { path: mark.clone(), source })
+            })?;
+        }
+        match work_off(&run_dir.join("spool"), self.store.service(), "") {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "released what the spool named"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, "cannot read the spool"),
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod service;
 mod sled_store;
 mod standalone;
 mod store;
+mod tombstones;
 
 pub use error::StoreError;
 pub use host::{boot_id, now_ms};
@@ -23,8 +24,9 @@ pub use lock::{LockError, OwnerLock};
 pub use private::{lock_alone, private_directory, private_file};
 pub use service::{AssignError, OpenReport, Options, Service};
 pub use sled_store::SledStore;
-pub use standalone::{Standalone, StandalonePool};
+pub use standalone::{STANDALONE_MARK, Standalone, StandalonePool};
 pub use store::{Entry, MemoryStore, Store, Write};
+pub use tombstones::work_off;
 pub use twill_ipam::{
     Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome, ReleaseRequest, Shortage,
 };

@@ -5,6 +5,10 @@ use twill_types::{Block, Dedication, Prefix};
 
 use crate::{AssignError, Options, Service, StoreError, boot_id};
 
+/// Name of the file beside the store that says that the plugin used it without a daemon. A daemon that
+/// takes the store over removes it.
+pub const STANDALONE_MARK: &str = "standalone";
+
 /// A pool of a network configuration, for nodes without a daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StandalonePool {
@@ -60,6 +64,19 @@ impl Standalone {
                 other => return other,
             }
         }
+    }
+
+    /// Whether one of these pools has a free address in a block in use, or a block that is not.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn has_free(&self, pools: &[String]) -> Result<bool, StoreError> {
+        let blocks = self.service.blocks()?;
+        let taken: Taken = blocks.iter().map(|summary| summary.block).collect();
+        let mut ours = self.pools.iter().filter(|pool| pools.contains(&pool.name()));
+        Ok(blocks.iter().any(|block| {
+            block.free > 0 && block.dedication.is_none() && pools.contains(&block.pool)
+        }) || ours.any(|pool| next_candidate(pool.cidr, pool.block_size, "", &taken).is_some()))
     }
 
     /// Takes the block that an assignment lacks; false if there is none to take.

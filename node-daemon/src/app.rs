@@ -23,7 +23,7 @@ use twill_dataplane::{
     Link,
     pod::{host_links, living_pods},
 };
-use twill_ipam_store::{Options, OwnerLock, Service, boot_id};
+use twill_ipam_store::{Options, OwnerLock, STANDALONE_MARK, Service, boot_id};
 
 use crate::{
     config::{Config, LogFormat, LogLevel},
@@ -108,6 +108,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     )?;
     let spool = Spool::lock(run_dir, Instant::now() + SPOOL)
         .with_context(|| format!("cannot use the spool in {}", run_dir.display()))?;
+    // From here on a DEL without a daemon is one that waits for this one.
+    match std::fs::remove_file(ipam_dir.join(STANDALONE_MARK)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("cannot take over the address store");
+        }
+        _ => {}
+    }
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
     let rebuilt = rebuild(&service).context("cannot rebuild the address store")?;
     if rebuilt > 0 {

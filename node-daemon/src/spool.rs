@@ -6,7 +6,6 @@
 //! daemon hung) or whose release could not be stored.
 
 use std::{
-    ffi::OsStr,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -17,9 +16,8 @@ use std::{
 use nix::fcntl::Flock;
 use tokio::{sync::Notify, task::block_in_place};
 use tracing::{info, warn};
-use twill_ipam_store::{Service, lock_alone, private_directory, private_file};
-use twill_rpc::message::ReleaseRequest;
-use twill_types::{AttachmentId, error_chain, host_link_name};
+use twill_ipam_store::{Service, lock_alone, private_directory, private_file, work_off};
+use twill_types::{AttachmentId, host_link_name};
 
 /// The file that is locked.
 const LOCK: &str = ".lock";
@@ -59,7 +57,7 @@ impl Spool {
         if self.lock.is_some() {
             self.sweep()?;
         }
-        drain(&self.directory, service, "")
+        work_off(&self.directory, service, "")
     }
 
     fn sweep(&self) -> io::Result<()> {
@@ -75,37 +73,6 @@ impl Spool {
         }
         Ok(())
     }
-}
-
-/// Works off the tombstones whose names begin like this.
-fn drain(directory: &Path, service: &Service, prefix: &str) -> io::Result<usize> {
-    let mut count = 0;
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        let name = path.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
-        // What begins with a dot is the lock, or is still being written.
-        if name.starts_with(b".")
-            || !name.starts_with(prefix.as_bytes())
-            || path.extension().is_none_or(|extension| extension != "json")
-        {
-            continue;
-        }
-        match release(&path, service) {
-            Ok(()) => {
-                fs::remove_file(&path)?;
-                count += 1;
-            }
-            Err(error) => warn!(tombstone = %path.display(), error, "left in the spool"),
-        }
-    }
-    Ok(count)
-}
-
-fn release(path: &Path, service: &Service) -> Result<(), String> {
-    let text = fs::read(path).map_err(|error| error.to_string())?;
-    let request: ReleaseRequest =
-        serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    service.release(request).map(drop).map_err(|error| error_chain(&error))
 }
 
 /// The tombstones that come while the daemon runs.
@@ -157,7 +124,7 @@ impl Tombstones {
     fn work_off(&self, prefix: &str) -> io::Result<usize> {
         block_in_place(|| {
             let _working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
-            drain(&self.directory, &self.service, prefix)
+            work_off(&self.directory, &self.service, prefix)
         })
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     delegate::Delegate,
     error::Error,
     netconf::StatusRules,
+    standalone::StandaloneError,
 };
 
 /// Runtimes ask every few seconds, some without any limit of their own.
@@ -21,8 +22,13 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
     if let Some(delegate) = Delegate::of(call) {
         return Ok(delegate.status(call.deadline.at_most(PATIENCE))?);
     }
-    if Authority::new(&call.netconf, call.deadline).is_standalone() {
-        return Ok(());
+    if let Some(standalone) = Authority::new(&call.netconf, call.deadline).standalone() {
+        return match standalone.is_exhausted(call.deadline.at_most(PATIENCE)) {
+            Ok(true) if call.netconf.status.on_exhaustion => Err(Error::Exhausted),
+            // Calls take turns, and many of them may be in front of this one.
+            Ok(_) | Err(StandaloneError::Busy(_)) => Ok(()),
+            Err(error) => Err(Error::StoreNotReady(error)),
+        };
     }
     let run_dir = &call.netconf.run_dir;
     let asked =

@@ -133,6 +133,19 @@ pub(crate) fn s_03_a_full_node_is_ready() -> Result<()> {
     second.netns = other.path().display().to_string();
     site.runtime.add(&site.host, &second)?;
     site.call_for("ADD", &site.attachment("c3"))?.run()?.refused(101, &[])?;
+    site.call("STATUS")?.run()?.silent()?;
+    let status = site.call("STATUS")?.config("/statusOnExhaustion", json!(true));
+    status.run()?.refused(50, &["add a pool"])?;
+    site.call("DEL")?.run()?.silent()?;
+    status.run()?.silent()
+}
+
+pub(crate) fn s_02_a_store_that_cannot_be_used_is_told() -> Result<()> {
+    let site = Site::new()?;
+    let file = site.run_dir.path().join("file");
+    fs::write(&file, "")?;
+    let call = site.call("STATUS")?.config("/runDir", json!(file));
+    call.run()?.refused(50, &["no pod can get an address"])?;
     site.call("STATUS")?.run()?.silent()
 }
 

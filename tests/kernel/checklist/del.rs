@@ -1,8 +1,12 @@
 //! D: what a DEL does.
 
-use std::{fs, time::Instant};
+use std::{
+    fs::{self, File},
+    time::Instant,
+};
 
 use anyhow::{Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 use twill_tests::{netns::Namespace, ping, wait::wait_for};
 
@@ -77,6 +81,28 @@ pub(crate) fn d_05_an_address_of_a_pool_that_is_gone_is_given_back() -> Result<(
     site.add()?;
     let call = site.call("DEL")?.config("/ipam/pools", Value::Null);
     call.config("/cniVersion", json!("0.3.1")).run()?.silent()?;
+    site.as_new()
+}
+
+/// Without `mode`, the pools say that there is no daemon. A DEL finds that out without them, too.
+pub(crate) fn d_05_a_store_without_daemon_is_known_without_its_pools() -> Result<()> {
+    let site = Site::new()?;
+    site.call("ADD")?.config("/ipam/mode", Value::Null).run()?.object()?;
+    let call = site.call("DEL")?.config("/ipam/mode", Value::Null);
+    call.config("/ipam/pools", Value::Null).run()?.silent()?;
+    ensure!(!site.run_dir.path().join("spool").exists(), "it was left to a daemon");
+    site.as_new()
+}
+
+/// The address comes back as soon as anybody can use the store.
+pub(crate) fn d_10_a_store_that_somebody_holds_costs_no_pod_and_no_address() -> Result<()> {
+    let site = Site::new()?;
+    site.add()?;
+    let lock = File::open(site.run_dir.path().join("ipam/owner.lock"))?;
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+    site.call("DEL")?.config("/timeoutSeconds", json!(1)).run()?.silent()?;
+    site.untouched()?;
+    drop(lock);
     site.as_new()
 }
 

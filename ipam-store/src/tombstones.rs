@@ -1,0 +1,43 @@
+//! What DELs leave that could not give their addresses back: a file each, with the release as JSON.
+
+use std::{ffi::OsStr, fs, io, path::Path};
+
+use tracing::warn;
+use twill_types::{ReleaseRequest, error_chain};
+
+use crate::Service;
+
+/// Releases what the tombstones in a directory name whose own names begin with `prefix`, and removes
+/// them; says how many. What cannot be released stays for the next time.
+///
+/// # Errors
+/// The directory cannot be read, or a tombstone not be removed.
+pub fn work_off(directory: &Path, service: &Service, prefix: &str) -> io::Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
+        // What begins with a dot is the lock, or is still being written.
+        if name.starts_with(b".")
+            || !name.starts_with(prefix.as_bytes())
+            || path.extension().is_none_or(|extension| extension != "json")
+        {
+            continue;
+        }
+        match release(&path, service) {
+            Ok(()) => {
+                fs::remove_file(&path)?;
+                count += 1;
+            }
+            Err(error) => warn!(tombstone = %path.display(), error, "left in the spool"),
+        }
+    }
+    Ok(count)
+}
+
+fn release(path: &Path, service: &Service) -> Result<(), String> {
+    let text = fs::read(path).map_err(|error| error.to_string())?;
+    let request: ReleaseRequest =
+        serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    service.release(request).map(drop).map_err(|error| error_chain(&error))
+}
