@@ -1,6 +1,6 @@
 //! ADD on a node that has many pods already.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -19,17 +19,44 @@ const PROBES: usize = 50;
 pub(crate) struct Crowd {
     /// How many were there the second time.
     pub(crate) pods: usize,
-    /// p50 of ADD in milliseconds with the first few on the node.
-    pub(crate) few_ms: f64,
-    /// The same behind all the others.
-    pub(crate) many_ms: f64,
+    /// Of Twill.
+    pub(crate) twill: Growth,
+    /// Of the floor: what the kernel itself takes longer for.
+    pub(crate) floor: Growth,
     /// The most memory that the daemon had resident, in KiB.
     pub(crate) daemon_kib: u64,
 }
 
+/// p50 of ADD in milliseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Growth {
+    /// With the first few pods on the node.
+    pub(crate) few_ms: f64,
+    /// Behind all the others.
+    pub(crate) many_ms: f64,
+}
+
+impl Growth {
+    /// How many times as long it takes with many.
+    pub(crate) fn times(self) -> f64 {
+        self.many_ms / self.few_ms
+    }
+}
+
 /// Adds `pods` pods and measures the first and the last of them.
 pub(crate) fn measure(plugin: &Path, pods: u32) -> Result<Crowd> {
-    let competitor = Competitor::daemon(plugin, pods.max(200))?;
+    let pods = pods.max(200);
+    let daemon = Competitor::daemon(plugin, pods)?;
+    let twill = fill(&daemon)?;
+    let daemon_kib = daemon.daemon_peak_kib()?.unwrap_or_default();
+    let pods = daemon.pods();
+    drop(daemon);
+    let [_, floor] = Competitor::floors(u32::try_from(pods)?)?;
+    Ok(Crowd { pods, twill, floor: fill(&floor)?, daemon_kib })
+}
+
+fn fill(competitor: &Competitor) -> Result<Growth> {
     let pods = competitor.pods();
     let node = twill_sys::Netns::open(competitor.node()?.path())?;
     let samples: Vec<Sample> = twill_sys::in_netns(&node, || {
@@ -39,10 +66,5 @@ pub(crate) fn measure(plugin: &Path, pods: u32) -> Result<Crowd> {
     // The very first ones also claim the first block.
     let few = samples.get(10..10 + PROBES).unwrap_or_default();
     let many = samples.get(pods - PROBES..).unwrap_or_default();
-    let daemon_kib = competitor.daemon_peak_kib()?.unwrap_or_default();
-    twill_sys::in_netns(&node, || {
-        (0..pods).try_for_each(|pod| competitor.call("DEL", pod).map(drop))
-    })??;
-    competitor.settle(Duration::from_secs(300))?;
-    Ok(Crowd { pods, few_ms: percentile(few, 50), many_ms: percentile(many, 50), daemon_kib })
+    Ok(Growth { few_ms: percentile(few, 50), many_ms: percentile(many, 50) })
 }

@@ -140,13 +140,17 @@ impl Report {
         if let Some(kib) = self.daemon_kib {
             text += &format!(" The daemon's peak memory: {:.1} MiB.", mib(kib));
         }
-        if let Some(Crowd { pods, few_ms, many_ms, daemon_kib }) = &self.crowd {
-            text += &format!(
-                "\nADD p50 with 10 pods on the node {few_ms:.2} ms, with {pods} {many_ms:.2} ms: \
-                 {:.2} times. The daemon's peak memory then: {:.1} MiB.",
-                many_ms / few_ms,
-                mib(*daemon_kib)
-            );
+        if let Some(Crowd { pods, twill, floor, daemon_kib }) = &self.crowd {
+            for (name, growth) in [("Twill", twill), ("the floor", floor)] {
+                text += &format!(
+                    "\nADD p50 of {name} with 10 pods on the node {:.2} ms, with {pods} {:.2} ms: {:.2} \
+                     times.",
+                    growth.few_ms,
+                    growth.many_ms,
+                    growth.times(),
+                );
+            }
+            text += &format!(" The daemon's peak memory then: {:.1} MiB.", mib(*daemon_kib));
         }
         text
     }

@@ -36,11 +36,9 @@ impl Address {
 impl Socket {
     /// The addresses of one link, or of all links (`index` 0).
     pub(crate) fn addresses(&mut self, index: u32) -> Result<Vec<Address>, Error> {
-        let found = self.dump(&message::list_addresses(index), "addresses")?;
-        let addresses = found.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => Address::from_message(message),
+        self.dump(&message::list_addresses(index), "addresses", |message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Address::from_message(&message),
             _ => None,
-        });
-        Ok(addresses.collect())
+        })
     }
 }

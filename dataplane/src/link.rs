@@ -151,12 +151,13 @@ impl Socket {
         Ok(self.link(index)?.map_or_else(|| format!("if{index}"), |link| link.name))
     }
 
-    pub(crate) fn links(&mut self, veth_only: bool) -> Result<Vec<Link>, Error> {
-        let found = self.dump(&message::list_links(veth_only), "links")?;
-        let links = found.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(message)),
+    /// The veth links that fulfil a condition.
+    pub(crate) fn links(&mut self, is_wanted: impl Fn(&Link) -> bool) -> Result<Vec<Link>, Error> {
+        self.dump(&message::list_veths(), "links", |message| match message {
+            RouteNetlinkMessage::NewLink(message) => {
+                Some(Link::from_message(&message)).filter(&is_wanted)
+            }
             _ => None,
-        });
-        Ok(links.collect())
+        })
     }
 }

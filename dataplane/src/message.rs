@@ -130,13 +130,10 @@ pub(crate) fn get_link(index: u32) -> Request {
     RouteNetlinkMessage::GetLink(link(index, vec![skip_stats()])).into()
 }
 
-/// Asks for all veth links (with `veth_only`) or all links.
-pub(crate) fn list_links(veth_only: bool) -> RouteNetlinkMessage {
-    let mut attributes = vec![skip_stats()];
-    if veth_only {
-        attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]));
-    }
-    RouteNetlinkMessage::GetLink(link(0, attributes))
+/// Asks for all veth links.
+pub(crate) fn list_veths() -> RouteNetlinkMessage {
+    let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]);
+    RouteNetlinkMessage::GetLink(link(0, vec![skip_stats(), kind]))
 }
 
 fn skip_stats() -> LinkAttribute {

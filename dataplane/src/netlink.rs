@@ -224,14 +224,16 @@ impl Socket {
         })
     }
 
-    /// Reads a table; `what` names it in errors. The kernel applies the filters in `message`.
-    pub(crate) fn dump(
+    /// Reads a table, and keeps what `pick` makes of its messages: of thousands of links those are
+    /// many megabytes. `what` names the table in errors. The kernel applies the filters in `message`.
+    pub(crate) fn dump<T>(
         &mut self,
         message: &RouteNetlinkMessage,
         what: &'static str,
-    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            let (found, consistent) = self.dump_once(message, what)?;
+            let (found, consistent) = self.dump_once(message, what, &pick)?;
             if consistent {
                 return Ok(found);
             }
@@ -239,11 +241,12 @@ impl Socket {
         Err(Error::Interrupted(what))
     }
 
-    fn dump_once(
+    fn dump_once<T>(
         &mut self,
         message: &RouteNetlinkMessage,
         what: &'static str,
-    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Error> {
+        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<(Vec<T>, bool), Error> {
         let mut bytes = Vec::with_capacity(128);
         self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
         self.send(&bytes)?;
@@ -257,7 +260,7 @@ impl Socket {
                 }
                 consistent &= header.flags & NLM_F_DUMP_INTR == 0;
                 match payload {
-                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
                     NetlinkPayload::Done(end) => {
                         failed = kernel_error(end.code, &[]);
                         done = true;

@@ -105,17 +105,18 @@ impl Socket {
         family: Family,
         filter: RouteFilter,
     ) -> Result<Vec<Route>, Error> {
-        let found = match self.dump(&message::list_routes(family, filter), "routes") {
-            // The filter names a link that has gone, and its routes with it.
-            Err(error) if error.errno() == Some(Errno::ENODEV) => return Ok(Vec::new()),
-            found => found?,
-        };
-        let routes = found.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => Route::from_message(message),
+        let pick = |message| match message {
+            // A kernel without IPv6 answers for other families.
+            RouteNetlinkMessage::NewRoute(message) => {
+                Route::from_message(&message).filter(|route| route.prefix.family() == family)
+            }
             _ => None,
-        });
-        // A kernel without IPv6 answers for other families.
-        Ok(routes.filter(|route| route.prefix.family() == family).collect())
+        };
+        match self.dump(&message::list_routes(family, filter), "routes", pick) {
+            // The filter names a link that has gone, and its routes with it.
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(Vec::new()),
+            found => found,
+        }
     }
 
     /// The entry of the routing table that decides about `address`; `None` without one.

@@ -169,8 +169,7 @@ fn parked_name(index: u32) -> String {
 /// at most 10 while ADDs run: others wait for the kernel's lock as long as a batch takes.
 pub fn delete_group_links(max: usize) -> Result<usize, Error> {
     let mut socket = Socket::open()?;
-    let mut doomed: Vec<Link> = socket.links(true)?;
-    doomed.retain(Link::is_doomed);
+    let mut doomed = socket.links(Link::is_doomed)?;
     doomed.truncate(max.min(MAX_BATCH));
     if doomed.is_empty() {
         return Ok(0);

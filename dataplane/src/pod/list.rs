@@ -47,13 +47,11 @@ pub fn host_links() -> Result<Vec<Link>, Error> {
 }
 
 fn ours(socket: &mut Socket) -> Result<Vec<Link>, Error> {
-    let mut links = socket.links(true)?;
-    links.retain(|link| {
+    socket.links(|link| {
         !link.is_doomed()
             && (link.twill_alias().is_some()
                 || link.alias.is_none() && is_host_link_name(&link.name))
-    });
-    Ok(links)
+    })
 }
 
 /// The same with the addresses that the node routes to each.
