@@ -271,6 +271,10 @@ fn node(name: &str) -> Result<Namespace> {
 
 /// Answers each question of 64 bytes with itself, for the floor.
 fn echo(path: &Path) -> Result<()> {
+    // For as long as the program runs; the floor is made more than once.
+    if path.exists() {
+        return Ok(());
+    }
     let listener = UnixListener::bind(path)?;
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
