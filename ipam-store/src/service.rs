@@ -10,7 +10,7 @@ use twill_ipam::{
     Allocator, AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal,
     ReleaseOutcome, ReleaseRequest,
 };
-use twill_types::{AttachmentId, Block, error_chain};
+use twill_types::{AttachmentId, Block, Prefix, error_chain};
 
 use crate::{
     SledStore, Store, StoreError,
@@ -247,6 +247,14 @@ impl Service {
         look: impl FnOnce(&mut Allocator) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         self.wait(|reply| Job::With(Box::new(move |allocator| reply(look(allocator)))))
+    }
+
+    /// From now on nobody gets an address of these ranges. They are not stored.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn reserve(&self, ranges: Vec<Prefix>) -> Result<(), StoreError> {
+        self.with(move |allocator| allocator.reserve(ranges))
     }
 
     /// What an attachment holds.

@@ -103,7 +103,10 @@ impl Standalone {
                 };
                 (named(pools).iter().find_map(block), dedication)
             }
-            Refusal::Taken { .. } | Refusal::Cooling { .. } | Refusal::Reserved { .. } => {
+            Refusal::Taken { .. }
+            | Refusal::Cooling { .. }
+            | Refusal::Reserved { .. }
+            | Refusal::Withheld { .. } => {
                 return Ok(false);
             }
         };

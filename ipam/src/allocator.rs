@@ -3,7 +3,7 @@ use std::{
     net::IpAddr,
 };
 
-use twill_types::{AttachmentId, Block, Dedication, Family};
+use twill_types::{AttachmentId, Block, Dedication, Family, Prefix};
 
 use crate::{
     AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome,
@@ -39,6 +39,8 @@ pub struct Allocator {
     records: BTreeMap<AttachmentId, Record>,
     /// Freed, but not to be given out yet: a link with this address may still exist.
     held: BTreeMap<IpAddr, u64>,
+    /// Ranges that nobody gets an address of. They are the configuration's, and not stored.
+    reservations: Vec<Prefix>,
     epoch: u64,
     sequence: u64,
 }
@@ -66,7 +68,30 @@ impl Allocator {
     ) {
         let stored = Self::restore(blocks, records, self.sequence);
         let held = std::mem::take(&mut self.held);
-        *self = Self { held, epoch: self.epoch, ..stored };
+        let reservations = std::mem::take(&mut self.reservations);
+        *self = Self { held, reservations, epoch: self.epoch, ..stored };
+    }
+
+    /// From now on nobody gets an address of these ranges. Who has one keeps it.
+    pub fn reserve(&mut self, ranges: Vec<Prefix>) {
+        self.reservations = ranges;
+    }
+
+    /// How many addresses of a block can still be given out.
+    fn free(&self, state: &BlockState) -> u16 {
+        let mut here = self.reservations.iter().filter(|r| r.overlaps(state.block.prefix()));
+        if here.next().is_none() {
+            return state.free();
+        }
+        let is_free = |offset: &u16| {
+            !state.is_used(*offset)
+                && state.block.nth(*offset).is_some_and(|ip| self.reservation_of(ip).is_none())
+        };
+        u16::try_from((0..state.block.size()).filter(is_free).count()).unwrap_or(u16::MAX)
+    }
+
+    fn reservation_of(&self, address: IpAddr) -> Option<Prefix> {
+        self.reservations.iter().find(|range| range.contains(address)).copied()
     }
 
     /// What an assignment would take.
@@ -154,6 +179,7 @@ impl Allocator {
                     self.held.contains_key(&address)
                         || freed.contains(&address)
                         || request.is_reserved(state.block, address)
+                        || self.reservation_of(address).is_some()
                 })
             };
             if let Some(address) = state.next(skip).and_then(|offset| state.block.nth(offset)) {
@@ -182,6 +208,9 @@ impl Allocator {
         };
         if request.is_reserved(state.block, address) {
             return Err(Refusal::Reserved { address });
+        }
+        if let Some(range) = self.reservation_of(address) {
+            return Err(Refusal::Withheld { address, range });
         }
         if freed.contains(&address) {
             return Ok(address);
@@ -225,7 +254,7 @@ impl Allocator {
             };
             let ours = self.blocks.values().filter(gives);
             let (free, size) = ours.fold((0, 0), |(free, size), state| {
-                (free + u32::from(state.free()), size.max(u32::from(state.block.size())))
+                (free + u32::from(self.free(state)), size.max(u32::from(state.block.size())))
             });
             should_claim_ahead(free, size)
         };
@@ -389,7 +418,7 @@ impl Allocator {
             block: state.block,
             pool: state.pool.clone(),
             used: state.used(),
-            free: state.free(),
+            free: self.free(state),
             assignable: state.assignable,
             dedication: state.dedication.clone(),
         })

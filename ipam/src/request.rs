@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use twill_types::{AttachmentId, Block, Dedication, Family, ForeignUse};
+use twill_types::{AttachmentId, Block, Dedication, Family, ForeignUse, Prefix};
 
 /// A request for addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +106,7 @@ pub struct BlockSummary {
     pub pool: String,
     /// Addresses in use.
     pub used: u16,
-    /// Addresses not in use.
+    /// Addresses that can still be given out: neither in use nor reserved.
     pub free: u16,
     /// Whether new addresses come from it.
     pub assignable: bool,
@@ -165,5 +165,13 @@ pub enum Refusal {
     Reserved {
         /// The address.
         address: IpAddr,
+    },
+    /// The address that was asked for is reserved by the cluster's operator.
+    #[error("{address} is reserved by an IPReservation ({range})")]
+    Withheld {
+        /// The address.
+        address: IpAddr,
+        /// The range of the reservation.
+        range: Prefix,
     },
 }

@@ -16,10 +16,14 @@ use tokio::{
 };
 use tracing::{info, warn};
 use twill_ipam::{
-    BlockSummary, Eligibility, OwnedBlock, Refusal, Shortage, eligibility, next_candidate,
+    BlockSummary, Eligibility, OwnedBlock, Refusal, Shortage, Taken, eligibility, next_candidate,
 };
+
 use twill_ipam_store::{Service, StoreError};
-use twill_k8s_api::files::{Claim, FileError};
+use twill_k8s_api::{
+    IpPool,
+    files::{Claim, FileError},
+};
 use twill_rpc::message::{ErrorKind, RpcError};
 use twill_types::{Block, Dedication, Family, Prefix, error_chain};
 
@@ -162,6 +166,7 @@ impl Claims {
         let labels = resources.nodes.get(&self.node).map(|node| node.metadata.labels.clone());
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
         self.claim_static(&resources, &pools);
+        self.service.reserve(resources.reservations.clone())?;
 
         let claims = self.store.list().map_err(ClaimsError::Read)?;
         let mut problems: Vec<String> = claims.problems.iter().map(ToString::to_string).collect();
@@ -285,7 +290,10 @@ impl Claims {
                 self.claim_around(*address, pools, dedication.as_ref(), &blocks)
             }
             // No block would help.
-            Refusal::Taken { .. } | Refusal::Cooling { .. } | Refusal::Reserved { .. } => Ok(()),
+            Refusal::Taken { .. }
+            | Refusal::Cooling { .. }
+            | Refusal::Reserved { .. }
+            | Refusal::Withheld { .. } => Ok(()),
         }
     }
 
@@ -302,7 +310,7 @@ impl Claims {
             return Ok(());
         }
         let resources = Arc::clone(&self.resources.borrow());
-        let allowed = self.may_claim(&resources);
+        let allowed = self.may_claim(&resources, *family, blocks);
         if allowed.is_ok() {
             for name in pools {
                 let claimed = self.claim_in(&resources, name, dedication.as_ref());
@@ -354,7 +362,7 @@ impl Claims {
             return refuse(ErrorKind::Taken, format!("{why}; ask for another one"));
         }
         let resources = Arc::clone(&self.resources.borrow());
-        if let Err(why) = self.may_claim(&resources) {
+        if let Err(why) = self.may_claim(&resources, Family::of(address), blocks) {
             return refuse(ErrorKind::Exhausted, why);
         }
         let pool = pools
@@ -378,15 +386,32 @@ impl Claims {
 
     fn ahead(&mut self, pool: &str) -> Result<(), ClaimsError> {
         let resources = Arc::clone(&self.resources.borrow());
-        if self.may_claim(&resources).is_ok() {
+        let family = resources.pools.get(pool).map(|pool| pool.spec.cidr.family());
+        let blocks = self.service.blocks()?;
+        if family.is_some_and(|family| self.may_claim(&resources, family, &blocks).is_ok()) {
             self.claim_in(&resources, pool, None)?;
         }
         Ok(())
     }
 
-    /// Whether this node may take blocks by itself.
-    fn may_claim(&self, resources: &Snapshot) -> Result<(), String> {
-        if !resources.ipam_config().auto_allocate_blocks {
+    /// Whether this node, with these blocks, may take another one by itself.
+    fn may_claim(
+        &self,
+        resources: &Snapshot,
+        family: Family,
+        blocks: &[BlockSummary],
+    ) -> Result<(), String> {
+        let config = resources.ipam_config();
+        let limit = config.max_blocks_per_host as usize;
+        let count = blocks.iter().filter(|block| block.block.family() == family).count();
+        if limit > 0 && count >= limit {
+            return Err(format!(
+                "node {} has {count} {family} blocks, all of them full, and may have {limit}; raise \
+                 maxBlocksPerHost in the IPAMConfiguration, or delete pods",
+                self.node
+            ));
+        }
+        if !config.auto_allocate_blocks {
             return Err("the blocks of this node are full, and IPAMConfig autoAllocateBlocks is \
                         false; give the Node more blocks"
                 .to_owned());
@@ -411,10 +436,10 @@ impl Claims {
         let Some(pool) = resources.pools.get(name) else {
             return Ok(false);
         };
-        let (cidr, size): (Prefix, u8) = (pool.spec.cidr, pool.spec.block_size());
         loop {
-            let taken = self.store.taken().map_err(ClaimsError::Read)?;
-            let Some(block) = next_candidate(cidr, size, &self.node, &taken) else {
+            let mut taken = self.store.taken().map_err(ClaimsError::Read)?;
+            let Some(block) = block_to_claim(pool, &self.node, &mut taken, &resources.reservations)
+            else {
                 return Ok(false);
             };
             match self.take(block, name, dedication)? {
@@ -447,6 +472,23 @@ impl Claims {
             }
             ClaimOutcome::Lost(other) => Ok(Some(other.node)),
         }
+    }
+}
+
+/// The block that a node should claim next, but none that has no address for anybody: those are
+/// added to the taken ones.
+fn block_to_claim(
+    pool: &IpPool,
+    node: &str,
+    taken: &mut Taken,
+    reservations: &[Prefix],
+) -> Option<Block> {
+    loop {
+        let block = next_candidate(pool.spec.cidr, pool.spec.block_size(), node, taken)?;
+        if !reservations.iter().any(|range| range.covers(block.prefix())) {
+            return Some(block);
+        }
+        taken.insert(block);
     }
 }
 

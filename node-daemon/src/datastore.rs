@@ -14,6 +14,7 @@ pub(crate) use watch::watch;
 use twill_k8s_api::{
     BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Node, Problem, Resource, files::Catalog,
 };
+use twill_types::Prefix;
 
 /// Everything that was right in the manifests at one moment.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ pub(crate) struct Snapshot {
     pub(crate) peers: BTreeMap<String, BgpPeer>,
     /// `default` and `node.<name>`.
     pub(crate) bgp_configurations: BTreeMap<String, BgpConfiguration>,
+    /// What no pod gets an address of.
+    pub(crate) reservations: Vec<Prefix>,
     /// Everything as it was read, for conditions.
     pub(crate) catalog: Catalog,
     ipam_config: Option<IpamConfigSpec>,
@@ -42,6 +45,9 @@ impl Snapshot {
                 Resource::BgpPeer(peer) => drop(snapshot.peers.insert(name, peer)),
                 Resource::BgpConfiguration(configuration) => {
                     snapshot.bgp_configurations.insert(name, configuration);
+                }
+                Resource::IpReservation(reservation) => {
+                    snapshot.reservations.extend(reservation.spec.reserved_cidrs);
                 }
                 // Calico's name is `default`; one of another name has no meaning there either.
                 Resource::IpamConfig(config) if name == "default" => {

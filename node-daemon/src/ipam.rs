@@ -312,7 +312,7 @@ impl Ipam {
 fn refused(refusal: &Refusal) -> RpcError {
     let (kind, remedy) = match refusal {
         Refusal::Cooling { .. } => (ErrorKind::TryAgain, "it can be had in a moment"),
-        Refusal::Taken { .. } | Refusal::Reserved { .. } => {
+        Refusal::Taken { .. } | Refusal::Reserved { .. } | Refusal::Withheld { .. } => {
             (ErrorKind::Taken, "ask for another one")
         }
         Refusal::Full(_) | Refusal::NoBlock { .. } => (ErrorKind::Exhausted, "add a pool"),

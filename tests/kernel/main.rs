@@ -7,6 +7,7 @@ mod crash;
 mod daemon;
 mod gc;
 mod host;
+mod ipam;
 mod ipam_plugin;
 mod kit;
 mod operator;
@@ -129,6 +130,8 @@ fn main() -> ExitCode {
         daemon::nobody_else_can_keep_it_from_starting,
         daemon::it_outlives_too_many_connections,
         daemon::a_loose_source_check_is_told,
+        ipam::a_reserved_address_is_nobodys,
+        ipam::a_node_has_no_more_blocks_than_it_may,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,

@@ -186,7 +186,11 @@ pub(crate) fn what_a_killed_add_leaves_is_removed() -> Result<()> {
         Ok(named)
     };
     let named = wait_for("links without a name to go", LONG, named)?;
-    ensure!(node.namespace().ip("link show nobody").is_err(), "its other end is there still");
+    // It has another name first, and is deleted with others.
+    wait_for("its other end to go", LONG, || {
+        ensure!(node.namespace().ip("link show nobody").is_err(), "it is there still");
+        Ok(())
+    })?;
     ensure!(!named.is_empty(), "no ADD got so far as to name its link; {random}");
     ensure!(node.log().contains("removed a link that an ADD left"), "nothing is in the log");
     drop(pods);

@@ -51,6 +51,31 @@ const V4: &[Family] = &[Family::V4];
 const BOTH: &[Family] = &[Family::V4, Family::V6];
 
 #[test]
+fn reserved_addresses_are_passed_over_and_refused_by_name() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    let first = assign(&mut allocator, &request(1, V4, 1)).unwrap();
+    allocator.reserve(vec!["10.0.0.0/31".parse().unwrap()]);
+    let second = assign(&mut allocator, &request(2, V4, 2)).unwrap();
+    let third = assign(&mut allocator, &request(3, V4, 3)).unwrap();
+    let given: Vec<String> =
+        [&first, &second, &third].iter().map(|a| a.addresses[0].to_string()).collect();
+    assert_eq!(given, ["10.0.0.0", "10.0.0.2", "10.0.0.3"]);
+    // Who has one keeps it.
+    assert_eq!(assign(&mut allocator, &request(1, V4, 1)).unwrap(), first);
+    assert!(matches!(assign(&mut allocator, &request(4, V4, 4)), Err(Refusal::Full(_))));
+    let mut named = request(4, V4, 4);
+    named.wanted.insert(Family::V4, "10.0.0.1".parse().unwrap());
+    let refusal = assign(&mut allocator, &named).unwrap_err();
+    assert_eq!(refusal.to_string(), "10.0.0.1 is reserved by an IPReservation (10.0.0.0/31)");
+    // What memory goes back to after a failed write is of the same mind.
+    let (blocks, records) = (allocator.blocks.clone(), allocator.records.clone());
+    allocator.reload(blocks.into_values(), records.into_values());
+    assert_eq!(assign(&mut allocator, &named).unwrap_err(), refusal);
+    allocator.reserve(Vec::new());
+    assign(&mut allocator, &named).unwrap();
+}
+
+#[test]
 fn the_same_attachment_gets_the_same_answer() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
     let first = assign(&mut allocator, &request(1, V4, 7)).unwrap();

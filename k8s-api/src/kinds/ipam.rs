@@ -81,11 +81,6 @@ impl Rules for IpamConfig {
         let spec = &self.spec;
         Effects::new()
             .when(
-                spec.max_blocks_per_host > 0,
-                "spec.maxBlocksPerHost",
-                "a node takes as many blocks as its pods need",
-            )
-            .when(
                 spec.kube_virt_vm_address_persistence.is_some(),
                 "spec.kubeVirtVMAddressPersistence",
                 "a virtual machine gets a new address with each pod",
@@ -115,13 +110,7 @@ impl Rules for IpReservation {
     fn check(&self, _: &mut Report) {}
 
     fn unsupported(&self) -> Vec<Unsupported> {
-        Effects::new()
-            .when(
-                !self.spec.reserved_cidrs.is_empty(),
-                "spec.reservedCIDRs",
-                "pods may get these addresses all the same",
-            )
-            .done()
+        Vec::new()
     }
 }
 

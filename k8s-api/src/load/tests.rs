@@ -150,8 +150,8 @@ fn what_has_no_effect_is_told() {
     );
     assert_eq!(unsupported("BGPConfiguration", "bindMode: NodeIP"), ["spec.bindMode"]);
     assert_eq!(
-        unsupported("IPReservation", "reservedCIDRs: [10.0.0.0/30]"),
-        ["spec.reservedCIDRs"]
+        unsupported("IPAMConfiguration", "strictAffinity: true\nipCooldownSeconds: 30"),
+        ["spec.ipCooldownSeconds"]
     );
 }
 

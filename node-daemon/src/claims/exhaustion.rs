@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use twill_ipam::{BlockSummary, Shortage, Taken, next_candidate};
+use twill_ipam::{BlockSummary, Shortage};
 use twill_types::Family;
 
-use super::{Claims, ClaimsError};
-use crate::{datastore::Snapshot, ipam::View};
+use super::{Claims, ClaimsError, block_to_claim};
+use crate::ipam::View;
 
 impl Claims {
     /// Notes that there was no address, if the node's own pools are the ones that have none: who
@@ -27,20 +27,21 @@ impl Claims {
         }
         let blocks = self.service.blocks()?;
         let resources = Arc::clone(&self.resources.borrow());
-        let taken = match self.may_claim(&resources) {
-            Ok(()) => Some(self.store.taken().map_err(ClaimsError::Read)?),
-            Err(_) => None,
-        };
-        let view = self.view.borrow();
-        self.refused.retain(|family| {
-            let pools = view.eligible(*family);
-            // Without any pool ADD fails for another reason, which is told.
-            !pools.is_empty()
-                && !has_free(&blocks, *family, &pools)
-                && !taken.as_ref().is_some_and(|taken| {
-                    pools.iter().any(|pool| has_block(&resources, pool, &self.node, taken))
+        let mut taken = self.store.taken().map_err(ClaimsError::Read)?;
+        let mut has_block = |family: Family, pools: &[String]| {
+            let mut pools = pools.iter().filter_map(|name| resources.pools.get(name));
+            self.may_claim(&resources, family, &blocks).is_ok()
+                && pools.any(|pool| {
+                    block_to_claim(pool, &self.node, &mut taken, &resources.reservations).is_some()
                 })
+        };
+        let mut refused = self.refused.clone();
+        refused.retain(|family| {
+            let pools = self.view.borrow().eligible(*family);
+            // Without any pool ADD fails for another reason, which is told.
+            !pools.is_empty() && !has_free(&blocks, *family, &pools) && !has_block(*family, &pools)
         });
+        self.refused = refused;
         Ok(!self.refused.is_empty())
     }
 }
@@ -57,12 +58,6 @@ fn has_free(blocks: &[BlockSummary], family: Family, pools: &[String]) -> bool {
             && block.block.family() == family
             && pools.contains(&block.pool)
             && block.free > 0
-    })
-}
-
-fn has_block(resources: &Snapshot, pool: &str, node: &str, taken: &Taken) -> bool {
-    resources.pools.get(pool).is_some_and(|pool| {
-        next_candidate(pool.spec.cidr, pool.spec.block_size(), node, taken).is_some()
     })
 }
 

@@ -1,0 +1,95 @@
+//! What an operator says about addresses and blocks: reservations, and how many blocks a node has.
+
+use anyhow::{Context, Result, ensure};
+use twill_tests::{
+    lab::{Lab, Pod, Topology},
+    wait::wait_for,
+};
+
+use crate::{SECONDS, plugin::refusal};
+
+const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: small}\n\
+                    spec: {cidr: 10.60.0.0/28, blockSize: 30}\n";
+
+/// A node with a pool of four blocks of four addresses.
+fn node_with(file: &str, text: &str) -> Result<Lab> {
+    let mut topology = Topology::new();
+    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    topology.resource("small.yaml", POOL).resource(file, text);
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    Ok(lab)
+}
+
+/// Adds pods until none gets an address.
+fn fill(lab: &mut Lab, message: &str) -> Result<Vec<Pod>> {
+    let mut pods = Vec::new();
+    loop {
+        let mut pod = lab.bare_pod("node1", &format!("pod{}", pods.len()))?;
+        match lab.attach(&mut pod) {
+            Ok(_) => pods.push(pod),
+            Err(error) => {
+                let error = refusal::<()>(Err(error))?;
+                ensure!(error.code == 101 && error.message.contains(message), "{error}");
+                return Ok(pods);
+            }
+        }
+    }
+}
+
+pub(crate) fn a_reserved_address_is_nobodys() -> Result<()> {
+    // A whole block, and one address of another.
+    let mut lab = node_with(
+        "reservation.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: IPReservation\nmetadata: {name: printers}\n\
+         spec: {reservedCIDRs: [10.60.0.4/30, 10.60.0.9/32]}\n",
+    )?;
+    let mut asking = lab.bare_pod("node1", "asking")?;
+    asking.attachment_mut().args.push(("IP".into(), "10.60.0.9".into()));
+    let error = refusal(lab.attach(&mut asking))?;
+    ensure!(error.code == 103 && error.message.contains("IPReservation (10.60.0.9/32)"), "{error}");
+
+    let pods = fill(&mut lab, "pools small")?;
+    let mut addresses = Vec::new();
+    for pod in &pods {
+        addresses.push(pod.address()?.to_string());
+    }
+    ensure!(addresses.len() == 11, "{addresses:?}");
+    let reserved = ["10.60.0.4", "10.60.0.5", "10.60.0.6", "10.60.0.7", "10.60.0.9"];
+    ensure!(addresses.iter().all(|ip| !reserved.contains(&ip.as_str())), "{addresses:?}");
+    let node = lab.node("node1")?;
+    ensure!(!node.blocks()?.contains(&"10.60.0.4/30".to_owned()), "claimed for nobody");
+
+    // Who has an address keeps it when it is reserved, and what is not reserved any more can be had.
+    let file = lab.resource("reservation.yaml");
+    let text = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, text.replace("10.60.0.9/32", &format!("{}/32", addresses[0])))?;
+    wait_for("the reservation to be read", SECONDS, || lab.attach(&mut asking))?;
+    node_check(&lab, &pods[0])?;
+    Ok(())
+}
+
+fn node_check(lab: &Lab, pod: &Pod) -> Result<()> {
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), pod.attachment())
+}
+
+pub(crate) fn a_node_has_no_more_blocks_than_it_may() -> Result<()> {
+    let mut lab = node_with(
+        "config.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\nmetadata: {name: default}\n\
+         spec: {strictAffinity: true, maxBlocksPerHost: 2}\n",
+    )?;
+    let pods = fill(&mut lab, "maxBlocksPerHost")?;
+    ensure!(pods.len() == 8, "{} pods", pods.len());
+    ensure!(lab.node("node1")?.blocks()?.len() == 2, "{:?}", lab.node("node1")?.blocks()?);
+    // An address of a third block cannot be had by name, either.
+    let mut asking = lab.bare_pod("node1", "asking")?;
+    let blocks = lab.node("node1")?.blocks()?;
+    let other = (0..4).map(|n| n * 4).find(|n| !blocks.contains(&format!("10.60.0.{n}/30")));
+    let wanted = format!("10.60.0.{}", other.context("all blocks are its own")?);
+    asking.attachment_mut().args.push(("IP".into(), wanted));
+    let error = refusal(lab.attach(&mut asking))?;
+    ensure!(error.code == 101 && error.message.contains("maxBlocksPerHost"), "{error}");
+    Ok(())
+}
