@@ -31,11 +31,6 @@ pub(crate) async fn run(service: Arc<Service>, released: Arc<Notify>) {
 
 fn round(service: &Service) -> Result<(), String> {
     let round = service.begin_round().map_err(|error| error_chain(&error))?;
-    loop {
-        let found = delete_group_links(BATCH).map_err(|error| error_chain(&error))?;
-        if found < BATCH {
-            break;
-        }
-    }
+    delete_group_links(BATCH, || true).map_err(|error| error_chain(&error))?;
     service.end_round(round).map_err(|error| error_chain(&error))
 }

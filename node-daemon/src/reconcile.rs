@@ -34,6 +34,10 @@ use crate::metrics::Metrics;
 /// The least time between two looks, however many links go at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// As multiples of what a look takes: the least time between two, and the usual one at the least.
+const PAUSE_FACTOR: u32 = 10;
+const REST_FACTOR: u32 = 50;
+
 /// The task.
 pub(crate) struct Reconcile {
     pub(crate) service: Arc<Service>,
@@ -66,11 +70,16 @@ impl Reconcile {
     /// Runs for ever.
     pub(crate) async fn run(mut self) {
         loop {
+            let began = Instant::now();
             if let Err(error) = block_in_place(|| self.round()) {
                 warn!(error = %format!("{error:#}"), "cannot compare the addresses with the pods");
             }
-            tokio::time::sleep(PAUSE).await;
-            let rest = self.interval.saturating_sub(PAUSE);
+            // With thousands of pods the kernel takes a second to list their links, and ADDs wait
+            // for it meanwhile.
+            let took = began.elapsed();
+            let pause = PAUSE.max(took * PAUSE_FACTOR);
+            tokio::time::sleep(pause).await;
+            let rest = self.interval.max(took * REST_FACTOR).saturating_sub(pause);
             let _ = tokio::time::timeout(rest, self.pod_links_lost.notified()).await;
         }
     }

@@ -132,10 +132,6 @@ fn cut_off(call: &Call, attachment: &AttachmentId, seen: Seen) -> Result<bool, E
 /// Deletes the links that are cut off: at once, and not when the daemon comes to it. The pods'
 /// namespaces are not known here, so their ends of the links are in the way of a later ADD.
 fn delete_links(deadline: Deadline) -> Result<(), Error> {
-    while !deadline.left().is_zero() {
-        if delete_group_links(BATCH)? < BATCH {
-            break;
-        }
-    }
+    delete_group_links(BATCH, || !deadline.left().is_zero())?;
     Ok(())
 }

@@ -165,35 +165,47 @@ fn parked_name(index: u32) -> String {
     format!("twd{index}")
 }
 
-/// Deletes up to `max` of the links that wait for it, and says how many it found. `max` should be
-/// at most 10 while ADDs run: others wait for the kernel's lock as long as a batch takes.
-pub fn delete_group_links(max: usize) -> Result<usize, Error> {
+/// Deletes the links that wait for it, `batch` at once, as long as `go_on` says so before each batch;
+/// says how many. `batch` should be at most 10 while ADDs run: others wait for the kernel's lock as long
+/// as a batch takes. The kernel is asked for them once, which takes long where there are thousands.
+pub fn delete_group_links(batch: usize, mut go_on: impl FnMut() -> bool) -> Result<usize, Error> {
     let mut socket = Socket::open()?;
-    let mut doomed = socket.links(Link::is_doomed)?;
-    doomed.truncate(max.min(MAX_BATCH));
-    if doomed.is_empty() {
-        return Ok(0);
-    }
-    // A group delete takes every link of a group, so those of this batch get one of their own.
-    let group = |link: &Link| {
-        let group = vec![LinkAttribute::Group(BATCH_GROUP)];
-        RouteNetlinkMessage::SetLink(message::set_link(link.index, group)).into()
-    };
-    for reply in socket.run(doomed.iter().map(group).collect())? {
-        reply.check_except(GONE, "link set group")?;
-    }
-    match socket.one(message::del_group(BATCH_GROUP))?.error {
-        None => {}
-        Some(error) if error.errno == Errno::ENODEV => {}
-        // One of them cannot be deleted (it is not ours, then): the others can.
-        Some(error) if error.errno == Errno::EOPNOTSUPP => {
-            for link in &doomed {
-                if let Err(error) = socket.delete_link(link.index) {
-                    tracing::warn!(link = link.name, %error, "cannot delete a link");
-                }
-            }
+    let doomed = socket.links(Link::is_doomed)?;
+    let mut deleted = 0;
+    for links in doomed.chunks(batch.clamp(1, MAX_BATCH)) {
+        if !go_on() {
+            break;
         }
-        Some(error) => return Err(Error::kernel("link delete group", error)),
+        socket.delete_together(links)?;
+        deleted += links.len();
     }
-    Ok(doomed.len())
+    Ok(deleted)
+}
+
+impl Socket {
+    /// Deletes links that wait for it.
+    fn delete_together(&mut self, links: &[Link]) -> Result<(), Error> {
+        // A group delete takes every link of a group, so those of this batch get one of their own.
+        let group = |link: &Link| {
+            let group = vec![LinkAttribute::Group(BATCH_GROUP)];
+            RouteNetlinkMessage::SetLink(message::set_link(link.index, group)).into()
+        };
+        for reply in self.run(links.iter().map(group).collect())? {
+            reply.check_except(GONE, "link set group")?;
+        }
+        match self.one(message::del_group(BATCH_GROUP))?.error {
+            None => Ok(()),
+            Some(error) if error.errno == Errno::ENODEV => Ok(()),
+            // One of them cannot be deleted (it is not ours, then): the others can.
+            Some(error) if error.errno == Errno::EOPNOTSUPP => {
+                for link in links {
+                    if let Err(error) = self.delete_link(link.index) {
+                        tracing::warn!(link = link.name, %error, "cannot delete a link");
+                    }
+                }
+                Ok(())
+            }
+            Some(error) => Err(Error::kernel("link delete group", error)),
+        }
+    }
 }

@@ -36,8 +36,8 @@ fn a_deferred_del_cuts_off_at_once_and_makes_way_for_the_next_add() {
         let next = PodLink { sequence: 6, ..link.clone() };
         add(&next, &pod);
         assert_eq!(check_pod(&next, &pod).unwrap(), []);
-        assert_eq!(delete_group_links(10).unwrap(), 1);
-        assert_eq!(delete_group_links(10).unwrap(), 0);
+        assert_eq!(delete_group_links(10, || true).unwrap(), 1);
+        assert_eq!(delete_group_links(10, || true).unwrap(), 0);
         assert_eq!(ip(&format!("link show group {GROUP}")), "");
         assert_eq!(check_pod(&next, &pod).unwrap(), []);
     });
@@ -116,7 +116,7 @@ fn a_del_needs_no_namespace() {
         add(&third, &dying);
         drop(dying);
         del_pod(&third.attachment, None, None, DelMode::Deferred).unwrap();
-        delete_group_links(10).unwrap();
+        delete_group_links(10, || true).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while ip("-o link show").contains("twd") {
             assert!(Instant::now() < deadline, "{}", ip("link show"));
@@ -134,7 +134,7 @@ fn a_del_after_a_dead_add() {
         ip(&format!("link add {} type veth peer name other", link.host_ifname()));
         let outcome = del_pod(&link.attachment, Some(1), None, DelMode::Deferred).unwrap();
         assert_eq!(outcome, DelOutcome::Removed { sequence: None });
-        assert_eq!(delete_group_links(10).unwrap(), 1);
+        assert_eq!(delete_group_links(10, || true).unwrap(), 1);
         // A link that only has the name is not touched.
         ip(&format!("link add {} type veth peer name other", link.host_ifname()));
         ip(&format!("link set {} alias mine", link.host_ifname()));
@@ -164,13 +164,14 @@ fn links_are_deleted_in_batches() {
         for index in 0..13 {
             ip(&format!("link add a{index} group {GROUP} type veth peer name b{index}"));
         }
-        assert_eq!(delete_group_links(10).unwrap(), 10);
+        let mut first = true;
+        assert_eq!(delete_group_links(10, || std::mem::take(&mut first)).unwrap(), 10);
         assert_eq!(ip("-o link show type veth").lines().count(), 6);
         // A link that cannot be deleted spoils a group delete; the others go one by one.
         ip(&format!("link set lo group {}", GROUP + 1));
-        assert_eq!(delete_group_links(10).unwrap(), 3);
+        assert_eq!(delete_group_links(10, || true).unwrap(), 3);
         assert_eq!(ip("-o link show").lines().count(), 1);
-        assert_eq!(delete_group_links(10).unwrap(), 0);
+        assert_eq!(delete_group_links(10, || true).unwrap(), 0);
     });
 }
 
@@ -207,7 +208,7 @@ fn a_leftover_goes_as_by_a_del_and_nothing_else_does() {
         assert_eq!(host_links().unwrap(), []);
         assert_eq!(ip("route show proto 116"), "");
         assert_eq!(ip("-6 route show proto 116"), "");
-        assert_eq!(delete_group_links(10).unwrap(), 2);
+        assert_eq!(delete_group_links(10, || true).unwrap(), 2);
         assert!(!ip_in(&pod, "-o link show").contains("eth0"));
         assert!(found.iter().all(|link| !remove_leftover(link).unwrap()), "they are gone");
         ip("link show twlan0");
