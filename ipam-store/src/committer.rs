@@ -1,6 +1,6 @@
 //! Plans, writes and answers: what waits together is written together.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tracing::{error, info, warn};
 use twill_ipam::{
@@ -44,6 +44,8 @@ pub(crate) struct Committer {
     /// Why what is in memory is not what is stored: a batch failed, and the store could not be read
     /// again. Nothing is planned on it then.
     behind: Option<Arc<StoreError>>,
+    /// When the allocator's time begins.
+    started: Instant,
 }
 
 impl Committer {
@@ -53,7 +55,13 @@ impl Committer {
         contents: Contents,
         options: Options,
     ) -> Result<Self, StoreError> {
-        let mut committer = Self { store, options, allocator: Allocator::default(), behind: None };
+        let mut committer = Self {
+            store,
+            options,
+            allocator: Allocator::default(),
+            behind: None,
+            started: Instant::now(),
+        };
         if contents.meta.boot_id != committer.options.boot_id {
             committer.begin_boot(contents.meta.sequence)?;
         }
@@ -73,6 +81,8 @@ impl Committer {
 
     /// Does what waits, at most [`BATCH`] jobs of it, in one write.
     pub(crate) fn work(&mut self, jobs: Vec<Job>) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.allocator.set_time(now);
         self.catch_up();
         if let Some(cause) = self.behind.clone() {
             jobs.into_iter().for_each(|job| refuse(job, &cause, &mut self.allocator));

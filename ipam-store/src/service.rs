@@ -3,6 +3,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc},
+    time::Duration,
 };
 
 use tracing::error;
@@ -247,6 +248,15 @@ impl Service {
         look: impl FnOnce(&mut Allocator) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         self.wait(|reply| Job::With(Box::new(move |allocator| reply(look(allocator)))))
+    }
+
+    /// How long an address rests after use.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn set_rest(&self, rest: Duration) -> Result<(), StoreError> {
+        let rest_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
+        self.with(move |allocator| allocator.set_rest(rest_ms))
     }
 
     /// From now on nobody gets an address of these ranges. They are not stored.

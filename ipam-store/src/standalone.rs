@@ -105,6 +105,7 @@ impl Standalone {
             }
             Refusal::Taken { .. }
             | Refusal::Cooling { .. }
+            | Refusal::Resting { .. }
             | Refusal::Reserved { .. }
             | Refusal::Withheld { .. } => {
                 return Ok(false);

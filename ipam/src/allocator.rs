@@ -39,6 +39,11 @@ pub struct Allocator {
     records: BTreeMap<AttachmentId, Record>,
     /// Freed, but not to be given out yet: a link with this address may still exist.
     held: BTreeMap<IpAddr, u64>,
+    /// Freed, and resting until this time, in milliseconds of [`Allocator::set_time`].
+    resting: BTreeMap<IpAddr, u64>,
+    /// How long an address rests, in milliseconds; unknown at first.
+    rest_ms: Option<u64>,
+    now_ms: u64,
     /// Ranges that nobody gets an address of. They are the configuration's, and not stored.
     reservations: Vec<Prefix>,
     epoch: u64,
@@ -67,9 +72,27 @@ impl Allocator {
         records: impl IntoIterator<Item = Record>,
     ) {
         let stored = Self::restore(blocks, records, self.sequence);
-        let held = std::mem::take(&mut self.held);
-        let reservations = std::mem::take(&mut self.reservations);
-        *self = Self { held, reservations, epoch: self.epoch, ..stored };
+        let old = std::mem::take(self);
+        let Self { blocks, records, sequence, .. } = stored;
+        *self = Self { blocks, records, sequence, ..old };
+    }
+
+    /// Tells the time, in milliseconds since any moment; it never goes back.
+    pub fn set_time(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.resting.retain(|_, until| *until > now_ms);
+    }
+
+    /// How long an address rests after use, in milliseconds. When this is told for the first time, all
+    /// addresses that were in use before begin to rest: nobody knows any more since when they are free.
+    pub fn set_rest(&mut self, rest_ms: u64) {
+        if self.rest_ms.replace(rest_ms).is_none() && rest_ms > 0 {
+            let freed = self
+                .blocks
+                .values()
+                .flat_map(|state| state.freed().filter_map(|offset| state.block.nth(offset)));
+            self.resting = freed.map(|address| (address, self.now_ms + rest_ms)).collect();
+        }
     }
 
     /// From now on nobody gets an address of these ranges. Who has one keeps it.
@@ -177,6 +200,7 @@ impl Allocator {
             let skip = |offset| {
                 state.block.nth(offset).is_none_or(|address| {
                     self.held.contains_key(&address)
+                        || self.resting.contains_key(&address)
                         || freed.contains(&address)
                         || request.is_reserved(state.block, address)
                         || self.reservation_of(address).is_some()
@@ -186,7 +210,9 @@ impl Allocator {
                 return Ok(address);
             }
             blocks += 1;
-            cooling += self.held.keys().filter(|a| state.block.prefix().contains(**a)).count();
+            let cold =
+                self.held.keys().chain(self.resting.keys().filter(|a| !self.held.contains_key(a)));
+            cooling += cold.filter(|a| state.block.prefix().contains(**a)).count();
         }
         Err(Shortage { family, pools: pools.to_vec(), dedication, blocks, cooling }.into())
     }
@@ -217,6 +243,10 @@ impl Allocator {
         }
         if self.held.contains_key(&address) {
             return Err(Refusal::Cooling { address });
+        }
+        if let Some(until) = self.resting.get(&address) {
+            let seconds = until.saturating_sub(self.now_ms).div_ceil(1000);
+            return Err(Refusal::Resting { address, seconds });
         }
         match self.records.values().find(|record| record.addresses.contains(&address)) {
             Some(record) => {
@@ -322,6 +352,7 @@ impl Allocator {
                 for address in &record.addresses {
                     self.in_block(*address, BlockState::take);
                     self.held.remove(address);
+                    self.resting.remove(address);
                 }
                 self.sequence = self.sequence.max(record.sequence);
                 self.records.insert(record.attachment.clone(), record.clone());
@@ -331,6 +362,9 @@ impl Allocator {
                 for address in &record.addresses {
                     self.in_block(*address, BlockState::give_back);
                     self.held.insert(*address, self.epoch);
+                    if let Some(rest_ms @ 1..) = self.rest_ms {
+                        self.resting.insert(*address, self.now_ms + rest_ms);
+                    }
                 }
             }
             Change::Block(owned, assignable) => {

@@ -54,6 +54,11 @@ impl BlockState {
         self.block.size() - self.used()
     }
 
+    /// The offsets that were in use before, the one free for the longest first.
+    pub(crate) fn freed(&self) -> impl Iterator<Item = u16> + '_ {
+        self.freed.iter().copied()
+    }
+
     /// Whether this offset is in use.
     pub fn is_used(&self, offset: u16) -> bool {
         self.used.get(usize::from(offset / 64)).is_some_and(|word| word & bit(offset) != 0)

@@ -126,7 +126,7 @@ pub struct Shortage {
     pub dedication: Option<Dedication>,
     /// How many blocks were looked at: once there are more, it is worth asking again.
     pub blocks: usize,
-    /// Addresses that will be free as soon as their links are gone.
+    /// Addresses that nobody has, and that wait for their links to go or rest.
     pub cooling: usize,
 }
 
@@ -149,6 +149,16 @@ pub enum Refusal {
     Cooling {
         /// The address.
         address: IpAddr,
+    },
+    /// The address that was asked for was in use until lately.
+    #[error(
+        "{address} was in use until lately, and rests for another {seconds} s (ipCooldownSeconds)"
+    )]
+    Resting {
+        /// The address.
+        address: IpAddr,
+        /// For how long yet.
+        seconds: u64,
     },
     /// The address that was asked for is in no block that may give it.
     #[error("{address} is in no block of this node that gives addresses of {}", pools.join(", "))]

@@ -167,6 +167,8 @@ impl Claims {
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
         self.claim_static(&resources, &pools);
         self.service.reserve(resources.reservations.clone())?;
+        let rest = resources.ipam_config().ip_cooldown_seconds;
+        self.service.set_rest(Duration::from_secs(rest.into()))?;
 
         let claims = self.store.list().map_err(ClaimsError::Read)?;
         let mut problems: Vec<String> = claims.problems.iter().map(ToString::to_string).collect();
@@ -292,6 +294,7 @@ impl Claims {
             // No block would help.
             Refusal::Taken { .. }
             | Refusal::Cooling { .. }
+            | Refusal::Resting { .. }
             | Refusal::Reserved { .. }
             | Refusal::Withheld { .. } => Ok(()),
         }

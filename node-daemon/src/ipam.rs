@@ -311,7 +311,9 @@ impl Ipam {
 /// What no further block can mend.
 fn refused(refusal: &Refusal) -> RpcError {
     let (kind, remedy) = match refusal {
-        Refusal::Cooling { .. } => (ErrorKind::TryAgain, "it can be had in a moment"),
+        Refusal::Cooling { .. } | Refusal::Resting { .. } => {
+            (ErrorKind::TryAgain, "it can be had after that")
+        }
         Refusal::Taken { .. } | Refusal::Reserved { .. } | Refusal::Withheld { .. } => {
             (ErrorKind::Taken, "ask for another one")
         }

@@ -1,4 +1,7 @@
-//! What an operator says about addresses and blocks: reservations, and how many blocks a node has.
+//! What an operator says about addresses and blocks: reservations, how many blocks a node has, and
+//! how long an address rests.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use twill_tests::{
@@ -91,5 +94,23 @@ pub(crate) fn a_node_has_no_more_blocks_than_it_may() -> Result<()> {
     asking.attachment_mut().args.push(("IP".into(), wanted));
     let error = refusal(lab.attach(&mut asking))?;
     ensure!(error.code == 101 && error.message.contains("maxBlocksPerHost"), "{error}");
+    Ok(())
+}
+
+pub(crate) fn an_address_rests_after_use() -> Result<()> {
+    const REST: Duration = Duration::from_secs(2);
+    let mut lab = node_with(
+        "config.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\nmetadata: {name: default}\n\
+         spec: {strictAffinity: true, maxBlocksPerHost: 1, ipCooldownSeconds: 2}\n",
+    )?;
+    let mut pods = fill(&mut lab, "maxBlocksPerHost")?;
+    let last = pods.pop().context("no pods")?;
+    let (address, freed) = (last.address()?, Instant::now());
+    lab.delete_pod(last)?;
+    // It waits for the only address there is.
+    let next = lab.add_pod("node1", "next")?;
+    ensure!(next.address()? == address, "{}", next.address()?);
+    ensure!(freed.elapsed() >= REST, "after {:?}", freed.elapsed());
     Ok(())
 }

@@ -132,6 +132,7 @@ fn main() -> ExitCode {
         daemon::a_loose_source_check_is_told,
         ipam::a_reserved_address_is_nobodys,
         ipam::a_node_has_no_more_blocks_than_it_may,
+        ipam::an_address_rests_after_use,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,

@@ -76,6 +76,45 @@ fn reserved_addresses_are_passed_over_and_refused_by_name() {
 }
 
 #[test]
+fn an_address_rests_after_use() {
+    let mut allocator = allocator(&["10.0.0.0/31"]);
+    assign(&mut allocator, &request(1, V4, 1)).unwrap();
+    assign(&mut allocator, &request(2, V4, 2)).unwrap();
+    let free = |allocator: &mut Allocator, n| {
+        release(allocator, n, None);
+        let round = allocator.begin_round();
+        allocator.end_round(round);
+    };
+    // It is not known since when this one is free, so it begins to rest with the first word of that.
+    free(&mut allocator, 1);
+    allocator.set_time(5_000);
+    allocator.set_rest(2_000);
+    let check = |allocator: &mut Allocator, n, expected: &str| match assign(
+        allocator,
+        &request(n, V4, n.into()),
+    ) {
+        Ok(assignment) => assert_eq!(assignment.addresses[0].to_string(), expected),
+        Err(Refusal::Full(shortage)) => {
+            assert_eq!(format!("{} cooling", shortage.cooling), expected)
+        }
+        Err(error) => panic!("{error}"),
+    };
+    check(&mut allocator, 3, "1 cooling");
+    allocator.set_time(6_000);
+    free(&mut allocator, 2);
+    check(&mut allocator, 3, "2 cooling");
+    let mut named = request(3, V4, 3);
+    named.wanted.insert(Family::V4, "10.0.0.1".parse().unwrap());
+    let refusal = assign(&mut allocator, &named).unwrap_err();
+    assert!(matches!(refusal, Refusal::Resting { seconds: 2, .. }), "{refusal}");
+    allocator.set_time(7_000);
+    check(&mut allocator, 3, "10.0.0.0");
+    check(&mut allocator, 4, "1 cooling");
+    allocator.set_time(8_000);
+    check(&mut allocator, 4, "10.0.0.1");
+}
+
+#[test]
 fn the_same_attachment_gets_the_same_answer() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
     let first = assign(&mut allocator, &request(1, V4, 7)).unwrap();

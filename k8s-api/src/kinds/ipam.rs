@@ -85,11 +85,6 @@ impl Rules for IpamConfig {
                 "spec.kubeVirtVMAddressPersistence",
                 "a virtual machine gets a new address with each pod",
             )
-            .when(
-                spec.ip_cooldown_seconds > 0,
-                "spec.ipCooldownSeconds",
-                "an address is used again as soon as the block comes round to it",
-            )
             .done()
     }
 }

@@ -150,8 +150,8 @@ fn what_has_no_effect_is_told() {
     );
     assert_eq!(unsupported("BGPConfiguration", "bindMode: NodeIP"), ["spec.bindMode"]);
     assert_eq!(
-        unsupported("IPAMConfiguration", "strictAffinity: true\nipCooldownSeconds: 30"),
-        ["spec.ipCooldownSeconds"]
+        unsupported("IPAMConfiguration", "kubeVirtVMAddressPersistence: Enabled"),
+        ["spec.kubeVirtVMAddressPersistence"]
     );
 }
 
