@@ -33,6 +33,7 @@ pub(crate) use self::{
     add::*, add_result::*, caller::*, check::*, config::*, del::*, delegate::*, output::*,
     variables::*, versions::*,
 };
+use crate::plugin::{lone_node, standalone};
 
 /// How many lines there are of each letter.
 const LINES: [(&str, usize); 11] = [
@@ -119,28 +120,14 @@ impl Site {
     }
 
     fn of_version(version: &str) -> Result<Self> {
-        let host = Namespace::create("node")?;
-        host.ip_batch(
-            "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
-        )?;
+        let host = lone_node()?;
         let run_dir = tempfile::tempdir_in("/run")?;
-        let conflist = json!({
-            "cniVersion": version,
-            "name": "lab",
-            "plugins": [{
-                "type": "twill",
-                "runDir": run_dir.path(),
-                "ipam": {
-                    "type": "twill-ipam",
-                    "mode": "standalone",
-                    "assignIPv6": true,
-                    "pools": [
-                        {"cidr": "10.20.0.0/31", "blockSize": 31},
-                        {"cidr": "fd00:20::/127", "blockSize": 127},
-                    ],
-                },
-            }],
-        });
+        let pools = json!([
+            {"cidr": "10.20.0.0/31", "blockSize": 31},
+            {"cidr": "fd00:20::/127", "blockSize": 127},
+        ]);
+        let mut conflist = standalone(version, run_dir.path(), &pools);
+        conflist["plugins"][0]["ipam"]["assignIPv6"] = json!(true);
         let runtime = Runtime::new(conflist, vec![programs::directory()?]);
         let before = Snapshot::namespace(&host)?;
         Ok(Self { host, pod: Namespace::create("pod")?, runtime, run_dir, before })

@@ -24,7 +24,7 @@ use twill_tests::{
 
 use crate::{
     SECONDS,
-    plugin::{one_node, refusal},
+    plugin::{one_node, refusal, standalone},
 };
 
 pub(crate) fn g_02_what_is_not_listed_is_freed() -> Result<()> {
@@ -117,12 +117,7 @@ pub(crate) fn g_02_many_go_at_once() -> Result<()> {
     let node = Namespace::create("node")?;
     let run_dir = tempfile::tempdir_in("/run")?;
     let pools = json!([{"cidr": "10.20.0.0/27", "blockSize": 27}]);
-    let ipam = json!({"type": "twill-ipam", "mode": "standalone", "pools": pools});
-    let conflist = json!({
-        "cniVersion": "1.1.0",
-        "name": "lab",
-        "plugins": [{"type": "twill", "runDir": run_dir.path(), "ipam": ipam}],
-    });
+    let conflist = standalone("1.1.0", run_dir.path(), &pools);
     let runtime = Runtime::new(conflist, vec![programs::directory()?]);
     let pods: Vec<Namespace> =
         (0..25).map(|n| Namespace::create(format!("pod{n}"))).collect::<Result<_>>()?;

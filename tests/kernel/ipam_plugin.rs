@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
-    cni,
-    lab::{Lab, Pod, Topology},
+    cni::{self, Attachment},
+    lab::{Lab, Node, Pod, Topology},
     ping,
     snapshot::Snapshot,
     wait::wait_for,
@@ -26,6 +26,15 @@ fn use_plugin(lab: &mut Lab, plugin: Value, version: &str) -> Result<()> {
 fn ipam(lab: &Lab) -> Result<Value> {
     let run_dir = lab.node("node1")?.dir().join("run");
     Ok(json!({"type": "twill-ipam", "mode": "daemon", "runDir": run_dir}))
+}
+
+/// A call as a main plugin makes it: its own configuration, by our other name.
+fn as_ipam(node: &Node, verb: &str, attachment: &Attachment, netconf: &Value) -> Result<Value> {
+    let environment = attachment.environment(verb, &[]);
+    let stdin = netconf.to_string();
+    let runtime = node.runtime();
+    let output = runtime.execute(node.namespace(), "twill-ipam", &environment, stdin.as_bytes())?;
+    cni::parse(verb, "twill-ipam", &output)
 }
 
 fn in_use(lab: &Lab) -> Result<u64> {
@@ -73,15 +82,7 @@ pub(crate) fn ptp_gets_addresses_from_us() -> Result<()> {
     for mtu in [json!("auto"), json!(-1), json!(100_000)] {
         call["mtu"] = mtu;
         for verb in ["ADD", "DEL"] {
-            let environment = pod.attachment().environment(verb, &[]);
-            let stdin = call.to_string();
-            let output = node.runtime().execute(
-                node.namespace(),
-                "twill-ipam",
-                &environment,
-                stdin.as_bytes(),
-            )?;
-            cni::parse(verb, "twill-ipam", &output)?;
+            as_ipam(node, verb, pod.attachment(), &call)?;
         }
     }
     Ok(())
@@ -173,15 +174,7 @@ pub(crate) fn a_late_del_of_another_namespace_frees_nothing() -> Result<()> {
     let call = |verb: &str, netns: &Pod| -> Result<Value> {
         let mut attachment = old.attachment().clone();
         attachment.netns = netns.attachment().netns.clone();
-        let environment = attachment.environment(verb, &[]);
-        let stdin = ptp.to_string();
-        let output = node.runtime().execute(
-            node.namespace(),
-            "twill-ipam",
-            &environment,
-            stdin.as_bytes(),
-        )?;
-        cni::parse(verb, "twill-ipam", &output)
+        as_ipam(node, verb, &attachment, &ptp)
     };
     let first = call("ADD", &old)?;
     let second = call("ADD", &new)?;

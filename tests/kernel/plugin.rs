@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::Write,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -31,6 +32,25 @@ pub(crate) fn one_node() -> Result<Lab> {
     let mut lab = topology.build()?;
     lab.start_all()?;
     Ok(lab)
+}
+
+/// A node outside any lab, with a link towards the world.
+pub(crate) fn lone_node() -> Result<Namespace> {
+    let node = Namespace::create("node")?;
+    node.ip_batch(
+        "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
+    )?;
+    Ok(node)
+}
+
+/// A network without a daemon.
+pub(crate) fn standalone(version: &str, run_dir: &Path, pools: &Value) -> Value {
+    let ipam = json!({"type": "twill-ipam", "mode": "standalone", "pools": pools});
+    json!({
+        "cniVersion": version,
+        "name": "lab",
+        "plugins": [{"type": "twill", "runDir": run_dir, "ipam": ipam}],
+    })
 }
 
 /// The error of a call that has to fail.
@@ -116,21 +136,11 @@ pub(crate) fn pods_follow_the_mtu_of_the_uplink() -> Result<()> {
 }
 
 pub(crate) fn standalone_mode_needs_no_daemon() -> Result<()> {
-    let node = Namespace::create("node")?;
-    node.ip_batch(
-        "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
-    )?;
+    let node = lone_node()?;
     let run_dir = tempfile::tempdir_in("/run")?;
-    let conflist = |pools: Value, mode: &str| {
-        let ipam = json!({"type": "twill-ipam", "mode": mode, "pools": pools});
-        json!({
-            "cniVersion": "1.0.0",
-            "name": "lab",
-            "plugins": [{"type": "twill", "runDir": run_dir.path(), "ipam": ipam}],
-        })
-    };
+    let conflist = |pools| standalone("1.0.0", run_dir.path(), &pools);
     let small = json!([{"cidr": "10.20.0.0/30", "blockSize": 31}]);
-    let runtime = Runtime::new(conflist(small, "standalone"), vec![programs::directory()?]);
+    let runtime = Runtime::new(conflist(small), vec![programs::directory()?]);
     let before = Snapshot::namespace(&node)?;
     let mut pods = Vec::new();
     let mut seen = BTreeSet::new();
@@ -159,7 +169,7 @@ pub(crate) fn standalone_mode_needs_no_daemon() -> Result<()> {
     ensure!(left.is_empty(), "{left:#?}");
 
     // Without pools it says what is missing.
-    let nothing = Runtime::new(conflist(json!([]), "standalone"), vec![programs::directory()?]);
+    let nothing = Runtime::new(conflist(json!([])), vec![programs::directory()?]);
     let error = refusal(nothing.add(&node, &attachment))?;
     ensure!(error.code == 7 && error.message.contains("ipam.pools"), "{error}");
     Ok(())
@@ -168,18 +178,10 @@ pub(crate) fn standalone_mode_needs_no_daemon() -> Result<()> {
 /// The store is lost under running pods: what their links tell is enough to go on, without a daemon
 /// too.
 pub(crate) fn standalone_mode_rebuilds_a_lost_store() -> Result<()> {
-    let node = Namespace::create("node")?;
-    node.ip_batch(
-        "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
-    )?;
+    let node = lone_node()?;
     let run_dir = tempfile::tempdir_in("/run")?;
     let pools = json!([{"cidr": "10.20.0.0/29", "blockSize": 29}]);
-    let ipam = json!({"type": "twill-ipam", "mode": "standalone", "pools": pools});
-    let conflist = json!({
-        "cniVersion": "1.0.0",
-        "name": "lab",
-        "plugins": [{"type": "twill", "runDir": run_dir.path(), "ipam": ipam}],
-    });
+    let conflist = standalone("1.0.0", run_dir.path(), &pools);
     let runtime = Runtime::new(conflist, vec![programs::directory()?]);
     let namespaces = (0..4)
         .map(|number| Namespace::create(format!("pod{number}")))

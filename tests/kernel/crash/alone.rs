@@ -5,6 +5,7 @@ use serde_json::json;
 use twill_tests::{cni::Runtime, netns::Namespace, programs};
 
 use super::{Place, as_before, quiet, sweep};
+use crate::plugin::{lone_node, standalone};
 
 /// A store that is opened in the plugin makes a call twice as long and three times as slow.
 const ALONE: usize = 9;
@@ -12,24 +13,12 @@ const ALONE: usize = 9;
 /// A node without a daemon, with one address for all of its pods: whoever leaks it is found out by
 /// the next. `work` gets container ids, which are used once.
 fn alone(work: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<()> {
-    let host = Namespace::create("node")?;
-    host.ip_batch(
-        "link add uplink up type veth peer name cable\naddr add 192.168.2.11/24 dev uplink\n",
-    )?;
+    let host = lone_node()?;
     let pod = Namespace::create("pod")?;
     let run_dir = tempfile::tempdir_in("/run")?;
     let pools = json!([{"cidr": "10.20.0.7/32", "blockSize": 32}]);
-    let ipam = json!({"type": "twill-ipam", "mode": "standalone", "pools": pools});
-    let conflist = json!({
-        "cniVersion": "1.0.0",
-        "name": "lab",
-        "plugins": [{
-            "type": "twill",
-            "runDir": run_dir.path(),
-            "logFile": run_dir.path().join("twill.log"),
-            "ipam": ipam,
-        }],
-    });
+    let mut conflist = standalone("1.0.0", run_dir.path(), &pools);
+    conflist["plugins"][0]["logFile"] = json!(run_dir.path().join("twill.log"));
     let runtime = Runtime::new(conflist, vec![programs::directory()?]);
     let place =
         Place { host: &host, runtime: &runtime, run_dir: run_dir.path().to_owned(), pod: &pod };
