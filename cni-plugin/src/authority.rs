@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use twill_dataplane::{
-    node,
-    pod::{DelMode, pod_links},
+    Link, node,
+    pod::{DelMode, host_links},
 };
 use twill_rpc::{
     Client, ClientError,
@@ -59,7 +59,7 @@ impl<'a> Authority<'a> {
         }
     }
 
-    /// What it needs to know to be asked for the state, if there is no daemon to ask.
+    /// The store of this process, if there is no daemon to ask.
     pub(crate) fn standalone(&self) -> Option<&Standalone<'a>> {
         self.standalone.as_ref()
     }
@@ -155,17 +155,7 @@ impl<'a> Authority<'a> {
     /// After a failed ADD. The dataplane has taken its link back by now; one that is still there
     /// was there before, or would not go, and keeps its addresses until DEL.
     pub(crate) fn take_back(&mut self, attachment: &AttachmentId, sequence: u64) {
-        let has_link = match pod_links() {
-            Ok(links) => links
-                .iter()
-                .filter_map(|found| found.alias.as_ref())
-                .any(|alias| alias.is_of(attachment)),
-            Err(error) => {
-                tracing::warn!(%error, "cannot see whether the link is gone");
-                true
-            }
-        };
-        if has_link {
+        if may_have_link(attachment) {
             return;
         }
         if let Err(error) = self.release(attachment.clone(), Some(sequence), None) {
@@ -194,6 +184,18 @@ impl<'a> Authority<'a> {
                 Err(StandaloneError::Busy(_)) if !self.deadline.left().is_zero() => {}
                 done => return Ok(Some(done?)),
             }
+        }
+    }
+}
+
+/// Whether the node has the link of an attachment, or cannot say.
+pub(crate) fn may_have_link(attachment: &AttachmentId) -> bool {
+    let is_its = |link: &Link| link.twill_alias().is_some_and(|alias| alias.is_of(attachment));
+    match host_links() {
+        Ok(links) => links.iter().any(is_its),
+        Err(error) => {
+            tracing::warn!(%error, "cannot see whether the link is gone");
+            true
         }
     }
 }

@@ -13,14 +13,11 @@ use std::{
 };
 
 use serde_json::{Map, Value};
-use twill_dataplane::{
-    Link,
-    pod::{PodRoute, host_links},
-};
+use twill_dataplane::pod::PodRoute;
 use twill_types::{LinkAlias, Prefix};
 
 use self::run::{Ended, run};
-use crate::{deadline::Deadline, verbs::Call};
+use crate::{authority::may_have_link, deadline::Deadline, verbs::Call};
 
 /// How much of a call's time is kept for giving the addresses back.
 const TAKE_BACK: Duration = Duration::from_secs(2);
@@ -141,15 +138,8 @@ impl<'a> Delegate<'a> {
     /// After a failed ADD. A link that is there was there before, and keeps its addresses until DEL:
     /// some plugins refuse a second ADD of the same. Where no time is left, a little is taken.
     pub(crate) fn take_back(&self) {
-        let attachment = self.call.attachment();
-        let is_ours = |link: &Link| link.twill_alias().is_some_and(|it| it.is_of(&attachment));
-        match host_links() {
-            Ok(links) if links.iter().any(is_ours) => return,
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot see whether the link is gone");
-                return;
-            }
+        if may_have_link(&self.call.attachment()) {
+            return;
         }
         if let Err(error) = self.del(self.call.deadline.at_least(TAKE_BACK_AT_LEAST)) {
             tracing::warn!(%error, "the addresses stay allocated until DEL");

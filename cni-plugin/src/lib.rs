@@ -2,7 +2,8 @@
 //!
 //! Promise: standard output holds the result, or one error object, and nothing else, whatever
 //! happens, a panic of ours included. A call ends within the configuration's `timeoutSeconds`,
-//! counted from its start. A call that is killed at any point leaves what the DEL that follows, or the daemon, can find.
+//! counted from its start. A call that is killed at any point leaves what the DEL that follows, or
+//! the daemon, can find.
 //!
 //! Absent: state (it is the daemon's), knowledge of Kubernetes, and tokio.
 

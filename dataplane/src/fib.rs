@@ -28,7 +28,7 @@ use twill_types::{Family, Prefix};
 use crate::{
     Error, KernelError, NextHop, message,
     message::RouteFilter,
-    netlink::{MAX_BATCH, Request, Socket},
+    netlink::{Request, Socket},
     route::Route,
 };
 
@@ -87,20 +87,14 @@ impl Fib {
     /// Makes the changes, in order; answers those that the kernel refused. A route to delete that
     /// has gone is no error.
     pub fn apply(&mut self, changes: &[FibChange]) -> Result<Vec<(Prefix, KernelError)>, Error> {
-        let mut refused = Vec::new();
-        for batch in changes.chunks(MAX_BATCH) {
-            let requests = batch.iter().map(|change| self.request(change)).collect();
-            let replies = self.socket.run(requests)?;
-            for (change, reply) in batch.iter().zip(replies) {
-                let gone = |e: &KernelError| {
-                    matches!(change, FibChange::Delete(_)) && e.errno == Errno::ESRCH
-                };
-                refused.extend(
-                    reply.error.filter(|error| !gone(error)).map(|error| (change.prefix(), error)),
-                );
-            }
-        }
-        Ok(refused)
+        let metric = self.config.metric;
+        let replies = self.socket.run(changes.iter().map(|change| change.request(metric)))?;
+        let refused = changes.iter().zip(replies).filter_map(|(change, reply)| {
+            let gone =
+                |e: &KernelError| matches!(change, FibChange::Delete(_)) && e.errno == Errno::ESRCH;
+            Some((change.prefix(), reply.error.filter(|error| !gone(error))?))
+        });
+        Ok(refused.collect())
     }
 
     /// Makes the unreachable routes of owned blocks be exactly those of `blocks`: addresses that no
@@ -118,17 +112,12 @@ impl Fib {
             .difference(&desired)
             .map(|block| (*block, RouteNetlinkMessage::DelRoute(block_route(*block)).into()));
         let (prefixes, requests): (Vec<_>, Vec<_>) = missing.chain(surplus).unzip();
-        let mut refused = Vec::new();
-        let mut requests = requests.into_iter();
-        for prefixes in prefixes.chunks(MAX_BATCH) {
-            let replies = self.socket.run(requests.by_ref().take(prefixes.len()).collect())?;
-            let settled = |e: &KernelError| matches!(e.errno, Errno::EEXIST | Errno::ESRCH);
-            let errors = prefixes.iter().zip(replies).filter_map(|(prefix, reply)| {
-                Some((*prefix, reply.error.filter(|error| !settled(error))?))
-            });
-            refused.extend(errors);
-        }
-        Ok(refused)
+        let replies = self.socket.run(requests)?;
+        let settled = |e: &KernelError| matches!(e.errno, Errno::EEXIST | Errno::ESRCH);
+        let refused = prefixes.into_iter().zip(replies).filter_map(|(prefix, reply)| {
+            Some((prefix, reply.error.filter(|error| !settled(error))?))
+        });
+        Ok(refused.collect())
     }
 
     /// The port number that marks the kernel's events about changes of this `Fib`.
@@ -143,17 +132,20 @@ impl Fib {
         routes.extend(self.socket.routes(Family::V6, filter)?);
         Ok(routes)
     }
+}
 
-    fn request(&self, change: &FibChange) -> Request {
-        let priority = RouteAttribute::Priority(self.config.metric);
-        match change {
-            FibChange::Replace(route) => {
+impl FibChange {
+    /// The request that makes it, with the metric of learned routes.
+    fn request(&self, metric: u32) -> Request {
+        let priority = RouteAttribute::Priority(metric);
+        match self {
+            Self::Replace(route) => {
                 let mut message = learned_route(route);
                 message.attributes.push(priority);
                 let message = RouteNetlinkMessage::NewRoute(message);
                 Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
             }
-            FibChange::Delete(prefix) => {
+            Self::Delete(prefix) => {
                 // Scope NOWHERE is the wildcard; the protocol keeps others' routes safe.
                 let mut message = message::route(*prefix, RouteType::Unicast, RouteScope::NoWhere);
                 message.attributes.push(priority);

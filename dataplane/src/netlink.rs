@@ -125,19 +125,22 @@ impl Socket {
 
     /// Executes one request.
     pub(crate) fn one(&mut self, request: impl Into<Request>) -> Result<Reply, Error> {
-        Ok(self.run(vec![request.into()])?.pop().unwrap_or_default())
+        Ok(self.run([request.into()])?.pop().unwrap_or_default())
     }
 
     /// Executes two requests in one send.
     pub(crate) fn two(&mut self, first: Request, second: Request) -> Result<(Reply, Reply), Error> {
-        let mut replies = self.run(vec![first, second])?.into_iter();
+        let mut replies = self.run([first, second])?.into_iter();
         Ok((replies.next().unwrap_or_default(), replies.next().unwrap_or_default()))
     }
 
     /// Executes requests in their order, [`MAX_BATCH`] in a send, and answers one reply for each.
     /// The kernel goes on after an error, so requests that depend on others belong in a later call.
-    pub(crate) fn run(&mut self, requests: Vec<Request>) -> Result<Vec<Reply>, Error> {
-        let mut replies = Vec::with_capacity(requests.len());
+    pub(crate) fn run(
+        &mut self,
+        requests: impl IntoIterator<Item = Request>,
+    ) -> Result<Vec<Reply>, Error> {
+        let mut replies = Vec::new();
         let mut requests = requests.into_iter();
         loop {
             let batch: Vec<Request> = requests.by_ref().take(MAX_BATCH).collect();

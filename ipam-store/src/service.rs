@@ -68,7 +68,8 @@ impl fmt::Debug for Service {
 }
 
 impl Service {
-    /// Opens the store in a directory. A store that is damaged is moved to `<directory>.corrupt-<n>`, and an empty one takes its place.
+    /// Opens the store in a directory. A store that is damaged is moved to
+    /// `<directory>.corrupt-<n>`, and an empty one takes its place.
     ///
     /// # Errors
     /// The directory cannot be used, or another process has the store open.
@@ -126,9 +127,9 @@ impl Service {
         self.waits_for_disk
     }
 
-    /// Leaves a job to whoever is at work on the store, or does it, with all that waits.
-    fn send(&self, job: Job) {
-        self.waiting().push_back(job);
+    /// Leaves jobs to whoever is at work on the store, or does them, with all that waits.
+    fn send(&self, jobs: impl IntoIterator<Item = Job>) {
+        self.waiting().extend(jobs);
         // Who is at work looks once more after it has put the store down, so that nothing is left
         // that came in between. A committer that has panicked answers nobody any more; what is
         // dropped tells its caller that.
@@ -173,7 +174,7 @@ impl Service {
         request: AssignRequest,
         reply: impl FnOnce(Result<Assignment, AssignError>) + Send + 'static,
     ) {
-        self.send(Job::Assign(request, Box::new(reply)));
+        self.send([Job::Assign(request, Box::new(reply))]);
     }
 
     /// Releases addresses, and calls back, from any thread, once that is durable.
@@ -182,14 +183,12 @@ impl Service {
         request: ReleaseRequest,
         reply: impl FnOnce(Result<ReleaseOutcome, StoreError>) + Send + 'static,
     ) {
-        self.send(Job::Release(request, Box::new(reply)));
+        self.send([Job::Release(request, Box::new(reply))]);
     }
 
     fn wait<T: Send + 'static>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, StoreError> {
-        let (reply, answer) = mpsc::channel();
-        self.send(job(Box::new(move |value| {
-            let _ = reply.send(value);
-        })));
+        let (reply, answer) = answer();
+        self.send([job(reply)]);
         answer.recv().map_err(|_| StoreError::Stopped)
     }
 
@@ -207,6 +206,26 @@ impl Service {
     /// The store failed.
     pub fn release(&self, request: ReleaseRequest) -> Result<ReleaseOutcome, StoreError> {
         self.wait(|reply| Job::Release(request, reply))?
+    }
+
+    /// Releases the addresses of many attachments, in as few writes as can be; answers what came of
+    /// each, in their order, once that is durable.
+    pub fn release_all(
+        &self,
+        requests: impl IntoIterator<Item = ReleaseRequest>,
+    ) -> Vec<Result<ReleaseOutcome, StoreError>> {
+        let (jobs, answers): (Vec<_>, Vec<_>) = requests
+            .into_iter()
+            .map(|request| {
+                let (reply, answer) = answer();
+                (Job::Release(request, reply), answer)
+            })
+            .unzip();
+        self.send(jobs);
+        answers
+            .into_iter()
+            .map(|answer| answer.recv().map_err(|_| StoreError::Stopped).flatten())
+            .collect()
     }
 
     /// Adds a block that was claimed, or changes whether it gives addresses. Nothing is written if
@@ -328,6 +347,16 @@ impl Service {
     pub fn end_round(&self, round: u64) -> Result<(), StoreError> {
         self.with(move |allocator| allocator.end_round(round))
     }
+}
+
+/// Two ends for one answer.
+fn answer<T: Send + 'static>() -> (Reply<T>, mpsc::Receiver<T>) {
+    let (sender, receiver) = mpsc::channel();
+    let reply = move |value| {
+        // Who asked may have gone.
+        let _ = sender.send(value);
+    };
+    (Box::new(reply), receiver)
 }
 
 /// `<directory>.corrupt-<n>` with the first free number.

@@ -18,7 +18,7 @@ use crate::{
     bgp::{self, Current},
     claims,
     datastore::{ClaimStore, Snapshot},
-    ipam::Ipam,
+    ipam::{Ipam, again},
     metrics::Metrics,
     routes::KernelRoutes,
 };
@@ -91,10 +91,7 @@ impl Api {
     /// given to a newer ADD in the meantime.
     fn endpoint_up(&self, endpoint: &EndpointUp) -> Result<Response, RpcError> {
         let record = self.ipam.unblocked(|service| service.lookup(&endpoint.attachment));
-        let record = record.map_err(|error| RpcError {
-            kind: ErrorKind::TryAgain,
-            message: error_chain(&error),
-        })?;
+        let record = record.map_err(|error| again(&error))?;
         match record {
             Some(record) if record.sequence == endpoint.sequence => {
                 debug!(

@@ -29,7 +29,7 @@ use twill_types::{Block, Dedication, Family, Prefix, error_chain};
 
 use crate::{
     datastore::{ClaimOutcome, ClaimStore, Snapshot},
-    ipam::{PoolView, View},
+    ipam::{PoolView, View, again},
 };
 
 /// How often a block without a pool is looked at until its last pod is gone.
@@ -498,10 +498,6 @@ fn block_to_claim(
 /// A network of another main plugin says itself whether its blocks are announced.
 fn is_announced(claim: &Claim) -> bool {
     claim.dedication.as_ref().is_none_or(|dedication| dedication.advertise)
-}
-
-fn again(error: &dyn std::error::Error) -> RpcError {
-    RpcError { kind: ErrorKind::TryAgain, message: error_chain(error) }
 }
 
 /// Whether blocks of a pool give addresses: also where the pool does not select this node, for

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use tokio::{sync::watch, task::block_in_place};
-use tracing::warn;
 use twill_dataplane::node::source_check_is_loose;
+
+use crate::problems::tell;
 
 /// How often is looked: the kernel tells nobody of a setting that is changed.
 const LOOK: Duration = Duration::from_secs(5);
@@ -13,15 +14,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Looks for ever.
 pub(crate) async fn watch(problems: watch::Sender<Vec<String>>) {
     loop {
-        let found: Vec<String> = block_in_place(loose_source_check).into_iter().collect();
-        problems.send_if_modified(|known| {
-            for problem in found.iter().filter(|problem| !known.contains(problem)) {
-                warn!("{problem}");
-            }
-            let changed = *known != found;
-            *known = found;
-            changed
-        });
+        tell(&problems, block_in_place(loose_source_check).into_iter().collect());
         tokio::time::sleep(LOOK).await;
     }
 }

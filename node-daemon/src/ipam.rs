@@ -194,12 +194,7 @@ impl Ipam {
                     self.claim(refusal, deadline).await?;
                 }
                 Err(AssignError::Refused(refusal)) => return Err(refused(&refusal)),
-                Err(error) => {
-                    return Err(RpcError {
-                        kind: ErrorKind::TryAgain,
-                        message: error_chain(&error),
-                    });
-                }
+                Err(error) => return Err(again(&error)),
             }
         }
     }
@@ -263,9 +258,7 @@ impl Ipam {
         });
         match answer.await {
             Ok(Ok(outcome)) => Ok(Released { addresses: outcome.addresses }),
-            Ok(Err(error)) => {
-                Err(RpcError { kind: ErrorKind::TryAgain, message: error_chain(&error) })
-            }
+            Ok(Err(error)) => Err(again(&error)),
             Err(_) => Err(RpcError {
                 kind: ErrorKind::TryAgain,
                 message: "the daemon is stopping".to_owned(),
@@ -276,10 +269,7 @@ impl Ipam {
     /// Who holds addresses on a network.
     pub(crate) fn attachments(&self, network: &str) -> Result<Vec<Held>, RpcError> {
         let records = self.unblocked(|service| service.on_network(network));
-        let records = records.map_err(|error| RpcError {
-            kind: ErrorKind::TryAgain,
-            message: error_chain(&error),
-        })?;
+        let records = records.map_err(|error| again(&error))?;
         let held = |(attachment, sequence)| Held { attachment, sequence };
         Ok(records.into_iter().map(held).collect())
     }
@@ -288,10 +278,7 @@ impl Ipam {
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
         let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
         let held = self.unblocked(|service| service.lookup(&request.attachment));
-        let held = held.map_err(|error| RpcError {
-            kind: ErrorKind::TryAgain,
-            message: error_chain(&error),
-        })?;
+        let held = held.map_err(|error| again(&error))?;
         let Some(record) = held else {
             return mismatch(format!(
                 "{} has no address allocated; delete and add it again",
@@ -306,6 +293,11 @@ impl Ipam {
             )),
         }
     }
+}
+
+/// What may have passed by the next time.
+pub(crate) fn again(error: &dyn std::error::Error) -> RpcError {
+    RpcError { kind: ErrorKind::TryAgain, message: error_chain(error) }
 }
 
 /// What no further block can mend.

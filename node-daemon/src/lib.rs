@@ -27,6 +27,7 @@ mod http;
 mod ipam;
 mod metrics;
 mod node;
+mod problems;
 mod reaper;
 mod reconcile;
 mod routes;

@@ -7,7 +7,7 @@
 use std::{
     os::linux::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,7 @@ use twill_ipam_store::Service;
 use twill_sys::AtPath;
 use twill_types::error_chain;
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, problems};
 
 /// The least time between two looks, however many links go at once.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -129,40 +129,28 @@ impl Reconcile {
                 error_chain(&error)
             )
         }));
-        self.problems.send_if_modified(|known| {
-            for trouble in troubles.iter().filter(|trouble| !known.contains(trouble)) {
-                warn!("{trouble}");
-            }
-            let changed = *known != troubles;
-            *known = troubles;
-            changed
-        });
+        problems::tell(&self.problems, troubles);
         Ok(())
     }
 
     /// Releases the records of pods that are gone, all in as few batches as can be. Whether one
     /// was released.
     fn release(&self, dead: Vec<(Record, Death)>) -> bool {
-        let mut waiting = Vec::new();
-        for (record, death) in dead {
-            let (reply, answer) = mpsc::channel();
-            let attachment = record.attachment.clone();
+        let request = |(record, _): &(Record, Death)| ReleaseRequest {
+            attachment: record.attachment.clone(),
             // A newer ADD of the same attachment has a higher number and is not touched.
-            let sequence = Some(record.sequence);
-            let request = ReleaseRequest { attachment, sequence, netns_cookie: None };
-            self.service.submit_release(request, move |result| {
-                let _ = reply.send(result);
-            });
-            waiting.push((record, death, answer));
-        }
+            sequence: Some(record.sequence),
+            netns_cookie: None,
+        };
+        let results = self.service.release_all(dead.iter().map(request));
         let mut done = false;
-        for (record, death, answer) in waiting {
+        for ((record, death), result) in dead.into_iter().zip(results) {
             let attachment = &record.attachment;
-            match answer.recv() {
-                Ok(Ok(outcome)) if outcome.addresses.is_empty() => {
+            match result {
+                Ok(outcome) if outcome.addresses.is_empty() => {
                     debug!(%attachment, "released by a DEL in the meantime");
                 }
-                Ok(Ok(outcome)) => {
+                Ok(outcome) => {
                     info!(
                         %attachment,
                         addresses = ?outcome.addresses,
@@ -174,10 +162,9 @@ impl Reconcile {
                     self.metrics.reclaimed(death, outcome.addresses.len());
                     done = true;
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     warn!(%attachment, error = %error_chain(&error), "cannot release a pod that is gone");
                 }
-                Err(_) => warn!(%attachment, "cannot release a pod that is gone: stopping"),
             }
         }
         done

@@ -231,7 +231,7 @@ impl Drop for Prepared {
 }
 
 fn run(socket: &mut Socket, ops: &[Op], indexes: Indexes) -> Result<Vec<Reply>, Error> {
-    socket.run(ops.iter().map(|op| op.request(indexes)).collect())
+    socket.run(ops.iter().map(|op| op.request(indexes)))
 }
 
 impl Socket {

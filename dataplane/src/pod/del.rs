@@ -190,7 +190,7 @@ impl Socket {
             let group = vec![LinkAttribute::Group(BATCH_GROUP)];
             RouteNetlinkMessage::SetLink(message::set_link(link.index, group)).into()
         };
-        for reply in self.run(links.iter().map(group).collect())? {
+        for reply in self.run(links.iter().map(group))? {
             reply.check_except(GONE, "link set group")?;
         }
         match self.one(message::del_group(BATCH_GROUP))?.error {

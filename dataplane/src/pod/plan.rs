@@ -92,7 +92,7 @@ pub(super) enum SettingKind {
     Changed,
     /// It mostly has this value already.
     Usual,
-    /// It is the namespace's forwarding of a family, and is mostly off.
+    /// It is the namespace's forwarding of a family, which can be asked for without opening it.
     Forwarding(Family),
 }
 

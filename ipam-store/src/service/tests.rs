@@ -237,6 +237,23 @@ fn requests_that_wait_are_written_together_and_each_gets_an_address() {
     assert!(service.assign(request(999)).is_err());
 }
 
+/// So that a look that finds hundreds of dead pods does not wait for the disk hundreds of times.
+#[test]
+fn many_releases_are_few_writes() {
+    let shaky = Shaky::default();
+    let service = Service::with_store(Box::new(shaky.clone()), options("a")).unwrap();
+    service.set_block(block("10.0.0.0/24"), true).unwrap();
+    for n in 0..100 {
+        service.assign(request(n)).unwrap();
+    }
+    *shaky.left.lock().unwrap() = Some(100);
+    let outcomes = service.release_all((0..101).map(release));
+    assert_eq!(*shaky.left.lock().unwrap(), Some(98));
+    let freed: Vec<usize> =
+        outcomes.into_iter().map(|outcome| outcome.unwrap().addresses.len()).collect();
+    assert_eq!((freed.iter().sum::<usize>(), freed.last()), (100, Some(&0)));
+}
+
 #[test]
 fn one_process_at_a_time_owns_the_store() {
     use std::time::{Duration, Instant};
