@@ -159,6 +159,8 @@ impl<'a> Standalone<'a> {
                 .foreign
                 .clone()
                 .map(|foreign| ForeignUse { advertise: false, ..foreign }),
+            // No reservation is known here.
+            allow_reserved: false,
             now_ms: now_ms(),
         };
         let mtu = match self.netconf.mtu {

@@ -2,7 +2,8 @@ use std::{
     collections::VecDeque,
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -56,10 +57,25 @@ pub enum AssignError {
 /// itself and for all who ask meanwhile; a lone request so needs no change of threads. The methods
 /// that call back must not be called by what they call back.
 pub struct Service {
-    waiting: Mutex<VecDeque<Job>>,
-    committer: Mutex<Committer>,
+    counter: Arc<Counter>,
     waits_for_disk: bool,
 }
+
+/// Where jobs are left, and who works on them.
+struct Counter {
+    waiting: Mutex<Waiting>,
+    committer: Mutex<Committer>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    /// The committer has panicked: nobody is answered any more.
+    dead: bool,
+}
+
+/// How many batches a caller writes for others before a thread takes over.
+const TURNS: usize = 8;
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,7 +135,8 @@ impl Service {
     ) -> Result<Self, StoreError> {
         let waits_for_disk = store.waits_for_disk();
         let committer = Mutex::new(Committer::new(store, contents, options)?);
-        Ok(Self { waiting: Mutex::default(), committer, waits_for_disk })
+        let counter = Arc::new(Counter { waiting: Mutex::default(), committer });
+        Ok(Self { counter, waits_for_disk })
     }
 
     /// Whether an answer may take as long as a disk does. An event loop should wait elsewhere then.
@@ -127,44 +144,22 @@ impl Service {
         self.waits_for_disk
     }
 
-    /// Leaves jobs to whoever is at work on the store, or does them, with all that waits.
+    /// Leaves jobs to whoever is at work on the store, or does them, with all that waits. What is
+    /// dropped unanswered tells its caller that the service has stopped.
     fn send(&self, jobs: impl IntoIterator<Item = Job>) {
-        self.waiting().extend(jobs);
-        // Who is at work looks once more after it has put the store down, so that nothing is left
-        // that came in between. A committer that has panicked answers nobody any more; what is
-        // dropped tells its caller that.
-        while let Some(mut committer) = self.idle_committer() {
-            loop {
-                let jobs: Vec<Job> = {
-                    let mut waiting = self.waiting();
-                    let count = waiting.len().min(BATCH);
-                    waiting.drain(..count).collect()
-                };
-                if jobs.is_empty() {
-                    break;
-                }
-                committer.work(jobs);
-            }
-            drop(committer);
-            if self.waiting().is_empty() {
-                break;
-            }
+        if !self.counter.leave(jobs) {
+            return;
         }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
-        // Nothing can panic while it is locked.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn idle_committer(&self) -> Option<MutexGuard<'_, Committer>> {
-        match self.committer.try_lock() {
-            Ok(committer) => Some(committer),
-            Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Poisoned(_)) => {
-                self.waiting().clear();
-                None
-            }
+        if !self.counter.work(TURNS) {
+            return;
+        }
+        // Others come faster than one can write, and the caller has an answer of its own to give.
+        let counter = Arc::clone(&self.counter);
+        let relieved = thread::Builder::new().name("store".to_owned()).spawn(move || {
+            counter.work(usize::MAX);
+        });
+        if relieved.is_err() {
+            self.counter.work(usize::MAX);
         }
     }
 
@@ -346,6 +341,72 @@ impl Service {
     /// The service has ended.
     pub fn end_round(&self, round: u64) -> Result<(), StoreError> {
         self.with(move |allocator| allocator.end_round(round))
+    }
+}
+
+impl Counter {
+    /// Leaves jobs; false if nobody will ever do them.
+    fn leave(&self, jobs: impl IntoIterator<Item = Job>) -> bool {
+        let mut waiting = self.waiting();
+        if !waiting.dead {
+            waiting.jobs.extend(jobs);
+        }
+        !waiting.dead
+    }
+
+    /// Does what waits, unless somebody is at it, in so many batches at the most; whether something
+    /// is left for which nobody is at work.
+    fn work(&self, turns: usize) -> bool {
+        let mut turns = 0..turns;
+        // Who is at work looks once more after it has put the store down, so that nothing is left
+        // that came in between.
+        while let Ok(mut committer) = self.committer.try_lock() {
+            let unless_it_panics = Burial(self);
+            let emptied = loop {
+                let jobs: Vec<Job> = {
+                    let mut waiting = self.waiting();
+                    let count = waiting.jobs.len().min(BATCH);
+                    waiting.jobs.drain(..count).collect()
+                };
+                if jobs.is_empty() {
+                    break true;
+                }
+                if turns.next().is_none() {
+                    let mut waiting = self.waiting();
+                    jobs.into_iter().rev().for_each(|job| waiting.jobs.push_front(job));
+                    break false;
+                }
+                committer.work(jobs);
+            };
+            std::mem::forget(unless_it_panics);
+            drop(committer);
+            if !emptied {
+                return true;
+            }
+            if self.waiting().jobs.is_empty() {
+                return false;
+            }
+        }
+        false
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing can panic while it is locked.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers nobody any more where the committer panics: what it knows may be half a change.
+struct Burial<'a>(&'a Counter);
+
+impl Drop for Burial<'_> {
+    fn drop(&mut self) {
+        let jobs = {
+            let mut waiting = self.0.waiting();
+            waiting.dead = true;
+            std::mem::take(&mut waiting.jobs)
+        };
+        drop(jobs);
     }
 }
 

@@ -7,7 +7,7 @@ use twill_types::{AttachmentId, Block, Dedication, Family, Prefix};
 
 use crate::{
     AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome,
-    ReleaseRequest, Shortage, block::BlockState, should_claim_ahead,
+    ReleaseRequest, Shortage, block::BlockState, cooling::Cooling, should_claim_ahead,
 };
 
 /// One change of what is stored.
@@ -37,16 +37,9 @@ pub struct Plan {
 pub struct Allocator {
     blocks: BTreeMap<Block, BlockState>,
     records: BTreeMap<AttachmentId, Record>,
-    /// Freed, but not to be given out yet: a link with this address may still exist.
-    held: BTreeMap<IpAddr, u64>,
-    /// Freed, and resting until this time, in milliseconds of [`Allocator::set_time`].
-    resting: BTreeMap<IpAddr, u64>,
-    /// How long an address rests, in milliseconds; unknown at first.
-    rest_ms: Option<u64>,
-    now_ms: u64,
+    cooling: Cooling,
     /// Ranges that nobody gets an address of. They are the configuration's, and not stored.
     reservations: Vec<Prefix>,
-    epoch: u64,
     sequence: u64,
 }
 
@@ -79,20 +72,18 @@ impl Allocator {
 
     /// Tells the time, in milliseconds since any moment; it never goes back.
     pub fn set_time(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
-        self.resting.retain(|_, until| *until > now_ms);
+        self.cooling.set_time(now_ms);
     }
 
     /// How long an address rests after use, in milliseconds. When this is told for the first time, all
-    /// addresses that were in use before begin to rest: nobody knows any more since when they are free.
+    /// addresses that were in use before begin to rest: nobody knows any more since when they are
+    /// free. A shorter time holds for those that rest already, too.
     pub fn set_rest(&mut self, rest_ms: u64) {
-        if self.rest_ms.replace(rest_ms).is_none() && rest_ms > 0 {
-            let freed = self
-                .blocks
-                .values()
-                .flat_map(|state| state.freed().filter_map(|offset| state.block.nth(offset)));
-            self.resting = freed.map(|address| (address, self.now_ms + rest_ms)).collect();
-        }
+        let freed = self
+            .blocks
+            .values()
+            .flat_map(|state| state.freed().filter_map(|offset| state.block.nth(offset)));
+        self.cooling.set_rest(rest_ms, freed);
     }
 
     /// From now on nobody gets an address of these ranges. Who has one keeps it.
@@ -100,17 +91,30 @@ impl Allocator {
         self.reservations = ranges;
     }
 
-    /// How many addresses of a block can still be given out.
-    fn free(&self, state: &BlockState) -> u16 {
-        let mut here = self.reservations.iter().filter(|r| r.overlaps(state.block.prefix()));
-        if here.next().is_none() {
-            return state.free();
-        }
-        let is_free = |offset: &u16| {
-            !state.is_used(*offset)
-                && state.block.nth(*offset).is_some_and(|ip| self.reservation_of(ip).is_none())
+    /// What a block is filled with.
+    fn summary(&self, state: &BlockState) -> BlockSummary {
+        let range = state.block.prefix();
+        let is_reserved = |ip: IpAddr| self.reservation_of(ip).is_some();
+        let is_spare = |offset: &u16| {
+            !state.is_used(*offset) && state.block.nth(*offset).is_some_and(is_reserved)
         };
-        u16::try_from((0..state.block.size()).filter(is_free).count()).unwrap_or(u16::MAX)
+        let reserved = match self.reservations.iter().any(|other| other.overlaps(range)) {
+            true => count((0..state.block.size()).filter(is_spare)),
+            false => 0,
+        };
+        let held = count(self.cooling.held_in(range).filter(|ip| !is_reserved(*ip)));
+        let resting = count(self.cooling.resting_in(range).filter(|ip| !is_reserved(*ip)));
+        BlockSummary {
+            block: state.block,
+            pool: state.pool.clone(),
+            used: state.used(),
+            free: state.free() - reserved - held - resting,
+            held,
+            resting,
+            reserved,
+            assignable: state.assignable,
+            dedication: state.dedication.clone(),
+        }
     }
 
     fn reservation_of(&self, address: IpAddr) -> Option<Prefix> {
@@ -195,26 +199,44 @@ impl Allocator {
         freed: &BTreeSet<IpAddr>,
     ) -> Result<IpAddr, Refusal> {
         let dedication = request.dedication();
-        let (mut blocks, mut cooling) = (0, 0);
+        let (mut blocks, mut held, mut resting) = (0, 0, 0);
         for state in self.candidates(family, pools, dedication.as_ref()) {
             let skip = |offset| {
                 state.block.nth(offset).is_none_or(|address| {
-                    self.held.contains_key(&address)
-                        || self.resting.contains_key(&address)
-                        || freed.contains(&address)
-                        || request.is_reserved(state.block, address)
-                        || self.reservation_of(address).is_some()
+                    freed.contains(&address) || self.refusal(request, state, address).is_some()
                 })
             };
             if let Some(address) = state.next(skip).and_then(|offset| state.block.nth(offset)) {
                 return Ok(address);
             }
             blocks += 1;
-            let cold =
-                self.held.keys().chain(self.resting.keys().filter(|a| !self.held.contains_key(a)));
-            cooling += cold.filter(|a| state.block.prefix().contains(**a)).count();
+            let BlockSummary { held: h, resting: r, .. } = self.summary(state);
+            held += usize::from(h);
+            resting += usize::from(r);
         }
-        Err(Shortage { family, pools: pools.to_vec(), dedication, blocks, cooling }.into())
+        let candidates = self.candidates(family, pools, dedication.as_ref());
+        let rested_in = self.cooling.first_rested(candidates.map(|state| state.block.prefix()));
+        let pools = pools.to_vec();
+        let rested_in = rested_in.filter(|_| resting > 0);
+        Err(Shortage { family, pools, dedication, blocks, held, rested_in }.into())
+    }
+
+    /// Why an address that nobody has is not given out.
+    fn refusal(
+        &self,
+        request: &AssignRequest,
+        state: &BlockState,
+        address: IpAddr,
+    ) -> Option<Refusal> {
+        if request.is_reserved(state.block, address) {
+            return Some(Refusal::Reserved { address });
+        }
+        // The override is for those who know which address they want.
+        let overrides = request.allow_reserved && request.wanted.values().any(|ip| *ip == address);
+        if let Some(range) = self.reservation_of(address).filter(|_| !overrides) {
+            return Some(Refusal::Withheld { address, range });
+        }
+        self.cooling.refusal(address)
     }
 
     /// The address that was asked for, if it can be had.
@@ -232,21 +254,16 @@ impl Allocator {
         let Some(state) = state else {
             return Err(Refusal::NoBlock { address, pools: pools.to_vec(), dedication });
         };
-        if request.is_reserved(state.block, address) {
-            return Err(Refusal::Reserved { address });
-        }
-        if let Some(range) = self.reservation_of(address) {
-            return Err(Refusal::Withheld { address, range });
+        let refusal = self.refusal(request, state, address);
+        let is_cold = |refusal: &Refusal| {
+            matches!(refusal, Refusal::Cooling { .. } | Refusal::Resting { .. })
+        };
+        // What the attachment itself gives up now goes from hand to hand.
+        if let Some(refusal) = refusal.filter(|r| !(is_cold(r) && freed.contains(&address))) {
+            return Err(refusal);
         }
         if freed.contains(&address) {
             return Ok(address);
-        }
-        if self.held.contains_key(&address) {
-            return Err(Refusal::Cooling { address });
-        }
-        if let Some(until) = self.resting.get(&address) {
-            let seconds = until.saturating_sub(self.now_ms).div_ceil(1000);
-            return Err(Refusal::Resting { address, seconds });
         }
         match self.records.values().find(|record| record.addresses.contains(&address)) {
             Some(record) => {
@@ -257,10 +274,7 @@ impl Allocator {
     }
 
     fn assignment(&self, record: &Record) -> Assignment {
-        let block_of = |address: &IpAddr| {
-            let own = |state: &&BlockState| state.block.prefix().contains(*address);
-            self.blocks.values().find(own).map(|state| state.block)
-        };
+        let block_of = |address: &IpAddr| self.block_of(*address).map(|state| state.block);
         Assignment {
             addresses: record.addresses.clone(),
             blocks: record.addresses.iter().filter_map(block_of).collect(),
@@ -284,7 +298,8 @@ impl Allocator {
             };
             let ours = self.blocks.values().filter(gives);
             let (free, size) = ours.fold((0, 0), |(free, size), state| {
-                (free + u32::from(self.free(state)), size.max(u32::from(state.block.size())))
+                let BlockSummary { free: now, held, .. } = self.summary(state);
+                (free + u32::from(now + held), size.max(u32::from(state.block.size())))
             });
             should_claim_ahead(free, size)
         };
@@ -351,8 +366,7 @@ impl Allocator {
             Change::Assign(record) => {
                 for address in &record.addresses {
                     self.in_block(*address, BlockState::take);
-                    self.held.remove(address);
-                    self.resting.remove(address);
+                    self.cooling.end(*address);
                 }
                 self.sequence = self.sequence.max(record.sequence);
                 self.records.insert(record.attachment.clone(), record.clone());
@@ -361,10 +375,7 @@ impl Allocator {
                 self.records.remove(&record.attachment);
                 for address in &record.addresses {
                     self.in_block(*address, BlockState::give_back);
-                    self.held.insert(*address, self.epoch);
-                    if let Some(rest_ms @ 1..) = self.rest_ms {
-                        self.resting.insert(*address, self.now_ms + rest_ms);
-                    }
+                    self.cooling.begin(*address);
                 }
             }
             Change::Block(owned, assignable) => {
@@ -395,17 +406,22 @@ impl Allocator {
     }
 
     fn block_of_mut(&mut self, address: IpAddr) -> Option<&mut BlockState> {
-        self.blocks.values_mut().find(|state| state.block.prefix().contains(address))
+        let block = self.block_of(address)?.block;
+        self.blocks.get_mut(&block)
+    }
+
+    /// Blocks of a node do not overlap, so the one that holds an address is the last that begins
+    /// before it.
+    fn block_of(&self, address: IpAddr) -> Option<&BlockState> {
+        let alone = Block::new(Prefix::host(address)).ok()?;
+        let (_, state) = self.blocks.range(..=alone).next_back()?;
+        state.block.prefix().contains(address).then_some(state)
     }
 
     /// The blocks that a change touches, as they are now: what the store has to write.
     pub fn touched(&self, change: &Change) -> Vec<&BlockState> {
         let of = |record: &Record| {
-            let blocks = self.blocks.values();
-            let holds = |state: &&BlockState| {
-                record.addresses.iter().any(|address| state.block.prefix().contains(*address))
-            };
-            blocks.filter(holds).collect()
+            record.addresses.iter().filter_map(|address| self.block_of(*address)).collect()
         };
         match change {
             Change::Assign(record) | Change::Release(record) => of(record),
@@ -417,18 +433,12 @@ impl Allocator {
     /// Begins a round of deleting links: what is freed from now on belongs to the next round.
     /// Returns the name of this one for [`Allocator::end_round`].
     pub fn begin_round(&mut self) -> u64 {
-        self.epoch += 1;
-        self.epoch
+        self.cooling.begin_round()
     }
 
     /// The links of all that was freed before this round are gone.
     pub fn end_round(&mut self, round: u64) {
-        self.held.retain(|_, epoch| *epoch >= round);
-    }
-
-    /// Addresses freed whose link may still exist.
-    pub fn held(&self) -> usize {
-        self.held.len()
+        self.cooling.end_round(round);
     }
 
     /// Number of the last assignment.
@@ -448,15 +458,13 @@ impl Allocator {
 
     /// All blocks and their fill.
     pub fn blocks(&self) -> impl Iterator<Item = BlockSummary> {
-        self.blocks.values().map(|state| BlockSummary {
-            block: state.block,
-            pool: state.pool.clone(),
-            used: state.used(),
-            free: self.free(state),
-            assignable: state.assignable,
-            dedication: state.dedication.clone(),
-        })
+        self.blocks.values().map(|state| self.summary(state))
     }
+}
+
+/// A block has at most 4096 addresses.
+fn count(addresses: impl Iterator) -> u16 {
+    u16::try_from(addresses.count()).unwrap_or(u16::MAX)
 }
 
 /// The cookie tells for certain; a path may be used again.

@@ -2,30 +2,56 @@ use std::{collections::BTreeSet, ops::Bound};
 
 use twill_types::{Block, Prefix};
 
-/// The blocks that someone owns, of any size.
+/// The blocks that someone owns, of any size, and what no block is worth claiming for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Taken(BTreeSet<Prefix>);
+pub struct Taken {
+    claims: BTreeSet<Prefix>,
+    reserved: Vec<Prefix>,
+}
 
 impl Taken {
     /// Adds a claim.
     pub fn insert(&mut self, block: Block) {
-        self.0.insert(block.prefix());
+        self.claims.insert(block.prefix());
+    }
+
+    /// A block of which nobody gets any address, because of these ranges, is not claimed.
+    pub fn without(mut self, reserved: Vec<Prefix>) -> Self {
+        self.reserved = reserved;
+        self
+    }
+
+    /// What keeps `prefix` from being claimed, if anything does: what comes next begins behind it.
+    fn in_the_way(&self, prefix: Prefix) -> Option<Prefix> {
+        self.claimed(prefix).or_else(|| self.reserved(prefix))
+    }
+
+    /// A reservation of all of it, or itself if several together are that.
+    fn reserved(&self, prefix: Prefix) -> Option<Prefix> {
+        let here: Vec<&Prefix> = self.reserved.iter().filter(|r| r.overlaps(prefix)).collect();
+        if let Some(all) = here.iter().find(|range| range.covers(prefix)) {
+            return Some(**all);
+        }
+        let is_reserved = |ip| here.iter().any(|range| range.contains(ip));
+        let mut addresses = (0..prefix.size()).map_while(|n| prefix.nth(n));
+        (!here.is_empty() && addresses.all(is_reserved)).then_some(prefix)
     }
 
     /// The claim that shares an address with `prefix` and ends last, if any does.
-    fn in_the_way(&self, prefix: Prefix) -> Option<Prefix> {
+    fn claimed(&self, prefix: Prefix) -> Option<Prefix> {
         // Claims do not overlap each other, so one that covers the prefix sorts last before it,
         // and those inside it follow directly.
-        let after = self.0.range((Bound::Included(prefix), Bound::Unbounded));
+        let after = self.claims.range((Bound::Included(prefix), Bound::Unbounded));
         let inside = after.take_while(|claim| prefix.covers(**claim)).last();
-        let before = self.0.range(..prefix).next_back();
+        let before = self.claims.range(..prefix).next_back();
         inside.or(before.filter(|claim| claim.covers(prefix))).copied()
     }
 }
 
 impl FromIterator<Block> for Taken {
     fn from_iter<I: IntoIterator<Item = Block>>(blocks: I) -> Self {
-        Self(blocks.into_iter().map(Block::prefix).collect())
+        let claims = blocks.into_iter().map(Block::prefix).collect();
+        Self { claims, reserved: Vec::new() }
     }
 }
 
@@ -111,6 +137,29 @@ mod tests {
         let mut full = taken;
         full.insert(missing);
         assert_eq!(next_candidate(pool, 26, "node1", &full), None);
+    }
+
+    #[test]
+    fn a_block_that_is_reserved_as_a_whole_is_passed_over() {
+        let check = |reserved: &[&str], expected: Option<&str>| {
+            let reserved = reserved.iter().map(|text| prefix(text)).collect();
+            let taken = Taken::default().without(reserved);
+            let found = next_candidate(prefix("10.0.0.0/29"), 30, "n", &taken);
+            assert_eq!(found.map(|block| block.to_string()).as_deref(), expected);
+        };
+        check(&["10.0.0.0/30"], Some("10.0.0.4/30"));
+        check(&["10.0.0.4/30"], Some("10.0.0.0/30"));
+        check(&["10.0.0.0/31", "10.0.0.2/32", "10.0.0.3/32"], Some("10.0.0.4/30"));
+        check(&["10.0.0.0/31", "10.0.0.2/32", "10.0.0.4/30"], Some("10.0.0.0/30"));
+        check(&["10.0.0.0/29"], None);
+        check(&["10.0.0.0/8"], None);
+    }
+
+    #[test]
+    fn a_large_reservation_is_passed_in_one_step() {
+        let taken = Taken::default().without(vec![prefix("10.0.0.0/9")]);
+        let found = next_candidate(prefix("10.0.0.0/8"), 32, "node1", &taken);
+        assert!(found.is_some_and(|block| prefix("10.128.0.0/9").covers(block.prefix())));
     }
 
     #[test]

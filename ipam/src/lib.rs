@@ -8,6 +8,7 @@
 mod allocator;
 mod block;
 mod claim;
+mod cooling;
 mod liveness;
 mod pool;
 mod request;

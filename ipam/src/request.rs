@@ -22,6 +22,8 @@ pub struct AssignRequest {
     pub pod: Option<String>,
     /// That another main plugin makes the interface, and what it needs.
     pub foreign: Option<ForeignUse>,
+    /// An address that is asked for may be one that an IPReservation reserves.
+    pub allow_reserved: bool,
     /// Now, in milliseconds since the Unix epoch.
     pub now_ms: u64,
 }
@@ -97,7 +99,7 @@ pub struct OwnedBlock {
     pub dedication: Option<Dedication>,
 }
 
-/// A block and its fill.
+/// A block and its fill: `used`, `free`, `held`, `resting` and `reserved` are all its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockSummary {
     /// The block.
@@ -106,8 +108,14 @@ pub struct BlockSummary {
     pub pool: String,
     /// Addresses in use.
     pub used: u16,
-    /// Addresses that can still be given out: neither in use nor reserved.
+    /// Addresses that can be given out now.
     pub free: u16,
+    /// Addresses that nobody has any more, and whose links are not gone yet.
+    pub held: u16,
+    /// Addresses that rest after use.
+    pub resting: u16,
+    /// Addresses that nobody has, and that an IPReservation reserves.
+    pub reserved: u16,
     /// Whether new addresses come from it.
     pub assignable: bool,
     /// The network that it is set aside for.
@@ -126,8 +134,10 @@ pub struct Shortage {
     pub dedication: Option<Dedication>,
     /// How many blocks were looked at: once there are more, it is worth asking again.
     pub blocks: usize,
-    /// Addresses that nobody has, and that wait for their links to go or rest.
-    pub cooling: usize,
+    /// Addresses that nobody has any more, and that can be had once their links are gone.
+    pub held: usize,
+    /// In how many seconds the first of those can be had that rest.
+    pub rested_in: Option<u64>,
 }
 
 /// Why there is no address.

@@ -20,10 +20,7 @@ use twill_ipam::{
 };
 
 use twill_ipam_store::{Service, StoreError};
-use twill_k8s_api::{
-    IpPool,
-    files::{Claim, FileError},
-};
+use twill_k8s_api::files::{Claim, FileError};
 use twill_rpc::message::{ErrorKind, RpcError};
 use twill_types::{Block, Dedication, Family, Prefix, error_chain};
 
@@ -322,13 +319,19 @@ impl Claims {
                 }
             }
         }
-        if shortage.cooling > 0 {
-            return Err(RpcError {
-                kind: ErrorKind::TryAgain,
-                message: format!("{} addresses are about to become free", shortage.cooling),
-            });
+        let try_again = |message| Err(RpcError { kind: ErrorKind::TryAgain, message });
+        if shortage.held > 0 {
+            let message =
+                "addresses of pods that were deleted can be had once their links are gone";
+            return try_again(format!("{} {message}", shortage.held));
         }
         self.note_refused(shortage);
+        if let Some(seconds) = shortage.rested_in {
+            return try_again(format!(
+                "every address that is left rests after use; the first can be had in {seconds} s \
+                 (ipCooldownSeconds)"
+            ));
+        }
         let message = allowed.err().unwrap_or_else(|| {
             format!(
                 "every address of pools {} that node {} can have is in use; add a pool, or delete \
@@ -409,15 +412,17 @@ impl Claims {
         let count = blocks.iter().filter(|block| block.block.family() == family).count();
         if limit > 0 && count >= limit {
             return Err(format!(
-                "node {} has {count} {family} blocks, all of them full, and may have {limit}; raise \
-                 maxBlocksPerHost in the IPAMConfiguration, or delete pods",
+                "node {} has {count} {family} blocks and may have {limit}; raise maxBlocksPerHost in \
+                 the IPAMConfiguration, or delete pods",
                 self.node
             ));
         }
         if !config.auto_allocate_blocks {
-            return Err("the blocks of this node are full, and IPAMConfig autoAllocateBlocks is \
-                        false; give the Node more blocks"
-                .to_owned());
+            return Err(
+                "autoAllocateBlocks of the IPAMConfiguration is false, so this node takes no \
+                        block by itself; list more blocks in its Node"
+                    .to_owned(),
+            );
         }
         if !self.shared && resources.nodes.len() > 1 {
             return Err(format!(
@@ -440,9 +445,9 @@ impl Claims {
             return Ok(false);
         };
         loop {
-            let mut taken = self.store.taken().map_err(ClaimsError::Read)?;
-            let Some(block) = block_to_claim(pool, &self.node, &mut taken, &resources.reservations)
-            else {
+            let taken = self.taken(resources)?;
+            let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
+            let Some(block) = next_candidate(cidr, size, &self.node, &taken) else {
                 return Ok(false);
             };
             match self.take(block, name, dedication)? {
@@ -452,6 +457,12 @@ impl Claims {
                 }
             }
         }
+    }
+
+    /// What this node cannot claim, or need not.
+    fn taken(&self, resources: &Snapshot) -> Result<Taken, ClaimsError> {
+        let taken = self.store.taken().map_err(ClaimsError::Read)?;
+        Ok(taken.without(resources.reservations.clone()))
     }
 
     /// Claims one block and takes it into use; answers the owner if that is another node.
@@ -475,23 +486,6 @@ impl Claims {
             }
             ClaimOutcome::Lost(other) => Ok(Some(other.node)),
         }
-    }
-}
-
-/// The block that a node should claim next, but none that has no address for anybody: those are
-/// added to the taken ones.
-fn block_to_claim(
-    pool: &IpPool,
-    node: &str,
-    taken: &mut Taken,
-    reservations: &[Prefix],
-) -> Option<Block> {
-    loop {
-        let block = next_candidate(pool.spec.cidr, pool.spec.block_size(), node, taken)?;
-        if !reservations.iter().any(|range| range.covers(block.prefix())) {
-            return Some(block);
-        }
-        taken.insert(block);
     }
 }
 

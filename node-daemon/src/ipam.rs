@@ -182,6 +182,7 @@ impl Ipam {
             netns_cookie: request.netns_cookie,
             pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             foreign: request.foreign,
+            allow_reserved: request.allow_reserved,
             now_ms: now_ms(),
         };
         loop {

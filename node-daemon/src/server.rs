@@ -83,7 +83,12 @@ pub(crate) async fn serve(listener: UnixListener, api: Arc<Api>) {
                     }
                 });
             }
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => {
+                // What a panic leaves behind is not worth being served from.
+                if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
         }
     }
 }

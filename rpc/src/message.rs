@@ -102,6 +102,9 @@ pub struct AssignRequest {
     /// The same for IPv6.
     #[serde(default)]
     pub ipv6_pools: Vec<String>,
+    /// An address that is asked for may be one that an IPReservation reserves.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_reserved: bool,
     /// `CNI_NETNS`.
     pub netns: String,
     /// The namespace's cookie (`NS_GET_ID`), where the kernel tells.

@@ -14,6 +14,7 @@ const KEYS: &[&str] = &[
     "type", "mode",
     "assignIPv4", "assign_ipv4", "assignIPv6", "assign_ipv6",
     "ipv4Pools", "ipv4_pools", "ipv6Pools", "ipv6_pools",
+    "allowReserved",
     "pools", "routes",
 ];
 
@@ -24,6 +25,7 @@ const FOREIGN_KEYS: &[&str] = &[
     "type", "mode",
     "assignIPv4", "assign_ipv4", "assignIPv6", "assign_ipv6",
     "ipv4Pools", "ipv4_pools", "ipv6Pools", "ipv6_pools",
+    "allowReserved",
     "pools", "routes",
     "prefixLength", "prefixLengthIPv6", "gateway", "advertise",
     "runDir", "timeoutSeconds", "logLevel", "logFile",
@@ -43,6 +45,8 @@ pub(crate) struct Ipam {
     /// Pools by name or CIDR; empty: those whose selector matches the node.
     pub(crate) ipv4_pools: Vec<String>,
     pub(crate) ipv6_pools: Vec<String>,
+    /// An address that is asked for may be one that an IPReservation reserves.
+    pub(crate) allow_reserved: bool,
     /// Only for standalone mode.
     pub(crate) pools: Vec<Pool>,
     /// Routes beside the default route.
@@ -127,6 +131,7 @@ pub(super) fn read(
     }
     let ipv4_pools = ipam.strings(&["ipv4Pools", "ipv4_pools"]);
     let ipv6_pools = ipam.strings(&["ipv6Pools", "ipv6_pools"]);
+    let allow_reserved = ipam.flag(&["allowReserved"]).unwrap_or(false);
     let foreign = read_foreign(&mut ipam);
     let objects = ipam.objects(&["pools"]);
     let routes = read_routes(&mut ipam);
@@ -152,7 +157,17 @@ pub(super) fn read(
             ));
         }
     }
-    Ipam { mode, families, ipv4_pools, ipv6_pools, pools, routes, plugin: None, foreign }
+    Ipam {
+        mode,
+        families,
+        ipv4_pools,
+        ipv6_pools,
+        allow_reserved,
+        pools,
+        routes,
+        plugin: None,
+        foreign,
+    }
 }
 
 impl Ipam {
@@ -178,6 +193,7 @@ impl Ipam {
             families: Vec::new(),
             ipv4_pools: Vec::new(),
             ipv6_pools: Vec::new(),
+            allow_reserved: false,
             pools: Vec::new(),
             foreign: read_foreign(&mut section),
             routes: Vec::new(),

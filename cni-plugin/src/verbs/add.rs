@@ -83,6 +83,7 @@ pub(super) fn assign_request(call: &Call, netns: &Netns) -> Result<AssignRequest
         wanted: wishes.addresses.clone(),
         ipv4_pools: pools(&wishes.ipv4_pools, &ipam.ipv4_pools),
         ipv6_pools: pools(&wishes.ipv6_pools, &ipam.ipv6_pools),
+        allow_reserved: ipam.allow_reserved,
         netns: call.variables.netns.clone(),
         netns_cookie: netns.cookie().map_err(|source| call.netns_error(source))?,
         pod: call.args.pod.clone(),

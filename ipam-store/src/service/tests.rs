@@ -1,7 +1,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
+    thread::ThreadId,
 };
 
 use proptest::prelude::*;
@@ -28,6 +29,7 @@ fn request(n: u16) -> AssignRequest {
         netns_cookie: Some(u64::from(n)),
         pod: Some("prod/web".into()),
         foreign: None,
+        allow_reserved: false,
         now_ms: 1,
     }
 }
@@ -351,4 +353,95 @@ fn a_lost_store_is_rebuilt_from_the_links() {
     assert!(!service.misses(links.to_vec()).unwrap());
     let next = service.assign(request(4)).unwrap();
     assert_eq!((next.addresses, next.sequence), (vec!["10.0.0.2".parse().unwrap()], 71));
+}
+
+/// A store that is asked for more while it writes.
+struct Busy {
+    service: Arc<OnceLock<Arc<Service>>>,
+    /// Who wrote, batch by batch.
+    writers: Arc<Mutex<Vec<ThreadId>>>,
+}
+
+const BATCHES: usize = 3 * TURNS;
+
+impl Store for Busy {
+    fn load(&mut self) -> Result<Vec<Entry>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn commit(&mut self, _: &[Write]) -> Result<(), StoreError> {
+        let count = {
+            let mut writers = self.writers.lock().unwrap();
+            writers.push(std::thread::current().id());
+            writers.len()
+        };
+        if let Some(service) = self.service.get().filter(|_| count < BATCHES) {
+            let ask = || service.submit_assign(request(u16::try_from(count).unwrap()), drop);
+            std::thread::scope(|scope| scope.spawn(ask).join()).unwrap();
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn nobody_works_for_others_without_end() {
+    let (cell, writers) = (Arc::new(OnceLock::new()), Arc::new(Mutex::new(Vec::new())));
+    let store = Busy { service: Arc::clone(&cell), writers: Arc::clone(&writers) };
+    let service = Arc::new(Service::with_store(Box::new(store), options("a")).unwrap());
+    service.set_block(block("10.0.0.0/24"), true).unwrap();
+    writers.lock().unwrap().clear();
+    cell.set(Arc::clone(&service)).unwrap();
+    service.assign(request(1000)).unwrap();
+    let me = std::thread::current().id();
+    assert_eq!(writers.lock().unwrap().iter().filter(|writer| **writer == me).count(), TURNS);
+    // Another thread goes on with what came in the meantime, and all of it is done.
+    while service.records().unwrap().len() < BATCHES {
+        std::thread::yield_now();
+    }
+    assert_eq!(writers.lock().unwrap().len(), BATCHES);
+}
+
+/// A store with a fault.
+struct Faulty;
+
+impl Store for Faulty {
+    fn load(&mut self) -> Result<Vec<Entry>, StoreError> {
+        Ok(vec![])
+    }
+
+    fn commit(&mut self, batch: &[Write]) -> Result<(), StoreError> {
+        assert!(batch.iter().all(|(key, _)| key[0] != b'r'), "a fault");
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn after_a_panic_everybody_is_told_that_the_service_has_stopped() {
+    let service = Service::with_store(Box::new(Faulty), options("a")).unwrap();
+    service.set_block(block("10.0.0.0/24"), true).unwrap();
+    let (told, answers) = mpsc::channel();
+    let panicked = std::thread::scope(|scope| {
+        let ask = || {
+            // What waits behind the batch with the fault is answered, too.
+            let jobs = (0..200).map(|n| {
+                let told = told.clone();
+                Job::Assign(request(n), Box::new(move |_| told.send(n).unwrap()))
+            });
+            service.send(jobs);
+        };
+        scope.spawn(ask).join().is_err()
+    });
+    drop(told);
+    assert!(panicked);
+    assert_eq!(answers.iter().count(), 0, "an answer for what was not written");
+    assert!(matches!(service.assign(request(1)), Err(AssignError::Store(StoreError::Stopped))));
+    assert!(matches!(service.blocks(), Err(StoreError::Stopped)));
 }

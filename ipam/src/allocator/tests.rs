@@ -16,6 +16,7 @@ fn request(n: u8, families: &[Family], cookie: u64) -> AssignRequest {
         pod: None,
         wanted: BTreeMap::new(),
         foreign: None,
+        allow_reserved: false,
         now_ms: 0,
     }
 }
@@ -95,23 +96,60 @@ fn an_address_rests_after_use() {
     ) {
         Ok(assignment) => assert_eq!(assignment.addresses[0].to_string(), expected),
         Err(Refusal::Full(shortage)) => {
-            assert_eq!(format!("{} cooling", shortage.cooling), expected)
+            assert_eq!(format!("in {:?} s", shortage.rested_in.unwrap()), expected)
         }
         Err(error) => panic!("{error}"),
     };
-    check(&mut allocator, 3, "1 cooling");
+    check(&mut allocator, 3, "in 2 s");
+    let fill = allocator.blocks().next().unwrap();
+    assert_eq!((fill.used, fill.free, fill.held, fill.resting), (1, 0, 0, 1));
     allocator.set_time(6_000);
     free(&mut allocator, 2);
-    check(&mut allocator, 3, "2 cooling");
+    check(&mut allocator, 3, "in 1 s");
     let mut named = request(3, V4, 3);
     named.wanted.insert(Family::V4, "10.0.0.1".parse().unwrap());
     let refusal = assign(&mut allocator, &named).unwrap_err();
     assert!(matches!(refusal, Refusal::Resting { seconds: 2, .. }), "{refusal}");
     allocator.set_time(7_000);
     check(&mut allocator, 3, "10.0.0.0");
-    check(&mut allocator, 4, "1 cooling");
+    check(&mut allocator, 4, "in 1 s");
     allocator.set_time(8_000);
     check(&mut allocator, 4, "10.0.0.1");
+}
+
+#[test]
+fn a_shorter_rest_holds_for_those_at_rest() {
+    let mut allocator = allocator(&["10.0.0.0/32"]);
+    allocator.set_rest(600_000);
+    assign(&mut allocator, &request(1, V4, 1)).unwrap();
+    release(&mut allocator, 1, None);
+    let round = allocator.begin_round();
+    allocator.end_round(round);
+    let rested_in = |allocator: &mut Allocator| match assign(allocator, &request(2, V4, 2)) {
+        Err(Refusal::Full(shortage)) => shortage.rested_in,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(rested_in(&mut allocator), Some(600));
+    // A longer one is for those that come.
+    allocator.set_rest(900_000);
+    assert_eq!(rested_in(&mut allocator), Some(600));
+    allocator.set_rest(3_000);
+    assert_eq!(rested_in(&mut allocator), Some(3));
+    allocator.set_rest(0);
+    assign(&mut allocator, &request(2, V4, 2)).unwrap();
+}
+
+#[test]
+fn a_reserved_address_can_be_had_by_an_explicit_override_alone() {
+    let mut allocator = allocator(&["10.0.0.0/30"]);
+    allocator.reserve(vec!["10.0.0.0/30".parse().unwrap()]);
+    let mut asking = AssignRequest { allow_reserved: true, ..request(1, V4, 1) };
+    assert!(matches!(assign(&mut allocator, &asking), Err(Refusal::Full(_))), "names none");
+    asking.wanted.insert(Family::V4, "10.0.0.2".parse().unwrap());
+    let got = assign(&mut allocator, &asking).unwrap();
+    assert_eq!(got.addresses[0].to_string(), "10.0.0.2");
+    let fill = allocator.blocks().next().unwrap();
+    assert_eq!((fill.used, fill.free, fill.reserved), (1, 0, 3));
 }
 
 #[test]
@@ -150,7 +188,7 @@ fn a_freed_address_is_used_last_and_only_when_its_link_is_gone() {
         assert_ne!(assign(&mut allocator, &request(n, V4, 1)).unwrap().addresses, first);
     }
     let refusal = assign(&mut allocator, &request(5, V4, 1)).unwrap_err();
-    assert!(matches!(refusal, Refusal::Full(Shortage { blocks: 1, cooling: 1, .. })), "{refusal}");
+    assert!(matches!(refusal, Refusal::Full(Shortage { blocks: 1, held: 1, .. })), "{refusal}");
     let round = allocator.begin_round();
     allocator.end_round(round);
     assert_eq!(assign(&mut allocator, &request(5, V4, 1)).unwrap().addresses, first);
@@ -341,7 +379,7 @@ proptest! {
                 Action::Round => {
                     let round = allocator.begin_round();
                     allocator.end_round(round);
-                    prop_assert_eq!(allocator.held(), 0);
+                    prop_assert!(allocator.blocks().all(|block| block.held == 0));
                 }
             }
             let all: Vec<IpAddr> = model.values().flatten().copied().collect();
@@ -351,7 +389,8 @@ proptest! {
                 let used =
                     distinct.iter().filter(|a| block.block.prefix().contains(**a)).count();
                 prop_assert_eq!(usize::from(block.used), used);
-                prop_assert_eq!(block.used + block.free, block.block.size());
+                let BlockSummary { used, free, held, resting, reserved, .. } = block;
+                prop_assert_eq!(used + free + held + resting + reserved, block.block.size());
             }
         }
     }

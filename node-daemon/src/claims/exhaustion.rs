@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use twill_ipam::{BlockSummary, Shortage};
+use twill_ipam::{BlockSummary, Shortage, next_candidate};
 use twill_types::Family;
 
-use super::{Claims, ClaimsError, block_to_claim};
+use super::{Claims, ClaimsError};
 use crate::ipam::View;
 
 impl Claims {
@@ -27,12 +27,13 @@ impl Claims {
         }
         let blocks = self.service.blocks()?;
         let resources = Arc::clone(&self.resources.borrow());
-        let mut taken = self.store.taken().map_err(ClaimsError::Read)?;
-        let mut has_block = |family: Family, pools: &[String]| {
+        let taken = self.taken(&resources)?;
+        let has_block = |family: Family, pools: &[String]| {
             let mut pools = pools.iter().filter_map(|name| resources.pools.get(name));
             self.may_claim(&resources, family, &blocks).is_ok()
                 && pools.any(|pool| {
-                    block_to_claim(pool, &self.node, &mut taken, &resources.reservations).is_some()
+                    let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
+                    next_candidate(cidr, size, &self.node, &taken).is_some()
                 })
         };
         let mut refused = self.refused.clone();
@@ -50,14 +51,15 @@ fn is_any_pods(shortage: &Shortage, view: &View) -> bool {
     shortage.dedication.is_none() && shortage.pools == view.eligible(shortage.family)
 }
 
-/// An address that waits for its link to go counts as well: it is had in a moment.
+/// An address that waits for its link to go counts as well: it is had in a moment. One that rests does
+/// not: that can be twenty minutes.
 fn has_free(blocks: &[BlockSummary], family: Family, pools: &[String]) -> bool {
     blocks.iter().any(|block| {
         block.assignable
             && block.dedication.is_none()
             && block.block.family() == family
             && pools.contains(&block.pool)
-            && block.free > 0
+            && block.free + block.held > 0
     })
 }
 
@@ -88,7 +90,8 @@ mod tests {
                 dedication: network
                     .map(|network| Dedication { network: network.into(), advertise: false }),
                 blocks: 1,
-                cooling: 0,
+                held: 0,
+                rested_in: None,
             };
             assert_eq!(is_any_pods(&shortage, &view), expected, "{shortage:?}");
         };
@@ -106,6 +109,9 @@ mod tests {
             pool: pool.into(),
             used: 2 - free,
             free,
+            held: 0,
+            resting: 0,
+            reserved: 0,
             assignable,
             dedication: None,
         };
@@ -116,6 +122,8 @@ mod tests {
         };
         check(block("a", 1, true), true);
         check(block("a", 0, true), false);
+        check(BlockSummary { held: 1, ..block("a", 0, true) }, true);
+        check(BlockSummary { resting: 1, ..block("a", 0, true) }, false);
         check(block("a", 1, false), false);
         check(block("b", 1, true), false);
         let dedication = Some(Dedication { network: "lan".into(), advertise: false });

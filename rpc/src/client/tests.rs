@@ -57,6 +57,7 @@ fn assign() -> AssignRequest {
         wanted: vec![],
         ipv4_pools: vec![],
         ipv6_pools: vec![],
+        allow_reserved: false,
         netns: "/run/netns/a".into(),
         netns_cookie: Some(7),
         pod: None,
