@@ -121,6 +121,46 @@ pub enum NextHopState {
     Unreachable,
 }
 
+/// What this node has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Its prefixes, and whether each is announced. A route of a peer to one of them, or to a part of
+    /// it, is not used.
+    pub prefixes: BTreeMap<Prefix, bool>,
+    /// Parts of them that others have: what is in these is learned as everywhere else.
+    pub lent: BTreeSet<Prefix>,
+}
+
+impl Own {
+    /// Prefixes that are all announced.
+    pub fn announced(prefixes: impl IntoIterator<Item = Prefix>) -> Self {
+        let prefixes = prefixes.into_iter().map(|prefix| (prefix, true)).collect();
+        Self { prefixes, lent: BTreeSet::new() }
+    }
+
+    /// The prefix of this node that a route would take something from.
+    pub(crate) fn covering(&self, prefix: Prefix) -> Option<Prefix> {
+        // Neither these nor those overlap each other.
+        let lent = self.lent.range(..=prefix).next_back();
+        if lent.is_some_and(|lent| lent.covers(prefix)) {
+            return None;
+        }
+        let (ours, _) = self.prefixes.range(..=prefix).next_back()?;
+        ours.covers(prefix).then_some(*ours)
+    }
+}
+
+/// A peer announces what this node has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    /// What is announced.
+    pub prefix: Prefix,
+    /// What of ours it lies in.
+    pub ours: Prefix,
+    /// By whom; the first of several.
+    pub peer: PeerKey,
+}
+
 /// What happens outside.
 #[derive(Debug)]
 pub enum Input {
@@ -128,8 +168,8 @@ pub enum Input {
     Tick,
     /// The sessions there are to be, all of them.
     SetPeers(BTreeMap<PeerKey, PeerConfig>),
-    /// The prefixes that this node announces, all of them.
-    SetOriginated(BTreeSet<Prefix>),
+    /// What this node has, all of it.
+    SetOwn(Own),
     /// An [`Output::Connect`] succeeded.
     Connected {
         /// As in the output.
@@ -208,15 +248,9 @@ pub enum Output {
     TrackNextHops(BTreeSet<IpAddr>),
     /// The restart is over: routes in the kernel that no [`Output::Routes`] named can go.
     Converged,
-    /// A peer announces what this node originates, or a part of it. The route is not used.
-    OriginConflict {
-        /// What is announced.
-        prefix: Prefix,
-        /// What of ours it lies in.
-        ours: Prefix,
-        /// By whom.
-        peer: PeerKey,
-    },
+    /// What peers announce of what this node has, all of it, whenever that changes. These routes are
+    /// not used.
+    Conflicts(Vec<Conflict>),
     /// For logs.
     Event(PeerKey, PeerEvent),
 }

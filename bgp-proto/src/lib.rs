@@ -20,8 +20,8 @@ mod time;
 pub mod wire;
 
 pub use api::{
-    ConnId, Input, NextHopState, Output, PeerConfig, PeerEvent, PeerKey, PeerKind, PeerSnapshot,
-    RouteChange, RouteSnapshot, SpeakerConfig, State,
+    Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerKind,
+    PeerSnapshot, RouteChange, RouteSnapshot, SpeakerConfig, State,
 };
 pub use speaker::Speaker;
 pub use time::Time;

@@ -9,7 +9,7 @@ use std::{
 use twill_types::{Family, Prefix};
 
 use crate::{
-    NextHopState, PeerKey, RouteChange, RouteSnapshot,
+    Conflict, NextHopState, Own, PeerKey, RouteChange, RouteSnapshot,
     decision::{Candidate, decide},
     wire::PathAttributes,
 };
@@ -49,6 +49,10 @@ pub(crate) struct Rib {
     attributes: BTreeSet<Arc<PathAttributes>>,
     dirty: BTreeSet<Prefix>,
     next_hops_changed: bool,
+    own: Own,
+    /// Prefixes with paths that would take something from `own`.
+    conflicts: BTreeMap<Prefix, Conflict>,
+    conflicts_changed: bool,
     max_paths: usize,
 }
 
@@ -138,15 +142,36 @@ impl Rib {
             .collect()
     }
 
-    /// Drops what peers announce inside `ours`, which has become this node's own.
-    pub(crate) fn drop_inside(&mut self, ours: Prefix) {
-        for (prefix, destination) in self.destinations.range_mut(ours..) {
-            if !ours.covers(*prefix) {
-                break;
-            }
-            destination.paths.clear();
-            self.dirty.insert(*prefix);
+    /// What this node has from now on. Paths to parts of it stay, unused: it may be somebody else's
+    /// the next time.
+    pub(crate) fn set_own(&mut self, own: Own) {
+        let old = std::mem::replace(&mut self.own, own);
+        let before = old.prefixes.keys().chain(&old.lent);
+        let after = self.own.prefixes.keys().chain(&self.own.lent);
+        let (before, after): (BTreeSet<_>, BTreeSet<_>) = (before.collect(), after.collect());
+        for changed in before.symmetric_difference(&after) {
+            let inside = self.destinations.range(**changed..).map(|(prefix, _)| *prefix);
+            self.dirty.extend(inside.take_while(|prefix| changed.covers(*prefix)));
         }
+    }
+
+    /// What peers announce of what this node has, if that has changed since the last call.
+    pub(crate) fn take_conflicts(&mut self) -> Option<Vec<Conflict>> {
+        std::mem::take(&mut self.conflicts_changed)
+            .then(|| self.conflicts.values().cloned().collect())
+    }
+
+    /// Notes whether a prefix with these paths is this node's own.
+    fn note_conflict(&mut self, prefix: Prefix) {
+        let conflict = self.destinations.get(&prefix).and_then(|destination| {
+            let (peer, _) = destination.paths.first_key_value()?;
+            Some(Conflict { prefix, ours: self.own.covering(prefix)?, peer: *peer })
+        });
+        let before = match conflict.clone() {
+            Some(conflict) => self.conflicts.insert(prefix, conflict),
+            None => self.conflicts.remove(&prefix),
+        };
+        self.conflicts_changed |= before != conflict;
     }
 
     /// What became known of next hops.
@@ -178,10 +203,12 @@ impl Rib {
             return changes;
         }
         for prefix in dirty {
+            self.note_conflict(prefix);
             let Some(destination) = self.destinations.get(&prefix) else {
                 continue;
             };
-            let used = self.best(destination);
+            let is_own = self.conflicts.contains_key(&prefix);
+            let used = if is_own { Vec::new() } else { self.best(destination) };
             let mut next_hops: Vec<IpAddr> =
                 used.iter().map(|candidate| candidate.attributes.next_hop).collect();
             next_hops.sort_unstable();

@@ -9,8 +9,8 @@ use std::{
 use twill_types::{Asn, Family, Prefix};
 
 use crate::{
-    ConnId, Input, NextHopState, Output, PeerConfig, PeerEvent, PeerKey, PeerKind, Speaker,
-    SpeakerConfig, State, Time,
+    Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerKind,
+    Speaker, SpeakerConfig, State, Time,
 };
 
 const DELAY: Duration = Duration::from_millis(3);
@@ -25,6 +25,7 @@ struct Node {
     alive: bool,
     routes: BTreeMap<Prefix, Vec<IpAddr>>,
     converged: bool,
+    conflicts: Vec<Conflict>,
     events: Vec<(PeerKey, PeerEvent)>,
 }
 
@@ -100,6 +101,7 @@ impl Net {
                 alive: true,
                 routes: BTreeMap::new(),
                 converged: false,
+                conflicts: Vec::new(),
                 events: Vec::new(),
             });
         }
@@ -110,7 +112,7 @@ impl Net {
     }
 
     fn configure(&mut self, index: usize, asns: &[u32]) {
-        self.input(index, Input::SetOriginated(BTreeSet::from([block(index)])));
+        self.input(index, Input::SetOwn(Own::announced([block(index)])));
         let others = (0..asns.len()).filter(|other| *other != index);
         let peers = others.map(|other| peer(other, asns[other])).collect();
         self.input(index, Input::SetPeers(peers));
@@ -158,7 +160,7 @@ impl Net {
                 self.schedule(index, Input::NextHops(states));
             }
             Output::Converged => self.nodes[index].converged = true,
-            Output::OriginConflict { .. } => {}
+            Output::Conflicts(conflicts) => self.nodes[index].conflicts = conflicts,
             Output::Event(key, event) => self.nodes[index].events.push((key, event)),
         }
     }
@@ -323,7 +325,7 @@ fn a_route_that_is_gone_after_the_restart_is_flushed_at_end_of_rib() {
     net.kill(1, false);
     net.nodes[1].speaker = Speaker::new(config(1, 64513, true, 5), net.now);
     net.nodes[1].alive = true;
-    net.input(1, Input::SetOriginated(BTreeSet::from([prefix("10.9.0.0/24")])));
+    net.input(1, Input::SetOwn(Own::announced([prefix("10.9.0.0/24")])));
     net.input(1, Input::SetPeers([peer(0, 64512)].into()));
     net.run_until("new route", SECONDS_10, |net| {
         let routes = &net.nodes[0].routes;
@@ -384,7 +386,7 @@ fn withdrawn_prefixes_go_and_new_ones_come_without_a_reset() {
     let mut net = Net::mesh(&[64512, 64512, 64513], 9);
     net.run_until("mesh", SECONDS_10, Net::is_full);
     let new = prefix("10.0.7.0/24");
-    net.input(1, Input::SetOriginated(BTreeSet::from([new])));
+    net.input(1, Input::SetOwn(Own::announced([new])));
     net.run_until("moved", SECONDS_10, |net| {
         [0, 2].iter().all(|node| {
             let routes = &net.nodes[*node].routes;
@@ -395,13 +397,25 @@ fn withdrawn_prefixes_go_and_new_ones_come_without_a_reset() {
 }
 
 #[test]
-fn what_we_own_is_never_learned_from_others() {
+fn what_we_own_is_not_learned_from_others_unless_we_have_lent_it() {
     let mut net = Net::mesh(&[64512, 64513], 9);
     net.run_until("mesh", SECONDS_10, Net::is_full);
     let inside = prefix("10.0.0.128/25");
-    net.input(1, Input::SetOriginated(BTreeSet::from([block(1), inside])));
-    net.run_for(SECONDS_10);
+    net.input(1, Input::SetOwn(Own::announced([block(1), inside])));
+    net.run_until("a conflict", SECONDS_10, |net| !net.nodes[0].conflicts.is_empty());
+    assert_eq!(net.nodes[0].conflicts[0].prefix, inside);
+    assert_eq!(net.nodes[0].conflicts[0].ours, block(0));
     assert!(!net.nodes[0].routes.contains_key(&inside));
+
+    let lent = Own { lent: [inside].into(), ..Own::announced([block(0)]) };
+    net.input(0, Input::SetOwn(lent));
+    assert!(net.nodes[0].routes.contains_key(&inside), "it was announced before");
+    assert_eq!(net.nodes[0].conflicts, []);
+    net.input(0, Input::SetOwn(Own::announced([block(0)])));
+    assert!(!net.nodes[0].routes.contains_key(&inside), "taken back");
+    assert_eq!(net.nodes[0].conflicts.len(), 1);
+    net.input(1, Input::SetOwn(Own::announced([block(1)])));
+    net.run_until("the end of it", SECONDS_10, |net| net.nodes[0].conflicts.is_empty());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 use twill_types::{Family, Prefix};
 
 use crate::{
-    ConnId, Input, Output, PeerConfig, PeerEvent, PeerKey, PeerSnapshot, RouteSnapshot,
+    ConnId, Input, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerSnapshot, RouteSnapshot,
     SpeakerConfig, Time,
     connection::Negotiated,
     decision::DEFAULT_LOCAL_PREF,
@@ -45,7 +45,6 @@ pub struct Speaker {
     exchanges: BTreeMap<PeerKey, Exchange>,
     rib: Rib,
     originated: BTreeSet<Prefix>,
-    conflicts: BTreeSet<(PeerKey, Prefix)>,
     outputs: VecDeque<Output>,
     jitter: Jitter,
     next_conn: u64,
@@ -65,7 +64,6 @@ impl Speaker {
             peers: BTreeMap::new(),
             exchanges: BTreeMap::new(),
             originated: BTreeSet::new(),
-            conflicts: BTreeSet::new(),
             outputs: VecDeque::new(),
             next_conn: 1,
             configured: false,
@@ -77,7 +75,7 @@ impl Speaker {
         match input {
             Input::Tick => self.tick(now),
             Input::SetPeers(peers) => self.set_peers(now, peers),
-            Input::SetOriginated(prefixes) => self.set_originated(now, prefixes),
+            Input::SetOwn(own) => self.set_own(now, own),
             Input::Connected { conn, local } => {
                 self.with_owner(now, conn, |peer, sink| peer.connected(conn, local, sink));
             }
@@ -300,7 +298,6 @@ impl Speaker {
             }
             _ => self.rib.flush(key),
         }
-        self.conflicts.retain(|(peer, _)| *peer != key);
         if let Some(exchange) = self.exchanges.get_mut(&key) {
             exchange.announced.clear();
             exchange.awaited.clear();
@@ -319,19 +316,15 @@ impl Speaker {
             let text = fault.to_string();
             self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
         }
-        for prefix in &update.withdrawn {
-            self.conflicts.remove(&(key, *prefix));
-        }
         self.rib.withdraw(key, update.withdrawn);
         for (attributes, prefixes) in update.announced {
             let loops = attributes.as_path.contains(self.config.asn)
                 || attributes.originator_id == Some(self.config.router_id);
-            let (usable, refused): (Vec<Prefix>, Vec<Prefix>) =
-                prefixes.into_iter().partition(|prefix| !loops && self.import(key, *prefix));
             // What replaces an accepted route without being acceptable withdraws it.
-            self.rib.withdraw(key, refused);
-            if !usable.is_empty() {
-                self.rib.announce(key, attributes, usable);
+            if loops {
+                self.rib.withdraw(key, prefixes);
+            } else {
+                self.rib.announce(key, attributes, prefixes);
             }
         }
         if let Some(family) = update.end_of_rib {
@@ -340,20 +333,6 @@ impl Speaker {
             if let Some(exchange) = self.exchanges.get_mut(&key) {
                 exchange.awaited.remove(&family);
                 exchange.holds_convergence &= !exchange.awaited.is_empty();
-            }
-        }
-    }
-
-    /// Whether a peer's route may be used: not what this node originates, or a part of it.
-    fn import(&mut self, key: PeerKey, prefix: Prefix) -> bool {
-        let ours = self.originated.range(..=prefix).next_back().copied();
-        match ours.filter(|ours| ours.covers(prefix)) {
-            None => true,
-            Some(ours) => {
-                if self.conflicts.insert((key, prefix)) {
-                    self.outputs.push_back(Output::OriginConflict { prefix, ours, peer: key });
-                }
-                false
             }
         }
     }
@@ -375,11 +354,9 @@ impl Speaker {
         }
     }
 
-    fn set_originated(&mut self, now: Time, prefixes: BTreeSet<Prefix>) {
-        for new in prefixes.difference(&self.originated) {
-            self.rib.drop_inside(*new);
-        }
-        self.originated = prefixes;
+    fn set_own(&mut self, now: Time, own: Own) {
+        self.originated = own.prefixes.iter().filter(|(_, a)| **a).map(|(p, _)| *p).collect();
+        self.rib.set_own(own);
         let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
         for key in keys {
             self.advertise(now, key);
@@ -444,6 +421,9 @@ impl Speaker {
         }
         if !changes.is_empty() {
             self.outputs.push_back(Output::Routes(changes));
+        }
+        if let Some(conflicts) = self.rib.take_conflicts() {
+            self.outputs.push_back(Output::Conflicts(conflicts));
         }
         let Some(deadline) = self.converge_by else {
             return;

@@ -11,10 +11,9 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 use twill_bgp_proto::{
-    ConnId, Input, NextHopState, Output, PeerConfig, PeerEvent, PeerKey, PeerSnapshot, RouteChange,
-    RouteSnapshot, Speaker, SpeakerConfig, Time,
+    Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey,
+    PeerSnapshot, RouteChange, RouteSnapshot, Speaker, SpeakerConfig, Time,
 };
-use twill_types::Prefix;
 
 use crate::{
     connection::{self, Connection, Event},
@@ -29,8 +28,8 @@ const BUDGET: usize = 64;
 pub enum Command {
     /// The sessions there are to be, all of them; the speaker works out the difference.
     SetPeers(BTreeMap<PeerKey, PeerConfig>),
-    /// The prefixes that this node announces, all of them.
-    SetOriginated(BTreeSet<Prefix>),
+    /// What this node has, all of it.
+    SetOwn(Own),
     /// Listen on this port from now on.
     Listen(u16),
     /// What became known of next hops that were asked for by [`Report::TrackNextHops`].
@@ -62,15 +61,8 @@ pub enum Report {
     TrackNextHops(BTreeSet<IpAddr>),
     /// After a restart: every peer that had something to say has said it.
     Converged,
-    /// A peer announces what this node owns.
-    OriginConflict {
-        /// What it announces.
-        prefix: Prefix,
-        /// The prefix of ours that it lies in.
-        ours: Prefix,
-        /// Which peer.
-        peer: PeerKey,
-    },
+    /// What peers announce of what this node has, all of it.
+    Conflicts(Vec<Conflict>),
 }
 
 /// Why the speaker cannot go on.
@@ -197,7 +189,7 @@ impl Shell {
     fn command(&mut self, command: Command) -> Result<(), ShellError> {
         match command {
             Command::SetPeers(peers) => self.input(Input::SetPeers(peers)),
-            Command::SetOriginated(prefixes) => self.input(Input::SetOriginated(prefixes)),
+            Command::SetOwn(own) => self.input(Input::SetOwn(own)),
             Command::NextHops(states) => self.input(Input::NextHops(states)),
             Command::Listen(port) => self.listen(port)?,
             Command::Snapshot(reply) => {
@@ -300,9 +292,7 @@ impl Shell {
                 Output::Routes(changes) => self.report(Report::Routes(changes)),
                 Output::TrackNextHops(next_hops) => self.report(Report::TrackNextHops(next_hops)),
                 Output::Converged => self.report(Report::Converged),
-                Output::OriginConflict { prefix, ours, peer } => {
-                    self.report(Report::OriginConflict { prefix, ours, peer });
-                }
+                Output::Conflicts(conflicts) => self.report(Report::Conflicts(conflicts)),
                 Output::Event(peer, event) => log(peer, &event),
             }
         }

@@ -81,7 +81,7 @@ fn print(
             Some(only) if single && items.is_empty() => only,
             last => {
                 items.extend(last);
-                let version = if kind == Kind::Node { "v1" } else { API_VERSION };
+                let version = if kind.is_core() { "v1" } else { API_VERSION };
                 json!({ "apiVersion": version, "kind": format!("{kind}List"), "items": items })
             }
         })

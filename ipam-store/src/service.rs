@@ -1,6 +1,7 @@
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
@@ -279,6 +280,27 @@ impl Service {
     /// The service has ended.
     pub fn reserve(&self, ranges: Vec<Prefix>) -> Result<(), StoreError> {
         self.with(move |allocator| allocator.reserve(ranges))
+    }
+
+    /// These parts of blocks are other nodes', all of them. They are not stored.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn set_delegated(&self, parts: BTreeSet<Block>) -> Result<(), StoreError> {
+        self.with(move |allocator| allocator.set_delegated(parts))
+    }
+
+    /// Takes a part out of a block for another node; see [`Allocator::delegate`].
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn delegate(
+        &self,
+        block: Block,
+        length: u8,
+        address: Option<IpAddr>,
+    ) -> Result<Option<Block>, StoreError> {
+        self.with(move |allocator| allocator.delegate(block, length, address))
     }
 
     /// What an attachment holds.

@@ -107,6 +107,7 @@ impl Standalone {
             | Refusal::Cooling { .. }
             | Refusal::Resting { .. }
             | Refusal::Reserved { .. }
+            | Refusal::Delegated { .. }
             | Refusal::Withheld { .. } => {
                 return Ok(false);
             }

@@ -7,7 +7,7 @@ use twill_types::{AttachmentId, Block, Dedication, Family, Prefix};
 
 use crate::{
     AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome,
-    ReleaseRequest, Shortage, block::BlockState, cooling::Cooling, should_claim_ahead,
+    ReleaseRequest, Shortage, block::BlockState, cooling::Cooling,
 };
 
 /// One change of what is stored.
@@ -40,6 +40,8 @@ pub struct Allocator {
     cooling: Cooling,
     /// Ranges that nobody gets an address of. They are the configuration's, and not stored.
     reservations: Vec<Prefix>,
+    /// Parts of blocks that other nodes have. They stand in the claims, and are not stored.
+    delegated: BTreeSet<Block>,
     sequence: u64,
 }
 
@@ -91,10 +93,49 @@ impl Allocator {
         self.reservations = ranges;
     }
 
+    /// These parts of blocks are other nodes', all of them.
+    pub fn set_delegated(&mut self, parts: BTreeSet<Block>) {
+        self.delegated = parts;
+    }
+
+    /// Takes an aligned part out of a block for another node: of this prefix length if there is one,
+    /// else a smaller one; only with an address in it, where one is asked for. `None` if nothing can
+    /// be had. All addresses of it are free, and nobody here gets one from now on.
+    pub fn delegate(&mut self, block: Block, length: u8, address: Option<IpAddr>) -> Option<Block> {
+        let state = self.blocks.get(&block).filter(|s| s.assignable && s.dedication.is_none())?;
+        let (least, most) = (block.prefix().length(), block.family().bits());
+        let is_free = |ip: IpAddr| {
+            state.block.offset_of(ip).is_some_and(|offset| !state.is_used(offset))
+                && self.cooling.refusal(ip).is_none()
+                && self.reservation_of(ip).is_none()
+                && self.delegation_of(ip).is_none()
+        };
+        let part = (length.max(least)..=most).find_map(|length| {
+            // From the end: addresses are given from the start.
+            (0..1u128 << (length - least)).rev().find_map(|index| {
+                let part = Block::new(block.prefix().subnet(length, index)?).ok()?;
+                let fits = address.is_none_or(|address| part.prefix().contains(address));
+                let free = || (0..part.size()).all(|n| part.nth(n).is_some_and(is_free));
+                (fits && free()).then_some(part)
+            })
+        })?;
+        self.delegated.insert(part);
+        Some(part)
+    }
+
+    fn delegation_of(&self, address: IpAddr) -> Option<Block> {
+        let alone = Block::new(Prefix::host(address)).ok()?;
+        let part = self.delegated.range(..=alone).next_back()?;
+        part.prefix().contains(address).then_some(*part)
+    }
+
     /// What a block is filled with.
     fn summary(&self, state: &BlockState) -> BlockSummary {
         let range = state.block.prefix();
-        let is_reserved = |ip: IpAddr| self.reservation_of(ip).is_some();
+        let parts = self.delegated.iter().filter(|part| range.covers(part.prefix()));
+        let delegated: u16 = parts.map(|part| part.size()).sum();
+        let is_reserved =
+            |ip| self.reservation_of(ip).is_some() && self.delegation_of(ip).is_none();
         let is_spare = |offset: &u16| {
             !state.is_used(*offset) && state.block.nth(*offset).is_some_and(is_reserved)
         };
@@ -108,10 +149,11 @@ impl Allocator {
             block: state.block,
             pool: state.pool.clone(),
             used: state.used(),
-            free: state.free() - reserved - held - resting,
+            free: state.free() - delegated - reserved - held - resting,
             held,
             resting,
             reserved,
+            delegated,
             assignable: state.assignable,
             dedication: state.dedication.clone(),
         }
@@ -236,6 +278,9 @@ impl Allocator {
         if let Some(range) = self.reservation_of(address).filter(|_| !overrides) {
             return Some(Refusal::Withheld { address, range });
         }
+        if let Some(part) = self.delegation_of(address) {
+            return Some(Refusal::Delegated { address, part });
+        }
         self.cooling.refusal(address)
     }
 
@@ -292,17 +337,7 @@ impl Allocator {
             .map(|state| state.pool.as_str())
             .collect();
         pools.dedup();
-        let is_nearly_full = |pool: &&str| {
-            let gives = |state: &&BlockState| {
-                state.pool == *pool && state.assignable && state.dedication.is_none()
-            };
-            let ours = self.blocks.values().filter(gives);
-            let (free, size) = ours.fold((0, 0), |(free, size), state| {
-                let BlockSummary { free: now, held, .. } = self.summary(state);
-                (free + u32::from(now + held), size.max(u32::from(state.block.size())))
-            });
-            should_claim_ahead(free, size)
-        };
+        let is_nearly_full = |pool: &&str| is_nearly_full(pool, self.blocks());
         pools.into_iter().filter(is_nearly_full).map(str::to_owned).collect()
     }
 
@@ -460,6 +495,18 @@ impl Allocator {
     pub fn blocks(&self) -> impl Iterator<Item = BlockSummary> {
         self.blocks.values().map(|state| self.summary(state))
     }
+}
+
+/// Whether less than a quarter of a block is left of a pool, in these blocks, for everybody: then
+/// another one should be claimed before it is needed.
+pub fn is_nearly_full(pool: &str, blocks: impl IntoIterator<Item = BlockSummary>) -> bool {
+    let gives =
+        |block: &BlockSummary| block.pool == pool && block.assignable && block.dedication.is_none();
+    let (free, size) = blocks.into_iter().filter(gives).fold((0, 0), |(free, size), block| {
+        // What waits for its link to go can be had in a moment.
+        (free + u32::from(block.free + block.held), size.max(u32::from(block.block.size())))
+    });
+    free * 4 < size
 }
 
 /// A block has at most 4096 addresses.

@@ -109,12 +109,6 @@ fn start(node: &str, pool: Prefix) -> u128 {
     u128::from(hash ^ (hash >> 32))
 }
 
-/// Whether another block should be claimed before it is needed: when less than a quarter of a
-/// block is left.
-pub(crate) fn should_claim_ahead(free: u32, block_size: u32) -> bool {
-    free * 4 < block_size
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -13,9 +13,8 @@ mod liveness;
 mod pool;
 mod request;
 
-pub use allocator::{Allocator, Change, Plan};
+pub use allocator::{Allocator, Change, Plan, is_nearly_full};
 pub use block::BlockState;
-use claim::should_claim_ahead;
 pub use claim::{Taken, next_candidate};
 pub use liveness::{
     Death, Facts, Leftover, LinkFact, Liveness, PathFact, RecordFact, Start, Trouble, Verdict,

@@ -14,8 +14,12 @@ pub struct PoolView {
     pub block_size: u8,
     /// Which nodes give addresses from it.
     pub node_selector: Selector,
-    /// No new addresses from it.
-    pub disabled: bool,
+    /// Why no pod gets an address from it, if none does: it is disabled, or for something else.
+    pub closed: Option<String>,
+    /// Only those who ask for it by name get addresses from it.
+    pub manual: bool,
+    /// Some node owns a block of it.
+    pub in_use: bool,
 }
 
 /// What a pool means to a node.
@@ -27,17 +31,25 @@ pub struct Eligibility {
     pub unusable: Option<String>,
 }
 
-/// What each pool means to a node with these labels. Of pools that overlap only the first by name
-/// is used, whatever their lengths: an address must not be in two of them.
+/// What each pool means to a node with these labels. Of pools that overlap only one is used, whatever
+/// their lengths: an address must not be in two of them. That is the first by name of those with
+/// blocks in use; without any, the first by name. So a pool that is added does no harm to one that is
+/// used.
 pub fn eligibility(
     pools: &BTreeMap<String, PoolView>,
     labels: &BTreeMap<String, String>,
 ) -> BTreeMap<String, Eligibility> {
     let mut result = BTreeMap::new();
     let mut usable: Vec<&PoolView> = Vec::new();
-    for (name, pool) in pools {
+    let mut order: Vec<_> = pools.iter().collect();
+    order.sort_by_key(|(_, pool)| !pool.in_use);
+    for (name, pool) in order {
         let unusable = unusable(pool, &usable);
-        let refusal = unusable.clone().or_else(|| {
+        let manual = || {
+            pool.manual
+                .then(|| "assignmentMode is Manual: it has to be asked for by name".to_owned())
+        };
+        let refusal = unusable.clone().or_else(manual).or_else(|| {
             (!pool.node_selector.matches(labels)).then(|| {
                 format!("nodeSelector {} does not match the node's labels", pool.node_selector)
             })
@@ -54,8 +66,8 @@ fn unusable(pool: &PoolView, before: &[&PoolView]) -> Option<String> {
     if let Some(other) = before.iter().find(|other| other.cidr.overlaps(pool.cidr)) {
         return Some(format!("it overlaps pool {} ({})", other.name, other.cidr));
     }
-    if pool.disabled {
-        return Some("it is disabled".to_owned());
+    if pool.closed.is_some() {
+        return pool.closed.clone();
     }
     let first = Prefix::masked(pool.cidr.address(), pool.block_size).ok();
     match first.and_then(|first| Block::new(first).ok()) {
@@ -74,7 +86,9 @@ mod tests {
             cidr: cidr.parse().unwrap(),
             block_size: 26,
             node_selector: Selector::parse(selector).unwrap(),
-            disabled: false,
+            closed: None,
+            manual: false,
+            in_use: false,
         };
         (name.into(), view)
     }
@@ -88,7 +102,7 @@ mod tests {
             pool("d", "10.2.0.0/27", "all()"),
             pool("e", "10.3.0.0/20", "all()"),
         ]);
-        pools.get_mut("e").unwrap().disabled = true;
+        pools.get_mut("e").unwrap().closed = Some("it is disabled".to_owned());
         let labels = BTreeMap::from([("env".to_owned(), "prod".to_owned())]);
         let result = eligibility(&pools, &labels);
         let refusal = |name: &str| result[name].refusal.clone().unwrap_or_default();
@@ -98,5 +112,32 @@ mod tests {
         assert_eq!(result["c"].unusable, None);
         assert_eq!(refusal("d"), "its cidr 10.2.0.0/27 holds no block of /26");
         assert_eq!(refusal("e"), "it is disabled");
+    }
+
+    #[test]
+    fn of_pools_that_overlap_the_one_in_use_stays() {
+        let mut pools = BTreeMap::from([
+            pool("a", "10.0.0.0/20", "all()"),
+            pool("b", "10.0.1.0/24", "all()"),
+            pool("c", "10.0.0.0/16", "all()"),
+        ]);
+        let usable = |pools: &BTreeMap<String, PoolView>| -> Vec<String> {
+            let result = eligibility(pools, &BTreeMap::new());
+            result.into_iter().filter(|(_, e)| e.unusable.is_none()).map(|(name, _)| name).collect()
+        };
+        assert_eq!(usable(&pools), ["a"]);
+        pools.get_mut("b").unwrap().in_use = true;
+        assert_eq!(usable(&pools), ["b"]);
+        pools.get_mut("a").unwrap().in_use = true;
+        assert_eq!(usable(&pools), ["a"]);
+    }
+
+    #[test]
+    fn a_manual_pool_is_for_those_who_ask_for_it() {
+        let mut pools = BTreeMap::from([pool("a", "10.0.0.0/20", "all()")]);
+        pools.get_mut("a").unwrap().manual = true;
+        let result = eligibility(&pools, &BTreeMap::new());
+        assert!(result["a"].refusal.as_ref().is_some_and(|why| why.contains("by name")));
+        assert_eq!(result["a"].unusable, None);
     }
 }

@@ -99,7 +99,8 @@ pub struct OwnedBlock {
     pub dedication: Option<Dedication>,
 }
 
-/// A block and its fill: `used`, `free`, `held`, `resting` and `reserved` are all its addresses.
+/// A block and its fill: `used`, `free`, `held`, `resting`, `reserved` and `delegated` are all its
+/// addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockSummary {
     /// The block.
@@ -116,6 +117,8 @@ pub struct BlockSummary {
     pub resting: u16,
     /// Addresses that nobody has, and that an IPReservation reserves.
     pub reserved: u16,
+    /// Addresses in parts that other nodes have.
+    pub delegated: u16,
     /// Whether new addresses come from it.
     pub assignable: bool,
     /// The network that it is set aside for.
@@ -185,6 +188,14 @@ pub enum Refusal {
     Reserved {
         /// The address.
         address: IpAddr,
+    },
+    /// The address that was asked for lies in a part of a block that another node has.
+    #[error("{address} lies in {part}, which another node has borrowed")]
+    Delegated {
+        /// The address.
+        address: IpAddr,
+        /// The part.
+        part: Block,
     },
     /// The address that was asked for is reserved by the cluster's operator.
     #[error("{address} is reserved by an IPReservation ({range})")]

@@ -17,8 +17,12 @@ pub enum Kind {
     IpReservation,
     /// `BlockAffinity`: the claim of one block.
     BlockAffinity,
+    /// `BlockRequest`: a node asks for a part of another's block (Twill's own kind).
+    BlockRequest,
     /// Kubernetes' own `Node`.
     Node,
+    /// Kubernetes' own `Namespace`.
+    Namespace,
 }
 
 /// All names of one kind.
@@ -31,12 +35,14 @@ struct Names {
 
 impl Kind {
     /// Every kind, in the order in which lists show them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Node,
+        Self::Namespace,
         Self::IpPool,
         Self::IpamConfig,
         Self::IpReservation,
         Self::BlockAffinity,
+        Self::BlockRequest,
         Self::BgpConfiguration,
         Self::BgpPeer,
         Self::BgpFilter,
@@ -60,9 +66,16 @@ impl Kind {
                 &["BlockAffinity"],
                 &["blockaffinity", "blockaffinities", "affinity", "affinities"],
             ),
+            Self::BlockRequest => (&["BlockRequest"], &["blockrequest", "blockrequests"]),
             Self::Node => (&["Node"], &["node", "nodes", "no"]),
+            Self::Namespace => (&["Namespace"], &["namespace", "namespaces", "ns"]),
         };
         Names { manifest, aliases }
+    }
+
+    /// Whether it is one of Kubernetes' own, whose API version is `v1`.
+    pub const fn is_core(self) -> bool {
+        matches!(self, Self::Node | Self::Namespace)
     }
 
     /// The kind that a manifest's `kind:` names.

@@ -35,10 +35,11 @@ pub use kinds::{
     },
     ip_pool::{AllowedUse, AssignmentMode, EncapsulationMode, IpPool, IpPoolSpec},
     ipam::{
-        AffinityState, AffinityType, BlockAffinity, BlockAffinitySpec, IpReservation,
-        IpReservationSpec, IpamConfig, IpamConfigSpec, VmAddressPersistence,
+        AffinityState, AffinityType, BlockAffinity, BlockAffinitySpec, BlockRequest,
+        BlockRequestSpec, Delegation, IpReservation, IpReservationSpec, IpamConfig, IpamConfigSpec,
+        VmAddressPersistence,
     },
-    node::{Node, NodeSpec},
+    node::{Namespace, Node, NodeSpec},
 };
 pub use load::{Loaded, Loc, load_manifests};
 pub use metadata::{Metadata, Object, ObjectId};

@@ -130,7 +130,8 @@ impl<'a> Header<'a> {
             ));
         };
         let Some(api_version) = self.api_version else {
-            let right = if kind == "Node" { "v1" } else { API_VERSION };
+            let is_core = Kind::from_manifest(kind).is_some_and(Kind::is_core);
+            let right = if is_core { "v1" } else { API_VERSION };
             return Some(("apiVersion", format!("is missing; add apiVersion: {right}")));
         };
         match self.known() {
@@ -140,7 +141,11 @@ impl<'a> Header<'a> {
                  by annotations such as projectcalico.org/IPv4Address"
                     .into(),
             )),
-            Some(Kind::Node) => None,
+            Some(Kind::Namespace) if api_version != "v1" => Some((
+                "apiVersion",
+                "a Namespace is Kubernetes' own; write apiVersion: v1".to_owned(),
+            )),
+            Some(kind) if kind.is_core() => None,
             Some(kind) if api_version != API_VERSION && api_version != OLDER_API_VERSION => {
                 Some(("apiVersion", format!("write {API_VERSION} for kind {kind}")))
             }
@@ -248,7 +253,9 @@ impl Context<'_> {
             Some(Kind::IpamConfig) => self.typed(tree).map(Resource::IpamConfig),
             Some(Kind::IpReservation) => self.typed(tree).map(Resource::IpReservation),
             Some(Kind::BlockAffinity) => self.typed(tree).map(Resource::BlockAffinity),
+            Some(Kind::BlockRequest) => self.typed(tree).map(Resource::BlockRequest),
             Some(Kind::Node) => self.typed(tree).map(Resource::Node),
+            Some(Kind::Namespace) => self.typed(tree).map(Resource::Namespace),
             None => return self.other(tree, header),
         }?;
         if header.namespace.is_some() {

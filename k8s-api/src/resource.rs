@@ -2,8 +2,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, IpPool, IpReservation, IpamConfig, Kind,
-    Metadata, Node, ObjectId,
+    BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, BlockRequest, IpPool, IpReservation,
+    IpamConfig, Kind, Metadata, Namespace, Node, ObjectId,
     kinds::{Report, Rules},
 };
 
@@ -25,8 +25,12 @@ pub enum Resource {
     IpReservation(IpReservation),
     /// BlockAffinity.
     BlockAffinity(BlockAffinity),
+    /// BlockRequest.
+    BlockRequest(BlockRequest),
     /// Node.
     Node(Node),
+    /// Namespace.
+    Namespace(Namespace),
     /// A kind that Twill does not use.
     Other(Other),
 }
@@ -62,7 +66,9 @@ impl Resource {
             Self::IpamConfig(_) => Some(Kind::IpamConfig),
             Self::IpReservation(_) => Some(Kind::IpReservation),
             Self::BlockAffinity(_) => Some(Kind::BlockAffinity),
+            Self::BlockRequest(_) => Some(Kind::BlockRequest),
             Self::Node(_) => Some(Kind::Node),
+            Self::Namespace(_) => Some(Kind::Namespace),
             Self::Other(_) => None,
         }
     }
@@ -77,7 +83,9 @@ impl Resource {
             Self::IpamConfig(object) => &object.kind,
             Self::IpReservation(object) => &object.kind,
             Self::BlockAffinity(object) => &object.kind,
+            Self::BlockRequest(object) => &object.kind,
             Self::Node(object) => &object.kind,
+            Self::Namespace(object) => &object.kind,
             Self::Other(other) => &other.kind,
         }
     }
@@ -92,7 +100,9 @@ impl Resource {
             Self::IpamConfig(object) => Some(&object.metadata),
             Self::IpReservation(object) => Some(&object.metadata),
             Self::BlockAffinity(object) => Some(&object.metadata),
+            Self::BlockRequest(object) => Some(&object.metadata),
             Self::Node(object) => Some(&object.metadata),
+            Self::Namespace(object) => Some(&object.metadata),
             Self::Other(_) => None,
         }
     }
@@ -137,7 +147,9 @@ impl Resource {
             Self::IpamConfig(object) => Some(object),
             Self::IpReservation(object) => Some(object),
             Self::BlockAffinity(object) => Some(object),
+            Self::BlockRequest(object) => Some(object),
             Self::Node(object) => Some(object),
+            Self::Namespace(object) => Some(object),
             Self::Other(_) => None,
         }
     }

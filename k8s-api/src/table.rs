@@ -21,6 +21,8 @@ pub fn columns(kind: Kind, wide: bool) -> &'static [&'static str] {
         (Kind::IpamConfig, _) => &["NAME", "STRICTAFFINITY", "AUTOALLOCATEBLOCKS"],
         (Kind::IpReservation, _) => &["NAME", "CIDRS"],
         (Kind::BlockAffinity, _) => &["NAME", "CIDR", "NODE", "POOL", "STATE"],
+        (Kind::BlockRequest, _) => &["NAME", "BLOCK", "NODE", "POOL", "LENGTH"],
+        (Kind::Namespace, _) => &["NAME"],
         (Kind::Node, false) => &["NAME"],
         (Kind::Node, true) => &["NAME", "ASN", "IPV4", "IPV6"],
     }
@@ -88,7 +90,13 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
                 address(twill_types::Family::V6),
             ]);
         }
-        Resource::Node(_) | Resource::BgpFilter(_) => {}
+        Resource::BlockRequest(request) => cells.extend([
+            request.spec.block.to_string(),
+            request.spec.node.clone(),
+            request.spec.pool.clone(),
+            format!("/{}", request.spec.length),
+        ]),
+        Resource::Node(_) | Resource::Namespace(_) | Resource::BgpFilter(_) => {}
         Resource::Other(_) => cells.clear(),
     }
     cells

@@ -1,6 +1,6 @@
 //! What the daemon answers: the plugin's requests, and pictures of its state for people.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use tokio::{
     sync::{Notify, watch},
@@ -12,7 +12,7 @@ use twill_rpc::message::{
     Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
     Readiness, Request, Response, RpcError,
 };
-use twill_types::{Family, Prefix, error_chain};
+use twill_types::{Family, error_chain};
 
 use crate::{
     bgp::{self, Current},
@@ -21,6 +21,7 @@ use crate::{
     ipam::{Ipam, again},
     metrics::Metrics,
     routes::KernelRoutes,
+    routes::OriginConflict,
 };
 
 /// Everything that answers are made of.
@@ -34,7 +35,7 @@ pub(crate) struct Api {
     pub(crate) installed: watch::Receiver<Arc<KernelRoutes>>,
     /// Standing problems, from each task that has any.
     pub(crate) problems: Vec<watch::Receiver<Vec<String>>>,
-    pub(crate) conflicts: watch::Receiver<BTreeMap<Prefix, String>>,
+    pub(crate) conflicts: watch::Receiver<Vec<OriginConflict>>,
     pub(crate) metrics: Metrics,
     pub(crate) released: Arc<Notify>,
 }
@@ -173,7 +174,7 @@ impl Api {
         for source in &self.problems {
             problems.extend(source.borrow().iter().cloned());
         }
-        problems.extend(self.conflicts.borrow().values().cloned());
+        problems.extend(self.conflicts.borrow().iter().map(|conflict| conflict.text.clone()));
         Ok(NodeStatus {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

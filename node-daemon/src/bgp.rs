@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
-use twill_bgp_proto::{PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time};
+use twill_bgp_proto::{Own, PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time};
 use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
 use twill_ipam_store::now_ms;
 use twill_rpc::message::{self, PeerStatus, RouteStatus};
@@ -123,17 +123,17 @@ impl Bgp {
     }
 
     async fn originate(&mut self) {
-        let prefixes: BTreeSet<Prefix> = match &*self.owned.borrow_and_update() {
-            Some(blocks) => {
-                let announced = blocks.iter().filter(|(_, announced)| **announced);
-                announced.map(|(block, _)| block.prefix()).collect()
-            }
+        let own = match &*self.owned.borrow_and_update() {
+            Some(owned) => Own {
+                prefixes: owned.blocks.iter().map(|(block, a)| (block.prefix(), *a)).collect(),
+                lent: owned.lent.iter().map(|part| part.prefix()).collect(),
+            },
             None => return,
         };
         let Some((_, handle)) = self.current.borrow().clone() else {
             return;
         };
-        handle.send(Command::SetOriginated(prefixes)).await;
+        handle.send(Command::SetOwn(own)).await;
     }
 }
 

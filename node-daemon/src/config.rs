@@ -25,6 +25,8 @@ pub struct Config {
     pub fib: FibSettings,
     /// How pods are found that are gone without a DEL.
     pub reconcile: Reconcile,
+    /// When blocks are given back.
+    pub ipam: Ipam,
     /// The HTTP endpoint.
     pub metrics: Metrics,
     /// Logging.
@@ -99,6 +101,18 @@ pub struct Reconcile {
     pub grace_seconds: u64,
 }
 
+/// `ipam:`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Ipam {
+    /// How long a block has to be empty until it is given back, in seconds, 1 to 86400. The last one
+    /// of a pool stays.
+    pub empty_block_grace_seconds: u64,
+    /// How long a node has to be gone, its Node removed and its daemon silent, until its blocks are
+    /// free, in seconds, 1 to 604800.
+    pub gone_node_grace_seconds: u64,
+}
+
 /// `metrics:`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -153,6 +167,7 @@ impl Default for Config {
             bgp: Bgp::default(),
             fib: FibSettings::default(),
             reconcile: Reconcile::default(),
+            ipam: Ipam::default(),
             metrics: Metrics::default(),
             log: Log::default(),
         }
@@ -174,6 +189,12 @@ impl Default for FibSettings {
 impl Default for Reconcile {
     fn default() -> Self {
         Self { interval_seconds: 60, grace_seconds: 120 }
+    }
+}
+
+impl Default for Ipam {
+    fn default() -> Self {
+        Self { empty_block_grace_seconds: 300, gone_node_grace_seconds: 900 }
     }
 }
 
@@ -234,11 +255,13 @@ impl Config {
                 .to_owned());
         }
         for (key, value, most) in [
-            ("intervalSeconds", config.reconcile.interval_seconds, 3600),
-            ("graceSeconds", config.reconcile.grace_seconds, 86_400),
+            ("reconcile.intervalSeconds", config.reconcile.interval_seconds, 3600),
+            ("reconcile.graceSeconds", config.reconcile.grace_seconds, 86_400),
+            ("ipam.emptyBlockGraceSeconds", config.ipam.empty_block_grace_seconds, 86_400),
+            ("ipam.goneNodeGraceSeconds", config.ipam.gone_node_grace_seconds, 604_800),
         ] {
             if !(1..=most).contains(&value) {
-                return Err(format!("reconcile.{key} is {value}; use 1 to {most}"));
+                return Err(format!("{key} is {value}; use 1 to {most}"));
             }
         }
         Ok(config)
@@ -272,6 +295,7 @@ mod tests {
              datastore: {type: file, directory: /d, shared: true}\n\
              bgp: {listenPort: 1179}\nfib: {metric: 600, nexthopObjects: auto, nexthopCompat: on}\n\
              reconcile: {intervalSeconds: 5, graceSeconds: 130}\n\
+             ipam: {emptyBlockGraceSeconds: 60, goneNodeGraceSeconds: 120}\n\
              metrics: {listen: \"127.0.0.1:9190\"}\nlog: {level: debug, format: text}\n",
         )
         .unwrap();

@@ -2,12 +2,16 @@
 
 mod claims;
 mod file;
+mod leases;
+mod requests;
 mod status;
 mod watch;
 
 use std::collections::BTreeMap;
 
-pub(crate) use claims::{ClaimOutcome, ClaimStore};
+pub(crate) use claims::{ClaimOutcome, ClaimStore, Claimant};
+pub(crate) use leases::Leases;
+pub(crate) use requests::Requests;
 pub(crate) use status::report;
 pub(crate) use watch::watch;
 
@@ -23,6 +27,8 @@ pub(crate) struct Snapshot {
     pub(crate) nodes: BTreeMap<String, Node>,
     /// Pools by name.
     pub(crate) pools: BTreeMap<String, IpPool>,
+    /// The labels of namespaces, by name.
+    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Peers by name.
     pub(crate) peers: BTreeMap<String, BgpPeer>,
     /// `default` and `node.<name>`.
@@ -41,6 +47,9 @@ impl Snapshot {
             let name = found.value.name().to_owned();
             match found.value.clone() {
                 Resource::Node(node) => drop(snapshot.nodes.insert(name, node)),
+                Resource::Namespace(namespace) => {
+                    snapshot.namespaces.insert(name, namespace.metadata.labels);
+                }
                 Resource::IpPool(pool) => drop(snapshot.pools.insert(name, pool)),
                 Resource::BgpPeer(peer) => drop(snapshot.peers.insert(name, peer)),
                 Resource::BgpConfiguration(configuration) => {

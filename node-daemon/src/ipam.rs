@@ -15,6 +15,7 @@ use twill_ipam_store::{AssignError, Assignment, Refusal, Service, now_ms};
 use twill_rpc::message::{
     AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
 };
+use twill_selector::Selector;
 use twill_types::{Family, error_chain};
 
 use crate::{claims, spool::Tombstones};
@@ -26,12 +27,21 @@ pub(crate) struct View {
     pub(crate) ready: bool,
     /// Every pool, by name.
     pub(crate) pools: BTreeMap<String, PoolView>,
+    /// The labels of every namespace.
+    pub(crate) namespaces: BTreeMap<String, Labels>,
 }
+
+type Labels = BTreeMap<String, String>;
+
+/// How long a namespace is waited for that the configuration does not have yet.
+const NAMESPACE: Duration = Duration::from_secs(2);
 
 /// One pool as this node sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct PoolView {
     pub(crate) cidr: twill_types::Prefix,
+    /// Which pods' namespaces it is for; `None` if that does not matter.
+    pub(crate) namespaces: Option<Selector>,
     /// Why a pod on this node gets no address from it, unless it does.
     pub(crate) refusal: Option<String>,
     /// Why it gives no address even to those who ask for it by name.
@@ -40,10 +50,11 @@ pub(crate) struct PoolView {
 
 impl View {
     /// The pools to try for one family: those asked for; else those in which the address is that
-    /// is asked for, whatever they select; else those that select this node.
+    /// is asked for, whatever they select; else those that select this node and the pod's namespace.
     fn pools_for(
         &self,
         node: &str,
+        namespace: Option<&str>,
         family: Family,
         asked: &[String],
         address: Option<IpAddr>,
@@ -57,7 +68,8 @@ impl View {
         if !asked.is_empty() {
             return named();
         }
-        let eligible = self.eligible(family);
+        let labels = namespace.and_then(|namespace| self.namespaces.get(namespace));
+        let eligible = self.eligible(family, labels);
         if !eligible.is_empty() {
             return Ok(eligible);
         }
@@ -66,25 +78,48 @@ impl View {
             .iter()
             .filter(|(_, pool)| pool.cidr.family() == family)
             .map(|(name, pool)| {
-                format!("{name} ({}): {}", pool.cidr, pool.refusal.as_deref().unwrap_or_default())
+                let other = || {
+                    let selector = pool.namespaces.as_ref().map(Selector::as_written);
+                    let (selector, pods) =
+                        (selector.unwrap_or_default(), namespace.unwrap_or("none"));
+                    format!(
+                        "namespaceSelector {selector} does not match the pod's namespace ({pods})"
+                    )
+                };
+                format!("{name} ({}): {}", pool.cidr, pool.refusal.clone().unwrap_or_else(other))
             })
             .collect();
         let message = if reasons.is_empty() {
             format!("there is no {family} pool; apply an IPPool")
         } else {
             format!(
-                "no pool selects node {node} for {family}; label the node or change a nodeSelector \
-                 [{}]",
+                "no pool selects node {node} and this pod for {family}; label the node or change a \
+                 selector [{}]",
                 reasons.join("; ")
             )
         };
         Err(RpcError { kind: ErrorKind::NoPool, message })
     }
 
-    /// The pools for those who ask for none by name.
-    pub(crate) fn eligible(&self, family: Family) -> Vec<String> {
-        let eligible = |pool: &PoolView| pool.cidr.family() == family && pool.refusal.is_none();
+    /// The pools for those who ask for none by name: those that choose namespaces only for pods of
+    /// one with the right labels.
+    pub(crate) fn eligible(&self, family: Family, namespace: Option<&Labels>) -> Vec<String> {
+        let eligible = |pool: &PoolView| {
+            let chosen = |selector: &Selector| namespace.is_some_and(|l| selector.matches(l));
+            pool.cidr.family() == family
+                && pool.refusal.is_none()
+                && pool.namespaces.as_ref().is_none_or(chosen)
+        };
         self.pools.iter().filter(|(_, pool)| eligible(pool)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether it takes a pod's namespace to choose a pool of these families.
+    fn asks_for_namespace(&self, families: &[Family]) -> bool {
+        self.pools.values().any(|pool| {
+            pool.namespaces.is_some()
+                && pool.refusal.is_none()
+                && families.contains(&pool.cidr.family())
+        })
     }
 
     fn usable(&self, family: Family) -> Vec<String> {
@@ -154,10 +189,42 @@ impl Ipam {
         }
     }
 
+    /// The view with the namespace of the pod in it, where that matters. A namespace that has not been
+    /// delivered yet is waited for; a pool of others is never taken instead.
+    async fn with_namespace(
+        &self,
+        view: Arc<View>,
+        request: &AssignRequest,
+        deadline: Instant,
+    ) -> Result<Arc<View>, RpcError> {
+        let Some(pod) = request.pod.as_ref().filter(|_| view.asks_for_namespace(&request.families))
+        else {
+            return Ok(view);
+        };
+        let has_it = |view: &Arc<View>| view.namespaces.contains_key(&pod.namespace);
+        if has_it(&view) {
+            return Ok(view);
+        }
+        let mut view = self.view.clone();
+        let deadline = deadline.min(Instant::now() + NAMESPACE);
+        match tokio::time::timeout_at(deadline, view.wait_for(has_it)).await {
+            Ok(Ok(view)) => Ok(Arc::clone(&view)),
+            Ok(Err(_)) | Err(_) => Err(RpcError {
+                kind: ErrorKind::TryAgain,
+                message: format!(
+                    "there are pools with a namespaceSelector, and nothing is known of namespace {}; \
+                     apply it (kind: Namespace) with its labels",
+                    pod.namespace
+                ),
+            }),
+        }
+    }
+
     /// One address for each family asked for, or none.
     pub(crate) async fn assign(&self, request: AssignRequest) -> Result<Assignment, RpcError> {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
         let view = self.ready(deadline).await?;
+        let view = self.with_namespace(view, &request, deadline).await?;
         if let Err(error) = self.tombstones.settle(&request.attachment) {
             warn!(%error, "cannot read the spool");
         }
@@ -171,7 +238,13 @@ impl Ipam {
             };
             pools.insert(
                 *family,
-                view.pools_for(&self.node, *family, asked, wanted.get(family).copied())?,
+                view.pools_for(
+                    &self.node,
+                    request.pod.as_ref().map(|pod| pod.namespace.as_str()),
+                    *family,
+                    asked,
+                    wanted.get(family).copied(),
+                )?,
             );
         }
         let plan = twill_ipam::AssignRequest {
@@ -307,9 +380,10 @@ fn refused(refusal: &Refusal) -> RpcError {
         Refusal::Cooling { .. } | Refusal::Resting { .. } => {
             (ErrorKind::TryAgain, "it can be had after that")
         }
-        Refusal::Taken { .. } | Refusal::Reserved { .. } | Refusal::Withheld { .. } => {
-            (ErrorKind::Taken, "ask for another one")
-        }
+        Refusal::Taken { .. }
+        | Refusal::Reserved { .. }
+        | Refusal::Delegated { .. }
+        | Refusal::Withheld { .. } => (ErrorKind::Taken, "ask for another one"),
         Refusal::Full(_) | Refusal::NoBlock { .. } => (ErrorKind::Exhausted, "add a pool"),
     };
     RpcError { kind, message: format!("{refusal}; {remedy}") }

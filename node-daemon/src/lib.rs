@@ -19,6 +19,7 @@ mod app;
 mod bgp;
 mod claims;
 mod config;
+mod controller;
 mod datastore;
 mod desired;
 mod heartbeat;

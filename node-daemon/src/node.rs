@@ -1,7 +1,7 @@
 //! Which tasks there are, and what they tell each other.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     path::PathBuf,
     sync::Arc,
@@ -21,6 +21,7 @@ use twill_dataplane::{
     watch::Events,
 };
 use twill_ipam_store::{Service, now_ms};
+use twill_k8s_api::{Condition, ObjectId};
 use twill_types::{Family, Prefix, error_chain};
 
 use crate::{
@@ -28,13 +29,14 @@ use crate::{
     bgp::{Bgp, Identity},
     claims::{self, Claims, OwnedBlocks},
     config::Config,
-    datastore::{self, ClaimStore, Snapshot},
+    controller::Controller,
+    datastore::{self, ClaimStore, Leases, Requests, Snapshot},
     heartbeat, host,
     ipam::{Ipam, View},
     metrics::Metrics,
     reaper,
     reconcile::{self, Reconcile},
-    routes::{KernelRoutes, Routes, Sources, State},
+    routes::{KernelRoutes, OriginConflict, Routes, Sources, State},
     spool::Tombstones,
 };
 
@@ -68,7 +70,9 @@ struct Wires {
     bgp_problems: watch::Sender<Vec<String>>,
     /// By `routes`: what is in the kernel, and who else claims to be where our blocks are.
     installed: watch::Sender<Arc<KernelRoutes>>,
-    conflicts: watch::Sender<BTreeMap<Prefix, String>>,
+    conflicts: watch::Sender<Vec<OriginConflict>>,
+    /// By `claims`: what there is to say about pools and claims.
+    conditions: watch::Sender<BTreeMap<ObjectId, Vec<Condition>>>,
     reconcile_problems: watch::Sender<Vec<String>>,
     host_problems: watch::Sender<Vec<String>>,
     /// An address was released, and its link waits to be deleted.
@@ -92,6 +96,7 @@ impl Wires {
             bgp_problems: watch::Sender::default(),
             installed: watch::Sender::default(),
             conflicts: watch::Sender::default(),
+            conditions: watch::Sender::default(),
             reconcile_problems: watch::Sender::default(),
             host_problems: watch::Sender::default(),
             released: Arc::new(Notify::new()),
@@ -143,7 +148,9 @@ impl Node<'_> {
         let (reports, report_queue) = mpsc::unbounded_channel();
 
         let api = Arc::new(self.api(&wires, store.clone(), commands));
-        let claims = self.claims(&wires, store, queue);
+        let requests = Requests::open(&self.config.datastore.directory)?;
+        let controller = self.controller(store.clone(), requests.clone())?;
+        let claims = self.claims(&wires, store, requests, queue);
         let routes = self.routes(&wires, kernel, report_queue);
         let bgp = self.bgp(&wires, restarting, reports);
         let reconcile = self.reconcile(&wires)?;
@@ -151,6 +158,7 @@ impl Node<'_> {
         tasks.spawn(async move { routes.run().await.context("routes failed") });
         tasks.spawn(async move { bgp.run().await.context("BGP failed") });
         endless(tasks, reconcile.run());
+        endless(tasks, controller.run());
         self.start_helpers(wires, tasks);
         Ok(api)
     }
@@ -159,7 +167,9 @@ impl Node<'_> {
     fn start_helpers(&self, wires: Wires, tasks: &mut Tasks) {
         let run_dir = &self.config.run_dir;
         let directory = self.config.datastore.directory.clone();
-        endless(tasks, report_status(directory, self.name.clone(), self.resources.clone()));
+        let (name, resources) = (self.name.clone(), self.resources.clone());
+        let conditions = wires.conditions.subscribe();
+        endless(tasks, report_status(directory, name, resources, conditions));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.released)));
         endless(tasks, Arc::clone(&wires.tombstones).watch(wires.released));
@@ -208,22 +218,38 @@ impl Node<'_> {
         &self,
         wires: &Wires,
         store: ClaimStore,
+        requests: Requests,
         commands: mpsc::Receiver<claims::Command>,
     ) -> Claims {
         Claims {
             node: self.name.clone(),
             shared: self.config.datastore.shared,
+            grace: Duration::from_secs(self.config.ipam.empty_block_grace_seconds),
             store,
+            requests,
             service: Arc::clone(&self.service),
             resources: self.resources.clone(),
             commands,
             view: wires.view.clone(),
             owned: wires.owned.clone(),
+            conflicts: wires.conflicts.subscribe(),
             problems: wires.claim_problems.clone(),
-            refused: BTreeSet::new(),
-            draining: false,
-            behind: false,
+            conditions: wires.conditions.clone(),
+            state: claims::State::default(),
         }
+    }
+
+    fn controller(&self, claims: ClaimStore, requests: Requests) -> anyhow::Result<Controller> {
+        let directory = self.config.datastore.directory.clone();
+        Ok(Controller {
+            node: self.name.clone(),
+            leases: Leases::open(&directory)?,
+            directory,
+            grace: Duration::from_secs(self.config.ipam.gone_node_grace_seconds),
+            claims,
+            requests,
+            resources: self.resources.clone(),
+        })
     }
 
     fn routes(
@@ -293,16 +319,19 @@ async fn report_status(
     directory: PathBuf,
     node: String,
     mut resources: watch::Receiver<Arc<Snapshot>>,
+    mut conditions: watch::Receiver<BTreeMap<ObjectId, Vec<Condition>>>,
 ) {
     loop {
         let snapshot = Arc::clone(&resources.borrow_and_update());
-        let written = block_in_place(|| datastore::report(&directory, &node, &snapshot));
+        let said = conditions.borrow_and_update().clone();
+        let written = block_in_place(|| datastore::report(&directory, &node, &snapshot, said));
         if let Err(error) = written {
             // Nothing else depends on it; the next change tries again.
             warn!(error = %error_chain(&error), "cannot write the status of the resources");
         }
-        if resources.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = resources.changed() => if changed.is_err() { return },
+            changed = conditions.changed() => if changed.is_err() { return },
         }
     }
 }

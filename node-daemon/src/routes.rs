@@ -14,7 +14,7 @@ use tokio::{
     task::block_in_place,
 };
 use tracing::{debug, info, warn};
-use twill_bgp_proto::NextHopState;
+use twill_bgp_proto::{Conflict, NextHopState};
 use twill_bgp_speaker::{Command, Report};
 use twill_dataplane::{
     Error, NextHop,
@@ -39,6 +39,15 @@ pub(crate) struct KernelRoutes {
     pub(crate) missing: usize,
 }
 
+/// Somebody else announces what this node has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OriginConflict {
+    /// What of this node's.
+    pub(crate) ours: Prefix,
+    /// For people.
+    pub(crate) text: String,
+}
+
 /// The task.
 pub(crate) struct Routes {
     pub(crate) fib: Fib,
@@ -51,7 +60,7 @@ pub(crate) struct Routes {
     pub(crate) speaker: Current,
     /// What is in the kernel, for those who want to know.
     pub(crate) installed: watch::Sender<Arc<KernelRoutes>>,
-    pub(crate) conflicts: watch::Sender<BTreeMap<Prefix, String>>,
+    pub(crate) conflicts: watch::Sender<Vec<OriginConflict>>,
     /// The kernel took a pod's link away.
     pub(crate) pod_links_lost: Arc<Notify>,
     /// Links, addresses or routes of the node itself have changed.
@@ -175,18 +184,24 @@ impl Routes {
                 self.state.adopting = false;
                 self.state.wanted.retain(|_, next_hops| !next_hops.is_empty());
             }
-            Report::OriginConflict { prefix, ours, peer } => {
-                let text = format!(
-                    "peer {peer} announces {prefix}, a part of this node's {ours}; the route is \
-                     not used: find out who else owns that block"
-                );
-                warn!("{text}");
-                self.conflicts.send_modify(|conflicts| {
-                    conflicts.insert(prefix, text);
-                });
-            }
+            Report::Conflicts(conflicts) => self.tell_conflicts(conflicts),
         }
         Ok(())
+    }
+
+    fn tell_conflicts(&self, conflicts: Vec<Conflict>) {
+        let text = |Conflict { prefix, ours, peer }: Conflict| OriginConflict {
+            ours,
+            text: format!(
+                "peer {peer} announces {prefix}, a part of this node's {ours}; the route is not \
+                 used, and no pod gets an address of {ours}: find out who else owns it"
+            ),
+        };
+        let conflicts: Vec<OriginConflict> = conflicts.into_iter().map(text).collect();
+        for conflict in conflicts.iter().filter(|c| !self.conflicts.borrow().contains(c)) {
+            warn!("{}", conflict.text);
+        }
+        self.conflicts.send_replace(conflicts);
     }
 
     fn states(&self) -> BTreeMap<IpAddr, NextHopState> {
@@ -290,7 +305,7 @@ impl Routes {
 
     fn sync_blocks(&mut self) -> Result<(), Error> {
         let blocks: Vec<Prefix> = match &*self.owned.borrow_and_update() {
-            Some(blocks) => blocks.keys().map(|block| block.prefix()).collect(),
+            Some(owned) => owned.blocks.keys().map(|block| block.prefix()).collect(),
             // Not known yet: what is there stays.
             None => return Ok(()),
         };

@@ -138,6 +138,7 @@ fn a_claimed_pool_keeps_its_shape() {
         node: "node1".into(),
         pool: "app-pool".into(),
         dedication: None,
+        delegations: Vec::new(),
         uid: "1".into(),
         created: "2026-11-24T12:00:00Z".into(),
     };

@@ -153,6 +153,37 @@ fn a_reserved_address_can_be_had_by_an_explicit_override_alone() {
 }
 
 #[test]
+fn a_part_that_another_node_has_is_not_given_out() {
+    let mut allocator = allocator(&["10.0.0.0/29"]);
+    let block = "10.0.0.0/29".parse().unwrap();
+    let first = assign(&mut allocator, &request(1, V4, 1)).unwrap();
+    let mut delegate = |length, address: Option<&str>| {
+        let address = address.map(|text| text.parse().unwrap());
+        allocator.delegate(block, length, address).map(|part| part.to_string())
+    };
+    assert_eq!(delegate(30, None).as_deref(), Some("10.0.0.4/30"));
+    // Only half of a /30 is left.
+    assert_eq!(delegate(30, None).as_deref(), Some("10.0.0.2/31"));
+    assert_eq!(delegate(32, Some("10.0.0.0")), None, "in use");
+    assert_eq!(delegate(32, Some("10.0.0.4")), None, "lent already");
+    assert_eq!(delegate(30, Some("10.0.0.1")).as_deref(), Some("10.0.0.1/32"));
+    assert_eq!(delegate(30, None), None);
+    let fill = allocator.blocks().next().unwrap();
+    assert_eq!((fill.used, fill.free, fill.delegated), (1, 0, 7));
+    assert!(matches!(assign(&mut allocator, &request(2, V4, 2)), Err(Refusal::Full(_))));
+    let named = wanting(2, V4, &["10.0.0.4"]);
+    let refusal = assign(&mut allocator, &named).unwrap_err();
+    assert!(matches!(refusal, Refusal::Delegated { .. }), "{refusal}");
+    // What comes back can be had again.
+    allocator.set_delegated(["10.0.0.2/31".parse().unwrap()].into());
+    assign(&mut allocator, &named).unwrap();
+    release(&mut allocator, 1, Some(first.sequence));
+    let round = allocator.begin_round();
+    allocator.end_round(round);
+    assert_eq!(allocator.delegate(block, 31, None).unwrap().to_string(), "10.0.0.6/31");
+}
+
+#[test]
 fn the_same_attachment_gets_the_same_answer() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
     let first = assign(&mut allocator, &request(1, V4, 7)).unwrap();
@@ -389,8 +420,9 @@ proptest! {
                 let used =
                     distinct.iter().filter(|a| block.block.prefix().contains(**a)).count();
                 prop_assert_eq!(usize::from(block.used), used);
-                let BlockSummary { used, free, held, resting, reserved, .. } = block;
-                prop_assert_eq!(used + free + held + resting + reserved, block.block.size());
+                let BlockSummary { used, free, held, resting, reserved, delegated, .. } = block;
+                let sum = used + free + held + resting + reserved + delegated;
+                prop_assert_eq!(sum, block.block.size());
             }
         }
     }

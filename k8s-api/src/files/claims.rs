@@ -4,8 +4,8 @@ use twill_types::{Block, Dedication};
 
 use super::{CLAIMS, FileError, manifest_names, read_text};
 use crate::{
-    API_VERSION, AffinityState, AffinityType, BlockAffinity, BlockAffinitySpec, Kind, Metadata,
-    Problem, Resource, Severity, load::read_own,
+    API_VERSION, AffinityState, AffinityType, BlockAffinity, BlockAffinitySpec, Delegation, Kind,
+    Metadata, Problem, Resource, Severity, load::read_own,
 };
 
 /// That a node owns a block. Its file `claims/<claim name>.yaml` is a BlockAffinity.
@@ -19,6 +19,8 @@ pub struct Claim {
     pub pool: String,
     /// The network of another main plugin that it is set aside for.
     pub dedication: Option<Dedication>,
+    /// Parts of it that other nodes have.
+    pub delegations: Vec<Delegation>,
     /// What tells it from an earlier claim of the same block.
     pub uid: String,
     /// When it was made, RFC 3339.
@@ -44,6 +46,7 @@ impl Claim {
                 cidr: self.block,
                 pool: Some(self.pool.clone()),
                 dedication: self.dedication.clone(),
+                delegations: self.delegations.clone(),
                 deleted: false,
             },
             status: None,
@@ -70,6 +73,7 @@ impl Claim {
             node: manifest.spec.node,
             pool: manifest.spec.pool.ok_or("spec.pool is missing")?,
             dedication: manifest.spec.dedication,
+            delegations: manifest.spec.delegations,
             uid: manifest.metadata.uid.ok_or("metadata.uid is missing")?,
             created: manifest.metadata.creation_timestamp.unwrap_or_default(),
         })

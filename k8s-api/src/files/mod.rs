@@ -1,5 +1,5 @@
 //! How the file datastore lies on disk: manifests in a directory, one file per claimed block in
-//! `claims/`, what nodes say about objects in `status/<node>/`. Daemon and command line share it.
+//! `claims/`, one per request for a part of a block in `requests/`, what nodes say about objects in `status/<node>/`. Daemon and command line share it.
 //!
 //! Every file is written whole under a temporary name, synced, and then renamed or linked into
 //! place, so that a reader never sees a half of one and a crash leaves nothing but a temporary
@@ -7,6 +7,7 @@
 
 mod claims;
 mod manifests;
+mod requests;
 mod status;
 
 use std::{
@@ -21,12 +22,16 @@ pub use claims::{Claim, Claims, claimed_blocks, read_claim, read_claims};
 pub use manifests::{
     Applied, Catalog, apply_manifest, catalog, find_manifest, load_directory, remove_manifest,
 };
+pub use requests::read_requests;
 pub use status::{Status, Statuses, read_statuses, remove_status, with_status, write_status};
 
 use crate::ObjectId;
 
 /// The directory of claims inside a datastore's directory.
 pub const CLAIMS: &str = "claims";
+
+/// The directory of requests for parts of blocks inside a datastore's directory.
+pub const REQUESTS: &str = "requests";
 
 /// The directory of conditions inside a datastore's directory.
 pub const STATUS: &str = "status";

@@ -203,6 +203,7 @@ fn claims_read_back() {
         node: "node1".into(),
         pool: "app-pool".into(),
         dedication: Some(Dedication { network: "lan".into(), advertise: false }),
+        delegations: Vec::new(),
         uid: "u".into(),
         created: "2026-01-01T00:00:00Z".into(),
     };

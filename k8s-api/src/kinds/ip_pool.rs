@@ -190,22 +190,12 @@ impl Rules for IpPool {
             |mode: Option<EncapsulationMode>| mode.is_some_and(|m| m != EncapsulationMode::Never);
         let no_tunnel = "no tunnel is made; pods are reached by plain routes";
         Effects::new()
-            .when(
-                spec.namespace_selector.is_some(),
-                "spec.namespaceSelector",
-                "pods of every namespace get addresses from this pool",
-            )
             .when(wraps(spec.ipip_mode), "spec.ipipMode", no_tunnel)
             .when(wraps(spec.vxlan_mode), "spec.vxlanMode", no_tunnel)
             .when(
                 spec.nat_outgoing == Some(true),
                 "spec.natOutgoing",
                 "connections that leave the pools keep the pod's address",
-            )
-            .when(
-                spec.disable_bgp_export == Some(true),
-                "spec.disableBGPExport",
-                "its blocks are announced all the same",
             )
             .when(
                 !spec.is_for_workloads(),

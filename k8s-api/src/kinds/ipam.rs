@@ -1,8 +1,10 @@
+use std::net::IpAddr;
+
 use serde::{Deserialize, Deserializer, Serialize, de};
 use twill_types::{Block, Dedication, Prefix};
 
 use super::{Effects, Report, Rules};
-use crate::{Object, Unsupported};
+use crate::{API_VERSION, Kind, Metadata, Object, Unsupported};
 
 /// How addresses are given out; only the one named `default` is read. Its kind is
 /// `IPAMConfiguration`, and `IPAMConfig` in the older API group; both are read.
@@ -132,6 +134,10 @@ pub struct BlockAffinitySpec {
     /// The network of another main plugin that it is set aside for (Twill's own field).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedication: Option<Dedication>,
+    /// Parts of it that other nodes have (Twill's own field). Its owner writes them, and as long as
+    /// there is one the claim cannot go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delegations: Vec<Delegation>,
     /// Calico's mark of a claim that is about to go.
     #[serde(
         default,
@@ -139,6 +145,59 @@ pub struct BlockAffinitySpec {
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub deleted: bool,
+}
+
+/// A part of a block that another node has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delegation {
+    /// The part.
+    pub cidr: Block,
+    /// Who has it.
+    pub node: String,
+    /// The `uid` of the BlockRequest that it answers: it is the node's for as long as that is there.
+    pub request: String,
+}
+
+/// A node asks for a part of another's block, or has one.
+pub type BlockRequest = Object<BlockRequestSpec>;
+
+/// What a BlockRequest says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockRequestSpec {
+    /// Who asks. Only this node removes it, once the part is not in use any more.
+    pub node: String,
+    /// The claimed block that the part is to come from.
+    pub block: Block,
+    /// The pool of that block.
+    pub pool: String,
+    /// The prefix length of the part; it may be a smaller one (a larger number).
+    pub length: u8,
+    /// An address that has to be in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+}
+
+impl BlockRequest {
+    /// A new one, made at this time (RFC 3339).
+    pub fn named(name: String, created: String, spec: BlockRequestSpec) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: Kind::BlockRequest.manifest_name().to_owned(),
+            metadata: Metadata { name, creation_timestamp: Some(created), ..Metadata::default() },
+            spec,
+            status: None,
+        }
+    }
+}
+
+impl Rules for BlockRequest {
+    fn check(&self, _: &mut Report) {}
+
+    fn unsupported(&self) -> Vec<Unsupported> {
+        Vec::new()
+    }
 }
 
 /// How far a claim is.

@@ -54,6 +54,32 @@ pub struct NodeSpec {
     pub(crate) config_source: Option<Value>,
 }
 
+/// Kubernetes' own Namespace: its labels decide which pools its pods get addresses from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Namespace {
+    /// `v1`.
+    pub api_version: String,
+    /// `Namespace`.
+    pub kind: String,
+    /// Name, labels, annotations.
+    pub metadata: Metadata,
+    /// Kept as it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spec: Option<Value>,
+    /// What a cluster said about it; read by nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Value>,
+}
+
+impl Rules for Namespace {
+    fn check(&self, _: &mut Report) {}
+
+    fn unsupported(&self) -> Vec<Unsupported> {
+        Vec::new()
+    }
+}
+
 impl Node {
     /// Its address in a family, from the annotation; the prefix length that may stand behind it is
     /// dropped.

@@ -15,14 +15,14 @@ impl Claims {
     /// names a pool, or has blocks set aside, says nothing about the others.
     pub(super) fn note_refused(&mut self, shortage: &Shortage) {
         if is_any_pods(shortage, &self.view.borrow()) {
-            self.refused.insert(shortage.family);
+            self.state.refused.insert(shortage.family);
         }
     }
 
     /// Whether somebody got no address, and nobody would get one now. What has come to an end is
     /// forgotten.
     pub(super) fn exhausted(&mut self) -> Result<bool, ClaimsError> {
-        if self.refused.is_empty() {
+        if self.state.refused.is_empty() {
             return Ok(false);
         }
         let blocks = self.service.blocks()?;
@@ -36,19 +36,19 @@ impl Claims {
                     next_candidate(cidr, size, &self.node, &taken).is_some()
                 })
         };
-        let mut refused = self.refused.clone();
+        let mut refused = self.state.refused.clone();
         refused.retain(|family| {
-            let pools = self.view.borrow().eligible(*family);
+            let pools = self.view.borrow().eligible(*family, None);
             // Without any pool ADD fails for another reason, which is told.
             !pools.is_empty() && !has_free(&blocks, *family, &pools) && !has_block(*family, &pools)
         });
-        self.refused = refused;
-        Ok(!self.refused.is_empty())
+        self.state.refused = refused;
+        Ok(!self.state.refused.is_empty())
     }
 }
 
 fn is_any_pods(shortage: &Shortage, view: &View) -> bool {
-    shortage.dedication.is_none() && shortage.pools == view.eligible(shortage.family)
+    shortage.dedication.is_none() && shortage.pools == view.eligible(shortage.family, None)
 }
 
 /// An address that waits for its link to go counts as well: it is had in a moment. One that rests does
@@ -78,11 +78,16 @@ mod tests {
             let cidr = "10.10.0.0/24".parse().unwrap();
             (
                 name.to_owned(),
-                PoolView { cidr, refusal: refusal.map(str::to_owned), unusable: None },
+                PoolView {
+                    cidr,
+                    namespaces: None,
+                    refusal: refusal.map(str::to_owned),
+                    unusable: None,
+                },
             )
         };
         let pools = [pool("a", None), pool("b", None), pool("c", Some("not for this node"))];
-        let view = View { ready: true, pools: BTreeMap::from(pools) };
+        let view = View { ready: true, pools: BTreeMap::from(pools), ..View::default() };
         let check = |names: &[&str], family, network: Option<&str>, expected| {
             let shortage = Shortage {
                 family,
@@ -112,6 +117,7 @@ mod tests {
             held: 0,
             resting: 0,
             reserved: 0,
+            delegated: 0,
             assignable,
             dedication: None,
         };

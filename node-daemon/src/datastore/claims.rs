@@ -1,9 +1,12 @@
 use std::path::{Path, PathBuf};
 
 use twill_ipam::Taken;
-use twill_k8s_api::files::{
-    CLAIMS, Claim, Claims, DirectoryLock, FileError, claimed_blocks, create_file, make_directory,
-    read_claim, read_claims, remove_file,
+use twill_k8s_api::{
+    Delegation,
+    files::{
+        CLAIMS, Claim, Claims, DirectoryLock, FileError, claimed_blocks, create_file,
+        make_directory, read_claim, read_claims, remove_file, replace_file,
+    },
 };
 use twill_types::{Block, Dedication};
 
@@ -14,12 +17,20 @@ pub(crate) struct ClaimStore {
     directory: PathBuf,
 }
 
+/// Who claims, and what for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claimant<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) pool: &'a str,
+    pub(crate) dedication: Option<&'a Dedication>,
+}
+
 /// How an attempt to claim ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ClaimOutcome {
     /// The block is this node's, now or already.
     Won(Claim),
-    /// Another node has it.
+    /// Another node has it, or a part of it, or more than it.
     Lost(Claim),
 }
 
@@ -30,51 +41,103 @@ impl ClaimStore {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Claims a block for a node.
+    fn claims(&self) -> PathBuf {
+        self.directory.join(CLAIMS)
+    }
+
+    fn path(&self, block: Block) -> PathBuf {
+        self.claims().join(Claim::file_name(block))
+    }
+
+    /// Claims the block that `choose` takes, knowing which cannot be had; `None` if it takes none.
+    /// One listing and one file made; one more of these for each race that is lost.
+    pub(crate) fn claim(
+        &self,
+        who: Claimant<'_>,
+        choose: impl Fn(&Taken) -> Option<Block>,
+    ) -> Result<Option<Claim>, FileError> {
+        let _lock = DirectoryLock::acquire(&self.claims())?;
+        let mut taken = self.taken()?;
+        while let Some(block) = choose(&taken) {
+            if let Some(claim) = self.create(block, who)? {
+                return Ok(Some(claim));
+            }
+            taken.insert(block);
+        }
+        Ok(None)
+    }
+
+    /// Claims one block.
     pub(crate) fn try_claim(
         &self,
         block: Block,
-        node: &str,
-        pool: &str,
-        dedication: Option<&Dedication>,
+        who: Claimant<'_>,
     ) -> Result<ClaimOutcome, FileError> {
-        let claims = self.directory.join(CLAIMS);
-        let claim = Claim {
-            block,
-            node: node.to_owned(),
-            pool: pool.to_owned(),
-            dedication: dedication.cloned(),
-            uid: new_uid(),
-            created: jiff::Timestamp::now().to_string(),
-        };
-        // `link(2)` alone decides the race; the lock keeps others from sweeping our temporary
-        // file.
-        let _lock = DirectoryLock::acquire(&claims)?;
-        if create_file(&claims.join(Claim::file_name(block)), claim.to_yaml()?.as_bytes())? {
-            return Ok(ClaimOutcome::Won(claim));
+        let _lock = DirectoryLock::acquire(&self.claims())?;
+        for other in claimed_blocks(&self.directory)? {
+            let in_the_way = other.prefix().overlaps(block.prefix());
+            if in_the_way && let Some(found) = read_claim(&self.directory, other)? {
+                let is_own = other == block && found.node == who.node;
+                return Ok(if is_own { ClaimOutcome::Won } else { ClaimOutcome::Lost }(found));
+            }
         }
-        match read_claim(&self.directory, block)? {
-            Some(other) if other.node == node => Ok(ClaimOutcome::Won(other)),
-            Some(other) => Ok(ClaimOutcome::Lost(other)),
-            // Removed by hand in between: those who remove a claim hold the lock.
+        match self.create(block, who)? {
+            Some(claim) => Ok(ClaimOutcome::Won(claim)),
             None => Err(FileError::Damaged {
-                path: claims.join(Claim::file_name(block)),
-                message: "it came and went at once".to_owned(),
+                path: self.path(block),
+                message: "it came while nobody else could write".to_owned(),
             }),
         }
     }
 
-    /// Gives a claim back, if it still is the one that is meant: a block that was released and
-    /// claimed again by anyone has another uid.
+    /// Makes a claim unless there is one. `link(2)` decides; the lock, which the caller has, keeps
+    /// others from sweeping our temporary file, and from claiming more or less than this block.
+    fn create(&self, block: Block, who: Claimant<'_>) -> Result<Option<Claim>, FileError> {
+        let claim = Claim {
+            block,
+            node: who.node.to_owned(),
+            pool: who.pool.to_owned(),
+            dedication: who.dedication.cloned(),
+            delegations: Vec::new(),
+            uid: new_uid(),
+            created: jiff::Timestamp::now().to_string(),
+        };
+        let made = create_file(&self.path(block), claim.to_yaml()?.as_bytes())?;
+        Ok(made.then_some(claim))
+    }
+
+    /// Gives a claim back, if it still is the one that is meant, and nobody else has a part of it: a
+    /// block that was released and claimed again by anyone has another uid.
     pub(crate) fn release(&self, claim: &Claim) -> Result<bool, FileError> {
-        let claims = self.directory.join(CLAIMS);
-        let _lock = DirectoryLock::acquire(&claims)?;
+        let _lock = DirectoryLock::acquire(&self.claims())?;
         match read_claim(&self.directory, claim.block)? {
-            Some(found) if found.uid == claim.uid => {
-                remove_file(&claims.join(Claim::file_name(claim.block)))
+            Some(found) if found.uid == claim.uid && found.delegations.is_empty() => {
+                remove_file(&self.path(claim.block))
             }
             _ => Ok(false),
         }
+    }
+
+    /// Changes which parts of a claim others have; `None` if it is not the one any more that is
+    /// meant.
+    pub(crate) fn delegate(
+        &self,
+        claim: &Claim,
+        change: impl FnOnce(&mut Vec<Delegation>),
+    ) -> Result<Option<Claim>, FileError> {
+        let _lock = DirectoryLock::acquire(&self.claims())?;
+        let found = read_claim(&self.directory, claim.block)?;
+        let Some(mut found) = found.filter(|found| found.uid == claim.uid) else {
+            return Ok(None);
+        };
+        change(&mut found.delegations);
+        replace_file(&self.path(claim.block), found.to_yaml()?.as_bytes())?;
+        Ok(Some(found))
+    }
+
+    /// One claim.
+    pub(crate) fn get(&self, block: Block) -> Result<Option<Claim>, FileError> {
+        read_claim(&self.directory, block)
     }
 
     /// All claims, with what is wrong with those that cannot be read.
@@ -89,7 +152,7 @@ impl ClaimStore {
 }
 
 /// What tells one claim of a block from an earlier one, also across nodes and boots.
-fn new_uid() -> String {
+pub(super) fn new_uid() -> String {
     // The kernel's own generator: a random UUID for each reading.
     std::fs::read_to_string("/proc/sys/kernel/random/uuid")
         .map(|uuid| uuid.trim().to_owned())
@@ -104,6 +167,10 @@ mod tests {
     use twill_types::Prefix;
 
     use super::*;
+
+    fn who(node: &str) -> Claimant<'_> {
+        Claimant { node, pool: "a", dedication: None }
+    }
 
     #[test]
     fn of_sixteen_nodes_one_wins_each_block() {
@@ -121,7 +188,7 @@ mod tests {
                     // 16 blocks of /28 in all: everybody takes what there is.
                     while let Some(block) = next_candidate(pool, 28, &name, &store.taken().unwrap())
                     {
-                        match store.try_claim(block, &name, "a", None).unwrap() {
+                        match store.try_claim(block, who(&name)).unwrap() {
                             ClaimOutcome::Won(claim) => won.push((claim.node, claim.block)),
                             ClaimOutcome::Lost(claim) => assert_ne!(claim.node, name),
                         }
@@ -146,13 +213,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = ClaimStore::open(root.path()).unwrap();
         let block: Block = "10.10.0.64/26".parse().unwrap();
-        let first = store.try_claim(block, "node1", "a", None).unwrap();
+        let first = store.try_claim(block, who("node1")).unwrap();
         assert!(matches!(first, ClaimOutcome::Won(_)));
-        assert_eq!(store.try_claim(block, "node1", "a", None).unwrap(), first);
-        assert!(matches!(
-            store.try_claim(block, "node2", "a", None).unwrap(),
-            ClaimOutcome::Lost(_)
-        ));
+        assert_eq!(store.try_claim(block, who("node1")).unwrap(), first);
+        assert!(matches!(store.try_claim(block, who("node2")).unwrap(), ClaimOutcome::Lost(_)));
         let names: Vec<_> = std::fs::read_dir(root.path().join(CLAIMS))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -166,14 +230,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = ClaimStore::open(root.path()).unwrap();
         let block: Block = "10.10.0.64/26".parse().unwrap();
-        let ClaimOutcome::Won(first) = store.try_claim(block, "node1", "a", None).unwrap() else {
+        let ClaimOutcome::Won(first) = store.try_claim(block, who("node1")).unwrap() else {
             panic!("somebody else has it");
         };
         assert!(store.release(&first).unwrap());
         assert!(!store.release(&first).unwrap(), "it is gone already");
-        let second = store.try_claim(block, "node1", "a", None).unwrap();
+        let second = store.try_claim(block, who("node1")).unwrap();
         assert!(!store.release(&first).unwrap(), "the new claim is another one");
-        assert_eq!(store.try_claim(block, "node1", "a", None).unwrap(), second);
+        assert_eq!(store.try_claim(block, who("node1")).unwrap(), second);
     }
 
     #[test]
@@ -184,7 +248,7 @@ mod tests {
         std::fs::write(root.path().join("claims/0a0a0040-26.yaml"), "rubbish: [").unwrap();
         let listed = store.list().unwrap();
         assert_eq!((listed.claims.len(), listed.problems.len()), (0, 1));
-        assert!(store.try_claim(block, "node1", "a", None).is_err());
+        assert!(store.try_claim(block, who("node1")).is_err());
         assert_eq!(store.taken().unwrap(), Taken::from_iter([block]));
     }
 }

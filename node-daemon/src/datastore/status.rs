@@ -12,8 +12,17 @@ use super::Snapshot;
 
 /// Writes what this node makes of each object into `status/<node>/`, never into a user's file:
 /// whether it is accepted, and which of its fields have no effect. `twillctl get` shows it.
-pub(crate) fn report(directory: &Path, node: &str, snapshot: &Snapshot) -> Result<(), FileError> {
-    let wanted = conditions(snapshot);
+/// `said` is what other tasks have to say.
+pub(crate) fn report(
+    directory: &Path,
+    node: &str,
+    snapshot: &Snapshot,
+    said: BTreeMap<ObjectId, Vec<Condition>>,
+) -> Result<(), FileError> {
+    let mut wanted = conditions(snapshot);
+    for (object, conditions) in said {
+        wanted.entry(object).or_default().extend(conditions);
+    }
     for (object, conditions) in &wanted {
         let status = Status {
             object: object.clone(),
@@ -73,7 +82,7 @@ mod tests {
         };
         let said = |files: &mut Files| {
             let snapshot = Snapshot::new(files.reload(root.path()).unwrap());
-            report(root.path(), "node1", &snapshot).unwrap();
+            report(root.path(), "node1", &snapshot, BTreeMap::new()).unwrap();
             let statuses = read_statuses(root.path()).unwrap();
             let of = |nodes: &BTreeMap<String, Vec<Condition>>| nodes["node1"].clone();
             statuses.values().next().map(of).unwrap_or_default()

@@ -1,0 +1,240 @@
+//! The claim of another block: when an assignment lacks one, and ahead of need.
+
+use std::{net::IpAddr, sync::Arc};
+
+use tracing::info;
+use twill_ipam::{
+    BlockSummary, OwnedBlock, Refusal, Shortage, Taken, is_nearly_full, next_candidate,
+};
+use twill_k8s_api::files::Claim;
+use twill_rpc::message::{ErrorKind, RpcError};
+use twill_types::{Block, Dedication, Family, Prefix};
+
+use super::{Claims, ClaimsError};
+use crate::{
+    datastore::{ClaimOutcome, Claimant, Snapshot},
+    ipam::again,
+};
+
+impl Claims {
+    /// Claims the block that an assignment lacks, unless there is one by now: of many requests that
+    /// wait, one claim serves them all.
+    pub(super) fn claim(&mut self, refusal: &Refusal) -> Result<(), RpcError> {
+        let blocks = self.service.blocks().map_err(|error| again(&error))?;
+        match refusal {
+            Refusal::Full(shortage) => self.claim_any(shortage, &blocks),
+            Refusal::NoBlock { address, pools, dedication } => {
+                self.claim_around(*address, pools, dedication.as_ref(), &blocks)
+            }
+            // No block would help.
+            Refusal::Taken { .. }
+            | Refusal::Cooling { .. }
+            | Refusal::Resting { .. }
+            | Refusal::Reserved { .. }
+            | Refusal::Delegated { .. }
+            | Refusal::Withheld { .. } => Ok(()),
+        }
+    }
+
+    /// Claims one block in the first of the pools that has one.
+    fn claim_any(&mut self, shortage: &Shortage, blocks: &[BlockSummary]) -> Result<(), RpcError> {
+        let Shortage { family, pools, dedication, .. } = shortage;
+        let would_do = |block: &&BlockSummary| {
+            block.assignable
+                && block.block.family() == *family
+                && pools.contains(&block.pool)
+                && block.dedication == *dedication
+        };
+        if blocks.iter().filter(would_do).count() > shortage.blocks {
+            return Ok(());
+        }
+        let resources = Arc::clone(&self.resources.borrow());
+        let allowed = self.may_claim(&resources, *family, blocks);
+        if allowed.is_ok() {
+            for name in pools {
+                let claimed = self.claim_in(&resources, name, dedication.as_ref());
+                if claimed.map_err(|error| again(&error))? {
+                    return Ok(());
+                }
+            }
+        }
+        let try_again = |message| Err(RpcError { kind: ErrorKind::TryAgain, message });
+        if shortage.held > 0 {
+            let message =
+                "addresses of pods that were deleted can be had once their links are gone";
+            return try_again(format!("{} {message}", shortage.held));
+        }
+        let may_borrow = allowed.is_ok() && dedication.is_none();
+        let borrowed = may_borrow.then(|| self.borrow(&resources, pools, None)).transpose()?;
+        if borrowed.as_ref().is_some_and(|borrowed| borrowed.is_ok()) {
+            return Ok(());
+        }
+        self.note_refused(shortage);
+        if let Some(seconds) = shortage.rested_in {
+            return try_again(format!(
+                "every address that is left rests after use; the first can be had in {seconds} s \
+                 (ipCooldownSeconds)"
+            ));
+        }
+        let message = allowed.err().unwrap_or_else(|| {
+            let lenders = borrowed.and_then(Result::err).unwrap_or_default();
+            format!(
+                "every address of pools {} that node {} can have is in use{lenders}; add a pool, or \
+                 delete pods",
+                pools.join(", "),
+                self.node
+            )
+        });
+        Err(RpcError { kind: ErrorKind::Exhausted, message })
+    }
+
+    /// Claims the block that an address lies in.
+    fn claim_around(
+        &mut self,
+        address: IpAddr,
+        pools: &[String],
+        dedication: Option<&Dedication>,
+        blocks: &[BlockSummary],
+    ) -> Result<(), RpcError> {
+        let refuse = |kind, why: String| {
+            Err(RpcError { kind, message: format!("{address} cannot be had: {why}") })
+        };
+        if let Some(owned) = blocks.iter().find(|block| block.block.prefix().contains(address)) {
+            if owned.assignable && owned.dedication.as_ref() == dedication {
+                return Ok(());
+            }
+            let why = match &owned.dedication {
+                Some(other) => {
+                    format!("{} is set aside for network {}", owned.block, other.network)
+                }
+                None if owned.assignable => format!("{} is for pods of twill itself", owned.block),
+                None => format!("{} gives no new addresses", owned.block),
+            };
+            return refuse(ErrorKind::Taken, format!("{why}; ask for another one"));
+        }
+        let resources = Arc::clone(&self.resources.borrow());
+        if let Err(why) = self.may_claim(&resources, Family::of(address), blocks) {
+            return refuse(ErrorKind::Exhausted, why);
+        }
+        let pool = pools
+            .iter()
+            .filter_map(|name| Some((name, resources.pools.get(name)?)))
+            .find(|(_, pool)| pool.spec.cidr.contains(address));
+        let block = pool.and_then(|(name, pool)| {
+            Some((name, Block::new(Prefix::masked(address, pool.spec.block_size()).ok()?).ok()?))
+        });
+        let Some((name, block)) = block else {
+            return refuse(ErrorKind::Invalid, "no pool of it has blocks".to_owned());
+        };
+        let Some(other) = self.take(block, name, dedication).map_err(|error| again(&error))? else {
+            return Ok(());
+        };
+        let mut why = format!("its block {} belongs to node {}", other.block, other.node);
+        if dedication.is_none() {
+            match self.borrow(&resources, std::slice::from_ref(name), Some(address))? {
+                Ok(()) => return Ok(()),
+                Err(lenders) => why.push_str(&lenders),
+            }
+        }
+        refuse(ErrorKind::Taken, format!("{why}; ask for an address of another"))
+    }
+
+    pub(super) fn ahead(&mut self, pool: &str) -> Result<(), ClaimsError> {
+        let resources = Arc::clone(&self.resources.borrow());
+        let family = resources.pools.get(pool).map(|pool| pool.spec.cidr.family());
+        let blocks = self.service.blocks()?;
+        // Each ADD that found little says so; one claim is the answer to them all.
+        let is_needed = is_nearly_full(pool, blocks.iter().cloned());
+        let may_claim = |family| self.may_claim(&resources, family, &blocks).is_ok();
+        if is_needed && family.is_some_and(may_claim) {
+            self.claim_in(&resources, pool, None)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this node, with these blocks, may take another one by itself.
+    pub(super) fn may_claim(
+        &self,
+        resources: &Snapshot,
+        family: Family,
+        blocks: &[BlockSummary],
+    ) -> Result<(), String> {
+        let config = resources.ipam_config();
+        let limit = config.max_blocks_per_host as usize;
+        let count = blocks.iter().filter(|block| block.block.family() == family).count();
+        if limit > 0 && count >= limit {
+            return Err(format!(
+                "node {} has {count} {family} blocks and may have {limit}; raise maxBlocksPerHost in \
+                 the IPAMConfiguration, or delete pods",
+                self.node
+            ));
+        }
+        if !config.auto_allocate_blocks {
+            return Err(
+                "autoAllocateBlocks of the IPAMConfiguration is false, so this node takes no \
+                        block by itself; list more blocks in its Node"
+                    .to_owned(),
+            );
+        }
+        if !self.shared && resources.nodes.len() > 1 {
+            return Err(format!(
+                "the datastore has {} nodes and is not shared, so node {} takes no block by \
+                 itself; list blocks in its Node, or set datastore.shared",
+                resources.nodes.len(),
+                self.node
+            ));
+        }
+        Ok(())
+    }
+
+    fn claim_in(
+        &mut self,
+        resources: &Snapshot,
+        name: &str,
+        dedication: Option<&Dedication>,
+    ) -> Result<bool, ClaimsError> {
+        let Some(pool) = resources.pools.get(name) else {
+            return Ok(false);
+        };
+        let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
+        let who = Claimant { node: &self.node, pool: name, dedication };
+        let claim = self.store.claim(who, |taken| {
+            let taken = taken.clone().without(resources.reservations.clone());
+            next_candidate(cidr, size, &self.node, &taken)
+        });
+        match claim.map_err(ClaimsError::Read)? {
+            Some(claim) => self.take_into_use(claim).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// What this node cannot claim, or need not.
+    pub(super) fn taken(&self, resources: &Snapshot) -> Result<Taken, ClaimsError> {
+        let taken = self.store.taken().map_err(ClaimsError::Read)?;
+        Ok(taken.without(resources.reservations.clone()))
+    }
+
+    /// Claims one block and takes it into use; answers the claim that is in the way, if another
+    /// node's is.
+    fn take(
+        &mut self,
+        block: Block,
+        pool: &str,
+        dedication: Option<&Dedication>,
+    ) -> Result<Option<Claim>, ClaimsError> {
+        let who = Claimant { node: &self.node, pool, dedication };
+        match self.store.try_claim(block, who).map_err(ClaimsError::Read)? {
+            ClaimOutcome::Won(claim) => self.take_into_use(claim).map(|()| None),
+            ClaimOutcome::Lost(other) => Ok(Some(other)),
+        }
+    }
+
+    fn take_into_use(&mut self, claim: Claim) -> Result<(), ClaimsError> {
+        let Claim { block, pool, dedication, .. } = claim.clone();
+        info!(%block, pool, ?dedication, "claimed a block");
+        self.service.set_block(OwnedBlock { block, pool, dedication }, true)?;
+        self.state.mine.insert(block, claim);
+        self.publish_owned();
+        Ok(())
+    }
+}
