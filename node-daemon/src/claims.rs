@@ -163,7 +163,7 @@ impl Claims {
         }
         if self.shared {
             self.lend()?;
-            self.take_what_was_lent()?;
+            let _freed = self.take_what_was_lent()?;
         }
         self.give_back()
     }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use twill_tests::{
     lab::{Lab, Pod, Topology},
     wait::wait_for,
@@ -51,6 +52,17 @@ pub(crate) fn a_reserved_address_is_nobodys() -> Result<()> {
     asking.attachment_mut().args.push(("IP".into(), "10.60.0.9".into()));
     let error = refusal(lab.attach(&mut asking))?;
     ensure!(error.code == 103 && error.message.contains("IPReservation (10.60.0.9/32)"), "{error}");
+
+    // Unless the configuration says so, and then only by name.
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let plain = runtime.conflist().clone();
+    let mut overriding = plain.clone();
+    overriding["plugins"][0]["ipam"]["allowReserved"] = json!(true);
+    runtime.set_conflist(overriding);
+    lab.attach(&mut asking)?;
+    ensure!(asking.address()?.to_string() == "10.60.0.9", "{:?}", asking.addresses());
+    lab.detach(&asking)?;
+    lab.node_mut("node1")?.runtime_mut().set_conflist(plain);
 
     let pods = fill(&mut lab, "pools small")?;
     let mut addresses = Vec::new();
@@ -107,10 +119,45 @@ pub(crate) fn an_address_rests_after_use() -> Result<()> {
     let mut pods = fill(&mut lab, "maxBlocksPerHost")?;
     let last = pods.pop().context("no pods")?;
     let (address, freed) = (last.address()?, Instant::now());
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["statusOnExhaustion"] = json!(true);
+    runtime.set_conflist(conflist);
     lab.delete_pod(last)?;
     // It waits for the only address there is.
     let next = lab.add_pod("node1", "next")?;
     ensure!(next.address()? == address, "{}", next.address()?);
     ensure!(freed.elapsed() >= REST, "after {:?}", freed.elapsed());
     Ok(())
+}
+
+/// What rests can take twenty minutes, so a node on which everything else is in use is full.
+pub(crate) fn a_node_whose_last_addresses_rest_is_full() -> Result<()> {
+    let config = |rest: u32| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\nmetadata: {{name: default}}\n\
+             spec: {{strictAffinity: true, maxBlocksPerHost: 1, ipCooldownSeconds: {rest}}}\n"
+        )
+    };
+    let mut lab = node_with("config.yaml", &config(600))?;
+    let mut pods = fill(&mut lab, "maxBlocksPerHost")?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["statusOnExhaustion"] = json!(true);
+    conflist["plugins"][0]["timeoutSeconds"] = json!(1);
+    runtime.set_conflist(conflist);
+    lab.delete_pod(pods.pop().context("no pods")?)?;
+    wait_for("its link to go, and it to rest", SECONDS, || {
+        let error = refusal(lab.add_pod("node1", "next"))?;
+        ensure!(error.code == 11 && error.message.contains("rests after use"), "{error}");
+        Ok(())
+    })?;
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().status(node.namespace()))?;
+    ensure!(error.code == 50, "{error}");
+    // A shorter time is for those at rest, too.
+    lab.write_resource("config.yaml", &config(1))?;
+    let node = lab.node("node1")?;
+    wait_for("readiness", SECONDS, || node.runtime().status(node.namespace()))?;
+    lab.add_pod("node1", "next").map(drop)
 }

@@ -2,7 +2,9 @@
 
 use std::{process::ExitCode, time::Duration};
 
+mod borrow;
 mod checklist;
+mod claims;
 mod crash;
 mod daemon;
 mod gc;
@@ -130,9 +132,26 @@ fn main() -> ExitCode {
         daemon::nobody_else_can_keep_it_from_starting,
         daemon::it_outlives_too_many_connections,
         daemon::a_loose_source_check_is_told,
+        claims::empty_blocks_go_back_and_never_the_last,
+        claims::a_pool_that_no_longer_selects_the_node_is_drained,
+        claims::a_changed_cidr_drains_the_blocks_outside,
+        claims::of_pools_that_overlap_the_one_in_use_stays,
+        claims::pools_choose_namespaces_and_uses,
+        claims::a_pool_that_keeps_quiet_is_not_announced,
+        claims::the_blocks_of_a_node_that_is_gone_return,
+        claims::a_claim_that_was_removed_by_hand_is_made_again,
+        claims::a_second_origin_stops_the_block,
+        borrow::a_borrowed_part_is_a_smaller_block,
+        borrow::an_owner_that_is_dead_is_named,
+        borrow::an_owner_that_restarts_in_between_lends_or_does_not,
+        borrow::a_block_that_its_owner_releases_is_claimed_instead,
+        borrow::the_borrower_that_is_gone_gives_all_back,
+        borrow::nobody_lends_where_affinity_is_strict,
+        borrow::an_address_of_another_nodes_block_can_be_borrowed,
         ipam::a_reserved_address_is_nobodys,
         ipam::a_node_has_no_more_blocks_than_it_may,
         ipam::an_address_rests_after_use,
+        ipam::a_node_whose_last_addresses_rest_is_full,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,

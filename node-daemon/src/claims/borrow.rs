@@ -77,9 +77,13 @@ impl Claims {
             return Ok(Err(String::new()));
         }
         let before = self.state.borrowing.parts.len();
-        self.take_what_was_lent().map_err(|error| again(&error))?;
+        let freed = self.take_what_was_lent().map_err(|error| again(&error))?;
         if self.state.borrowing.parts.len() > before {
             return Ok(Ok(()));
+        }
+        if freed {
+            let message = "the block that a part was asked of was given back".to_owned();
+            return Err(RpcError { kind: ErrorKind::TryAgain, message });
         }
         let is_for_this =
             |asked: &&Asked| pools.contains(&asked.spec.pool) && asked.spec.address == address;
@@ -131,10 +135,12 @@ impl Claims {
         Err(waiting(&claim.node, claim.block))
     }
 
-    /// Takes into use what owners have lent since the last time.
-    pub(super) fn take_what_was_lent(&mut self) -> Result<(), ClaimsError> {
+    /// Takes into use what owners have lent since the last time; whether a block is nobody's any more
+    /// that a part was asked of.
+    pub(super) fn take_what_was_lent(&mut self) -> Result<bool, ClaimsError> {
+        let mut freed = false;
         if !self.state.borrowing.is_waiting() {
-            return Ok(());
+            return Ok(freed);
         }
         let requests = self.requests.list().map_err(ClaimsError::Read)?;
         let names: Vec<String> = self.state.borrowing.asked.keys().cloned().collect();
@@ -145,7 +151,8 @@ impl Claims {
                 .get(&name)
                 .and_then(|request| request.as_ref()?.status.as_ref()?.get("refused")?.as_str());
             let claim = match self.store.get(block) {
-                Ok(claim) => claim,
+                // Given back, it may be another's by now, or this node's.
+                Ok(claim) => claim.filter(|claim| claim.node == asked.owner),
                 Err(error) => {
                     warn!(%block, error = %error_chain(&error), "cannot read who lends");
                     continue;
@@ -156,8 +163,10 @@ impl Claims {
             });
             match (granted, claim, refused) {
                 (Some(part), ..) if requests.contains_key(&name) => self.use_part(&name, part)?,
-                // It can be claimed by now.
-                (_, None, _) => self.give_up(&name, None),
+                (_, None, _) => {
+                    self.give_up(&name, None);
+                    freed = true;
+                }
                 (_, _, Some(why)) => self.give_up(&name, Some(why.to_owned())),
                 _ if asked.since.elapsed() >= ANSWER => {
                     self.give_up(&name, Some("its daemon does not answer".to_owned()));
@@ -165,7 +174,7 @@ impl Claims {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(freed)
     }
 
     fn use_part(&mut self, request: &str, part: Block) -> Result<(), ClaimsError> {

@@ -1,0 +1,225 @@
+//! `strictAffinity: false`: a node without a block of its own borrows a part of another's.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use twill_tests::{
+    lab::{Lab, Topology},
+    ping,
+    wait::wait_for,
+};
+
+use crate::{LONG, SECONDS, plugin::refusal};
+
+/// One block for two nodes.
+const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: a}\n\
+                    spec: {cidr: 10.60.0.0/28, blockSize: 28}\n";
+
+fn config(strict: bool) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\nmetadata: {{name: default}}\n\
+         spec: {{strictAffinity: {strict}}}\n"
+    )
+}
+
+/// Two nodes and one block, which node1 owns.
+fn two_nodes() -> Result<Lab> {
+    with_affinity(false)
+}
+
+fn with_affinity(strict: bool) -> Result<Lab> {
+    let mut topology = Topology::new();
+    for (node, address) in [("node1", "192.168.2.11/24"), ("node2", "192.168.2.12/24")] {
+        topology
+            .node(node)
+            .on("seg-a", address)
+            .settings("ipam: {emptyBlockGraceSeconds: 1, goneNodeGraceSeconds: 2}\n");
+    }
+    topology.resource("a.yaml", POOL).resource("config.yaml", &config(strict));
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    lab.node("node1")?.wait_established(&["192.168.2.12"], LONG)?;
+    lab.add_pod("node1", "owner").map(drop)?;
+    Ok(lab)
+}
+
+fn claim(lab: &Lab) -> Result<String> {
+    Ok(fs::read_to_string(lab.resource("claims/0a3c0000-28.yaml"))?)
+}
+
+fn wait_delegated(lab: &Lab, is: bool) -> Result<()> {
+    wait_for(&format!("a delegation: {is}"), LONG, || {
+        let text = claim(lab)?;
+        ensure!(text.contains("delegations:") == is, "{text}");
+        Ok(())
+    })
+}
+
+fn requests(lab: &Lab) -> Result<usize> {
+    let entries = fs::read_dir(lab.resource("requests"))?;
+    Ok(entries.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "yaml")).count())
+}
+
+pub(crate) fn a_borrowed_part_is_a_smaller_block() -> Result<()> {
+    let mut lab = two_nodes()?;
+    let first = lab.add_pod("node1", "p1")?;
+    let borrower = lab.add_pod("node2", "p2")?;
+    let part = lab.node("node2")?.blocks()?;
+    ensure!(part == ["10.60.0.8/29"], "{part:?}");
+    let claim = claim(&lab)?;
+    ensure!(claim.contains("10.60.0.8/29") && claim.contains("node2"), "{claim}");
+    // The more specific route leads there, and both ways work.
+    lab.node("node1")?.wait_route("10.60.0.8/29", LONG)?;
+    lab.node("node2")?.wait_route("10.60.0.0/28", LONG)?;
+    ping::reaches(first.namespace(), borrower.address()?)?;
+    ping::reaches(borrower.namespace(), first.address()?)?;
+    let status = lab.node("node1")?.status()?;
+    ensure!(status["problems"].as_array().is_none_or(Vec::is_empty), "{status}");
+    // The owner keeps its hands off: what is left of 16 is 7, and node1 has 2 of its 8.
+    let mut more = Vec::new();
+    for n in 0..6 {
+        let pod = lab.add_pod("node1", &format!("more{n}"))?;
+        ensure!(pod.address()?.to_string().as_str() < "10.60.0.8", "{:?}", pod.addresses());
+        more.push(pod);
+    }
+    // Both daemons start again, and nothing changes.
+    for node in ["node1", "node2"] {
+        lab.node_mut(node)?.kill9()?;
+        lab.node_mut(node)?.start()?;
+    }
+    ensure!(lab.node("node2")?.blocks()? == part, "{:?}", lab.node("node2")?.blocks()?);
+    let second = lab.add_pod("node2", "p3")?;
+    ping::reaches(second.namespace(), first.address()?)?;
+    let asking = lab.bare_pod("node1", "asking")?;
+    let mut attachment = asking.attachment().clone();
+    attachment.args.push(("IP".into(), "10.60.0.10".into()));
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().add(node.namespace(), &attachment))?;
+    ensure!(error.code == 103 && error.message.contains("borrowed"), "{error}");
+    // It comes back when it is empty.
+    lab.delete_pod(borrower)?;
+    lab.delete_pod(second)?;
+    wait_delegated(&lab, false)?;
+    ensure!(requests(&lab)? == 0);
+    ensure!(lab.node("node2")?.blocks()?.is_empty());
+    let _again = lab.add_pod("node1", "again")?;
+    Ok(())
+}
+
+pub(crate) fn an_owner_that_is_dead_is_named() -> Result<()> {
+    let mut lab = two_nodes()?;
+    lab.node_mut("node1")?.kill9()?;
+    let mut pod = lab.bare_pod("node2", "p2")?;
+    let runtime = lab.node_mut("node2")?.runtime_mut();
+    let patient = runtime.conflist().clone();
+    let mut hasty = patient.clone();
+    hasty["plugins"][0]["timeoutSeconds"] = json!(2);
+    runtime.set_conflist(hasty);
+    let error = refusal(lab.attach(&mut pod))?;
+    ensure!(error.code == 11 && error.message.contains("node node1 was asked"), "{error}");
+    // After a while nobody waits for it any more.
+    let error = wait_for("an end of the patience", LONG, || {
+        let error = refusal(lab.attach(&mut pod))?;
+        ensure!(error.code == 101, "{error}");
+        Ok(error)
+    })?;
+    ensure!(
+        error.message.contains("node1") && error.message.contains("does not answer"),
+        "{error}"
+    );
+    ensure!(requests(&lab)? == 0, "the request stays");
+    Ok(())
+}
+
+/// The owner stops in the middle: whatever it has done by then, one of the two has each address.
+pub(crate) fn an_owner_that_restarts_in_between_lends_or_does_not() -> Result<()> {
+    let mut lab = two_nodes()?;
+    lab.node("node1")?.daemon()?.signal(Signal::SIGSTOP)?;
+    let mut pod = lab.bare_pod("node2", "p2")?;
+    let runtime = lab.node_mut("node2")?.runtime_mut();
+    let patient = runtime.conflist().clone();
+    let mut hasty = patient.clone();
+    hasty["plugins"][0]["timeoutSeconds"] = json!(2);
+    runtime.set_conflist(hasty);
+    let error = refusal(lab.attach(&mut pod))?;
+    ensure!(error.code == 11, "{error}");
+    ensure!(requests(&lab)? == 1, "{}", requests(&lab)?);
+    lab.node_mut("node2")?.runtime_mut().set_conflist(patient);
+    lab.node_mut("node1")?.kill9()?;
+    lab.node_mut("node1")?.start()?;
+    lab.attach(&mut pod)?;
+    wait_delegated(&lab, true)?;
+    // The borrower dies with what it has: its pod keeps its address, and so does the request.
+    lab.node_mut("node2")?.kill9()?;
+    lab.node_mut("node2")?.start()?;
+    ping::reaches(pod.namespace(), "192.168.2.12".parse()?)?;
+    lab.delete_pod(pod)?;
+    wait_delegated(&lab, false)
+}
+
+/// The owner gives its block back while another one asks for a part of it: then it can be claimed.
+pub(crate) fn a_block_that_its_owner_releases_is_claimed_instead() -> Result<()> {
+    let mut lab = two_nodes()?;
+    lab.node_mut("node1")?.stop()?;
+    let mut pod = lab.bare_pod("node2", "p2")?;
+    let asked = std::thread::scope(|scope| -> Result<()> {
+        let node = lab.node("node2")?;
+        let (runtime, namespace) = (node.runtime(), node.namespace());
+        let add = scope.spawn(|| runtime.add(namespace, pod.attachment()));
+        wait_for("the request", SECONDS, || {
+            ensure!(requests(&lab)? == 1);
+            Ok(())
+        })?;
+        fs::remove_file(lab.resource("claims/0a3c0000-28.yaml"))?;
+        let result = add.join().map_err(|_| anyhow::anyhow!("the ADD panicked"))?;
+        result.map(drop)
+    });
+    asked?;
+    ensure!(lab.node("node2")?.blocks()? == ["10.60.0.0/28"], "{:?}", lab.node("node2")?.blocks()?);
+    wait_for("the request to be taken back", SECONDS, || {
+        ensure!(requests(&lab)? == 0);
+        Ok(())
+    })?;
+    lab.detach(&pod)?;
+    pod.attachment_mut().args.clear();
+    Ok(())
+}
+
+pub(crate) fn the_borrower_that_is_gone_gives_all_back() -> Result<()> {
+    let mut lab = two_nodes()?;
+    let _pod = lab.add_pod("node2", "p2")?;
+    wait_delegated(&lab, true)?;
+    lab.node_mut("node2")?.kill9()?;
+    lab.remove_resource("node2.yaml")?;
+    wait_delegated(&lab, false)?;
+    lab.node("node1")?.wait_no_route("10.60.0.8/29", LONG)
+}
+
+pub(crate) fn nobody_lends_where_affinity_is_strict() -> Result<()> {
+    let mut lab = with_affinity(true)?;
+    let error = refusal(lab.add_pod("node2", "p2"))?;
+    ensure!(error.code == 101 && error.message.contains("add a pool"), "{error}");
+    ensure!(requests(&lab)? == 0 && !claim(&lab)?.contains("delegations"));
+    Ok(())
+}
+
+/// An address that is asked for by name and lies in another node's block is borrowed alone.
+pub(crate) fn an_address_of_another_nodes_block_can_be_borrowed() -> Result<()> {
+    let mut lab = two_nodes()?;
+    let mut pod = lab.bare_pod("node2", "p2")?;
+    pod.attachment_mut().args.push(("IP".into(), "10.60.0.9".into()));
+    lab.attach(&mut pod)?;
+    ensure!(lab.node("node2")?.blocks()? == ["10.60.0.9/32"], "{:?}", lab.node("node2")?.blocks()?);
+    let mut taken = lab.bare_pod("node2", "p3")?;
+    taken.attachment_mut().args.push(("IP".into(), "10.60.0.0".into()));
+    let error = wait_for("a refusal", LONG, || {
+        let error = refusal(lab.attach(&mut taken))?;
+        ensure!(error.code == 103, "{error}");
+        Ok(error)
+    })?;
+    ensure!(error.message.contains("10.60.0.0 is not free"), "{error}");
+    lab.node("node1")?.wait_route("10.60.0.9", LONG)?;
+    ping::reaches(lab.node("node1")?.namespace(), pod.address()?).context("the borrowed address")
+}
