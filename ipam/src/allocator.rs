@@ -273,15 +273,21 @@ impl Allocator {
         if request.is_reserved(state.block, address) {
             return Some(Refusal::Reserved { address });
         }
-        // The override is for those who know which address they want.
-        let overrides = request.allow_reserved && request.wanted.values().any(|ip| *ip == address);
-        if let Some(range) = self.reservation_of(address).filter(|_| !overrides) {
-            return Some(Refusal::Withheld { address, range });
+        if let Some(refusal) = self.withheld(request, address) {
+            return Some(refusal);
         }
         if let Some(part) = self.delegation_of(address) {
             return Some(Refusal::Delegated { address, part });
         }
         self.cooling.refusal(address)
+    }
+
+    /// That an address is reserved, unless who asks may have it all the same. The override is for
+    /// those who know which address they want.
+    fn withheld(&self, request: &AssignRequest, address: IpAddr) -> Option<Refusal> {
+        let overrides = request.allow_reserved && request.wanted.values().any(|ip| *ip == address);
+        let range = self.reservation_of(address).filter(|_| !overrides)?;
+        Some(Refusal::Withheld { address, range })
     }
 
     /// The address that was asked for, if it can be had.
@@ -297,6 +303,10 @@ impl Allocator {
             .candidates(Family::of(address), pools, dedication.as_ref())
             .find(|state| state.block.prefix().contains(address));
         let Some(state) = state else {
+            // No block is claimed for what nobody gets.
+            if let Some(refusal) = self.withheld(request, address) {
+                return Err(refusal);
+            }
             return Err(Refusal::NoBlock { address, pools: pools.to_vec(), dedication });
         };
         let refusal = self.refusal(request, state, address);

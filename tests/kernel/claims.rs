@@ -354,3 +354,82 @@ pub(crate) fn a_second_origin_stops_the_block() -> Result<()> {
     ensure!(status["problems"].as_array().is_none_or(Vec::is_empty), "{status}");
     Ok(())
 }
+
+pub(crate) fn a_changed_block_size_never_overlaps() -> Result<()> {
+    let a = |size: u8| pool("a", "10.60.0.0/27", &format!("blockSize: {size}"));
+    let mut lab = nodes(2, &[("a.yaml", &a(30))])?;
+    for n in 0..6 {
+        pods_on(&mut lab, "node1", n)?;
+    }
+    lab.write_resource("a.yaml", &a(28))?;
+    // Blocks of both sizes side by side, as far as there is room, and no address twice.
+    for n in 0..10 {
+        pods_on(&mut lab, "node2", n)?;
+    }
+    let all = claims(&lab)?;
+    ensure!(all.iter().any(|name| name.contains("-28")), "{all:?}");
+    ensure!(all.iter().any(|name| name.contains("-30")), "{all:?}");
+    let blocks = [lab.node("node1")?.blocks()?, lab.node("node2")?.blocks()?].concat();
+    let prefixes: Vec<twill_types::Prefix> =
+        blocks.iter().map(|block| Ok(block.parse()?)).collect::<Result<_>>()?;
+    for (n, prefix) in prefixes.iter().enumerate() {
+        let clash = prefixes[..n].iter().find(|other| other.overlaps(*prefix));
+        ensure!(clash.is_none(), "{prefix} and {clash:?}");
+    }
+    Ok(())
+}
+
+/// 4,096 blocks that another node has: the next pool gives an address in the same call.
+pub(crate) fn a_pool_that_others_have_filled_is_passed_over() -> Result<()> {
+    let a = pool("a", "10.64.0.0/14", "blockSize: 26");
+    let b = pool("b", "10.61.0.0/28", "blockSize: 30");
+    let mut lab = nodes(1, &[("a.yaml", &a), ("b.yaml", &b)])?;
+    let other = fs::read_to_string(lab.resource("node1.yaml"))?.replace("node1", "node9");
+    lab.write_resource("node9.yaml", &other)?;
+    let pool: twill_types::Prefix = "10.64.0.0/14".parse()?;
+    for index in 0..4096 {
+        let prefix = pool.subnet(26, index).context("the pool has 4,096 blocks")?;
+        let block = twill_types::Block::new(prefix)?;
+        let name = block.claim_name();
+        let text = format!(
+            "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {{name: {name}, uid: \
+             u{index}}}\nspec: {{state: confirmed, node: node9, cidr: {block}, pool: a}}\n"
+        );
+        fs::write(lab.resource("claims").join(format!("{name}.yaml")), text)?;
+    }
+    let pod = lab.add_pod("node1", "first")?;
+    ensure!(pod.address()?.to_string().starts_with("10.61."), "{:?}", pod.addresses());
+    // And the last free one of 4,096 is found.
+    let free = "10.65.7.64/26";
+    let block: twill_types::Block = free.parse().map_err(anyhow::Error::from_boxed)?;
+    fs::remove_file(lab.resource("claims").join(format!("{}.yaml", block.claim_name())))?;
+    let mut asking = lab.node("node1")?.runtime().conflist().clone();
+    asking["plugins"][0]["ipam"]["ipv4Pools"] = json!(["a"]);
+    lab.node_mut("node1")?.runtime_mut().set_conflist(asking);
+    let pod = lab.add_pod("node1", "second")?;
+    ensure!(lab.node("node1")?.blocks()?.contains(&free.to_owned()), "{:?}", pod.addresses());
+    Ok(())
+}
+
+/// Both nodes want their first blocks at the same moment, of a pool that has just enough.
+pub(crate) fn nodes_that_start_at_once_share_no_block() -> Result<()> {
+    let a = pool("a", "10.60.0.0/28", "blockSize: 31");
+    let mut lab = nodes(2, &[("a.yaml", &a)])?;
+    let mut pods = Vec::new();
+    for n in 0..16 {
+        pods.push(lab.bare_pod(["node1", "node2"][n % 2], &format!("p{n}"))?);
+    }
+    let lab = &lab;
+    let results: Vec<Result<Value>> = std::thread::scope(|scope| {
+        let add = |pod: &'_ mut Pod| lab.attach(pod);
+        let threads: Vec<_> = pods.iter_mut().map(|pod| scope.spawn(move || add(pod))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let failed: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    ensure!(failed.is_empty() && results.len() == 16, "{failed:?}");
+    let mut addresses: Vec<_> = pods.iter().flat_map(Pod::addresses).collect();
+    addresses.sort();
+    addresses.dedup();
+    ensure!(addresses.len() == 16, "{addresses:?}");
+    Ok(())
+}

@@ -10,6 +10,7 @@ mod daemon;
 mod gc;
 mod host;
 mod ipam;
+mod ipam_input;
 mod ipam_plugin;
 mod kit;
 mod operator;
@@ -148,6 +149,12 @@ fn main() -> ExitCode {
         borrow::the_borrower_that_is_gone_gives_all_back,
         borrow::nobody_lends_where_affinity_is_strict,
         borrow::an_address_of_another_nodes_block_can_be_borrowed,
+        claims::a_changed_block_size_never_overlaps,
+        claims::a_pool_that_others_have_filled_is_passed_over,
+        claims::nodes_that_start_at_once_share_no_block,
+        ipam_input::a_pool_that_cannot_be_used_says_why,
+        ipam_input::the_smallest_pools_give_what_they_have,
+        ipam_input::an_address_that_cannot_be_had_says_why_and_leaves_nothing,
         ipam::a_reserved_address_is_nobodys,
         ipam::a_node_has_no_more_blocks_than_it_may,
         ipam::an_address_rests_after_use,

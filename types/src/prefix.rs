@@ -227,11 +227,24 @@ impl FromStr for Prefix {
 
     fn from_str(text: &str) -> Result<Self, PrefixError> {
         let network: IpNetwork = match text.contains('/') {
-            true => text.parse().map_err(|_| PrefixError::Syntax(text.to_owned()))?,
+            true => text.parse().map_err(|_| fault(text))?,
             // `IpNetwork` reads a bare address as a host prefix; in a manifest that is a slip.
             false => return Err(PrefixError::Syntax(text.to_owned())),
         };
         Self::new(network.ip(), network.prefix())
+    }
+}
+
+/// What is wrong with a text that is no network.
+fn fault(text: &str) -> PrefixError {
+    let parts = text.split_once('/').and_then(|(address, length)| {
+        Some((address.parse::<IpAddr>().ok()?, length.parse::<u8>().ok()?))
+    });
+    match parts {
+        Some((address, length)) if length > Family::of(address).bits() => {
+            PrefixError::Length { address, length, family: Family::of(address) }
+        }
+        _ => PrefixError::Syntax(text.to_owned()),
     }
 }
 

@@ -126,8 +126,19 @@ fn read_addresses(place: Place, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
     let key = place.0.clone();
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in texts(place, problems) {
-        let plain = text.split_once('/').map_or(text.as_str(), |(address, _)| address);
+        let (plain, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text.as_str(), None),
+        };
+        let fits = |address: &IpAddr| {
+            let right = |length: u8| length <= Family::of(*address).bits();
+            length.is_none_or(|length| length.parse().is_ok_and(right))
+        };
         match plain.parse::<IpAddr>() {
+            Ok(address) if !fits(&address) => {
+                let right = "an address, with a prefix length of its family if with any";
+                problems.push(Problem::wrong(key.clone(), text, right));
+            }
             Ok(address) if !is_host(address) => {
                 problems.push(Problem::wrong(key.clone(), text, "the address of one host"));
             }

@@ -1,3 +1,5 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use serde::{Deserialize, Serialize};
 use twill_selector::Selector;
 use twill_types::{Family, Prefix};
@@ -119,16 +121,26 @@ impl IpPoolSpec {
                 message,
             );
         }
-        let link_local = match family {
-            Family::V4 => Prefix::masked([169, 254, 0, 0].into(), 16),
-            Family::V6 => Prefix::masked([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10),
+        let special: &[(&str, IpAddr, u8)] = match family {
+            Family::V4 => &[
+                ("link-local", IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
+                ("loopback", IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+                ("multicast", IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
+            ],
+            Family::V6 => &[
+                ("link-local", IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+                ("loopback", IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+                ("multicast", IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
+                ("IPv4-mapped", IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)), 96),
+            ],
         };
-        if let Ok(link_local) = link_local
-            && self.cidr.overlaps(link_local)
-        {
-            let message =
-                format!("overlaps the link-local range {link_local}; choose another range");
-            report.error("spec.cidr", message);
+        for (what, address, length) in special {
+            if let Ok(range) = Prefix::masked(*address, *length)
+                && self.cidr.overlaps(range)
+            {
+                let message = format!("overlaps the {what} range {range}; choose another range");
+                report.error("spec.cidr", message);
+            }
         }
     }
 
