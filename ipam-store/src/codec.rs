@@ -164,6 +164,13 @@ pub(crate) fn read(entries: &[Entry], boot_id: &str) -> Result<Contents, StoreEr
             }
         }
     }
+    // It is written first, and never removed. Without it the rest would be taken for another boot's.
+    if contents.meta.boot_id.is_empty() && !entries.is_empty() {
+        return Err(StoreError::Corrupt {
+            key: char::from(META).to_string(),
+            why: "it is missing, and others are there".to_owned(),
+        });
+    }
     if !contents.meta.boot_id.is_empty() && contents.meta.boot_id != boot_id {
         // Every namespace of that boot is gone. The blocks come again from the claims.
         contents.blocks.clear();

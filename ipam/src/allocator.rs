@@ -70,6 +70,11 @@ impl Allocator {
         let old = std::mem::take(self);
         let Self { blocks, records, sequence, .. } = stored;
         *self = Self { blocks, records, sequence, ..old };
+        // What was freed and not written is in use as before.
+        for address in self.records.values().flat_map(|record| &record.addresses) {
+            self.held.remove(address);
+            self.resting.remove(address);
+        }
     }
 
     /// Tells the time, in milliseconds since any moment; it never goes back.

@@ -12,6 +12,8 @@ use twill_types::{AttachmentId, Family, LinkAlias, LivingPod};
 use super::*;
 use crate::{Entry, MemoryStore, Write};
 
+mod model;
+
 fn options(boot: &str) -> Options {
     Options { boot_id: boot.into(), hold_freed: false }
 }
