@@ -13,7 +13,7 @@ PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 BENCH ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm bench build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill bench build plugin lint fmt tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,6 +38,10 @@ test-crash: tools build ## the plugin killed at every one of its system calls (r
 test-storm: tools build ## thousands of ADDs and DELs, plugins and daemon killed at random (root; minutes)
 	TWILL_STORM_OPERATIONS=$(or $(OPERATIONS),2000) TWILL_TEST_LIMIT=900 \
 	    $(CARGO) test --locked --package twill-tests --test kernel -- storm::
+
+test-kill: ## the store's process killed, and its files damaged, 500 times
+	TWILL_KILL_ROUNDS=$(or $(ROUNDS),500) \
+	    $(CARGO) test --locked --package twill-ipam-store --test kill -- --nocapture
 
 test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go)
 	@hack/install-tools runtimes

@@ -62,7 +62,13 @@ impl StoreError {
         match self {
             Self::Corrupt { .. } | Self::Lost | Self::Panic(_) => true,
             Self::Open { source, .. } => {
-                matches!(source, sled::Error::Corruption { .. } | sled::Error::ReportableBug(_))
+                // It is what a damaged `conf` looks like; no other version has ever written one.
+                let unsupported = matches!(source, sled::Error::Unsupported(_));
+                unsupported
+                    || matches!(
+                        source,
+                        sled::Error::Corruption { .. } | sled::Error::ReportableBug(_)
+                    )
             }
             Self::Directory { .. }
             | Self::Write(_)

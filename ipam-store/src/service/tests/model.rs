@@ -692,6 +692,8 @@ impl Bench {
         let stored = codec::read(&entries, &model.boot.to_string());
         let stored = stored.map_err(|error| TestCaseError::fail(error_chain(&error)))?;
         prop_assert_eq!(stored.blocks.len(), model.blocks.len());
+        // One entry for each address, nothing left over.
+        prop_assert_eq!(entries.iter().filter(|(key, _)| key[0] == b'r').count(), count);
         prop_assert_eq!(&pods(stored.records), &model.pods);
         prop_assert!(stored.meta.sequence >= model.sequence);
         Ok(())
