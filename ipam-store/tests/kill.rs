@@ -61,6 +61,7 @@ fn request(pod: &str, families: &[Family], namespace: u64) -> AssignRequest {
         netns_cookie: Some(namespace),
         pod: Some("prod/web".into()),
         foreign: None,
+        allow_reserved: false,
         now_ms: 1,
     }
 }

@@ -72,8 +72,7 @@ impl Allocator {
         *self = Self { blocks, records, sequence, ..old };
         // What was freed and not written is in use as before.
         for address in self.records.values().flat_map(|record| &record.addresses) {
-            self.held.remove(address);
-            self.resting.remove(address);
+            self.cooling.end(*address);
         }
     }
 
@@ -137,8 +136,12 @@ impl Allocator {
     /// What a block is filled with.
     fn summary(&self, state: &BlockState) -> BlockSummary {
         let range = state.block.prefix();
+        let is_used = |ip| state.block.offset_of(ip).is_some_and(|offset| state.is_used(offset));
+        // Each address counts once. A pod that was found after the store was lost may have one in a
+        // part, and what rests after a start may lie in one.
         let parts = self.delegated.iter().filter(|part| range.covers(part.prefix()));
-        let delegated: u16 = parts.map(|part| part.size()).sum();
+        let in_parts = parts.flat_map(|part| (0..part.size()).filter_map(|n| part.nth(n)));
+        let delegated = count(in_parts.filter(|ip| !is_used(*ip)));
         let is_reserved =
             |ip| self.reservation_of(ip).is_some() && self.delegation_of(ip).is_none();
         let is_spare = |offset: &u16| {
@@ -148,8 +151,11 @@ impl Allocator {
             true => count((0..state.block.size()).filter(is_spare)),
             false => 0,
         };
-        let held = count(self.cooling.held_in(range).filter(|ip| !is_reserved(*ip)));
-        let resting = count(self.cooling.resting_in(range).filter(|ip| !is_reserved(*ip)));
+        let is_ours = |ip: &IpAddr| {
+            !is_used(*ip) && self.reservation_of(*ip).is_none() && self.delegation_of(*ip).is_none()
+        };
+        let held = count(self.cooling.held_in(range).filter(is_ours));
+        let resting = count(self.cooling.resting_in(range).filter(is_ours));
         BlockSummary {
             block: state.block,
             pool: state.pool.clone(),

@@ -10,9 +10,18 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Adds a claim.
+    /// Adds a claim. Of those that overlap, as they never should, the largest counts.
     pub fn insert(&mut self, block: Block) {
-        self.claims.insert(block.prefix());
+        let claim = block.prefix();
+        if self.claims.range(..=claim).next_back().is_some_and(|before| before.covers(claim)) {
+            return;
+        }
+        let inside: Vec<Prefix> =
+            self.claims.range(claim..).take_while(|other| claim.covers(**other)).copied().collect();
+        for other in inside {
+            self.claims.remove(&other);
+        }
+        self.claims.insert(claim);
     }
 
     /// A block of which nobody gets any address, because of these ranges, is not claimed.
@@ -50,8 +59,9 @@ impl Taken {
 
 impl FromIterator<Block> for Taken {
     fn from_iter<I: IntoIterator<Item = Block>>(blocks: I) -> Self {
-        let claims = blocks.into_iter().map(Block::prefix).collect();
-        Self { claims, reserved: Vec::new() }
+        let mut taken = Self::default();
+        blocks.into_iter().for_each(|block| taken.insert(block));
+        taken
     }
 }
 
@@ -154,6 +164,17 @@ mod tests {
         let taken = Taken::default().without(vec![prefix("10.0.0.0/9")]);
         let found = next_candidate(prefix("10.0.0.0/8"), 32, "node1", &taken);
         assert!(found.is_some_and(|block| prefix("10.128.0.0/9").covers(block.prefix())));
+    }
+
+    #[test]
+    fn claims_inside_of_others_hide_nothing() {
+        let blocks = ["10.10.0.0/28", "10.10.0.0/25", "10.10.0.64/26", "10.10.0.192/26"];
+        for turn in 0..blocks.len() {
+            let order = blocks.iter().cycle().skip(turn).take(blocks.len());
+            let taken: Taken = order.map(|block| block.parse().unwrap()).collect();
+            let next = next_candidate(prefix("10.10.0.0/24"), 26, "n", &taken);
+            assert_eq!(next.map(|block| block.to_string()).as_deref(), Some("10.10.0.128/26"));
+        }
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn claim_files(directory: &Path) -> Result<Vec<String>, FileError> {
 }
 
 /// The block that a claim's file name stands for.
-fn claim_block(file_name: &str) -> Option<Block> {
+pub fn claim_block(file_name: &str) -> Option<Block> {
     Block::from_claim_name(file_name.strip_suffix(".yaml")?).ok()
 }
 

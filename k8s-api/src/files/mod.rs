@@ -18,7 +18,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-pub use claims::{Claim, Claims, claimed_blocks, read_claim, read_claims};
+pub use claims::{Claim, Claims, claim_block, claimed_blocks, read_claim, read_claims};
 pub use manifests::{
     Applied, Catalog, apply_manifest, catalog, find_manifest, load_directory, remove_manifest,
 };
@@ -165,7 +165,11 @@ pub fn sync_directory(path: &Path) -> Result<(), FileError> {
 
 /// A lock on a directory's content among writers, held until dropped.
 #[derive(Debug)]
-pub struct DirectoryLock(#[expect(dead_code, reason = "its being open is the lock")] File);
+pub struct DirectoryLock {
+    /// Its being open is the lock.
+    _file: File,
+    names: Vec<String>,
+}
 
 impl DirectoryLock {
     /// Waits for the lock (`flock` on the file `.lock`), then sweeps what a killed writer left.
@@ -180,8 +184,12 @@ impl DirectoryLock {
             .map_err(failed("open", &path))?;
         shut_out_others(&file).map_err(failed("change the mode of", &path))?;
         file.lock().map_err(failed("lock", &path))?;
-        sweep(directory)?;
-        Ok(Self(file))
+        Ok(Self { _file: file, names: sweep(directory)? })
+    }
+
+    /// The names of the manifests in the directory: other writers add none until this is dropped.
+    pub fn manifest_names(&self) -> &[String] {
+        &self.names
     }
 }
 
@@ -195,16 +203,23 @@ fn shut_out_others(lock: &File) -> io::Result<()> {
     lock.set_permissions(Permissions::from_mode(mode & 0o7777 & !OTHERS))
 }
 
-/// Removes temporary files; all their writers hold the lock while they have one.
-fn sweep(directory: &Path) -> Result<(), FileError> {
+/// Removes temporary files; all their writers hold the lock while they have one. Answers the names
+/// of the manifests.
+fn sweep(directory: &Path) -> Result<Vec<String>, FileError> {
+    let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let entry = entry.map_err(failed("list", directory))?;
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with(TEMPORARY) {
             let path = entry.path();
             fs::remove_file(&path).map_err(failed("remove", &path))?;
+        } else if let Ok(name) = name.into_string()
+            && is_manifest(&name)
+        {
+            names.push(name);
         }
     }
-    Ok(())
+    Ok(names)
 }
 
 /// Replaces a file as a whole, keeping its mode; durable when it returns.

@@ -4,7 +4,7 @@ use twill_ipam::Taken;
 use twill_k8s_api::{
     Delegation,
     files::{
-        CLAIMS, Claim, Claims, DirectoryLock, FileError, claimed_blocks, create_file,
+        CLAIMS, Claim, Claims, DirectoryLock, FileError, claim_block, claimed_blocks, create_file,
         make_directory, read_claim, read_claims, remove_file, replace_file,
     },
 };
@@ -56,8 +56,8 @@ impl ClaimStore {
         who: Claimant<'_>,
         choose: impl Fn(&Taken) -> Option<Block>,
     ) -> Result<Option<Claim>, FileError> {
-        let _lock = DirectoryLock::acquire(&self.claims())?;
-        let mut taken = self.taken()?;
+        let lock = DirectoryLock::acquire(&self.claims())?;
+        let mut taken: Taken = claimed_in(&lock).collect();
         while let Some(block) = choose(&taken) {
             if let Some(claim) = self.create(block, who)? {
                 return Ok(Some(claim));
@@ -73,8 +73,8 @@ impl ClaimStore {
         block: Block,
         who: Claimant<'_>,
     ) -> Result<ClaimOutcome, FileError> {
-        let _lock = DirectoryLock::acquire(&self.claims())?;
-        for other in claimed_blocks(&self.directory)? {
+        let lock = DirectoryLock::acquire(&self.claims())?;
+        for other in claimed_in(&lock) {
             let in_the_way = other.prefix().overlaps(block.prefix());
             if in_the_way && let Some(found) = read_claim(&self.directory, other)? {
                 let is_own = other == block && found.node == who.node;
@@ -151,6 +151,11 @@ impl ClaimStore {
     }
 }
 
+/// The blocks that have a claim while the lock is held.
+fn claimed_in(lock: &DirectoryLock) -> impl Iterator<Item = Block> {
+    lock.manifest_names().iter().filter_map(|name| claim_block(name))
+}
+
 /// What tells one claim of a block from an earlier one, also across nodes and boots.
 pub(super) fn new_uid() -> String {
     // The kernel's own generator: a random UUID for each reading.
@@ -167,6 +172,8 @@ mod tests {
     use twill_types::Prefix;
 
     use super::*;
+
+    mod many_nodes;
 
     fn who(node: &str) -> Claimant<'_> {
         Claimant { node, pool: "a", dedication: None }

@@ -136,6 +136,8 @@ enum Step {
     /// Requests that are written together.
     Batch(Vec<Ask>),
     Reserve(Vec<(usize, u16)>),
+    /// Pairs of addresses that other nodes have.
+    Delegate(BTreeSet<usize>),
     Rest(bool),
     /// Everything that rests has rested.
     Hour,
@@ -194,6 +196,7 @@ struct Model {
     resting: BTreeSet<IpAddr>,
     rests: Option<bool>,
     reserved: BTreeSet<IpAddr>,
+    delegated: BTreeSet<IpAddr>,
     round: u32,
     open_round: Option<(u32, u64)>,
 }
@@ -201,6 +204,12 @@ struct Model {
 fn owned(index: usize) -> OwnedBlock {
     let (block, pool) = BLOCKS[index];
     OwnedBlock { block: block.parse().unwrap(), pool: pool.into(), dedication: None }
+}
+
+/// The prefix length of a part of a block.
+fn pair(index: usize) -> u8 {
+    let length = owned(index).block.prefix().length();
+    if length == 32 { 32 } else { length + 1 }
 }
 
 fn address((index, offset): (usize, u16)) -> IpAddr {
@@ -223,7 +232,11 @@ impl Model {
 
     /// Whether an address of a block that gives some can be had.
     fn is_spare(&self, address: IpAddr) -> bool {
-        !self.used().contains(&address) && !self.cools(address) && !self.reserved.contains(&address)
+        !self.used().contains(&address) && !self.cools(address) && !self.withheld(address)
+    }
+
+    fn withheld(&self, address: IpAddr) -> bool {
+        self.reserved.contains(&address) || self.delegated.contains(&address)
     }
 
     /// The spare addresses of the first block, by pools and then by blocks, that has one.
@@ -425,7 +438,7 @@ impl Model {
                 prop_assert_eq!(address, wanted);
                 let range = self.block_of(*address).map(|(_, range)| range);
                 prop_assert!(range.is_some_and(|range| range.assignable));
-                prop_assert!(!self.reserved.contains(address), "{address} is reserved");
+                prop_assert!(!self.withheld(*address), "{address} is withheld");
                 prop_assert!(
                     own.contains(address) || self.is_spare(*address),
                     "{address} is not spare"
@@ -462,11 +475,12 @@ impl Model {
                     let range = self.block_of(**address).map(|(_, range)| range);
                     Family::of(**address) == shortage.family
                         && !used.contains(address)
+                        && !self.withheld(**address)
                         && range.is_some_and(|r| r.assignable && pools.contains(&r.pool))
                 };
-                let cold: BTreeSet<&IpAddr> =
-                    self.held.keys().chain(&self.resting).filter(cools).collect();
-                prop_assert_eq!(shortage.cooling, cold.len());
+                let resting = self.resting.iter().filter(|ip| !self.held.contains_key(ip));
+                prop_assert_eq!(shortage.held, self.held.keys().filter(cools).count());
+                prop_assert_eq!(shortage.rested_in.is_some(), resting.filter(cools).count() > 0);
             }
             Refusal::Taken { address, by } => {
                 prop_assert!(used.contains(address) && !own.contains(address));
@@ -479,6 +493,9 @@ impl Model {
                 prop_assert!(self.resting.contains(address) && !used.contains(address));
             }
             Refusal::Withheld { address, .. } => prop_assert!(self.reserved.contains(address)),
+            Refusal::Delegated { address, .. } => {
+                prop_assert!(self.delegated.contains(address) && !self.reserved.contains(address));
+            }
             Refusal::NoBlock { address, .. } => {
                 let range = self.block_of(*address).map(|(_, range)| range);
                 prop_assert!(range.is_none_or(|range| !range.assignable));
@@ -603,10 +620,21 @@ impl Bench {
                 let ranges = self.model.reserved.iter().map(|address| Prefix::host(*address));
                 self.service.reserve(ranges.collect()).unwrap();
             }
+            Step::Delegate(indexes) => {
+                let part = |index: &usize| owned(*index).block.prefix().subnet(pair(*index), 0);
+                let parts: BTreeSet<Block> =
+                    indexes.iter().map(|index| Block::new(part(index).unwrap()).unwrap()).collect();
+                let all = |part: &Block| (0..part.size()).filter_map(|n| part.nth(n)).collect();
+                self.model.delegated = parts.iter().flat_map::<Vec<_>, _>(all).collect();
+                self.service.set_delegated(parts).unwrap();
+            }
             // What nobody knows to be stored does not begin to rest.
             Step::Rest(_) if shut => {}
             Step::Rest(rests) => {
                 self.service.set_rest(if *rests { HOUR } else { Duration::ZERO }).unwrap();
+                if !rests {
+                    self.model.resting.clear();
+                }
                 if self.model.rests.replace(*rests).is_none() && *rests {
                     let used = self.model.used();
                     let freed =
@@ -668,17 +696,33 @@ impl Bench {
         let mut summaries = BTreeMap::new();
         for summary in self.service.blocks().unwrap() {
             let all = (0..summary.block.size()).filter_map(|n| summary.block.nth(n));
-            let [mut in_use, mut reserved, mut cold, mut spare] = [0; 4];
+            let mut counted = BTreeMap::new();
             for address in all {
-                match () {
-                    () if used.contains(&address) => in_use += 1,
-                    () if model.reserved.contains(&address) => reserved += 1,
-                    () if model.cools(address) => cold += 1,
-                    () => spare += 1,
-                }
+                let what = match () {
+                    () if used.contains(&address) => "used",
+                    () if model.delegated.contains(&address) => "delegated",
+                    () if model.reserved.contains(&address) => "reserved",
+                    () if model.held.contains_key(&address) => "held",
+                    () if model.resting.contains(&address) => "resting",
+                    () => "free",
+                };
+                *counted.entry(what).or_insert(0) += 1;
             }
-            prop_assert_eq!(in_use + reserved + cold + spare, summary.block.size());
-            prop_assert_eq!((summary.used, summary.free), (in_use, cold + spare));
+            let BlockSummary { used, free, held, resting, reserved, delegated, .. } = summary;
+            prop_assert_eq!(
+                used + free + held + resting + reserved + delegated,
+                summary.block.size()
+            );
+            let told = BTreeMap::from([
+                ("used", used),
+                ("free", free),
+                ("held", held),
+                ("resting", resting),
+                ("reserved", reserved),
+                ("delegated", delegated),
+            ]);
+            let told: BTreeMap<_, _> = told.into_iter().filter(|(_, count)| *count > 0).collect();
+            prop_assert_eq!(told, counted);
             let told = (summary.pool, summary.assignable);
             summaries.insert(summary.block, told);
         }
@@ -771,6 +815,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => proptest::collection::vec(ask(), 1..5).prop_map(Step::Batch),
         1 => proptest::collection::vec(place(), 0..3).prop_map(Step::Reserve),
+        1 => proptest::collection::btree_set(0..BLOCKS.len(), 0..3).prop_map(Step::Delegate),
         1 => any::<bool>().prop_map(Step::Rest),
         1 => Just(Step::Hour),
         2 => Just(Step::BeginRound),
@@ -818,7 +863,7 @@ fn a_release_that_could_not_be_stored_leaves_nothing_cooling() {
     service.release(release(1)).unwrap_err();
     let refused = service.assign(request(2)).unwrap_err();
     let AssignError::Refused(Refusal::Full(shortage)) = refused else { panic!("{refused}") };
-    assert_eq!(shortage.cooling, 0);
+    assert_eq!((shortage.held, shortage.rested_in), (0, None));
     let blocks = service.blocks().unwrap();
     assert_eq!((blocks[0].used, blocks[0].free), (1, 0));
 }
