@@ -433,3 +433,37 @@ pub(crate) fn nodes_that_start_at_once_share_no_block() -> Result<()> {
     ensure!(addresses.len() == 16, "{addresses:?}");
     Ok(())
 }
+
+/// While a block has space, an ADD and a DEL are the node's own business.
+pub(crate) fn a_pod_writes_nothing_to_the_datastore() -> Result<()> {
+    let a = pool("a", "10.60.0.0/26", "blockSize: 26");
+    let mut lab = nodes(1, &[("a.yaml", &a)])?;
+    lab.add_pod("node1", "first").map(drop)?;
+    let written = |lab: &Lab| -> Result<Vec<_>> {
+        let mut found = Vec::new();
+        for directory in [".", "claims", "requests"] {
+            for entry in fs::read_dir(lab.resource(directory))? {
+                let entry = entry?;
+                let (path, data) = (entry.path(), entry.metadata()?);
+                if data.is_file() || directory != "." {
+                    found.push((path, data.modified()?, data.len()));
+                }
+            }
+            found.push((
+                lab.resource(directory),
+                fs::metadata(lab.resource(directory))?.modified()?,
+                0,
+            ));
+        }
+        found.sort();
+        Ok(found)
+    };
+    let before = written(&lab)?;
+    for n in 0..8 {
+        let pod = lab.add_pod("node1", &format!("p{n}"))?;
+        lab.delete_pod(pod)?;
+    }
+    let after = written(&lab)?;
+    ensure!(after == before, "{before:#?}\n{after:#?}");
+    Ok(())
+}

@@ -152,6 +152,7 @@ fn main() -> ExitCode {
         claims::a_changed_block_size_never_overlaps,
         claims::a_pool_that_others_have_filled_is_passed_over,
         claims::nodes_that_start_at_once_share_no_block,
+        claims::a_pod_writes_nothing_to_the_datastore,
         ipam_input::a_pool_that_cannot_be_used_says_why,
         ipam_input::the_smallest_pools_give_what_they_have,
         ipam_input::an_address_that_cannot_be_had_says_why_and_leaves_nothing,

@@ -9,6 +9,10 @@ use crate::{
 };
 
 const ADR_INDEX: &str = "docs/adr/README.md";
+
+/// The page whose last column names tests.
+const COMPLAINTS: &str = "docs/complaints.md";
+
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 
 /// The section of ARCHITECTURE.md whose table has one row per crate: folder, ..., and in the
@@ -19,6 +23,7 @@ const DEPENDS: &str = "Built on";
 pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
     let mut findings = decisions(tree);
     findings.extend(code_map(tree, workspace));
+    findings.extend(complaints(tree));
     findings.extend(tree.files().iter().flat_map(|file| links(tree, file)));
     findings
 }
@@ -36,6 +41,32 @@ fn decisions(tree: &Tree) -> Vec<Finding> {
             Finding::error(&file.path, 1, what, "add a line with a link to it")
         })
         .collect()
+}
+
+/// Each complaint names tests that there are.
+fn complaints(tree: &Tree) -> Vec<Finding> {
+    let Some(page) = tree.get(COMPLAINTS) else {
+        return Vec::new();
+    };
+    let is_test = |name: &str| {
+        let function = format!("fn {name}(");
+        tree.files().iter().any(|f| f.path.ends_with(".rs") && f.text.contains(&function))
+    };
+    let mut findings = Vec::new();
+    for (number, line) in page.lines() {
+        let Some(cells) = cells(line).filter(|cells| cells.len() == 3) else { continue };
+        let is_row = !cells[0].starts_with('-') && cells[2] != "Test";
+        let tests = names(cells[2]);
+        if is_row && tests.is_empty() {
+            let what = "a complaint without a test";
+            findings.push(Finding::error(COMPLAINTS, number, what, "name one"));
+        }
+        findings.extend(tests.into_iter().filter(|name| !is_test(name)).map(|name| {
+            let what = format!("there is no test {name}");
+            Finding::error(COMPLAINTS, number, what, "name one that there is")
+        }));
+    }
+    findings
 }
 
 /// A relative link of a Markdown file leads to a file or a folder of the tree.
@@ -174,6 +205,18 @@ mod tests {
         let found = text(&decisions(&tree(&files)));
         assert!(found.starts_with("docs/adr/0002-b.md:1: error"), "{found}");
         assert_eq!(found.lines().count(), 1, "{found}");
+    }
+
+    #[test]
+    fn complaints_have_tests() {
+        let page =
+            "| There | Why | Test |\n|---|---|---|\n| a | b | `real`, `gone` |\n| c | d | – |\n";
+        let found = text(&complaints(&tree(&[(COMPLAINTS, page), ("a.rs", "fn real() {}\n")])));
+        assert_eq!(
+            found,
+            "docs/complaints.md:3: error: there is no test gone; name one that there is\n\
+             docs/complaints.md:4: error: a complaint without a test; name one\n"
+        );
     }
 
     #[test]
