@@ -19,7 +19,7 @@ pub use claim::{Taken, next_candidate};
 pub use liveness::{
     Death, Facts, Leftover, LinkFact, Liveness, PathFact, RecordFact, Start, Trouble, Verdict,
 };
-pub use pool::{Eligibility, PoolView, eligibility};
+pub use pool::{Eligibility, PoolView, Unusable, eligibility};
 pub use request::{
     AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome, Shortage,
 };

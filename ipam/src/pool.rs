@@ -28,7 +28,31 @@ pub struct Eligibility {
     /// Why the node gives no address from it to a pod that asks for none in particular.
     pub refusal: Option<String>,
     /// Why it gives none even to a pod that asks for it.
-    pub unusable: Option<String>,
+    pub unusable: Option<Unusable>,
+}
+
+/// Why a pool gives no address at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// Another pool has some of its addresses.
+    #[error("it overlaps pool {name} ({cidr})")]
+    Overlaps {
+        /// The other one.
+        name: String,
+        /// Its range.
+        cidr: Prefix,
+    },
+    /// It is disabled, or for something else.
+    #[error("{0}")]
+    Closed(String),
+    /// It is smaller than one block.
+    #[error("its cidr {cidr} holds no block of /{block_size}")]
+    NoBlock {
+        /// Its range.
+        cidr: Prefix,
+        /// Prefix length of its blocks.
+        block_size: u8,
+    },
 }
 
 /// What each pool means to a node with these labels. Of pools that overlap only one is used, whatever
@@ -49,7 +73,7 @@ pub fn eligibility(
             pool.manual
                 .then(|| "assignmentMode is Manual: it has to be asked for by name".to_owned())
         };
-        let refusal = unusable.clone().or_else(manual).or_else(|| {
+        let refusal = unusable.as_ref().map(ToString::to_string).or_else(manual).or_else(|| {
             (!pool.node_selector.matches(labels)).then(|| {
                 format!("nodeSelector {} does not match the node's labels", pool.node_selector)
             })
@@ -62,17 +86,17 @@ pub fn eligibility(
     result
 }
 
-fn unusable(pool: &PoolView, before: &[&PoolView]) -> Option<String> {
+fn unusable(pool: &PoolView, before: &[&PoolView]) -> Option<Unusable> {
     if let Some(other) = before.iter().find(|other| other.cidr.overlaps(pool.cidr)) {
-        return Some(format!("it overlaps pool {} ({})", other.name, other.cidr));
+        return Some(Unusable::Overlaps { name: other.name.clone(), cidr: other.cidr });
     }
-    if pool.closed.is_some() {
-        return pool.closed.clone();
+    if let Some(why) = &pool.closed {
+        return Some(Unusable::Closed(why.clone()));
     }
     let first = Prefix::masked(pool.cidr.address(), pool.block_size).ok();
     match first.and_then(|first| Block::new(first).ok()) {
         Some(block) if pool.cidr.covers(block.prefix()) => None,
-        _ => Some(format!("its cidr {} holds no block of /{}", pool.cidr, pool.block_size)),
+        _ => Some(Unusable::NoBlock { cidr: pool.cidr, block_size: pool.block_size }),
     }
 }
 

@@ -36,8 +36,8 @@ pub use kinds::{
     ip_pool::{AllowedUse, AssignmentMode, EncapsulationMode, IpPool, IpPoolSpec},
     ipam::{
         AffinityState, AffinityType, BlockAffinity, BlockAffinitySpec, BlockRequest,
-        BlockRequestSpec, Delegation, IpReservation, IpReservationSpec, IpamConfig, IpamConfigSpec,
-        VmAddressPersistence,
+        BlockRequestSpec, BlockRequestStatus, Delegation, IpReservation, IpReservationSpec,
+        IpamConfig, IpamConfigSpec, VmAddressPersistence,
     },
     node::{Namespace, Node, NodeSpec},
 };

@@ -7,6 +7,7 @@ mod exhaustion;
 mod give_back;
 mod lend;
 mod load;
+mod said;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,15 +29,23 @@ use twill_k8s_api::{
 use twill_rpc::message::RpcError;
 use twill_types::{Block, Family, error_chain};
 
-use self::borrow::Borrowing;
+use self::{borrow::Borrowing, give_back::Leaving};
 use crate::{
-    datastore::{ClaimStore, Requests, Snapshot},
+    datastore::{ClaimStore, Snapshot, Stamp},
     ipam::View,
+    problems,
     routes::OriginConflict,
 };
 
-/// How often is looked whether others ask for parts of blocks, where there are others.
+/// How often is looked what others have written, where there are others, and how far things are that
+/// take their time.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often is looked for an answer that an ADD waits for.
+const IMPATIENT_LOOK: Duration = Duration::from_millis(200);
+
+/// How often is looked where nobody else writes.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
 
 /// What the task is asked to do.
 #[derive(Debug)]
@@ -69,13 +78,20 @@ pub(crate) struct OwnedBlocks {
     pub(crate) lent: BTreeSet<Block>,
 }
 
-/// Why the task cannot go on.
+/// Why something cannot be done now.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClaimsError {
-    #[error("cannot read the claims")]
-    Read(#[source] FileError),
+    #[error("the datastore cannot be used")]
+    Datastore(#[from] FileError),
     #[error("the address store failed")]
     Store(#[from] StoreError),
+}
+
+impl ClaimsError {
+    /// Whether it may pass: a file system that is full or away is no reason to take down what works.
+    const fn may_pass(&self) -> bool {
+        matches!(self, Self::Datastore(_) | Self::Store(StoreError::Batch(_)))
+    }
 }
 
 /// The task.
@@ -86,7 +102,6 @@ pub(crate) struct Claims {
     /// How long a block has to be empty until it is given back.
     pub(crate) grace: Duration,
     pub(crate) store: ClaimStore,
-    pub(crate) requests: Requests,
     pub(crate) service: Arc<Service>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// What peers announce of this node's blocks.
@@ -105,20 +120,26 @@ pub(crate) struct Claims {
 pub(crate) struct State {
     /// The claims of this node, as they were last read or written.
     mine: BTreeMap<Block, Claim>,
+    /// Those of them that cannot be read: nobody else can have them, and no address is given.
+    unreadable: BTreeSet<Block>,
+    /// The claims that matter to this node as they were, to see when somebody changes one.
+    stamps: BTreeMap<Block, Option<Stamp>>,
     /// Parts of other nodes' blocks.
     borrowing: Borrowing,
     /// Families in which somebody who named no pool got no address.
     refused: BTreeSet<Family>,
     /// Blocks that are to go as soon as they are empty.
-    unneeded: BTreeSet<Block>,
+    draining: BTreeSet<Block>,
     /// Since when those are empty that are to go.
     empty_since: BTreeMap<Block, Instant>,
-    /// The store could not take over what the claims say.
+    /// Not in use any more, withdrawn, and about to be given back.
+    leaving: BTreeMap<Block, Leaving>,
+    /// What is known may not be what there is: everything has to be read again.
     behind: bool,
 }
 
 impl Claims {
-    /// Runs until a file or the store fails.
+    /// Runs until the store is gone.
     pub(crate) async fn run(mut self) -> Result<(), ClaimsError> {
         block_in_place(|| self.bring_in_line())?;
         let mut last_look = tokio::time::Instant::now();
@@ -147,25 +168,42 @@ impl Claims {
 
     /// Until the next look at what changes without a word.
     fn pause(&self) -> Duration {
-        let emptying = || !self.state.unneeded.is_empty() || !self.state.empty_since.is_empty();
-        if self.state.borrowing.is_waiting() {
-            LOOK / 5
-        } else if self.state.behind || self.shared || emptying() {
+        let State { draining, empty_since, leaving, borrowing, behind, .. } = &self.state;
+        let waits = !draining.is_empty() || !empty_since.is_empty() || !leaving.is_empty();
+        if borrowing.is_waiting() {
+            IMPATIENT_LOOK
+        } else if *behind || self.shared || waits {
             LOOK
         } else {
-            (self.grace / 4).max(LOOK)
+            IDLE_LOOK
         }
     }
 
     fn look(&mut self) -> Result<(), ClaimsError> {
-        if self.state.behind {
+        if self.state.behind || self.has_changed() {
             return self.bring_in_line();
         }
+        let looked = self.look_around();
+        self.bear(looked)
+    }
+
+    fn look_around(&mut self) -> Result<(), ClaimsError> {
         if self.shared {
             self.lend()?;
             let _freed = self.take_what_was_lent()?;
         }
+        self.part_with_leaving()?;
         self.give_back()
+    }
+
+    /// Whether somebody else has written a claim that matters to this node.
+    fn has_changed(&self) -> bool {
+        self.state.stamps.iter().any(|(block, stamp)| self.store.stamp(*block) != *stamp)
+    }
+
+    /// Notes how a claim looks now.
+    fn stamp(&mut self, block: Block) {
+        self.state.stamps.insert(block, self.store.stamp(block));
     }
 
     fn obey(&mut self, command: Command) {
@@ -175,6 +213,7 @@ impl Claims {
             }
             Command::Ahead { pool } => {
                 if let Err(error) = self.ahead(&pool) {
+                    self.state.behind = true;
                     let error = error_chain(&error);
                     warn!(pool, error, "no block could be claimed ahead of need");
                 }
@@ -189,21 +228,26 @@ impl Claims {
         }
     }
 
-    /// [`Claims::load`], as often as it takes where the store cannot be written: a file system that
-    /// is full is no reason to take down what works.
+    /// [`Claims::load`], as often as it takes.
     fn bring_in_line(&mut self) -> Result<(), ClaimsError> {
-        match self.load() {
-            Err(ClaimsError::Store(error @ StoreError::Batch(_))) => {
-                if !self.state.behind {
-                    warn!(error = %error_chain(&error), "the claims cannot be taken over yet");
-                }
+        let loaded = self.load();
+        self.bear(loaded)
+    }
+
+    /// What may pass is told, and everything is read again a little later.
+    fn bear(&mut self, outcome: Result<(), ClaimsError>) -> Result<(), ClaimsError> {
+        match outcome {
+            Err(error) if error.may_pass() => {
                 self.state.behind = true;
+                let text = format!("blocks stay as they are: {}", error_chain(&error));
+                let mut found = self.problems.borrow().clone();
+                if !found.contains(&text) {
+                    found.push(text);
+                    problems::tell(&self.problems, found);
+                }
                 Ok(())
             }
-            other => {
-                self.state.behind = false;
-                other
-            }
+            other => other,
         }
     }
 
@@ -225,6 +269,7 @@ impl Claims {
             blocks: claimed.chain(borrowed).collect(),
             lent: parts.map(|delegation| delegation.cidr).collect(),
         };
+        drop(resources);
         self.owned.send_if_modified(|owned| {
             let changed = owned.as_ref() != Some(&blocks);
             *owned = Some(blocks);

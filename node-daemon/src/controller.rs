@@ -4,8 +4,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,12 +14,15 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 use tokio::{sync::watch, task::block_in_place};
-use tracing::{info, warn};
+use tracing::info;
 use twill_ipam_store::private_file;
-use twill_k8s_api::files::FileError;
+use twill_k8s_api::{BlockRequest, BlockRequestSpec, Severity, files::FileError};
 use twill_types::error_chain;
 
-use crate::datastore::{ClaimStore, Leases, Requests, Snapshot};
+use crate::{
+    datastore::{ClaimStore, Lease, Leases, Release, Snapshot},
+    problems,
+};
 
 /// How often a daemon says that it lives, at the most.
 const RENEWAL: Duration = Duration::from_secs(60);
@@ -27,14 +30,24 @@ const RENEWAL: Duration = Duration::from_secs(60);
 /// The task.
 pub(crate) struct Controller {
     pub(crate) node: String,
-    pub(crate) directory: PathBuf,
+    /// Tells this process from the one before, and from another one of the same name.
+    pub(crate) instance: String,
     /// How long a node has to be gone, its Node removed and its daemon silent, until what it owned
     /// can be had by others.
     pub(crate) grace: Duration,
     pub(crate) claims: ClaimStore,
-    pub(crate) requests: Requests,
     pub(crate) leases: Leases,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) problems: watch::Sender<Vec<String>>,
+    /// Processes that have renewed the same lease, once it was renewed here.
+    pub(crate) others: Mutex<Option<BTreeSet<String>>>,
+}
+
+/// What is known of the nodes without a Node.
+#[derive(Debug, Default)]
+struct Watch {
+    lock: Option<Flock<File>>,
+    missing: BTreeMap<String, Missing>,
 }
 
 /// A node without a Node, as far as it was seen.
@@ -42,68 +55,102 @@ pub(crate) struct Controller {
 struct Missing {
     since: Instant,
     /// What its daemon said last: a change means that it lives.
-    lease: Option<String>,
+    lease: Option<Lease>,
 }
 
 impl Controller {
     /// Renews this node's lease, and looks after the others' as long as the lock can be had.
     pub(crate) async fn run(self) {
-        let mut missing = BTreeMap::new();
-        let mut lock = None;
-        let mut told = String::new();
-        let mut ticks = tokio::time::interval(RENEWAL.min(self.grace / 4));
+        let mut watch = Watch::default();
+        let mut ticks = tokio::time::interval(self.period());
         loop {
             ticks.tick().await;
-            let done = block_in_place(|| self.turn(&mut lock, &mut missing));
-            let fault = done.map_err(|error| error_chain(&error).to_string()).err();
-            let fault = fault.unwrap_or_default();
-            if !fault.is_empty() && fault != told {
-                warn!(error = fault, "cannot look after the nodes that are gone; trying again");
-            }
-            told = fault;
+            let found = block_in_place(|| {
+                let renewed = self.renew().map_err(|error| {
+                    let error = error_chain(&error);
+                    format!("the lease of this node cannot be renewed; others may take it for gone: {error}")
+                });
+                let looked = self.look(&mut watch).map_err(|error| {
+                    format!("cannot look after nodes that are gone: {}", error_chain(&error))
+                });
+                [renewed, looked.map(|()| None)]
+            });
+            let said = found.into_iter().filter_map(|outcome| outcome.unwrap_or_else(Some));
+            problems::tell(&self.problems, said.collect());
         }
     }
 
-    fn turn(
-        &self,
-        lock: &mut Option<Flock<File>>,
-        missing: &mut BTreeMap<String, Missing>,
-    ) -> Result<(), FileError> {
-        self.leases.renew(&self.node)?;
-        if lock.is_none() {
-            *lock = try_lock(&self.directory)?;
-            missing.clear();
+    fn period(&self) -> Duration {
+        RENEWAL.min(self.grace / 4)
+    }
+
+    /// Says that this daemon lives; what is wrong with that, if anything is.
+    pub(crate) fn renew(&self) -> Result<Option<String>, FileError> {
+        let lease = Lease {
+            node: self.node.clone(),
+            instance: self.instance.clone(),
+            seconds: self.period().as_secs().max(1),
+            had_node: self.resources.borrow().nodes.contains_key(&self.node),
+            renewed: jiff::Timestamp::now().to_string(),
+        };
+        let before = self.leases.renew(lease)?;
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = others.is_none();
+        let known = others.get_or_insert_with(BTreeSet::new);
+        let Some(before) = before.filter(|before| before.instance != self.instance) else {
+            return Ok(None);
+        };
+        // What the process before has left does not change any more.
+        let twice = !known.insert(before.instance) || !is_first;
+        Ok(twice.then(|| {
+            format!(
+                "another daemon calls itself node {} as well, and both use the same blocks; give one \
+                 of them another nodeName",
+                self.node
+            )
+        }))
+    }
+
+    /// Frees what nodes owned that are gone, if it is this daemon that does it.
+    fn look(&self, watch: &mut Watch) -> Result<(), FileError> {
+        if watch.lock.is_none() {
+            watch.lock = try_lock(self.leases.directory())?;
+            watch.missing.clear();
         }
-        if lock.is_none() {
+        let resources = Arc::clone(&self.resources.borrow());
+        // A Node may be missing because its file cannot be read.
+        let is_sure = resources.problems().iter().all(|p| p.severity != Severity::Error);
+        if watch.lock.is_none() || !is_sure {
             return Ok(());
         }
-        let nodes = Arc::clone(&self.resources.borrow());
         let leases = self.leases.list()?;
         let owners = self.owners()?;
-        missing.retain(|node, _| owners.contains(node) || leases.contains_key(node));
-        let known = |node: &String| nodes.nodes.contains_key(node) || *node == self.node;
-        for node in owners.iter().chain(leases.keys()) {
-            if known(node) {
-                missing.remove(node);
-                continue;
-            }
+        let has_node = |node: &str| resources.nodes.contains_key(node) || node == self.node;
+        let candidates = owners.iter().chain(leases.keys()).filter(|node| !has_node(node));
+        // Who never had a Node does without one.
+        let had_node = |node: &&String| leases.get(*node).is_none_or(|lease| lease.had_node);
+        let candidates: BTreeSet<&String> = candidates.filter(had_node).collect();
+        watch.missing.retain(|node, _| candidates.contains(node));
+        for node in candidates {
             let lease = leases.get(node).cloned();
-            let seen = missing.entry(node.clone()).or_insert_with(|| {
-                info!(node, "a node that owns blocks has no Node");
+            let seen = watch.missing.entry(node.clone()).or_insert_with(|| {
+                info!(node, "a node that owns blocks has no Node any more");
                 Missing { since: Instant::now(), lease: lease.clone() }
             });
             if seen.lease != lease {
                 *seen = Missing { since: Instant::now(), lease };
             }
         }
-        let gone: Vec<String> = missing
-            .iter()
-            .filter(|(_, seen)| seen.since.elapsed() >= self.grace)
-            .map(|(node, _)| node.clone())
-            .collect();
+        let is_gone = |seen: &Missing| {
+            let renewals = seen.lease.as_ref().map_or(0, |lease| lease.seconds * 3);
+            seen.since.elapsed() >= self.grace.max(Duration::from_secs(renewals))
+        };
+        let gone = watch.missing.iter().filter(|(_, seen)| is_gone(seen));
+        let gone: Vec<String> = gone.map(|(node, _)| node.clone()).collect();
         for node in gone {
-            if self.clear_up(&node)? {
-                missing.remove(&node);
+            let Some(seen) = watch.missing.get(&node) else { continue };
+            if self.clear_up(&node, seen.lease.as_ref())? {
+                watch.missing.remove(&node);
             }
         }
         Ok(())
@@ -111,35 +158,32 @@ impl Controller {
 
     /// Who owns blocks, or parts of blocks.
     fn owners(&self) -> Result<BTreeSet<String>, FileError> {
-        let claims = self.claims.list()?;
-        let owners = claims.claims.into_values().map(|claim| claim.node);
-        let requests = self.requests.list()?;
-        let borrowers = requests.into_values().flatten().map(|request| request.spec.node);
-        Ok(owners.chain(borrowers).collect())
+        let claims = self.claims.list()?.claims;
+        let mut owners: BTreeSet<String> =
+            claims.values().map(|claim| claim.node.clone()).collect();
+        owners.extend(claims.into_values().flat_map(|c| c.delegations).map(|part| part.node));
+        let requests = self.claims.requests()?;
+        owners.extend(requests.into_values().flatten().map(|request| request.spec.node));
+        Ok(owners)
     }
 
     /// Frees what a node owned that is gone; false as long as others have parts of its blocks.
-    fn clear_up(&self, node: &str) -> Result<bool, FileError> {
-        for (name, request) in self.requests.list()? {
-            if request.is_some_and(|request| request.spec.node == node) {
-                info!(node, request = name, "the node is gone: what it borrowed goes back");
-                self.requests.withdraw(&name)?;
-            }
+    fn clear_up(&self, node: &str, lease: Option<&Lease>) -> Result<bool, FileError> {
+        let still = || Ok(self.leases.get(node).as_ref() == lease);
+        if !still()? {
+            return Ok(true);
         }
-        let requests = self.requests.list()?;
+        self.return_borrowed(node)?;
         let mut all = true;
         for claim in self.claims.list()?.claims.into_values().filter(|claim| claim.node == node) {
-            let in_use = claim.delegations.iter().any(|part| requests.contains_key(&part.request));
-            if in_use {
-                all = false;
-                continue;
-            }
-            // Nobody else writes it any more.
-            let Some(claim) = self.claims.delegate(&claim, Vec::clear)? else {
-                continue;
-            };
-            if self.claims.release(&claim)? {
-                info!(node, block = %claim.block, "the node is gone: its block is free");
+            // Nobody else does it any more.
+            let Some(claim) = self.claims.take_back(&claim)? else { continue };
+            match self.claims.release_if(&claim, still)? {
+                Release::Done => {
+                    info!(node, block = %claim.block, "the node is gone: its block is free")
+                }
+                Release::Lent | Release::Kept => all = false,
+                Release::Anothers => {}
             }
         }
         if all {
@@ -147,11 +191,36 @@ impl Controller {
         }
         Ok(all)
     }
+
+    /// Says for a node that is gone that it does not use what it has borrowed.
+    fn return_borrowed(&self, node: &str) -> Result<(), FileError> {
+        for claim in self.claims.list()?.claims.into_values() {
+            for part in claim.delegations.iter().filter(|part| part.node == node) {
+                let spec = BlockRequestSpec {
+                    node: node.to_owned(),
+                    block: claim.block,
+                    pool: claim.pool.clone(),
+                    length: part.cidr.prefix().length(),
+                    address: None,
+                };
+                // Also where somebody has removed it.
+                self.claims.ask_again(&part.request, spec)?;
+            }
+        }
+        for (name, request) in self.claims.requests()? {
+            let is_open = |r: &BlockRequest| r.spec.node == node && !r.outcome().returned;
+            if request.is_some_and(|request| is_open(&request)) {
+                info!(node, request = name, "the node is gone: what it borrowed goes back");
+                self.claims.give_up(&name)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The lock of the one daemon that does this; `None` if another one has it.
 fn try_lock(directory: &Path) -> Result<Option<Flock<File>>, FileError> {
-    let path = directory.join("leases").join(".controller");
+    let path = directory.join(".controller");
     let failed = |source| FileError::Io { action: "lock", path: path.clone(), source };
     let file = private_file(&path).map_err(failed)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -162,106 +231,4 @@ fn try_lock(directory: &Path) -> Result<Option<Flock<File>>, FileError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use twill_k8s_api::BlockRequestSpec;
-    use twill_types::Block;
-
-    use super::*;
-    use crate::datastore::Claimant;
-
-    struct Site {
-        root: tempfile::TempDir,
-        claims: ClaimStore,
-        missing: BTreeMap<String, Missing>,
-        lock: Option<Flock<File>>,
-    }
-
-    impl Site {
-        fn new() -> Self {
-            let root = tempfile::tempdir().unwrap();
-            let claims = ClaimStore::open(root.path()).unwrap();
-            Self { root, claims, missing: BTreeMap::new(), lock: None }
-        }
-
-        fn controller(&self, grace: Duration) -> Controller {
-            let (sender, resources) = watch::channel(Arc::new(Snapshot::default()));
-            drop(sender);
-            Controller {
-                node: "node1".to_owned(),
-                directory: self.root.path().to_owned(),
-                grace,
-                claims: self.claims.clone(),
-                requests: Requests::open(self.root.path()).unwrap(),
-                leases: Leases::open(self.root.path()).unwrap(),
-                resources,
-            }
-        }
-
-        fn claim(&self, node: &str, block: &str) -> Block {
-            let block = block.parse().unwrap();
-            let who = Claimant { node, pool: "a", dedication: None };
-            self.claims.claim(who, |_| Some(block)).unwrap().unwrap();
-            block
-        }
-
-        fn turn(&mut self, controller: &Controller) -> Vec<Block> {
-            controller.turn(&mut self.lock, &mut self.missing).unwrap();
-            self.claims.list().unwrap().claims.into_keys().collect()
-        }
-    }
-
-    #[test]
-    fn the_blocks_of_a_node_that_is_gone_return_after_the_grace_period() {
-        let mut site = Site::new();
-        let own = site.claim("node1", "10.0.0.0/26");
-        let gone = site.claim("gone", "10.0.0.64/26");
-        let patient = site.controller(Duration::from_secs(3600));
-        assert_eq!(site.turn(&patient), [own, gone], "before the grace period is over");
-        let hasty = site.controller(Duration::ZERO);
-        // Its daemon has said something since, so it lives.
-        hasty.leases.renew("gone").unwrap();
-        let changed = site.missing["gone"].since;
-        site.turn(&patient);
-        assert!(site.missing["gone"].since > changed);
-        assert_eq!(site.turn(&hasty), [own]);
-        assert!(!hasty.leases.list().unwrap().contains_key("gone"));
-    }
-
-    #[test]
-    fn one_daemon_does_it() {
-        let mut site = Site::new();
-        let gone = site.claim("gone", "10.0.0.64/26");
-        let other = try_lock(site.controller(Duration::ZERO).directory.as_path()).unwrap();
-        assert!(other.is_some());
-        let hasty = site.controller(Duration::ZERO);
-        assert_eq!(site.turn(&hasty), [gone]);
-        drop(other);
-        assert_eq!(site.turn(&hasty), []);
-    }
-
-    #[test]
-    fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
-        let mut site = Site::new();
-        let hasty = site.controller(Duration::ZERO);
-        let block = site.claim("gone", "10.0.0.64/26");
-        let spec = BlockRequestSpec {
-            node: "node1".to_owned(),
-            block,
-            pool: "a".to_owned(),
-            length: 29,
-            address: None,
-        };
-        let request = hasty.requests.ask(spec).unwrap();
-        let claim = site.claims.get(block).unwrap().unwrap();
-        let part = twill_k8s_api::Delegation {
-            cidr: "10.0.0.64/29".parse().unwrap(),
-            node: "node1".to_owned(),
-            request: request.clone(),
-        };
-        let claim = site.claims.delegate(&claim, |parts| parts.push(part)).unwrap().unwrap();
-        assert!(!site.claims.release(&claim).unwrap(), "nobody can release it");
-        assert_eq!(site.turn(&hasty), [block]);
-        hasty.requests.withdraw(&request).unwrap();
-        assert_eq!(site.turn(&hasty), []);
-    }
-}
+mod tests;

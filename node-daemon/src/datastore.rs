@@ -9,9 +9,9 @@ mod watch;
 
 use std::collections::BTreeMap;
 
-pub(crate) use claims::{ClaimOutcome, ClaimStore, Claimant};
-pub(crate) use leases::Leases;
-pub(crate) use requests::Requests;
+pub(crate) use claims::{ClaimOutcome, ClaimStore, Claimant, Release, Stamp, new_uid};
+pub(crate) use leases::{Lease, Leases};
+pub(crate) use requests::{Grant, Requests};
 pub(crate) use status::report;
 pub(crate) use watch::watch;
 

@@ -113,12 +113,19 @@ impl View {
         self.pools.iter().filter(|(_, pool)| eligible(pool)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether it takes a pod's namespace to choose a pool of these families.
-    fn asks_for_namespace(&self, families: &[Family]) -> bool {
+    /// Whether it takes a pod's namespace to choose a pool: not for families of which a pool or an
+    /// address is named.
+    fn asks_for_namespace(&self, request: &AssignRequest) -> bool {
+        let chooses = |family: Family| {
+            let named = match family {
+                Family::V4 => &request.ipv4_pools,
+                Family::V6 => &request.ipv6_pools,
+            };
+            let wanted = request.wanted.iter().any(|address| Family::of(*address) == family);
+            request.families.contains(&family) && named.is_empty() && !wanted
+        };
         self.pools.values().any(|pool| {
-            pool.namespaces.is_some()
-                && pool.refusal.is_none()
-                && families.contains(&pool.cidr.family())
+            pool.namespaces.is_some() && pool.refusal.is_none() && chooses(pool.cidr.family())
         })
     }
 
@@ -197,8 +204,7 @@ impl Ipam {
         request: &AssignRequest,
         deadline: Instant,
     ) -> Result<Arc<View>, RpcError> {
-        let Some(pod) = request.pod.as_ref().filter(|_| view.asks_for_namespace(&request.families))
-        else {
+        let Some(pod) = request.pod.as_ref().filter(|_| view.asks_for_namespace(request)) else {
             return Ok(view);
         };
         let has_it = |view: &Arc<View>| view.namespaces.contains_key(&pod.namespace);
@@ -266,6 +272,10 @@ impl Ipam {
                 )) => {
                     debug!(%refusal, "a block is needed");
                     self.claim(refusal, deadline).await?;
+                    if Instant::now() >= deadline {
+                        let message = "no block with a free address was found in time".to_owned();
+                        return Err(RpcError { kind: ErrorKind::TryAgain, message });
+                    }
                 }
                 Err(AssignError::Refused(refusal)) => return Err(refused(&refusal)),
                 Err(error) => return Err(again(&error)),

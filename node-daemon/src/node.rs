@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -30,7 +30,7 @@ use crate::{
     claims::{self, Claims, OwnedBlocks},
     config::Config,
     controller::Controller,
-    datastore::{self, ClaimStore, Leases, Requests, Snapshot},
+    datastore::{self, ClaimStore, Leases, Snapshot, new_uid},
     heartbeat, host,
     ipam::{Ipam, View},
     metrics::Metrics,
@@ -60,6 +60,7 @@ struct Wires {
     /// By `claims`: which pools give addresses here.
     view: watch::Sender<Arc<View>>,
     claim_problems: watch::Sender<Vec<String>>,
+    lease_problems: watch::Sender<Vec<String>>,
     /// By the follower of the node's addresses.
     sources: watch::Sender<Sources>,
     mtu: watch::Sender<u32>,
@@ -89,6 +90,7 @@ impl Wires {
             owned: watch::Sender::new(None),
             view: watch::Sender::default(),
             claim_problems: watch::Sender::default(),
+            lease_problems: watch::Sender::default(),
             sources: watch::Sender::default(),
             mtu: watch::Sender::new(mtu),
             uplink_changed: Arc::new(Notify::new()),
@@ -148,9 +150,13 @@ impl Node<'_> {
         let (reports, report_queue) = mpsc::unbounded_channel();
 
         let api = Arc::new(self.api(&wires, store.clone(), commands));
-        let requests = Requests::open(&self.config.datastore.directory)?;
-        let controller = self.controller(store.clone(), requests.clone())?;
-        let claims = self.claims(&wires, store, requests, queue);
+        let controller = self.controller(&wires, store.clone())?;
+        // Before the claims are read: who looks after nodes that are gone takes a daemon for gone
+        // whose lease is old.
+        if let Err(error) = controller.renew() {
+            warn!(error = %error_chain(&error), "the lease of this node cannot be renewed");
+        }
+        let claims = self.claims(&wires, store, queue);
         let routes = self.routes(&wires, kernel, report_queue);
         let bgp = self.bgp(&wires, restarting, reports);
         let reconcile = self.reconcile(&wires)?;
@@ -202,6 +208,7 @@ impl Node<'_> {
             installed: wires.installed.subscribe(),
             problems: [
                 &wires.claim_problems,
+                &wires.lease_problems,
                 &wires.bgp_problems,
                 &wires.reconcile_problems,
                 &wires.host_problems,
@@ -218,7 +225,6 @@ impl Node<'_> {
         &self,
         wires: &Wires,
         store: ClaimStore,
-        requests: Requests,
         commands: mpsc::Receiver<claims::Command>,
     ) -> Claims {
         Claims {
@@ -226,7 +232,6 @@ impl Node<'_> {
             shared: self.config.datastore.shared,
             grace: Duration::from_secs(self.config.ipam.empty_block_grace_seconds),
             store,
-            requests,
             service: Arc::clone(&self.service),
             resources: self.resources.clone(),
             commands,
@@ -239,16 +244,16 @@ impl Node<'_> {
         }
     }
 
-    fn controller(&self, claims: ClaimStore, requests: Requests) -> anyhow::Result<Controller> {
-        let directory = self.config.datastore.directory.clone();
+    fn controller(&self, wires: &Wires, claims: ClaimStore) -> anyhow::Result<Controller> {
         Ok(Controller {
             node: self.name.clone(),
-            leases: Leases::open(&directory)?,
-            directory,
+            instance: new_uid(),
+            leases: Leases::open(&self.config.datastore.directory)?,
             grace: Duration::from_secs(self.config.ipam.gone_node_grace_seconds),
             claims,
-            requests,
             resources: self.resources.clone(),
+            problems: wires.lease_problems.clone(),
+            others: Mutex::default(),
         })
     }
 

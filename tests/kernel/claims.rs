@@ -96,7 +96,11 @@ pub(crate) fn empty_blocks_go_back_and_never_the_last() -> Result<()> {
         ensure!(blocks.len() == 1, "{blocks:?}");
         Ok(blocks[0].clone())
     })?;
-    ensure!(claims(&lab)?.len() == 1, "{:?}", claims(&lab)?);
+    wait_for("the claims to go after them", SECONDS, || {
+        let claims = claims(&lab)?;
+        ensure!(claims.len() == 1, "{claims:?}");
+        Ok(())
+    })?;
     let node2 = lab.node("node2")?;
     node2.wait_route(&block, LONG)?;
     // The others are withdrawn, and their unreachable routes are gone.

@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+};
 
 use twill_types::{Block, Dedication};
 
@@ -85,6 +89,8 @@ impl Claim {
 pub struct Claims {
     /// Those that can be read, by block.
     pub claims: BTreeMap<Block, Claim>,
+    /// Those that are there and cannot be read. Whose they are is not known.
+    pub damaged: BTreeSet<Block>,
     /// What is wrong with the others; their blocks are nobody's and cannot be claimed.
     pub problems: Vec<Problem>,
 }
@@ -124,7 +130,10 @@ pub fn read_claims(directory: &Path) -> Result<Claims, FileError> {
                 // Released since it was listed.
                 Ok(None) => {}
                 Ok(Some(claim)) => drop(all.claims.insert(block, claim)),
-                Err(error) => all.problems.push(complain(error.to_string())),
+                Err(error) => {
+                    all.damaged.insert(block);
+                    all.problems.push(complain(error.to_string()));
+                }
             },
         }
     }

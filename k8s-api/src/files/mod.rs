@@ -11,11 +11,12 @@ mod requests;
 mod status;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 pub use claims::{Claim, Claims, claim_block, claimed_blocks, read_claim, read_claims};
@@ -40,6 +41,9 @@ pub const STATUS: &str = "status";
 const LOCK: &str = ".lock";
 
 const TEMPORARY: &str = ".tmp-";
+
+/// How long a lock is waited for. Whoever has it writes a file or two.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The largest manifest that is read, bytes.
 const LARGEST: u64 = 8 << 20;
@@ -93,6 +97,16 @@ pub enum FileError {
         path: PathBuf,
         /// What is wrong with it.
         message: String,
+    },
+    /// Somebody does not let go of a lock.
+    #[error(
+        "another process has held {} for {} s; find and end it (lslocks, fuser)",
+        path.display(),
+        PATIENCE.as_secs()
+    )]
+    Held {
+        /// The lock.
+        path: PathBuf,
     },
     /// An object that has no text form.
     #[error(transparent)]
@@ -172,7 +186,8 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    /// Waits for the lock (`flock` on the file `.lock`), then sweeps what a killed writer left.
+    /// Waits for the lock (`flock` on the file `.lock`), [`PATIENCE`] at the most, then sweeps what a
+    /// killed writer left.
     pub fn acquire(directory: &Path) -> Result<Self, FileError> {
         let path = directory.join(LOCK);
         let file = OpenOptions::new()
@@ -183,13 +198,31 @@ impl DirectoryLock {
             .open(&path)
             .map_err(failed("open", &path))?;
         shut_out_others(&file).map_err(failed("change the mode of", &path))?;
-        file.lock().map_err(failed("lock", &path))?;
+        wait_for_lock(&file, &path)?;
         Ok(Self { _file: file, names: sweep(directory)? })
     }
 
     /// The names of the manifests in the directory: other writers add none until this is dropped.
     pub fn manifest_names(&self) -> &[String] {
         &self.names
+    }
+}
+
+/// A process that is stopped while it has the lock must not stop all others with it.
+fn wait_for_lock(file: &File, path: &Path) -> Result<(), FileError> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(FileError::Held { path: path.to_owned() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed("lock", path)(error)),
+        }
     }
 }
 

@@ -155,7 +155,8 @@ pub struct Delegation {
     pub cidr: Block,
     /// Who has it.
     pub node: String,
-    /// The `uid` of the BlockRequest that it answers: it is the node's for as long as that is there.
+    /// The name of the BlockRequest that it answers. It is the node's until that says that it was
+    /// returned, and the owner has removed this entry.
     pub request: String,
 }
 
@@ -166,7 +167,7 @@ pub type BlockRequest = Object<BlockRequestSpec>;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BlockRequestSpec {
-    /// Who asks. Only this node removes it, once the part is not in use any more.
+    /// Who asks.
     pub node: String,
     /// The claimed block that the part is to come from.
     pub block: Block,
@@ -189,6 +190,35 @@ impl BlockRequest {
             spec,
             status: None,
         }
+    }
+}
+
+/// What became of a BlockRequest: its status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BlockRequestStatus {
+    /// Why the owner lends nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// The part that it got.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Block>,
+    /// Who asked does not use the part any more, or does not want one any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub returned: bool,
+}
+
+impl BlockRequest {
+    /// What became of it; nothing, where the status is none or makes no sense.
+    pub fn outcome(&self) -> BlockRequestStatus {
+        let status = self.status.clone().and_then(|status| serde_json::from_value(status).ok());
+        status.unwrap_or_default()
+    }
+
+    /// The same with another outcome.
+    pub fn with_outcome(mut self, outcome: &BlockRequestStatus) -> Self {
+        self.status = serde_json::to_value(outcome).ok();
+        self
     }
 }
 

@@ -1,6 +1,7 @@
 //! Parts of other nodes' blocks, for a node that finds no block of its own (`strictAffinity: false`).
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     fmt::Write,
     net::IpAddr,
@@ -8,25 +9,35 @@ use std::{
 };
 
 use tracing::{info, warn};
-use twill_ipam::OwnedBlock;
+use twill_ipam::{BlockSummary, OwnedBlock};
 use twill_k8s_api::{
     BlockRequestSpec,
     files::{Claim, Claims as AllClaims},
 };
 use twill_rpc::message::{ErrorKind, RpcError};
-use twill_types::{Block, error_chain};
+use twill_types::Block;
 
-use super::{Claims, ClaimsError};
-use crate::{datastore::Snapshot, ipam::again};
+use super::{Claims, ClaimsError, LOOK};
+use crate::{
+    datastore::{Requests, Snapshot},
+    ipam::again,
+};
 
 /// How long an owner has for its answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How long an owner that gave nothing is not asked again.
+/// How long a block of which nothing was lent is passed over.
 const PASSED_OVER: Duration = Duration::from_secs(30);
+
+/// How long an owner is passed over that did not answer. Longer, so that many dead ones do not keep
+/// a node from those that live.
+const SILENT: Duration = Duration::from_secs(300);
 
 /// How many addresses are asked for: 8.
 const BITS: u8 = 3;
+
+/// How many lenders an error names.
+const NAMED: usize = 3;
 
 /// What this node has of others, and has asked them for.
 #[derive(Debug, Default)]
@@ -35,14 +46,22 @@ pub(super) struct Borrowing {
     parts: BTreeMap<Block, Part>,
     /// Requests without an answer, by name.
     asked: BTreeMap<String, Asked>,
-    /// Claims out of which nothing was lent lately: when, and why not.
-    passed_over: BTreeMap<Block, (Instant, String)>,
+    /// Blocks out of which nothing was lent lately: when, and why not.
+    refused: BTreeMap<Block, (Instant, String)>,
+    /// Owners that did not answer lately, and when.
+    silent: BTreeMap<String, Instant>,
+    /// All claims, as they were a moment ago.
+    claims: Option<(Instant, AllClaims)>,
 }
 
 #[derive(Debug)]
 struct Part {
     request: String,
     pool: String,
+    /// The block that it is a part of.
+    of: Block,
+    /// The claim of that does not say so at present: it is damaged, or somebody has removed it.
+    unsure: bool,
 }
 
 #[derive(Debug)]
@@ -58,9 +77,24 @@ impl Borrowing {
         self.parts.iter().map(|(part, what)| (*part, what.pool.as_str()))
     }
 
+    /// The blocks that they are parts of.
+    pub(super) fn lenders(&self) -> Vec<Block> {
+        self.parts.values().map(|part| part.of).collect()
+    }
+
+    /// Whether a block is a part that its owner's claim does not say is this node's.
+    pub(super) fn is_unsure(&self, part: Block) -> bool {
+        self.parts.get(&part).is_some_and(|part| part.unsure)
+    }
+
     /// Whether somebody was asked and has not answered.
     pub(super) fn is_waiting(&self) -> bool {
         !self.asked.is_empty()
+    }
+
+    /// Takes a part out; the name of its request.
+    pub(super) fn forget(&mut self, part: Block) -> Option<String> {
+        self.parts.remove(&part).map(|part| part.request)
     }
 }
 
@@ -90,36 +124,72 @@ impl Claims {
         if let Some(asked) = self.state.borrowing.asked.values().find(is_for_this) {
             return Err(waiting(&asked.owner, asked.spec.block));
         }
-        let claims = self.store.list().map_err(|error| again(&error))?;
-        self.state.borrowing.passed_over.retain(|_, (when, _)| when.elapsed() < PASSED_OVER);
-        let lenders: Vec<&Claim> = claims
+        let lenders = self.lenders(pools, address).map_err(|error| again(&error))?;
+        let borrowing = &mut self.state.borrowing;
+        borrowing.refused.retain(|_, (when, _)| when.elapsed() < PASSED_OVER);
+        borrowing.silent.retain(|_, when| when.elapsed() < SILENT);
+        let mut reasons = String::new();
+        for (number, claim) in lenders.iter().enumerate() {
+            let (block, owner) = (claim.block, &claim.node);
+            let why = match (borrowing.silent.contains_key(owner), borrowing.refused.get(&block)) {
+                (true, _) => "its daemon does not answer",
+                (_, Some((_, why))) => why,
+                (false, None) => return self.ask(claim, address).map(Ok),
+            };
+            if number < NAMED {
+                let _ = write!(reasons, "; node {owner} lends nothing of {block}: {why}");
+            }
+        }
+        if lenders.len() > NAMED {
+            let _ = write!(reasons, "; and {} others", lenders.len() - NAMED);
+        }
+        Ok(Err(reasons))
+    }
+
+    /// Whose blocks a part may come from, those with the most space first as far as that is known.
+    fn lenders(
+        &mut self,
+        pools: &[String],
+        address: Option<IpAddr>,
+    ) -> Result<Vec<Claim>, ClaimsError> {
+        let known = self.state.borrowing.claims.take();
+        let (when, claims) = match known.filter(|(when, _)| when.elapsed() < LOOK) {
+            Some(known) => known,
+            None => (Instant::now(), self.store.list()?),
+        };
+        let mut lenders: Vec<Claim> = claims
             .claims
             .values()
             .filter(|claim| claim.node != self.node && claim.dedication.is_none())
-            .filter(|claim| pools.contains(&claim.pool))
+            .filter(|claim| pools.contains(&claim.pool) && claim.block.size() > 1)
             .filter(|claim| address.is_none_or(|ip| claim.block.prefix().contains(ip)))
+            .cloned()
             .collect();
-        let mut reasons = String::new();
-        for claim in lenders {
-            match self.state.borrowing.passed_over.get(&claim.block) {
-                None => return self.ask(claim, address).map(Ok),
-                Some((_, why)) => {
-                    let _ = write!(
-                        reasons,
-                        "; node {} lends nothing of {}: {why}",
-                        claim.node, claim.block
-                    );
-                }
-            }
+        let free = self.store.free_addresses()?;
+        lenders.sort_by_key(|claim| Reverse(free.get(&claim.block).copied()));
+        self.state.borrowing.claims = Some((when, claims));
+        Ok(lenders)
+    }
+
+    /// Whether some node may have an address to lend of these pools.
+    pub(super) fn might_borrow(&self, resources: &Snapshot, pools: &[String]) -> bool {
+        if resources.ipam_config().strict_affinity || !self.shared {
+            return false;
         }
-        Ok(Err(reasons))
+        let free = self.store.free_addresses().unwrap_or_default();
+        let inside = |block: &Block| {
+            let mut pools = pools.iter().filter_map(|name| resources.pools.get(name));
+            pools.any(|pool| pool.spec.cidr.covers(block.prefix()))
+        };
+        free.iter()
+            .any(|(block, free)| *free > 0 && inside(block) && !self.state.mine.contains_key(block))
     }
 
     fn ask(&mut self, claim: &Claim, address: Option<IpAddr>) -> Result<(), RpcError> {
         let bits = claim.block.family().bits();
         let length = match address {
             Some(_) => bits,
-            None => (bits - BITS).max(claim.block.prefix().length()),
+            None => (bits - BITS).max(claim.block.prefix().length() + 1),
         };
         let spec = BlockRequestSpec {
             node: self.node.clone(),
@@ -128,7 +198,7 @@ impl Claims {
             length,
             address,
         };
-        let name = self.requests.ask(spec.clone()).map_err(|error| again(&error))?;
+        let name = self.store.ask(spec.clone()).map_err(|error| again(&error))?;
         info!(block = %claim.block, owner = claim.node, "asked for a part of a block");
         let asked = Asked { owner: claim.node.clone(), spec, since: Instant::now() };
         self.state.borrowing.asked.insert(name, asked);
@@ -142,34 +212,32 @@ impl Claims {
         if !self.state.borrowing.is_waiting() {
             return Ok(freed);
         }
-        let requests = self.requests.list().map_err(ClaimsError::Read)?;
+        let requests = self.store.requests()?;
         let names: Vec<String> = self.state.borrowing.asked.keys().cloned().collect();
         for name in names {
             let Some(asked) = self.state.borrowing.asked.get(&name) else { continue };
-            let block = asked.spec.block;
-            let refused = requests
-                .get(&name)
-                .and_then(|request| request.as_ref()?.status.as_ref()?.get("refused")?.as_str());
-            let claim = match self.store.get(block) {
-                // Given back, it may be another's by now, or this node's.
-                Ok(claim) => claim.filter(|claim| claim.node == asked.owner),
-                Err(error) => {
-                    warn!(%block, error = %error_chain(&error), "cannot read who lends");
-                    continue;
-                }
-            };
+            let outcome = requests.get(&name).and_then(Option::as_ref).map(|r| r.outcome());
+            // Given back, it may be another's by now, or this node's.
+            let claim = self.store.get(asked.spec.block)?;
+            let claim = claim.filter(|claim| claim.node == asked.owner);
             let granted = claim.as_ref().and_then(|claim| {
                 claim.delegations.iter().find(|part| part.request == name).map(|part| part.cidr)
             });
-            match (granted, claim, refused) {
-                (Some(part), ..) if requests.contains_key(&name) => self.use_part(&name, part)?,
-                (_, None, _) => {
-                    self.give_up(&name, None);
+            match (granted, claim, outcome.and_then(|outcome| outcome.refused)) {
+                (Some(part), ..) => self.use_part(&name, part)?,
+                (None, None, _) => {
+                    self.give_up(&name)?;
                     freed = true;
                 }
-                (_, _, Some(why)) => self.give_up(&name, Some(why.to_owned())),
+                (None, _, Some(why)) => {
+                    let block = asked.spec.block;
+                    self.give_up(&name)?;
+                    self.state.borrowing.refused.insert(block, (Instant::now(), why));
+                }
                 _ if asked.since.elapsed() >= ANSWER => {
-                    self.give_up(&name, Some("its daemon does not answer".to_owned()));
+                    let owner = asked.owner.clone();
+                    self.give_up(&name)?;
+                    self.state.borrowing.silent.insert(owner, Instant::now());
                 }
                 _ => {}
             }
@@ -178,71 +246,88 @@ impl Claims {
     }
 
     fn use_part(&mut self, request: &str, part: Block) -> Result<(), ClaimsError> {
-        let Some(asked) = self.state.borrowing.asked.remove(request) else {
+        let Some(asked) = self.state.borrowing.asked.get(request) else {
             return Ok(());
         };
-        let pool = asked.spec.pool;
-        info!(%part, owner = asked.owner, pool, "borrowed a part of a block");
-        self.service
-            .set_block(OwnedBlock { block: part, pool: pool.clone(), dedication: None }, true)?;
-        let request = request.to_owned();
-        self.state.borrowing.parts.insert(part, Part { request, pool });
-        self.state.unneeded.insert(part);
+        let (pool, of, owner) = (asked.spec.pool.clone(), asked.spec.block, asked.owner.clone());
+        let owned = OwnedBlock { block: part, pool: pool.clone(), dedication: None };
+        self.service.set_block(owned, true)?;
+        info!(%part, owner, pool, "borrowed a part of a block");
+        self.state.borrowing.asked.remove(request);
+        let what = Part { request: request.to_owned(), pool, of, unsure: false };
+        self.state.borrowing.parts.insert(part, what);
+        self.state.draining.insert(part);
+        self.stamp(of);
         self.publish_owned();
         Ok(())
     }
 
     /// Takes an unanswered request back. Whatever the owner enters for it now, it takes back as well.
-    fn give_up(&mut self, request: &str, why: Option<String>) {
-        let Some(asked) = self.state.borrowing.asked.remove(request) else {
-            return;
-        };
-        if let Err(error) = self.requests.withdraw(request) {
-            warn!(request, error = %error_chain(&error), "cannot take a request back");
-        }
-        if let Some(why) = why {
-            let block = asked.spec.block;
-            info!(%block, owner = asked.owner, why, "nothing is lent");
-            self.state.borrowing.passed_over.insert(block, (Instant::now(), why));
-        }
-    }
-
-    /// Finds the parts of others' blocks that this node has, as the claims say. Requests that nobody
-    /// waits for any more, those of the process before, are taken back.
-    pub(super) fn find_borrowed(&mut self, all: &AllClaims) -> Result<(), ClaimsError> {
-        let requests = self.requests.list().map_err(ClaimsError::Read)?;
-        let mut parts = BTreeMap::new();
-        for claim in all.claims.values().filter(|claim| claim.node != self.node) {
-            let ours = |part: &&twill_k8s_api::Delegation| {
-                part.node == self.node && requests.contains_key(&part.request)
-            };
-            for part in claim.delegations.iter().filter(ours) {
-                self.state.borrowing.asked.remove(&part.request);
-                let what = Part { request: part.request.clone(), pool: claim.pool.clone() };
-                parts.insert(part.cidr, what);
-            }
-        }
-        self.state.borrowing.parts = parts;
-        for (name, request) in &requests {
-            let is_ours = request.as_ref().is_some_and(|r| r.spec.node == self.node);
-            let borrowing = &self.state.borrowing;
-            let is_answered = borrowing.parts.values().any(|part| part.request == *name);
-            if is_ours && !is_answered && !borrowing.asked.contains_key(name) {
-                self.requests.withdraw(name).map_err(ClaimsError::Read)?;
-            }
-        }
+    fn give_up(&mut self, request: &str) -> Result<(), ClaimsError> {
+        self.store.give_up(request)?;
+        self.state.borrowing.asked.remove(request);
         Ok(())
     }
 
-    /// Gives a part back that is not in use any more, if it is one.
-    pub(super) fn return_borrowed(&mut self, part: Block) -> Result<bool, ClaimsError> {
-        let Some(what) = self.state.borrowing.parts.remove(&part) else {
-            return Ok(false);
+    /// Finds the parts of others' blocks that this node has. That stands in the claims; where one
+    /// cannot be read, or is gone, its request says what it was. Requests of the process before that
+    /// nobody waits for are taken back.
+    pub(super) fn find_borrowed(
+        &mut self,
+        all: &AllClaims,
+        requests: &Requests,
+    ) -> Result<(), ClaimsError> {
+        let mut parts = BTreeMap::new();
+        let is_returned = |name: &String| {
+            requests
+                .get(name)
+                .is_some_and(|r| r.as_ref().is_some_and(|request| request.outcome().returned))
         };
-        self.publish_owned();
-        self.requests.withdraw(&what.request).map_err(ClaimsError::Read)?;
-        info!(%part, pool = what.pool, "gave a borrowed part of a block back");
-        Ok(true)
+        for claim in all.claims.values().filter(|claim| claim.node != self.node) {
+            let ours = claim.delegations.iter().filter(|part| part.node == self.node);
+            for part in ours.filter(|part| !is_returned(&part.request)) {
+                self.state.borrowing.asked.remove(&part.request);
+                let (request, pool, of) = (part.request.clone(), claim.pool.clone(), claim.block);
+                if !requests.contains_key(&request) {
+                    warn!(part = %part.cidr, request, "the request of a borrowed part was removed: made again");
+                    let length = part.cidr.prefix().length();
+                    let (node, pool) = (self.node.clone(), pool.clone());
+                    let spec = BlockRequestSpec { node, block: of, pool, length, address: None };
+                    self.store.ask_again(&request, spec)?;
+                }
+                parts.insert(part.cidr, Part { request, pool, of, unsure: false });
+            }
+        }
+        let held = self.service.blocks()?;
+        for (name, request) in requests {
+            let Some(request) = request.as_ref().filter(|r| r.spec.node == self.node) else {
+                continue;
+            };
+            let (outcome, spec) = (request.outcome(), &request.spec);
+            let is_known = parts.values().any(|part: &Part| part.request == *name);
+            if is_known || outcome.returned {
+                continue;
+            }
+            let in_block = |held: &&BlockSummary| {
+                spec.block.prefix().covers(held.block.prefix()) && held.used + held.held > 0
+            };
+            // A claim that can be read has not named it: then it is not this node's any more.
+            let unsure = !all.claims.contains_key(&spec.block);
+            let used = held.iter().find(in_block).map(|held| held.block);
+            let part = outcome.granted.or(used).filter(|_| unsure);
+            match part {
+                Some(part) => {
+                    let (request, pool, of) = (name.clone(), spec.pool.clone(), spec.block);
+                    parts.insert(part, Part { request, pool, of, unsure: true });
+                    self.state.behind = true;
+                }
+                None if self.state.borrowing.asked.contains_key(name) => {}
+                None => self.store.give_up(name)?,
+            }
+        }
+        parts.retain(|part, _| !self.state.leaving.contains_key(part));
+        self.state.borrowing.parts = parts;
+        Ok(())
     }
 }
 

@@ -49,7 +49,7 @@ impl Claims {
             return Ok(());
         }
         let resources = Arc::clone(&self.resources.borrow());
-        let allowed = self.may_claim(&resources, *family, blocks);
+        let allowed = self.may_claim(&resources, *family);
         if allowed.is_ok() {
             for name in pools {
                 let claimed = self.claim_in(&resources, name, dedication.as_ref());
@@ -100,20 +100,22 @@ impl Claims {
             Err(RpcError { kind, message: format!("{address} cannot be had: {why}") })
         };
         if let Some(owned) = blocks.iter().find(|block| block.block.prefix().contains(address)) {
-            if owned.assignable && owned.dedication.as_ref() == dedication {
+            let is_named = pools.contains(&owned.pool);
+            if owned.assignable && owned.dedication.as_ref() == dedication && is_named {
                 return Ok(());
             }
             let why = match &owned.dedication {
                 Some(other) => {
                     format!("{} is set aside for network {}", owned.block, other.network)
                 }
+                None if !is_named => format!("{} is of pool {}", owned.block, owned.pool),
                 None if owned.assignable => format!("{} is for pods of twill itself", owned.block),
                 None => format!("{} gives no new addresses", owned.block),
             };
             return refuse(ErrorKind::Taken, format!("{why}; ask for another one"));
         }
         let resources = Arc::clone(&self.resources.borrow());
-        if let Err(why) = self.may_claim(&resources, Family::of(address), blocks) {
+        if let Err(why) = self.may_claim(&resources, Family::of(address)) {
             return refuse(ErrorKind::Exhausted, why);
         }
         let pool = pools
@@ -145,23 +147,18 @@ impl Claims {
         let blocks = self.service.blocks()?;
         // Each ADD that found little says so; one claim is the answer to them all.
         let is_needed = is_nearly_full(pool, blocks.iter().cloned());
-        let may_claim = |family| self.may_claim(&resources, family, &blocks).is_ok();
+        let may_claim = |family| self.may_claim(&resources, family).is_ok();
         if is_needed && family.is_some_and(may_claim) {
             self.claim_in(&resources, pool, None)?;
         }
         Ok(())
     }
 
-    /// Whether this node, with these blocks, may take another one by itself.
-    pub(super) fn may_claim(
-        &self,
-        resources: &Snapshot,
-        family: Family,
-        blocks: &[BlockSummary],
-    ) -> Result<(), String> {
+    /// Whether this node may take another block by itself.
+    pub(super) fn may_claim(&self, resources: &Snapshot, family: Family) -> Result<(), String> {
         let config = resources.ipam_config();
         let limit = config.max_blocks_per_host as usize;
-        let count = blocks.iter().filter(|block| block.block.family() == family).count();
+        let count = self.state.mine.keys().filter(|block| block.family() == family).count();
         if limit > 0 && count >= limit {
             return Err(format!(
                 "node {} has {count} {family} blocks and may have {limit}; raise maxBlocksPerHost in \
@@ -202,7 +199,9 @@ impl Claims {
             let taken = taken.clone().without(resources.reservations.clone());
             next_candidate(cidr, size, &self.node, &taken)
         });
-        match claim.map_err(ClaimsError::Read)? {
+        // It may be there all the same.
+        let claim = claim.inspect_err(|_| self.state.behind = true);
+        match claim? {
             Some(claim) => self.take_into_use(claim).map(|()| true),
             None => Ok(false),
         }
@@ -210,7 +209,7 @@ impl Claims {
 
     /// What this node cannot claim, or need not.
     pub(super) fn taken(&self, resources: &Snapshot) -> Result<Taken, ClaimsError> {
-        let taken = self.store.taken().map_err(ClaimsError::Read)?;
+        let taken = self.store.taken()?;
         Ok(taken.without(resources.reservations.clone()))
     }
 
@@ -223,7 +222,8 @@ impl Claims {
         dedication: Option<&Dedication>,
     ) -> Result<Option<Claim>, ClaimsError> {
         let who = Claimant { node: &self.node, pool, dedication };
-        match self.store.try_claim(block, who).map_err(ClaimsError::Read)? {
+        let outcome = self.store.try_claim(block, who).inspect_err(|_| self.state.behind = true);
+        match outcome? {
             ClaimOutcome::Won(claim) => self.take_into_use(claim).map(|()| None),
             ClaimOutcome::Lost(other) => Ok(Some(other)),
         }
@@ -232,9 +232,9 @@ impl Claims {
     fn take_into_use(&mut self, claim: Claim) -> Result<(), ClaimsError> {
         let Claim { block, pool, dedication, .. } = claim.clone();
         info!(%block, pool, ?dedication, "claimed a block");
-        self.service.set_block(OwnedBlock { block, pool, dedication }, true)?;
-        self.state.mine.insert(block, claim);
-        self.publish_owned();
-        Ok(())
+        // It is this node's whatever the store says.
+        self.remember(claim);
+        let taken = self.service.set_block(OwnedBlock { block, pool, dedication }, true);
+        Ok(taken.inspect_err(|_| self.state.behind = true)?)
     }
 }

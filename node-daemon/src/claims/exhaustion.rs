@@ -30,7 +30,7 @@ impl Claims {
         let taken = self.taken(&resources)?;
         let has_block = |family: Family, pools: &[String]| {
             let mut pools = pools.iter().filter_map(|name| resources.pools.get(name));
-            self.may_claim(&resources, family, &blocks).is_ok()
+            self.may_claim(&resources, family).is_ok()
                 && pools.any(|pool| {
                     let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
                     next_candidate(cidr, size, &self.node, &taken).is_some()
@@ -40,7 +40,10 @@ impl Claims {
         refused.retain(|family| {
             let pools = self.view.borrow().eligible(*family, None);
             // Without any pool ADD fails for another reason, which is told.
-            !pools.is_empty() && !has_free(&blocks, *family, &pools) && !has_block(*family, &pools)
+            !pools.is_empty()
+                && !has_free(&blocks, *family, &pools)
+                && !has_block(*family, &pools)
+                && !self.might_borrow(&resources, &pools)
         });
         self.state.refused = refused;
         Ok(!self.state.refused.is_empty())

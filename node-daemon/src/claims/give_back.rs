@@ -3,10 +3,26 @@
 use std::{sync::Arc, time::Instant};
 
 use tracing::{info, warn};
-use twill_ipam::{BlockSummary, is_nearly_full};
-use twill_types::{Block, error_chain};
+use twill_ipam::BlockSummary;
+use twill_k8s_api::files::Claim;
+use twill_types::{Block, Dedication, error_chain};
 
-use super::{Claims, ClaimsError};
+use super::{Claims, ClaimsError, LOOK};
+use crate::datastore::Release;
+
+/// A block that is withdrawn, and whose claim stays until the word of that has gone round.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    what: What,
+    since: Instant,
+}
+
+#[derive(Debug)]
+enum What {
+    Claim(Claim),
+    /// A part of another's block, by the name of the request.
+    Part(String),
+}
 
 impl Claims {
     /// Gives the blocks back that have been empty for the grace period: those that are to go, and
@@ -16,20 +32,15 @@ impl Claims {
         let now = Instant::now();
         let blocks = self.service.blocks()?;
         let spare = self.spare(&blocks);
-        let empty: Vec<Block> = blocks
-            .iter()
-            .filter(|block| block.used == 0 && block.held == 0 && block.resting == 0)
-            .filter(|block| block.delegated == 0)
-            .map(|block| block.block)
-            .collect();
-        let is_to_go = |block: &Block| self.state.unneeded.contains(block) || spare.contains(block);
-        let to_go: Vec<Block> = empty.into_iter().filter(is_to_go).collect();
+        let is_to_go = |block: &Block| self.state.draining.contains(block) || spare.contains(block);
+        let empty = blocks.iter().filter(|block| is_empty(block)).map(|block| block.block);
+        let to_go: Vec<Block> = empty.filter(is_to_go).collect();
         self.state.empty_since.retain(|block, _| to_go.contains(block));
         for block in to_go {
             let since = *self.state.empty_since.entry(block).or_insert(now);
             // What a pool that is gone leaves is of no use to anybody here.
             if now.duration_since(since) >= self.grace || self.has_no_pool(block) {
-                self.release(block)?;
+                self.leave(block)?;
             }
         }
         Ok(())
@@ -40,57 +51,87 @@ impl Claims {
         self.state.mine.get(&block).is_some_and(|claim| !resources.pools.contains_key(&claim.pool))
     }
 
-    /// The empty blocks that the others of their pool can stand in for: without them, half of a block
-    /// is left. At the most one of a pool at a time.
+    /// The empty blocks that the others can stand in for, of the same pool and network: without them,
+    /// half of a block is left. One of each at a time, the one that came last.
     fn spare(&self, blocks: &[BlockSummary]) -> Vec<Block> {
         let resources = Arc::clone(&self.resources.borrow());
-        let candidate = |pool: &str| {
-            let of_pool =
-                || blocks.iter().filter(|block| block.pool == pool && block.dedication.is_none());
-            let empty = |block: &&BlockSummary| {
-                block.used + block.held + block.resting + block.delegated == 0
-                    && self.state.mine.contains_key(&block.block)
-                    && !self.is_static(&resources, block.block)
+        let candidate = |(pool, network): (&str, Option<&Dedication>)| {
+            // What is borrowed goes by itself, and stands in for nothing.
+            let own: Vec<&BlockSummary> = blocks
+                .iter()
+                .filter(|b| b.pool == pool && b.dedication.as_ref() == network)
+                .filter(|b| self.state.mine.contains_key(&b.block))
+                .collect();
+            let may_go = |block: &&&BlockSummary| {
+                is_empty(block) && !self.is_static(&resources, block.block)
             };
-            // The one that came last.
-            let mut empty: Vec<Block> = of_pool().filter(empty).map(|block| block.block).collect();
-            empty
-                .sort_by_key(|block| self.state.mine.get(block).map(|claim| claim.created.clone()));
-            let last = empty.pop()?;
-            let others = of_pool().filter(|block| block.block != last && block.assignable);
-            let free: u32 = others.clone().map(|block| u32::from(block.free)).sum();
-            let enough =
-                free * 2 >= u32::from(last.size()) && !is_nearly_full(pool, others.cloned());
-            enough.then_some(last)
+            let created = |block: Block| self.state.mine.get(&block).map(|c| c.created.as_str());
+            let last =
+                own.iter().filter(may_go).map(|b| b.block).max_by_key(|block| created(*block))?;
+            let others = own.iter().filter(|block| block.block != last && block.assignable);
+            let free: u32 = others.map(|block| u32::from(block.free)).sum();
+            (own.len() > 1 && free * 2 >= u32::from(last.size())).then_some(last)
         };
-        let mut pools: Vec<&str> = blocks.iter().map(|block| block.pool.as_str()).collect();
-        pools.sort_unstable();
-        pools.dedup();
-        pools.into_iter().filter_map(candidate).collect()
+        let mut groups: Vec<_> =
+            blocks.iter().map(|b| (b.pool.as_str(), b.dedication.as_ref())).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups.into_iter().filter_map(candidate).collect()
     }
 
-    /// Gives one block back: nobody gets an address of it, it is withdrawn, and then it is another's.
-    fn release(&mut self, block: Block) -> Result<(), ClaimsError> {
-        if !self.service.remove_block(block)? {
+    /// Takes one block out of use, if nobody has an address of it, and withdraws it.
+    fn leave(&mut self, block: Block) -> Result<(), ClaimsError> {
+        // Nobody can say whose it is as long as its claim cannot be read.
+        if self.state.unreadable.contains(&block) || !self.service.remove_block(block)? {
             return Ok(());
         }
         self.state.empty_since.remove(&block);
-        if self.return_borrowed(block)? {
-            return Ok(());
-        }
-        let Some(claim) = self.state.mine.remove(&block) else {
-            return Ok(());
+        self.state.stamps.remove(&block);
+        let what = match self.state.mine.remove(&block) {
+            Some(claim) => Some(What::Claim(claim)),
+            None => self.state.borrowing.forget(block).map(What::Part),
         };
+        if let Some(what) = what {
+            self.state.leaving.insert(block, Leaving { what, since: Instant::now() });
+        }
         self.publish_owned();
-        match self.store.release(&claim) {
-            Ok(true) => info!(%block, pool = claim.pool, "an empty block was given back"),
-            Ok(false) => info!(%block, pool = claim.pool, "an empty block was another's already"),
-            Err(error) => {
-                // It stays this node's, and is taken into use with the next change.
-                warn!(%block, error = %error_chain(&error), "an empty block cannot be given back");
-                self.state.behind = true;
+        Ok(())
+    }
+
+    /// Parts with the blocks that were withdrawn a moment ago: from here on they are another's.
+    pub(super) fn part_with_leaving(&mut self) -> Result<(), ClaimsError> {
+        let due = |leaving: &Leaving| leaving.since.elapsed() >= LOOK;
+        let blocks: Vec<Block> =
+            self.state.leaving.iter().filter(|(_, l)| due(l)).map(|(block, _)| *block).collect();
+        for block in blocks {
+            let Some(leaving) = self.state.leaving.get(&block) else { continue };
+            match &leaving.what {
+                What::Part(request) => {
+                    self.store.give_up(request)?;
+                    info!(part = %block, "gave a borrowed part of a block back");
+                }
+                What::Claim(claim) => match self.store.release(claim) {
+                    Ok(Release::Done) => {
+                        info!(%block, pool = claim.pool, "an empty block was given back");
+                    }
+                    // It is taken into use again.
+                    Ok(Release::Lent | Release::Kept) => self.state.behind = true,
+                    Ok(Release::Anothers) => {
+                        warn!(%block, pool = claim.pool, "an empty block was another's already");
+                    }
+                    Err(error) => {
+                        warn!(%block, error = %error_chain(&error), "an empty block cannot be given back yet");
+                        continue;
+                    }
+                },
             }
+            self.state.leaving.remove(&block);
         }
         Ok(())
     }
+}
+
+/// Nobody has an address of it, or has had one until lately.
+const fn is_empty(block: &BlockSummary) -> bool {
+    block.used + block.held + block.resting + block.delegated == 0
 }

@@ -1,7 +1,7 @@
 //! Parts of this node's blocks for nodes that find none of their own (`strictAffinity: false`).
 //!
-//! A part is the borrower's from its entry in the claim until its request is gone. Only the owner
-//! writes the claim, and only the borrower removes its request, once it has stopped using the part.
+//! A part is the borrower's from its entry in the claim until this node, its owner, has removed that
+//! entry, which it does once the request says that the part was returned.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,29 +10,29 @@ use twill_k8s_api::{BlockRequestSpec, Delegation, files::Claim};
 use twill_types::{Block, error_chain};
 
 use super::{Claims, ClaimsError};
+use crate::datastore::{Grant, Requests};
 
 impl Claims {
-    /// Answers the requests for parts of this node's blocks, and takes back what is not needed any
-    /// more.
+    /// Answers the requests for parts of this node's blocks, and takes back what was returned.
     pub(super) fn lend(&mut self) -> Result<(), ClaimsError> {
-        self.take_back_lent()?;
-        let requests = self.requests.list().map_err(ClaimsError::Read)?;
+        let requests = self.store.requests()?;
+        self.take_back(&requests)?;
         for (name, request) in requests {
             let Some(request) = request else { continue };
-            let spec = request.spec;
+            let (outcome, spec) = (request.outcome(), request.spec);
             let Some(claim) = self.state.mine.get(&spec.block).cloned() else {
                 continue;
             };
             let is_answered = claim.delegations.iter().any(|part| part.request == name)
-                || request.status.is_some();
-            if spec.node == self.node || is_answered {
+                || outcome.refused.is_some()
+                || outcome.returned;
+            let is_unsure = self.state.unreadable.contains(&claim.block);
+            if spec.node == self.node || is_answered || is_unsure {
                 continue;
             }
-            if let Err(why) = self.lend_part(&claim, &name, &spec)? {
+            if let Some(why) = self.lend_part(&claim, &name, &spec)? {
                 info!(block = %spec.block, to = spec.node, why, "no part of a block is lent");
-                if let Err(error) = self.requests.refuse(&name, &why) {
-                    warn!(request = name, error = %error_chain(&error), "cannot answer a request");
-                }
+                self.store.refuse(&name, &why)?;
             }
         }
         Ok(())
@@ -44,66 +44,79 @@ impl Claims {
         claim: &Claim,
         request: &str,
         spec: &BlockRequestSpec,
-    ) -> Result<Result<(), String>, ClaimsError> {
+    ) -> Result<Option<String>, ClaimsError> {
         let resources = Arc::clone(&self.resources.borrow());
         if resources.ipam_config().strict_affinity {
-            return Ok(Err("strictAffinity is true".to_owned()));
+            return Ok(Some("strictAffinity is true".to_owned()));
         }
-        // From here on nobody on this node gets an address of it.
-        let part = self.service.delegate(spec.block, spec.length, spec.address)?;
-        let Some(part) = part else {
-            return Ok(Err(match spec.address {
+        // From here on nobody on this node gets an address of it. Half of a block at the most: peers
+        // tell a part from its block by its length.
+        let length = spec.length.max(spec.block.prefix().length() + 1);
+        let Some(part) = self.service.delegate(spec.block, length, spec.address)? else {
+            return Ok(Some(match spec.address {
                 Some(address) => format!("{address} is not free"),
                 None => "no address of it is free".to_owned(),
             }));
         };
-        let delegation =
-            Delegation { cidr: part, node: spec.node.clone(), request: request.to_owned() };
-        let written = self.store.delegate(claim, |parts| parts.push(delegation));
-        match written {
-            Ok(Some(claim)) => {
+        let (node, request) = (spec.node.clone(), request.to_owned());
+        match self.store.grant(claim, &Delegation { cidr: part, node, request }) {
+            Ok(Grant::Done(claim)) => {
                 info!(%part, block = %claim.block, to = spec.node, "lent a part of a block");
-                self.state.mine.insert(claim.block, claim);
-                self.publish_owned();
-                return Ok(Ok(()));
+                self.remember(claim);
+                return Ok(None);
             }
-            // The claim is not this node's any more; the next change of anything says so.
-            Ok(None) => self.state.behind = true,
+            Ok(Grant::Unwanted) => self.tell_store_what_is_lent(false)?,
+            Ok(Grant::Lost) => self.state.behind = true,
+            // It may stand there all the same, so it stays lent until the claim was read again.
             Err(error) => {
+                self.state.behind = true;
                 warn!(%part, error = %error_chain(&error), "cannot enter what is lent in a claim");
             }
         }
-        self.tell_store_what_is_lent()?;
-        Ok(Ok(()))
+        Ok(None)
     }
 
-    /// Takes the parts back whose requests are gone, and tells the store which are not.
-    pub(super) fn take_back_lent(&mut self) -> Result<(), ClaimsError> {
-        let lending: Vec<Claim> =
-            self.state.mine.values().filter(|c| !c.delegations.is_empty()).cloned().collect();
-        if !lending.is_empty() {
-            let requests = self.requests.list().map_err(ClaimsError::Read)?;
-            let is_gone = |part: &Delegation| !requests.contains_key(&part.request);
-            for claim in lending.iter().filter(|claim| claim.delegations.iter().any(is_gone)) {
-                match self.store.delegate(claim, |parts| parts.retain(|part| !is_gone(part))) {
-                    Ok(Some(claim)) => {
-                        info!(block = %claim.block, "parts of a block came back");
-                        self.state.mine.insert(claim.block, claim);
-                    }
-                    Ok(None) => self.state.behind = true,
-                    Err(error) => {
-                        warn!(block = %claim.block, error = %error_chain(&error), "cannot take parts back");
-                    }
-                }
+    /// Takes the parts back that were returned.
+    fn take_back(&mut self, requests: &Requests) -> Result<(), ClaimsError> {
+        let returned: BTreeSet<Block> = requests
+            .values()
+            .flatten()
+            .filter(|request| request.outcome().returned)
+            .map(|request| request.spec.block)
+            .collect();
+        for block in returned {
+            let Some(claim) = self.state.mine.get(&block).cloned() else { continue };
+            if self.state.unreadable.contains(&block) {
+                continue;
             }
-            self.publish_owned();
+            match self.store.take_back(&claim)? {
+                Some(claim) => {
+                    info!(block = %claim.block, "parts of a block came back");
+                    self.remember(claim);
+                    self.tell_store_what_is_lent(false)?;
+                }
+                None => self.state.behind = true,
+            }
         }
-        self.tell_store_what_is_lent()
+        Ok(())
     }
 
-    fn tell_store_what_is_lent(&self) -> Result<(), ClaimsError> {
+    /// Notes a claim of this node as it was just written.
+    pub(super) fn remember(&mut self, claim: Claim) {
+        let block = claim.block;
+        self.state.mine.insert(block, claim);
+        self.stamp(block);
+        self.publish_owned();
+    }
+
+    /// Tells the store which parts of its blocks are others': those that the claims say, and, where
+    /// that is not certain yet, those that were so before.
+    pub(super) fn tell_store_what_is_lent(&self, and_before: bool) -> Result<(), ClaimsError> {
         let parts = self.state.mine.values().flat_map(|claim| &claim.delegations);
-        let parts: BTreeSet<Block> = parts.map(|delegation| delegation.cidr).collect();
+        let mut parts: BTreeSet<Block> = parts.map(|delegation| delegation.cidr).collect();
+        if and_before && let Some(owned) = &*self.owned.borrow() {
+            parts.extend(&owned.lent);
+        }
         Ok(self.service.set_delegated(parts)?)
     }
 }

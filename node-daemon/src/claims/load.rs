@@ -7,68 +7,62 @@ use std::{
 };
 
 use tracing::{info, warn};
-use twill_ipam::{BlockSummary, Eligibility, OwnedBlock, eligibility};
+use twill_ipam::{BlockSummary, Eligibility, OwnedBlock, Unusable, eligibility};
 use twill_k8s_api::{
-    Condition, ConditionStatus, Kind, ObjectId,
+    Delegation, Kind,
     files::{Claim, Claims as AllClaims},
 };
 use twill_selector::Selector;
 use twill_types::{Block, error_chain};
 
-use super::{Claims, ClaimsError};
+use super::{Claims, ClaimsError, said::Said};
 use crate::{
-    datastore::{ClaimOutcome, Claimant, Snapshot},
+    datastore::{ClaimOutcome, Claimant, Requests, Snapshot},
     ipam::{PoolView, View},
     problems,
 };
 
-/// What is said while the claims are looked at.
-#[derive(Default)]
-struct Said {
-    problems: Vec<String>,
-    conditions: BTreeMap<ObjectId, Vec<Condition>>,
-}
+type Eligible = BTreeMap<String, Eligibility>;
 
-impl Said {
-    fn about(&mut self, kind: Kind, name: &str, condition: Condition) {
-        let id =
-            ObjectId { kind: kind.singular().to_owned(), namespace: None, name: name.to_owned() };
-        self.conditions.entry(id).or_default().push(condition);
-    }
-}
-
-fn condition(kind: &str, status: bool, reason: &str, message: &str) -> Condition {
-    let status = if status { ConditionStatus::True } else { ConditionStatus::False };
-    let (kind, reason, message) = (kind.to_owned(), reason.to_owned(), message.to_owned());
-    Condition { kind, status, reason, message }
+/// Why a block gives no new address.
+struct Closed {
+    /// In a word, and for a person.
+    reason: &'static str,
+    message: String,
+    /// It is a change that somebody made, and that goes on until the last pod is gone.
+    drains: bool,
 }
 
 impl Claims {
     /// Brings store, view and announcements in line with claims and resources.
     pub(super) fn load(&mut self) -> Result<(), ClaimsError> {
+        self.state.behind = false;
         let resources = Arc::clone(&self.resources.borrow_and_update());
         let mut said = Said::default();
         self.service.reserve(resources.reservations.clone())?;
         let rest = resources.ipam_config().ip_cooldown_seconds;
         self.service.set_rest(Duration::from_secs(rest.into()))?;
-        self.claim_static(&resources);
+        self.claim_static(&resources, &mut said);
 
-        let mut all = self.store.list().map_err(ClaimsError::Read)?;
+        let requests = self.store.requests()?;
+        let mut all = self.store.list()?;
         said.problems.extend(all.problems.iter().map(ToString::to_string));
-        self.heal(&mut all, &resources)?;
+        self.heal(&mut all, &requests, &resources)?;
         let in_use = all.claims.values().map(|claim| claim.pool.as_str()).collect();
         let labels = resources.nodes.get(&self.node).map(|node| node.metadata.labels.clone());
         let pools = pool_views(&resources, &in_use);
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
-        self.find_borrowed(&all)?;
-        self.state.mine =
-            all.claims.into_iter().filter(|(_, claim)| claim.node == self.node).collect();
-        self.take_back_lent()?;
-        self.state.unneeded = self.unneeded(&resources, &eligible);
+        self.find_borrowed(&all, &requests)?;
+        self.take_over(all)?;
+        self.state.draining = self.draining(&resources, &eligible);
 
+        // What is lent is known before anything can be given, and forgotten after nothing can.
+        self.tell_store_what_is_lent(true)?;
         self.set_blocks(&resources, &eligible, &mut said)?;
         self.drop_lost_blocks(&mut said)?;
-        say_pools(&pools, &eligible, &mut said);
+        self.tell_store_what_is_lent(false)?;
+        say_pools(&eligible, &mut said);
+        self.say_limit(&resources, &mut said);
         problems::tell(&self.problems, said.problems);
         self.conditions.send_replace(said.conditions);
         self.publish_owned();
@@ -77,7 +71,7 @@ impl Claims {
     }
 
     /// Claims the `blocks:` of the node's own manifest.
-    fn claim_static(&self, resources: &Snapshot) {
+    fn claim_static(&self, resources: &Snapshot, said: &mut Said) {
         let Some(node) = resources.nodes.get(&self.node) else {
             return;
         };
@@ -88,10 +82,11 @@ impl Claims {
             let who = Claimant { node: &self.node, pool, dedication: None };
             match self.store.try_claim(*block, who) {
                 Ok(ClaimOutcome::Won(_)) => {}
-                Ok(ClaimOutcome::Lost(other)) => {
-                    let (owner, claim) = (other.node, other.block);
-                    warn!(%block, owner, %claim, "a static block belongs to another node");
-                }
+                Ok(ClaimOutcome::Lost(other)) => said.problems.push(format!(
+                    "{block} of spec.blocks of Node {} cannot be had: {} is claimed by node {}; \
+                     remove one of the two",
+                    self.node, other.block, other.node
+                )),
                 Err(error) => {
                     warn!(%block, error = %error_chain(&error), "cannot claim a static block")
                 }
@@ -100,21 +95,33 @@ impl Claims {
     }
 
     /// Claims again what pods of this node live in, if nobody has a claim for it: it was removed by
-    /// hand, or with a datastore that was put back.
-    fn heal(&self, all: &mut AllClaims, resources: &Snapshot) -> Result<(), ClaimsError> {
+    /// hand, or with a datastore that was put back. What was borrowed is the owner's to claim.
+    fn heal(
+        &mut self,
+        all: &mut AllClaims,
+        requests: &Requests,
+        resources: &Snapshot,
+    ) -> Result<(), ClaimsError> {
         for BlockSummary { block, pool, used, dedication, .. } in self.service.blocks()? {
-            let is_known = all.claims.keys().any(|other| other.prefix().overlaps(block.prefix()));
-            if used == 0 || is_known || !resources.pools.contains_key(&pool) {
+            let overlaps = |other: &Block| other.prefix().overlaps(block.prefix());
+            let is_known = all.claims.keys().chain(&all.damaged).any(overlaps);
+            let is_borrowed = requests.values().flatten().any(|request| {
+                request.spec.node == self.node && request.spec.block.prefix().covers(block.prefix())
+            });
+            let has_pool = resources.pools.contains_key(&pool);
+            if used == 0 || is_known || is_borrowed || !has_pool {
                 continue;
             }
             let who = Claimant { node: &self.node, pool: &pool, dedication: dedication.as_ref() };
-            match self.store.try_claim(block, who) {
+            let lent = self.lent_out_of(block, requests);
+            match self.store.claim_again(block, who, lent) {
                 Ok(ClaimOutcome::Won(claim)) => {
                     warn!(%block, pool, used, "nobody had the claim of a block in use: claimed again");
                     all.claims.insert(block, claim);
                 }
                 Ok(ClaimOutcome::Lost(_)) => {}
                 Err(error) => {
+                    self.state.behind = true;
                     warn!(%block, error = %error_chain(&error), "cannot claim a block in use again")
                 }
             }
@@ -122,13 +129,58 @@ impl Claims {
         Ok(())
     }
 
+    /// The parts of a block that others have, where there is no claim that says so.
+    fn lent_out_of(&self, block: Block, requests: &Requests) -> Vec<Delegation> {
+        if let Some(claim) = self.state.mine.get(&block) {
+            return claim.delegations.clone();
+        }
+        let granted = |(name, request): (&String, &Option<twill_k8s_api::BlockRequest>)| {
+            let request = request.as_ref().filter(|request| request.spec.block == block)?;
+            let outcome = request.outcome();
+            let cidr = outcome.granted.filter(|_| !outcome.returned)?;
+            Some(Delegation { cidr, node: request.spec.node.clone(), request: name.clone() })
+        };
+        requests.iter().filter_map(granted).collect()
+    }
+
+    /// Takes the claims of this node over. One that cannot be read is taken for what it was: nobody
+    /// else can have it as long as its file is there.
+    fn take_over(&mut self, all: AllClaims) -> Result<(), ClaimsError> {
+        let of_this_node = |(_, claim): &(Block, Claim)| claim.node == self.node;
+        let mut mine: BTreeMap<Block, Claim> =
+            all.claims.into_iter().filter(of_this_node).collect();
+        self.state.unreadable.clear();
+        let held = self.service.blocks()?;
+        for block in all.damaged {
+            let known = self.state.mine.get(&block).cloned().or_else(|| {
+                let held = held.iter().find(|held| held.block == block)?;
+                Some(Claim {
+                    block,
+                    node: self.node.clone(),
+                    pool: held.pool.clone(),
+                    dedication: held.dedication.clone(),
+                    delegations: Vec::new(),
+                    uid: String::new(),
+                    created: String::new(),
+                })
+            });
+            if let Some(claim) = known {
+                self.state.unreadable.insert(block);
+                mine.insert(block, claim);
+            }
+        }
+        mine.retain(|block, _| !self.state.leaving.contains_key(block));
+        self.state.mine = mine;
+        let lenders = self.state.borrowing.lenders();
+        let watched: Vec<Block> = self.state.mine.keys().copied().chain(lenders).collect();
+        self.state.stamps.clear();
+        watched.into_iter().for_each(|block| self.stamp(block));
+        Ok(())
+    }
+
     /// The blocks that are to go once they are empty.
-    fn unneeded(
-        &self,
-        resources: &Snapshot,
-        eligible: &BTreeMap<String, Eligibility>,
-    ) -> BTreeSet<Block> {
-        let is_unneeded = |claim: &&Claim| {
+    fn draining(&self, resources: &Snapshot, eligible: &Eligible) -> BTreeSet<Block> {
+        let is_draining = |claim: &&Claim| {
             let pool = resources.pools.get(&claim.pool);
             let outside = pool.is_none_or(|pool| !pool.spec.cidr.covers(claim.block.prefix()));
             let refused = eligible.get(&claim.pool).is_none_or(|e| e.refusal.is_some());
@@ -137,7 +189,7 @@ impl Claims {
             let stays = claim.dedication.is_some() && !outside;
             (outside || refused) && !stays && !self.is_static(resources, claim.block)
         };
-        let claimed = self.state.mine.values().filter(is_unneeded).map(|claim| claim.block);
+        let claimed = self.state.mine.values().filter(is_draining).map(|claim| claim.block);
         claimed.chain(self.state.borrowing.parts().map(|(part, _)| part)).collect()
     }
 
@@ -145,49 +197,72 @@ impl Claims {
     fn set_blocks(
         &self,
         resources: &Snapshot,
-        eligible: &BTreeMap<String, Eligibility>,
+        eligible: &Eligible,
         said: &mut Said,
     ) -> Result<(), ClaimsError> {
-        let conflicts = self.conflicts.borrow().clone();
-        for claim in self.state.mine.values() {
-            let (block, name) = (claim.block, &claim.pool);
-            let pool = resources.pools.get(name);
-            let inside = pool.is_none_or(|pool| pool.spec.cidr.covers(block.prefix()));
-            let conflict = conflicts.iter().find(|conflict| conflict.ours == block.prefix());
-            let is_usable = eligible.get(name).is_some_and(|e| e.unusable.is_none());
-            if pool.is_none() && !self.is_static(resources, block) {
-                said.problems.push(format!(
-                    "the pool {name} of {block} was removed; no new pod gets an address there, and \
-                     the block goes with the last of those that have one"
-                ));
-            } else if !inside {
-                let message = format!(
-                    "{block} of node {} was claimed before the cidr was changed; no new pod gets an \
-                     address there, and the block goes with the last of those that have one",
-                    self.node
-                );
-                said.about(
-                    Kind::IpPool,
-                    name,
-                    condition("Drained", false, "CidrChanged", &message),
-                );
-                said.problems.push(message);
+        let claimed = self
+            .state
+            .mine
+            .values()
+            .map(|claim| (claim.block, claim.pool.as_str(), claim.dedication.clone()));
+        let borrowed = self.state.borrowing.parts().map(|(part, pool)| (part, pool, None));
+        for (block, pool, dedication) in claimed.chain(borrowed) {
+            let closed = self.closed(block, pool, resources, eligible);
+            if let Some(Closed { reason, message, drains }) = &closed {
+                if *drains {
+                    said.about(Kind::IpPool, pool, ("Drained", false), reason, message);
+                } else {
+                    let name = block.claim_name();
+                    let about = ("Assigning", false);
+                    said.about(Kind::BlockAffinity, &name, about, reason, message);
+                }
+                if *reason == "PoolRemoved" || *reason == "CidrChanged" {
+                    said.problems.push(message.clone());
+                }
             }
-            if let Some(conflict) = conflict {
-                let why = condition("Assigning", false, "SecondOrigin", &conflict.text);
-                said.about(Kind::BlockAffinity, &block.claim_name(), why);
-            }
-            let assignable = is_usable && inside && conflict.is_none();
-            let dedication = claim.dedication.clone();
-            let owned = OwnedBlock { block, pool: name.clone(), dedication };
-            self.service.set_block(owned, assignable)?;
-        }
-        for (part, pool) in self.state.borrowing.parts() {
-            let assignable = eligible.get(pool).is_some_and(|e| e.unusable.is_none());
-            let owned = OwnedBlock { block: part, pool: pool.to_owned(), dedication: None };
-            self.service.set_block(owned, assignable)?;
+            let is_usable = eligible.get(pool).is_some_and(|e| e.unusable.is_none());
+            let open = closed.is_none_or(|closed| closed.reason == "NotSelected");
+            let owned = OwnedBlock { block, pool: pool.to_owned(), dedication };
+            self.service.set_block(owned, is_usable && open)?;
         }
         Ok(())
+    }
+
+    /// Why a block is not, or not for everybody, a source of new addresses.
+    fn closed(
+        &self,
+        block: Block,
+        name: &str,
+        resources: &Snapshot,
+        eligible: &Eligible,
+    ) -> Option<Closed> {
+        let until = "no new pod gets an address there, and the block goes with the last of those \
+                     that have one";
+        let drains = |reason, message| Some(Closed { reason, message, drains: true });
+        let conflicts = self.conflicts.borrow();
+        if let Some(conflict) = conflicts.iter().find(|c| c.ours == block.prefix()) {
+            let message = conflict.text.clone();
+            return Some(Closed { reason: "SecondOrigin", message, drains: false });
+        }
+        if self.state.unreadable.contains(&block) || self.state.borrowing.is_unsure(block) {
+            let message = format!("the claim of {block} cannot be read");
+            return Some(Closed { reason: "ClaimUnreadable", message, drains: false });
+        }
+        if self.is_static(resources, block) {
+            return None;
+        }
+        let node = &self.node;
+        let Some(pool) = resources.pools.get(name) else {
+            let message = format!("the pool {name} of {block} was removed; {until}");
+            return drains("PoolRemoved", message);
+        };
+        if !pool.spec.cidr.covers(block.prefix()) {
+            let message =
+                format!("{block} of node {node} was claimed before the cidr was changed; {until}");
+            return drains("CidrChanged", message);
+        }
+        let refusal = eligible.get(name).and_then(|eligibility| eligibility.refusal.as_ref())?;
+        drains("NotSelected", format!("{block} of node {node}: {refusal}"))
     }
 
     pub(super) fn is_static(&self, resources: &Snapshot, block: Block) -> bool {
@@ -211,19 +286,33 @@ impl Claims {
                 "{used} addresses of {block} are in use here, and this node has no claim for it \
                  (ClaimLost); it is not announced: delete these pods"
             );
-            let lost = condition("ClaimLost", true, "NotOurs", &message);
-            said.about(Kind::Node, &self.node, lost);
+            said.about(Kind::Node, &self.node, ("ClaimLost", true), "NotOurs", &message);
             said.problems.push(message);
             self.service.set_block(OwnedBlock { block, pool, dedication }, false)?;
         }
         Ok(())
     }
 
+    /// Whether the node has as many blocks as it may.
+    fn say_limit(&self, resources: &Snapshot, said: &mut Said) {
+        let limit = resources.ipam_config().max_blocks_per_host as usize;
+        let families = self.state.mine.keys().map(|block| block.family());
+        for family in families.collect::<BTreeSet<_>>() {
+            let count = self.state.mine.keys().filter(|block| block.family() == family).count();
+            if limit > 0 && count >= limit {
+                let message =
+                    format!("node {} has {count} {family} blocks and may have {limit}", self.node);
+                let about = ("BlockLimitReached", true);
+                said.about(Kind::IpamConfig, "default", about, "MaxBlocksPerHost", &message);
+            }
+        }
+    }
+
     fn publish_view(
         &self,
         resources: &Snapshot,
         pools: &BTreeMap<String, twill_ipam::PoolView>,
-        eligible: BTreeMap<String, Eligibility>,
+        eligible: Eligible,
     ) {
         let view = |(name, eligibility): (String, Eligibility)| {
             let cidr = pools.get(&name)?.cidr;
@@ -231,6 +320,7 @@ impl Claims {
             let everybody = |selector: &Selector| *selector == Selector::all();
             let namespaces = spec.namespace_selector.clone().filter(|s| !everybody(s));
             let Eligibility { refusal, unusable } = eligibility;
+            let unusable = unusable.map(|why| why.to_string());
             Some((name, PoolView { cidr, namespaces, refusal, unusable }))
         };
         let pools = eligible.into_iter().filter_map(view).collect();
@@ -268,21 +358,16 @@ fn pool_views(
 }
 
 /// Whether each pool gives addresses at all.
-fn say_pools(
-    pools: &BTreeMap<String, twill_ipam::PoolView>,
-    eligible: &BTreeMap<String, Eligibility>,
-    said: &mut Said,
-) {
+fn say_pools(eligible: &Eligible, said: &mut Said) {
     for (name, eligibility) in eligible {
-        let closed = pools.get(name).is_some_and(|pool| pool.closed.is_some());
-        let allocatable = match &eligibility.unusable {
-            None => condition("Allocatable", true, "Usable", ""),
-            Some(why) if closed => condition("Allocatable", false, "Closed", why),
-            Some(why) if why.contains("overlaps") => {
-                condition("Allocatable", false, "Overlaps", why)
-            }
-            Some(why) => condition("Allocatable", false, "NoBlock", why),
+        let reason = match &eligibility.unusable {
+            None => "Usable",
+            Some(Unusable::Closed(_)) => "Closed",
+            Some(Unusable::Overlaps { .. }) => "Overlaps",
+            Some(Unusable::NoBlock { .. }) => "NoBlock",
         };
-        said.about(Kind::IpPool, name, allocatable);
+        let message = eligibility.unusable.as_ref().map(ToString::to_string);
+        let about = ("Allocatable", message.is_none());
+        said.about(Kind::IpPool, name, about, reason, &message.unwrap_or_default());
     }
 }

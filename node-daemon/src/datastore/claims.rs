@@ -1,11 +1,15 @@
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use twill_ipam::Taken;
 use twill_k8s_api::{
     Delegation,
     files::{
-        CLAIMS, Claim, Claims, DirectoryLock, FileError, claim_block, claimed_blocks, create_file,
-        make_directory, read_claim, read_claims, remove_file, replace_file,
+        CLAIMS, Claim, Claims, DirectoryLock, FileError, REQUESTS, claim_block, claimed_blocks,
+        create_file, make_directory, read_claim, read_claims, remove_file,
     },
 };
 use twill_types::{Block, Dedication};
@@ -34,18 +38,39 @@ pub(crate) enum ClaimOutcome {
     Lost(Claim),
 }
 
+/// What became of the wish to give a claim back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// The block can be claimed by anybody.
+    Done,
+    /// The claim is gone, or another's by now.
+    Anothers,
+    /// Another node has a part of it.
+    Lent,
+    /// It is not to go any more.
+    Kept,
+}
+
+/// File number, times and size of a claim.
+pub(crate) type Stamp = (u64, i64, i64, u64);
+
 impl ClaimStore {
-    /// Uses `<directory>/claims/`, made if there is none.
+    /// Uses `<directory>/claims/` and `<directory>/requests/`, made if there are none.
     pub(crate) fn open(directory: &Path) -> Result<Self, FileError> {
         make_directory(&directory.join(CLAIMS))?;
+        make_directory(&directory.join(REQUESTS))?;
         Ok(Self { directory: directory.to_owned() })
     }
 
-    fn claims(&self) -> PathBuf {
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn claims(&self) -> PathBuf {
         self.directory.join(CLAIMS)
     }
 
-    fn path(&self, block: Block) -> PathBuf {
+    pub(super) fn path(&self, block: Block) -> PathBuf {
         self.claims().join(Claim::file_name(block))
     }
 
@@ -59,7 +84,7 @@ impl ClaimStore {
         let lock = DirectoryLock::acquire(&self.claims())?;
         let mut taken: Taken = claimed_in(&lock).collect();
         while let Some(block) = choose(&taken) {
-            if let Some(claim) = self.create(block, who)? {
+            if let Some(claim) = self.create(block, who, Vec::new())? {
                 return Ok(Some(claim));
             }
             taken.insert(block);
@@ -73,6 +98,16 @@ impl ClaimStore {
         block: Block,
         who: Claimant<'_>,
     ) -> Result<ClaimOutcome, FileError> {
+        self.claim_again(block, who, Vec::new())
+    }
+
+    /// The same, with parts that other nodes have.
+    pub(crate) fn claim_again(
+        &self,
+        block: Block,
+        who: Claimant<'_>,
+        delegations: Vec<Delegation>,
+    ) -> Result<ClaimOutcome, FileError> {
         let lock = DirectoryLock::acquire(&self.claims())?;
         for other in claimed_in(&lock) {
             let in_the_way = other.prefix().overlaps(block.prefix());
@@ -81,7 +116,7 @@ impl ClaimStore {
                 return Ok(if is_own { ClaimOutcome::Won } else { ClaimOutcome::Lost }(found));
             }
         }
-        match self.create(block, who)? {
+        match self.create(block, who, delegations)? {
             Some(claim) => Ok(ClaimOutcome::Won(claim)),
             None => Err(FileError::Damaged {
                 path: self.path(block),
@@ -92,13 +127,18 @@ impl ClaimStore {
 
     /// Makes a claim unless there is one. `link(2)` decides; the lock, which the caller has, keeps
     /// others from sweeping our temporary file, and from claiming more or less than this block.
-    fn create(&self, block: Block, who: Claimant<'_>) -> Result<Option<Claim>, FileError> {
+    fn create(
+        &self,
+        block: Block,
+        who: Claimant<'_>,
+        delegations: Vec<Delegation>,
+    ) -> Result<Option<Claim>, FileError> {
         let claim = Claim {
             block,
             node: who.node.to_owned(),
             pool: who.pool.to_owned(),
             dedication: who.dedication.cloned(),
-            delegations: Vec::new(),
+            delegations,
             uid: new_uid(),
             created: jiff::Timestamp::now().to_string(),
         };
@@ -108,31 +148,40 @@ impl ClaimStore {
 
     /// Gives a claim back, if it still is the one that is meant, and nobody else has a part of it: a
     /// block that was released and claimed again by anyone has another uid.
-    pub(crate) fn release(&self, claim: &Claim) -> Result<bool, FileError> {
-        let _lock = DirectoryLock::acquire(&self.claims())?;
-        match read_claim(&self.directory, claim.block)? {
-            Some(found) if found.uid == claim.uid && found.delegations.is_empty() => {
-                remove_file(&self.path(claim.block))
-            }
-            _ => Ok(false),
-        }
+    pub(crate) fn release(&self, claim: &Claim) -> Result<Release, FileError> {
+        self.release_if(claim, || Ok(true))
     }
 
-    /// Changes which parts of a claim others have; `None` if it is not the one any more that is
-    /// meant.
-    pub(crate) fn delegate(
+    /// The same, if something is still so that is looked at while nobody else can claim.
+    pub(crate) fn release_if(
         &self,
         claim: &Claim,
-        change: impl FnOnce(&mut Vec<Delegation>),
-    ) -> Result<Option<Claim>, FileError> {
+        still: impl FnOnce() -> Result<bool, FileError>,
+    ) -> Result<Release, FileError> {
         let _lock = DirectoryLock::acquire(&self.claims())?;
         let found = read_claim(&self.directory, claim.block)?;
-        let Some(mut found) = found.filter(|found| found.uid == claim.uid) else {
-            return Ok(None);
+        let Some(found) = found.filter(|found| found.uid == claim.uid) else {
+            return Ok(Release::Anothers);
         };
-        change(&mut found.delegations);
-        replace_file(&self.path(claim.block), found.to_yaml()?.as_bytes())?;
-        Ok(Some(found))
+        if !found.delegations.is_empty() {
+            return Ok(Release::Lent);
+        }
+        if !still()? {
+            return Ok(Release::Kept);
+        }
+        remove_file(&self.path(claim.block))?;
+        Ok(Release::Done)
+    }
+
+    /// What tells whether a claim has changed since, without reading it; `None` if there is none.
+    pub(crate) fn stamp(&self, block: Block) -> Option<Stamp> {
+        let file = std::fs::metadata(self.path(block)).ok()?;
+        Some((file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
+    }
+
+    /// Addresses that can be had in blocks, as their owners say.
+    pub(crate) fn free_addresses(&self) -> Result<BTreeMap<Block, u32>, FileError> {
+        Ok(BTreeMap::new())
     }
 
     /// One claim.
@@ -157,7 +206,7 @@ fn claimed_in(lock: &DirectoryLock) -> impl Iterator<Item = Block> {
 }
 
 /// What tells one claim of a block from an earlier one, also across nodes and boots.
-pub(super) fn new_uid() -> String {
+pub(crate) fn new_uid() -> String {
     // The kernel's own generator: a random UUID for each reading.
     std::fs::read_to_string("/proc/sys/kernel/random/uuid")
         .map(|uuid| uuid.trim().to_owned())
@@ -240,10 +289,10 @@ mod tests {
         let ClaimOutcome::Won(first) = store.try_claim(block, who("node1")).unwrap() else {
             panic!("somebody else has it");
         };
-        assert!(store.release(&first).unwrap());
-        assert!(!store.release(&first).unwrap(), "it is gone already");
+        assert_eq!(store.release(&first).unwrap(), Release::Done);
+        assert_eq!(store.release(&first).unwrap(), Release::Anothers, "it is gone already");
         let second = store.try_claim(block, who("node1")).unwrap();
-        assert!(!store.release(&first).unwrap(), "the new claim is another one");
+        assert_eq!(store.release(&first).unwrap(), Release::Anothers, "the new one is another");
         assert_eq!(store.try_claim(block, who("node1")).unwrap(), second);
     }
 

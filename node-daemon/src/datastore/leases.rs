@@ -4,6 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use twill_k8s_api::files::{DirectoryLock, FileError, make_directory, remove_file, replace_file};
 
 const LEASES: &str = "leases";
@@ -15,6 +16,22 @@ pub(crate) struct Leases {
     directory: PathBuf,
 }
 
+/// What a daemon says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Lease {
+    /// The node.
+    pub(crate) node: String,
+    /// The process.
+    pub(crate) instance: String,
+    /// How often it is renewed at the least.
+    pub(crate) seconds: u64,
+    /// Whether there was ever a Node of this name.
+    pub(crate) had_node: bool,
+    /// When it was renewed, RFC 3339.
+    pub(crate) renewed: String,
+}
+
 impl Leases {
     /// Uses `<directory>/leases/`, made if there is none.
     pub(crate) fn open(directory: &Path) -> Result<Self, FileError> {
@@ -23,29 +40,41 @@ impl Leases {
         Ok(Self { directory })
     }
 
-    /// Says that a node's daemon lives.
-    pub(crate) fn renew(&self, node: &str) -> Result<(), FileError> {
-        let _lock = DirectoryLock::acquire(&self.directory)?;
-        let text =
-            format!("{{\"node\": \"{node}\", \"renewed\": \"{}\"}}\n", jiff::Timestamp::now());
-        replace_file(&self.path(node), text.as_bytes())
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
-    /// What each node said last, as it stands there.
-    pub(crate) fn list(&self) -> Result<BTreeMap<String, String>, FileError> {
-        let failed =
-            |source| FileError::Io { action: "list", path: self.directory.clone(), source };
+    /// Writes a lease; what it was before.
+    pub(crate) fn renew(&self, mut lease: Lease) -> Result<Option<Lease>, FileError> {
+        let _lock = DirectoryLock::acquire(&self.directory)?;
+        let before = self.get(&lease.node);
+        lease.had_node |= before.as_ref().is_some_and(|before| before.had_node);
+        let path = self.path(&lease.node);
+        let text = serde_json::to_string_pretty(&lease).map_err(io::Error::from);
+        let failed = |source| FileError::Io { action: "write", path: path.clone(), source };
+        let text = text.map_err(failed)?;
+        replace_file(&path, format!("{text}\n").as_bytes())?;
+        Ok(before)
+    }
+
+    /// What a node said last; nothing, if that cannot be read: it is written again.
+    pub(crate) fn get(&self, node: &str) -> Option<Lease> {
+        let text = fs::read_to_string(self.path(node)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// What each node said last.
+    pub(crate) fn list(&self) -> Result<BTreeMap<String, Lease>, FileError> {
+        let failed = |source| {
+            let path = self.directory.clone();
+            FileError::Io { action: "list", path, source }
+        };
         let mut leases = BTreeMap::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let Some(node) = name.to_str().and_then(|name| name.strip_suffix(".json")) else {
-                continue;
-            };
-            match fs::read_to_string(entry.path()) {
-                Ok(text) => drop(leases.insert(node.to_owned(), text)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
+            let name = entry.map_err(failed)?.file_name();
+            let node = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            if let Some((node, lease)) = node.and_then(|node| Some((node, self.get(node)?))) {
+                leases.insert(node.to_owned(), lease);
             }
         }
         Ok(leases)

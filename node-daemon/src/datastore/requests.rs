@@ -1,72 +1,158 @@
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+//! Requests for parts of other nodes' blocks, and what becomes of them.
+//!
+//! A part is the borrower's from its entry in the claim until the owner has removed that entry, which it
+//! does once the request says that the part was returned. A request that is missing returns nothing.
+//! All of this is written under the lock of the claims, so that an answer and a change of mind cannot
+//! pass each other.
+
+use std::{collections::BTreeMap, path::PathBuf};
 
 use twill_k8s_api::{
-    BlockRequest, BlockRequestSpec, Resource,
+    BlockRequest, BlockRequestSpec, BlockRequestStatus, Delegation, Resource,
     files::{
-        DirectoryLock, FileError, REQUESTS, create_file, make_directory, read_requests,
+        Claim, DirectoryLock, FileError, REQUESTS, create_file, read_claim, read_requests,
         remove_file, replace_file,
     },
 };
 
-use super::claims::new_uid;
+use super::claims::{ClaimStore, new_uid};
 
-/// The requests of a file datastore for parts of other nodes' blocks: one file each, named by the
-/// claimed block and a unique number. A node has what answers its request for as long as that is
-/// there.
-#[derive(Debug, Clone)]
-pub(crate) struct Requests {
-    directory: PathBuf,
+/// All requests, by name; those that cannot be read without a content.
+pub(crate) type Requests = BTreeMap<String, Option<BlockRequest>>;
+
+/// What became of a part that was to be lent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Grant {
+    /// It stands in the claim.
+    Done(Claim),
+    /// Who asked does not want it any more.
+    Unwanted,
+    /// The claim is another's by now.
+    Lost,
 }
 
-impl Requests {
-    /// Uses `<directory>/requests/`, made if there is none.
-    pub(crate) fn open(directory: &Path) -> Result<Self, FileError> {
-        make_directory(&directory.join(REQUESTS))?;
-        Ok(Self { directory: directory.to_owned() })
-    }
-
-    /// Where they are.
-    pub(crate) fn directory(&self) -> PathBuf {
-        self.directory.join(REQUESTS)
+impl ClaimStore {
+    /// All requests.
+    pub(crate) fn requests(&self) -> Result<Requests, FileError> {
+        read_requests(self.directory())
     }
 
     /// Asks; the request's name.
     pub(crate) fn ask(&self, spec: BlockRequestSpec) -> Result<String, FileError> {
         let name = format!("{}.{}", spec.block.claim_name(), new_uid());
-        let created = jiff::Timestamp::now().to_string();
-        let request = BlockRequest::named(name.clone(), created, spec);
-        let text = Resource::BlockRequest(request).to_yaml()?;
-        let _lock = DirectoryLock::acquire(&self.directory())?;
-        create_file(&self.path(&name), text.as_bytes())?;
+        let _locks = self.lock_both()?;
+        self.create_request(&name, spec)?;
         Ok(name)
     }
 
-    /// Says why a request is not met, in its status, for who asked to read.
+    /// Makes a request again that somebody has removed although its part is in use.
+    pub(crate) fn ask_again(&self, name: &str, spec: BlockRequestSpec) -> Result<(), FileError> {
+        let _locks = self.lock_both()?;
+        self.create_request(name, spec)
+    }
+
+    fn create_request(&self, name: &str, spec: BlockRequestSpec) -> Result<(), FileError> {
+        let created = jiff::Timestamp::now().to_string();
+        let request = BlockRequest::named(name.to_owned(), created, spec);
+        let text = Resource::BlockRequest(request).to_yaml()?;
+        create_file(&self.request(name), text.as_bytes()).map(drop)
+    }
+
+    /// The owner's answer, if it is no.
     pub(crate) fn refuse(&self, name: &str, why: &str) -> Result<(), FileError> {
-        let _lock = DirectoryLock::acquire(&self.directory())?;
-        let Some(Some(mut request)) = self.list()?.remove(name) else {
+        let _locks = self.lock_both()?;
+        self.change(name, |outcome| outcome.refused = Some(why.to_owned()))
+    }
+
+    /// The owner's answer, if it is yes.
+    pub(crate) fn grant(&self, claim: &Claim, part: &Delegation) -> Result<Grant, FileError> {
+        let _locks = self.lock_both()?;
+        let wanted = self.requests()?.remove(&part.request).flatten();
+        if wanted.is_none_or(|request| request.outcome().returned) {
+            return Ok(Grant::Unwanted);
+        }
+        let found = read_claim(self.directory(), claim.block)?;
+        let Some(mut found) = found.filter(|found| found.uid == claim.uid) else {
+            return Ok(Grant::Lost);
+        };
+        found.delegations.push(part.clone());
+        self.rewrite(&found)?;
+        // For those who find no claim.
+        self.change(&part.request, |outcome| outcome.granted = Some(part.cidr))?;
+        Ok(Grant::Done(found))
+    }
+
+    /// The borrower does not use a part any more, or does not want one: the request goes at once if
+    /// the owner has certainly not answered, else once the owner has taken its part back.
+    pub(crate) fn give_up(&self, name: &str) -> Result<(), FileError> {
+        let _locks = self.lock_both()?;
+        let Some(request) = self.requests()?.remove(name).flatten() else {
             return Ok(());
         };
-        request.status = Some(serde_json::json!({ "refused": why }));
-        let text = Resource::BlockRequest(request).to_yaml()?;
-        replace_file(&self.path(name), text.as_bytes())
+        let claim = read_claim(self.directory(), request.spec.block);
+        let unanswered = claim.is_ok_and(|claim| {
+            let names_it = |claim: &Claim| claim.delegations.iter().any(|d| d.request == name);
+            !claim.is_some_and(|claim| names_it(&claim))
+        });
+        match unanswered {
+            true => remove_file(&self.request(name)).map(drop),
+            false => self.change(name, |outcome| outcome.returned = true),
+        }
     }
 
-    /// Takes a request back: what answered it is the owner's again.
-    pub(crate) fn withdraw(&self, name: &str) -> Result<bool, FileError> {
-        let _lock = DirectoryLock::acquire(&self.directory())?;
-        remove_file(&self.path(name))
+    /// The owner takes the parts of a claim back that were returned; `None` if the claim is another's
+    /// by now.
+    pub(crate) fn take_back(&self, claim: &Claim) -> Result<Option<Claim>, FileError> {
+        let _locks = self.lock_both()?;
+        let found = read_claim(self.directory(), claim.block)?;
+        let Some(mut found) = found.filter(|found| found.uid == claim.uid) else {
+            return Ok(None);
+        };
+        let returned: Vec<String> = self
+            .requests()?
+            .into_iter()
+            .filter(|(_, request)| request.as_ref().is_some_and(|r| is_returned(r, &found)))
+            .map(|(name, _)| name)
+            .collect();
+        let before = found.delegations.len();
+        found.delegations.retain(|part| !returned.contains(&part.request));
+        if found.delegations.len() != before {
+            self.rewrite(&found)?;
+        }
+        for name in returned {
+            remove_file(&self.request(&name))?;
+        }
+        Ok(Some(found))
     }
 
-    /// All of them, by name; those that cannot be read without a content.
-    pub(crate) fn list(&self) -> Result<BTreeMap<String, Option<BlockRequest>>, FileError> {
-        read_requests(&self.directory)
+    fn rewrite(&self, claim: &Claim) -> Result<(), FileError> {
+        replace_file(&self.path(claim.block), claim.to_yaml()?.as_bytes())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory().join(format!("{name}.yaml"))
+    fn change(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut BlockRequestStatus),
+    ) -> Result<(), FileError> {
+        let Some(request) = self.requests()?.remove(name).flatten() else {
+            return Ok(());
+        };
+        let mut outcome = request.outcome();
+        change(&mut outcome);
+        let text = Resource::BlockRequest(request.with_outcome(&outcome)).to_yaml()?;
+        replace_file(&self.request(name), text.as_bytes())
     }
+
+    fn request(&self, name: &str) -> PathBuf {
+        self.directory().join(REQUESTS).join(format!("{name}.yaml"))
+    }
+
+    fn lock_both(&self) -> Result<(DirectoryLock, DirectoryLock), FileError> {
+        let claims = DirectoryLock::acquire(&self.claims())?;
+        Ok((claims, DirectoryLock::acquire(&self.directory().join(REQUESTS))?))
+    }
+}
+
+fn is_returned(request: &BlockRequest, claim: &Claim) -> bool {
+    request.spec.block == claim.block && request.outcome().returned
 }

@@ -40,7 +40,7 @@ fn directory() -> tempfile::TempDir {
 
 /// Every claim can be read, and no two share an address.
 fn look(store: &ClaimStore) -> BTreeMap<Block, Claim> {
-    let Claims { claims, problems } = store.list().unwrap();
+    let Claims { claims, problems, .. } = store.list().unwrap();
     assert_eq!(problems, []);
     let mut blocks = claims.keys().collect::<Vec<_>>();
     blocks.sort();
@@ -81,8 +81,12 @@ fn sixty_four_nodes_share_a_pool() {
                             let claim = mine.swap_remove(random.below(mine.len()));
                             let owner = owners.lock().unwrap().remove(&claim.block);
                             assert_eq!(owner.as_deref(), Some(node.as_str()));
-                            assert!(store.release(&claim).unwrap(), "{claim:?}");
-                            assert!(!store.release(&claim).unwrap(), "it is given back once");
+                            assert_eq!(store.release(&claim).unwrap(), Release::Done, "{claim:?}");
+                            assert_eq!(
+                                store.release(&claim).unwrap(),
+                                Release::Anothers,
+                                "given back once"
+                            );
                         } else if let Some(claim) = self::claim(&store, &node) {
                             let before = owners.lock().unwrap().insert(claim.block, node.clone());
                             assert_eq!(before, None, "{claim:?} has two owners");
@@ -125,7 +129,7 @@ fn live(root: &Path, node: &str, mut random: Random) {
         if random.one_in(2) && !mine.is_empty() {
             let claim = mine.swap_remove(random.below(mine.len()));
             say(&format!("release {} {node} {}", claim.block, claim.uid));
-            assert!(store.release(&claim).unwrap(), "{claim:?}");
+            assert_eq!(store.release(&claim).unwrap(), Release::Done, "{claim:?}");
         } else if let Some(claim) = self::claim(&store, node) {
             say(&format!("won {} {node} {}", claim.block, claim.uid));
             mine.push(claim);

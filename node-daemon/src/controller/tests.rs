@@ -1,0 +1,179 @@
+use twill_k8s_api::Delegation;
+use twill_types::Block;
+
+use super::*;
+use crate::datastore::{Claimant, Grant};
+
+struct Site {
+    root: tempfile::TempDir,
+    claims: ClaimStore,
+    watch: Watch,
+}
+
+impl Site {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let claims = ClaimStore::open(root.path()).unwrap();
+        Self { root, claims, watch: Watch::default() }
+    }
+
+    fn controller(&self, grace: Duration) -> Controller {
+        let (_, resources) = watch::channel(Arc::new(Snapshot::default()));
+        Controller {
+            node: "node1".to_owned(),
+            instance: "i1".to_owned(),
+            grace,
+            claims: self.claims.clone(),
+            leases: Leases::open(self.root.path()).unwrap(),
+            resources,
+            problems: watch::Sender::default(),
+            others: Mutex::default(),
+        }
+    }
+
+    fn claim(&self, node: &str, block: &str) -> Claim {
+        let block = block.parse().unwrap();
+        let who = Claimant { node, pool: "a", dedication: None };
+        self.claims.claim(who, |_| Some(block)).unwrap().unwrap()
+    }
+
+    fn look(&mut self, controller: &Controller) -> Vec<Block> {
+        controller.look(&mut self.watch).unwrap();
+        self.claims.list().unwrap().claims.into_keys().collect()
+    }
+}
+
+use twill_k8s_api::files::Claim;
+
+fn lease(node: &str, renewed: &str, had_node: bool) -> Lease {
+    let (node, renewed) = (node.to_owned(), renewed.to_owned());
+    Lease { node, instance: "other".to_owned(), seconds: 0, had_node, renewed }
+}
+
+#[test]
+fn the_blocks_of_a_node_that_is_gone_return_after_the_grace_period() {
+    let mut site = Site::new();
+    let own = site.claim("node1", "10.0.0.0/26").block;
+    let gone = site.claim("gone", "10.0.0.64/26").block;
+    let patient = site.controller(Duration::from_secs(3600));
+    assert_eq!(site.look(&patient), [own, gone], "before the grace period is over");
+    // Its daemon has said something since, so it lives.
+    patient.leases.renew(lease("gone", "1", true)).unwrap();
+    let before = site.watch.missing["gone"].since;
+    site.look(&patient);
+    assert!(site.watch.missing["gone"].since > before);
+    let hasty = site.controller(Duration::ZERO);
+    assert_eq!(site.look(&hasty), [own]);
+    assert_eq!(hasty.leases.get("gone"), None);
+}
+
+#[test]
+fn a_node_that_renews_while_it_is_cleared_up_keeps_its_blocks() {
+    let site = Site::new();
+    site.claim("gone", "10.0.0.64/26");
+    let hasty = site.controller(Duration::ZERO);
+    let seen = lease("gone", "1", true);
+    hasty.leases.renew(lease("gone", "2", true)).unwrap();
+    hasty.clear_up("gone", Some(&seen)).unwrap();
+    assert_eq!(site.claims.list().unwrap().claims.len(), 1);
+}
+
+#[test]
+fn a_node_that_never_had_a_node_keeps_its_blocks() {
+    let mut site = Site::new();
+    let block = site.claim("shy", "10.0.0.64/26").block;
+    let hasty = site.controller(Duration::ZERO);
+    hasty.leases.renew(lease("shy", "1", false)).unwrap();
+    assert_eq!(site.look(&hasty), [block]);
+    // Once it had one, that is not forgotten.
+    hasty.leases.renew(lease("shy", "2", true)).unwrap();
+    hasty.leases.renew(lease("shy", "3", false)).unwrap();
+    assert_eq!(site.look(&hasty), []);
+}
+
+#[test]
+fn one_daemon_does_it() {
+    let mut site = Site::new();
+    let gone = site.claim("gone", "10.0.0.64/26").block;
+    let hasty = site.controller(Duration::ZERO);
+    let other = try_lock(hasty.leases.directory()).unwrap();
+    assert!(other.is_some());
+    assert_eq!(site.look(&hasty), [gone]);
+    drop(other);
+    assert_eq!(site.look(&hasty), []);
+}
+
+#[test]
+fn two_daemons_of_one_name_are_told() {
+    let site = Site::new();
+    let first = site.controller(Duration::from_secs(900));
+    let second = Controller { instance: "i2".to_owned(), ..site.controller(first.grace) };
+    assert_eq!(first.renew().unwrap(), None);
+    // That may be the process before.
+    assert_eq!(second.renew().unwrap(), None);
+    assert!(first.renew().unwrap().is_some_and(|text| text.contains("node1")));
+    assert!(second.renew().unwrap().is_some());
+}
+
+#[test]
+fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
+    let mut site = Site::new();
+    let hasty = site.controller(Duration::ZERO);
+    let claim = site.claim("gone", "10.0.0.64/26");
+    let block = claim.block;
+    let spec = BlockRequestSpec {
+        node: "node1".to_owned(),
+        block,
+        pool: "a".to_owned(),
+        length: 29,
+        address: None,
+    };
+    let request = site.claims.ask(spec).unwrap();
+    let cidr = "10.0.0.64/29".parse().unwrap();
+    let part = Delegation { cidr, node: "node1".to_owned(), request: request.clone() };
+    let Grant::Done(claim) = site.claims.grant(&claim, &part).unwrap() else {
+        panic!("it was asked for");
+    };
+    assert_eq!(site.claims.release(&claim).unwrap(), Release::Lent, "nobody can release it");
+    assert_eq!(site.look(&hasty), [block]);
+    // A request that somebody has removed returns nothing.
+    std::fs::remove_file(site.root.path().join(format!("requests/{request}.yaml"))).unwrap();
+    assert_eq!(site.look(&hasty), [block]);
+    site.claims
+        .ask_again(
+            &request,
+            BlockRequestSpec {
+                node: "node1".to_owned(),
+                block,
+                pool: "a".to_owned(),
+                length: 29,
+                address: None,
+            },
+        )
+        .unwrap();
+    site.claims.give_up(&request).unwrap();
+    assert_eq!(site.look(&hasty), []);
+    assert!(site.claims.requests().unwrap().is_empty());
+}
+
+#[test]
+fn what_a_node_that_is_gone_has_borrowed_goes_back() {
+    let mut site = Site::new();
+    let hasty = site.controller(Duration::ZERO);
+    let claim = site.claim("node1", "10.0.0.64/26");
+    let cidr = "10.0.0.64/29".parse().unwrap();
+    let spec = BlockRequestSpec {
+        node: "gone".to_owned(),
+        block: claim.block,
+        pool: "a".to_owned(),
+        length: 29,
+        address: None,
+    };
+    let request = site.claims.ask(spec).unwrap();
+    let part = Delegation { cidr, node: "gone".to_owned(), request: request.clone() };
+    assert!(matches!(site.claims.grant(&claim, &part).unwrap(), Grant::Done(_)));
+    std::fs::remove_file(site.root.path().join(format!("requests/{request}.yaml"))).unwrap();
+    site.look(&hasty);
+    let claim = site.claims.take_back(&claim).unwrap().unwrap();
+    assert_eq!(claim.delegations, []);
+}
