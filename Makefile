@@ -48,8 +48,9 @@ test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go
 	@hack/build-go-tools cni crictl containerd
 	$(CARGO) test --locked --package twill-tests --test runtimes
 
-bench: tools plugin ## ADD and DEL beside ptp + host-local, into bench/results/ (root)
+bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
+	$(CARGO) build --locked --release --package twill-ipam-store --example committer
 	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH)
 
 build: ## all programs, for demo and tests

@@ -8,6 +8,8 @@
 
 mod competitor;
 mod crowd;
+mod echo;
+mod ipam;
 mod measure;
 mod report;
 mod svg;
@@ -17,6 +19,7 @@ use std::{fs, io::Write, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+pub use echo::serve_if_asked;
 use twill_tests::programs;
 
 use crate::{
@@ -57,6 +60,9 @@ struct Arguments {
     /// Shows where the time of an ADD goes, step by step, and does nothing else.
     #[arg(long)]
     timings: bool,
+    /// Measures addresses alone, and nothing else.
+    #[arg(long)]
+    addresses: bool,
     /// Where JSON and SVG go; nothing is written without.
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
@@ -70,6 +76,9 @@ pub fn run() -> Result<()> {
     if arguments.timings {
         let table = timings::table(&plugin, arguments.pods)?;
         return Ok(std::io::stdout().lock().write_all(table.as_bytes())?);
+    }
+    if arguments.addresses {
+        return addresses(&arguments);
     }
     let mut competitors = competitors(&arguments, &plugin)?;
     let mut measured: Vec<Measured> =
@@ -98,7 +107,16 @@ pub fn run() -> Result<()> {
     if let Some(directory) = &arguments.out {
         report.write(directory)?;
     }
-    Ok(())
+    match arguments.only {
+        None => addresses(&arguments),
+        Some(_) => Ok(()),
+    }
+}
+
+fn addresses(arguments: &Arguments) -> Result<()> {
+    let addresses = ipam::measure().context("addresses")?;
+    std::io::stdout().lock().write_all(addresses.text().as_bytes())?;
+    arguments.out.as_ref().map_or(Ok(()), |directory| addresses.write(directory))
 }
 
 fn competitors(arguments: &Arguments, plugin: &std::path::Path) -> Result<Vec<Competitor>> {

@@ -4,7 +4,7 @@
 //! of a kind are together and in order. A value is a schema byte, a CRC-32 over key and value, and
 //! JSON: a value that ends up under another key is found out, too.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use twill_ipam::{Allocator, BlockState, Change, Record};
@@ -31,10 +31,10 @@ pub(crate) struct Meta {
 /// A record, with the boot that its namespace belongs to.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct StoredRecord {
-    boot_id: String,
+struct StoredRecord<'a> {
+    boot_id: Cow<'a, str>,
     #[serde(flatten)]
-    record: Record,
+    record: Cow<'a, Record>,
 }
 
 /// What a store holds.
@@ -107,36 +107,47 @@ pub(crate) fn write_meta(meta: &Meta) -> Result<Write, StoreError> {
     Ok((key, Some(value)))
 }
 
-/// The writes of one change. `after` is the allocator with the change applied.
+/// The writes of changes that are stored together. `after` is the allocator with all of them
+/// applied: what several of them touch is written once.
 pub(crate) fn writes(
-    change: &Change,
+    changes: &[Change],
     after: &Allocator,
     boot_id: &str,
-    batch: &mut Vec<Write>,
-) -> Result<(), StoreError> {
-    match change {
-        Change::Assign(record) => {
-            let stored = StoredRecord { boot_id: boot_id.to_owned(), record: record.clone() };
-            for address in &record.addresses {
-                let key = record_key(*address);
-                let value = seal(&key, &stored)?;
-                batch.push((key, Some(value)));
+) -> Result<Vec<Write>, StoreError> {
+    let mut batch = Vec::new();
+    let mut blocks = BTreeMap::new();
+    let mut is_numbered = false;
+    for change in changes {
+        match change {
+            Change::Assign(record) => {
+                is_numbered = true;
+                let stored =
+                    StoredRecord { boot_id: Cow::Borrowed(boot_id), record: Cow::Borrowed(record) };
+                for address in &record.addresses {
+                    let key = record_key(*address);
+                    let value = seal(&key, &stored)?;
+                    batch.push((key, Some(value)));
+                }
             }
-            let sequence = after.sequence();
-            batch.push(write_meta(&Meta { boot_id: boot_id.to_owned(), sequence })?);
+            Change::Release(record) => {
+                batch.extend(record.addresses.iter().map(|address| (record_key(*address), None)));
+            }
+            Change::RemoveBlock(block) => batch.push((block_key(*block), None)),
+            Change::Block(..) => {}
         }
-        Change::Release(record) => {
-            batch.extend(record.addresses.iter().map(|address| (record_key(*address), None)));
-        }
-        Change::RemoveBlock(block) => batch.push((block_key(*block), None)),
-        Change::Block(..) => {}
+        blocks.extend(after.touched(change).into_iter().map(|state| (state.block, state)));
     }
-    for state in after.touched(change) {
-        let key = block_key(state.block);
+    if is_numbered {
+        let boot_id = boot_id.to_owned();
+        batch.push(write_meta(&Meta { boot_id, sequence: after.sequence() })?);
+    }
+    // Behind the removals: one that was removed and is there again stays.
+    for (block, state) in blocks {
+        let key = block_key(block);
         let value = seal(&key, state)?;
         batch.push((key, Some(value)));
     }
-    Ok(())
+    Ok(batch)
 }
 
 /// Reads everything, and checks that blocks and records agree: a rollback of one without the
@@ -148,12 +159,12 @@ pub(crate) fn read(entries: &[Entry], boot_id: &str) -> Result<Contents, StoreEr
             Some(&META) => contents.meta = unseal(key, value)?,
             Some(&BLOCK) => contents.blocks.push(unseal(key, value)?),
             Some(&RECORD) => {
-                let stored: StoredRecord = unseal(key, value)?;
+                let stored: StoredRecord<'_> = unseal(key, value)?;
                 let first = stored.record.addresses.first().map(|address| record_key(*address));
                 // The namespaces of another boot are gone. A record of two families has an entry
                 // for each address; the first one counts.
                 if stored.boot_id == boot_id && first.as_ref() == Some(key) {
-                    contents.records.push(stored.record);
+                    contents.records.push(stored.record.into_owned());
                 }
             }
             _ => {

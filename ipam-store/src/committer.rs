@@ -88,12 +88,17 @@ impl Committer {
             jobs.into_iter().for_each(|job| refuse(job, &cause, &mut self.allocator));
             return;
         }
-        let mut batch = Vec::new();
+        let mut changes = Vec::new();
         let mut pending = Vec::new();
         for job in jobs {
-            self.job(job, &mut batch, &mut pending);
+            self.job(job, &mut changes, &mut pending);
         }
-        let outcome = if batch.is_empty() { Ok(()) } else { self.store.commit(&batch) };
+        let boot_id = &self.options.boot_id;
+        let outcome = match changes.is_empty() {
+            true => Ok(()),
+            false => codec::writes(&changes, &self.allocator, boot_id)
+                .and_then(|batch| self.store.commit(&batch)),
+        };
         match outcome {
             Ok(()) => pending.into_iter().for_each(|answer| answer(Ok(()))),
             Err(error) => self.fail(error, pending),
@@ -101,45 +106,45 @@ impl Committer {
     }
 
     /// Plans one job on top of those before it in the batch.
-    fn job(&mut self, job: Job, batch: &mut Vec<Write>, pending: &mut Vec<Pending>) {
+    fn job(&mut self, job: Job, batch: &mut Vec<Change>, pending: &mut Vec<Pending>) {
         match job {
             Job::Assign(request, reply) => match self.allocator.plan_assign(&request) {
                 Ok(plan) => {
-                    let encoded = self.apply(&plan.changes, batch);
+                    self.apply(plan.changes, batch);
                     let mut assignment = plan.assignment;
                     assignment.nearly_full = self.allocator.nearly_full(&assignment.blocks);
                     pending.push(Box::new(move |durable| {
-                        reply(encoded.and(durable).map(|()| assignment).map_err(Into::into));
+                        reply(durable.map(|()| assignment).map_err(Into::into));
                     }));
                 }
                 Err(refusal) => reply(Err(refusal.into())),
             },
             Job::Release(request, reply) => {
                 let (changes, outcome) = self.allocator.plan_release(&request);
-                let encoded = self.apply(&changes, batch);
+                self.apply(changes, batch);
                 pending.push(Box::new(move |durable| {
-                    reply(encoded.and(durable).map(|()| outcome));
+                    reply(durable.map(|()| outcome));
                 }));
             }
             Job::Block(block, assignable, reply) => {
                 let change = self.allocator.plan_block(block, assignable);
-                let encoded = self.apply(change.as_slice(), batch);
-                pending.push(Box::new(move |durable| reply(encoded.and(durable))));
+                self.apply(change, batch);
+                pending.push(reply);
             }
             Job::Adopt(record, reply) => {
                 let change = self.allocator.plan_adopt(record);
                 let adopted = change.is_some();
-                let encoded = self.apply(change.as_slice(), batch);
+                self.apply(change, batch);
                 pending.push(Box::new(move |durable| {
-                    reply(encoded.and(durable).map(|()| adopted));
+                    reply(durable.map(|()| adopted));
                 }));
             }
             Job::RemoveBlock(block, reply) => {
                 let changes = self.allocator.plan_remove_block(block);
                 let removed = changes.is_some();
-                let encoded = self.apply(&changes.unwrap_or_default(), batch);
+                self.apply(changes.unwrap_or_default(), batch);
                 pending.push(Box::new(move |durable| {
-                    reply(encoded.and(durable).map(|()| removed));
+                    reply(durable.map(|()| removed));
                 }));
             }
             Job::Failure(reply) => reply(None),
@@ -147,16 +152,15 @@ impl Committer {
         }
     }
 
-    fn apply(&mut self, changes: &[Change], batch: &mut Vec<Write>) -> Result<(), StoreError> {
+    fn apply(&mut self, changes: impl IntoIterator<Item = Change>, batch: &mut Vec<Change>) {
         for change in changes {
-            self.allocator.apply(change);
-            codec::writes(change, &self.allocator, &self.options.boot_id, batch)?;
+            self.allocator.apply(&change);
+            batch.push(change);
         }
         if !self.options.hold_freed {
             let round = self.allocator.begin_round();
             self.allocator.end_round(round);
         }
-        Ok(())
     }
 
     /// A batch that failed: nobody is told that it worked, and memory goes back to what is stored.
