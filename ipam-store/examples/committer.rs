@@ -36,6 +36,7 @@ fn main() -> Outcome<()> {
     let directory = Path::new(&directory);
     let (mut service, mut bare) = (Vec::new(), Vec::new());
     let sizes = sizes(&directory.join("sizes"))?;
+    let (assign, write) = alone(&directory.join("alone"), sizes)?;
     for round in 0..rounds {
         // In turn, so that neither has the quieter machine.
         service.push(of_service(&directory.join(format!("service-{round}")), time)?);
@@ -44,7 +45,8 @@ fn main() -> Outcome<()> {
     let Sizes { record, block, meta } = sizes;
     writeln!(
         std::io::stdout(),
-        "{{\"service\":{service:?},\"bare\":{bare:?},\"recordBytes\":{record},\
+        "{{\"service\":{service:?},\"bare\":{bare:?},\"assignUs\":{assign:.1},\
+         \"bareWriteUs\":{write:.1},\"recordBytes\":{record},\
          \"blockBytes\":{block},\"metaBytes\":{meta}}}"
     )?;
     Ok(())
@@ -158,33 +160,89 @@ fn of_service(directory: &Path, time: Duration) -> Outcome<f64> {
     run(time, callers.collect())
 }
 
+/// p50 of one allocation of a lone caller, and of making the same entries durable with the library
+/// alone, in microseconds.
+fn alone(directory: &Path, sizes: Sizes) -> Outcome<(f64, f64)> {
+    const TURNS: u64 = 2000;
+    let service = open(&directory.join("service"))?;
+    let db = open_bare(&directory.join("bare"))?;
+    let (mut assigns, mut writes) = (Vec::new(), Vec::new());
+    for turn in 0..TURNS {
+        let (attachment, sequence, netns_cookie) = (attachment(0, turn), None, None);
+        let request = request(attachment.clone());
+        let began = Instant::now();
+        service.assign(request)?;
+        assigns.push(began.elapsed());
+        service.release(ReleaseRequest { attachment, sequence, netns_cookie })?;
+        let began = Instant::now();
+        write(&db, entries(0, turn, sizes))?;
+        writes.push(began.elapsed());
+        write(&db, vec![(record_key(0), None)])?;
+    }
+    let p50 = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1e6
+    };
+    Ok((p50(assigns), p50(writes)))
+}
+
+fn open_bare(directory: &Path) -> Outcome<sled::Db> {
+    let config = sled::Config::default()
+        .path(directory)
+        .cache_capacity(16 * 1024 * 1024)
+        .flush_every_ms(None);
+    Ok(config.open()?)
+}
+
+fn write(db: &sled::Db, writes: Vec<Entry>) -> Outcome<()> {
+    let mut batch = sled::Batch::default();
+    for (key, value) in writes {
+        match value {
+            Some(value) => batch.insert(key, value),
+            None => batch.remove(key),
+        }
+    }
+    db.apply_batch(batch)?;
+    db.flush()?;
+    Ok(())
+}
+
+/// A key, and its value unless it goes.
+type Entry = (Vec<u8>, Option<Vec<u8>>);
+
+fn record_key(number: u8) -> Vec<u8> {
+    vec![b'r', 4, 10, 0, 0, number]
+}
+
+fn block(number: u8, turn: u64, sizes: Sizes) -> Entry {
+    (vec![b'b', 4, 10, 0, 0, 0, 26], filled(number, turn, sizes.block))
+}
+
+fn filled(number: u8, turn: u64, size: usize) -> Option<Vec<u8>> {
+    let mut value = vec![number; size];
+    value[..8].copy_from_slice(&turn.to_le_bytes());
+    Some(value)
+}
+
+/// Those of an allocation.
+fn entries(number: u8, turn: u64, sizes: Sizes) -> Vec<Entry> {
+    let record = (record_key(number), filled(number, turn, sizes.record));
+    let meta = (vec![b'm'], filled(number, turn, sizes.meta));
+    vec![record, meta, block(number, turn, sizes)]
+}
+
 /// Entries to write, and where to say that they are durable.
-type Job = (Vec<(Vec<u8>, Option<Vec<u8>>)>, mpsc::Sender<()>);
+type Job = (Vec<Entry>, mpsc::Sender<()>);
 
 /// One thread that writes what waits in one batch, and the library.
 fn of_bare(directory: &Path, time: Duration, sizes: Sizes) -> Outcome<f64> {
-    let db = sled::Config::default()
-        .path(directory)
-        .cache_capacity(16 * 1024 * 1024)
-        .flush_every_ms(None)
-        .open()?;
+    let db = open_bare(directory)?;
     let (jobs, queue) = mpsc::channel::<Job>();
     let committer = thread::spawn(move || -> Outcome<()> {
         while let Ok(first) = queue.recv() {
-            let (mut batch, mut waiting) = (sled::Batch::default(), Vec::new());
             let more = std::iter::from_fn(|| queue.try_recv().ok()).take(BATCH - 1);
-            for (writes, reply) in std::iter::once(first).chain(more) {
-                for (key, value) in writes {
-                    match value {
-                        Some(value) => batch.insert(key, value),
-                        None => batch.remove(key),
-                    }
-                }
-                waiting.push(reply);
-            }
-            db.apply_batch(batch)?;
-            db.flush()?;
-            // A caller whose time is over may have gone.
+            let (writes, waiting): (Vec<_>, Vec<_>) = std::iter::once(first).chain(more).unzip();
+            write(&db, writes.concat())?;
             for reply in waiting {
                 let _ = reply.send(());
             }
@@ -195,16 +253,8 @@ fn of_bare(directory: &Path, time: Duration, sizes: Sizes) -> Outcome<f64> {
         let (jobs, (reply, answer)) = (jobs.clone(), mpsc::channel());
         move |turn: u64| {
             let number = u8::try_from(caller)?;
-            let record = vec![b'r', 4, 10, 0, 0, number];
-            let filled = |size: usize| {
-                let mut value = vec![number; size];
-                value[..8].copy_from_slice(&turn.to_le_bytes());
-                Some(value)
-            };
-            let block = (vec![b'b', 4, 10, 0, 0, 0, 26], filled(sizes.block));
-            let meta = (vec![b'm'], filled(sizes.meta));
-            let assign = vec![(record.clone(), filled(sizes.record)), meta, block.clone()];
-            for writes in [assign, vec![(record, None), block]] {
+            let release = vec![(record_key(number), None), block(number, turn, sizes)];
+            for writes in [entries(number, turn, sizes), release] {
                 jobs.send((writes, reply.clone()))?;
                 answer.recv()?;
             }
