@@ -15,7 +15,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
 use twill_rpc::{
     Client, encode,
-    message::{AssignRequest, Assigned, ReleaseRequest, Request, Response},
+    message::{AssignRequest, Assigned, CheckRequest, ReleaseRequest, Request, Response},
 };
 use twill_tests::{
     lab::{Lab, Topology},
@@ -45,6 +45,8 @@ pub(crate) struct Addresses {
     /// p50 of an allocation through the daemon's socket, and of the echo, in microseconds.
     assign_us: f64,
     echo_us: f64,
+    /// The same of a CHECK, which writes nothing.
+    check_us: f64,
     /// Of 100 ADDs while the block has space: changes of files of the datastore.
     datastore_writes: usize,
     /// For the first ADD on a node in a pool that is nearly full.
@@ -77,7 +79,7 @@ pub(crate) fn measure() -> Result<Addresses> {
     fs::create_dir_all(FILES)?;
     let committer = committer().context("the service beside its library")?;
     let calm = lab("10.97.0.0/18", 24, |_| Ok(()))?;
-    let (assign_us, echo_us) = socket(&calm).context("the socket beside an echo")?;
+    let [assign_us, check_us, echo_us] = socket(&calm).context("the socket beside an echo")?;
     let datastore_writes = writes(&calm).context("writes to the datastore")?;
     let sample = sample(&calm)?;
     drop(calm);
@@ -89,6 +91,7 @@ pub(crate) fn measure() -> Result<Addresses> {
         committer,
         assign_us,
         echo_us,
+        check_us,
         datastore_writes,
         claim_listed,
         claim_made,
@@ -175,8 +178,8 @@ fn assign(client: &mut Client, number: u64) -> Result<Assigned> {
     Ok(client.assign(request(number))?)
 }
 
-/// p50 of an allocation and of an echo, one after the other, in microseconds.
-fn socket(lab: &Lab) -> Result<(f64, f64)> {
+/// p50 of an allocation, of a CHECK and of an echo, one after the other, in microseconds.
+fn socket(lab: &Lab) -> Result<[f64; 3]> {
     let mut client = connect(lab)?;
     let assigned = assign(&mut client, 0)?;
     let question = encode(&Request::Assign(request(0)))?.len();
@@ -188,14 +191,21 @@ fn socket(lab: &Lab) -> Result<(f64, f64)> {
         act()?;
         Ok(began.elapsed().as_secs_f64() * 1e6)
     };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let [mut assigns, mut checks, mut echoes] = [Vec::new(), Vec::new(), Vec::new()];
     for number in 0..CALLS {
-        ours.push(timed(&mut || assign(&mut client, number).map(drop))?);
+        let mut addresses = Vec::new();
+        assigns.push(timed(&mut || {
+            let assigned = assign(&mut client, number)?;
+            addresses = assigned.addresses;
+            Ok(())
+        })?);
+        let check = CheckRequest { attachment: attachment(number), addresses };
+        checks.push(timed(&mut || Ok(client.check(check.clone())?))?);
         release(&mut client, number)?;
-        theirs.push(timed(&mut || echo.call())?);
+        echoes.push(timed(&mut || echo.call())?);
         echo.call()?;
     }
-    Ok((median(&ours), median(&theirs)))
+    Ok([median(&assigns), median(&checks), median(&echoes)])
 }
 
 /// What happened to files below a directory.
@@ -405,6 +415,12 @@ impl Addresses {
                     ours / (echo + bare_write_us)
                 ),
                 "<= 2.0",
+            ),
+            row(
+                "a CHECK through the socket, p50",
+                format!("{:.1} us", self.check_us),
+                "it writes nothing".to_owned(),
+                "",
             ),
             row(
                 "writes to the datastore in 100 ADDs with space in the block",
