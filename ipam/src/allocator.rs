@@ -397,14 +397,18 @@ impl Allocator {
         self.sequence = self.sequence.max(sequence);
     }
 
-    /// What it takes to have a block; nothing, if it is there as it shall be.
+    /// What it takes to have a block; nothing, if it is there as it shall be, or if another block here
+    /// has some of its addresses: two would give them twice. It can be had when the other has gone.
     pub fn plan_block(&self, owned: OwnedBlock, assignable: bool) -> Option<Change> {
         let is_there = self.blocks.get(&owned.block).is_some_and(|state| {
             state.pool == owned.pool
                 && state.dedication == owned.dedication
                 && state.assignable == assignable
         });
-        (!is_there).then_some(Change::Block(owned, assignable))
+        let is_in_the_way =
+            |other: &Block| *other != owned.block && other.prefix().overlaps(owned.block.prefix());
+        let can = !is_there && !self.blocks.keys().any(is_in_the_way);
+        can.then_some(Change::Block(owned, assignable))
     }
 
     /// What removing a block would take; `None` if there is an address of it in use.

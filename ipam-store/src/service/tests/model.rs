@@ -879,3 +879,22 @@ fn entries_without_their_boot_are_damage() {
     let error = Service::with_store(Box::new(faulty), options("a")).unwrap_err();
     assert!(error.is_damage(), "{error}");
 }
+
+/// Such as a claim that was made by hand.
+#[test]
+fn blocks_that_overlap_give_no_address_twice() {
+    let service = Service::with_store(Box::new(MemoryStore::default()), options("a")).unwrap();
+    let blocks = ["10.0.0.0/30", "10.0.0.0/31", "10.0.0.0/29", "10.0.0.3/32"];
+    for other in blocks {
+        service.set_block(block(other), true).unwrap();
+    }
+    let given: BTreeSet<IpAddr> =
+        (0..4).flat_map(|n| service.assign(request(n)).unwrap().addresses).collect();
+    assert_eq!(given.len(), 4);
+    assert!(service.assign(request(4)).is_err());
+    (0..4).for_each(|n| drop(service.release(release(n)).unwrap()));
+    // When the one in the way has gone, the next can be had.
+    assert!(service.remove_block(block("10.0.0.0/30").block).unwrap());
+    service.set_block(block("10.0.0.0/29"), true).unwrap();
+    assert_eq!(service.blocks().unwrap().len(), 1);
+}
