@@ -39,16 +39,26 @@ pub(crate) struct Authority<'a> {
 }
 
 impl<'a> Authority<'a> {
-    /// Chooses by the configuration's mode. Nothing is opened yet.
-    pub(crate) fn new(netconf: &'a Netconf, deadline: Deadline) -> Self {
+    /// Who gives addresses, by the configuration's mode. Nothing is opened yet.
+    ///
+    /// Without pools there is nothing to give here. A node that shall have a daemon waits for it.
+    pub(crate) fn giving(netconf: &'a Netconf, deadline: Deadline) -> Self {
+        Self::choose(netconf, deadline, false)
+    }
+
+    /// Who holds the addresses that were given. The mark tells whose they are when the pools were
+    /// taken out of the configuration since.
+    pub(crate) fn holding(netconf: &'a Netconf, deadline: Deadline) -> Self {
+        Self::choose(netconf, deadline, has_mark(&netconf.run_dir))
+    }
+
+    fn choose(netconf: &'a Netconf, deadline: Deadline, is_marked: bool) -> Self {
         let standalone = match netconf.ipam.mode {
             Mode::Daemon => false,
             Mode::Standalone => true,
-            // A socket that refuses still means that there is a daemon, which owns the store. The
-            // mark tells whose it is when the pools were taken out of the configuration since.
+            // A socket that refuses still means that there is a daemon, which owns the store.
             Mode::Auto => {
-                !socket(&netconf.run_dir).exists()
-                    && (!netconf.ipam.pools.is_empty() || has_mark(&netconf.run_dir))
+                !socket(&netconf.run_dir).exists() && (!netconf.ipam.pools.is_empty() || is_marked)
             }
         };
         Self {

@@ -132,7 +132,7 @@ pub(crate) enum Error {
         why: String,
     },
     /// STATUS: there is no daemon, and the store cannot be used without one.
-    #[error("no pod can get an address: {0}")]
+    #[error("no pod can get an address")]
     StoreNotReady(#[source] StandaloneError),
     /// STATUS: no address is left, and no block to claim.
     #[error("every address that this node can have is in use; add a pool, or delete pods")]
@@ -284,5 +284,27 @@ fn standalone_code(error: &StandaloneError) -> u32 {
         StandaloneError::Refused(_) => code::TAKEN,
         StandaloneError::Mismatch { .. } => code::MISMATCH,
         StandaloneError::Node(error) => dataplane_code(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twill_ipam_store::StoreError;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let store = || StandaloneError::Store {
+            path: "/run/twill/ipam/store".into(),
+            source: StoreError::Stopped,
+        };
+        let causes = ["/run/twill/ipam/store", &StoreError::Stopped.to_string()];
+        for error in [Error::StoreNotReady(store()), Error::Standalone(store())] {
+            let object = error.to_json(Version::NEWEST).to_string();
+            for cause in causes {
+                assert_eq!(object.matches(cause).count(), 1, "{object}");
+            }
+        }
     }
 }

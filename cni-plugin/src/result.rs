@@ -52,6 +52,12 @@ impl PodAddress {
         Family::of(self.address)
     }
 
+    /// Whether the main plugin has given it: as a host's, with the gateway of all pods.
+    pub(crate) fn is_of_twill(self) -> bool {
+        let family = self.family();
+        self.length == family.bits() && self.gateway.is_none_or(|ip| ip == pod::gateway(family))
+    }
+
     fn cidr(self) -> String {
         format!("{}/{}", self.address, self.length)
     }
@@ -176,7 +182,8 @@ impl ResultLink {
 /// What a `prevResult` says about the pod's end of the link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Previous {
-    pub(crate) addresses: Vec<IpAddr>,
+    /// Those on the interface; later plugins may have added some, and taken away others.
+    pub(crate) addresses: Vec<PodAddress>,
     /// Where to, of the routes through the pods' gateway; all others are other plugins'.
     pub(crate) routes: Vec<Prefix>,
 }
@@ -205,9 +212,6 @@ pub(crate) enum PreviousError {
         /// `CNI_NETNS`.
         netns: String,
     },
-    /// No address belongs to the pod's interface.
-    #[error("prevResult.ips has no address of interface `{0}`")]
-    NoAddress(String),
 }
 
 impl Previous {
@@ -241,16 +245,16 @@ impl Previous {
                 Some(number) if usize::try_from(number) == Ok(index) => {}
                 _ => continue,
             }
-            let address = text(ip, "address")
-                .and_then(|cidr| cidr.split_once('/').and_then(|(address, _)| address.parse().ok()))
-                .ok_or_else(|| {
-                    let name = format!("ips[{position}].address");
-                    field(&name, ip.get("address").unwrap_or(&Value::Null), "a CIDR")
-                })?;
-            addresses.push(address);
-        }
-        if addresses.is_empty() {
-            return Err(PreviousError::NoAddress(ifname.to_owned()));
+            let cidr = text(ip, "address").and_then(|cidr| {
+                let (address, length) = cidr.split_once('/')?;
+                Some((address.parse().ok()?, length.parse().ok()?))
+            });
+            let (address, length) = cidr.ok_or_else(|| {
+                let name = format!("ips[{position}].address");
+                field(&name, ip.get("address").unwrap_or(&Value::Null), "a CIDR")
+            })?;
+            let gateway = text(ip, "gateway").and_then(|gateway| gateway.parse().ok());
+            addresses.push(PodAddress { address, length, gateway });
         }
         let ours = |route: &&Value| {
             let gateway = text(route, "gw").and_then(|gateway| gateway.parse::<IpAddr>().ok());

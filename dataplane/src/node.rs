@@ -114,7 +114,7 @@ pub fn link_for_address(address: IpAddr) -> Result<Option<Link>, Error> {
 
 /// The MTU in bytes that pods should have: that of the link with the first of the node's addresses
 /// that is on one (`lo` does not count), or else of the links towards the world, in IPv4 or without
-/// a route there in IPv6; 1500 if there are none.
+/// a route there in IPv6; 1500 if there are none. A route that rejects or drops leads nowhere.
 pub fn uplink_mtu(node_ips: impl IntoIterator<Item = IpAddr>) -> Result<u32, Error> {
     /// TEST-NET-1 (RFC 5737) and its like (RFC 3849): routed as the world is, and nothing is sent.
     const WORLD: [IpAddr; 2] = [
@@ -122,6 +122,8 @@ pub fn uplink_mtu(node_ips: impl IntoIterator<Item = IpAddr>) -> Result<u32, Err
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     ];
     const ETHERNET: u32 = 1500;
+    /// The kernel's answers for routes of the kinds prohibit, blackhole and throw.
+    const NOWHERE: [Errno; 3] = [Errno::EACCES, Errno::EINVAL, Errno::EAGAIN];
     for address in node_ips {
         match link_for_address(address)? {
             Some(link) if link.index != LOOPBACK => return Ok(link.mtu),
@@ -133,8 +135,12 @@ pub fn uplink_mtu(node_ips: impl IntoIterator<Item = IpAddr>) -> Result<u32, Err
         if address.is_ipv6() && !sysctl::has_ipv6() {
             continue;
         }
+        let entry = match socket.route_entry(address) {
+            Err(error) if error.errno().is_some_and(|errno| NOWHERE.contains(&errno)) => None,
+            entry => entry?,
+        };
         let mut mtu = None;
-        for hop in socket.route_entry(address)?.into_iter().flat_map(|route| route.next_hops) {
+        for hop in entry.into_iter().flat_map(|route| route.next_hops) {
             if hop.ifindex != LOOPBACK {
                 let found = socket.link(hop.ifindex)?.map(|link| link.mtu);
                 // What a pod sends may leave by each of them.

@@ -12,7 +12,7 @@ mod plan;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use add::{PodLinkUp, Prepared, prepare};
-pub use check::{Difference, check_pod};
+pub use check::{Difference, Expected, check_pod};
 pub use del::{DelMode, DelOutcome, del_pod, delete_group_links, remove_leftover};
 pub use list::{FoundPodLink, host_links, living_pods, pod_links};
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};
@@ -112,6 +112,15 @@ impl PodLink {
             .collect();
         routes.extend(extra);
         routes
+    }
+
+    /// What a CHECK finds where nothing has been changed since.
+    pub fn expected(&self) -> Expected {
+        Expected {
+            attachment: self.attachment.clone(),
+            addresses: self.addresses.clone(),
+            routes: self.routes().into_iter().map(|route| route.destination).collect(),
+        }
     }
 
     fn families(&self) -> impl Iterator<Item = Family> + '_ {

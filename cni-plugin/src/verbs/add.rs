@@ -55,7 +55,7 @@ fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<(Source<'a>, Granted), Err
         let routes = netconf.ipam.routes.clone();
         return Ok((Source::Nobody, Granted { addresses, routes, ..Granted::default() }));
     }
-    let mut authority = Authority::new(netconf, call.deadline);
+    let mut authority = Authority::giving(netconf, call.deadline);
     let assigned = authority.assign(&assign_request(call, netns)?)?;
     let granted = Granted {
         addresses: assigned.addresses,

@@ -1,11 +1,15 @@
 //! CHECK: the kernel and the address store against the previous result.
 
-use twill_dataplane::pod::{PodLink, PodRoute, check_pod};
+use twill_dataplane::pod::{Expected, check_pod};
 use twill_rpc::message::CheckRequest;
 
 use super::Call;
 use crate::{
-    authority::Authority, call::Persona, delegate::Delegate, error::Error, result::Previous,
+    authority::Authority,
+    call::Persona,
+    delegate::Delegate,
+    error::Error,
+    result::{PodAddress, Previous},
 };
 
 /// Compares. Nothing is repaired.
@@ -14,21 +18,18 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
     let previous = call.netconf.prev_result.as_ref().ok_or(Error::NoPrevious)?;
     let previous = Previous::read(previous, &call.variables.ifname, &call.variables.netns)?;
     let attachment = call.attachment();
+    let is_ours = |ip: &PodAddress| call.persona == Persona::Ipam || ip.is_of_twill();
+    let ours = previous.addresses.into_iter().filter(is_ours);
+    let addresses: Vec<_> = ours.map(|ip| ip.address).collect();
     if call.persona == Persona::Main {
-        let link = PodLink {
+        // What this plugin has made and the result still lists. Not what the configuration says,
+        // which may have changed, nor what a later plugin has taken away.
+        let expected = Expected {
             attachment: attachment.clone(),
-            // None of these is compared: an alias of any ADD of this attachment is right, and the
-            // MTU and the hardware address may have been changed by a later plugin.
-            sequence: 0,
-            mtu: 0,
-            mac: None,
-            addresses: previous.addresses.clone(),
-            // Those of the result: with another IPAM plugin no configuration has them, and one that
-            // has changed since says nothing about this pod.
-            routes: previous.routes.iter().copied().map(PodRoute::to).collect(),
-            pod_name: None,
+            addresses: addresses.clone(),
+            routes: previous.routes,
         };
-        let differences = check_pod(&link, &netns)?;
+        let differences = check_pod(&expected, &netns)?;
         if !differences.is_empty() {
             return Err(Error::Differs(differences));
         }
@@ -39,6 +40,6 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
     if call.netconf.wishes.without_ipam {
         return Ok(());
     }
-    let request = CheckRequest { attachment, addresses: previous.addresses };
-    Authority::new(&call.netconf, call.deadline).check(&request)
+    let request = CheckRequest { attachment, addresses };
+    Authority::holding(&call.netconf, call.deadline).check(&request)
 }

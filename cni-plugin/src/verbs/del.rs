@@ -22,7 +22,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         // not take them back is no reason for the plugin not to hear of the DEL.
         let released = match outcome {
             DelOutcome::Removed { sequence: Some(sequence @ 1..) } => {
-                let mut authority = Authority::new(&call.netconf, deadline.before(OWN_STORE));
+                let mut authority = Authority::holding(&call.netconf, deadline.before(OWN_STORE));
                 authority.release(attachment, Some(sequence), None).map(drop)
             }
             _ => Ok(()),
@@ -30,7 +30,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         delegate.del(deadline)?;
         return released;
     }
-    let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
+    let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
     let mode = authority.del_mode();
     let sequence = match del_pod(&attachment, None, netns.as_ref(), mode)? {
         DelOutcome::Absent => None,

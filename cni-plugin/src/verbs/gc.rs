@@ -38,7 +38,7 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
         Some(_) => call.deadline.before(FOR_THE_PLUGIN),
         None => call.deadline,
     };
-    let mut authority = Authority::new(&call.netconf, deadline);
+    let mut authority = Authority::holding(&call.netconf, deadline);
     let mut stale: BTreeMap<AttachmentId, Seen> = BTreeMap::new();
     if call.persona == Persona::Main {
         // Also those without a record: of an ADD that died, or with addresses from elsewhere.

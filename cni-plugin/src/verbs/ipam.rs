@@ -27,7 +27,7 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     let advertise = needs.advertise;
     let foreign = Some(ForeignUse { advertise, first_is_gateway, reserved });
     let request = AssignRequest { foreign, ..assign_request(call, &netns)? };
-    let assigned = Authority::new(&call.netconf, call.deadline).assign(&request)?;
+    let assigned = Authority::giving(&call.netconf, call.deadline).assign(&request)?;
     Ok(result(call, &assigned).render(call.netconf.version))
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let netns = call.netns_if_any()?;
     let cookie = netns.and_then(|netns| netns.cookie().ok().flatten());
-    let mut authority = Authority::new(&call.netconf, call.deadline_of_del());
+    let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
     authority.release(call.attachment(), None, cookie).map(drop)
 }
 

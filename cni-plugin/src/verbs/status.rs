@@ -22,7 +22,7 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
     if let Some(delegate) = Delegate::of(call) {
         return Ok(delegate.status(call.deadline.at_most(PATIENCE))?);
     }
-    if let Some(standalone) = Authority::new(&call.netconf, call.deadline).standalone() {
+    if let Some(standalone) = Authority::giving(&call.netconf, call.deadline).standalone() {
         return match standalone.is_exhausted(call.deadline.at_most(PATIENCE)) {
             Ok(true) if call.netconf.status.on_exhaustion => Err(Error::Exhausted),
             // Calls take turns, and many of them may be in front of this one.

@@ -125,7 +125,7 @@ fn is_complete(found: &Link, link: &PodLink, netns: &Netns) -> Result<bool, Erro
             Err(Error::Superseded { name: name(), found: sequence, wanted: link.sequence })
         }
         Owner::Add(sequence) if sequence < link.sequence => Ok(false),
-        Owner::Add(_) => Ok(check_pod(link, netns)?.is_empty()),
+        Owner::Add(_) => Ok(check_pod(&link.expected(), netns)?.is_empty()),
     }
 }
 

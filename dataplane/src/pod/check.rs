@@ -3,9 +3,9 @@
 use std::{fmt, net::IpAddr};
 
 use twill_sys::Netns;
-use twill_types::{Family, Prefix};
+use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 
-use super::{PodLink, gateway};
+use super::gateway;
 use crate::{
     Error,
     link::{Link, Owner},
@@ -13,6 +13,24 @@ use crate::{
     netlink::Socket,
     route::Route,
 };
+
+/// What a CHECK demands of a pod's link. Not the sequence, the MTU and the hardware address: a link of
+/// any ADD of the attachment is right, and the others may have been changed by a later plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Whose link it is.
+    pub attachment: AttachmentId,
+    /// Addresses that the pod has, and that the node routes to it.
+    pub addresses: Vec<IpAddr>,
+    /// Where the pod has routes to, through the gateway of their family.
+    pub routes: Vec<Prefix>,
+}
+
+impl Expected {
+    fn has_addresses(&self, family: Family) -> bool {
+        self.addresses.iter().any(|ip| Family::of(*ip) == family)
+    }
+}
 
 /// One thing that is not as an ADD left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,34 +83,38 @@ impl fmt::Display for Difference {
 /// Compares; an empty list means that all is as it should be. More routes and addresses than ours,
 /// another MTU, another hardware address and flushed neighbour entries are the business of other
 /// plugins in the chain.
-pub fn check_pod(link: &PodLink, netns: &Netns) -> Result<Vec<Difference>, Error> {
+pub fn check_pod(expected: &Expected, netns: &Netns) -> Result<Vec<Difference>, Error> {
     let mut socket = Socket::open()?;
-    let name = link.host_ifname();
+    let name = host_link_name(&expected.attachment);
     let host = match socket.link_by_name(&name)? {
         Some(host) if !host.is_doomed() => host,
         _ => return Ok(vec![Difference::HostLinkMissing(name)]),
     };
-    if !matches!(host.owner(&link.attachment), Owner::Add(_)) {
+    if !matches!(host.owner(&expected.attachment), Owner::Add(_)) {
         return Ok(vec![Difference::HostLinkForeign(name)]);
     }
-    let mut differences = check_host(&mut socket, link, &host)?;
+    let mut differences = check_host(&mut socket, expected, &host)?;
     let mut pod = netns.enter(Socket::open)??;
-    differences.extend(check_in_pod(&mut pod, link, &host)?);
+    differences.extend(check_in_pod(&mut pod, expected, &host)?);
     Ok(differences)
 }
 
-fn check_host(socket: &mut Socket, link: &PodLink, host: &Link) -> Result<Vec<Difference>, Error> {
+fn check_host(
+    socket: &mut Socket,
+    expected: &Expected,
+    host: &Link,
+) -> Result<Vec<Difference>, Error> {
     let mut differences = Vec::new();
     if !host.up {
         differences.push(Difference::HostLinkDown(host.name.clone()));
     }
-    for family in link.families() {
+    for family in [Family::V4, Family::V6].into_iter().filter(|f| expected.has_addresses(*f)) {
         if family == Family::V4 && host.ipv4.is_none_or(|conf| conf.proxy_arp == 0) {
             differences.push(Difference::ProxyArpOff(host.name.clone()));
         }
         let filter = RouteFilter { ours: false, link: Some(host.index) };
         let routes = socket.routes(family, filter)?;
-        for address in link.addresses.iter().filter(|ip| Family::of(**ip) == family) {
+        for address in expected.addresses.iter().filter(|ip| Family::of(**ip) == family) {
             if !has_route(&routes, Prefix::host(*address), None) {
                 differences.push(Difference::HostRouteMissing(*address));
             }
@@ -101,8 +123,12 @@ fn check_host(socket: &mut Socket, link: &PodLink, host: &Link) -> Result<Vec<Di
     Ok(differences)
 }
 
-fn check_in_pod(pod: &mut Socket, link: &PodLink, host: &Link) -> Result<Vec<Difference>, Error> {
-    let name = &link.attachment.ifname;
+fn check_in_pod(
+    pod: &mut Socket,
+    expected: &Expected,
+    host: &Link,
+) -> Result<Vec<Difference>, Error> {
+    let name = &expected.attachment.ifname;
     let Some(interface) = pod.link_by_name(name)? else {
         return Ok(vec![Difference::PodLinkMissing(name.clone())]);
     };
@@ -115,20 +141,23 @@ fn check_in_pod(pod: &mut Socket, link: &PodLink, host: &Link) -> Result<Vec<Dif
     }
     let addresses = pod.addresses(interface.index)?;
     let missing = |address: &&IpAddr| !addresses.iter().any(|found| found.ip == **address);
-    let missing = link.addresses.iter().filter(missing);
+    let missing = expected.addresses.iter().filter(missing);
     differences.extend(missing.map(|address| Difference::AddressMissing(*address)));
-    for family in link.families() {
+    for family in [Family::V4, Family::V6] {
+        let mut wanted =
+            expected.routes.iter().copied().filter(|to| to.family() == family).peekable();
+        if wanted.peek().is_none() {
+            continue;
+        }
         let filter = RouteFilter { ours: false, link: Some(interface.index) };
         let routes = pod.routes(family, filter)?;
         let gateway = gateway(family);
+        // Nothing but these routes needs the one to the gateway.
         if family == Family::V4 && !has_route(&routes, Prefix::host(gateway), None) {
             differences.push(Difference::PodRouteMissing(Prefix::host(gateway)));
         }
-        let wanted = link.routes().into_iter().map(|route| route.destination);
-        let missing = wanted
-            .filter(|to| to.family() == family && !has_route(&routes, *to, Some(gateway)))
-            .map(Difference::PodRouteMissing);
-        differences.extend(missing);
+        let missing = wanted.filter(|to| !has_route(&routes, *to, Some(gateway)));
+        differences.extend(missing.map(Difference::PodRouteMissing));
     }
     Ok(differences)
 }

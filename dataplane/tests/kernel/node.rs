@@ -84,6 +84,22 @@ fn the_uplink_of_an_ipv6_only_node_is_found() {
 }
 
 #[test]
+fn a_default_route_that_leads_nowhere_is_no_uplink() {
+    for kind in ["prohibit", "blackhole", "unreachable", "throw"] {
+        on_a_node(move || {
+            ip(&format!("route add {kind} default"));
+            ip(&format!("-6 route add {kind} default"));
+            assert_eq!(node::uplink_mtu(None).unwrap(), 1500, "{kind}");
+            // One family that leads nowhere leaves the other.
+            uplink();
+            ip("link set uplink mtu 9000");
+            ip("-6 route replace default via fd00:2::1 metric 1");
+            assert_eq!(node::uplink_mtu(None).unwrap(), 9000, "{kind}");
+        });
+    }
+}
+
+#[test]
 fn of_several_uplinks_the_smallest_mtu_counts() {
     on_a_node(|| {
         uplink();

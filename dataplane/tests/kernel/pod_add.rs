@@ -79,7 +79,7 @@ fn nothing_flows_before_activation_and_all_after() {
         );
         assert_eq!(sysctl(&format!("ipv4/neigh/{name}/proxy_delay")), "0");
         assert_eq!(sysctl(&format!("ipv6/conf/{name}/accept_ra")), "0");
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
     });
 }
 
@@ -117,7 +117,7 @@ fn dual_stack_even_where_ipv6_is_off_by_default() {
         let shown = ip(&format!("-6 -o address show dev {}", up.host_ifname));
         assert!(shown.contains("fe80::1/64") && shown.lines().count() == 1, "{shown}");
         assert!(!shown.contains("tentative"));
-        assert_eq!(check_pod(&link, &one).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &one).unwrap(), []);
     });
 }
 
@@ -130,7 +130,7 @@ fn ipv6_alone() {
         add(&link, &pod);
         reach(None, &pod, "fd00:10::5");
         assert_eq!(ip_in(&pod, "-4 route show"), "");
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
     });
 }
 
@@ -149,7 +149,7 @@ fn the_gateway_answers_after_a_change_of_the_hardware_address() {
         ip(&format!("neighbour flush dev {}", up.host_ifname));
         reach(None, &pod, "10.10.0.5");
         reach(None, &pod, "fd00:10::5");
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
     });
 }
 
@@ -161,12 +161,12 @@ fn the_same_add_again_finds_its_link() {
         let first = add(&link, &pod);
         assert_eq!(add(&link, &pod), first);
         drop(prepare(&link, &pod).unwrap());
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
 
         ip(&format!("link set {} down", first.host_ifname));
         let again = add(&link, &pod);
         assert_ne!(again.host_ifindex, first.host_ifindex);
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
     });
 }
 
@@ -179,17 +179,17 @@ fn leftovers_of_earlier_adds_make_way() {
         // An ADD that died between creation and alias.
         ip(&format!("link add {name} type veth peer name other"));
         add(&link, &pod);
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
         // An ADD before a restart of the container, in another namespace.
         let (newer, elsewhere) = (PodLink { sequence: 6, ..link.clone() }, pod_netns());
         add(&newer, &elsewhere);
-        assert_eq!(check_pod(&newer, &elsewhere).unwrap(), []);
+        assert_eq!(check_pod(&newer.expected(), &elsewhere).unwrap(), []);
         // The earlier one comes late.
         match prepare(&link, &pod) {
             Err(Error::Superseded { found: 6, wanted: 5, .. }) => {}
             other => panic!("{other:?}"),
         }
-        assert_eq!(check_pod(&newer, &elsewhere).unwrap(), []);
+        assert_eq!(check_pod(&newer.expected(), &elsewhere).unwrap(), []);
     });
 }
 
@@ -287,7 +287,7 @@ fn an_add_may_use_the_longest_names() {
         let mut link = pod_link(&"c".repeat(300), &["10.10.0.5"]);
         link.pod_name = Some("p".repeat(128));
         add(&link, &pod);
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
         // A name that is taken is left out.
         let mut other = pod_link("b", &["10.10.0.6"]);
         other.pod_name = Some(link.host_ifname());

@@ -1,4 +1,7 @@
-use twill_dataplane::{Netns, pod::check_pod};
+use twill_dataplane::{
+    Netns,
+    pod::{Expected, check_pod},
+};
 
 use crate::common::*;
 
@@ -14,7 +17,7 @@ fn broken(in_pod: bool, command: &'static str, expected: &'static str) {
             false => ip(command),
         };
         run(&pod, &command.replace("HOST", &up.host_ifname));
-        let found = check_pod(&link, &pod).unwrap();
+        let found = check_pod(&link.expected(), &pod).unwrap();
         let text: Vec<String> = found.iter().map(|difference| difference.to_string()).collect();
         assert_eq!(text.join("; ").replace(&up.host_ifname, "HOST"), expected, "after {command}");
     });
@@ -54,13 +57,13 @@ fn a_link_that_is_not_the_peer_is_found() {
         let up = add(&link, &pod);
         set_sysctl(&format!("ipv4/conf/{}/proxy_arp", up.host_ifname), "0");
         ip_in(&pod, "link set eth0 down");
-        let found = check_pod(&link, &pod).unwrap();
+        let found = check_pod(&link.expected(), &pod).unwrap();
         let text = found.iter().map(|difference| difference.to_string()).collect::<Vec<_>>();
         assert!(text[0].starts_with("proxy_arp is off"), "{text:?}");
         assert!(text.contains(&"the pod's interface eth0 is down".to_owned()), "{text:?}");
         ip_in(&pod, "link set eth0 name eth7");
         ip_in(&pod, "link add eth0 type veth peer name eth1");
-        let found = check_pod(&link, &pod).unwrap();
+        let found = check_pod(&link.expected(), &pod).unwrap();
         assert!(found.iter().any(|d| d.to_string().contains("is not connected to its link")));
     });
 }
@@ -76,6 +79,28 @@ fn what_other_plugins_do_is_no_difference() {
         ip_in(&pod, "link set eth0 mtu 1400");
         ip_in(&pod, "address add 10.99.0.1/32 dev eth0");
         ip_in(&pod, "route add 10.98.0.0/16 via 169.254.1.1");
-        assert_eq!(check_pod(&link, &pod).unwrap(), []);
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
+    });
+}
+
+/// A later plugin took them away, and the result says so.
+#[test]
+fn what_is_not_expected_may_be_missing() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5", "fd00:10::5"]);
+        let up = add(&link, &pod);
+        let without_routes = Expected { routes: Vec::new(), ..link.expected() };
+        ip_in(&pod, "route delete default");
+        ip_in(&pod, "route delete 169.254.1.1");
+        ip_in(&pod, "-6 route delete default");
+        assert_ne!(check_pod(&link.expected(), &pod).unwrap(), []);
+        assert_eq!(check_pod(&without_routes, &pod).unwrap(), []);
+        ip_in(&pod, "address delete 10.10.0.5/32 dev eth0");
+        ip("route delete 10.10.0.5");
+        set_sysctl(&format!("ipv4/conf/{}/proxy_arp", up.host_ifname), "0");
+        assert_ne!(check_pod(&without_routes, &pod).unwrap(), []);
+        let without_ipv4 = Expected { addresses: vec![link.addresses[1]], ..without_routes };
+        assert_eq!(check_pod(&without_ipv4, &pod).unwrap(), []);
     });
 }

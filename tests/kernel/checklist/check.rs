@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::netns::Namespace;
 
@@ -51,6 +51,37 @@ pub(crate) fn c_03_check_finds_what_is_missing_and_bears_what_is_added() -> Resu
         site.call("CHECK")?.run()?.refused(102, &[word])?;
     }
     Ok(())
+}
+
+/// A later plugin may take away what it also takes out of the result, and add what is none of ours.
+pub(crate) fn c_03_check_demands_what_the_previous_result_lists() -> Result<()> {
+    let site = Site::new()?;
+    let mut result = site.add()?;
+    site.pod.ip("route del default")?;
+    let check = |result: &Value| site.call("CHECK")?.config("/prevResult", result.clone()).run();
+    check(&result)?.refused(102, &["0.0.0.0/0"])?;
+    let routes = result["routes"].as_array_mut().context("routes")?;
+    routes.retain(|route| route["dst"] != "0.0.0.0/0");
+    check(&result)?.silent()?;
+    // Another default route has taken its place.
+    site.pod.ip_batch("addr add 198.51.100.7/24 dev eth0\nroute add default via 198.51.100.1\n")?;
+    result["routes"]
+        .as_array_mut()
+        .context("routes")?
+        .push(json!({"dst": "0.0.0.0/0", "gw": "198.51.100.1"}));
+    let ips = result["ips"].as_array_mut().context("ips")?;
+    ips.push(json!({"address": "198.51.100.7/24", "interface": 1}));
+    check(&result)?.silent()?;
+    // An address, and then all of them.
+    let address = twill_tests::cni::addresses(&result)?[0];
+    site.pod.ip(&format!("addr del {address}/32 dev eth0"))?;
+    check(&result)?.refused(102, &[&address.to_string()])?;
+    result["ips"].as_array_mut().context("ips")?.remove(0);
+    check(&result)?.silent()?;
+    result["ips"] = json!([]);
+    check(&result)?.silent()?;
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()
 }
 
 pub(crate) fn c_04_check_looks_at_the_node_and_the_store() -> Result<()> {
@@ -147,6 +178,27 @@ pub(crate) fn s_02_a_store_that_cannot_be_used_is_told() -> Result<()> {
     let call = site.call("STATUS")?.config("/runDir", json!(file));
     call.run()?.refused(50, &["no pod can get an address"])?;
     site.call("STATUS")?.run()?.silent()
+}
+
+/// What a node without a daemon has left on its disk is no reason to think that it has none now.
+pub(crate) fn s_02_a_node_that_lost_its_pools_waits_for_a_daemon() -> Result<()> {
+    let site = Site::new()?;
+    let call = |verb: &str, container: &str| -> Result<Call<'_>> {
+        let call = site.call_for(verb, &site.attachment(container))?;
+        Ok(call.config("/ipam/mode", Value::Null).config("/timeoutSeconds", json!(1)))
+    };
+    let result = call("ADD", "c1")?.run()?.object()?;
+    let poor = |verb, container| {
+        Ok::<_, anyhow::Error>(call(verb, container)?.config("/ipam/pools", Value::Null))
+    };
+    poor("ADD", "c2")?.run()?.refused(11, &["twilld.sock"])?;
+    poor("STATUS", "c2")?.run()?.refused(50, &["twilld.sock"])?;
+    // What it has given is known to it all the same.
+    poor("CHECK", "c1")?.config("/prevResult", result).run()?.silent()?;
+    let mut gc = poor("GC", "c1")?;
+    gc.netconf["cni.dev/valid-attachments"] = json!([]);
+    gc.run()?.silent()?;
+    site.as_new()
 }
 
 pub(crate) fn s_05_verbs_work_whatever_status_said() -> Result<()> {

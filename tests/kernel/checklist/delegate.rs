@@ -144,11 +144,11 @@ pub(crate) fn a_12_an_address_of_another_plugin_is_given_back() -> Result<()> {
     call(&site, "ADD", &directory)?.run()?.refused(103, &["eth0"])?;
     site.pod.ip_batch("link del eth0\n")?;
     ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
-    // The MTU cannot be found out.
+    // The gateway of pods cannot be had.
     fs::remove_file(directory.join("calls"))?;
-    site.host.ip("route add prohibit default")?;
+    site.host.ip("route add prohibit 169.254.1.1")?;
     call(&site, "ADD", &directory)?.run()?.refused(104, &[])?;
-    site.host.ip("route del prohibit default")?;
+    site.host.ip("route del prohibit 169.254.1.1")?;
     ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
     // It fails by itself, half way.
     let directory = plugin(&site, "echo $CNI_COMMAND >>calls\n[ $CNI_COMMAND = DEL ]\n")?;
