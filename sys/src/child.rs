@@ -1,9 +1,9 @@
-//! What a child process has used.
+//! Child processes: what one has used, and one that ends with its parent.
 
 use std::{
     io, mem,
-    os::unix::process::ExitStatusExt,
-    process::{Child, ExitStatus},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{self, Child, Command, ExitStatus},
 };
 
 /// The end of a child.
@@ -37,11 +37,52 @@ pub fn wait_with_usage(child: Child) -> io::Result<Ended> {
     Ok(Ended { status: ExitStatus::from_raw(status), peak_kib })
 }
 
+/// Has the kernel kill the child (SIGKILL) when its parent ends, however that comes about.
+///
+/// More exactly, when the *thread* ends that starts it (`PR_SET_PDEATHSIG`), so that thread has to
+/// wait for it. It holds for the program itself, not for what that starts, and not for one that is
+/// set-user-ID or the like.
+pub fn ends_with_parent(command: &mut Command) -> &mut Command {
+    let parent = process::id();
+    let ask = move || {
+        // SAFETY: this option takes a signal's number and touches no memory.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // The parent may have ended before that: then nobody would tell.
+        if std::os::unix::process::parent_id() == parent {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    };
+    // SAFETY: between fork and exec `ask` makes two system calls, neither of which allocates or takes
+    // a lock; an error made of a number does neither.
+    unsafe { command.pre_exec(ask) }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{io::Read, process::Stdio, thread};
 
     use super::*;
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let start = || {
+            let mut command = Command::new("sleep");
+            ends_with_parent(command.arg("1000").stdout(Stdio::piped())).spawn().unwrap()
+        };
+        let mut child = thread::spawn(start).join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        // This thread lives.
+        let mut command = Command::new("echo");
+        let mut child =
+            ends_with_parent(command.arg("done").stdout(Stdio::piped())).spawn().unwrap();
+        let mut printed = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+        assert_eq!((printed.as_str(), child.wait().unwrap().success()), ("done\n", true));
+    }
 
     #[test]
     fn a_child_has_a_status_and_used_something() {

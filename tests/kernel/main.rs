@@ -127,6 +127,7 @@ fn main() -> ExitCode {
         checklist::g_08_a_gc_is_made_whatever_the_list_says,
         checklist::i_01_another_plugin_is_found_in_the_path_alone,
         checklist::i_03_a_plugin_that_hangs_is_ended_in_time,
+        checklist::i_03_a_plugin_ends_with_a_call_that_is_killed,
         checklist::i_03_an_error_that_is_no_object_is_quoted,
         checklist::i_03_a_del_is_forwarded_whatever_our_own_store_says,
         checklist::i_04_our_own_program_is_not_executed_again,

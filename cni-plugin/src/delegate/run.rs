@@ -11,9 +11,13 @@ use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, killpg},
+    sys::{
+        signal::{Signal, killpg},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
     unistd::Pid,
 };
+use twill_sys::child::ends_with_parent;
 
 use crate::deadline::Deadline;
 
@@ -38,7 +42,8 @@ pub(super) struct Ended {
 /// Gives a program its standard input and takes its standard output until it has ended; `None` if
 /// the deadline came first, and it was killed.
 ///
-/// Only the program itself is waited for: what it leaves running may hold on to its pipes.
+/// Only the program itself is waited for: what it leaves running may hold on to its pipes. It ends
+/// with this process, if that is killed meanwhile.
 pub(super) fn run(
     mut command: Command,
     input: &[u8],
@@ -46,12 +51,30 @@ pub(super) fn run(
 ) -> io::Result<Option<Ended>> {
     // A group of its own, so that what it has started can be killed with it.
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn()?;
-    let talked = Talk::new(&mut child, input).and_then(|talk| talk.until(&mut child, deadline));
-    if !matches!(talked, Ok(Some(_))) {
-        kill(&mut child);
+    let mut child = ends_with_parent(&mut command).spawn()?;
+    let talked = Talk::new(&mut child, input).and_then(|talk| talk.until(&child, deadline));
+    match talked {
+        Ok(Some(printed)) => Ok(Some(Ended { status: child.wait()?, printed })),
+        Ok(None) => {
+            kill(&mut child);
+            Ok(None)
+        }
+        Err(error) => {
+            kill(&mut child);
+            Err(error)
+        }
     }
-    talked
+}
+
+/// Whether a child has ended. It is not waited for yet, so its number and its group's stay its own.
+fn has_ended(child: &Child) -> io::Result<bool> {
+    let id = Id::Pid(Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?));
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    match waitid(id, flags) {
+        Ok(status) => Ok(status != WaitStatus::StillAlive),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// The program's pipes, none of which is waited for on its own.
@@ -73,14 +96,15 @@ impl<'a> Talk<'a> {
         Ok(Self { stdin, input, stdout, printed: Vec::new() })
     }
 
-    fn until(mut self, child: &mut Child, deadline: Deadline) -> io::Result<Option<Ended>> {
+    /// What it has printed until its end, or `None` at the deadline.
+    fn until(mut self, child: &Child, deadline: Deadline) -> io::Result<Option<Vec<u8>>> {
         loop {
             // In this order: all that it printed before its end is in the pipe then.
-            let ended = child.try_wait()?;
+            let ended = has_ended(child)?;
             self.write();
             self.read()?;
-            if let Some(status) = ended {
-                return Ok(Some(Ended { status, printed: self.printed }));
+            if ended {
+                return Ok(Some(self.printed));
             }
             if deadline.left().is_zero() {
                 return Ok(None);
@@ -178,6 +202,21 @@ mod tests {
     fn one_that_prints_without_end_is_ended() {
         let error = run(Command::new("yes"), b"", Deadline::after(LONG)).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    /// Else the number of its group might be another's by the time that it is killed, for what it
+    /// has left behind prints too much.
+    #[test]
+    fn one_that_has_ended_keeps_its_number_while_it_is_read() {
+        let mut command = Command::new("echo");
+        command.arg("done").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let talk = Talk::new(&mut child, b"").unwrap();
+        let printed = talk.until(&child, Deadline::after(LONG)).unwrap().unwrap();
+        assert_eq!(printed, b"done\n");
+        assert!(has_ended(&child).unwrap(), "it is still there to be waited for");
+        kill(&mut child);
+        assert!(has_ended(&child).is_err());
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use twill_tests::{ping, programs, wait::wait_for};
 
@@ -88,6 +89,33 @@ pub(crate) fn i_03_a_plugin_that_hangs_is_ended_in_time() -> Result<()> {
         }
     }
     site.untouched()
+}
+
+/// Nobody is there any more to end it.
+pub(crate) fn i_03_a_plugin_ends_with_a_call_that_is_killed() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, "echo $$ >pid.new\nmv pid.new pid\nexec sleep 1000\n")?;
+    let call = call(&site, "ADD", &directory)?;
+    let mut command = Command::new(programs::find("twill")?);
+    command.envs(&call.environment).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut twill = site.host.spawn(&mut command)?;
+    let mut stdin = twill.stdin.take().context("standard input")?;
+    stdin.write_all(call.netconf.to_string().as_bytes())?;
+    drop(stdin);
+    let mut process = PathBuf::from("/proc");
+    wait_for("the plugin to run", SECONDS, || {
+        process = Path::new("/proc").join(fs::read_to_string(directory.join("pid"))?.trim());
+        Ok(())
+    })?;
+    ensure!(process.exists(), "{}", process.display());
+    twill.kill()?;
+    twill.wait()?;
+    wait_for("the plugin to end", SECONDS, || {
+        let status = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        // Whoever adopts it may take its time to wait for it.
+        ensure!(status.is_empty() || status.contains(") Z "), "{status}");
+        Ok(())
+    })
 }
 
 /// The processes with this command line.
