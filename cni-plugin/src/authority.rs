@@ -1,13 +1,13 @@
 //! Who gives the addresses in this call: the daemon, or this process itself.
 
-use std::time::Duration;
+use std::{fmt::Display, slice, time::Duration};
 
 use twill_dataplane::{
     Link, node,
     pod::{DelMode, host_links},
 };
 use twill_rpc::{
-    Client, ClientError,
+    ClientError,
     message::{
         AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, ReleaseRequest,
         RpcError,
@@ -114,6 +114,16 @@ impl<'a> Authority<'a> {
         }
     }
 
+    /// What an attachment holds, if that can be told without waiting for a daemon.
+    pub(crate) fn held(&mut self, attachment: &AttachmentId) -> Result<Option<Held>, Error> {
+        let network = attachment.network.as_str();
+        let held = match self.alone(|standalone, wait| standalone.attachments(network, wait))? {
+            Some(held) => held,
+            None => self.daemon.ask(|client, _| client.attachments(network.to_owned()))?,
+        };
+        Ok(held.into_iter().find(|held| held.attachment == *attachment))
+    }
+
     /// Gives addresses back; false if there were none of this number. Where the daemon does not
     /// take them, a tombstone does; where that cannot be written either, the daemon finds out by
     /// itself that the pod is gone.
@@ -124,33 +134,75 @@ impl<'a> Authority<'a> {
         netns_cookie: Option<u64>,
     ) -> Result<bool, Error> {
         let request = ReleaseRequest { attachment, sequence, netns_cookie };
-        let alone = |standalone: &Standalone<'_>, wait| standalone.release(&request, wait);
-        match self.alone(alone) {
-            Ok(Some(released)) => return Ok(released),
-            Ok(None) => {}
-            // It cannot be had, or not be written. Who has it next takes the address back.
+        let requests = slice::from_ref(&request);
+        let error = match self.alone(|standalone, wait| standalone.release(requests, wait)) {
+            Ok(Some(mut released)) => match released.pop() {
+                Some(Err(error)) => error.into(),
+                Some(Ok(released)) => return Ok(released),
+                None => return Ok(false),
+            },
+            Ok(None) => return Ok(self.entrust(&request)),
+            Err(error) => error,
+        };
+        if self.leave(&request, &error) { Ok(true) } else { Err(error) }
+    }
+
+    /// The same for many, for as long as there is time; says of each that could not be released why.
+    /// Without a daemon the store is opened once.
+    pub(crate) fn release_all(&mut self, requests: &[ReleaseRequest]) -> Vec<String> {
+        let named =
+            |request: &ReleaseRequest, why: &dyn Display| format!("{}: {why}", request.attachment);
+        let mut failures = Vec::new();
+        match self.alone(|standalone, wait| standalone.release(requests, wait)) {
+            Ok(None) => {
+                for request in requests {
+                    if self.deadline.left().is_zero() {
+                        failures.push(named(request, &"there was no time for it"));
+                    } else {
+                        self.entrust(request);
+                    }
+                }
+            }
+            Ok(Some(released)) => {
+                for (request, released) in requests.iter().zip(released) {
+                    if let Err(error) = released.map_err(Error::from)
+                        && !self.leave(request, &error)
+                    {
+                        failures.push(named(request, &error));
+                    }
+                }
+            }
             Err(error) => {
-                tracing::debug!(%error, "leaving a tombstone");
-                let buried = Spool::open(&self.netconf.run_dir, self.deadline)
-                    .and_then(|spool| spool.bury(&request));
-                return buried.map(|()| true).map_err(|_| error);
+                let stuck = requests.iter().filter(|request| !self.leave(request, &error));
+                failures.extend(stuck.map(|request| named(request, &error)));
             }
         }
-        let release = |client: &mut Client, _| client.release(request.clone());
-        let first = match self.daemon.ask(release) {
-            Ok(released) => return Ok(!released.addresses.is_empty()),
+        failures
+    }
+
+    /// Leaves a release to whoever can use the store next; false if there is no room for that.
+    fn leave(&self, request: &ReleaseRequest, why: &Error) -> bool {
+        tracing::debug!(error = %why, "leaving a tombstone");
+        let spool = Spool::open(&self.netconf.run_dir, self.deadline);
+        spool.and_then(|spool| spool.bury(request)).is_ok()
+    }
+
+    /// Has the daemon release, now or when it can; false if there was nothing to.
+    fn entrust(&mut self, request: &ReleaseRequest) -> bool {
+        let first = match self.daemon.ask(|client, _| client.release(request.clone())) {
+            Ok(released) => return !released.addresses.is_empty(),
             Err(error) => error,
         };
         if !may_be_buried(&first) {
             tracing::warn!(error = %first, "twilld will not take the addresses back");
-            return Ok(true);
+            return true;
         }
         tracing::debug!(error = %first, "leaving a tombstone");
-        if let Err(error) = self.bury(&request) {
+        if let Err(error) = self.bury(request) {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::warn!(%error, ?source, "twilld has to find out by itself that the pod is gone");
         }
-        Ok(true)
+        true
     }
 
     fn bury(&mut self, request: &ReleaseRequest) -> Result<(), SpoolError> {

@@ -12,6 +12,7 @@ use twill_dataplane::{
     Link, node,
     pod::{host_links, living_pods},
 };
+use twill_ipam::{Record, ReleaseOutcome};
 use twill_ipam_store::{
     AssignError, LockError, OwnerLock, Refusal, STANDALONE_MARK, Shortage, Standalone as Store,
     StandalonePool, StoreError, now_ms, private_file, work_off,
@@ -106,6 +107,7 @@ impl<'a> Standalone<'a> {
     }
 
     fn open(&self, deadline: Deadline) -> Result<Owned, StandaloneError> {
+        tracing::trace!("opening the address store");
         let directory = self.netconf.run_dir.join("ipam");
         let until = Instant::now() + deadline.left();
         let lock = OwnerLock::acquire(&directory.join("owner.lock"), "twill, standalone", until)
@@ -198,17 +200,19 @@ impl<'a> Standalone<'a> {
         Ok(names)
     }
 
-    /// Gives addresses back; false if there were none of this number.
+    /// Gives addresses back, in one go; false if there were none of this number.
     pub(crate) fn release(
         &self,
-        request: &ReleaseRequest,
+        requests: &[ReleaseRequest],
         deadline: Deadline,
-    ) -> Result<bool, StandaloneError> {
+    ) -> Result<Vec<Result<bool, StandaloneError>>, StandaloneError> {
         let owned = self.open(deadline)?;
-        match owned.store.service().release(request.clone()) {
+        let outcomes = owned.store.service().release_all(requests.iter().cloned());
+        let released = |outcome: Result<ReleaseOutcome, _>| match outcome {
             Ok(outcome) => Ok(!outcome.addresses.is_empty()),
             Err(source) => Err(owned.failed(source)),
-        }
+        };
+        Ok(outcomes.into_iter().map(released).collect())
     }
 
     /// STATUS: whether the store can be used, and has an address of each family or can get one.
@@ -233,7 +237,12 @@ impl<'a> Standalone<'a> {
         let owned = self.open(deadline)?;
         let records = owned.store.service().on_network(network);
         let records = records.map_err(|source| owned.failed(source))?;
-        let held = |(attachment, sequence)| Held { attachment, sequence };
+        let held = |record: Record| Held {
+            attachment: record.attachment,
+            sequence: record.sequence,
+            netns: record.netns,
+            netns_cookie: record.netns_cookie,
+        };
         Ok(records.into_iter().map(held).collect())
     }
 

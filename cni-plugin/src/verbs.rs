@@ -61,10 +61,16 @@ impl Call {
         Ok(netns)
     }
 
-    /// The same for a DEL: a namespace that is gone is none.
+    /// The same for a DEL: a namespace that is gone is none. Neither is the node's own: the path
+    /// leads to another one than at the ADD (a process's number is used again), which no repetition
+    /// of the DEL would mend.
     fn netns_if_any(&self) -> Result<Option<Netns>, Error> {
         match self.netns() {
             Ok(netns) => Ok(Some(netns)),
+            Err(error @ Error::OwnNetns(_)) => {
+                tracing::warn!(%error, "the pod's namespace is taken for gone");
+                Ok(None)
+            }
             Err(Error::Netns {
                 source: NetnsError::Open { .. } | NetnsError::NotANamespace { .. },
                 ..

@@ -328,15 +328,15 @@ impl Service {
         self.with(|allocator| allocator.records().cloned().collect())
     }
 
-    /// Who holds addresses on a network, each with the number of its assignment.
+    /// The records of those who hold addresses on a network.
     ///
     /// # Errors
     /// The service has ended.
-    pub fn on_network(&self, network: &str) -> Result<Vec<(AttachmentId, u64)>, StoreError> {
+    pub fn on_network(&self, network: &str) -> Result<Vec<Record>, StoreError> {
         let network = network.to_owned();
         self.with(move |allocator| {
             let on_it = allocator.records().filter(|r| r.attachment.network == network);
-            on_it.map(|record| (record.attachment.clone(), record.sequence)).collect()
+            on_it.cloned().collect()
         })
     }
 

@@ -11,6 +11,7 @@ use tokio::{
     time::Instant,
 };
 use tracing::{debug, warn};
+use twill_ipam::Record;
 use twill_ipam_store::{AssignError, Assignment, Refusal, Service, now_ms};
 use twill_rpc::message::{
     AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
@@ -354,7 +355,12 @@ impl Ipam {
     pub(crate) fn attachments(&self, network: &str) -> Result<Vec<Held>, RpcError> {
         let records = self.unblocked(|service| service.on_network(network));
         let records = records.map_err(|error| again(&error))?;
-        let held = |(attachment, sequence)| Held { attachment, sequence };
+        let held = |record: Record| Held {
+            attachment: record.attachment,
+            sequence: record.sequence,
+            netns: record.netns,
+            netns_cookie: record.netns_cookie,
+        };
         Ok(records.into_iter().map(held).collect())
     }
 

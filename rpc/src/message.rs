@@ -191,6 +191,12 @@ pub struct Held {
     pub attachment: AttachmentId,
     /// Number of the ADD.
     pub sequence: u64,
+    /// The path of the namespace that they were given for.
+    #[serde(default)]
+    pub netns: String,
+    /// That namespace's cookie, where the kernel told.
+    #[serde(default)]
+    pub netns_cookie: Option<u64>,
 }
 
 /// Body of [`Response::Readiness`].

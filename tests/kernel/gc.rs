@@ -30,7 +30,13 @@ use crate::{
 pub(crate) fn g_02_what_is_not_listed_is_freed() -> Result<()> {
     let mut lab = one_node()?;
     let keep = lab.add_pod("node1", "keep")?;
-    let before = Snapshot::namespace(lab.node("node1")?.namespace())?;
+    let node = lab.node("node1")?.namespace();
+    wait_for("links to settle", SECONDS, || {
+        let links = node.ip("address show")?;
+        ensure!(!links.contains("NO-CARRIER") && !links.contains("tentative"), "{links}");
+        Ok(())
+    })?;
+    let before = Snapshot::namespace(node)?;
     let lost = [lab.add_pod("node1", "lost")?, lab.add_pod("node1", "gone")?];
     let [_, gone] = lost;
     drop(gone);
@@ -119,6 +125,7 @@ pub(crate) fn g_02_many_go_at_once() -> Result<()> {
     let pools = json!([{"cidr": "10.20.0.0/27", "blockSize": 27}]);
     let conflist = standalone("1.1.0", run_dir.path(), &pools);
     let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+    let log = tempfile::tempdir()?;
     let pods: Vec<Namespace> =
         (0..25).map(|n| Namespace::create(format!("pod{n}"))).collect::<Result<_>>()?;
     // Of the same interfaces in the same namespaces once more: nothing is in their way.
@@ -128,7 +135,16 @@ pub(crate) fn g_02_many_go_at_once() -> Result<()> {
             let container = format!("{round}-{}", pod.name());
             runtime.add(&node, &Attachment::pod("prod", "web", &container, &netns))?;
         }
-        runtime.gc(&node, &[])?;
+        let opened = log.path().join("opened");
+        let mut told = runtime.conflist().clone();
+        told["plugins"][0]["logLevel"] = json!("trace");
+        told["plugins"][0]["logFile"] = json!(opened);
+        Runtime::new(told, vec![programs::directory()?]).gc(&node, &[])?;
+        // To see who there is, and to release all of them.
+        let log = fs::read_to_string(&opened)?;
+        let times = log.matches("opening the address store").count();
+        ensure!(times == 2, "opened {times} times: {log}");
+        fs::remove_file(&opened)?;
         let links = node.ip("-oneline link show type veth")?;
         ensure!(links.is_empty(), "{links}");
     }

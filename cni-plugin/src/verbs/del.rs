@@ -1,8 +1,13 @@
 //! DEL: the pod is cut off first, so that its address is free of it when it is given back.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use twill_dataplane::pod::{DelMode, DelOutcome, del_pod};
+use twill_dataplane::{
+    Netns,
+    pod::{DelMode, DelOutcome, del_pod},
+};
+use twill_sys::AtPath;
+use twill_types::AttachmentId;
 
 use super::Call;
 use crate::{authority::Authority, delegate::Delegate, error::Error};
@@ -17,7 +22,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     if let Some(delegate) = Delegate::of(call) {
         let deadline = call.deadline_of_del();
         // No daemon need run to delete the link.
-        let outcome = del_pod(&attachment, None, netns.as_ref(), DelMode::Immediate)?;
+        let outcome = del_pod(&attachment, None, None, DelMode::Immediate)?;
         // If our own store gave its addresses, the configuration has changed since. That it does
         // not take them back is no reason for the plugin not to hear of the DEL.
         let released = match outcome {
@@ -32,10 +37,18 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     }
     let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
     let mode = authority.del_mode();
-    let sequence = match del_pod(&attachment, None, netns.as_ref(), mode)? {
+    let mut outcome = del_pod(&attachment, None, netns.as_ref(), mode)?;
+    if let (DelOutcome::Elsewhere { sequence }, Some(named)) = (outcome, &netns) {
+        if is_of_another(&mut authority, &attachment, sequence, named) {
+            tracing::info!(%attachment, "it has another namespace by now: left alone");
+            return Ok(());
+        }
+        outcome = del_pod(&attachment, Some(sequence), None, mode)?;
+    }
+    let sequence = match outcome {
         DelOutcome::Absent => None,
         DelOutcome::Removed { sequence } => sequence,
-        DelOutcome::Newer { .. } => return Ok(()),
+        DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => return Ok(()),
     };
     tracing::trace!("step: pod cut off");
     let cookie = netns.as_ref().and_then(|netns| netns.cookie().ok().flatten());
@@ -49,9 +62,33 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     // A container that was started again under its old id has addresses with a higher number than
     // its old link. If there is no new link, the ADD has died on the way to it.
     match del_pod(&attachment, sequence, netns.as_ref(), mode)? {
-        DelOutcome::Newer { .. } => Ok(()),
+        DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => Ok(()),
         DelOutcome::Absent | DelOutcome::Removed { .. } => {
             authority.release(attachment, None, cookie).map(drop)
         }
     }
+}
+
+/// Whether a link that does not lead to the namespace which the runtime names was made for another
+/// one, at another path, that is there: then this is a late DEL of a container that was started
+/// again under its old id. Where the store cannot tell, it is not.
+fn is_of_another(
+    authority: &mut Authority<'_>,
+    attachment: &AttachmentId,
+    sequence: u64,
+    named: &Netns,
+) -> bool {
+    let held = match authority.held(attachment) {
+        Ok(Some(held)) if held.sequence == sequence => held,
+        Ok(_) => return false,
+        Err(error) => {
+            tracing::warn!(%attachment, %error, "cannot see whose link it is");
+            return false;
+        }
+    };
+    let (path, cookie) = (Path::new(&held.netns), held.netns_cookie);
+    let is_named = path == named.path() || cookie == named.cookie().ok().flatten();
+    let is_there =
+        || matches!(twill_sys::look(path), Ok(AtPath::Namespace(found)) if found == cookie);
+    cookie.is_some() && !is_named && is_there()
 }

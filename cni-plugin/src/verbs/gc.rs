@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use twill_dataplane::pod::{DelMode, DelOutcome, del_pod, delete_group_links, pod_links};
-use twill_types::{Alias, AttachmentId, LinkAlias};
+use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest};
 
 use super::Call;
 use crate::{
@@ -93,7 +93,11 @@ fn remove(
             Ok(false) => tracing::info!(%attachment, "an ADD has come meanwhile: left alone"),
             Ok(true) => {
                 tracing::info!(%attachment, "not listed by the runtime: removed");
-                records.extend(seen.record.map(|sequence| (attachment, sequence)));
+                records.extend(seen.record.map(|sequence| ReleaseRequest {
+                    attachment,
+                    sequence: Some(sequence),
+                    netns_cookie: None,
+                }));
             }
             Err(error) => failures.push(format!("{attachment}: {error}")),
         }
@@ -103,14 +107,8 @@ fn remove(
     {
         failures.push(error.to_string());
     }
-    for (attachment, sequence) in records {
-        if deadline.left().is_zero() {
-            out_of_time += 1;
-            continue;
-        }
-        if let Err(error) = authority.release(attachment.clone(), Some(sequence), None) {
-            failures.push(format!("{attachment}: {error}"));
-        }
+    if !records.is_empty() {
+        failures.extend(authority.release_all(&records));
     }
     if out_of_time > 0 {
         failures.push(format!("there was no time for {out_of_time} attachments"));

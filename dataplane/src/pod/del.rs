@@ -35,6 +35,11 @@ pub enum DelOutcome {
         /// The sequence number in its alias; `None` if its ADD died before it wrote one.
         sequence: Option<u64>,
     },
+    /// The link is there and does not lead to the namespace that was given. It was not touched.
+    Elsewhere {
+        /// The sequence number in its alias.
+        sequence: u64,
+    },
     /// The link belongs to a later ADD and was not touched.
     Newer {
         /// That ADD's sequence number.
@@ -47,9 +52,9 @@ const GONE: &[Errno] = &[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADD
 
 /// Removes the link of an attachment and everything on it.
 ///
-/// With `sequence` only if the link is of that ADD or an earlier one. The pod's namespace is used
-/// if it is given and still the one at the other end of the link; it need not exist. What is
-/// missing is success.
+/// With `sequence` only if the link is of that ADD or an earlier one, and with the pod's namespace
+/// only if that is the one at the other end of the link: a caller that means whatever there is
+/// gives none. What is missing is success.
 pub fn del_pod(
     attachment: &AttachmentId,
     sequence: Option<u64>,
@@ -75,13 +80,26 @@ pub fn del_pod(
             return Ok(DelOutcome::Absent);
         }
     };
+    // What is inside the pod is the pod's; it cannot keep the node from cutting it off.
+    let cannot = |error| tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
+    let end = match netns.map(|netns| PodEnd::find(netns, &host)) {
+        None => None,
+        Some(Ok(None)) => match found {
+            Some(sequence) => return Ok(DelOutcome::Elsewhere { sequence }),
+            None => None,
+        },
+        Some(Ok(end)) => end,
+        Some(Err(error)) => {
+            cannot(error);
+            None
+        }
+    };
     match mode {
         DelMode::Immediate => socket.delete_link(host.index)?,
         DelMode::Deferred => {
-            // What is inside the pod is the pod's; it cannot keep the node from cutting it off.
-            let addresses = netns.map_or(Ok(Vec::new()), |netns| clear_pod(netns, &host));
+            let addresses = end.map_or(Ok(Vec::new()), |end| end.clear(&host));
             let addresses = addresses.unwrap_or_else(|error| {
-                tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
+                cannot(error);
                 Vec::new()
             });
             clear_host(&mut socket, &host, &addresses)?;
@@ -109,32 +127,44 @@ pub fn remove_leftover(found: &Link) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Takes addresses and name off the pod's end, so that an ADD for the same namespace and interface
-/// name works at once. Answers the addresses, some of them if the pod has given itself very many.
-fn clear_pod(netns: &Netns, host: &Link) -> Result<Vec<IpAddr>, Error> {
-    let mut pod = netns.enter(Socket::open)??;
-    let Some(index) = host.peer else {
-        return Ok(Vec::new());
-    };
-    // A runtime may reuse the path of a namespace; only the real peer points back at our link.
-    match pod.link(index)? {
-        Some(peer) if peer.peer == Some(host.index) => {}
-        _ => return Ok(Vec::new()),
+/// The other end of a host link, in the pod.
+struct PodEnd {
+    socket: Socket,
+    index: u32,
+}
+
+impl PodEnd {
+    /// `None` if it is not in this namespace: a runtime may use the path of a namespace again, and
+    /// a container may have another namespace by now.
+    fn find(netns: &Netns, host: &Link) -> Result<Option<Self>, Error> {
+        let mut socket = netns.enter(Socket::open)??;
+        let Some(index) = host.peer else {
+            return Ok(None);
+        };
+        // Only the real peer points back at our link.
+        let end = socket.link(index)?.filter(|end| end.peer == Some(host.index));
+        Ok(end.map(|_| Self { socket, index }))
     }
-    let mut found = pod.addresses(index)?;
-    found.truncate(MAX_BATCH);
-    let mut requests: Vec<_> =
-        found.iter().map(|found| message::del_address(index, found.ip, found.length)).collect();
-    requests.push(message::set_link_up(index, false, Vec::new()));
-    let name = LinkAttribute::IfName(parked_name(index));
-    requests.push(RouteNetlinkMessage::SetLink(message::set_link(index, vec![name])).into());
-    for reply in pod.run(requests)? {
-        // The pod's processes may hold on to what they like; the link is cut on the other side.
-        if let Some(error) = reply.error.filter(|error| !GONE.contains(&error.errno)) {
-            tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
+
+    /// Takes addresses and name off, so that an ADD for the same namespace and interface name works
+    /// at once. Answers the addresses, some of them if the pod has given itself very many.
+    fn clear(mut self, host: &Link) -> Result<Vec<IpAddr>, Error> {
+        let (pod, index) = (&mut self.socket, self.index);
+        let mut found = pod.addresses(index)?;
+        found.truncate(MAX_BATCH);
+        let mut requests: Vec<_> =
+            found.iter().map(|found| message::del_address(index, found.ip, found.length)).collect();
+        requests.push(message::set_link_up(index, false, Vec::new()));
+        let name = LinkAttribute::IfName(parked_name(index));
+        requests.push(RouteNetlinkMessage::SetLink(message::set_link(index, vec![name])).into());
+        for reply in pod.run(requests)? {
+            // The pod's processes may hold on to what they like; the link is cut on the other side.
+            if let Some(error) = reply.error.filter(|error| !GONE.contains(&error.errno)) {
+                tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
+            }
         }
+        Ok(found.into_iter().map(|found| found.ip).collect())
     }
-    Ok(found.into_iter().map(|found| found.ip).collect())
 }
 
 fn clear_host(socket: &mut Socket, host: &Link, addresses: &[IpAddr]) -> Result<(), Error> {

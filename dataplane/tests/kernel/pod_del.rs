@@ -107,7 +107,12 @@ fn a_del_needs_no_namespace() {
         let (first, second) = (pod_link("b", &["10.10.0.6"]), pod_link("c", &["10.10.0.7"]));
         add(&first, &one);
         add(&second, &two);
-        let outcome = del_pod(&first.attachment, None, Some(&two), DelMode::Deferred).unwrap();
+        for mode in [DelMode::Deferred, DelMode::Immediate] {
+            let outcome = del_pod(&first.attachment, None, Some(&two), mode).unwrap();
+            assert_eq!(outcome, DelOutcome::Elsewhere { sequence: 5 });
+            assert_eq!(check_pod(&first.expected(), &one).unwrap(), []);
+        }
+        let outcome = del_pod(&first.attachment, None, None, DelMode::Deferred).unwrap();
         assert_eq!(outcome, removed(5));
         assert_eq!(check_pod(&second.expected(), &two).unwrap(), []);
         // The namespace dies, and the link with it, before or after.

@@ -2,15 +2,16 @@
 
 use std::{
     fs::{self, File},
+    process::Command,
     time::Instant,
 };
 
 use anyhow::{Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
-use twill_tests::{netns::Namespace, ping, wait::wait_for};
+use twill_tests::{netns::Namespace, ping, programs, snapshot::Snapshot, wait::wait_for};
 
-use super::Site;
+use super::{Call, Site};
 use crate::{
     SECONDS,
     plugin::{one_node, refusal},
@@ -133,6 +134,80 @@ pub(crate) fn d_07_a_late_del_leaves_the_next_sandbox_alone() -> Result<()> {
     ping::reaches(&site.host, twill_tests::cni::addresses(&result)?[0])?;
     site.call("DEL")?.run()?.silent()?;
     site.as_new()
+}
+
+/// The path of a process leads to the node's own namespace once another process has its number.
+pub(crate) fn d_01_the_nodes_own_namespace_is_as_good_as_gone() -> Result<()> {
+    let mut site = Site::new()?;
+    // Where the pod's end would be looked for, if it were the pod's.
+    site.host.ip_batch(
+        "link add eth0 up type veth peer name router\naddr add 192.0.2.1/24 dev eth0\n",
+    )?;
+    site.before = Snapshot::namespace(&site.host)?;
+    let own = site.host.path().display().to_string();
+    site.add()?;
+    for _ in 0..2 {
+        site.call("DEL")?.set("CNI_NETNS", &own).run()?.silent()?;
+        site.untouched()?;
+    }
+    site.as_new()?;
+    // By a daemon, and by the IPAM plugin alone.
+    let mut lab = one_node()?;
+    let pods = [lab.add_pod("node1", "web")?, lab.add_pod("node1", "api")?];
+    let node = lab.node("node1")?;
+    let own = node.namespace().path().display().to_string();
+    for (pod, program) in pods.iter().zip(["twill", "twill-ipam"]) {
+        let call = Call::of(node.runtime(), node.namespace(), "DEL", pod.attachment())?;
+        let call = call.set("CNI_NETNS", &own);
+        let call = match program {
+            "twill" => call,
+            _ => call
+                .config("/type", json!("ptp"))
+                .config("/ipam/runDir", json!(node.dir().join("run"))),
+        };
+        call.run_as(Command::new(programs::find(program)?))?.silent()?;
+    }
+    let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
+    ensure!(ipam["blocks"][0]["used"] == 0, "{ipam}");
+    Ok(())
+}
+
+/// The same container under the same name, in the namespace that it has left.
+pub(crate) fn d_07_a_late_del_leaves_the_containers_next_sandbox_alone() -> Result<()> {
+    let site = Site::new()?;
+    let left = Namespace::create("left")?;
+    let mut old = site.attachment("c1");
+    old.netns = left.path().display().to_string();
+    site.runtime.add(&site.host, &old)?;
+    let late = site.call_for("DEL", &old)?;
+    let result = site.add()?;
+    for _ in 0..2 {
+        late.run()?.silent()?;
+        site.call("CHECK")?.run()?.silent()?;
+        ping::reaches(&site.host, twill_tests::cni::addresses(&result)?[0])?;
+    }
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()?;
+
+    let mut lab = one_node()?;
+    let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let late = Call::of(node.runtime(), node.namespace(), "DEL", pod.attachment())?;
+    let next = Namespace::create("next")?;
+    let mut attachment = pod.attachment().clone();
+    attachment.netns = next.path().display().to_string();
+    let result = node.runtime().add(node.namespace(), &attachment)?;
+    late.run()?.silent()?;
+    node.runtime().check(node.namespace(), &attachment)?;
+    ping::reaches(node.namespace(), twill_tests::cni::addresses(&result)?[0])?;
+    // Where the path of the container's own is gone, nothing says any more that it is another's.
+    let stranger = Namespace::create("stranger")?;
+    let _alive = File::open(next.path())?;
+    drop(next);
+    late.set("CNI_NETNS", &stranger.path().display().to_string()).run()?.silent()?;
+    let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
+    ensure!(ipam["blocks"][0]["used"] == 0, "{ipam}");
+    Ok(())
 }
 
 pub(crate) fn d_09_del_fails_only_where_it_has_to() -> Result<()> {
