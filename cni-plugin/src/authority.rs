@@ -9,8 +9,8 @@ use twill_dataplane::{
 use twill_rpc::{
     ClientError,
     message::{
-        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, ReleaseRequest,
-        RpcError,
+        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, Release,
+        ReleaseRequest, RpcError,
     },
 };
 use twill_types::{AttachmentId, Family};
@@ -124,27 +124,26 @@ impl<'a> Authority<'a> {
         Ok(held.into_iter().find(|held| held.attachment == *attachment))
     }
 
-    /// Gives addresses back; false if there were none of this number. Where the daemon does not
+    /// Gives addresses back; false if there were none of this number. `parked` is the link that had
+    /// them, if it waits to be deleted. Where the daemon does not
     /// take them, a tombstone does; where that cannot be written either, the daemon finds out by
     /// itself that the pod is gone.
     pub(crate) fn release(
         &mut self,
-        attachment: AttachmentId,
-        sequence: Option<u64>,
-        netns_cookie: Option<u64>,
+        request: &ReleaseRequest,
+        parked: Option<u32>,
     ) -> Result<bool, Error> {
-        let request = ReleaseRequest { attachment, sequence, netns_cookie };
-        let requests = slice::from_ref(&request);
+        let requests = slice::from_ref(request);
         let error = match self.alone(|standalone, wait| standalone.release(requests, wait)) {
             Ok(Some(mut released)) => match released.pop() {
                 Some(Err(error)) => error.into(),
                 Some(Ok(released)) => return Ok(released),
                 None => return Ok(false),
             },
-            Ok(None) => return Ok(self.entrust(&request)),
+            Ok(None) => return Ok(self.entrust(request, parked)),
             Err(error) => error,
         };
-        if self.leave(&request, &error) { Ok(true) } else { Err(error) }
+        if self.leave(request, &error) { Ok(true) } else { Err(error) }
     }
 
     /// The same for many, for as long as there is time; says of each that could not be released why.
@@ -159,7 +158,7 @@ impl<'a> Authority<'a> {
                     if self.deadline.left().is_zero() {
                         failures.push(named(request, &"there was no time for it"));
                     } else {
-                        self.entrust(request);
+                        self.entrust(request, None);
                     }
                 }
             }
@@ -188,8 +187,9 @@ impl<'a> Authority<'a> {
     }
 
     /// Has the daemon release, now or when it can; false if there was nothing to.
-    fn entrust(&mut self, request: &ReleaseRequest) -> bool {
-        let first = match self.daemon.ask(|client, _| client.release(request.clone())) {
+    fn entrust(&mut self, request: &ReleaseRequest, parked: Option<u32>) -> bool {
+        let release = Release { request: request.clone(), parked };
+        let first = match self.daemon.ask(|client, _| client.release(release.clone())) {
             Ok(released) => return !released.addresses.is_empty(),
             Err(error) => error,
         };
@@ -198,19 +198,19 @@ impl<'a> Authority<'a> {
             return true;
         }
         tracing::debug!(error = %first, "leaving a tombstone");
-        if let Err(error) = self.bury(request) {
+        if let Err(error) = self.bury(&release) {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::warn!(%error, ?source, "twilld has to find out by itself that the pod is gone");
         }
         true
     }
 
-    fn bury(&mut self, request: &ReleaseRequest) -> Result<(), SpoolError> {
+    fn bury(&mut self, release: &Release) -> Result<(), SpoolError> {
         let spool = Spool::open(&self.netconf.run_dir, self.deadline)?;
         // It may have begun to listen while its lock was waited for.
-        match self.daemon.ask(|client, _| client.release(request.clone())) {
+        match self.daemon.ask(|client, _| client.release(release.clone())) {
             Ok(_) => Ok(()),
-            Err(_) => spool.bury(request),
+            Err(_) => spool.bury(&release.request),
         }
     }
 
@@ -220,7 +220,9 @@ impl<'a> Authority<'a> {
         if may_have_link(attachment) {
             return;
         }
-        if let Err(error) = self.release(attachment.clone(), Some(sequence), None) {
+        let (attachment, sequence) = (attachment.clone(), Some(sequence));
+        let request = ReleaseRequest { attachment, sequence, netns_cookie: None };
+        if let Err(error) = self.release(&request, None) {
             tracing::warn!(%error, "the addresses stay allocated until DEL");
         }
     }

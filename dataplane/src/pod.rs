@@ -13,7 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use add::{PodLinkUp, Prepared, prepare};
 pub use check::{Difference, Expected, check_pod};
-pub use del::{DelMode, DelOutcome, del_pod, delete_group_links, remove_leftover};
+pub use del::{
+    DelMode, DelOutcome, del_pod, delete_group_links, delete_parked_links, remove_leftover,
+};
 pub use list::{FoundPodLink, host_links, living_pods, pod_links};
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 

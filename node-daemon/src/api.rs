@@ -2,17 +2,14 @@
 
 use std::{sync::Arc, time::Instant};
 
-use tokio::{
-    sync::{Notify, watch},
-    task::block_in_place,
-};
+use tokio::{sync::watch, task::block_in_place};
 use tracing::debug;
 use twill_k8s_api::files::Claim;
 use twill_rpc::message::{
     Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
-    Readiness, Request, Response, RpcError,
+    Readiness, Release, Released, Request, Response, RpcError,
 };
-use twill_types::{Family, error_chain};
+use twill_types::{AttachmentId, Family, error_chain};
 
 use crate::{
     bgp::{self, Current},
@@ -20,6 +17,7 @@ use crate::{
     datastore::{ClaimStore, Snapshot},
     ipam::{Ipam, again},
     metrics::Metrics,
+    reaper::Parked,
     routes::KernelRoutes,
     routes::OriginConflict,
 };
@@ -37,7 +35,7 @@ pub(crate) struct Api {
     pub(crate) problems: Vec<watch::Receiver<Vec<String>>>,
     pub(crate) conflicts: watch::Receiver<Vec<OriginConflict>>,
     pub(crate) metrics: Metrics,
-    pub(crate) released: Arc<Notify>,
+    pub(crate) parked: Arc<Parked>,
 }
 
 impl Api {
@@ -65,6 +63,8 @@ impl Api {
     async fn serve(&self, request: Request) -> Result<Response, RpcError> {
         match request {
             Request::Assign(request) => {
+                // A DEL may have died between the link and the release, and no other came.
+                self.expect_link_of(&request.attachment)?;
                 let assignment = self.ipam.assign(request).await?;
                 self.claim_ahead(&assignment.nearly_full);
                 Ok(Response::Assigned(Assigned {
@@ -75,17 +75,38 @@ impl Api {
                 }))
             }
             Request::EndpointUp(endpoint) => self.endpoint_up(&endpoint),
-            Request::Release(request) => {
-                let released = self.ipam.release(request).await?;
-                self.released.notify_one();
-                Ok(Response::Released(released))
-            }
+            Request::Release(request) => self.release(request).await.map(Response::Released),
             Request::Check(request) => self.ipam.check(&request).map(|()| Response::Done),
             Request::Attachments(request) => {
                 self.ipam.attachments(&request.network).map(Response::Attachments)
             }
             other => self.picture(other).await,
         }
+    }
+
+    async fn release(&self, release: Release) -> Result<Released, RpcError> {
+        let Release { request, parked } = release;
+        match parked {
+            Some(index) => self.parked.expect(index),
+            // This one may follow one that has died between the link and the release.
+            None => self.expect_link_of(&request.attachment)?,
+        }
+        let released = self.ipam.release(request).await;
+        // A runtime may repeat a DEL; those that change nothing are no reason to do anything.
+        if parked.is_some() || !matches!(&released, Ok(nothing) if nothing.addresses.is_empty()) {
+            self.parked.reap();
+        }
+        released
+    }
+
+    /// Has the link looked for that may wait to be deleted with addresses of an attachment on it. What
+    /// another main plugin has made does not come to wait.
+    fn expect_link_of(&self, attachment: &AttachmentId) -> Result<(), RpcError> {
+        let record = self.ipam.unblocked(|service| service.lookup(attachment));
+        if record.map_err(|error| again(&error))?.is_some_and(|record| !record.foreign) {
+            self.parked.expect_any();
+        }
+        Ok(())
     }
 
     /// The last word before a pod's link goes up: it must not, if the addresses were released or

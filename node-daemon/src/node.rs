@@ -34,7 +34,7 @@ use crate::{
     heartbeat, host,
     ipam::{Ipam, View},
     metrics::Metrics,
-    reaper,
+    reaper::{self, Parked},
     reconcile::{self, Reconcile},
     routes::{KernelRoutes, OriginConflict, Routes, Sources, State},
     spool::Tombstones,
@@ -76,8 +76,8 @@ struct Wires {
     conditions: watch::Sender<BTreeMap<ObjectId, Vec<Condition>>>,
     reconcile_problems: watch::Sender<Vec<String>>,
     host_problems: watch::Sender<Vec<String>>,
-    /// An address was released, and its link waits to be deleted.
-    released: Arc<Notify>,
+    /// The links that wait to be deleted.
+    parked: Arc<Parked>,
     /// By `routes`: the kernel took a pod's link away.
     pod_links_lost: Arc<Notify>,
     tombstones: Arc<Tombstones>,
@@ -85,7 +85,7 @@ struct Wires {
 }
 
 impl Wires {
-    fn new(tombstones: Tombstones, mtu: u32) -> Self {
+    fn new(tombstones: Tombstones, parked: Arc<Parked>, mtu: u32) -> Self {
         Self {
             owned: watch::Sender::new(None),
             view: watch::Sender::default(),
@@ -101,7 +101,7 @@ impl Wires {
             conditions: watch::Sender::default(),
             reconcile_problems: watch::Sender::default(),
             host_problems: watch::Sender::default(),
-            released: Arc::new(Notify::new()),
+            parked,
             pod_links_lost: Arc::new(Notify::new()),
             tombstones: Arc::new(tombstones),
             metrics: Metrics::new(),
@@ -141,8 +141,10 @@ impl Node<'_> {
         // on, since the kernel's events are already listened to.
         let mtu = uplink_mtu(addresses(&self.name, &self.resources.borrow()).into_values())?;
         info!(mtu, "the MTU of new pods");
-        let tombstones = Tombstones::new(&self.config.run_dir, Arc::clone(&self.service));
-        let wires = Wires::new(tombstones, mtu);
+        let parked = Arc::<Parked>::default();
+        let service = Arc::clone(&self.service);
+        let tombstones = Tombstones::new(&self.config.run_dir, service, Arc::clone(&parked));
+        let wires = Wires::new(tombstones, parked, mtu);
         // The F bit is true only if our routes really are in the kernel (RFC 4724 section 4.1).
         let restarting = !kernel.adopted.is_empty();
         let store = ClaimStore::open(&self.config.datastore.directory)?;
@@ -177,8 +179,8 @@ impl Node<'_> {
         let conditions = wires.conditions.subscribe();
         endless(tasks, report_status(directory, name, resources, conditions));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
-        endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.released)));
-        endless(tasks, Arc::clone(&wires.tombstones).watch(wires.released));
+        endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
+        endless(tasks, Arc::clone(&wires.tombstones).watch());
         let (name, resources) = (self.name.clone(), self.resources.clone());
         endless(tasks, host::watch(wires.host_problems));
         let Wires { sources, mtu, uplink_changed, .. } = wires;
@@ -217,7 +219,7 @@ impl Node<'_> {
             .into(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
-            released: Arc::clone(&wires.released),
+            parked: Arc::clone(&wires.parked),
         }
     }
 
@@ -290,7 +292,7 @@ impl Node<'_> {
             interval: Duration::from_secs(settings.interval_seconds),
             started: Instant::now(),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
-            released: Arc::clone(&wires.released),
+            parked: Arc::clone(&wires.parked),
             set_aside: self.set_aside.clone(),
             problems: wires.reconcile_problems.clone(),
             metrics: wires.metrics.clone(),

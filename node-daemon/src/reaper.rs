@@ -2,12 +2,19 @@
 //!
 //! A DEL only takes a link out of use: destroying one makes the kernel wait, and many at once wait
 //! together. An address can be given out again when its link is gone.
+//!
+//! A DEL says which link that is. To look for such links takes the kernel long where there are
+//! thousands of pods, so that is for the start, for those who do not know, and for what nobody said.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::Notify, task::block_in_place};
-use tracing::warn;
-use twill_dataplane::pod::delete_group_links;
+use tracing::{debug, warn};
+use twill_dataplane::pod::{delete_group_links, delete_parked_links};
 use twill_ipam_store::Service;
 use twill_types::error_chain;
 
@@ -15,22 +22,93 @@ use twill_types::error_chain;
 const BATCH: usize = 10;
 /// DELs that come in a burst are answered before their links are destroyed.
 const GATHER: Duration = Duration::from_millis(20);
-/// Links of DELs that found no daemon are seen at the latest after this.
-const SWEEP: Duration = Duration::from_secs(30);
+/// A round that failed is repeated after this, if nothing comes before.
+const AGAIN: Duration = Duration::from_secs(30);
+/// How long a link may be left that nobody spoke of: that of a DEL that was killed, say.
+const SWEEP: Duration = Duration::from_secs(300);
+/// The most links that are kept in mind. Where more wait, one look is not longer.
+const MOST: usize = 4096;
 
-/// Runs for ever. `released` is notified after each DEL.
-pub(crate) async fn run(service: Arc<Service>, released: Arc<Notify>) {
-    loop {
-        if let Err(error) = block_in_place(|| round(&service)) {
-            warn!(%error, "cannot delete the links of pods that are gone");
+/// The links that wait to be deleted.
+///
+/// One is named here *before* the addresses on it are released. So the list that is taken after a
+/// round has begun has the links of all that was freed before, and at the round's end they are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Parked {
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    known: Vec<u32>,
+    /// There may be others, which have to be looked for.
+    others: bool,
+}
+
+impl Parked {
+    /// A link waits that has this index.
+    pub(crate) fn expect(&self, index: u32) {
+        let mut waiting = self.waiting();
+        if waiting.known.len() < MOST {
+            waiting.known.push(index);
+        } else {
+            waiting.others = true;
         }
-        let _ = tokio::time::timeout(SWEEP, released.notified()).await;
+    }
+
+    /// Links may wait of which nothing else is known.
+    pub(crate) fn expect_any(&self) {
+        self.waiting().others = true;
+    }
+
+    /// Has them deleted, now that their addresses are released.
+    pub(crate) fn reap(&self) {
+        self.changed.notify_one();
+    }
+
+    fn take(&self) -> Waiting {
+        mem::take(&mut self.waiting())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing can panic while it is locked.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs for ever.
+pub(crate) async fn run(service: Arc<Service>, parked: Arc<Parked>) {
+    let mut swept: Option<Instant> = None;
+    loop {
+        if swept.is_none_or(|last| last.elapsed() >= SWEEP) {
+            parked.expect_any();
+        }
+        match block_in_place(|| round(&service, &parked)) {
+            Ok(true) => swept = Some(Instant::now()),
+            Ok(false) => {}
+            Err(error) => {
+                parked.expect_any();
+                warn!(%error, "cannot delete the links of pods that are gone");
+            }
+        }
+        let _ = tokio::time::timeout(AGAIN, parked.changed.notified()).await;
         tokio::time::sleep(GATHER).await;
     }
 }
 
-fn round(service: &Service) -> Result<(), String> {
+/// Whether it has looked for all.
+fn round(service: &Service, parked: &Parked) -> Result<bool, String> {
     let round = service.begin_round().map_err(|error| error_chain(&error))?;
-    delete_group_links(BATCH, || true).map_err(|error| error_chain(&error))?;
-    service.end_round(round).map_err(|error| error_chain(&error))
+    let Waiting { known, others } = parked.take();
+    let deleted = match others {
+        true => delete_group_links(BATCH, || true),
+        false => delete_parked_links(&known, BATCH),
+    };
+    let deleted = deleted.map_err(|error| error_chain(&error))?;
+    if others || deleted > 0 {
+        debug!(links = deleted, looked_for_all = others, "deleted the links of pods that are gone");
+    }
+    service.end_round(round).map_err(|error| error_chain(&error))?;
+    Ok(others)
 }

@@ -29,7 +29,7 @@ use twill_ipam_store::Service;
 use twill_sys::AtPath;
 use twill_types::error_chain;
 
-use crate::{metrics::Metrics, problems};
+use crate::{metrics::Metrics, problems, reaper::Parked};
 
 /// The least time between two looks, however many links go at once.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -46,8 +46,8 @@ pub(crate) struct Reconcile {
     pub(crate) started: Instant,
     /// Notified when the kernel took a pod's link away: the first look need not wait.
     pub(crate) pod_links_lost: Arc<Notify>,
-    /// Notifies the reaper, which ends what is begun here.
-    pub(crate) released: Arc<Notify>,
+    /// For the reaper, which ends what is begun here.
+    pub(crate) parked: Arc<Parked>,
     /// Where a damaged store was moved to.
     pub(crate) set_aside: Option<PathBuf>,
     pub(crate) problems: watch::Sender<Vec<String>>,
@@ -106,7 +106,7 @@ impl Reconcile {
             done |= found.is_some_and(|link| self.remove(link, why));
         }
         if done {
-            self.released.notify_one();
+            self.parked.reap();
         }
         Ok(())
     }
@@ -142,6 +142,10 @@ impl Reconcile {
             sequence: Some(record.sequence),
             netns_cookie: None,
         };
+        if !dead.is_empty() {
+            // The link of one may wait since a DEL that was killed.
+            self.parked.expect_any();
+        }
         let results = self.service.release_all(dead.iter().map(request));
         let mut done = false;
         for ((record, death), result) in dead.into_iter().zip(results) {
@@ -174,6 +178,7 @@ impl Reconcile {
         let (name, alias) = (&link.name, link.alias.as_deref().unwrap_or_default());
         match remove_leftover(link) {
             Ok(true) => {
+                self.parked.expect(link.index);
                 info!(link = name, alias, why = why.as_str(), "removed a link that an ADD left");
                 self.metrics.link_reclaimed(why);
                 true

@@ -14,10 +14,12 @@ use std::{
 };
 
 use nix::fcntl::Flock;
-use tokio::{sync::Notify, task::block_in_place};
+use tokio::task::block_in_place;
 use tracing::{info, warn};
 use twill_ipam_store::{Service, lock_alone, private_directory, private_file, work_off};
 use twill_types::{AttachmentId, host_link_name};
+
+use crate::reaper::Parked;
 
 /// The file that is locked.
 const LOCK: &str = ".lock";
@@ -79,6 +81,7 @@ impl Spool {
 pub(crate) struct Tombstones {
     directory: PathBuf,
     service: Arc<Service>,
+    parked: Arc<Parked>,
     /// Held while they are worked off: an ADD must not come between the reading of a tombstone and
     /// its release.
     working: Mutex<()>,
@@ -86,20 +89,17 @@ pub(crate) struct Tombstones {
 
 impl Tombstones {
     /// Those of this run directory.
-    pub(crate) fn new(run_dir: &Path, service: Arc<Service>) -> Self {
-        Self { directory: run_dir.join("spool"), service, working: Mutex::default() }
+    pub(crate) fn new(run_dir: &Path, service: Arc<Service>, parked: Arc<Parked>) -> Self {
+        Self { directory: run_dir.join("spool"), service, parked, working: Mutex::default() }
     }
 
     /// Looks for ever.
-    pub(crate) async fn watch(self: Arc<Self>, released: Arc<Notify>) {
+    pub(crate) async fn watch(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK).await;
             match self.work_off("") {
                 Ok(0) => {}
-                Ok(count) => {
-                    info!(count, "released what the spool named");
-                    released.notify_one();
-                }
+                Ok(count) => info!(count, "released what the spool named"),
                 Err(error) => warn!(%error, "cannot read the spool"),
             }
         }
@@ -112,19 +112,30 @@ impl Tombstones {
     /// The spool cannot be read.
     pub(crate) fn settle(&self, attachment: &AttachmentId) -> io::Result<usize> {
         let prefix = host_link_name(attachment);
+        // A tombstone is removed when it is done, so there is nothing to wait for without one.
+        if self.names_any(&prefix)? { self.work_off(&prefix) } else { Ok(0) }
+    }
+
+    fn names_any(&self, prefix: &str) -> io::Result<bool> {
         let mut names =
             fs::read_dir(&self.directory)?.filter_map(|entry| Some(entry.ok()?.file_name()));
-        // A tombstone is removed when it is done, so there is nothing to wait for without one.
-        if names.any(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
-            return self.work_off(&prefix);
-        }
-        Ok(0)
+        Ok(names.any(|name| {
+            let name = name.as_encoded_bytes();
+            name.starts_with(prefix.as_bytes()) && !name.starts_with(b".")
+        }))
     }
 
     fn work_off(&self, prefix: &str) -> io::Result<usize> {
         block_in_place(|| {
             let _working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
-            work_off(&self.directory, &self.service, prefix)
+            if !self.names_any(prefix)? {
+                return Ok(0);
+            }
+            // A tombstone does not say which link it was.
+            self.parked.expect_any();
+            let done = work_off(&self.directory, &self.service, prefix);
+            self.parked.reap();
+            done
         })
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     frame::{FrameError, decode, encode, read_frame},
     message::{
         AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, Held, Hello,
-        IpamStatus, NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, ReleaseRequest, Released,
+        IpamStatus, NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, Release, Released,
         Request, Response, RouteStatus, RoutesRequest, RpcError, Welcome,
     },
 };
@@ -187,7 +187,7 @@ impl Client {
     }
 
     /// CNI DEL: gives the addresses back.
-    pub fn release(&mut self, request: ReleaseRequest) -> Result<Released, ClientError> {
+    pub fn release(&mut self, request: Release) -> Result<Released, ClientError> {
         match self.call(&Request::Release(request))? {
             Response::Released(released) => Ok(released),
             other => Err(self.unexpected("Release", &other)),

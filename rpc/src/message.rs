@@ -41,7 +41,7 @@ pub enum Request {
     /// CNI ADD: the link exists and is about to go up.
     EndpointUp(EndpointUp),
     /// CNI DEL: give the addresses back.
-    Release(ReleaseRequest),
+    Release(Release),
     /// CNI CHECK: is what the daemon holds what the plugin sees?
     Check(CheckRequest),
     /// CNI GC: who holds addresses on a network.
@@ -155,6 +155,19 @@ pub struct EndpointUp {
     pub host_ifname: String,
     /// The host link's index.
     pub host_ifindex: u32,
+}
+
+/// Body of [`Request::Release`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Release {
+    /// What to give back.
+    #[serde(flatten)]
+    pub request: ReleaseRequest,
+    /// The index of the pod's link, which waits to be deleted. Without it, the daemon looks for such
+    /// links.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<u32>,
 }
 
 /// Body of [`Response::Released`].

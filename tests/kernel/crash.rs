@@ -281,7 +281,8 @@ pub(crate) fn an_add_follows_a_del_killed_anywhere() -> Result<()> {
 }
 
 /// A container that is started again under its old id, in a new namespace: what the old one has
-/// is replaced, and one DEL is enough for both.
+/// is replaced, and one DEL is enough for both. Where the ADD died before the store knew of it, that
+/// DEL cannot be told from a late one of an earlier namespace, and the old one's own is needed.
 pub(crate) fn a_restart_killed_anywhere_is_undone_or_repeated() -> Result<()> {
     let old = Namespace::create("old")?;
     with_daemon(|lab, place, attachment| {
@@ -292,9 +293,10 @@ pub(crate) fn a_restart_killed_anywhere_is_undone_or_repeated() -> Result<()> {
                 place.add(&first)?;
                 let killed = place.killed("ADD", attachment, at)?;
                 if repeat {
-                    place.round(attachment)?
+                    place.round(attachment)?;
                 } else {
-                    place.del(attachment)?
+                    place.runtime.del(place.host, attachment)?;
+                    place.del(&first)?;
                 }
                 nothing_allocated(lab)?;
                 // No call names the old namespace any more: its end goes with the link.

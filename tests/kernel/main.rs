@@ -201,6 +201,7 @@ fn main() -> ExitCode {
         wishes::an_address_without_ipam_is_behind_a_switch,
         wishes::routes_and_name_servers_of_the_configuration,
         wishes::ipv6_pods_answer_the_first_packet,
+        reconcile::a_link_that_a_del_names_is_not_looked_for,
         reconcile::pods_that_are_gone_without_a_del_are_freed,
         reconcile::a_restart_between_two_looks_forgets_nobody,
         reconcile::what_a_killed_add_leaves_is_removed,

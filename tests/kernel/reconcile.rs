@@ -47,6 +47,55 @@ fn running(settings: &str) -> Result<Lab> {
     Ok(lab)
 }
 
+/// How often the daemon has looked for links that wait to be deleted, among all there are.
+fn looks_for_all(lab: &Lab) -> Result<usize> {
+    Ok(lab.node("node1")?.log().matches("looked_for_all=true").count())
+}
+
+/// A DEL says which link it has put aside; only one that does not know makes the daemon look.
+pub(crate) fn a_link_that_a_del_names_is_not_looked_for() -> Result<()> {
+    let mut lab = running("")?;
+    wait_for("the look at the start", SECONDS, || {
+        ensure!(looks_for_all(&lab)? == 1);
+        Ok(())
+    })?;
+    let no_link_waits = |lab: &Lab| {
+        wait_for("the links to be deleted", SECONDS, || {
+            let links = lab.node("node1")?.namespace().ip("-oneline link show")?;
+            ensure!(!links.contains("twd"), "{links}");
+            Ok(())
+        })
+    };
+    for name in ["web", "api", "db"] {
+        let pod = lab.add_pod("node1", name)?;
+        let attachment = pod.attachment().clone();
+        lab.delete_pod(pod)?;
+        no_link_waits(&lab)?;
+        // As containerd does it.
+        let node = lab.node("node1")?;
+        node.runtime().del(node.namespace(), &attachment)?;
+    }
+    ensure!(looks_for_all(&lab)? == 1, "{}", lab.node("node1")?.log());
+    // A DEL that died after it had put the link aside; the next one does not find it.
+    let pod = lab.add_pod("node1", "died")?;
+    let node = lab.node("node1")?;
+    let container = &pod.attachment().container_id;
+    let links = node.namespace().ip("-oneline link show")?;
+    let link = links.lines().find(|line| line.contains(container)).context("the pod's link")?;
+    let name = link.split_whitespace().nth(1).and_then(|name| name.split('@').next());
+    let name = name.context("the link's name")?;
+    let group = twill_types::DELETE_GROUP;
+    node.namespace().ip_batch(&format!(
+        "link set {name} down\nlink set {name} name twd0\nlink set twd0 group {group}\n"
+    ))?;
+    lab.delete_pod(pod)?;
+    no_link_waits(&lab)?;
+    wait_for("a look for all", SECONDS, || {
+        ensure!(looks_for_all(&lab)? == 2, "{}", lab.node("node1")?.log());
+        Ok(())
+    })
+}
+
 /// A pod whose interface the reference plugin ptp makes, with an address from us.
 fn foreign_pod(lab: &mut Lab, name: &str) -> Result<Pod> {
     let run_dir = lab.node("node1")?.dir().join("run");

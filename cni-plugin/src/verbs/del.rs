@@ -7,7 +7,7 @@ use twill_dataplane::{
     pod::{DelMode, DelOutcome, del_pod},
 };
 use twill_sys::AtPath;
-use twill_types::AttachmentId;
+use twill_types::{AttachmentId, ReleaseRequest};
 
 use super::Call;
 use crate::{authority::Authority, delegate::Delegate, error::Error};
@@ -26,9 +26,9 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         // If our own store gave its addresses, the configuration has changed since. That it does
         // not take them back is no reason for the plugin not to hear of the DEL.
         let released = match outcome {
-            DelOutcome::Removed { sequence: Some(sequence @ 1..) } => {
+            DelOutcome::Removed { sequence: Some(sequence @ 1..), parked } => {
                 let mut authority = Authority::holding(&call.netconf, deadline.before(OWN_STORE));
-                authority.release(attachment, Some(sequence), None).map(drop)
+                authority.release(&of_add(attachment, sequence), parked).map(drop)
             }
             _ => Ok(()),
         };
@@ -45,28 +45,34 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         }
         outcome = del_pod(&attachment, Some(sequence), None, mode)?;
     }
-    let sequence = match outcome {
-        DelOutcome::Absent => None,
-        DelOutcome::Removed { sequence } => sequence,
+    let (sequence, parked) = match outcome {
+        DelOutcome::Absent => (None, None),
+        DelOutcome::Removed { sequence, parked } => (sequence, parked),
         DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => return Ok(()),
     };
     tracing::trace!("step: pod cut off");
     let cookie = netns.as_ref().and_then(|netns| netns.cookie().ok().flatten());
-    if sequence.is_none() {
-        return authority.release(attachment, None, cookie).map(drop);
-    }
+    let of_namespace =
+        ReleaseRequest { attachment: attachment.clone(), sequence: None, netns_cookie: cookie };
+    let Some(sequence) = sequence else {
+        return authority.release(&of_namespace, parked).map(drop);
+    };
     // The link that is gone says whose addresses these are, wherever the path leads by now.
-    if authority.release(attachment.clone(), sequence, None)? {
+    if authority.release(&of_add(attachment.clone(), sequence), parked)? {
         return Ok(());
     }
     // A container that was started again under its old id has addresses with a higher number than
     // its old link. If there is no new link, the ADD has died on the way to it.
-    match del_pod(&attachment, sequence, netns.as_ref(), mode)? {
+    match del_pod(&attachment, Some(sequence), netns.as_ref(), mode)? {
         DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => Ok(()),
-        DelOutcome::Absent | DelOutcome::Removed { .. } => {
-            authority.release(attachment, None, cookie).map(drop)
-        }
+        DelOutcome::Absent => authority.release(&of_namespace, parked).map(drop),
+        DelOutcome::Removed { parked, .. } => authority.release(&of_namespace, parked).map(drop),
     }
+}
+
+/// The release of what an ADD was given.
+fn of_add(attachment: AttachmentId, sequence: u64) -> ReleaseRequest {
+    ReleaseRequest { attachment, sequence: Some(sequence), netns_cookie: None }
 }
 
 /// Whether a link that does not lead to the namespace which the runtime names was made for another

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde_json::Value;
 use twill_dataplane::pod::PodRoute;
 use twill_rpc::message::{AssignRequest, Assigned, ForeignUse};
-use twill_types::{Block, Family};
+use twill_types::{Block, Family, ReleaseRequest};
 
 use super::{Call, add::assign_request};
 use crate::{
@@ -36,7 +36,9 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let netns = call.netns_if_any()?;
     let cookie = netns.and_then(|netns| netns.cookie().ok().flatten());
     let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
-    authority.release(call.attachment(), None, cookie).map(drop)
+    let request =
+        ReleaseRequest { attachment: call.attachment(), sequence: None, netns_cookie: cookie };
+    authority.release(&request, None).map(drop)
 }
 
 fn result(call: &Call, assigned: &Assigned) -> AddResult {

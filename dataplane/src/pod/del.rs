@@ -34,6 +34,8 @@ pub enum DelOutcome {
     Removed {
         /// The sequence number in its alias; `None` if its ADD died before it wrote one.
         sequence: Option<u64>,
+        /// The link's index, if it waits to be deleted, for [`delete_parked_links`].
+        parked: Option<u32>,
     },
     /// The link is there and does not lead to the namespace that was given. It was not touched.
     Elsewhere {
@@ -94,8 +96,11 @@ pub fn del_pod(
             None
         }
     };
-    match mode {
-        DelMode::Immediate => socket.delete_link(host.index)?,
+    let parked = match mode {
+        DelMode::Immediate => {
+            socket.delete_link(host.index)?;
+            None
+        }
         DelMode::Deferred => {
             let addresses = end.map_or(Ok(Vec::new()), |end| end.clear(&host));
             let addresses = addresses.unwrap_or_else(|error| {
@@ -103,9 +108,10 @@ pub fn del_pod(
                 Vec::new()
             });
             clear_host(&mut socket, &host, &addresses)?;
+            Some(host.index)
         }
-    }
-    Ok(DelOutcome::Removed { sequence: found })
+    };
+    Ok(DelOutcome::Removed { sequence: found, parked })
 }
 
 /// Removes a link that [`super::host_links`] found, as a deferred DEL does, for those that no DEL
@@ -193,6 +199,25 @@ fn clear_host(socket: &mut Socket, host: &Link, addresses: &[IpAddr]) -> Result<
 /// A name that no other link has: indexes are unique in a namespace.
 fn parked_name(index: u32) -> String {
     format!("twd{index}")
+}
+
+/// Deletes these links as far as they wait for it, `batch` at once, as [`delete_group_links`] does
+/// without a look at all others.
+pub fn delete_parked_links(indexes: &[u32], batch: usize) -> Result<usize, Error> {
+    let mut socket = Socket::open()?;
+    let mut deleted = 0;
+    for indexes in indexes.chunks(batch.clamp(1, MAX_BATCH)) {
+        let replies = socket.run(indexes.iter().map(|index| message::get_link(*index)))?;
+        let found = replies.into_iter().zip(indexes);
+        let found = found.map(|(reply, index)| reply.link(format_args!("if{index}")));
+        let links: Vec<Link> = found.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        let doomed: Vec<Link> = links.into_iter().filter(Link::is_doomed).collect();
+        if !doomed.is_empty() {
+            socket.delete_together(&doomed)?;
+            deleted += doomed.len();
+        }
+    }
+    Ok(deleted)
 }
 
 /// Deletes the links that wait for it, `batch` at once, as long as `go_on` says so before each batch;

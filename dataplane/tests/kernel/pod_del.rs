@@ -1,16 +1,21 @@
 use std::time::{Duration, Instant};
 
 use twill_dataplane::pod::{
-    DelMode, DelOutcome, PodLink, check_pod, del_pod, delete_group_links, host_links, pod_links,
-    prepare, remove_leftover,
+    DelMode, DelOutcome, PodLink, check_pod, del_pod, delete_group_links, delete_parked_links,
+    host_links, pod_links, prepare, remove_leftover,
 };
 
 use crate::common::*;
 
 const GROUP: u32 = twill_types::DELETE_GROUP;
 
-fn removed(sequence: u64) -> DelOutcome {
-    DelOutcome::Removed { sequence: Some(sequence) }
+#[track_caller]
+fn assert_removed(outcome: DelOutcome, expected: impl Into<Option<u64>>) {
+    let expected = expected.into();
+    match outcome {
+        DelOutcome::Removed { sequence, .. } => assert_eq!(sequence, expected),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -21,7 +26,7 @@ fn a_deferred_del_cuts_off_at_once_and_makes_way_for_the_next_add() {
         let link = PodLink { pod_name: Some("web-1".into()), ..pod_link("a", &addresses) };
         let up = add(&link, &pod);
         let del = || del_pod(&link.attachment, Some(5), Some(&pod), DelMode::Deferred).unwrap();
-        assert_eq!(del(), removed(5));
+        assert_removed(del(), 5);
         assert_eq!(del(), DelOutcome::Absent);
 
         let shown = ip(&format!("-o link show group {GROUP}"));
@@ -54,7 +59,7 @@ fn a_pod_with_thousands_of_addresses_is_cut_off_too() {
             (0..3000).map(|n| format!("address add fd00::{n:x}/128 dev eth0 nodad\n")).collect();
         pod.enter(|| batch(&commands)).unwrap();
         let outcome = del_pod(&link.attachment, Some(5), Some(&pod), DelMode::Deferred).unwrap();
-        assert_eq!(outcome, removed(5));
+        assert_removed(outcome, 5);
         assert_eq!(ip("route show proto 116"), "");
         let next = PodLink { sequence: 6, ..link };
         add(&next, &pod);
@@ -69,7 +74,7 @@ fn an_immediate_del_leaves_nothing() {
         let link = pod_link("a", &["10.10.0.5"]);
         add(&link, &pod);
         let del = || del_pod(&link.attachment, None, Some(&pod), DelMode::Immediate).unwrap();
-        assert_eq!(del(), removed(5));
+        assert_removed(del(), 5);
         assert_eq!(del(), DelOutcome::Absent);
         assert_eq!(ip("-o link show").lines().count(), 1);
         assert_eq!(ip_in(&pod, "-o link show").lines().count(), 1);
@@ -88,7 +93,7 @@ fn a_late_del_spares_the_newer_link() {
         }
         assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
         let outcome = del_pod(&link.attachment, Some(9), None, DelMode::Deferred).unwrap();
-        assert_eq!(outcome, removed(5));
+        assert_removed(outcome, 5);
     });
 }
 
@@ -100,7 +105,7 @@ fn a_del_needs_no_namespace() {
         let link = pod_link("a", &["10.10.0.5"]);
         add(&link, &pod);
         let outcome = del_pod(&link.attachment, None, None, DelMode::Deferred).unwrap();
-        assert_eq!(outcome, removed(5));
+        assert_removed(outcome, 5);
         assert_eq!(ip("route show proto 116"), "");
         // The runtime names the namespace of another pod, where another link has the same index.
         let (one, two) = (pod_netns(), pod_netns());
@@ -113,7 +118,7 @@ fn a_del_needs_no_namespace() {
             assert_eq!(check_pod(&first.expected(), &one).unwrap(), []);
         }
         let outcome = del_pod(&first.attachment, None, None, DelMode::Deferred).unwrap();
-        assert_eq!(outcome, removed(5));
+        assert_removed(outcome, 5);
         assert_eq!(check_pod(&second.expected(), &two).unwrap(), []);
         // The namespace dies, and the link with it, before or after.
         let third = pod_link("d", &["10.10.0.8"]);
@@ -138,7 +143,7 @@ fn a_del_after_a_dead_add() {
         let link = pod_link("a", &["10.10.0.5"]);
         ip(&format!("link add {} type veth peer name other", link.host_ifname()));
         let outcome = del_pod(&link.attachment, Some(1), None, DelMode::Deferred).unwrap();
-        assert_eq!(outcome, DelOutcome::Removed { sequence: None });
+        assert_removed(outcome, None);
         assert_eq!(delete_group_links(10, || true).unwrap(), 1);
         // A link that only has the name is not touched.
         ip(&format!("link add {} type veth peer name other", link.host_ifname()));
@@ -157,9 +162,33 @@ fn a_taken_name_makes_the_deletion_immediate() {
         let up = add(&link, &pod);
         ip(&format!("link add twd{} type veth peer name other", up.host_ifindex));
         let outcome = del_pod(&link.attachment, None, Some(&pod), DelMode::Deferred).unwrap();
-        assert_eq!(outcome, removed(5));
+        assert_removed(outcome, 5);
         assert!(!ip("-o link show").contains(&up.host_ifname));
         ip("link show other");
+    });
+}
+
+#[test]
+fn a_parked_link_is_deleted_by_its_index() {
+    on_a_node(|| {
+        let pods = [pod_netns(), pod_netns(), pod_netns()];
+        let links = [1, 2, 3].map(|n| pod_link(&format!("c{n}"), &[&format!("10.10.0.{n}")]));
+        let ups: Vec<_> = links.iter().zip(&pods).map(|(link, pod)| add(link, pod)).collect();
+        let mut parked = Vec::new();
+        for (link, pod) in links.iter().zip(&pods).take(2) {
+            match del_pod(&link.attachment, None, Some(pod), DelMode::Deferred).unwrap() {
+                DelOutcome::Removed { parked: Some(index), .. } => parked.push(index),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(parked, [ups[0].host_ifindex, ups[1].host_ifindex]);
+        // Neither one that is in use nor one that is not there is a reason to stop.
+        let named = [ups[2].host_ifindex, 1, 9999, parked[0], parked[0]];
+        assert_eq!(delete_parked_links(&named, 2).unwrap(), 1);
+        assert_eq!(check_pod(&links[2].expected(), &pods[2]).unwrap(), []);
+        assert!(ip("-o link show").contains(&format!("twd{}@", parked[1])));
+        assert_eq!(delete_parked_links(&parked, 10).unwrap(), 1);
+        assert_eq!(delete_group_links(10, || true).unwrap(), 0);
     });
 }
 

@@ -1,7 +1,7 @@
 use std::{os::unix::net::UnixListener, thread};
 
 use tempfile::TempDir;
-use twill_types::{AttachmentId, Family};
+use twill_types::{AttachmentId, Family, ReleaseRequest};
 
 use super::*;
 use crate::{frame::write_frame, message::ErrorKind};
@@ -86,11 +86,16 @@ fn answers_come_in_order_on_one_connection() {
     });
     let mut client = daemon.connect(LONG).unwrap();
     assert_eq!(client.assign(assign()).unwrap(), assigned);
-    let release = ReleaseRequest {
-        attachment: assign().attachment,
-        sequence: Some(3),
-        netns_cookie: Some(7),
-    };
+    let attachment = assign().attachment;
+    let request = ReleaseRequest { attachment, sequence: Some(3), netns_cookie: Some(7) };
+    // The other side may be older, and reads the request alone.
+    let release = Release { request: request.clone(), parked: Some(9) };
+    let text = serde_json::to_string(&release).unwrap();
+    assert_eq!(serde_json::from_str::<ReleaseRequest>(&text).unwrap(), request);
+    assert_eq!(serde_json::from_str::<Release>(&text).unwrap(), release);
+    let text = serde_json::to_string(&request).unwrap();
+    let older = Release { request, parked: None };
+    assert_eq!(serde_json::from_str::<Release>(&text).unwrap(), older);
     assert_eq!(client.release(release).unwrap().addresses, Vec::<std::net::IpAddr>::new());
     assert_eq!(client.welcome().unwrap().node, "node1");
     drop(client);
