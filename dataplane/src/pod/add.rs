@@ -194,16 +194,18 @@ impl Prepared {
     }
 
     fn set_up_pod(&mut self, netns: &Netns) -> Result<(), Error> {
-        let mut socket = netns.enter(Socket::open)??;
-        let mut missing = Vec::new();
-        for setting in &self.plan.pod_settings {
-            if !setting.holds(&mut socket)? {
-                missing.push(setting);
+        let settings = &self.plan.pod_settings;
+        // To write a setting takes the longer the more namespaces there are, and that is only needed
+        // where the node's first namespace forwards: the pod's has begun with its IPv4 settings.
+        let mut socket = netns.enter(|| -> Result<Socket, Error> {
+            let mut socket = Socket::open()?;
+            for setting in settings {
+                if !setting.holds(&mut socket)? {
+                    setting.apply()?;
+                }
             }
-        }
-        if !missing.is_empty() {
-            netns.enter(|| missing.into_iter().try_for_each(Setting::apply))??;
-        }
+            Ok(socket)
+        })??;
         let replies = run(&mut socket, &self.plan.pod, self.indexes)?;
         self.pod = Some(socket);
         let mut steps = self.plan.pod.iter().zip(replies);
