@@ -4,7 +4,10 @@ use clap::{Args, Parser, Subcommand};
 use twill_k8s_api::Kind;
 use twill_types::Prefix;
 
-use crate::output::{Format, GetFormat};
+use crate::{
+    ipam::IpamCommand,
+    output::{Format, GetFormat},
+};
 
 /// Twill's resources and the state of this node.
 #[derive(Debug, Parser)]
@@ -76,19 +79,6 @@ fn kind(name: &str) -> Result<Kind, String> {
 pub(crate) enum NodeCommand {
     /// What the daemon does, and its BGP sessions.
     Status {
-        /// How to print.
-        #[arg(long, short, value_enum, default_value_t)]
-        output: Format,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum IpamCommand {
-    /// Pools, and how much of them is in use.
-    Show {
-        /// Also the blocks of all nodes.
-        #[arg(long)]
-        show_blocks: bool,
         /// How to print.
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,

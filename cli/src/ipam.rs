@@ -1,210 +1,110 @@
-//! `twillctl ipam show`.
+//! `twillctl ipam`.
 
-use std::{collections::BTreeMap, fmt::Write};
+mod address;
+mod args;
+mod check;
+mod configure;
+mod map;
+mod release;
+mod svg;
+mod table;
+mod view;
 
-use twill_rpc::message::{BlockStatus, IpamStatus, PoolStatus};
-use twill_types::Block;
+use std::io::Write;
 
-use crate::table::framed;
+use anyhow::{Context, bail};
+use jiff::{Timestamp, tz::TimeZone};
+use twill_rpc::{Client, ClientError};
 
-/// A block that some node owns.
-struct Claimed<'a> {
-    node: &'a str,
-    pool: &'a str,
-    /// What this node knows about its own.
-    own: Option<&'a BlockStatus>,
+pub(crate) use self::args::IpamCommand;
+use self::{
+    args::{Color, Show},
+    view::{Datastore, Own, View},
+};
+use crate::{config::Paths, output::emit};
+
+/// What every command here needs.
+pub(crate) struct To<'a> {
+    pub(crate) paths: &'a Paths,
+    pub(crate) connect: &'a dyn Fn() -> Result<Client, ClientError>,
+    pub(crate) out: &'a mut dyn Write,
+    pub(crate) err: &'a mut dyn Write,
 }
 
-/// Draws the pools, and with `show_blocks` the blocks below them. How much of another node's block
-/// is in use only that node knows, so those count as a whole.
-pub(crate) fn table(status: &IpamStatus, node: &str, show_blocks: bool, wide: bool) -> String {
-    let mut blocks: BTreeMap<Block, Claimed<'_>> = BTreeMap::new();
-    for claim in &status.claims {
-        blocks.insert(claim.block, Claimed { node: &claim.node, pool: &claim.pool, own: None });
+/// Executes one command.
+pub(crate) fn run(mut to: To<'_>, command: &IpamCommand) -> anyhow::Result<()> {
+    match command {
+        IpamCommand::Show(arguments) => show(&mut to, arguments),
+        IpamCommand::Release(arguments) => release::run(&mut to, arguments),
+        IpamCommand::Configure(arguments) => configure::run(&mut to, arguments),
+        IpamCommand::Check(arguments) => check::run(&mut to, arguments),
     }
-    for own in &status.blocks {
-        blocks.insert(own.block, Claimed { node, pool: &own.pool, own: Some(own) });
-    }
-    let mut rows = Vec::new();
-    for pool in &status.pools {
-        let of_pool = blocks.iter().filter(|(_, claimed)| claimed.pool == pool.name);
-        rows.push(pool_row(pool, of_pool.clone().map(|(block, claimed)| (*block, claimed))));
-        if show_blocks {
-            rows.extend(of_pool.map(|(block, claimed)| block_row(*block, claimed)));
-        }
-    }
-    // A pool that was deleted while nodes still own blocks of it.
-    let orphans = blocks.iter().filter(|(_, c)| status.pools.iter().all(|p| p.name != c.pool));
-    if show_blocks {
-        rows.extend(orphans.map(|(block, claimed)| block_row(*block, claimed)));
-    }
-
-    let mut header = vec![
-        "GROUPING",
-        "CIDR",
-        "NODE",
-        "POOL",
-        "IPS TOTAL",
-        "IPS IN USE",
-        "OTHER NODES",
-        "IPS FREE",
-    ];
-    for (name, shown) in [("POOL", wide), ("NODE", show_blocks)] {
-        if let Some(column) = header.iter().position(|title| *title == name).filter(|_| !shown) {
-            header.remove(column);
-            rows.iter_mut().for_each(|row| _ = row.remove(column));
-        }
-    }
-    let mut text = framed(&header, &["IPS TOTAL"], rows);
-    for pool in &status.pools {
-        if let Err(reason) = &pool.eligible {
-            let _ = writeln!(text, "{} gives no addresses on {node}: {reason}", pool.name);
-        }
-    }
-    for block in status.blocks.iter().filter(|block| !block.assignable) {
-        let _ = writeln!(text, "{} of {node} gives no new addresses", block.block);
-    }
-    text
 }
 
-fn pool_row<'a>(
-    pool: &PoolStatus,
-    blocks: impl Iterator<Item = (Block, &'a Claimed<'a>)>,
-) -> Vec<String> {
-    let total = pool.cidr.size();
-    let (mut used, mut other, mut unclaimed, mut free) = (0, 0, total, 0);
-    for (block, claimed) in blocks {
-        let size = u128::from(block.size());
-        unclaimed = unclaimed.saturating_sub(size);
-        match claimed.own {
-            Some(own) => {
-                used += u128::from(own.used);
-                free += u128::from(own.free);
-            }
-            None => other += size,
-        }
+fn show(to: &mut To<'_>, arguments: &Show) -> anyhow::Result<()> {
+    let output = arguments.output;
+    let now = Timestamp::now();
+    let all = Datastore::read(&to.paths.resources)?;
+    if arguments.configuration {
+        let config = all.config.clone().unwrap_or_default();
+        return emit(to.out, output, &config, |_| configure::table(&config));
     }
-    vec![
-        "IP Pool".to_owned(),
-        pool.cidr.to_string(),
-        String::new(),
-        pool.name.clone(),
-        count(total),
-        share(used, total),
-        share(other, total),
-        share(unclaimed + free, total),
-    ]
-}
-
-fn block_row(block: Block, claimed: &Claimed<'_>) -> Vec<String> {
-    let size = u128::from(block.size());
-    let [used, other, free] = match claimed.own {
-        Some(own) => [share(own.used.into(), size), share(0, size), share(own.free.into(), size)],
-        None => ["-".to_owned(), share(size, size), "-".to_owned()],
+    if let Some(address) = arguments.ip {
+        let report = address::find(to, &all, address)?;
+        let zone = TimeZone::system();
+        return emit(to.out, output, &report, |_| report.text(now, &zone));
+    }
+    let own = own(to)?;
+    let view = View::new(&all, own.as_ref());
+    if arguments.show_borrowed {
+        let parts: Vec<_> = view.blocks.iter().filter(|block| block.lent_by.is_some()).collect();
+        return emit(to.out, output, &parts, |_| table::borrowed(&view));
+    }
+    let Some(pool) = &arguments.map else {
+        let blocks = arguments.show_blocks;
+        return emit(to.out, output, &view, |wide| table::table(&view, now, blocks, wide));
     };
-    vec![
-        "Block".to_owned(),
-        block.to_string(),
-        claimed.node.to_owned(),
-        claimed.pool.to_owned(),
-        count(size),
-        used,
-        other,
-        free,
-    ]
-}
-
-/// A number; what is larger than all of IPv4 in five digits, as `calicoctl` has it (`1.2089e+24`).
-#[expect(clippy::cast_precision_loss, reason = "five digits are shown")]
-fn count(number: u128) -> String {
-    if number <= 1 << 32 {
-        return number.to_string();
+    let named = |grid: &map::Grid| pool.as_ref().is_none_or(|name| *name == grid.pool);
+    let grids: Vec<map::Grid> = map::grids(&view, &all).into_iter().filter(named).collect();
+    if let (Some(name), true) = (pool, grids.is_empty()) {
+        bail!("there is no pool {name}; twillctl get ippool lists them");
     }
-    let text = format!("{:.4e}", number as f64);
-    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    format!("{}e+{exponent:0>2}", digits.trim_end_matches('0').trim_end_matches('.'))
+    if let Some(file) = &arguments.svg {
+        let picture = svg::draw(&grids);
+        std::fs::write(file, picture)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        return Ok(writeln!(to.out, "{} written", file.display())?);
+    }
+    let color = match arguments.color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            std::io::IsTerminal::is_terminal(&std::io::stdout())
+                && std::env::var_os("NO_COLOR").is_none()
+        }
+    };
+    emit(to.out, output, &grids, |_| {
+        let draw = |grid| map::draw(grid, arguments.width, color);
+        grids.iter().map(draw).collect::<Vec<_>>().join("\n")
+    })
 }
 
-/// `5 (8%)`.
-#[expect(clippy::cast_precision_loss, reason = "whole percents are shown")]
-fn share(part: u128, of: u128) -> String {
-    format!("{} ({:.0}%)", count(part), part as f64 * 100.0 / of.max(1) as f64)
+/// What this node's daemon says of its own; nothing, and a word about it, where none runs.
+fn own(to: &mut To<'_>) -> anyhow::Result<Option<Own>> {
+    let ask = || -> Result<Own, ClientError> {
+        let mut client = (to.connect)()?;
+        let node = client.welcome()?.node.clone();
+        Ok(Own { node, status: client.ipam_show()? })
+    };
+    match ask() {
+        Ok(own) => Ok(Some(own)),
+        Err(error @ ClientError::NotRunning { .. }) => {
+            writeln!(to.err, "twillctl: {error}; what follows is what the datastore says")?;
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use expect_test::expect;
-    use twill_rpc::message::ClaimStatus;
-
-    use super::*;
-
-    fn status() -> IpamStatus {
-        let claim = |block: &str, node: &str, pool: &str| ClaimStatus {
-            block: block.parse().unwrap(),
-            node: node.into(),
-            pool: pool.into(),
-        };
-        let pool = |name: &str, cidr: &str, eligible| PoolStatus {
-            name: name.into(),
-            cidr: cidr.parse().unwrap(),
-            eligible,
-        };
-        IpamStatus {
-            pools: vec![
-                pool("app-pool", "10.10.0.0/20", Ok(())),
-                pool("v6", "fd5f:abcd:64::/48", Err("it is disabled".into())),
-            ],
-            blocks: vec![BlockStatus {
-                block: "10.10.0.64/26".parse().unwrap(),
-                pool: "app-pool".into(),
-                used: 3,
-                free: 60,
-                assignable: false,
-                dedication: None,
-            }],
-            claims: vec![
-                claim("10.10.0.64/26", "node1", "app-pool"),
-                claim("10.10.3.0/26", "node2", "app-pool"),
-                claim("10.99.0.0/26", "node2", "gone"),
-            ],
-        }
-    }
-
-    #[test]
-    fn pools_alone() {
-        expect![[r#"
-            +----------+-------------------+------------+------------+-------------+-------------------+
-            | GROUPING |        CIDR       |  IPS TOTAL | IPS IN USE | OTHER NODES |      IPS FREE     |
-            +----------+-------------------+------------+------------+-------------+-------------------+
-            | IP Pool  | 10.10.0.0/20      |       4096 | 3 (0%)     | 64 (2%)     | 4028 (98%)        |
-            | IP Pool  | fd5f:abcd:64::/48 | 1.2089e+24 | 0 (0%)     | 0 (0%)      | 1.2089e+24 (100%) |
-            +----------+-------------------+------------+------------+-------------+-------------------+
-            v6 gives no addresses on node1: it is disabled
-            10.10.0.64/26 of node1 gives no new addresses
-        "#]].assert_eq(&table(&status(), "node1", false, false));
-    }
-
-    #[test]
-    fn blocks_of_all_nodes() {
-        expect![[r#"
-            +----------+-------------------+-------+----------+------------+------------+-------------+-------------------+
-            | GROUPING |        CIDR       |  NODE |   POOL   |  IPS TOTAL | IPS IN USE | OTHER NODES |      IPS FREE     |
-            +----------+-------------------+-------+----------+------------+------------+-------------+-------------------+
-            | IP Pool  | 10.10.0.0/20      |       | app-pool |       4096 | 3 (0%)     | 64 (2%)     | 4028 (98%)        |
-            | Block    | 10.10.0.64/26     | node1 | app-pool |         64 | 3 (5%)     | 0 (0%)      | 60 (94%)          |
-            | Block    | 10.10.3.0/26      | node2 | app-pool |         64 | -          | 64 (100%)   | -                 |
-            | IP Pool  | fd5f:abcd:64::/48 |       | v6       | 1.2089e+24 | 0 (0%)     | 0 (0%)      | 1.2089e+24 (100%) |
-            | Block    | 10.99.0.0/26      | node2 | gone     |         64 | -          | 64 (100%)   | -                 |
-            +----------+-------------------+-------+----------+------------+------------+-------------+-------------------+
-            v6 gives no addresses on node1: it is disabled
-            10.10.0.64/26 of node1 gives no new addresses
-        "#]].assert_eq(&table(&status(), "node1", true, true));
-    }
-
-    #[test]
-    fn large_numbers_as_calicoctl_prints_them() {
-        assert_eq!(count(65_536), "65536");
-        assert_eq!(count(1 << 80), "1.2089e+24");
-        assert_eq!(count(1_000_000_000_000), "1e+12");
-    }
-}
+mod tests;

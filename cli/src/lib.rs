@@ -23,7 +23,7 @@ use twill_rpc::{Client, ClientError, message::RoutesRequest};
 
 pub use crate::args::Cli;
 use crate::{
-    args::{BgpCommand, Command, IpamCommand, NodeCommand},
+    args::{BgpCommand, Command, NodeCommand},
     config::Paths,
     output::emit,
     version::Version,
@@ -61,11 +61,8 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
             let now = Timestamp::now();
             emit(out, *output, &status, |wide| node::table(&status, now, &TimeZone::system(), wide))
         }
-        Command::Ipam(IpamCommand::Show { show_blocks, output }) => {
-            let mut client = connect()?;
-            let node = client.welcome()?.node.clone();
-            let status = client.ipam_show()?;
-            emit(out, *output, &status, |wide| ipam::table(&status, &node, *show_blocks, wide))
+        Command::Ipam(command) => {
+            ipam::run(ipam::To { paths: &paths, connect: &connect, out, err }, command)
         }
         Command::Bgp(BgpCommand::Peers { output }) => {
             let peers = connect()?.bgp_peers()?;
@@ -150,7 +147,7 @@ mod tests {
         let socket = dir.path().join("twilld.sock");
         let socket = socket.to_str().unwrap();
         for arguments in
-            [&["node", "status"][..], &["ipam", "show"], &["bgp", "peers"], &["version"]]
+            [&["node", "status"][..], &["ipam", "check"], &["bgp", "peers"], &["version"]]
         {
             let cli = command(&[arguments, &["--socket", socket]].concat());
             let error = run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap_err();

@@ -10,7 +10,7 @@ use std::{
 
 use tracing::error;
 use twill_ipam::{
-    Allocator, AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal,
+    AddressLook, Allocator, AssignRequest, Assignment, BlockSummary, OwnedBlock, Record, Refusal,
     ReleaseOutcome, ReleaseRequest,
 };
 use twill_types::{AttachmentId, Block, Prefix, error_chain};
@@ -326,6 +326,24 @@ impl Service {
     /// The service has ended.
     pub fn records(&self) -> Result<Vec<Record>, StoreError> {
         self.with(|allocator| allocator.records().cloned().collect())
+    }
+
+    /// All records and all blocks, of one moment.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn census(&self) -> Result<(Vec<Record>, Vec<BlockSummary>), StoreError> {
+        self.with(|allocator| {
+            (allocator.records().cloned().collect(), allocator.blocks().collect())
+        })
+    }
+
+    /// What there is to say about an address.
+    ///
+    /// # Errors
+    /// The service has ended.
+    pub fn look(&self, address: IpAddr) -> Result<AddressLook, StoreError> {
+        self.with(move |allocator| allocator.look(address))
     }
 
     /// The records of those who hold addresses on a network.

@@ -1,8 +1,11 @@
+mod look;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
+pub use look::AddressLook;
 use twill_types::{AttachmentId, Block, Dedication, Family, Prefix};
 
 use crate::{

@@ -7,14 +7,18 @@
 
 mod allocator;
 mod block;
+mod check;
 mod claim;
 mod cooling;
 mod liveness;
 mod pool;
 mod request;
 
-pub use allocator::{Allocator, Change, Plan, is_nearly_full};
+pub use allocator::{AddressLook, Allocator, Change, Plan, is_nearly_full};
 pub use block::BlockState;
+pub use check::{
+    ClaimFact, ClusterFacts, NodeFacts, NumbersFact, PoolFact, check_cluster, check_node, in_both,
+};
 pub use claim::{Taken, next_candidate};
 pub use liveness::{
     Death, Facts, Leftover, LinkFact, Liveness, PathFact, RecordFact, Start, Trouble, Verdict,

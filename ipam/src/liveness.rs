@@ -104,6 +104,10 @@ pub enum Trouble {
 pub struct Verdict {
     /// Records to be released, each by its own sequence number.
     pub dead: Vec<(Record, Death)>,
+    /// Records that look dead, and will have for long enough after so many milliseconds more.
+    pub suspects: Vec<(Record, Death, u64)>,
+    /// Who cannot be told to be alive, nor dead.
+    pub unclear: Vec<AttachmentId>,
     /// Indexes of links to be removed.
     pub leftovers: Vec<(u32, Leftover)>,
     /// What people have to look at.
@@ -233,11 +237,15 @@ impl Liveness {
             let known = self.dead.get(&key).copied();
             match self.evidence(record, *path, linked.contains(&record.attachment)) {
                 Evidence::Alive => {}
-                Evidence::None => seen.extend(known.map(|since| (key, since))),
+                Evidence::None => {
+                    verdict.unclear.push(record.attachment.clone());
+                    seen.extend(known.map(|since| (key, since)));
+                }
                 Evidence::Dead(death) => {
                     let since = known.unwrap_or(now_ms);
-                    if now_ms.saturating_sub(since) >= self.grace_ms {
-                        verdict.dead.push((record.clone(), death));
+                    match self.grace_ms.saturating_sub(now_ms.saturating_sub(since)) {
+                        0 => verdict.dead.push((record.clone(), death)),
+                        left => verdict.suspects.push((record.clone(), death, left)),
                     }
                     // Kept, so that a release that fails is tried again at the next look.
                     seen.insert(key, since);
@@ -282,13 +290,13 @@ fn directory(path: &str) -> &str {
 }
 
 /// The records by what a link says of its owner.
-struct Owners<'a> {
+pub(crate) struct Owners<'a> {
     by_attachment: BTreeMap<&'a AttachmentId, &'a Record>,
     by_link: BTreeMap<String, &'a Record>,
 }
 
 impl<'a> Owners<'a> {
-    fn of(records: &'a [RecordFact]) -> Self {
+    pub(crate) fn of(records: &'a [RecordFact]) -> Self {
         // Of another plugin's interface no link is ours, whatever its name.
         let ours = || records.iter().map(|fact| &fact.record).filter(|record| !record.foreign);
         Self {
@@ -297,7 +305,7 @@ impl<'a> Owners<'a> {
         }
     }
 
-    fn find(&self, link: &LinkFact) -> Option<&'a Record> {
+    pub(crate) fn find(&self, link: &LinkFact) -> Option<&'a Record> {
         match &link.alias {
             Some(LinkAlias { owner: Alias::Full(attachment), .. }) => {
                 self.by_attachment.get(attachment).copied()

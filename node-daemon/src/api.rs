@@ -16,7 +16,9 @@ use crate::{
     claims,
     datastore::{ClaimStore, Snapshot},
     ipam::{Ipam, again},
+    look::Looker,
     metrics::Metrics,
+    publish::Publisher,
     reaper::Parked,
     routes::KernelRoutes,
     routes::OriginConflict,
@@ -36,6 +38,8 @@ pub(crate) struct Api {
     pub(crate) conflicts: watch::Receiver<Vec<OriginConflict>>,
     pub(crate) metrics: Metrics,
     pub(crate) parked: Arc<Parked>,
+    pub(crate) looker: Arc<Looker>,
+    pub(crate) publisher: Arc<Publisher>,
 }
 
 impl Api {
@@ -53,7 +57,10 @@ impl Api {
             | Request::NodeStatus
             | Request::BgpPeers
             | Request::BgpRoutes(_)
-            | Request::IpamShow => return self.picture(request).await,
+            | Request::IpamShow
+            | Request::IpamFind(_)
+            | Request::IpamRelease(_)
+            | Request::IpamCheck(_) => return self.picture(request).await,
         };
         let result = self.serve(request).await;
         self.metrics.observe(name, result.is_ok(), started.elapsed().as_secs_f64());
@@ -161,6 +168,13 @@ impl Api {
                 Ok(Response::BgpRoutes(routes))
             }
             Request::IpamShow => Ok(Response::IpamShow(self.ipam_status()?)),
+            Request::IpamFind(what) => Ok(Response::IpamFound(Box::new(self.find(&what)?))),
+            Request::IpamRelease(request) => {
+                self.release_by_hand(&request).map(Response::IpamReleased)
+            }
+            Request::IpamCheck(request) => {
+                self.check_addresses(request.fix).await.map(Response::IpamChecked)
+            }
             Request::Assign(_)
             | Request::EndpointUp(_)
             | Request::Release(_)
@@ -228,6 +242,9 @@ impl Api {
             pool: summary.pool,
             used: summary.used.into(),
             free: summary.free.into(),
+            cooling: u32::from(summary.held) + u32::from(summary.resting),
+            reserved: summary.reserved.into(),
+            lent: summary.delegated.into(),
             assignable: summary.assignable,
             dedication: summary.dedication,
         };

@@ -62,6 +62,11 @@ pub(crate) enum Command {
         /// The pool.
         pool: String,
     },
+    /// Look at the claims again, as after a change of the resources.
+    BringInLine {
+        /// Told when that is done.
+        reply: oneshot::Sender<()>,
+    },
     /// Is there no address left for those who name no pool?
     Exhausted {
         /// Told the answer.
@@ -217,6 +222,12 @@ impl Claims {
                     let error = error_chain(&error);
                     warn!(pool, error, "no block could be claimed ahead of need");
                 }
+            }
+            Command::BringInLine { reply } => {
+                if let Err(error) = self.bring_in_line() {
+                    warn!(error = %error_chain(&error), "the claims cannot be looked at");
+                }
+                let _ = reply.send(());
             }
             Command::Exhausted { reply } => {
                 let exhausted = self.exhausted().unwrap_or_else(|error| {

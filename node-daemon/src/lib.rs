@@ -7,6 +7,8 @@
 //!                                                   │ routes         │        │
 //!  kernel events ──────────────────────────────> routes <────────────┘     server <── twill, twillctl
 //!
+//!  store ──(publish: how full the blocks are)──> datastore
+//!
 //!  links, namespaces ──> reconcile ──(what no DEL came for)──> store, delete group ──> reaper
 //! ```
 //!
@@ -17,6 +19,7 @@
 mod api;
 mod app;
 mod bgp;
+mod check;
 mod claims;
 mod config;
 mod controller;
@@ -26,9 +29,11 @@ mod heartbeat;
 mod host;
 mod http;
 mod ipam;
+mod look;
 mod metrics;
 mod node;
 mod problems;
+mod publish;
 mod reaper;
 mod reconcile;
 mod routes;

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -33,9 +33,11 @@ use crate::{
     datastore::{self, ClaimStore, Leases, Snapshot, new_uid},
     heartbeat, host,
     ipam::{Ipam, View},
+    look::Looker,
     metrics::Metrics,
+    publish::Publisher,
     reaper::{self, Parked},
-    reconcile::{self, Reconcile},
+    reconcile::Reconcile,
     routes::{KernelRoutes, OriginConflict, Routes, Sources, State},
     spool::Tombstones,
 };
@@ -151,7 +153,16 @@ impl Node<'_> {
         let (commands, queue) = mpsc::channel(256);
         let (reports, report_queue) = mpsc::unbounded_channel();
 
-        let api = Arc::new(self.api(&wires, store.clone(), commands));
+        let looker = Arc::new(self.looker(&wires)?);
+        let publisher = Arc::new(Publisher::new(
+            self.name.clone(),
+            self.config.datastore.directory.clone(),
+            Arc::clone(&self.service),
+            self.resources.clone(),
+        ));
+        endless(tasks, Arc::clone(&publisher).run(wires.view.subscribe()));
+        let api = self.api(&wires, store.clone(), commands, (Arc::clone(&looker), publisher));
+        let api = Arc::new(api);
         let controller = self.controller(&wires, store.clone())?;
         // Before the claims are read: who looks after nodes that are gone takes a daemon for gone
         // whose lease is old.
@@ -161,7 +172,7 @@ impl Node<'_> {
         let claims = self.claims(&wires, store, queue);
         let routes = self.routes(&wires, kernel, report_queue);
         let bgp = self.bgp(&wires, restarting, reports);
-        let reconcile = self.reconcile(&wires)?;
+        let reconcile = self.reconcile(&wires, looker);
         tasks.spawn(async move { claims.run().await.context("claims failed") });
         tasks.spawn(async move { routes.run().await.context("routes failed") });
         tasks.spawn(async move { bgp.run().await.context("BGP failed") });
@@ -192,6 +203,7 @@ impl Node<'_> {
         wires: &Wires,
         claims: ClaimStore,
         commands: mpsc::Sender<claims::Command>,
+        (looker, publisher): (Arc<Looker>, Arc<Publisher>),
     ) -> Api {
         Api {
             node: self.name.clone(),
@@ -220,6 +232,8 @@ impl Node<'_> {
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
             parked: Arc::clone(&wires.parked),
+            looker,
+            publisher,
         }
     }
 
@@ -281,22 +295,25 @@ impl Node<'_> {
         }
     }
 
-    fn reconcile(&self, wires: &Wires) -> anyhow::Result<Reconcile> {
-        let settings = &self.config.reconcile;
+    fn looker(&self, wires: &Wires) -> anyhow::Result<Looker> {
+        let grace = Duration::from_secs(self.config.reconcile.grace_seconds);
+        let (service, parked) = (Arc::clone(&self.service), Arc::clone(&wires.parked));
+        Looker::begin(service, parked, grace, wires.metrics.clone())
+    }
+
+    fn reconcile(&self, wires: &Wires, looker: Arc<Looker>) -> Reconcile {
         if self.set_aside.is_some() {
             wires.metrics.store_set_aside();
         }
-        Ok(Reconcile {
-            liveness: reconcile::begin(&self.service, Duration::from_secs(settings.grace_seconds))?,
+        Reconcile {
             service: Arc::clone(&self.service),
-            interval: Duration::from_secs(settings.interval_seconds),
-            started: Instant::now(),
+            looker,
+            interval: Duration::from_secs(self.config.reconcile.interval_seconds),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
             parked: Arc::clone(&wires.parked),
             set_aside: self.set_aside.clone(),
             problems: wires.reconcile_problems.clone(),
-            metrics: wires.metrics.clone(),
-        })
+        }
     }
 
     fn bgp(&self, wires: &Wires, restarting: bool, reports: mpsc::UnboundedSender<Report>) -> Bgp {

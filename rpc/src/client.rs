@@ -21,8 +21,9 @@ use crate::{
     frame::{FrameError, decode, encode, read_frame},
     message::{
         AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, Held, Hello,
-        IpamStatus, NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, Release, Released,
-        Request, Response, RouteStatus, RoutesRequest, RpcError, Welcome,
+        IpamCheckRequest, IpamChecked, IpamFind, IpamFound, IpamRelease, IpamReleased, IpamStatus,
+        NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, Release, Released, Request, Response,
+        RouteStatus, RoutesRequest, RpcError, Welcome,
     },
 };
 
@@ -250,6 +251,30 @@ impl Client {
         }
     }
 
+    /// What there is to say about an address, or about who has some.
+    pub fn ipam_find(&mut self, what: IpamFind) -> Result<IpamFound, ClientError> {
+        match self.call(&Request::IpamFind(what))? {
+            Response::IpamFound(found) => Ok(*found),
+            other => Err(self.unexpected("IpamFind", &other)),
+        }
+    }
+
+    /// Gives addresses back by hand.
+    pub fn ipam_release(&mut self, request: IpamRelease) -> Result<IpamReleased, ClientError> {
+        match self.call(&Request::IpamRelease(request))? {
+            Response::IpamReleased(released) => Ok(released),
+            other => Err(self.unexpected("IpamRelease", &other)),
+        }
+    }
+
+    /// Compares store, kernel, claims and what is told of them.
+    pub fn ipam_check(&mut self, fix: bool) -> Result<IpamChecked, ClientError> {
+        match self.call(&Request::IpamCheck(IpamCheckRequest { fix }))? {
+            Response::IpamChecked(checked) => Ok(checked),
+            other => Err(self.unexpected("IpamCheck", &other)),
+        }
+    }
+
     fn send<T: serde::Serialize>(&mut self, message: &T) -> Result<(), ClientError> {
         let mut frame = encode(message).map_err(|error| self.failed(error))?;
         self.unsent.append(&mut frame);
@@ -298,6 +323,9 @@ impl Client {
             Response::BgpPeers(_) => "BgpPeers",
             Response::BgpRoutes(_) => "BgpRoutes",
             Response::IpamShow(_) => "IpamShow",
+            Response::IpamFound(_) => "IpamFound",
+            Response::IpamReleased(_) => "IpamReleased",
+            Response::IpamChecked(_) => "IpamChecked",
             Response::Error(_) => "Error",
         };
         ClientError::Unexpected { path: self.path.clone(), asked, got }

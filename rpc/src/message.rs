@@ -1,10 +1,16 @@
 //! The messages. Every type is plain data; field names on the wire are camelCase JSON.
 
+mod ipam;
+
 use std::net::IpAddr;
 
+pub use ipam::{
+    AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
+    IpamRelease, IpamReleased, Life, ReleaseOutcome,
+};
 use serde::{Deserialize, Serialize};
 use twill_types::{Asn, AttachmentId, Block, Dedication, Family, Prefix};
-pub use twill_types::{ForeignUse, ReleaseRequest};
+pub use twill_types::{Finding, FindingKind, ForeignUse, ReleaseRequest};
 
 /// The version both sides must speak. It changes when a message changes in a way that the other
 /// side cannot ignore; unknown fields are ignored.
@@ -56,6 +62,12 @@ pub enum Request {
     BgpRoutes(RoutesRequest),
     /// Pools and blocks of this node.
     IpamShow,
+    /// What there is to say about an address, or about who has some.
+    IpamFind(IpamFind),
+    /// Give addresses back by hand.
+    IpamRelease(IpamRelease),
+    /// Compare store, kernel, claims and what is told of them.
+    IpamCheck(IpamCheckRequest),
 }
 
 /// The answer to a [`Request`]. Each request has one answer type; [`Response::Error`] may take
@@ -81,6 +93,12 @@ pub enum Response {
     BgpRoutes(Vec<RouteStatus>),
     /// To [`Request::IpamShow`].
     IpamShow(IpamStatus),
+    /// To [`Request::IpamFind`].
+    IpamFound(Box<IpamFound>),
+    /// To [`Request::IpamRelease`].
+    IpamReleased(IpamReleased),
+    /// To [`Request::IpamCheck`].
+    IpamChecked(IpamChecked),
     /// To any.
     Error(RpcError),
 }
@@ -380,6 +398,15 @@ pub struct BlockStatus {
     pub used: u32,
     /// Addresses that can be given now.
     pub free: u32,
+    /// Addresses that were in use until lately.
+    #[serde(default)]
+    pub cooling: u32,
+    /// Addresses that nobody gets.
+    #[serde(default)]
+    pub reserved: u32,
+    /// Addresses in parts that other nodes have.
+    #[serde(default)]
+    pub lent: u32,
     /// Whether new addresses come from it.
     pub assignable: bool,
     /// The network of another main plugin that it is set aside for.

@@ -8,6 +8,7 @@ mod asn;
 mod attachment;
 mod block;
 mod chain;
+mod finding;
 mod prefix;
 mod request;
 
@@ -17,6 +18,7 @@ pub use attachment::{
 };
 pub use block::{Block, BlockError, Dedication};
 pub use chain::error_chain;
+pub use finding::{Finding, FindingKind};
 pub use prefix::{Family, Prefix, PrefixError};
 pub use request::{ForeignUse, ReleaseRequest};
 

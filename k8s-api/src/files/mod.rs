@@ -6,6 +6,7 @@
 //! file, which the next writer sweeps.
 
 mod claims;
+mod fill;
 mod manifests;
 mod requests;
 mod status;
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use claims::{Claim, Claims, claim_block, claimed_blocks, read_claim, read_claims};
+pub use fill::{BlockFill, NodeFill, read_fill, read_fills, remove_fill, write_fill};
 pub use manifests::{
     Applied, Catalog, apply_manifest, catalog, find_manifest, load_directory, remove_manifest,
 };

@@ -67,7 +67,7 @@ pub fn read_statuses(directory: &Path) -> Result<Statuses, FileError> {
 }
 
 /// What a directory holds; nothing if it does not exist or is none.
-fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>, FileError> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>, FileError> {
     let listing = match fs::read_dir(directory) {
         Ok(listing) => listing,
         Err(error)
