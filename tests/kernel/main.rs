@@ -10,6 +10,7 @@ mod daemon;
 mod gc;
 mod host;
 mod ipam;
+mod ipam_check;
 mod ipam_input;
 mod ipam_plugin;
 mod kit;
@@ -165,6 +166,13 @@ fn main() -> ExitCode {
         ipam::a_node_has_no_more_blocks_than_it_may,
         ipam::an_address_rests_after_use,
         ipam::a_node_whose_last_addresses_rest_is_full,
+        ipam_check::leaked_addresses_are_found_named_and_given_back,
+        ipam_check::a_release_by_hand_spares_the_living,
+        ipam_check::what_does_not_agree_on_a_node_is_found_and_mended,
+        ipam_check::claims_that_cannot_be_right_are_named_with_their_owner,
+        ipam_check::the_cluster_is_seen_without_asking_its_nodes,
+        ipam_check::what_is_configured_is_shown_and_holds,
+        ipam_check::a_living_pod_keeps_its_address_whatever_is_mended_meanwhile,
         host::the_documented_changes_are_the_real_ones,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,

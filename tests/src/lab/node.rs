@@ -229,16 +229,23 @@ impl Node {
 
     /// How many addresses of its blocks are in use.
     pub fn addresses_in_use(&self) -> Result<u64> {
-        let ipam = self.ctl_json(&["ipam", "show", "--show-blocks"])?;
-        let blocks = ipam["blocks"].as_array().with_context(|| format!("no blocks in {ipam}"))?;
-        Ok(blocks.iter().filter_map(|block| block["used"].as_u64()).sum())
+        Ok(self.own_blocks()?.iter().filter_map(|block| block["used"].as_u64()).sum())
     }
 
     /// The blocks that it owns.
     pub fn blocks(&self) -> Result<Vec<String>> {
+        let blocks = self.own_blocks()?;
+        Ok(blocks.iter().filter_map(|b| b["block"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// The blocks that its store has, as `twillctl ipam show` has them.
+    fn own_blocks(&self) -> Result<Vec<Value>> {
         let ipam = self.ctl_json(&["ipam", "show", "--show-blocks"])?;
         let blocks = ipam["blocks"].as_array().with_context(|| format!("no blocks in {ipam}"))?;
-        Ok(blocks.iter().filter_map(|b| b["block"].as_str().map(str::to_owned)).collect())
+        let own = blocks
+            .iter()
+            .filter(|b| b["node"] == self.name.as_str() && b["assignable"].is_boolean());
+        Ok(own.cloned().collect())
     }
 
     /// Kernel routes of the daemon's own protocol number (`ip -json route`).
