@@ -15,7 +15,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
 use twill_rpc::{
     Client, encode,
-    message::{AssignRequest, Assigned, CheckRequest, ReleaseRequest, Request, Response},
+    message::{AssignRequest, Assigned, CheckRequest, Release, ReleaseRequest, Request, Response},
 };
 use twill_tests::{
     lab::{Lab, Topology},
@@ -170,7 +170,8 @@ fn attachment(number: u64) -> AttachmentId {
 
 fn release(client: &mut Client, number: u64) -> Result<()> {
     let (attachment, sequence, netns_cookie) = (attachment(number), None, None);
-    client.release(ReleaseRequest { attachment, sequence, netns_cookie })?;
+    let request = ReleaseRequest { attachment, sequence, netns_cookie };
+    client.release(Release { request, parked: None })?;
     Ok(())
 }
 

@@ -112,7 +112,8 @@ impl Api {
                 sequence: Some(*sequence),
                 netns_cookie: None,
             };
-            let done = self.ipam.service.release(request).map_err(|error| again(&error))?;
+            let done = self.ipam.unblocked(|service| service.release(request));
+            let done = done.map_err(|error| again(&error))?;
             info!(%attachment, sequence, force, addresses = ?done.addresses, "released by hand");
             outcome.addresses = done.addresses;
         }

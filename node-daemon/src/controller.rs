@@ -188,6 +188,7 @@ impl Controller {
         }
         if all {
             self.leases.remove(node)?;
+            self.claims.forget_fill(node)?;
         }
         Ok(all)
     }

@@ -22,6 +22,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The least time between two writes, however busy the node is.
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// How often is looked whether what was written is there still.
+const REREAD: Duration = Duration::from_secs(60);
+
 /// Why the numbers could not be told.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PublishError {
@@ -61,12 +64,17 @@ impl Publisher {
         let mut looks = tokio::time::interval(LOOK);
         let mut written: Option<Instant> = None;
         let mut fails = false;
+        let mut read = Instant::now();
         loop {
             looks.tick().await;
             if written.is_some_and(|when| when.elapsed() < PERIOD) {
                 continue;
             }
-            match block_in_place(|| self.publish(false)) {
+            let anyway = read.elapsed() >= REREAD && {
+                read = Instant::now();
+                !block_in_place(|| self.stands())
+            };
+            match block_in_place(|| self.publish(anyway)) {
                 Ok(wrote) => {
                     written = wrote.then(Instant::now);
                     fails = false;

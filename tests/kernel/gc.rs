@@ -332,8 +332,9 @@ fn pool(name: &str, cidr: &str, selector: &str) -> String {
 fn wait_for_pools(lab: &Lab, names: &[&str]) -> Result<()> {
     wait_for("the pools", SECONDS, || {
         let pools = lab.node("node1")?.ctl_json(&["ipam", "show"])?["pools"].clone();
-        let found: Vec<_> =
-            pools.as_array().into_iter().flatten().map(|pool| pool["name"].clone()).collect();
+        // Those that the daemon has read, too.
+        let known = pools.as_array().into_iter().flatten().filter(|p| p["eligible"].is_object());
+        let found: Vec<_> = known.map(|pool| pool["name"].clone()).collect();
         ensure!(found == names, "{pools}");
         Ok(())
     })

@@ -57,14 +57,13 @@ pub(super) fn run(to: &mut To<'_>, arguments: &Check) -> anyhow::Result<()> {
         let node = client.welcome()?.node.clone();
         own = Some((node, client.ipam_check(arguments.fix)?));
     }
-    let directory = &to.paths.resources;
     // After the daemon has mended what it can.
-    let mut cluster = look(directory)?;
+    let mut cluster = look(to, true)?;
     let mut fixed = Vec::new();
     if arguments.fix {
-        fixed = mend(directory, &cluster.1)?;
+        fixed = mend(&to.paths.resources, &cluster.1)?;
         if !fixed.is_empty() {
-            cluster = look(directory)?;
+            cluster = look(to, false)?;
         }
     }
     let report = report(cluster, own, fixed);
@@ -80,8 +79,12 @@ pub(super) fn run(to: &mut To<'_>, arguments: &Check) -> anyhow::Result<()> {
     }
 }
 
-fn look(directory: &Path) -> anyhow::Result<(Looked, Vec<Finding>)> {
+fn look(to: &mut To<'_>, tell: bool) -> anyhow::Result<(Looked, Vec<Finding>)> {
+    let directory = &to.paths.resources;
     let all = Datastore::read(directory)?;
+    for problem in all.manifest_problems.iter().filter(|_| tell) {
+        writeln!(to.err, "twillctl: {problem}")?;
+    }
     let settled = age_of(&directory.join(CLAIMS)).is_none_or(|age| age > SETTLED);
     let looked = Looked {
         claims: all.claims.claims.len(),
@@ -109,7 +112,12 @@ fn facts(all: Datastore, settled: bool) -> ClusterFacts {
     };
     ClusterFacts {
         nodes: all.nodes,
-        pools: all.pools.into_iter().map(|(name, found)| (name, pool(found))).collect(),
+        pools: all
+            .pools
+            .into_iter()
+            .map(|(name, found)| (name, Some(pool(found))))
+            .chain(all.broken_pools.into_iter().map(|name| (name, None)))
+            .collect(),
         claims: all.claims.claims.into_values().map(claim_fact).collect(),
         damaged: all.claims.problems.iter().map(ToString::to_string).collect(),
         numbers: all.fills.into_iter().map(|(node, fill)| (node, numbers(fill))).collect(),

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 use twill_k8s_api::{
-    IpamConfigSpec, Resource,
+    IpamConfigSpec, Kind, Resource, Severity,
     files::{BlockFill, Claims, NodeFill, load_directory, read_claims, read_fills},
 };
 use twill_rpc::message::{BlockStatus, IpamStatus};
@@ -18,6 +18,9 @@ use twill_types::{Block, Dedication, Prefix};
 #[derive(Debug, Default)]
 pub(super) struct Datastore {
     pub(super) pools: BTreeMap<String, Pool>,
+    /// Those whose manifests are wrong now.
+    pub(super) broken_pools: BTreeSet<String>,
+    pub(super) manifest_problems: Vec<String>,
     /// Each with the blocks that its manifest names.
     pub(super) nodes: BTreeMap<String, BTreeSet<Block>>,
     /// By name.
@@ -41,7 +44,21 @@ impl Datastore {
             fills: read_fills(directory)?,
             ..Self::default()
         };
-        for found in load_directory(directory)?.resources.into_values() {
+        let manifests = load_directory(directory)?;
+        for problem in manifests.problems.iter().filter(|p| p.severity == Severity::Error) {
+            all.manifest_problems.push(problem.to_string());
+            // The daemons go on with what was right last.
+            match &problem.object {
+                Some(id) if id.kind == Kind::Node.singular() => {
+                    all.nodes.entry(id.name.clone()).or_default();
+                }
+                Some(id) if id.kind == Kind::IpPool.singular() => {
+                    all.broken_pools.insert(id.name.clone());
+                }
+                _ => {}
+            }
+        }
+        for found in manifests.resources.into_values() {
             let name = found.value.name().to_owned();
             match found.value {
                 Resource::IpPool(pool) => {

@@ -42,8 +42,8 @@ pub struct NumbersFact {
 pub struct ClusterFacts {
     /// The nodes, each with the blocks that its manifest gives it.
     pub nodes: BTreeMap<String, BTreeSet<Block>>,
-    /// The pools.
-    pub pools: BTreeMap<String, PoolFact>,
+    /// The pools; nothing is known of one whose manifest is wrong.
+    pub pools: BTreeMap<String, Option<PoolFact>>,
     /// The claims.
     pub claims: BTreeMap<Block, ClaimFact>,
     /// What is wrong with those that cannot be read.
@@ -141,11 +141,11 @@ fn misfit(facts: &ClusterFacts, block: Block, claim: &ClaimFact) -> Option<(Find
             FindingKind::ClaimWithoutPool,
             format!("{block} of node {node} is of pool {pool}, which does not exist"),
         )),
-        Some(found) if !found.cidr.covers(block.prefix()) => Some((
+        Some(Some(found)) if !found.cidr.covers(block.prefix()) => Some((
             FindingKind::ClaimOutsidePool,
             format!("{block} of node {node} is not in its pool {pool} ({})", found.cidr),
         )),
-        Some(found) if found.block_size != block.prefix().length() => Some((
+        Some(Some(found)) if found.block_size != block.prefix().length() => Some((
             FindingKind::ClaimOutsidePool,
             format!("{block} of node {node} is no /{} as blocks of {pool} are", found.block_size),
         )),

@@ -245,13 +245,19 @@ fn what_one_look_alone_found_is_none() {
     assert_eq!(short(&in_both(&first, second)), ["countDiffers 10.0.0.0/26"]);
 }
 
+impl ClusterFacts {
+    fn pool(&mut self) -> &mut PoolFact {
+        self.pools.get_mut("a").unwrap().as_mut().unwrap()
+    }
+}
+
 fn cluster() -> ClusterFacts {
     let block = |text: &str| text.parse::<Block>().unwrap();
     let pool = PoolFact { cidr: "10.0.0.0/24".parse().unwrap(), block_size: 26 };
     let numbers = |text: &str| vec![NumbersFact { block: block(text), sum: 64 }];
     ClusterFacts {
         nodes: BTreeMap::from([("node1".into(), [].into()), ("node2".into(), [].into())]),
-        pools: BTreeMap::from([("a".into(), pool)]),
+        pools: BTreeMap::from([("a".into(), Some(pool))]),
         claims: BTreeMap::from([
             (block("10.0.0.0/26"), claim("node1", "a")),
             (block("10.0.0.64/26"), claim("node2", "a")),
@@ -268,7 +274,7 @@ fn cluster() -> ClusterFacts {
 #[test]
 fn each_kind_of_difference_in_the_datastore_has_its_finding() {
     type Change = fn(&mut ClusterFacts);
-    let table: [(&str, Change, &[&str]); 13] = [
+    let table: [(&str, Change, &[&str]); 14] = [
         ("all is well", |_| {}, &[]),
         (
             "a node that is gone",
@@ -288,14 +294,15 @@ fn each_kind_of_difference_in_the_datastore_has_its_finding() {
             },
             &["claimWithoutPool 10.0.0.64/26"],
         ),
+        ("a pool whose manifest is wrong", |f| *f.pools.get_mut("a").unwrap() = None, &[]),
         (
             "a pool that moved",
-            |f| f.pools.get_mut("a").unwrap().cidr = "10.0.0.0/26".parse().unwrap(),
+            |f| f.pool().cidr = "10.0.0.0/26".parse().unwrap(),
             &["claimOutsidePool 10.0.0.64/26"],
         ),
         (
             "a pool with other blocks",
-            |f| f.pools.get_mut("a").unwrap().block_size = 27,
+            |f| f.pool().block_size = 27,
             &["claimOutsidePool 10.0.0.0/26", "claimOutsidePool 10.0.0.64/26"],
         ),
         (

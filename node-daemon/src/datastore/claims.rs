@@ -9,7 +9,7 @@ use twill_k8s_api::{
     Delegation,
     files::{
         CLAIMS, Claim, Claims, DirectoryLock, FileError, REQUESTS, claim_block, claimed_blocks,
-        create_file, make_directory, read_claim, read_claims, remove_file,
+        create_file, make_directory, read_claim, read_claims, read_fills, remove_file, remove_fill,
     },
 };
 use twill_types::{Block, Dedication};
@@ -181,7 +181,13 @@ impl ClaimStore {
 
     /// Addresses that can be had in blocks, as their owners say.
     pub(crate) fn free_addresses(&self) -> Result<BTreeMap<Block, u32>, FileError> {
-        Ok(BTreeMap::new())
+        let fills = read_fills(&self.directory)?.into_values().flat_map(|fill| fill.blocks);
+        Ok(fills.map(|fill| (fill.block, fill.free)).collect())
+    }
+
+    /// Forgets how full the blocks of a node that is gone were.
+    pub(crate) fn forget_fill(&self, node: &str) -> Result<bool, FileError> {
+        remove_fill(&self.directory, node)
     }
 
     /// One claim.
