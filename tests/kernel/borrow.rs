@@ -90,6 +90,12 @@ pub(crate) fn a_borrowed_part_is_a_smaller_block() -> Result<()> {
         lab.node_mut(node)?.start()?;
     }
     ensure!(lab.node("node2")?.blocks()? == part, "{:?}", lab.node("node2")?.blocks()?);
+    let shown = lab.node("node1")?.ctl(&["ipam", "show", "--show-borrowed"])?;
+    ensure!(shown.contains("10.60.0.8/29 | node2"), "{shown}");
+    for node in ["node1", "node2"] {
+        let said = lab.node(node)?.ctl(&["ipam", "check"])?;
+        ensure!(said.contains("Nothing is wrong"), "{said}");
+    }
     let second = lab.add_pod("node2", "p3")?;
     ping::reaches(second.namespace(), first.address()?)?;
     let asking = lab.bare_pod("node1", "asking")?;
