@@ -167,6 +167,7 @@ fn main() -> ExitCode {
         ipam::an_address_rests_after_use,
         ipam::a_node_whose_last_addresses_rest_is_full,
         ipam_check::leaked_addresses_are_found_named_and_given_back,
+        ipam_check::what_may_be_an_add_under_way_is_shown_and_left_alone,
         ipam_check::a_release_by_hand_spares_the_living,
         ipam_check::what_does_not_agree_on_a_node_is_found_and_mended,
         ipam_check::claims_that_cannot_be_right_are_named_with_their_owner,
