@@ -51,7 +51,12 @@ fn pool(svg: &mut String, grid: &Grid, top: usize) -> usize {
         }
         y += CELL;
     }
-    y += 8;
+    y += 24;
+    let _ = writeln!(
+        svg,
+        "<text x=\"{LEFT}\" y=\"{y}\" fill=\"#555555\">filled: in use; ?: not known how full; +: of \
+         several nodes; grey: reserved</text>"
+    );
     for (node, count) in &grid.nodes {
         y += 16;
         let (letter, node) = (letters[node.as_str()], escape(node));

@@ -209,7 +209,7 @@ fn maps_for_a_terminal() {
 fn a_map_as_a_picture() {
     let picture = svg::draw(&map::grids(&view(), &datastore())[..1]);
     expect![[r##"
-        <svg xmlns="http://www.w3.org/2000/svg" width="850" height="156" font-family="sans-serif" font-size="12">
+        <svg xmlns="http://www.w3.org/2000/svg" width="850" height="172" font-family="sans-serif" font-size="12">
         <rect width="100%" height="100%" fill="#ffffff"/>
         <text x="20" y="36" font-size="14" font-weight="bold">app-pool 10.10.0.0/24: 5 of 16 blocks of /28 are claimed</text>
         <text x="182" y="64" text-anchor="end" font-family="monospace" font-size="11">10.10.0.0</text>
@@ -229,9 +229,10 @@ fn a_map_as_a_picture() {
         <rect x="450" y="50" width="18" height="18" fill="#f2f4f5"><title>10.10.0.208/28: free</title></rect>
         <rect x="470" y="50" width="18" height="18" fill="#f2f4f5"><title>10.10.0.224/28: free</title></rect>
         <g><title>10.10.0.240/28: node9, not known how full</title><rect x="490" y="50" width="18" height="18" fill="#d6e6f2"/><rect x="490" y="68" width="18" height="0" fill="#d9822b"/><text x="499" y="63" text-anchor="middle">?</text></g>
-        <text x="190" y="94"><tspan font-weight="bold">a</tspan> node1: 2 blocks</text>
-        <text x="190" y="110"><tspan font-weight="bold">b</tspan> node2: 2 blocks</text>
-        <text x="190" y="126"><tspan font-weight="bold">c</tspan> node9: 1 block</text>
+        <text x="190" y="94" fill="#555555">filled: in use; ?: not known how full; +: of several nodes; grey: reserved</text>
+        <text x="190" y="110"><tspan font-weight="bold">a</tspan> node1: 2 blocks</text>
+        <text x="190" y="126"><tspan font-weight="bold">b</tspan> node2: 2 blocks</text>
+        <text x="190" y="142"><tspan font-weight="bold">c</tspan> node9: 1 block</text>
         </svg>
     "##]].assert_eq(&picture);
 }
