@@ -29,7 +29,7 @@ use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore, http,
     node::{Node, Tasks, endless},
-    server,
+    reaper, server,
     spool::Spool,
 };
 
@@ -120,6 +120,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     if rebuilt > 0 {
         warn!(rebuilt, "the store did not know of pods that run; it does now");
     }
+    reaper::begin().context("cannot delete the links of pods that are gone")?;
     let drained = spool.drain(&service).context("cannot read the spool")?;
     if drained > 0 {
         info!(drained, "released what was deleted while no daemon ran");

@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{sync::Notify, task::block_in_place};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use twill_dataplane::pod::{delete_group_links, delete_parked_links};
 use twill_ipam_store::Service;
 use twill_types::error_chain;
@@ -75,6 +75,16 @@ impl Parked {
         // Nothing can panic while it is locked.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Deletes what the process before has left. Before anybody is given an address: which of them wait
+/// for a link is not known any more.
+pub(crate) fn begin() -> Result<(), twill_dataplane::Error> {
+    let deleted = delete_group_links(BATCH, || true)?;
+    if deleted > 0 {
+        info!(links = deleted, "deleted the links of pods that went while no daemon ran");
+    }
+    Ok(())
 }
 
 /// Runs for ever.

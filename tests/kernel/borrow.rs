@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use twill_tests::{
-    lab::{Lab, Topology},
+    lab::{Lab, Pod, Topology},
     ping,
     wait::wait_for,
 };
@@ -228,4 +228,122 @@ pub(crate) fn an_address_of_another_nodes_block_can_be_borrowed() -> Result<()> 
     ensure!(error.message.contains("10.60.0.0 is not free"), "{error}");
     lab.node("node1")?.wait_route("10.60.0.9", LONG)?;
     ping::reaches(lab.node("node1")?.namespace(), pod.address()?).context("the borrowed address")
+}
+
+/// The addresses of all pods, each of which has to be another one.
+fn all_different(pods: &[&Pod]) -> Result<()> {
+    let mut addresses: Vec<_> = pods.iter().flat_map(|pod| pod.addresses()).collect();
+    let count = addresses.len();
+    addresses.sort();
+    addresses.dedup();
+    ensure!(addresses.len() == count, "{addresses:?}");
+    Ok(())
+}
+
+/// Adds pods to a node until it has no address.
+fn fill(lab: &mut Lab, node: &str) -> Result<Vec<Pod>> {
+    let mut pods = Vec::new();
+    loop {
+        match lab.add_pod(node, &format!("fill{}", pods.len())) {
+            Ok(pod) => pods.push(pod),
+            Err(error) => {
+                let error = refusal::<()>(Err(error))?;
+                ensure!(error.code == 101 || error.code == 11, "{error}");
+                return Ok(pods);
+            }
+        }
+    }
+}
+
+/// Has every daemon read everything again.
+fn touch(lab: &Lab, turn: u32) -> Result<()> {
+    lab.write_resource(
+        "touch.yaml",
+        &format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPReservation\nmetadata: {{name: touch}}\n\
+             spec: {{reservedCIDRs: [192.0.2.{turn}/32]}}\n"
+        ),
+    )
+}
+
+/// The claim that says what a node has borrowed cannot be read for a while, and its owner is away.
+pub(crate) fn what_cannot_be_read_is_not_returned() -> Result<()> {
+    let mut lab = two_nodes()?;
+    let pod = lab.add_pod("node2", "p2")?;
+    wait_delegated(&lab, true)?;
+    let owner = lab.node("node1")?.daemon()?;
+    owner.signal(Signal::SIGSTOP)?;
+    let (file, text) = (lab.resource("claims/0a3c0000-28.yaml"), claim(&lab)?);
+    fs::write(&file, "")?;
+    touch(&lab, 1)?;
+    wait_for("word of the damage", LONG, || {
+        let status = lab.node("node2")?.status()?;
+        ensure!(status["problems"].to_string().contains("0a3c0000-28.yaml"), "{status}");
+        Ok(())
+    })?;
+    lab.node("node1")?.wait_route("10.60.0.8/29", SECONDS)?;
+    ensure!(requests(&lab)? == 1, "the request went");
+    // A node that starts knows no more than that.
+    lab.node_mut("node2")?.kill9()?;
+    lab.node_mut("node2")?.start()?;
+    ensure!(requests(&lab)? == 1, "the request went with a start");
+    fs::write(&file, &text)?;
+    lab.node("node1")?.daemon()?.signal(Signal::SIGCONT)?;
+    let more = fill(&mut lab, "node1")?;
+    ensure!(more.len() == 7, "{} pods", more.len());
+    let mut all: Vec<&Pod> = more.iter().collect();
+    all.push(&pod);
+    all_different(&all)?;
+    ping::reaches(lab.node("node1")?.namespace(), pod.address()?)
+}
+
+pub(crate) fn a_request_that_somebody_removes_returns_nothing() -> Result<()> {
+    let mut lab = two_nodes()?;
+    let pod = lab.add_pod("node2", "p2")?;
+    for entry in fs::read_dir(lab.resource("requests"))?.flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "yaml") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    let more = fill(&mut lab, "node1")?;
+    let mut all: Vec<&Pod> = more.iter().collect();
+    all.push(&pod);
+    all_different(&all)?;
+    ensure!(claim(&lab)?.contains("10.60.0.8/29"), "{}", claim(&lab)?);
+    // It is made again, and with it the part can be returned.
+    touch(&lab, 1)?;
+    wait_for("the request", LONG, || {
+        ensure!(requests(&lab)? == 1);
+        Ok(())
+    })?;
+    lab.delete_pod(pod)?;
+    wait_delegated(&lab, false)
+}
+
+pub(crate) fn a_claim_that_somebody_removes_keeps_its_parts() -> Result<()> {
+    let mut lab = two_nodes()?;
+    let keeper = lab.add_pod("node1", "keeper")?;
+    let pod = lab.add_pod("node2", "p2")?;
+    wait_delegated(&lab, true)?;
+    // The borrower sees it first, and does not take the part for its own.
+    lab.node("node1")?.daemon()?.signal(Signal::SIGSTOP)?;
+    fs::remove_file(lab.resource("claims/0a3c0000-28.yaml"))?;
+    touch(&lab, 1)?;
+    wait_for("the borrower to have seen it", LONG, || {
+        let error = refusal(lab.add_pod("node2", "next"))?;
+        ensure!(error.code == 11 || error.code == 101, "{error}");
+        Ok(())
+    })?;
+    ensure!(!lab.resource("claims/0a3c0008-29.yaml").exists(), "the borrower claims its part");
+    lab.node("node1")?.daemon()?.signal(Signal::SIGCONT)?;
+    wait_for("the owner's claim with its part", LONG, || {
+        let text = claim(&lab)?;
+        ensure!(text.contains("node: node1") && text.contains("10.60.0.8/29"), "{text}");
+        Ok(())
+    })?;
+    ping::reaches(pod.namespace(), keeper.address()?)?;
+    let more = fill(&mut lab, "node1")?;
+    let mut all: Vec<&Pod> = more.iter().collect();
+    all.extend([&pod, &keeper]);
+    all_different(&all)
 }

@@ -471,3 +471,66 @@ pub(crate) fn a_pod_writes_nothing_to_the_datastore() -> Result<()> {
     ensure!(after == before, "{before:#?}\n{after:#?}");
     Ok(())
 }
+
+/// What others do to a claim of a node that runs is seen, and so is its end.
+pub(crate) fn a_claim_that_somebody_changes_is_seen() -> Result<()> {
+    let small = pool("small", "10.60.0.0/29", "blockSize: 29");
+    let mut lab = nodes(2, &[("small.yaml", &small)])?;
+    let other = fs::read_to_string(lab.resource("node1.yaml"))?.replace("node1", "node9");
+    lab.write_resource("node9.yaml", &other)?;
+    let pod = lab.add_pod("node1", "p1")?;
+    lab.node("node2")?.wait_route("10.60.0.0/29", LONG)?;
+    let file = lab.resource("claims/0a3c0000-29.yaml");
+    let text = fs::read_to_string(&file)?;
+    let refused = |lab: &mut Lab| {
+        let error = refusal(lab.add_pod("node1", "more"))?;
+        ensure!(error.code == 101 || error.code == 11, "{error}");
+        Ok(())
+    };
+    // Another node's: it is not announced any more, and nobody gets an address of it.
+    fs::write(&file, text.replace("node: node1", "node: node9"))?;
+    problems(&lab, "node1", "ClaimLost")?;
+    lab.node("node2")?.wait_no_route("10.60.0.0/29", LONG)?;
+    refused(&mut lab)?;
+    fs::write(&file, &text)?;
+    lab.node("node2")?.wait_route("10.60.0.0/29", LONG)?;
+    // One that cannot be read stays what it was, and gives nothing.
+    fs::write(&file, "")?;
+    problems(&lab, "node1", "0a3c0000-29.yaml")?;
+    refused(&mut lab)?;
+    let status = lab.node("node1")?.status()?;
+    ensure!(!status["problems"].to_string().contains("ClaimLost"), "{status}");
+    lab.node("node2")?.wait_route("10.60.0.0/29", SECONDS)?;
+    ping::reaches(lab.node("node2")?.namespace(), pod.address()?)?;
+    fs::write(&file, &text)?;
+    wait_for("an address", LONG, || lab.add_pod("node1", "next"))?;
+    Ok(())
+}
+
+pub(crate) fn a_datastore_that_is_away_ends_no_daemon() -> Result<()> {
+    let small = pool("small", "10.60.0.0/29", "blockSize: 29");
+    let mut lab = nodes(2, &[("small.yaml", &small)])?;
+    let pod = lab.add_pod("node1", "p1")?;
+    lab.node("node2")?.wait_route("10.60.0.0/29", LONG)?;
+    for directory in ["claims", "requests", "leases"] {
+        fs::rename(lab.resource(directory), lab.resource(&format!("{directory}-away")))?;
+        // A file in its place cannot be listed, whoever asks.
+        fs::write(lab.resource(directory), "")?;
+    }
+    problems(&lab, "node1", "blocks stay as they are")?;
+    problems(&lab, "node1", "the lease of this node cannot be renewed")?;
+    let next = lab.add_pod("node1", "next")?;
+    ping::reaches(lab.node("node2")?.namespace(), next.address()?)?;
+    for directory in ["claims", "requests", "leases"] {
+        fs::remove_file(lab.resource(directory))?;
+        fs::rename(lab.resource(&format!("{directory}-away")), lab.resource(directory))?;
+    }
+    wait_for("no problem any more", LONG, || {
+        for node in lab.nodes() {
+            let status = node.status()?;
+            ensure!(status["problems"].as_array().is_none_or(Vec::is_empty), "{status}");
+        }
+        Ok(())
+    })?;
+    ping::reaches(lab.node("node2")?.namespace(), pod.address()?)
+}

@@ -171,10 +171,12 @@ impl Claims {
         }
         mine.retain(|block, _| !self.state.leaving.contains_key(block));
         self.state.mine = mine;
+        // Those that are lost as well: they may come back.
+        let held = held.iter().map(|held| held.block);
+        let watched: BTreeSet<Block> = self.state.mine.keys().copied().chain(held).collect();
         let lenders = self.state.borrowing.lenders();
-        let watched: Vec<Block> = self.state.mine.keys().copied().chain(lenders).collect();
         self.state.stamps.clear();
-        watched.into_iter().for_each(|block| self.stamp(block));
+        watched.into_iter().chain(lenders).for_each(|block| self.stamp(block));
         Ok(())
     }
 

@@ -83,6 +83,13 @@ impl ClaimStore {
     ) -> Result<Option<Claim>, FileError> {
         let lock = DirectoryLock::acquire(&self.claims())?;
         let mut taken: Taken = claimed_in(&lock).collect();
+        // Somebody has a part of it, whether there is a claim or not.
+        for request in self.requests()?.into_values().flatten() {
+            let outcome = request.outcome();
+            if outcome.granted.is_some() && !outcome.returned {
+                taken.insert(request.spec.block);
+            }
+        }
         while let Some(block) = choose(&taken) {
             if let Some(claim) = self.create(block, who, Vec::new())? {
                 return Ok(Some(claim));
