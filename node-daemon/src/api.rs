@@ -14,6 +14,7 @@ use twill_types::{AttachmentId, Family, error_chain};
 use crate::{
     bgp::{self, Current},
     claims,
+    controller::Controller,
     datastore::{ClaimStore, Snapshot},
     ipam::{Ipam, again},
     look::Looker,
@@ -40,6 +41,7 @@ pub(crate) struct Api {
     pub(crate) parked: Arc<Parked>,
     pub(crate) looker: Arc<Looker>,
     pub(crate) publisher: Arc<Publisher>,
+    pub(crate) controller: Arc<Controller>,
 }
 
 impl Api {
@@ -60,6 +62,7 @@ impl Api {
             | Request::IpamShow
             | Request::IpamFind(_)
             | Request::IpamRelease(_)
+            | Request::IpamReleaseNode(_)
             | Request::IpamCheck(_) => return self.picture(request).await,
         };
         let result = self.serve(request).await;
@@ -171,6 +174,10 @@ impl Api {
             Request::IpamFind(what) => Ok(Response::IpamFound(Box::new(self.find(&what)?))),
             Request::IpamRelease(request) => {
                 self.release_by_hand(&request).map(Response::IpamReleased)
+            }
+            Request::IpamReleaseNode(request) => {
+                block_in_place(|| self.controller.release_node(&request))
+                    .map(Response::IpamNodeReleased)
             }
             Request::IpamCheck(request) => {
                 self.check_addresses(request.fix).await.map(Response::IpamChecked)

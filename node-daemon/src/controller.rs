@@ -17,10 +17,12 @@ use tokio::{sync::watch, task::block_in_place};
 use tracing::info;
 use twill_ipam_store::private_file;
 use twill_k8s_api::{BlockRequest, BlockRequestSpec, Severity, files::FileError};
-use twill_types::error_chain;
+use twill_rpc::message::{ErrorKind, IpamNodeReleased, IpamReleaseNode, RpcError};
+use twill_types::{Block, error_chain};
 
 use crate::{
     datastore::{ClaimStore, Lease, Leases, Release, Snapshot},
+    ipam::again,
     problems,
 };
 
@@ -60,7 +62,7 @@ struct Missing {
 
 impl Controller {
     /// Renews this node's lease, and looks after the others' as long as the lock can be had.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self: Arc<Self>) {
         let mut watch = Watch::default();
         let mut ticks = tokio::time::interval(self.period());
         loop {
@@ -149,7 +151,7 @@ impl Controller {
         let gone: Vec<String> = gone.map(|(node, _)| node.clone()).collect();
         for node in gone {
             let Some(seen) = watch.missing.get(&node) else { continue };
-            if self.clear_up(&node, seen.lease.as_ref())? {
+            if self.clear_up(&node, seen.lease.as_ref())?.lent.is_empty() {
                 watch.missing.remove(&node);
             }
         }
@@ -167,34 +169,67 @@ impl Controller {
         Ok(owners)
     }
 
-    /// Frees what a node owned that is gone; false as long as others have parts of its blocks.
-    fn clear_up(&self, node: &str, lease: Option<&Lease>) -> Result<bool, FileError> {
+    /// Frees what a node owned that is gone, as long as its lease is this one. Blocks of which others
+    /// have parts stay.
+    fn clear_up(&self, node: &str, lease: Option<&Lease>) -> Result<IpamNodeReleased, FileError> {
+        let mut released = IpamNodeReleased::default();
         let still = || Ok(self.leases.get(node).as_ref() == lease);
         if !still()? {
-            return Ok(true);
+            return Ok(released);
         }
-        self.return_borrowed(node)?;
-        let mut all = true;
+        released.parts = self.return_borrowed(node)?;
         for claim in self.claims.list()?.claims.into_values().filter(|claim| claim.node == node) {
             // Nobody else does it any more.
             let Some(claim) = self.claims.take_back(&claim)? else { continue };
             match self.claims.release_if(&claim, still)? {
                 Release::Done => {
-                    info!(node, block = %claim.block, "the node is gone: its block is free")
+                    info!(node, block = %claim.block, "the node is gone: its block is free");
+                    released.blocks.push(claim.block);
                 }
-                Release::Lent | Release::Kept => all = false,
-                Release::Anothers => {}
+                Release::Lent => released.lent.push(claim.block),
+                Release::Kept | Release::Anothers => {}
             }
         }
-        if all {
+        if released.lent.is_empty() && still()? {
             self.leases.remove(node)?;
             self.claims.forget_fill(node)?;
         }
-        Ok(all)
+        Ok(released)
+    }
+
+    /// The same because somebody says so, without waiting for the grace period.
+    pub(crate) fn release_node(
+        &self,
+        request: &IpamReleaseNode,
+    ) -> Result<IpamNodeReleased, RpcError> {
+        let IpamReleaseNode { node, force } = request;
+        let refuse = |why: String| Err(RpcError { kind: ErrorKind::Invalid, message: why });
+        if *node == self.node {
+            return refuse(format!("{node} is the node that is asked; ask another one"));
+        }
+        let lease = self.leases.get(node);
+        let age = lease.as_ref().and_then(|lease| {
+            let renewed: jiff::Timestamp = lease.renewed.parse().ok()?;
+            let age = jiff::Timestamp::now().duration_since(renewed);
+            Some((age.unsigned_abs(), Duration::from_secs(lease.seconds * 3)))
+        });
+        let lives = age.is_some_and(|(age, limit)| age < limit);
+        if !force && self.resources.borrow().nodes.contains_key(node) {
+            return refuse(format!("{node} has a Node; remove that, or say --force"));
+        }
+        if !force && lives {
+            return refuse(format!(
+                "the daemon of {node} renewed its lease {} s ago; stop it, or say --force if it \
+                 certainly does not run",
+                age.map_or(0, |(age, _)| age.as_secs())
+            ));
+        }
+        self.clear_up(node, lease.as_ref()).map_err(|error| again(&error))
     }
 
     /// Says for a node that is gone that it does not use what it has borrowed.
-    fn return_borrowed(&self, node: &str) -> Result<(), FileError> {
+    fn return_borrowed(&self, node: &str) -> Result<Vec<Block>, FileError> {
+        let mut parts = Vec::new();
         for claim in self.claims.list()?.claims.into_values() {
             for part in claim.delegations.iter().filter(|part| part.node == node) {
                 let spec = BlockRequestSpec {
@@ -206,6 +241,7 @@ impl Controller {
                 };
                 // Also where somebody has removed it.
                 self.claims.ask_again(&part.request, spec)?;
+                parts.push(part.cidr);
             }
         }
         for (name, request) in self.claims.requests()? {
@@ -215,7 +251,7 @@ impl Controller {
                 self.claims.give_up(&name)?;
             }
         }
-        Ok(())
+        Ok(parts)
     }
 }
 

@@ -161,9 +161,9 @@ impl Node<'_> {
             self.resources.clone(),
         ));
         endless(tasks, Arc::clone(&publisher).run(wires.view.subscribe()));
-        let api = self.api(&wires, store.clone(), commands, (Arc::clone(&looker), publisher));
-        let api = Arc::new(api);
-        let controller = self.controller(&wires, store.clone())?;
+        let controller = Arc::new(self.controller(&wires, store.clone())?);
+        let parts = (Arc::clone(&looker), publisher, Arc::clone(&controller));
+        let api = Arc::new(self.api(&wires, store.clone(), commands, parts));
         // Before the claims are read: who looks after nodes that are gone takes a daemon for gone
         // whose lease is old.
         if let Err(error) = controller.renew() {
@@ -203,7 +203,7 @@ impl Node<'_> {
         wires: &Wires,
         claims: ClaimStore,
         commands: mpsc::Sender<claims::Command>,
-        (looker, publisher): (Arc<Looker>, Arc<Publisher>),
+        (looker, publisher, controller): (Arc<Looker>, Arc<Publisher>, Arc<Controller>),
     ) -> Api {
         Api {
             node: self.name.clone(),
@@ -234,6 +234,7 @@ impl Node<'_> {
             parked: Arc::clone(&wires.parked),
             looker,
             publisher,
+            controller,
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::fcntl::Flock;
@@ -85,12 +85,24 @@ pub(crate) struct Tombstones {
     /// Held while they are worked off: an ADD must not come between the reading of a tombstone and
     /// its release.
     working: Mutex<()>,
+    /// When the spool was last changed, if it was empty then and has not changed for a while: each
+    /// ADD looks, and a look at one time is faster than one at all names.
+    quiet: Mutex<Option<SystemTime>>,
 }
+
+/// Two changes in so short a time may have the same one.
+const TICK: Duration = Duration::from_millis(50);
 
 impl Tombstones {
     /// Those of this run directory.
     pub(crate) fn new(run_dir: &Path, service: Arc<Service>, parked: Arc<Parked>) -> Self {
-        Self { directory: run_dir.join("spool"), service, parked, working: Mutex::default() }
+        Self {
+            directory: run_dir.join("spool"),
+            service,
+            parked,
+            working: Mutex::default(),
+            quiet: Mutex::default(),
+        }
     }
 
     /// Looks for ever.
@@ -111,9 +123,24 @@ impl Tombstones {
     /// # Errors
     /// The spool cannot be read.
     pub(crate) fn settle(&self, attachment: &AttachmentId) -> io::Result<usize> {
+        if self.is_quiet()? {
+            return Ok(0);
+        }
         let prefix = host_link_name(attachment);
         // A tombstone is removed when it is done, so there is nothing to wait for without one.
         if self.names_any(&prefix)? { self.work_off(&prefix) } else { Ok(0) }
+    }
+
+    /// Whether there is certainly no tombstone.
+    fn is_quiet(&self) -> io::Result<bool> {
+        let changed = fs::metadata(&self.directory)?.modified()?;
+        let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        if *quiet == Some(changed) {
+            return Ok(true);
+        }
+        let is_old = SystemTime::now().duration_since(changed).is_ok_and(|age| age > TICK);
+        *quiet = (is_old && !self.names_any("")?).then_some(changed);
+        Ok(quiet.is_some())
     }
 
     fn names_any(&self, prefix: &str) -> io::Result<bool> {

@@ -21,9 +21,10 @@ use crate::{
     frame::{FrameError, decode, encode, read_frame},
     message::{
         AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, Held, Hello,
-        IpamCheckRequest, IpamChecked, IpamFind, IpamFound, IpamRelease, IpamReleased, IpamStatus,
-        NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, Release, Released, Request, Response,
-        RouteStatus, RoutesRequest, RpcError, Welcome,
+        IpamCheckRequest, IpamChecked, IpamFind, IpamFound, IpamNodeReleased, IpamRelease,
+        IpamReleaseNode, IpamReleased, IpamStatus, NodeStatus, PROTOCOL_VERSION, PeerStatus,
+        Readiness, Release, Released, Request, Response, RouteStatus, RoutesRequest, RpcError,
+        Welcome,
     },
 };
 
@@ -267,6 +268,17 @@ impl Client {
         }
     }
 
+    /// Gives the blocks of a node back that is gone.
+    pub fn ipam_release_node(
+        &mut self,
+        request: IpamReleaseNode,
+    ) -> Result<IpamNodeReleased, ClientError> {
+        match self.call(&Request::IpamReleaseNode(request))? {
+            Response::IpamNodeReleased(released) => Ok(released),
+            other => Err(self.unexpected("IpamReleaseNode", &other)),
+        }
+    }
+
     /// Compares store, kernel, claims and what is told of them.
     pub fn ipam_check(&mut self, fix: bool) -> Result<IpamChecked, ClientError> {
         match self.call(&Request::IpamCheck(IpamCheckRequest { fix }))? {
@@ -325,6 +337,7 @@ impl Client {
             Response::IpamShow(_) => "IpamShow",
             Response::IpamFound(_) => "IpamFound",
             Response::IpamReleased(_) => "IpamReleased",
+            Response::IpamNodeReleased(_) => "IpamNodeReleased",
             Response::IpamChecked(_) => "IpamChecked",
             Response::Error(_) => "Error",
         };

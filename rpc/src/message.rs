@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 pub use ipam::{
     AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
-    IpamRelease, IpamReleased, Life, ReleaseOutcome,
+    IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, Life, ReleaseOutcome,
 };
 use serde::{Deserialize, Serialize};
 use twill_types::{Asn, AttachmentId, Block, Dedication, Family, Prefix};
@@ -66,6 +66,8 @@ pub enum Request {
     IpamFind(IpamFind),
     /// Give addresses back by hand.
     IpamRelease(IpamRelease),
+    /// Give the blocks of a node back that is gone.
+    IpamReleaseNode(IpamReleaseNode),
     /// Compare store, kernel, claims and what is told of them.
     IpamCheck(IpamCheckRequest),
 }
@@ -97,6 +99,8 @@ pub enum Response {
     IpamFound(Box<IpamFound>),
     /// To [`Request::IpamRelease`].
     IpamReleased(IpamReleased),
+    /// To [`Request::IpamReleaseNode`].
+    IpamNodeReleased(IpamNodeReleased),
     /// To [`Request::IpamCheck`].
     IpamChecked(IpamChecked),
     /// To any.

@@ -285,6 +285,10 @@ pub(crate) fn the_blocks_of_a_node_that_is_gone_return() -> Result<()> {
         })?;
     }
     ensure!(claims(&lab)?.len() == 2, "{:?}", claims(&lab)?);
+    // Nor can it be taken from it by hand without saying so.
+    let output = lab.node("node1")?.ctl_output(&["ipam", "release", "--node", "node2"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success() && said.contains("renewed its lease"), "{said}");
     lab.node_mut("node2")?.kill9()?;
     wait_for("its block to return", LONG, || {
         let claims = claims(&lab)?;
@@ -533,4 +537,28 @@ pub(crate) fn a_datastore_that_is_away_ends_no_daemon() -> Result<()> {
         Ok(())
     })?;
     ping::reaches(lab.node("node2")?.namespace(), pod.address()?)
+}
+
+pub(crate) fn the_blocks_of_a_node_that_is_gone_are_released_by_hand() -> Result<()> {
+    let small = pool("small", "10.60.0.0/29", "blockSize: 30");
+    let mut lab = nodes(2, &[("small.yaml", &small)])?;
+    let _pods = (lab.add_pod("node1", "p1")?, lab.add_pod("node2", "p2")?);
+    lab.node_mut("node2")?.kill9()?;
+    let node = lab.node("node1")?;
+    let release = |more: &[&str]| -> Result<(bool, String)> {
+        let output = node.ctl_output(&[&["ipam", "release", "--node"], more].concat())?;
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        Ok((output.status.success(), text.into_owned()))
+    };
+    for (node, word) in [("node1", "ask another one"), ("node2", "has a Node")] {
+        let (done, said) = release(&[node])?;
+        ensure!(!done && said.contains(word), "{said}");
+    }
+    let (done, said) = release(&["node2", "--force"])?;
+    ensure!(done && said.contains("Released 10.60.0."), "{said}");
+    ensure!(claims(&lab)?.len() == 1, "{:?}", claims(&lab)?);
+    let (done, said) = release(&["node2", "--force"])?;
+    ensure!(done && said.contains("has no block"), "{said}");
+    Ok(())
 }

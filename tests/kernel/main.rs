@@ -146,6 +146,7 @@ fn main() -> ExitCode {
         claims::pools_choose_namespaces_and_uses,
         claims::a_pool_that_keeps_quiet_is_not_announced,
         claims::the_blocks_of_a_node_that_is_gone_return,
+        claims::the_blocks_of_a_node_that_is_gone_are_released_by_hand,
         claims::a_claim_that_was_removed_by_hand_is_made_again,
         claims::a_second_origin_stops_the_block,
         borrow::a_borrowed_part_is_a_smaller_block,

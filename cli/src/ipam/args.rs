@@ -75,7 +75,7 @@ pub(crate) enum Color {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("what").required(true).args(["ip", "handle", "from_report"])))]
+#[command(group(ArgGroup::new("what").required(true).args(["ip", "handle", "from_report", "node"])))]
 pub(crate) struct Release {
     /// These addresses, each with all others of its attachment.
     #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',')]
@@ -86,10 +86,13 @@ pub(crate) struct Release {
     /// The leaked addresses of this node that a report of `check` lists.
     #[arg(long, value_name = "FILE")]
     pub(super) from_report: Option<PathBuf>,
+    /// The blocks of a node that is gone, without waiting until its grace period is over.
+    #[arg(long, value_name = "NODE", conflicts_with = "sequence")]
+    pub(super) node: Option<String>,
     /// Only if they are those of the ADD with this number; else of the one that is there now.
     #[arg(long, value_name = "NUMBER", conflicts_with = "from_report")]
     pub(super) sequence: Option<u64>,
-    /// Also if the pod lives.
+    /// Also if the pod, or the node, lives.
     #[arg(long)]
     pub(super) force: bool,
     /// How to print.

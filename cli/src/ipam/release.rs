@@ -3,8 +3,12 @@ use std::{collections::BTreeMap, fmt::Write};
 use anyhow::{Context, bail};
 use twill_rpc::{
     Client,
-    message::{Allocation, Finding, FindingKind, IpamFind, IpamRelease, IpamReleased},
+    message::{
+        Allocation, Finding, FindingKind, IpamFind, IpamNodeReleased, IpamRelease, IpamReleaseNode,
+        IpamReleased,
+    },
 };
+use twill_types::Block;
 
 use super::{To, args::Release, check::Report};
 use crate::output::emit;
@@ -12,6 +16,11 @@ use crate::output::emit;
 /// Asks who has what, and has this node's daemon give it back.
 pub(super) fn run(to: &mut To<'_>, arguments: &Release) -> anyhow::Result<()> {
     let mut client = (to.connect)()?;
+    if let Some(node) = &arguments.node {
+        let request = IpamReleaseNode { node: node.clone(), force: arguments.force };
+        let released = client.ipam_release_node(request)?;
+        return emit(to.out, arguments.output, &released, |_| node_text(node, &released));
+    }
     let wanted = match &arguments.from_report {
         Some(file) => {
             let text = std::fs::read_to_string(file)
@@ -80,6 +89,26 @@ fn leaks(findings: Vec<Finding>, node: &str) -> (Vec<Allocation>, BTreeMap<Strin
         }
     }
     (mine, others)
+}
+
+fn node_text(node: &str, released: &IpamNodeReleased) -> String {
+    let list =
+        |blocks: &[Block]| blocks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let IpamNodeReleased { blocks, parts, lent } = released;
+    let mut text = String::new();
+    if blocks.is_empty() && parts.is_empty() && lent.is_empty() {
+        let _ = writeln!(text, "Node {node} has no block");
+    }
+    if !blocks.is_empty() {
+        let _ = writeln!(text, "Released {} of node {node}", list(blocks));
+    }
+    if !parts.is_empty() {
+        let _ = writeln!(text, "Returned {} that node {node} had borrowed", list(parts));
+    }
+    if !lent.is_empty() {
+        let _ = writeln!(text, "Left alone: {}: other nodes have parts of it", list(lent));
+    }
+    text
 }
 
 fn text(released: &IpamReleased) -> String {

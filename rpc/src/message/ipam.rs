@@ -114,6 +114,28 @@ pub struct ReleaseOutcome {
     pub refused: Option<String>,
 }
 
+/// Body of [`Request::IpamReleaseNode`](super::Request::IpamReleaseNode).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpamReleaseNode {
+    /// The node that is gone.
+    pub node: String,
+    /// Also if it has a Node, or its daemon seems to live.
+    pub force: bool,
+}
+
+/// Body of [`Response::IpamNodeReleased`](super::Response::IpamNodeReleased).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpamNodeReleased {
+    /// Blocks that anybody can have now.
+    pub blocks: Vec<Block>,
+    /// Parts of others' blocks that their owners take back.
+    pub parts: Vec<Block>,
+    /// Blocks that stay, since others have parts of them.
+    pub lent: Vec<Block>,
+}
+
 /// Body of [`Request::IpamCheck`](super::Request::IpamCheck).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
