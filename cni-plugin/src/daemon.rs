@@ -63,13 +63,17 @@ impl Daemon {
         request: impl Fn(&mut Client, Duration) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         let mut pause = FIRST_PAUSE;
+        let mut told = None;
         loop {
             match self.ask(&request) {
                 Err(error) if passes(&error) && self.deadline.left() > pause => {
                     tracing::debug!(%error, "asking again");
+                    told = matches!(error, ClientError::Remote(_)).then_some(error);
                     std::thread::sleep(pause);
                     pause = LONGEST_PAUSE.min(pause * 2);
                 }
+                // The last time it had no time to answer; what it said before is why.
+                Err(error @ ClientError::Timeout { .. }) => return Err(told.unwrap_or(error)),
                 answer => return answer,
             }
         }
