@@ -125,8 +125,9 @@ pub(crate) struct Claims {
 pub(crate) struct State {
     /// The claims of this node, as they were last read or written.
     mine: BTreeMap<Block, Claim>,
-    /// Those of them that cannot be read: nobody else can have them, and no address is given.
-    unreadable: BTreeSet<Block>,
+    /// Those of them whose claims cannot be read, or are gone while pods live there and nobody else has
+    /// claimed them: they stay announced, and no address is given.
+    unsure: BTreeSet<Block>,
     /// The claims that matter to this node as they were, to see when somebody changes one.
     stamps: BTreeMap<Block, Option<Stamp>>,
     /// Parts of other nodes' blocks.
@@ -137,6 +138,8 @@ pub(crate) struct State {
     draining: BTreeSet<Block>,
     /// Since when those are empty that are to go.
     empty_since: BTreeMap<Block, Instant>,
+    /// Parts that may stand in a claim, although writing it failed.
+    lent_unsure: BTreeSet<Block>,
     /// Not in use any more, withdrawn, and about to be given back.
     leaving: BTreeMap<Block, Leaving>,
     /// What is known may not be what there is: everything has to be read again.
@@ -186,7 +189,7 @@ impl Claims {
 
     fn look(&mut self) -> Result<(), ClaimsError> {
         if self.state.behind || self.has_changed() {
-            return self.bring_in_line();
+            self.bring_in_line()?;
         }
         let looked = self.look_around();
         self.bear(looked)

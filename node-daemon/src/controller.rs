@@ -43,6 +43,8 @@ pub(crate) struct Controller {
     pub(crate) problems: watch::Sender<Vec<String>>,
     /// Processes that have renewed the same lease, once it was renewed here.
     pub(crate) others: Mutex<Option<BTreeSet<String>>>,
+    /// What each node's lease was last, and since when.
+    pub(crate) seen: Mutex<BTreeMap<String, (Lease, Instant)>>,
 }
 
 /// What is known of the nodes without a Node.
@@ -115,6 +117,8 @@ impl Controller {
 
     /// Frees what nodes owned that are gone, if it is this daemon that does it.
     fn look(&self, watch: &mut Watch) -> Result<(), FileError> {
+        let leases = self.leases.list()?;
+        self.note(&leases);
         if watch.lock.is_none() {
             watch.lock = try_lock(self.leases.directory())?;
             watch.missing.clear();
@@ -125,7 +129,6 @@ impl Controller {
         if watch.lock.is_none() || !is_sure {
             return Ok(());
         }
-        let leases = self.leases.list()?;
         let owners = self.owners()?;
         let has_node = |node: &str| resources.nodes.contains_key(node) || node == self.node;
         let candidates = owners.iter().chain(leases.keys()).filter(|node| !has_node(node));
@@ -156,6 +159,15 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// Notes since when each lease is what it is.
+    fn note(&self, leases: &BTreeMap<String, Lease>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|node, (lease, _)| leases.get(node) == Some(lease));
+        for (node, lease) in leases {
+            seen.entry(node.clone()).or_insert_with(|| (lease.clone(), Instant::now()));
+        }
     }
 
     /// Who owns blocks, or parts of blocks.
@@ -208,21 +220,27 @@ impl Controller {
             return refuse(format!("{node} is the node that is asked; ask another one"));
         }
         let lease = self.leases.get(node);
-        let age = lease.as_ref().and_then(|lease| {
-            let renewed: jiff::Timestamp = lease.renewed.parse().ok()?;
-            let age = jiff::Timestamp::now().duration_since(renewed);
-            Some((age.unsigned_abs(), Duration::from_secs(lease.seconds * 3)))
-        });
-        let lives = age.is_some_and(|(age, limit)| age < limit);
         if !force && self.resources.borrow().nodes.contains_key(node) {
             return refuse(format!("{node} has a Node; remove that, or say --force"));
         }
-        if !force && lives {
+        // By this node's own clock.
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let silent = lease.as_ref().and_then(|lease| {
+            let (known, since) = seen.get(node)?;
+            let long_enough = since.elapsed() >= Duration::from_secs(lease.seconds * 2);
+            (known == lease).then_some(long_enough)
+        });
+        drop(seen);
+        if !force && silent != Some(true) {
+            let wait = lease.as_ref().map(|lease| format!("wait {} s, or ", lease.seconds * 2));
             return refuse(format!(
-                "the daemon of {node} renewed its lease {} s ago; stop it, or say --force if it \
-                 certainly does not run",
-                age.map_or(0, |(age, _)| age.as_secs())
+                "it is not certain that the daemon of {node} is gone: nothing says so yet; {}say \
+                 --force if it certainly does not run",
+                wait.unwrap_or_default()
             ));
+        }
+        if lease.is_none() && !self.owners().map_err(|error| again(&error))?.contains(node) {
+            return refuse(format!("there is no node {node} that owns anything"));
         }
         self.clear_up(node, lease.as_ref()).map_err(|error| again(&error))
     }
@@ -239,17 +257,21 @@ impl Controller {
                     length: part.cidr.prefix().length(),
                     address: None,
                 };
-                // Also where somebody has removed it.
-                self.claims.ask_again(&part.request, spec)?;
+                self.claims.give_up(&part.request, &spec)?;
                 parts.push(part.cidr);
             }
         }
-        for (name, request) in self.claims.requests()? {
-            let is_open = |r: &BlockRequest| r.spec.node == node && !r.outcome().returned;
-            if request.is_some_and(|request| is_open(&request)) {
-                info!(node, request = name, "the node is gone: what it borrowed goes back");
-                self.claims.give_up(&name)?;
-            }
+        let of_node = |(name, request): (String, Option<BlockRequest>)| {
+            let request = request.filter(|request| request.spec.node == node)?;
+            (!request.outcome().returned).then_some((name, request.spec))
+        };
+        for (name, spec) in self.claims.requests()?.into_iter().filter_map(of_node) {
+            info!(
+                node,
+                request = name,
+                "the node is gone: what it asked for is not wanted any more"
+            );
+            self.claims.give_up(&name, &spec)?;
         }
         Ok(parts)
     }

@@ -271,6 +271,7 @@ impl Node<'_> {
             resources: self.resources.clone(),
             problems: wires.lease_problems.clone(),
             others: Mutex::default(),
+            seen: Mutex::default(),
         })
     }
 

@@ -347,3 +347,23 @@ pub(crate) fn a_claim_that_somebody_removes_keeps_its_parts() -> Result<()> {
     all.extend([&pod, &keeper]);
     all_different(&all)
 }
+
+/// Whoever claims the block again, by whatever way, leaves the part to who has it.
+pub(crate) fn a_static_block_that_is_claimed_again_keeps_its_parts() -> Result<()> {
+    let mut lab = two_nodes()?;
+    let pod = lab.add_pod("node2", "p2")?;
+    wait_delegated(&lab, true)?;
+    let node = fs::read_to_string(lab.resource("node1.yaml"))?;
+    lab.write_resource("node1.yaml", &format!("{node}spec: {{blocks: [10.60.0.0/28]}}\n"))?;
+    fs::remove_file(lab.resource("claims/0a3c0000-28.yaml"))?;
+    wait_for("the claim with its part", LONG, || {
+        let text = claim(&lab)?;
+        ensure!(text.contains("node: node1") && text.contains("10.60.0.8/29"), "{text}");
+        Ok(())
+    })?;
+    let mut asking = lab.bare_pod("node1", "asking")?;
+    asking.attachment_mut().args.push(("IP".into(), pod.address()?.to_string()));
+    let error = refusal(lab.attach(&mut asking))?;
+    ensure!(error.code == 103, "{error}");
+    ping::reaches(lab.node("node1")?.namespace(), pod.address()?)
+}

@@ -19,7 +19,11 @@ pub(super) fn run(to: &mut To<'_>, arguments: &Release) -> anyhow::Result<()> {
     if let Some(node) = &arguments.node {
         let request = IpamReleaseNode { node: node.clone(), force: arguments.force };
         let released = client.ipam_release_node(request)?;
-        return emit(to.out, arguments.output, &released, |_| node_text(node, &released));
+        emit(to.out, arguments.output, &released, |_| node_text(node, &released))?;
+        match released.lent.len() {
+            0 => return Ok(()),
+            count => bail!("{count} blocks were left alone"),
+        }
     }
     let wanted = match &arguments.from_report {
         Some(file) => {

@@ -92,9 +92,16 @@ impl Borrowing {
         !self.asked.is_empty()
     }
 
-    /// Takes a part out; the name of its request.
-    pub(super) fn forget(&mut self, part: Block) -> Option<String> {
-        self.parts.remove(&part).map(|part| part.request)
+    /// Takes a part out; its request, and what that said.
+    pub(super) fn forget(&mut self, part: Block, node: &str) -> Option<(String, BlockRequestSpec)> {
+        let Part { request, pool, of, .. } = self.parts.remove(&part)?;
+        let (node, length) = (node.to_owned(), part.prefix().length());
+        Some((request, BlockRequestSpec { node, block: of, pool, length, address: None }))
+    }
+
+    /// Whether a block is borrowed, as far as is known.
+    pub(super) fn has(&self, part: Block) -> bool {
+        self.parts.contains_key(&part)
     }
 }
 
@@ -218,8 +225,17 @@ impl Claims {
             let Some(asked) = self.state.borrowing.asked.get(&name) else { continue };
             let outcome = requests.get(&name).and_then(Option::as_ref).map(|r| r.outcome());
             // Given back, it may be another's by now, or this node's.
-            let claim = self.store.get(asked.spec.block)?;
-            let claim = claim.filter(|claim| claim.node == asked.owner);
+            // One that cannot be read says nothing yet.
+            let claim = match self.store.get(asked.spec.block) {
+                Ok(claim) => claim.filter(|claim| claim.node == asked.owner),
+                Err(_) if asked.since.elapsed() < ANSWER => continue,
+                Err(_) => {
+                    let owner = asked.owner.clone();
+                    self.give_up(&name)?;
+                    self.state.borrowing.silent.insert(owner, Instant::now());
+                    continue;
+                }
+            };
             let granted = claim.as_ref().and_then(|claim| {
                 claim.delegations.iter().find(|part| part.request == name).map(|part| part.cidr)
             });
@@ -264,7 +280,9 @@ impl Claims {
 
     /// Takes an unanswered request back. Whatever the owner enters for it now, it takes back as well.
     fn give_up(&mut self, request: &str) -> Result<(), ClaimsError> {
-        self.store.give_up(request)?;
+        if let Some(asked) = self.state.borrowing.asked.get(request) {
+            self.store.give_up(request, &asked.spec)?;
+        }
         self.state.borrowing.asked.remove(request);
         Ok(())
     }
@@ -305,7 +323,8 @@ impl Claims {
             };
             let (outcome, spec) = (request.outcome(), &request.spec);
             let is_known = parts.values().any(|part: &Part| part.request == *name);
-            if is_known || outcome.returned {
+            let is_leaving = outcome.granted.is_some_and(|p| self.state.leaving.contains_key(&p));
+            if is_known || is_leaving || outcome.returned {
                 continue;
             }
             let in_block = |held: &&BlockSummary| {
@@ -322,7 +341,9 @@ impl Claims {
                     self.state.behind = true;
                 }
                 None if self.state.borrowing.asked.contains_key(name) => {}
-                None => self.store.give_up(name)?,
+                // Pods live there: what the claim says is for people to settle.
+                None if held.iter().any(|held| in_block(&held)) => {}
+                None => self.store.give_up(name, spec)?,
             }
         }
         parts.retain(|part, _| !self.state.leaving.contains_key(part));

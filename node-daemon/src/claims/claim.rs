@@ -128,6 +128,13 @@ impl Claims {
         let Some((name, block)) = block else {
             return refuse(ErrorKind::Invalid, "no pool of it has blocks".to_owned());
         };
+        let in_the_way = |held: &&BlockSummary| {
+            held.block.prefix().overlaps(block.prefix()) && !self.state.borrowing.has(held.block)
+        };
+        if let Some(held) = blocks.iter().find(in_the_way) {
+            let why = format!("its block {block} overlaps {}, which is in use here", held.block);
+            return refuse(ErrorKind::Taken, why);
+        }
         let Some(other) = self.take(block, name, dedication).map_err(|error| again(&error))? else {
             return Ok(());
         };
@@ -195,8 +202,11 @@ impl Claims {
         };
         let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
         let who = Claimant { node: &self.node, pool: name, dedication };
+        // Also what is lost, and pods still live in.
+        let held = self.service.blocks()?;
         let claim = self.store.claim(who, |taken| {
-            let taken = taken.clone().without(resources.reservations.clone());
+            let mut taken = taken.clone().without(resources.reservations.clone());
+            held.iter().for_each(|held| taken.insert(held.block));
             next_candidate(cidr, size, &self.node, &taken)
         });
         // It may be there all the same.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use tracing::{info, warn};
 use twill_ipam::BlockSummary;
-use twill_k8s_api::files::Claim;
+use twill_k8s_api::{BlockRequestSpec, files::Claim};
 use twill_types::{Block, Dedication, error_chain};
 
 use super::{Claims, ClaimsError, LOOK};
@@ -20,8 +20,8 @@ pub(super) struct Leaving {
 #[derive(Debug)]
 enum What {
     Claim(Claim),
-    /// A part of another's block, by the name of the request.
-    Part(String),
+    /// A part of another's block: the request and what it said.
+    Part(String, BlockRequestSpec),
 }
 
 impl Claims {
@@ -82,14 +82,17 @@ impl Claims {
     /// Takes one block out of use, if nobody has an address of it, and withdraws it.
     fn leave(&mut self, block: Block) -> Result<(), ClaimsError> {
         // Nobody can say whose it is as long as its claim cannot be read.
-        if self.state.unreadable.contains(&block) || !self.service.remove_block(block)? {
+        if self.state.unsure.contains(&block) || !self.service.remove_block(block)? {
             return Ok(());
         }
         self.state.empty_since.remove(&block);
         self.state.stamps.remove(&block);
         let what = match self.state.mine.remove(&block) {
             Some(claim) => Some(What::Claim(claim)),
-            None => self.state.borrowing.forget(block).map(What::Part),
+            None => {
+                let part = self.state.borrowing.forget(block, &self.node);
+                part.map(|(request, spec)| What::Part(request, spec))
+            }
         };
         if let Some(what) = what {
             self.state.leaving.insert(block, Leaving { what, since: Instant::now() });
@@ -106,8 +109,8 @@ impl Claims {
         for block in blocks {
             let Some(leaving) = self.state.leaving.get(&block) else { continue };
             match &leaving.what {
-                What::Part(request) => {
-                    self.store.give_up(request)?;
+                What::Part(request, spec) => {
+                    self.store.give_up(request, spec)?;
                     info!(part = %block, "gave a borrowed part of a block back");
                 }
                 What::Claim(claim) => match self.store.release(claim) {

@@ -26,7 +26,7 @@ impl Claims {
             let is_answered = claim.delegations.iter().any(|part| part.request == name)
                 || outcome.refused.is_some()
                 || outcome.returned;
-            let is_unsure = self.state.unreadable.contains(&claim.block);
+            let is_unsure = self.state.unsure.contains(&claim.block);
             if spec.node == self.node || is_answered || is_unsure {
                 continue;
             }
@@ -70,6 +70,7 @@ impl Claims {
             // It may stand there all the same, so it stays lent until the claim was read again.
             Err(error) => {
                 self.state.behind = true;
+                self.state.lent_unsure.insert(part);
                 warn!(%part, error = %error_chain(&error), "cannot enter what is lent in a claim");
             }
         }
@@ -86,7 +87,7 @@ impl Claims {
             .collect();
         for block in returned {
             let Some(claim) = self.state.mine.get(&block).cloned() else { continue };
-            if self.state.unreadable.contains(&block) {
+            if self.state.unsure.contains(&block) {
                 continue;
             }
             match self.store.take_back(&claim)? {
@@ -114,6 +115,7 @@ impl Claims {
     pub(super) fn tell_store_what_is_lent(&self, and_before: bool) -> Result<(), ClaimsError> {
         let parts = self.state.mine.values().flat_map(|claim| &claim.delegations);
         let mut parts: BTreeSet<Block> = parts.map(|delegation| delegation.cidr).collect();
+        parts.extend(&self.state.lent_unsure);
         if and_before && let Some(owned) = &*self.owned.borrow() {
             parts.extend(&owned.lent);
         }

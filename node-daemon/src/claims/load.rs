@@ -9,7 +9,7 @@ use std::{
 use tracing::{info, warn};
 use twill_ipam::{BlockSummary, Eligibility, OwnedBlock, Unusable, eligibility};
 use twill_k8s_api::{
-    Delegation, Kind,
+    Kind,
     files::{Claim, Claims as AllClaims},
 };
 use twill_selector::Selector;
@@ -17,7 +17,7 @@ use twill_types::{Block, error_chain};
 
 use super::{Claims, ClaimsError, said::Said};
 use crate::{
-    datastore::{ClaimOutcome, Claimant, Requests, Snapshot},
+    datastore::{ClaimOutcome, Claimant, Requests, Snapshot, Stamp, lent},
     ipam::{PoolView, View},
     problems,
 };
@@ -43,8 +43,8 @@ impl Claims {
         let rest = resources.ipam_config().ip_cooldown_seconds;
         self.service.set_rest(Duration::from_secs(rest.into()))?;
         self.claim_static(&resources, &mut said);
-
         let requests = self.store.requests()?;
+        let stamps = self.stamps_before(&resources)?;
         let mut all = self.store.list()?;
         said.problems.extend(all.problems.iter().map(ToString::to_string));
         self.heal(&mut all, &requests, &resources)?;
@@ -53,7 +53,11 @@ impl Claims {
         let pools = pool_views(&resources, &in_use);
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
         self.find_borrowed(&all, &requests)?;
-        self.take_over(all)?;
+        said.problems.extend(requests.iter().filter(|(_, request)| request.is_none()).map(
+            |(name, _)| format!("requests/{name}.yaml cannot be read; restore it, or remove it if nobody has a part of that block"),
+        ));
+        self.take_over(all, &requests, stamps)?;
+        self.state.lent_unsure.clear();
         self.state.draining = self.draining(&resources, &eligible);
 
         // What is lent is known before anything can be given, and forgotten after nothing can.
@@ -71,7 +75,7 @@ impl Claims {
     }
 
     /// Claims the `blocks:` of the node's own manifest.
-    fn claim_static(&self, resources: &Snapshot, said: &mut Said) {
+    fn claim_static(&mut self, resources: &Snapshot, said: &mut Said) {
         let Some(node) = resources.nodes.get(&self.node) else {
             return;
         };
@@ -88,7 +92,12 @@ impl Claims {
                     self.node, other.block, other.node
                 )),
                 Err(error) => {
-                    warn!(%block, error = %error_chain(&error), "cannot claim a static block")
+                    self.state.behind = true;
+                    said.problems.push(format!(
+                        "{block} of spec.blocks of Node {} cannot be claimed: {}",
+                        self.node,
+                        error_chain(&error)
+                    ));
                 }
             }
         }
@@ -105,16 +114,18 @@ impl Claims {
         for BlockSummary { block, pool, used, dedication, .. } in self.service.blocks()? {
             let overlaps = |other: &Block| other.prefix().overlaps(block.prefix());
             let is_known = all.claims.keys().chain(&all.damaged).any(overlaps);
-            let is_borrowed = requests.values().flatten().any(|request| {
-                request.spec.node == self.node && request.spec.block.prefix().covers(block.prefix())
-            });
+            let is_borrowed = self.state.borrowing.has(block)
+                || requests.values().flatten().any(|request| {
+                    request.spec.node == self.node
+                        && request.spec.block.prefix().covers(block.prefix())
+                });
             let has_pool = resources.pools.contains_key(&pool);
-            if used == 0 || is_known || is_borrowed || !has_pool {
+            let is_needed = used > 0 || !lent(block, requests).is_empty();
+            if !is_needed || is_known || is_borrowed || !has_pool {
                 continue;
             }
             let who = Claimant { node: &self.node, pool: &pool, dedication: dedication.as_ref() };
-            let lent = self.lent_out_of(block, requests);
-            match self.store.claim_again(block, who, lent) {
+            match self.store.try_claim(block, who) {
                 Ok(ClaimOutcome::Won(claim)) => {
                     warn!(%block, pool, used, "nobody had the claim of a block in use: claimed again");
                     all.claims.insert(block, claim);
@@ -129,54 +140,65 @@ impl Claims {
         Ok(())
     }
 
-    /// The parts of a block that others have, where there is no claim that says so.
-    fn lent_out_of(&self, block: Block, requests: &Requests) -> Vec<Delegation> {
-        if let Some(claim) = self.state.mine.get(&block) {
-            return claim.delegations.clone();
-        }
-        let granted = |(name, request): (&String, &Option<twill_k8s_api::BlockRequest>)| {
-            let request = request.as_ref().filter(|request| request.spec.block == block)?;
-            let outcome = request.outcome();
-            let cidr = outcome.granted.filter(|_| !outcome.returned)?;
-            Some(Delegation { cidr, node: request.spec.node.clone(), request: name.clone() })
-        };
-        requests.iter().filter_map(granted).collect()
+    /// How the claims look that matter to this node, before they are read: a change in between is
+    /// seen then.
+    fn stamps_before(
+        &self,
+        resources: &Snapshot,
+    ) -> Result<BTreeMap<Block, Option<Stamp>>, ClaimsError> {
+        let own = resources.nodes.get(&self.node);
+        let statics = own.into_iter().flat_map(|node| node.spec.blocks.iter().copied());
+        // Those that are lost as well: they may come back.
+        let held = self.service.blocks()?.into_iter().map(|held| held.block);
+        let known = self.state.mine.keys().copied().chain(self.state.borrowing.lenders());
+        let watched = known.chain(held).chain(statics);
+        Ok(watched.map(|block| (block, self.store.stamp(block))).collect())
     }
 
     /// Takes the claims of this node over. One that cannot be read is taken for what it was: nobody
-    /// else can have it as long as its file is there.
-    fn take_over(&mut self, all: AllClaims) -> Result<(), ClaimsError> {
+    /// else can have it as long as its file is there. So is one that is gone while pods live there, as
+    /// long as nobody else claims any of it.
+    fn take_over(
+        &mut self,
+        all: AllClaims,
+        requests: &Requests,
+        stamps: BTreeMap<Block, Option<Stamp>>,
+    ) -> Result<(), ClaimsError> {
+        self.state.unsure.clear();
+        let mut unsure = BTreeMap::new();
+        for held in self.service.blocks()? {
+            let block = held.block;
+            let is_in_the_way = |other: &&Block| other.prefix().overlaps(block.prefix());
+            let anybodys = all.claims.keys().chain(&all.damaged).any(|other| is_in_the_way(&other));
+            let is_gone = held.used > 0 && !anybodys && !self.state.borrowing.has(block);
+            if all.damaged.contains(&block) || is_gone {
+                let delegations = lent(block, requests);
+                let claim = self.state.mine.get(&block).cloned().unwrap_or_else(|| Claim {
+                    block,
+                    node: self.node.clone(),
+                    pool: held.pool,
+                    dedication: held.dedication,
+                    delegations,
+                    uid: String::new(),
+                    created: String::new(),
+                });
+                unsure.insert(block, claim);
+            }
+        }
+        let damaged = all.damaged.iter().filter_map(|block| self.state.mine.get(block));
+        unsure.extend(damaged.map(|claim| (claim.block, claim.clone())));
+        self.state.unsure = unsure.keys().copied().collect();
         let of_this_node = |(_, claim): &(Block, Claim)| claim.node == self.node;
         let mut mine: BTreeMap<Block, Claim> =
             all.claims.into_iter().filter(of_this_node).collect();
-        self.state.unreadable.clear();
-        let held = self.service.blocks()?;
-        for block in all.damaged {
-            let known = self.state.mine.get(&block).cloned().or_else(|| {
-                let held = held.iter().find(|held| held.block == block)?;
-                Some(Claim {
-                    block,
-                    node: self.node.clone(),
-                    pool: held.pool.clone(),
-                    dedication: held.dedication.clone(),
-                    delegations: Vec::new(),
-                    uid: String::new(),
-                    created: String::new(),
-                })
-            });
-            if let Some(claim) = known {
-                self.state.unreadable.insert(block);
-                mine.insert(block, claim);
-            }
-        }
+        mine.extend(unsure);
         mine.retain(|block, _| !self.state.leaving.contains_key(block));
         self.state.mine = mine;
-        // Those that are lost as well: they may come back.
-        let held = held.iter().map(|held| held.block);
-        let watched: BTreeSet<Block> = self.state.mine.keys().copied().chain(held).collect();
-        let lenders = self.state.borrowing.lenders();
-        self.state.stamps.clear();
-        watched.into_iter().chain(lenders).for_each(|block| self.stamp(block));
+        self.state.stamps = stamps;
+        let known = self.state.mine.keys().copied().chain(self.state.borrowing.lenders());
+        let new: Vec<Block> =
+            known.filter(|block| !self.state.stamps.contains_key(block)).collect();
+        new.into_iter().for_each(|block| self.stamp(block));
         Ok(())
     }
 
@@ -218,7 +240,7 @@ impl Claims {
                     let about = ("Assigning", false);
                     said.about(Kind::BlockAffinity, &name, about, reason, message);
                 }
-                if *reason == "PoolRemoved" || *reason == "CidrChanged" {
+                if ["PoolRemoved", "CidrChanged", "ClaimUnsure"].contains(reason) {
                     said.problems.push(message.clone());
                 }
             }
@@ -246,9 +268,12 @@ impl Claims {
             let message = conflict.text.clone();
             return Some(Closed { reason: "SecondOrigin", message, drains: false });
         }
-        if self.state.unreadable.contains(&block) || self.state.borrowing.is_unsure(block) {
-            let message = format!("the claim of {block} cannot be read");
-            return Some(Closed { reason: "ClaimUnreadable", message, drains: false });
+        if self.state.unsure.contains(&block) || self.state.borrowing.is_unsure(block) {
+            let message = format!(
+                "the claim of {block} cannot be read, or is gone; who has an address of it keeps it, \
+                 and nobody gets one"
+            );
+            return Some(Closed { reason: "ClaimUnsure", message, drains: false });
         }
         if self.is_static(resources, block) {
             return None;

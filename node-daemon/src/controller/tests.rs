@@ -2,7 +2,7 @@ use twill_k8s_api::Delegation;
 use twill_types::Block;
 
 use super::*;
-use crate::datastore::{Claimant, Grant};
+use crate::datastore::{ClaimOutcome, Claimant, Grant};
 
 struct Site {
     root: tempfile::TempDir,
@@ -28,6 +28,7 @@ impl Site {
             resources,
             problems: watch::Sender::default(),
             others: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -128,7 +129,7 @@ fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
         length: 29,
         address: None,
     };
-    let request = site.claims.ask(spec).unwrap();
+    let request = site.claims.ask(spec.clone()).unwrap();
     let cidr = "10.0.0.64/29".parse().unwrap();
     let part = Delegation { cidr, node: "node1".to_owned(), request: request.clone() };
     let Grant::Done(claim) = site.claims.grant(&claim, &part).unwrap() else {
@@ -139,19 +140,10 @@ fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
     // A request that somebody has removed returns nothing.
     std::fs::remove_file(site.root.path().join(format!("requests/{request}.yaml"))).unwrap();
     assert_eq!(site.look(&hasty), [block]);
-    site.claims
-        .ask_again(
-            &request,
-            BlockRequestSpec {
-                node: "node1".to_owned(),
-                block,
-                pool: "a".to_owned(),
-                length: 29,
-                address: None,
-            },
-        )
-        .unwrap();
-    site.claims.give_up(&request).unwrap();
+    // Nor does one that is damaged; who gives up says what it was.
+    std::fs::write(site.root.path().join(format!("requests/{request}.yaml")), "{").unwrap();
+    assert_eq!(site.look(&hasty), [block]);
+    site.claims.give_up(&request, &spec).unwrap();
     assert_eq!(site.look(&hasty), []);
     assert!(site.claims.requests().unwrap().is_empty());
 }
@@ -176,4 +168,42 @@ fn what_a_node_that_is_gone_has_borrowed_goes_back() {
     site.look(&hasty);
     let claim = site.claims.take_back(&claim).unwrap().unwrap();
     assert_eq!(claim.delegations, []);
+}
+
+#[test]
+fn whoever_claims_a_block_again_leaves_parts_to_those_who_have_them() {
+    let site = Site::new();
+    let claim = site.claim("node1", "10.0.0.64/26");
+    let spec = BlockRequestSpec {
+        node: "node2".to_owned(),
+        block: claim.block,
+        pool: "a".to_owned(),
+        length: 29,
+        address: None,
+    };
+    let request = site.claims.ask(spec).unwrap();
+    let cidr: Block = "10.0.0.64/29".parse().unwrap();
+    let part = Delegation { cidr, node: "node2".to_owned(), request: request.clone() };
+    assert!(matches!(site.claims.grant(&claim, &part).unwrap(), Grant::Done(_)));
+    let file = site.root.path().join("claims/0a000040-26.yaml");
+    std::fs::remove_file(&file).unwrap();
+    let who = |node| Claimant { node, pool: "a", dedication: None };
+    // Who has a part does not claim the whole.
+    assert!(site.claims.try_claim(claim.block, who("node2")).is_err());
+    let choose = |taken: &twill_ipam::Taken| {
+        twill_ipam::next_candidate("10.0.0.64/26".parse().unwrap(), 26, "n", taken)
+    };
+    assert_eq!(site.claims.claim(who("node2"), choose).unwrap(), None);
+    let again = site.claims.claim(who("node3"), choose).unwrap().unwrap();
+    assert_eq!(again.delegations, std::slice::from_ref(&part));
+    std::fs::remove_file(&file).unwrap();
+    let ClaimOutcome::Won(again) = site.claims.try_claim(claim.block, who("node1")).unwrap() else {
+        panic!("nobody else has it");
+    };
+    assert_eq!(again.delegations, [part]);
+    // Nobody can say what a request was that cannot be read.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(site.root.path().join(format!("requests/{request}.yaml")), "{").unwrap();
+    assert!(site.claims.try_claim(claim.block, who("node1")).is_err());
+    assert_eq!(site.claims.claim(who("node3"), choose).unwrap(), None);
 }

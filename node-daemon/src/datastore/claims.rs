@@ -4,9 +4,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Requests;
 use twill_ipam::Taken;
 use twill_k8s_api::{
-    Delegation,
+    BlockRequest, Delegation,
     files::{
         CLAIMS, Claim, Claims, DirectoryLock, FileError, REQUESTS, claim_block, claimed_blocks,
         create_file, make_directory, read_claim, read_claims, read_fills, remove_file, remove_fill,
@@ -83,15 +84,12 @@ impl ClaimStore {
     ) -> Result<Option<Claim>, FileError> {
         let lock = DirectoryLock::acquire(&self.claims())?;
         let mut taken: Taken = claimed_in(&lock).collect();
-        // Somebody has a part of it, whether there is a claim or not.
-        for request in self.requests()?.into_values().flatten() {
-            let outcome = request.outcome();
-            if outcome.granted.is_some() && !outcome.returned {
-                taken.insert(request.spec.block);
-            }
-        }
+        let requests = self.requests()?;
+        requests.iter().filter_map(|request| bars(request, who.node)).for_each(|block| {
+            taken.insert(block);
+        });
         while let Some(block) = choose(&taken) {
-            if let Some(claim) = self.create(block, who, Vec::new())? {
+            if let Some(claim) = self.create(block, who, lent(block, &requests))? {
                 return Ok(Some(claim));
             }
             taken.insert(block);
@@ -105,16 +103,6 @@ impl ClaimStore {
         block: Block,
         who: Claimant<'_>,
     ) -> Result<ClaimOutcome, FileError> {
-        self.claim_again(block, who, Vec::new())
-    }
-
-    /// The same, with parts that other nodes have.
-    pub(crate) fn claim_again(
-        &self,
-        block: Block,
-        who: Claimant<'_>,
-        delegations: Vec<Delegation>,
-    ) -> Result<ClaimOutcome, FileError> {
         let lock = DirectoryLock::acquire(&self.claims())?;
         for other in claimed_in(&lock) {
             let in_the_way = other.prefix().overlaps(block.prefix());
@@ -123,7 +111,14 @@ impl ClaimStore {
                 return Ok(if is_own { ClaimOutcome::Won } else { ClaimOutcome::Lost }(found));
             }
         }
-        match self.create(block, who, delegations)? {
+        let requests = self.requests()?;
+        if let Some(request) = requests.iter().find(|r| bars(*r, who.node) == Some(block)) {
+            return Err(FileError::Damaged {
+                path: self.request(request.0),
+                message: format!("it speaks of {block}, which has no claim"),
+            });
+        }
+        match self.create(block, who, lent(block, &requests))? {
             Some(claim) => Ok(ClaimOutcome::Won(claim)),
             None => Err(FileError::Damaged {
                 path: self.path(block),
@@ -132,7 +127,8 @@ impl ClaimStore {
         }
     }
 
-    /// Makes a claim unless there is one. `link(2)` decides; the lock, which the caller has, keeps
+    /// Makes a claim unless there is one. Parts that other nodes have stay theirs, whoever owns the
+    /// block. `link(2)` decides; the lock, which the caller has, keeps
     /// others from sweeping our temporary file, and from claiming more or less than this block.
     fn create(
         &self,
@@ -202,8 +198,15 @@ impl ClaimStore {
         read_claim(&self.directory, block)
     }
 
-    /// All claims, with what is wrong with those that cannot be read.
+    /// All claims, with what is wrong with those that cannot be read. That there is no directory of
+    /// claims does not mean that there is none.
     pub(crate) fn list(&self) -> Result<Claims, FileError> {
+        let path = self.claims();
+        if let Err(source) = std::fs::metadata(&path) {
+            let action =
+                "find, so blocks stay as they are; put back what was in it, or make it empty";
+            return Err(FileError::Io { action, path, source });
+        }
         read_claims(&self.directory)
     }
 
@@ -216,6 +219,28 @@ impl ClaimStore {
 /// The blocks that have a claim while the lock is held.
 fn claimed_in(lock: &DirectoryLock) -> impl Iterator<Item = Block> {
     lock.manifest_names().iter().filter_map(|name| claim_block(name))
+}
+
+/// The parts of a block that nodes have, as their requests say.
+pub(crate) fn lent(block: Block, requests: &Requests) -> Vec<Delegation> {
+    let part = |(name, request): (&String, &Option<BlockRequest>)| {
+        let request = request.as_ref().filter(|request| request.spec.block == block)?;
+        let outcome = request.outcome();
+        let cidr = outcome.granted.filter(|_| !outcome.returned)?;
+        Some(Delegation { cidr, node: request.spec.node.clone(), request: name.clone() })
+    };
+    requests.iter().filter_map(part).collect()
+}
+
+/// The block that a node cannot claim because of a request: it has a part of it itself, or nobody can
+/// say who has one.
+fn bars((name, request): (&String, &Option<BlockRequest>), node: &str) -> Option<Block> {
+    let Some(request) = request else {
+        return Block::from_claim_name(name.split('.').next()?).ok();
+    };
+    let outcome = request.outcome();
+    let has_part = outcome.granted.is_some() && !outcome.returned && request.spec.node == node;
+    has_part.then_some(request.spec.block)
 }
 
 /// What tells one claim of a block from an earlier one, also across nodes and boots.

@@ -84,19 +84,24 @@ impl ClaimStore {
 
     /// The borrower does not use a part any more, or does not want one: the request goes at once if
     /// the owner has certainly not answered, else once the owner has taken its part back.
-    pub(crate) fn give_up(&self, name: &str) -> Result<(), FileError> {
+    ///
+    /// `spec` is what was asked: a request that was removed or damaged is made again.
+    pub(crate) fn give_up(&self, name: &str, spec: &BlockRequestSpec) -> Result<(), FileError> {
         let _locks = self.lock_both()?;
-        let Some(request) = self.requests()?.remove(name).flatten() else {
-            return Ok(());
-        };
-        let claim = read_claim(self.directory(), request.spec.block);
+        let claim = read_claim(self.directory(), spec.block);
         let unanswered = claim.is_ok_and(|claim| {
             let names_it = |claim: &Claim| claim.delegations.iter().any(|d| d.request == name);
             !claim.is_some_and(|claim| names_it(&claim))
         });
         match unanswered {
             true => remove_file(&self.request(name)).map(drop),
-            false => self.change(name, |outcome| outcome.returned = true),
+            false => {
+                if self.requests()?.get(name).is_none_or(Option::is_none) {
+                    remove_file(&self.request(name))?;
+                    self.create_request(name, spec.clone())?;
+                }
+                self.change(name, |outcome| outcome.returned = true)
+            }
         }
     }
 
@@ -143,7 +148,7 @@ impl ClaimStore {
         replace_file(&self.request(name), text.as_bytes())
     }
 
-    fn request(&self, name: &str) -> PathBuf {
+    pub(super) fn request(&self, name: &str) -> PathBuf {
         self.directory().join(REQUESTS).join(format!("{name}.yaml"))
     }
 
