@@ -41,10 +41,7 @@ pub(crate) struct Negotiated {
 
 impl Negotiated {
     pub(crate) fn graceful_restart(&self) -> Option<&GracefulRestart> {
-        self.open.capabilities.iter().find_map(|capability| match capability {
-            Capability::GracefulRestart(restart) => Some(restart),
-            _ => None,
-        })
+        self.open.graceful_restart()
     }
 
     pub(crate) fn families(&self) -> impl Iterator<Item = Family> + use<> {
@@ -132,15 +129,20 @@ impl Connection {
             (MessageType::Update, State::Established, Some(negotiated)) => {
                 Ok(Message::Update(wire::decode_update(frame.body, &negotiated.session)?))
             }
-            (MessageType::RouteRefresh, State::Established, Some(_)) => {
-                Ok(Message::RouteRefresh(wire::decode_route_refresh(frame.body)?))
+            (MessageType::RouteRefresh, State::Established, Some(negotiated)) => {
+                let refresh = wire::decode_route_refresh(frame.body, &negotiated.session)?;
+                Ok(Message::RouteRefresh(refresh))
             }
             (kind, state, _) => Err(unexpected(kind, state)),
         }
     }
 
-    /// Our OPEN.
-    pub(crate) fn open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Vec<u8> {
+    /// What our OPEN offers.
+    fn capabilities(
+        speaker: &SpeakerConfig,
+        peer: &PeerConfig,
+        restarting: bool,
+    ) -> Vec<Capability> {
         let mut capabilities: Vec<Capability> =
             peer.families.iter().map(|family| Capability::MultiProtocol(*family)).collect();
         capabilities.push(Capability::RouteRefresh);
@@ -156,11 +158,16 @@ impl Connection {
                 .map(|family| GracefulRestartFamily { family: *family, forwarding })
                 .collect(),
         }));
+        capabilities
+    }
+
+    /// Our OPEN.
+    pub(crate) fn open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Vec<u8> {
         wire::encode_open(&Open {
             asn: speaker.asn,
             hold_time: peer.hold_time,
             identifier: speaker.router_id,
-            capabilities,
+            capabilities: Self::capabilities(speaker, peer, restarting),
         })
     }
 
@@ -181,23 +188,16 @@ impl Connection {
             return Err(Notification::new(code::OPEN, open_error::BAD_IDENTIFIER)
                 .with_data(&open.identifier.octets()));
         }
-        let theirs = open.families();
-        let has = |family| peer.families.contains(&family) && theirs.contains(&family);
-        let restart_notification = open.capabilities.iter().any(
-            |capability| matches!(capability, Capability::GracefulRestart(r) if r.notification),
-        );
+        // Whether we have restarted changes nothing in the codec.
+        let ours = Self::capabilities(speaker, peer, false);
+        let session = Session::negotiate(&ours, &open, internal);
         let hold_time = peer.hold_time.min(open.hold_time);
         self.negotiated = Some(Negotiated {
-            session: Session {
-                four_octet_as: open.four_octet_as(),
-                extended_message: false,
-                extended_next_hop: false,
-                ipv4: has(Family::V4),
-                ipv6: has(Family::V6),
-                internal,
-            },
+            // Aggregates with AS_SETs were good for those that we take the place of, so their
+            // routes are used: the exception that RFC 9774 section 3 leaves to the operator.
+            session: Session { as_sets: true, ..session },
             hold_time,
-            notification_restart: restart_notification,
+            notification_restart: open.graceful_restart().is_some_and(|r| r.notification),
             open,
         });
         self.state = State::OpenConfirm;

@@ -316,8 +316,9 @@ impl Speaker {
             let text = fault.to_string();
             self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
         }
-        self.rib.withdraw(key, update.withdrawn);
-        for (attributes, prefixes) in update.announced {
+        self.rib.withdraw(key, update.withdrawn.prefixes());
+        for (attributes, routes) in update.announced {
+            let prefixes = routes.prefixes();
             let loops = attributes.as_path.contains(self.config.asn)
                 || attributes.originator_id == Some(self.config.router_id);
             // What replaces an accepted route without being acceptable withdraws it.
@@ -489,10 +490,7 @@ fn count_messages(mut bytes: &[u8]) -> u64 {
 }
 
 fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
-    use wire::Capability::{
-        EnhancedRouteRefresh, ExtendedMessage, ExtendedNextHop, FourOctetAs, MultiProtocol,
-        RouteRefresh, Unknown,
-    };
+    use wire::Capability::{FourOctetAs, MultiProtocol, RouteRefresh};
     let session = negotiated.session;
     let shared = negotiated.open.capabilities.iter().filter_map(|capability| match capability {
         MultiProtocol(family) if session.has(*family) => Some(match family {
@@ -502,11 +500,7 @@ fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
         RouteRefresh => Some("route refresh"),
         FourOctetAs(_) => Some("4-octet AS"),
         wire::Capability::GracefulRestart(_) => Some("graceful restart"),
-        MultiProtocol(_)
-        | ExtendedNextHop
-        | ExtendedMessage
-        | EnhancedRouteRefresh
-        | Unknown { .. } => None,
+        _ => None,
     });
     shared.collect()
 }

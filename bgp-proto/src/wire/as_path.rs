@@ -19,14 +19,42 @@ pub enum Segment {
     Set(Vec<Asn>),
 }
 
-/// An AS_PATH.
+impl Segment {
+    /// Its numbers.
+    pub fn asns(&self) -> &[Asn] {
+        match self {
+            Self::Sequence(asns) | Self::Set(asns) => asns,
+        }
+    }
+
+    fn asns_mut(&mut self) -> &mut Vec<Asn> {
+        match self {
+            Self::Sequence(asns) | Self::Set(asns) => asns,
+        }
+    }
+}
+
+/// An AS_PATH. No two sequences follow each other; one may have more than 255 numbers, and is
+/// cut where it is encoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AsPath(Vec<Segment>);
 
 impl AsPath {
     /// A path of these segments.
-    pub const fn new(segments: Vec<Segment>) -> Self {
-        Self(segments)
+    pub fn new(segments: Vec<Segment>) -> Self {
+        let mut path = Self::default();
+        path.extend(segments);
+        path
+    }
+
+    /// Adds segments that are farther away.
+    fn extend(&mut self, segments: Vec<Segment>) {
+        for segment in segments {
+            match (self.0.last_mut(), segment) {
+                (Some(Segment::Sequence(last)), Segment::Sequence(more)) => last.extend(more),
+                (_, segment) => self.0.push(segment),
+            }
+        }
     }
 
     /// A path of one sequence.
@@ -51,9 +79,7 @@ impl AsPath {
 
     /// Whether an AS is anywhere in it: its own routes come back to it so (section 9.1.2).
     pub fn contains(&self, asn: Asn) -> bool {
-        self.0.iter().any(|segment| match segment {
-            Segment::Sequence(asns) | Segment::Set(asns) => asns.contains(&asn),
-        })
+        self.0.iter().any(|segment| segment.asns().contains(&asn))
     }
 
     /// The AS that the route was learned from, for comparing MEDs (section 9.1.2.2 c).
@@ -69,8 +95,7 @@ impl AsPath {
     pub fn prepended(&self, asn: Asn) -> Self {
         let mut segments = self.0.clone();
         match segments.first_mut() {
-            // A segment's count has one octet.
-            Some(Segment::Sequence(asns)) if asns.len() < 255 => asns.insert(0, asn),
+            Some(Segment::Sequence(asns)) => asns.insert(0, asn),
             _ => segments.insert(0, Segment::Sequence(vec![asn])),
         }
         Self(segments)
@@ -80,24 +105,33 @@ impl AsPath {
     /// confederation segments are on a session that is no confederation's (RFC 5065 section 5).
     pub(super) fn decode(bytes: &[u8], four_octet: bool) -> Option<Self> {
         let mut reader = Reader::new(bytes);
-        let mut segments = Vec::new();
+        let mut segments: Vec<Segment> = Vec::new();
         while !reader.is_empty() {
             let (kind, count) = (reader.u8()?, reader.u8()?);
             // RFC 7606 section 7.2: a segment of no AS is malformed.
             if count == 0 {
                 return None;
             }
-            let mut asns = Vec::with_capacity(usize::from(count).min(reader.remaining() / 2));
-            for _ in 0..count {
-                let asn = if four_octet { reader.u32()? } else { u32::from(reader.u16()?) };
+            let octets = reader.take(usize::from(count) * if four_octet { 4 } else { 2 })?;
+            let asns = match (kind, segments.last_mut()) {
+                // Two sequences in a row say the same as one.
+                (AS_SEQUENCE, Some(Segment::Sequence(asns))) => asns,
+                (AS_SEQUENCE, _) => {
+                    segments.push(Segment::Sequence(Vec::with_capacity(count.into())));
+                    segments.last_mut()?.asns_mut()
+                }
+                (AS_SET, _) => {
+                    segments.push(Segment::Set(Vec::with_capacity(count.into())));
+                    segments.last_mut()?.asns_mut()
+                }
+                _ => return None,
+            };
+            let mut octets = Reader::new(octets);
+            while !octets.is_empty() {
+                let asn = if four_octet { octets.u32()? } else { u32::from(octets.u16()?) };
                 // RFC 7607 section 2.
                 asns.push(Asn::new(asn).ok()?);
             }
-            segments.push(match kind {
-                AS_SEQUENCE => Segment::Sequence(asns),
-                AS_SET => Segment::Set(asns),
-                _ => return None,
-            });
         }
         Some(Self(segments))
     }
@@ -143,26 +177,20 @@ impl AsPath {
                 }
             }
         }
-        for segment in &as4.0 {
-            match (head.last_mut(), segment) {
-                (Some(Segment::Sequence(last)), Segment::Sequence(more))
-                    if last.len() + more.len() <= 255 =>
-                {
-                    last.extend_from_slice(more);
-                }
-                _ => head.push(segment.clone()),
-            }
-        }
-        Self(head)
+        let mut merged = Self::new(head);
+        merged.extend(as4.0.clone());
+        merged
+    }
+
+    /// Whether it has an AS_SET (RFC 9774).
+    pub(super) fn has_set(&self) -> bool {
+        self.0.iter().any(|segment| matches!(segment, Segment::Set(_)))
     }
 
     /// Whether a two-octet peer cannot see it as it is.
     pub(super) fn needs_as4(&self) -> bool {
-        self.0.iter().any(|segment| match segment {
-            Segment::Sequence(asns) | Segment::Set(asns) => {
-                asns.iter().any(|asn| asn.get() > u32::from(u16::MAX))
-            }
-        })
+        let numbers = self.0.iter().flat_map(|segment| segment.asns());
+        numbers.into_iter().any(|asn| asn.get() > u32::from(u16::MAX))
     }
 
     pub(super) fn encode(&self, four_octet: bool, out: &mut Vec<u8>) {

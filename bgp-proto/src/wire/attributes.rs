@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use twill_types::Asn;
@@ -24,7 +24,9 @@ pub(super) mod kind {
     pub(crate) const EXTENDED_COMMUNITIES: u8 = 16;
     pub(crate) const AS4_PATH: u8 = 17;
     pub(crate) const AS4_AGGREGATOR: u8 = 18;
+    pub(crate) const AIGP: u8 = 26;
     pub(crate) const LARGE_COMMUNITIES: u8 = 32;
+    pub(crate) const ONLY_TO_CUSTOMER: u8 = 35;
 }
 
 /// Attribute flags (RFC 4271 section 4.3).
@@ -87,14 +89,47 @@ impl fmt::Display for LargeCommunity {
     }
 }
 
+/// The optional transitive attributes that came with the Partial bit: somebody on the way did not
+/// know them. The bit stays for good (RFC 4271 section 5).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partial(u8);
+
+impl Partial {
+    /// The ones that can have it, by type code.
+    pub(super) const KINDS: [u8; 5] = [
+        kind::AGGREGATOR,
+        kind::COMMUNITIES,
+        kind::EXTENDED_COMMUNITIES,
+        kind::LARGE_COMMUNITIES,
+        kind::ONLY_TO_CUSTOMER,
+    ];
+
+    fn bit(kind: u8) -> u8 {
+        Self::KINDS.iter().position(|known| *known == kind).map_or(0, |place| 1 << place)
+    }
+
+    /// Notes that the attribute with this type code has it.
+    pub fn insert(&mut self, kind: u8) {
+        self.0 |= Self::bit(kind);
+    }
+
+    pub(super) fn remove(&mut self, kind: u8) {
+        self.0 &= !Self::bit(kind);
+    }
+
+    /// Whether the attribute with this type code has it.
+    pub fn contains(self, kind: u8) -> bool {
+        self.0 & Self::bit(kind) != 0
+    }
+}
+
 /// A transitive attribute that this codec does not know, to be passed on as it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RawAttribute {
     /// Type code.
     pub kind: u8,
-    /// Flags, with Partial set as RFC 4271 section 5 wants it from who does not know it.
-    pub flags: u8,
-    /// Value.
+    /// Value. It is sent with Optional, Transitive and Partial, as RFC 4271 section 5 wants it
+    /// from who does not know it.
     pub value: Vec<u8>,
 }
 
@@ -108,6 +143,8 @@ pub struct PathAttributes {
     pub as_path: AsPath,
     /// NEXT_HOP, or the global next hop of MP_REACH_NLRI.
     pub next_hop: IpAddr,
+    /// The link-local next hop beside a global one (RFC 2545 section 3).
+    pub link_local: Option<Ipv6Addr>,
     /// MULTI_EXIT_DISC; lower is better.
     pub med: Option<u32>,
     /// LOCAL_PREF; higher is better. Only on internal sessions.
@@ -126,7 +163,13 @@ pub struct PathAttributes {
     pub originator_id: Option<Ipv4Addr>,
     /// CLUSTER_LIST (RFC 4456), nearest first.
     pub cluster_list: Vec<Ipv4Addr>,
-    /// Unknown transitive ones, by type code.
+    /// AIGP (RFC 7311), where the session is configured for it.
+    pub aigp: Option<u64>,
+    /// Only to Customer (RFC 9234 section 5): the AS that said so.
+    pub only_to_customer: Option<u32>,
+    /// Which of the above came with the Partial bit.
+    pub partial: Partial,
+    /// Unknown transitive ones, by ascending type code.
     pub unknown: Vec<RawAttribute>,
 }
 
@@ -137,6 +180,7 @@ impl PathAttributes {
             origin,
             as_path,
             next_hop,
+            link_local: None,
             med: None,
             local_pref: None,
             atomic_aggregate: false,
@@ -146,6 +190,9 @@ impl PathAttributes {
             large_communities: Vec::new(),
             originator_id: None,
             cluster_list: Vec::new(),
+            aigp: None,
+            only_to_customer: None,
+            partial: Partial(0),
             unknown: Vec::new(),
         }
     }

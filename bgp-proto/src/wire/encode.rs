@@ -1,34 +1,48 @@
 use std::net::IpAddr;
 
-use twill_types::{Family, Prefix};
+use twill_types::Family;
 
 use super::{
     SAFI_UNICAST, Session, afi,
     as_path::two_octets,
-    attributes::{Origin, PathAttributes, flag, kind},
+    attributes::{PathAttributes, flag, kind},
+    encode_attributes::encode_attributes,
     header::{HEADER_LENGTH, MAX_MESSAGE, MessageType},
-    nlri,
+    nlri::{self, Nlri},
     notification::Notification,
-    open::{Open, PARAMETER_CAPABILITIES, RouteRefresh, VERSION},
+    open::{EXTENDED_LENGTH, Open, PARAMETER_CAPABILITIES, VERSION},
+    refresh::RouteRefresh,
 };
 
-/// The octets of one message around `body`. The caller keeps the body within the session's limit.
-fn message(kind: MessageType, body: &[u8], out: &mut Vec<u8>) {
-    let length = u16::try_from(HEADER_LENGTH + body.len()).unwrap_or(u16::MAX);
+/// The header of a message whose body has `length` octets. The caller keeps them within the
+/// session's limit.
+fn header(kind: MessageType, length: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0xff; 16]);
-    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&long(HEADER_LENGTH + length));
     out.push(kind.code());
-    out.extend_from_slice(body);
 }
 
-/// An OPEN, with all capabilities in one optional parameter.
+fn message(kind: MessageType, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_LENGTH + body.len());
+    header(kind, body.len(), &mut out);
+    out.extend_from_slice(body);
+    out
+}
+
+/// A two-octet length.
+fn long(length: usize) -> [u8; 2] {
+    u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()
+}
+
+/// An OPEN, with each capability in an optional parameter of its own, in one if all fit. Those
+/// that would take it over 4096 octets are left out (RFC 8654 section 4).
 pub fn encode_open(open: &Open) -> Vec<u8> {
     let mut capabilities = Vec::new();
     for capability in &open.capabilities {
         let mut one = Vec::new();
         capability.encode(&mut one);
-        // One octet says how long the parameters are. Ours take less than a third of it.
-        if capabilities.len() + one.len() <= 253 {
+        // Around them are the fixed fields, and the lengths of RFC 9072.
+        if HEADER_LENGTH + 10 + 3 + 3 + capabilities.len() + one.len() <= MAX_MESSAGE {
             capabilities.extend_from_slice(&one);
         }
     }
@@ -36,23 +50,26 @@ pub fn encode_open(open: &Open) -> Vec<u8> {
     body.extend_from_slice(&two_octets(open.asn).to_be_bytes());
     body.extend_from_slice(&open.hold_time.to_be_bytes());
     body.extend_from_slice(&open.identifier.octets());
-    let length = u8::try_from(capabilities.len()).unwrap_or(0);
-    if length == 0 {
-        body.push(0);
-    } else {
-        body.extend_from_slice(&[length + 2, PARAMETER_CAPABILITIES, length]);
-        body.extend_from_slice(&capabilities);
+    match u8::try_from(capabilities.len()) {
+        Ok(0) => body.push(0),
+        Ok(length) if length <= EXTENDED_LENGTH - 2 => {
+            body.extend_from_slice(&[length + 2, PARAMETER_CAPABILITIES, length]);
+        }
+        _ => {
+            // RFC 9072 section 2.
+            body.extend_from_slice(&[EXTENDED_LENGTH, EXTENDED_LENGTH]);
+            body.extend_from_slice(&long(capabilities.len() + 3));
+            body.push(PARAMETER_CAPABILITIES);
+            body.extend_from_slice(&long(capabilities.len()));
+        }
     }
-    let mut out = Vec::new();
-    message(MessageType::Open, &body, &mut out);
-    out
+    body.extend_from_slice(&capabilities);
+    message(MessageType::Open, &body)
 }
 
 /// A KEEPALIVE.
 pub fn encode_keepalive() -> Vec<u8> {
-    let mut out = Vec::new();
-    message(MessageType::Keepalive, &[], &mut out);
-    out
+    message(MessageType::Keepalive, &[])
 }
 
 /// A NOTIFICATION. Data that would not fit a message is cut off.
@@ -60,227 +77,187 @@ pub fn encode_notification(notification: &Notification) -> Vec<u8> {
     let mut body = vec![notification.code, notification.subcode];
     let room = MAX_MESSAGE - HEADER_LENGTH - body.len();
     body.extend(notification.data.iter().take(room));
-    let mut out = Vec::new();
-    message(MessageType::Notification, &body, &mut out);
-    out
+    message(MessageType::Notification, &body)
 }
 
 /// A ROUTE-REFRESH.
 pub fn encode_route_refresh(refresh: RouteRefresh) -> Vec<u8> {
-    let mut out = Vec::new();
-    message(MessageType::RouteRefresh, &refresh.octets(), &mut out);
-    out
+    message(MessageType::RouteRefresh, &refresh.octets())
 }
 
 /// An End-of-RIB marker (RFC 4724 section 2).
 pub fn encode_end_of_rib(family: Family, out: &mut Vec<u8>) {
     match family {
-        Family::V4 => message(MessageType::Update, &[0; 4], out),
-        Family::V6 => unreach(family, &[], out),
+        Family::V4 => {
+            header(MessageType::Update, 4, out);
+            out.extend_from_slice(&[0; 4]);
+        }
+        Family::V6 => Mp::unreach(family).message::<Nlri>(&[], 0, false, &[], out),
     }
 }
 
-/// Withdraws prefixes of one family, in as few messages as they take.
-pub fn encode_withdrawals(
+/// Withdraws routes of one family, in as few messages as they take. Path identifiers are written
+/// where they were negotiated.
+pub fn encode_withdrawals<T: Into<Nlri> + Copy>(
     family: Family,
-    prefixes: &[Prefix],
+    routes: &[T],
     session: &Session,
     out: &mut Vec<u8>,
 ) {
+    let with_id = session.add_path.sends(family);
     // Two length fields, and around MP_UNREACH_NLRI its header, AFI and SAFI.
     let overhead = match family {
         Family::V4 => HEADER_LENGTH + 4,
         Family::V6 => HEADER_LENGTH + 4 + 4 + 3,
     };
-    for_each_batch(prefixes, session.max_message() - overhead, |routes| match family {
-        Family::V4 => {
-            let mut body = Vec::with_capacity(routes.len() + 4);
-            push_long(routes, &mut body);
-            body.extend_from_slice(&[0, 0]);
-            message(MessageType::Update, &body, out);
+    for (batch, length) in batches(routes, session.max_message() - overhead, with_id) {
+        match family {
+            Family::V4 => {
+                header(MessageType::Update, 4 + length, out);
+                out.extend_from_slice(&long(length));
+                write(batch, with_id, out);
+                out.extend_from_slice(&[0, 0]);
+            }
+            Family::V6 => Mp::unreach(family).message(batch, length, with_id, &[], out),
         }
-        Family::V6 => unreach(family, routes, out),
-    });
+    }
 }
 
-fn unreach(family: Family, routes: &[u8], out: &mut Vec<u8>) {
-    let mut value = afi(family).to_be_bytes().to_vec();
-    value.push(SAFI_UNICAST);
-    value.extend_from_slice(routes);
-    let mut attributes = Vec::new();
-    // RFC 4760 section 4: optional and not transitive.
-    attribute(flag::OPTIONAL, kind::MP_UNREACH, &value, &mut attributes);
-    let mut body = vec![0, 0];
-    push_long(&attributes, &mut body);
-    message(MessageType::Update, &body, out);
-}
-
-/// Announces prefixes of one family that share attributes, in as few messages as they take.
-/// Prefixes are in the NLRI field where family and next hop are IPv4, else in MP_REACH_NLRI.
-/// Returns false, and writes nothing, if the attributes leave no room for a prefix: such a route
-/// must not be announced (RFC 4271 section 9.2, RFC 8654 section 4).
+/// Announces routes of one family that share attributes, in as few messages as they take. They are
+/// in the NLRI field where family and next hop are IPv4, else in MP_REACH_NLRI.
+/// Returns false, and writes nothing, if the attributes leave no room for a route: such a one must
+/// not be announced (RFC 4271 section 9.2, RFC 8654 section 4), and neither must IPv4 over IPv6 to
+/// a peer that did not say it understands that (RFC 8950 section 4).
 #[must_use]
-pub fn encode_updates(
+pub fn encode_updates<T: Into<Nlri> + Copy>(
     attributes: &PathAttributes,
     family: Family,
-    prefixes: &[Prefix],
+    routes: &[T],
     session: &Session,
     out: &mut Vec<u8>,
 ) -> bool {
-    let classic = family == Family::V4 && attributes.next_hop.is_ipv4();
-    let common = encode_attributes(attributes, session, classic);
-    let next_hop = match attributes.next_hop {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
+    let classic = match (family, attributes.next_hop) {
+        (Family::V4, IpAddr::V4(_)) => true,
+        (Family::V4, IpAddr::V6(_)) if !session.extended_next_hop => return false,
+        (Family::V6, IpAddr::V4(_)) => return false,
+        (_, IpAddr::V6(_)) => false,
     };
-    // AFI, SAFI, next hop with its length, reserved octet, and the attribute's own header.
-    let mp = if classic { 0 } else { 4 + 3 + 1 + next_hop.len() + 1 };
-    let overhead = HEADER_LENGTH + 4 + common.len() + mp;
-    let longest = prefixes.iter().map(|prefix| nlri::encoded_length(*prefix)).max().unwrap_or(0);
+    let with_id = session.add_path.sends(family);
+    let common = encode_attributes(attributes, session, classic);
+    let mp = Mp::reach(family, attributes);
+    // The attribute's header has up to four octets.
+    let mp_length = if classic { 0 } else { 4 + mp.head.len() };
+    let overhead = HEADER_LENGTH + 4 + common.len() + mp_length;
+    let lengths = routes.iter().map(|route| nlri::encoded_length((*route).into().prefix, with_id));
+    let longest = lengths.max().unwrap_or(0);
     let Some(room) = session.max_message().checked_sub(overhead).filter(|room| *room >= longest)
     else {
         return false;
     };
-    for_each_batch(prefixes, room, |routes| {
-        let mut list = Vec::with_capacity(common.len() + mp + routes.len());
-        if !classic {
-            let mut value = afi(family).to_be_bytes().to_vec();
-            value.push(SAFI_UNICAST);
-            value.push(if next_hop.len() == 4 { 4 } else { 16 });
-            value.extend_from_slice(&next_hop);
-            value.push(0);
-            value.extend_from_slice(routes);
-            // RFC 7606 section 5.1: first of all, so that a broken list still shows the routes.
-            attribute(flag::OPTIONAL, kind::MP_REACH, &value, &mut list);
-        }
-        list.extend_from_slice(&common);
-        let mut body = vec![0, 0];
-        push_long(&list, &mut body);
+    for (batch, length) in batches(routes, room, with_id) {
         if classic {
-            body.extend_from_slice(routes);
+            header(MessageType::Update, 4 + common.len() + length, out);
+            out.extend_from_slice(&[0, 0]);
+            out.extend_from_slice(&long(common.len()));
+            out.extend_from_slice(&common);
+            write(batch, with_id, out);
+        } else {
+            mp.message(batch, length, with_id, &common, out);
         }
-        message(MessageType::Update, &body, out);
-    });
+    }
     true
 }
 
-/// Cuts the encoded prefixes into pieces of at most `room` octets.
-fn for_each_batch(prefixes: &[Prefix], room: usize, mut emit: impl FnMut(&[u8])) {
-    let mut routes = Vec::new();
-    for prefix in prefixes {
-        if routes.len() + nlri::encoded_length(*prefix) > room {
-            emit(&routes);
-            routes.clear();
-        }
-        nlri::encode(*prefix, &mut routes);
+/// What MP_REACH_NLRI or MP_UNREACH_NLRI say before the routes (RFC 4760 sections 3 and 4).
+struct Mp {
+    kind: u8,
+    head: Vec<u8>,
+}
+
+impl Mp {
+    fn unreach(family: Family) -> Self {
+        let [high, low] = afi(family).to_be_bytes();
+        Self { kind: kind::MP_UNREACH, head: vec![high, low, SAFI_UNICAST] }
     }
-    if !routes.is_empty() {
-        emit(&routes);
+
+    fn reach(family: Family, attributes: &PathAttributes) -> Self {
+        let [high, low] = afi(family).to_be_bytes();
+        let mut head = vec![high, low, SAFI_UNICAST];
+        match (attributes.next_hop, attributes.link_local) {
+            (IpAddr::V4(v4), _) => {
+                head.push(4);
+                head.extend_from_slice(&v4.octets());
+            }
+            (IpAddr::V6(global), None) => {
+                head.push(16);
+                head.extend_from_slice(&global.octets());
+            }
+            (IpAddr::V6(global), Some(link_local)) => {
+                // RFC 2545 section 3.
+                head.push(32);
+                head.extend_from_slice(&global.octets());
+                head.extend_from_slice(&link_local.octets());
+            }
+        }
+        // Reserved.
+        head.push(0);
+        Self { kind: kind::MP_REACH, head }
+    }
+
+    /// An UPDATE with this attribute first of all, so that a broken list still shows the routes
+    /// (RFC 7606 section 5.1), and `common` behind it. `length` is that of the routes.
+    fn message<T: Into<Nlri> + Copy>(
+        &self,
+        routes: &[T],
+        length: usize,
+        with_id: bool,
+        common: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        let value = self.head.len() + length;
+        let short = u8::try_from(value);
+        let list = if short.is_ok() { 3 } else { 4 } + value + common.len();
+        header(MessageType::Update, 4 + list, out);
+        out.extend_from_slice(&[0, 0]);
+        out.extend_from_slice(&long(list));
+        match short {
+            Ok(value) => out.extend_from_slice(&[flag::OPTIONAL, self.kind, value]),
+            Err(_) => {
+                out.extend_from_slice(&[flag::OPTIONAL | flag::EXTENDED, self.kind]);
+                out.extend_from_slice(&long(value));
+            }
+        }
+        out.extend_from_slice(&self.head);
+        write(routes, with_id, out);
+        out.extend_from_slice(common);
     }
 }
 
-fn push_long(field: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(&u16::try_from(field.len()).unwrap_or(u16::MAX).to_be_bytes());
-    out.extend_from_slice(field);
+/// Cuts routes into pieces that take at most `room` octets, each with its length in octets.
+fn batches<T: Into<Nlri> + Copy>(
+    mut routes: &[T],
+    room: usize,
+    with_id: bool,
+) -> impl Iterator<Item = (&[T], usize)> {
+    std::iter::from_fn(move || {
+        let mut length = 0;
+        let mut count = 0;
+        for route in routes {
+            let more = length + nlri::encoded_length((*route).into().prefix, with_id);
+            if more > room {
+                break;
+            }
+            length = more;
+            count += 1;
+        }
+        let (batch, rest) = routes.split_at_checked(count)?;
+        routes = rest;
+        (count > 0).then_some((batch, length))
+    })
 }
 
-fn attribute(flags: u8, kind: u8, value: &[u8], out: &mut Vec<u8>) {
-    match u8::try_from(value.len()) {
-        Ok(length) => out.extend_from_slice(&[flags, kind, length]),
-        Err(_) => {
-            out.extend_from_slice(&[flags | flag::EXTENDED, kind]);
-            out.extend_from_slice(&u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(value);
-}
-
-/// Everything but MP_REACH_NLRI, by ascending type code (RFC 4271 appendix F.3).
-fn encode_attributes(attributes: &PathAttributes, session: &Session, classic: bool) -> Vec<u8> {
-    const WELL_KNOWN: u8 = flag::TRANSITIVE;
-    const OPTIONAL_TRANSITIVE: u8 = flag::OPTIONAL | flag::TRANSITIVE;
-    let mut out = Vec::new();
-    let origin = match attributes.origin {
-        Origin::Igp => 0,
-        Origin::Egp => 1,
-        Origin::Incomplete => 2,
-    };
-    attribute(WELL_KNOWN, kind::ORIGIN, &[origin], &mut out);
-    let mut path = Vec::new();
-    attributes.as_path.encode(session.four_octet_as, &mut path);
-    attribute(WELL_KNOWN, kind::AS_PATH, &path, &mut out);
-    if let (true, IpAddr::V4(next_hop)) = (classic, attributes.next_hop) {
-        attribute(WELL_KNOWN, kind::NEXT_HOP, &next_hop.octets(), &mut out);
-    }
-    if let Some(med) = attributes.med {
-        attribute(flag::OPTIONAL, kind::MED, &med.to_be_bytes(), &mut out);
-    }
-    if let (Some(preference), true) = (attributes.local_pref, session.internal) {
-        attribute(WELL_KNOWN, kind::LOCAL_PREF, &preference.to_be_bytes(), &mut out);
-    }
-    if attributes.atomic_aggregate {
-        attribute(WELL_KNOWN, kind::ATOMIC_AGGREGATE, &[], &mut out);
-    }
-    if let Some(aggregator) = attributes.aggregator {
-        let mut value = if session.four_octet_as {
-            aggregator.asn.get().to_be_bytes().to_vec()
-        } else {
-            two_octets(aggregator.asn).to_be_bytes().to_vec()
-        };
-        value.extend_from_slice(&aggregator.address.octets());
-        attribute(OPTIONAL_TRANSITIVE, kind::AGGREGATOR, &value, &mut out);
-    }
-    if !attributes.communities.is_empty() {
-        let value: Vec<u8> =
-            attributes.communities.iter().flat_map(|c| c.0.to_be_bytes()).collect();
-        attribute(OPTIONAL_TRANSITIVE, kind::COMMUNITIES, &value, &mut out);
-    }
-    if session.internal {
-        if let Some(originator) = attributes.originator_id {
-            attribute(flag::OPTIONAL, kind::ORIGINATOR_ID, &originator.octets(), &mut out);
-        }
-        if !attributes.cluster_list.is_empty() {
-            let value: Vec<u8> =
-                attributes.cluster_list.iter().flat_map(|id| id.octets()).collect();
-            attribute(flag::OPTIONAL, kind::CLUSTER_LIST, &value, &mut out);
-        }
-    }
-    if !attributes.extended_communities.is_empty() {
-        let value = attributes.extended_communities.as_flattened();
-        attribute(OPTIONAL_TRANSITIVE, kind::EXTENDED_COMMUNITIES, value, &mut out);
-    }
-    encode_as4(attributes, session, &mut out);
-    if !attributes.large_communities.is_empty() {
-        let value: Vec<u8> = attributes
-            .large_communities
-            .iter()
-            .flat_map(|community| community.0)
-            .flat_map(u32::to_be_bytes)
-            .collect();
-        attribute(OPTIONAL_TRANSITIVE, kind::LARGE_COMMUNITIES, &value, &mut out);
-    }
-    for raw in &attributes.unknown {
-        attribute(raw.flags & !flag::EXTENDED, raw.kind, &raw.value, &mut out);
-    }
-    out
-}
-
-/// What an old peer cannot see in two octets (RFC 6793 section 4.2.2).
-fn encode_as4(attributes: &PathAttributes, session: &Session, out: &mut Vec<u8>) {
-    const OPTIONAL_TRANSITIVE: u8 = flag::OPTIONAL | flag::TRANSITIVE;
-    if session.four_octet_as {
-        return;
-    }
-    if attributes.as_path.needs_as4() {
-        let mut value = Vec::new();
-        attributes.as_path.encode(true, &mut value);
-        attribute(OPTIONAL_TRANSITIVE, kind::AS4_PATH, &value, out);
-    }
-    if let Some(aggregator) = attributes.aggregator
-        && u16::try_from(aggregator.asn.get()).is_err()
-    {
-        let mut value = aggregator.asn.get().to_be_bytes().to_vec();
-        value.extend_from_slice(&aggregator.address.octets());
-        attribute(OPTIONAL_TRANSITIVE, kind::AS4_AGGREGATOR, &value, out);
+fn write<T: Into<Nlri> + Copy>(routes: &[T], with_id: bool, out: &mut Vec<u8>) {
+    for route in routes {
+        nlri::encode((*route).into(), with_id, out);
     }
 }

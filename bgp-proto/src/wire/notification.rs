@@ -1,5 +1,7 @@
 use std::fmt;
 
+use super::capability::truncated;
+
 /// Error codes (RFC 4271 section 4.5, RFC 7313).
 pub mod code {
     /// Message Header Error.
@@ -21,10 +23,13 @@ pub mod code {
 }
 
 /// Subcodes of [`code::HEADER`] (RFC 4271 section 6.1).
-pub(crate) mod header_error {
-    pub(crate) const NOT_SYNCHRONIZED: u8 = 1;
-    pub(crate) const BAD_LENGTH: u8 = 2;
-    pub(crate) const BAD_TYPE: u8 = 3;
+pub mod header_error {
+    /// Connection Not Synchronized.
+    pub const NOT_SYNCHRONIZED: u8 = 1;
+    /// Bad Message Length.
+    pub const BAD_LENGTH: u8 = 2;
+    /// Bad Message Type.
+    pub const BAD_TYPE: u8 = 3;
 }
 
 /// Subcodes of [`code::OPEN`] (RFC 4271 section 6.2, RFC 5492, RFC 9234).
@@ -43,6 +48,8 @@ pub mod open_error {
     pub const HOLD_TIME: u8 = 6;
     /// Unsupported Capability.
     pub const CAPABILITY: u8 = 7;
+    /// Role Mismatch (RFC 9234 section 4.2).
+    pub const ROLE_MISMATCH: u8 = 11;
 }
 
 /// Subcodes of [`code::UPDATE`] (RFC 4271 section 6.3).
@@ -51,6 +58,8 @@ pub mod update_error {
     pub const ATTRIBUTE_LIST: u8 = 1;
     /// Unrecognized Well-known Attribute.
     pub const UNRECOGNIZED: u8 = 2;
+    /// Attribute Flags Error.
+    pub const FLAGS: u8 = 4;
     /// Optional Attribute Error.
     pub const OPTIONAL: u8 = 9;
     /// Invalid Network Field.
@@ -110,31 +119,70 @@ impl Notification {
         self
     }
 
-    /// A Cease that tells the peer's operator why, in at most 128 octets (RFC 9003 as amended by
-    /// RFC 8203: a length octet, then UTF-8).
+    /// A Cease that tells the peer's operator why (RFC 9003 section 2: a length octet, then UTF-8).
     pub fn cease_with_text(subcode: u8, text: &str) -> Self {
-        let mut end = text.len().min(128);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let text = text.get(..end).unwrap_or_default().as_bytes();
+        let text = truncated(text, usize::from(u8::MAX)).as_bytes();
         let mut data = vec![u8::try_from(text.len()).unwrap_or(0)];
         data.extend_from_slice(text);
         Self { code: code::CEASE, subcode, data }
     }
 
-    /// The text that a Cease carries (RFC 9003), if it carries one.
-    pub fn shutdown_text(&self) -> Option<&str> {
-        let (length, text) = match (self.code, self.subcode) {
-            (code::CEASE, cease::SHUTDOWN | cease::RESET) => self.data.split_first()?,
-            _ => return None,
+    /// The same reason as a Hard Reset: the peer keeps no routes for a restart (RFC 8538 section
+    /// 3.1).
+    #[must_use]
+    pub fn into_hard_reset(self) -> Self {
+        let mut data = vec![self.code, self.subcode];
+        data.extend_from_slice(&self.data);
+        Self { code: code::CEASE, subcode: cease::HARD_RESET, data }
+    }
+
+    /// Whether it is a Hard Reset.
+    pub fn is_hard_reset(&self) -> bool {
+        self.code == code::CEASE && self.subcode == cease::HARD_RESET
+    }
+
+    /// The reason inside a Hard Reset (RFC 8538 section 3.1), if it is one and has one. Another
+    /// Hard Reset is none: they could be nested as deep as the message is long.
+    pub fn inner(&self) -> Option<Self> {
+        let [code, subcode, data @ ..] = self.data.as_slice() else {
+            return None;
         };
-        std::str::from_utf8(text.get(..usize::from(*length))?).ok().filter(|text| !text.is_empty())
+        let inner = Self { code: *code, subcode: *subcode, data: data.to_vec() };
+        (self.is_hard_reset() && !inner.is_hard_reset()).then_some(inner)
+    }
+
+    /// What an Administrative Shutdown or Reset tells the operator (RFC 9003 section 2).
+    pub fn text(&self) -> Text<'_> {
+        let data = match (self.code, self.subcode, self.data.as_slice()) {
+            // RFC 8538 section 3.1: it is the data of the reason inside.
+            (
+                code::CEASE,
+                cease::HARD_RESET,
+                [code::CEASE, cease::SHUTDOWN | cease::RESET, data @ ..],
+            ) => data,
+            (code::CEASE, cease::SHUTDOWN | cease::RESET, data) => data,
+            _ => return Text::None,
+        };
+        match data {
+            [] | [0] => Text::None,
+            [length, text @ ..] if text.len() == usize::from(*length) => {
+                std::str::from_utf8(text).map_or(Text::Malformed(data), Text::Text)
+            }
+            _ => Text::Malformed(data),
+        }
+    }
+
+    /// The text that a Cease carries (RFC 9003), if it carries a good one.
+    pub fn shutdown_text(&self) -> Option<&str> {
+        match self.text() {
+            Text::Text(text) => Some(text),
+            Text::None | Text::Malformed(_) => None,
+        }
     }
 
     /// Reads a message body. Too short for a code and subcode cannot happen: the header's check
     /// of the length came before.
-    pub(crate) fn decode(body: &[u8]) -> Self {
+    pub fn decode(body: &[u8]) -> Self {
         let (code, rest) = body.split_first().map_or((0, body), |(first, rest)| (*first, rest));
         let (subcode, data) = rest.split_first().map_or((0, rest), |(first, rest)| (*first, rest));
         Self { code, subcode, data: data.to_vec() }
@@ -180,11 +228,23 @@ impl Notification {
             (code::CEASE, cease::RESOURCES) => ("Cease", "Out of Resources"),
             (code::CEASE, cease::HARD_RESET) => ("Cease", "Hard Reset"),
             (code::CEASE, _) => ("Cease", ""),
+            (code::ROUTE_REFRESH, 1) => ("ROUTE-REFRESH Message Error", "Invalid Message Length"),
             (code::ROUTE_REFRESH, _) => ("ROUTE-REFRESH Message Error", ""),
             (code::SEND_HOLD_TIMER, _) => ("Send Hold Timer Expired", ""),
             _ => ("Unknown Error", ""),
         }
     }
+}
+
+/// What a NOTIFICATION tells the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Text<'a> {
+    /// Nothing.
+    None,
+    /// This.
+    Text(&'a str),
+    /// Its length or its UTF-8 is wrong: to be logged as it is (RFC 9003 section 4).
+    Malformed(&'a [u8]),
 }
 
 impl fmt::Display for Notification {
@@ -196,9 +256,13 @@ impl fmt::Display for Notification {
             write!(f, "/{subcode}")?;
         }
         write!(f, " ({}/{})", self.code, self.subcode)?;
-        match self.shutdown_text() {
-            Some(text) => write!(f, ": {text:?}"),
-            None => Ok(()),
+        if let Some(inner) = self.inner() {
+            return write!(f, ": {inner}");
+        }
+        match self.text() {
+            Text::Text(text) => write!(f, ": {text:?}"),
+            Text::Malformed(octets) => write!(f, ": malformed text {octets:02x?}"),
+            Text::None => Ok(()),
         }
     }
 }

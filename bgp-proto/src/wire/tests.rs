@@ -8,11 +8,9 @@ use super::*;
 fn session(family: Family) -> Session {
     Session {
         four_octet_as: true,
-        extended_message: false,
-        extended_next_hop: false,
         ipv4: family == Family::V4,
         ipv6: family == Family::V6,
-        internal: false,
+        ..Session::default()
     }
 }
 
@@ -89,10 +87,10 @@ fn a_thousand_prefixes_come_back_out_of_few_messages() {
         for body in bodies {
             let update = decode_update(&body, &session(family)).unwrap();
             assert!(update.faults.is_empty());
-            for (attributes, prefixes) in update.announced {
+            for (attributes, routes) in update.announced {
                 assert_eq!(attributes.next_hop.to_string(), next_hop);
                 assert!(attributes.as_path.contains(Asn::new(4_200_000_000).unwrap()));
-                back.extend(prefixes);
+                back.extend(routes.prefixes());
             }
         }
         back.sort();
@@ -123,6 +121,6 @@ proptest! {
         body.truncate(cut.index(body.len() + 1));
         let _ = decode_update(&body, &session(family));
         let _ = decode_open(&body);
-        let _ = decode_route_refresh(&body);
+        let _ = decode_route_refresh(&body, &session(family));
     }
 }
