@@ -104,15 +104,16 @@ impl AsPath {
     /// Reads an AS_PATH or AS4_PATH. `None` if it is malformed (RFC 7606 section 7.2), which
     /// confederation segments are on a session that is no confederation's (RFC 5065 section 5).
     pub(super) fn decode(bytes: &[u8], four_octet: bool) -> Option<Self> {
+        let width = if four_octet { 4 } else { 2 };
         let mut reader = Reader::new(bytes);
-        let mut segments: Vec<Segment> = Vec::new();
+        let mut segments: Vec<Segment> = Vec::with_capacity(count_segments(bytes, width));
         while !reader.is_empty() {
             let (kind, count) = (reader.u8()?, reader.u8()?);
             // RFC 7606 section 7.2: a segment of no AS is malformed.
             if count == 0 {
                 return None;
             }
-            let octets = reader.take(usize::from(count) * if four_octet { 4 } else { 2 })?;
+            let octets = reader.take(usize::from(count) * width)?;
             let asns = match (kind, segments.last_mut()) {
                 // Two sequences in a row say the same as one.
                 (AS_SEQUENCE, Some(Segment::Sequence(asns))) => asns,
@@ -211,6 +212,20 @@ impl AsPath {
             }
         }
     }
+}
+
+/// How many segments there will be: a path of many small ones takes much memory as it is.
+fn count_segments(bytes: &[u8], width: usize) -> usize {
+    let mut reader = Reader::new(bytes);
+    let (mut segments, mut last) = (0, 0);
+    while let (Some(kind), Some(count)) = (reader.u8(), reader.u8()) {
+        if reader.take(usize::from(count) * width).is_none() {
+            break;
+        }
+        segments += usize::from(kind != AS_SEQUENCE || last != AS_SEQUENCE);
+        last = kind;
+    }
+    segments
 }
 
 /// A number as an old speaker sees it (RFC 6793 section 4.2.2).

@@ -22,6 +22,7 @@ mod reader;
 mod refresh;
 mod restart;
 mod session;
+mod values;
 
 pub use as_path::{AsPath, Segment};
 pub use attributes::{

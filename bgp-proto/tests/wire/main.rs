@@ -3,7 +3,17 @@
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::cast_precision_loss,
     reason = "a test ends with the first surprise"
 )]
 
+mod codec;
 mod errors;
+mod explain;
+mod messages;
+mod netgauze;
+mod oracles;
+mod rustbgpd;
+mod soak;
+mod vectors;
+mod view;
