@@ -13,7 +13,7 @@ PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 BENCH ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill bench build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill soak fuzz bench build plugin lint fmt tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,12 @@ test-storm: tools build ## thousands of ADDs and DELs, plugins and daemon killed
 test-kill: ## the store's process killed, and its files damaged, 500 times
 	TWILL_KILL_ROUNDS=$(or $(ROUNDS),500) \
 	    $(CARGO) test --locked --package twill-ipam-store --test kill -- --nocapture
+
+soak: ## 50 million damaged BGP messages (MESSAGES=, SEED=), into bgp-proto/soak/ (minutes)
+	@bgp-proto/soak/run $(or $(MESSAGES),50000000) $(or $(SEED),$$(date +%s))
+
+fuzz: ## the codec's fuzz targets, SECONDS_EACH (60) seconds each; needs `cargo install cargo-fuzz --locked`
+	@fuzz/run $(or $(SECONDS_EACH),60)
 
 test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go)
 	@hack/install-tools runtimes

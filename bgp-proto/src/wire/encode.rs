@@ -148,9 +148,12 @@ pub fn encode_updates<T: Into<Nlri> + Copy>(
     // The attribute's header has up to four octets.
     let mp_length = if classic { 0 } else { 4 + mp.head.len() };
     let overhead = HEADER_LENGTH + 4 + common.len() + mp_length;
-    let lengths = routes.iter().map(|route| nlri::encoded_length((*route).into().prefix, with_id));
-    let longest = lengths.max().unwrap_or(0);
-    let Some(room) = session.max_message().checked_sub(overhead).filter(|room| *room >= longest)
+    let all_fit = |room: usize| {
+        // The longest route there can be fits most of the time.
+        room >= 1 + 16 + 4
+            || routes.iter().all(|r| nlri::encoded_length((*r).into().prefix, with_id) <= room)
+    };
+    let Some(room) = session.max_message().checked_sub(overhead).filter(|room| all_fit(*room))
     else {
         return false;
     };

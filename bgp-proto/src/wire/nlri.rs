@@ -47,6 +47,8 @@ struct Field {
     with_id: bool,
     octets: Vec<u8>,
     count: usize,
+    /// One of them begins like a prefix that is no destination.
+    suspicious: bool,
 }
 
 impl Routes {
@@ -79,7 +81,7 @@ impl Routes {
     /// can be trusted (RFC 7606 section 5.3). Bits behind the length are of no consequence.
     pub(super) fn decode(octets: &[u8], family: Family, with_id: bool) -> Option<Self> {
         let mut reader = Reader::new(octets);
-        let mut count = 0;
+        let (mut count, mut suspicious) = (0, false);
         while !reader.is_empty() {
             if with_id {
                 reader.take(PATH_ID)?;
@@ -88,13 +90,18 @@ impl Routes {
             if length > family.bits() {
                 return None;
             }
-            reader.take(usize::from(length).div_ceil(8))?;
+            let first = reader.take(usize::from(length).div_ceil(8))?.first();
+            suspicious |= first.is_some_and(|first| match family {
+                Family::V4 => *first == 127 || *first >= 224,
+                Family::V6 => *first == 0 || *first >= 0xfe,
+            });
             count += 1;
         }
         if count == 0 {
             return Some(Self::default());
         }
-        Some(Self { fields: vec![Field { family, with_id, octets: octets.to_vec(), count }] })
+        let octets = octets.to_vec();
+        Some(Self { fields: vec![Field { family, with_id, octets, count, suspicious }] })
     }
 
     /// Takes out what can be no destination (RFC 4271 section 6.3: a prefix that is semantically
@@ -102,16 +109,17 @@ impl Routes {
     pub(super) fn discard_martians(&mut self) -> usize {
         let mut discarded = 0;
         for field in &mut self.fields {
-            if !field.iter().any(|nlri| is_martian(nlri.prefix)) {
+            if !field.suspicious || !field.iter().any(|nlri| is_martian(nlri.prefix)) {
                 continue;
             }
-            let good: Vec<Nlri> = field.iter().filter(|nlri| !is_martian(nlri.prefix)).collect();
-            discarded += field.count - good.len();
-            field.count = good.len();
-            field.octets.clear();
-            for nlri in good {
-                encode(nlri, field.with_id, &mut field.octets);
+            let mut kept = Vec::with_capacity(field.octets.len());
+            let mut count = 0;
+            for nlri in field.iter().filter(|nlri| !is_martian(nlri.prefix)) {
+                encode(nlri, field.with_id, &mut kept);
+                count += 1;
             }
+            discarded += field.count - count;
+            (field.count, field.octets) = (count, kept);
         }
         discarded
     }
@@ -141,7 +149,9 @@ impl FromIterator<Nlri> for Routes {
         for nlri in all {
             let family = nlri.prefix.family();
             if fields.last().is_none_or(|field| field.family != family) {
-                fields.push(Field { family, with_id: true, octets: Vec::new(), count: 0 });
+                let octets = Vec::new();
+                let field = Field { family, with_id: true, octets, count: 0, suspicious: true };
+                fields.push(field);
             }
             if let Some(field) = fields.last_mut() {
                 encode(nlri, true, &mut field.octets);
@@ -169,18 +179,24 @@ impl fmt::Debug for Routes {
 fn next(reader: &mut Reader<'_>, family: Family, with_id: bool) -> Option<Nlri> {
     let path_id = if with_id { reader.u32()? } else { 0 };
     let length = reader.u8()?;
+    let rest = reader.rest();
     let octets = reader.take(usize::from(length).div_ceil(8))?;
     let address = match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::from(padded::<4>(octets))),
-        Family::V6 => IpAddr::V6(Ipv6Addr::from(padded::<16>(octets))),
+        Family::V4 => IpAddr::V4(Ipv4Addr::from(padded::<4>(rest, octets))),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(padded::<16>(rest, octets))),
     };
     Some(Nlri { prefix: Prefix::masked(address, length).ok()?, path_id })
 }
 
-fn padded<const N: usize>(octets: &[u8]) -> [u8; N] {
+/// As many octets as an address has. Those behind the prefix go with its host bits, so they may as
+/// well come from the next one: a copy of a fixed size is the quicker one.
+fn padded<const N: usize>(rest: &[u8], octets: &[u8]) -> [u8; N] {
+    if let Some(address) = rest.first_chunk() {
+        return *address;
+    }
     let mut address = [0; N];
-    for (place, octet) in address.iter_mut().zip(octets) {
-        *place = *octet;
+    if let Some(head) = address.get_mut(..octets.len()) {
+        head.copy_from_slice(octets);
     }
     address
 }
@@ -210,9 +226,11 @@ pub(super) fn encode(nlri: Nlri, with_id: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(&nlri.path_id.to_be_bytes());
     }
     out.push(nlri.prefix.length());
-    let count = usize::from(nlri.prefix.length()).div_ceil(8);
+    let end = out.len() + usize::from(nlri.prefix.length()).div_ceil(8);
+    // All octets, and back to those that count: a copy of a fixed size is the quicker one.
     match nlri.prefix.address() {
-        IpAddr::V4(v4) => out.extend_from_slice(v4.octets().get(..count).unwrap_or_default()),
-        IpAddr::V6(v6) => out.extend_from_slice(v6.octets().get(..count).unwrap_or_default()),
+        IpAddr::V4(v4) => out.extend_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => out.extend_from_slice(&v6.octets()),
     }
+    out.truncate(end);
 }

@@ -150,14 +150,19 @@ const REASONS: &[Reason] = &[
             && facts.any(|raw| raw.flags & 0x20 != 0 && raw.flags & 0xc0 != 0xc0)
     }),
     ("rustbgpd-others", &["class", "unknown"], |case, facts| {
-        case.theirs.flawed && facts.any(|raw| raw.of_others())
+        (case.ours.class < case.theirs.class || case.theirs.class == Class::Accept)
+            && facts.any(|raw| raw.of_others())
     }),
     ("rustbgpd-martian", &["announced", "next hop"], |case, _| {
         case.ours.flawed && martian(&case.theirs.announced - &case.ours.announced)
     }),
     ("rustbgpd-aigp", &["aigp"], |case, _| case.session.aigp),
-    ("rustbgpd-later-set", &["class"], |case, facts| {
-        is(case, Class::Accept, Class::Withdraw) && facts.later_path_has_set()
+    ("rustbgpd-later", &["class"], |case, facts| {
+        is(case, Class::Accept, Class::Withdraw)
+            && (facts.later_path_has_set() || case.ours.faults.iter().any(|f| f.contains("twice")))
+    }),
+    ("rustbgpd-internal", &["local-pref", "originator", "clusters"], |case, _| {
+        !case.session.internal
     }),
     ("rustbgpd-as4-aggregator", &["aggregator"], |case, facts| {
         !case.session.four_octet_as && facts.value(7).is_none() && facts.value(18).is_some()
@@ -207,7 +212,11 @@ const REASONS: &[Reason] = &[
             value.chunks(8).any(|c| matches!(c, [6, ..] | [_, 9, ..] | [3, 13, ..]))
         })
     }),
-    ("netgauze-others", &["they find an error"], |_, facts| {
+    ("netgauze-confederation", &["they find an error"], |case, facts| {
+        let segment = |raw: &Raw<'_>| raw.value.iter().any(|octet| matches!(octet, 3 | 4));
+        !case.session.four_octet_as && facts.any(|raw| raw.kind == 17 && segment(raw))
+    }),
+    ("netgauze-others", &["they find an error", "unknown"], |_, facts| {
         facts.any(|raw| matches!(raw.kind, 25 | 29 | 40))
     }),
     ("netgauze-partial", &["they find an error"], |_, facts| {

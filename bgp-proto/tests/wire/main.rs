@@ -3,7 +3,7 @@
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::cast_precision_loss,
+    clippy::print_stdout,
     reason = "a test ends with the first surprise"
 )]
 
@@ -15,5 +15,6 @@ mod netgauze;
 mod oracles;
 mod rustbgpd;
 mod soak;
+mod speed;
 mod vectors;
 mod view;

@@ -156,7 +156,8 @@ fn value(random: &mut Random, kind: u8, session: &Session) -> (u8, Vec<u8>) {
 pub(crate) fn update(random: &mut Random, session: &Session) -> Vec<u8> {
     let with_id = session.add_path.receive_ipv4;
     let withdrawn = if random.one_in(3) { prefixes(random, false, with_id, 8) } else { Vec::new() };
-    let nlri = if random.one_in(3) { Vec::new() } else { prefixes(random, false, with_id, 12) };
+    let most = if random.one_in(50) { 600 } else { 12 };
+    let nlri = if random.one_in(3) { Vec::new() } else { prefixes(random, false, with_id, most) };
     let mut kinds: Vec<u8> = vec![1, 2, 3];
     let optional = [4, 5, 6, 7, 8, 9, 10, 14, 14, 15, 16, 17, 18, 26, 32, 35, 99, 200, 255];
     for kind in optional {

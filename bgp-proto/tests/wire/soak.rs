@@ -164,7 +164,7 @@ fn damaged_messages_break_nothing() {
         most = most.max(taken.bytes_max);
         octets += input.len() as u64;
         if input.len() >= 256 {
-            highest = highest.max(taken.bytes_max as f64 / input.len() as f64);
+            highest = highest.max(ratio(taken.bytes_max, input.len()));
         }
     }
     println!("seed {seed}: {count} messages of {octets} octets, no panic");
@@ -205,8 +205,12 @@ fn the_greediest_messages_are_bounded() {
     ];
     for (name, body, session) in inputs {
         let taken = measure(|| drop(decode_update(&body, session)));
-        let times = taken.bytes_max as f64 / body.len() as f64;
+        let times = ratio(taken.bytes_max, body.len());
         println!("{name}: {} octets, {times:.1} times as much memory", body.len());
         assert!(taken.bytes_max <= TIMES * body.len() as u64 + FIXED, "{name}: {times:.1}");
     }
+}
+
+fn ratio(taken: u64, length: usize) -> f64 {
+    f64::from(u32::try_from(taken).unwrap()) / f64::from(u32::try_from(length).unwrap())
 }
