@@ -34,8 +34,8 @@ fn long(length: usize) -> [u8; 2] {
     u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()
 }
 
-/// An OPEN, with each capability in an optional parameter of its own, in one if all fit. Those
-/// that would take it over 4096 octets are left out (RFC 8654 section 4).
+/// An OPEN, with all capabilities in one optional parameter. Those that would take it over 4096 octets
+/// are left out (RFC 8654 section 4).
 pub fn encode_open(open: &Open) -> Vec<u8> {
     let mut capabilities = Vec::new();
     for capability in &open.capabilities {

@@ -12,6 +12,7 @@ mod errors;
 mod explain;
 mod messages;
 mod netgauze;
+mod opens;
 mod oracles;
 mod rustbgpd;
 mod soak;
