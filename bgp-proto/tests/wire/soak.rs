@@ -152,8 +152,7 @@ fn asked(name: &str) -> Option<u64> {
 
 #[test]
 fn damaged_messages_break_nothing() {
-    let count = asked("TWILL_SOAK_MESSAGES");
-    let count = count.unwrap_or(if cfg!(debug_assertions) { 100_000 } else { 1_000_000 });
+    let count = asked("TWILL_SOAK_MESSAGES").unwrap_or(1_000_000);
     let seed = asked("TWILL_SOAK_SEED").unwrap_or(7606);
     let corpus = corpus();
     let mut random = Random::new(seed);
