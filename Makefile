@@ -38,6 +38,8 @@ test-crash: tools build ## the plugin killed at every one of its system calls (r
 test-storm: tools build ## thousands of ADDs and DELs, plugins and daemon killed at random (root; minutes)
 	TWILL_STORM_OPERATIONS=$(or $(OPERATIONS),2000) TWILL_TEST_LIMIT=900 \
 	    $(CARGO) test --locked --package twill-tests --test kernel -- storm::
+	TWILL_STORM_OPERATIONS=$(or $(STEPS),200) TWILL_TEST_LIMIT=900 \
+	    $(CARGO) test --locked --package twill-tests --test kernel -- claims_storm::
 
 test-kill: ## the store's process killed, and its files damaged, 500 times
 	TWILL_KILL_ROUNDS=$(or $(ROUNDS),500) \

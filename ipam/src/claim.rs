@@ -30,6 +30,11 @@ impl Taken {
         self
     }
 
+    /// Whether somebody owns some of a block.
+    pub fn overlaps(&self, block: Block) -> bool {
+        self.claimed(block.prefix()).is_some()
+    }
+
     /// What keeps `prefix` from being claimed, if anything does: what comes next begins behind it.
     fn in_the_way(&self, prefix: Prefix) -> Option<Prefix> {
         self.claimed(prefix).or_else(|| self.reserved(prefix))

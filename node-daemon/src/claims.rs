@@ -34,7 +34,7 @@ use crate::{
     datastore::{ClaimStore, Snapshot, Stamp},
     ipam::View,
     problems,
-    routes::OriginConflict,
+    routes::{KernelRoutes, OriginConflict},
 };
 
 /// How often is looked what others have written, where there are others, and how far things are that
@@ -111,6 +111,8 @@ pub(crate) struct Claims {
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// What peers announce of this node's blocks.
     pub(crate) conflicts: watch::Receiver<Vec<OriginConflict>>,
+    /// What others announce, as far as it is in the kernel.
+    pub(crate) learned: watch::Receiver<Arc<KernelRoutes>>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) owned: watch::Sender<Option<OwnedBlocks>>,

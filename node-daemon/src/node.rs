@@ -255,6 +255,7 @@ impl Node<'_> {
             view: wires.view.clone(),
             owned: wires.owned.clone(),
             conflicts: wires.conflicts.subscribe(),
+            learned: wires.installed.subscribe(),
             problems: wires.claim_problems.clone(),
             conditions: wires.conditions.clone(),
             state: claims::State::default(),

@@ -5,6 +5,7 @@ use std::{process::ExitCode, time::Duration};
 mod borrow;
 mod checklist;
 mod claims;
+mod claims_storm;
 mod crash;
 mod daemon;
 mod gc;
@@ -168,6 +169,7 @@ fn main() -> ExitCode {
         claims::a_datastore_that_is_away_ends_no_daemon,
         claims::an_empty_datastore_costs_no_pod_its_route,
         claims::a_block_is_claimed_before_it_is_needed,
+        claims_storm::no_address_is_given_twice_whatever_happens_to_claims,
         ipam_input::a_pool_that_cannot_be_used_says_why,
         ipam_input::the_smallest_pools_give_what_they_have,
         ipam_input::an_address_that_cannot_be_had_says_why_and_leaves_nothing,

@@ -306,12 +306,9 @@ impl Claims {
             for part in ours.filter(|part| !is_returned(&part.request)) {
                 self.state.borrowing.asked.remove(&part.request);
                 let (request, pool, of) = (part.request.clone(), claim.pool.clone(), claim.block);
-                if !requests.contains_key(&request) {
-                    warn!(part = %part.cidr, request, "the request of a borrowed part was removed: made again");
-                    let length = part.cidr.prefix().length();
-                    let (node, pool) = (self.node.clone(), pool.clone());
-                    let spec = BlockRequestSpec { node, block: of, pool, length, address: None };
-                    self.store.ask_again(&request, spec)?;
+                if requests.get(&request).is_none_or(Option::is_none) {
+                    warn!(part = %part.cidr, request, "the request of a borrowed part was lost: made again");
+                    self.store.ask_again(part, of, &pool)?;
                 }
                 parts.insert(part.cidr, Part { request, pool, of, unsure: false });
             }

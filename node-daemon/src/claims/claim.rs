@@ -78,14 +78,33 @@ impl Claims {
         }
         let message = allowed.err().unwrap_or_else(|| {
             let lenders = borrowed.and_then(Result::err).unwrap_or_default();
+            let announced = self.announced_and_unclaimed(&resources, pools);
             format!(
-                "every address of pools {} that node {} can have is in use{lenders}; add a pool, or \
-                 delete pods",
+                "every address of pools {} that node {} can have is in use{lenders}{announced}; add a \
+                 pool, or delete pods",
                 pools.join(", "),
                 self.node
             )
         });
         Err(RpcError { kind: ErrorKind::Exhausted, message })
+    }
+
+    /// What keeps blocks of these pools from being claimed beside claims, for people.
+    fn announced_and_unclaimed(&self, resources: &Snapshot, pools: &[String]) -> String {
+        let taken = self.store.taken().unwrap_or_default();
+        let pools = pools.iter().filter_map(|name| resources.pools.get(name));
+        let learned = pools.flat_map(|p| self.learned_in(p.spec.cidr, p.spec.block_size()));
+        let unclaimed: Vec<_> = learned
+            .filter(|block| !taken.overlaps(*block))
+            .map(|block| block.to_string())
+            .collect();
+        match unclaimed.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; somebody announces {}, for which nobody has a claim",
+                unclaimed.join(", ")
+            ),
+        }
     }
 
     /// Claims the block that an address lies in.
@@ -134,6 +153,12 @@ impl Claims {
         if let Some(held) = blocks.iter().find(in_the_way) {
             let why = format!("its block {block} overlaps {}, which is in use here", held.block);
             return refuse(ErrorKind::Taken, why);
+        }
+        let learned = self.learned_in(block.prefix(), block.prefix().length());
+        if let (Some(part), Ok(None)) = (learned.first(), self.store.get(block)) {
+            let why =
+                format!("nobody has a claim for its block {block}, and somebody announces {part}");
+            return refuse(ErrorKind::Taken, format!("{why}; ask for another one"));
         }
         let Some(other) = self.take(block, name, dedication).map_err(|error| again(&error))? else {
             return Ok(());
@@ -204,9 +229,11 @@ impl Claims {
         let who = Claimant { node: &self.node, pool: name, dedication };
         // Also what is lost, and pods still live in.
         let held = self.service.blocks()?;
+        let learned = self.learned_in(cidr, size);
         let claim = self.store.claim(who, |taken| {
             let mut taken = taken.clone().without(resources.reservations.clone());
             held.iter().for_each(|held| taken.insert(held.block));
+            learned.iter().for_each(|block| taken.insert(*block));
             next_candidate(cidr, size, &self.node, &taken)
         });
         // It may be there all the same.
@@ -215,6 +242,15 @@ impl Claims {
             Some(claim) => self.take_into_use(claim).map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// What somebody announces of a pool, in blocks or parts of blocks: where that is so, a claim that is
+    /// missing was lost, and not given back.
+    fn learned_in(&self, pool: Prefix, block_size: u8) -> Vec<Block> {
+        let learned = Arc::clone(&self.learned.borrow());
+        let inside = learned.installed.range(pool..).take_while(|prefix| pool.covers(**prefix));
+        let blocks = inside.filter(|prefix| prefix.length() >= block_size);
+        blocks.filter_map(|prefix| Block::new(*prefix).ok()).collect()
     }
 
     /// What this node cannot claim, or need not.

@@ -53,6 +53,8 @@ impl Claims {
         let pools = pool_views(&resources, &in_use);
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
         self.find_borrowed(&all, &requests)?;
+        // Nobody says when one is mended.
+        self.state.behind |= requests.values().any(Option::is_none);
         said.problems.extend(requests.iter().filter(|(_, request)| request.is_none()).map(
             |(name, _)| format!("requests/{name}.yaml cannot be read; restore it, or remove it if nobody has a part of that block"),
         ));
@@ -120,9 +122,16 @@ impl Claims {
                         && request.spec.block.prefix().covers(block.prefix())
                 });
             let has_pool = resources.pools.contains_key(&pool);
-            let is_needed = used > 0 || !lent(block, requests).is_empty();
+            let mine = self.state.mine.get(&block);
+            let is_lent = mine.is_some_and(|claim| !claim.delegations.is_empty())
+                || !lent(block, requests).is_empty();
+            let is_needed = used > 0 || is_lent;
             if !is_needed || is_known || is_borrowed || !has_pool {
                 continue;
+            }
+            // Where a request was removed as well, nobody but this node knows of its part.
+            for part in self.state.mine.get(&block).into_iter().flat_map(|c| &c.delegations) {
+                self.store.ask_again(part, block, &pool)?;
             }
             let who = Claimant { node: &self.node, pool: &pool, dedication: dedication.as_ref() };
             match self.store.try_claim(block, who) {

@@ -15,6 +15,8 @@ use twill_k8s_api::{
     },
 };
 
+use twill_types::Block;
+
 use super::claims::{ClaimStore, new_uid};
 
 /// All requests, by name; those that cannot be read without a content.
@@ -41,20 +43,38 @@ impl ClaimStore {
     pub(crate) fn ask(&self, spec: BlockRequestSpec) -> Result<String, FileError> {
         let name = format!("{}.{}", spec.block.claim_name(), new_uid());
         let _locks = self.lock_both()?;
-        self.create_request(&name, spec)?;
+        self.create_request(&name, spec, &BlockRequestStatus::default())?;
         Ok(name)
     }
 
-    /// Makes a request again that somebody has removed although its part is in use.
-    pub(crate) fn ask_again(&self, name: &str, spec: BlockRequestSpec) -> Result<(), FileError> {
+    /// Makes a request again that somebody has removed or damaged although its part is in use.
+    pub(crate) fn ask_again(
+        &self,
+        part: &Delegation,
+        block: Block,
+        pool: &str,
+    ) -> Result<(), FileError> {
         let _locks = self.lock_both()?;
-        self.create_request(name, spec)
+        if self.requests()?.get(&part.request).is_some_and(Option::is_some) {
+            return Ok(());
+        }
+        remove_file(&self.request(&part.request))?;
+        let (node, pool) = (part.node.clone(), pool.to_owned());
+        let length = part.cidr.prefix().length();
+        let spec = BlockRequestSpec { node, block, pool, length, address: None };
+        let granted = BlockRequestStatus { granted: Some(part.cidr), ..Default::default() };
+        self.create_request(&part.request, spec, &granted)
     }
 
-    fn create_request(&self, name: &str, spec: BlockRequestSpec) -> Result<(), FileError> {
+    fn create_request(
+        &self,
+        name: &str,
+        spec: BlockRequestSpec,
+        outcome: &BlockRequestStatus,
+    ) -> Result<(), FileError> {
         let created = jiff::Timestamp::now().to_string();
         let request = BlockRequest::named(name.to_owned(), created, spec);
-        let text = Resource::BlockRequest(request).to_yaml()?;
+        let text = Resource::BlockRequest(request.with_outcome(outcome)).to_yaml()?;
         create_file(&self.request(name), text.as_bytes()).map(drop)
     }
 
@@ -98,7 +118,7 @@ impl ClaimStore {
             false => {
                 if self.requests()?.get(name).is_none_or(Option::is_none) {
                     remove_file(&self.request(name))?;
-                    self.create_request(name, spec.clone())?;
+                    self.create_request(name, spec.clone(), &BlockRequestStatus::default())?;
                 }
                 self.change(name, |outcome| outcome.returned = true)
             }
