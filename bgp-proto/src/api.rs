@@ -86,6 +86,11 @@ pub struct PeerConfig {
     pub local_address: Option<IpAddr>,
     /// Never connect, only accept.
     pub passive: bool,
+    /// How long an open connection waits for the peer's OPEN before ours goes out (DelayOpenTime);
+    /// zero sends it at once.
+    pub delay_open: Duration,
+    /// Stopped by its administrator, with this text for the peer's (RFC 9003; may be empty).
+    pub shutdown: Option<String>,
     /// Proposed hold time in seconds: 0 (off), or 3 and more.
     pub hold_time: u16,
     /// How long the peer shall keep our routes over a restart, in seconds, 0 to 4095.

@@ -50,16 +50,23 @@ impl Negotiated {
     }
 }
 
-/// A connection whose OPEN we have sent.
+/// A connection that TCP has opened.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) id: ConnId,
     pub(crate) direction: Direction,
     pub(crate) local: SocketAddr,
-    /// OpenSent, OpenConfirm or Established.
+    /// OpenSent, OpenConfirm or Established; Connect or Active while our OPEN is delayed.
     pub(crate) state: State,
     pub(crate) negotiated: Option<Negotiated>,
-    pub(crate) established_at: Time,
+    /// When it came into its state.
+    pub(crate) since: Time,
+    /// The peer has sent what only an Established session carries: it is Established there too.
+    pub(crate) heard: bool,
+    /// It gives way to an Established one at this time, unless the peer decides before.
+    pub(crate) yields_at: Option<Time>,
+    /// When our OPEN goes out without waiting for the peer's (DelayOpenTimer).
+    delay_open: Option<Time>,
     buffer: Vec<u8>,
     hold: Option<Time>,
     keepalive: Option<Time>,
@@ -79,16 +86,29 @@ pub(crate) enum Message {
 }
 
 impl Connection {
-    pub(crate) fn new(id: ConnId, direction: Direction, local: SocketAddr, now: Time) -> Self {
+    /// One that waits to send its OPEN until `delay_open` (RFC 4271 section 8.1.1).
+    pub(crate) fn new(
+        id: ConnId,
+        direction: Direction,
+        local: SocketAddr,
+        now: Time,
+        delay_open: Time,
+    ) -> Self {
         Self {
             id,
             direction,
             local,
-            state: State::OpenSent,
+            state: match direction {
+                Direction::Outgoing => State::Connect,
+                Direction::Incoming => State::Active,
+            },
             negotiated: None,
-            established_at: now,
+            since: now,
+            heard: false,
+            yields_at: None,
+            delay_open: Some(delay_open),
             buffer: Vec::new(),
-            hold: Some(now + OPEN_HOLD),
+            hold: None,
             keepalive: None,
             unsent: 0,
             send_hold: None,
@@ -120,7 +140,7 @@ impl Connection {
             (MessageType::Notification, ..) => {
                 Ok(Message::Notification(Notification::decode(frame.body)))
             }
-            (MessageType::Open, State::OpenSent, _) => {
+            (MessageType::Open, State::Connect | State::Active | State::OpenSent, _) => {
                 Ok(Message::Open(wire::decode_open(frame.body)?))
             }
             (MessageType::Keepalive, State::OpenConfirm | State::Established, _) => {
@@ -171,13 +191,12 @@ impl Connection {
         })
     }
 
-    /// Takes the peer's OPEN and goes to OpenConfirm (RFC 4271 section 8.2.2, event 19).
-    pub(crate) fn opened(
+    /// Checks the peer's OPEN and keeps what it agrees on with ours (RFC 4271 section 6.2).
+    pub(crate) fn negotiate(
         &mut self,
         open: Open,
         speaker: &SpeakerConfig,
         peer: &PeerConfig,
-        now: Time,
     ) -> Result<(), Notification> {
         if open.asn != peer.asn {
             return Err(Notification::new(code::OPEN, open_error::BAD_PEER_AS));
@@ -200,9 +219,20 @@ impl Connection {
             notification_restart: open.graceful_restart().is_some_and(|r| r.notification),
             open,
         });
-        self.state = State::OpenConfirm;
-        self.restart_hold(now);
         Ok(())
+    }
+
+    pub(crate) fn enter(&mut self, state: State, now: Time) {
+        self.state = state;
+        self.since = now;
+        match state {
+            State::OpenSent => {
+                self.delay_open = None;
+                self.hold = Some(now + OPEN_HOLD);
+            }
+            State::OpenConfirm => self.restart_hold(now),
+            State::Idle | State::Connect | State::Active | State::Established => {}
+        }
     }
 
     fn restart_hold(&mut self, now: Time) {
@@ -222,6 +252,14 @@ impl Connection {
 
     pub(crate) fn keepalive_due(&self, now: Time) -> bool {
         self.keepalive.is_some_and(|deadline| deadline <= now)
+    }
+
+    pub(crate) fn delay_expired(&self, now: Time) -> bool {
+        self.delay_open.is_some_and(|deadline| deadline <= now)
+    }
+
+    pub(crate) fn yield_expired(&self, now: Time) -> bool {
+        self.yields_at.is_some_and(|deadline| deadline <= now)
     }
 
     pub(crate) fn hold_expired(&self, now: Time) -> bool {
@@ -251,15 +289,17 @@ impl Connection {
         self.send_hold = (self.unsent > 0).then(|| now + self.send_hold_time());
     }
 
-    pub(crate) fn next_deadline(&self) -> Option<(Time, &'static str)> {
+    /// The timers that run.
+    pub(crate) fn timers(&self) -> impl Iterator<Item = (Time, &'static str)> + use<> {
         [
+            (self.delay_open, "delay open timer"),
             (self.hold, "hold timer"),
             (self.keepalive, "keepalive timer"),
             (self.send_hold, "send hold timer"),
+            (self.yields_at, "collision timer"),
         ]
         .into_iter()
         .filter_map(|(deadline, why)| Some((deadline?, why)))
-        .min()
     }
 }
 

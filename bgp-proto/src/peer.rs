@@ -1,7 +1,8 @@
 //! One neighbour: its one or two connections, its timers and its state (RFC 4271 section 8).
 //!
-//! Both connections of a collision live here, so it is resolved in one place. A peer knows nothing
-//! of routes: what it learns about its session it tells by [`Session`] events.
+//! `docs/bgp-fsm.md` has every state and event. Both connections of a collision live here, so it is
+//! resolved in one place (`collision`). A peer knows nothing of routes: what it learns about its
+//! session it tells by [`Session`] events.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,15 +13,15 @@ use crate::{
     wire::{self, Notification, RouteRefresh, UpdateIn, cease, code},
 };
 
-/// The first attempt after a loss, and after it twice as long each time, up to the longest.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// After a peer with a graceful restart in hand refused a connection as colliding, it has dropped
-/// the old session, and takes the next one (seen with FRR): no back-off is due.
-const RETRY_AFTER_COLLISION: Duration = Duration::from_millis(50);
-/// A second connection on a session younger than this is a collision that was still on its way,
-/// not a peer that has restarted.
-const RACE: Duration = Duration::from_secs(1);
+mod collision;
+mod ending;
+
+#[cfg(test)]
+mod tests;
+
+/// An attempt to open a connection is given up after this time at the earliest. A peer that drops
+/// SYNs must not hold up the retry for the two minutes that a kernel would try.
+const SHORTEST_ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Why a session ended; what becomes of the peer's routes depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,15 +43,19 @@ pub(crate) enum Session {
     Refresh(RouteRefresh),
 }
 
-/// When and how the next connection is opened.
+/// What is done about the next connection of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dial {
-    /// Nothing is to be done: passive, or a session stands.
-    No,
-    /// At this time. `Idle` while a failure is waited out, else `Active`.
-    At(Time, State),
-    /// Under way.
-    Opening(ConnId),
+    /// Idle: stopped, or not started yet. The peer's connections are refused.
+    Stopped,
+    /// Idle until the IdleHoldTimer expires. The peer's connections are refused.
+    Held(Time),
+    /// Active, without a timer: we are passive, or a connection is there.
+    Listen,
+    /// Active until the ConnectRetryTimer expires.
+    Retry(Time),
+    /// Connect: under way, until the ConnectRetryTimer expires.
+    Opening(ConnId, Time),
 }
 
 /// Where a peer puts what it has to say.
@@ -72,7 +77,11 @@ pub(crate) struct Peer {
     pub(crate) config: PeerConfig,
     connections: Vec<Connection>,
     dial: Dial,
-    failures: u32,
+    /// Attempts without a session since the last one (ConnectRetryCounter): back-off of the
+    /// ConnectRetryTimer.
+    attempts: u32,
+    /// Errors without a session that lasted since: back-off of the IdleHoldTimer.
+    oscillations: u32,
     pub(crate) since: Time,
     pub(crate) info: String,
     pub(crate) messages_in: u64,
@@ -81,14 +90,15 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// One that is not started yet.
     pub(crate) fn new(key: PeerKey, config: PeerConfig, now: Time) -> Self {
-        let dial = if config.passive { Dial::No } else { Dial::At(now, State::Active) };
         Self {
             key,
             config,
             connections: Vec::new(),
-            dial,
-            failures: 0,
+            dial: Dial::Stopped,
+            attempts: 0,
+            oscillations: 0,
             since: now,
             info: String::new(),
             messages_in: 0,
@@ -100,9 +110,9 @@ impl Peer {
     /// The state of the connection that is farthest.
     pub(crate) fn state(&self) -> State {
         let dialling = match self.dial {
-            Dial::No => State::Active,
-            Dial::At(_, state) => state,
-            Dial::Opening(_) => State::Connect,
+            Dial::Stopped | Dial::Held(_) => State::Idle,
+            Dial::Listen | Dial::Retry(_) => State::Active,
+            Dial::Opening(..) => State::Connect,
         };
         self.connections.iter().map(|connection| connection.state).max().unwrap_or(dialling)
     }
@@ -114,44 +124,92 @@ impl Peer {
     }
 
     pub(crate) fn owns(&self, conn: ConnId) -> bool {
-        self.dial == Dial::Opening(conn) || self.connections.iter().any(|c| c.id == conn)
+        matches!(self.dial, Dial::Opening(opening, _) if opening == conn)
+            || self.connections.iter().any(|c| c.id == conn)
     }
 
     pub(crate) fn next_deadline(&self) -> Option<(Time, &'static str)> {
-        let dial = match self.dial {
-            Dial::At(deadline, _) => Some((deadline, "connect retry timer")),
-            Dial::No | Dial::Opening(_) => None,
-        };
-        self.connections.iter().filter_map(Connection::next_deadline).chain(dial).min()
+        self.timers().min()
     }
 
-    /// Timers (RFC 4271 events 9 to 13, RFC 9687).
-    pub(crate) fn tick(&mut self, sink: &mut Sink<'_>) {
-        if let Dial::At(deadline, _) = self.dial
-            && deadline <= sink.now
-        {
+    /// The timers that run.
+    fn timers(&self) -> impl Iterator<Item = (Time, &'static str)> {
+        let dial = match self.dial {
+            Dial::Held(deadline) => Some((deadline, "idle hold timer")),
+            Dial::Retry(deadline) | Dial::Opening(_, deadline) => {
+                Some((deadline, "connect retry timer"))
+            }
+            Dial::Stopped | Dial::Listen => None,
+        };
+        self.connections.iter().flat_map(Connection::timers).chain(dial)
+    }
+
+    fn find(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        self.connections.iter_mut().find(|c| c.id == conn)
+    }
+
+    /// Starts a peer that is not stopped by its administrator (events 1 and 4); one that waits in
+    /// Idle starts now. Elsewhere a start changes nothing.
+    pub(crate) fn start(&mut self, sink: &mut Sink<'_>) {
+        if self.config.shutdown.is_some() {
+            "stopped by its administrator".clone_into(&mut self.info);
+        } else if matches!(self.dial, Dial::Stopped | Dial::Held(_)) {
+            self.attempts = 0;
+            self.oscillations = 0;
+            self.begin(sink);
+        }
+    }
+
+    fn begin(&mut self, sink: &mut Sink<'_>) {
+        if self.config.passive {
+            self.dial = Dial::Listen;
+        } else {
             self.connect(sink);
         }
-        let due: Vec<ConnId> = self.connections.iter().map(|c| c.id).collect();
-        for id in due {
-            let Some(connection) = self.connections.iter().find(|c| c.id == id) else {
-                continue;
-            };
-            if connection.hold_expired(sink.now) {
-                self.fail(id, Notification::new(code::HOLD_TIMER, 0), sink);
-            } else if connection.send_hold_expired(sink.now) {
-                self.fail(id, Notification::new(code::SEND_HOLD_TIMER, 0), sink);
-            } else if connection.keepalive_due(sink.now) {
-                self.send(id, wire::encode_keepalive(), sink);
-                self.schedule_keepalive(id, sink);
+    }
+
+    /// Timers (events 9 to 13; RFC 9687 has another).
+    pub(crate) fn tick(&mut self, sink: &mut Sink<'_>) {
+        match self.dial {
+            Dial::Held(deadline) if deadline <= sink.now => self.begin(sink),
+            Dial::Retry(deadline) if deadline <= sink.now => self.connect(sink),
+            Dial::Opening(conn, deadline) if deadline <= sink.now => {
+                "cannot connect: no answer".clone_into(&mut self.info);
+                sink.outputs.push(Output::Close { conn });
+                self.connect(sink);
             }
+            Dial::Stopped | Dial::Listen | Dial::Held(_) | Dial::Retry(_) | Dial::Opening(..) => {}
+        }
+        let ids: Vec<ConnId> = self.connections.iter().map(|c| c.id).collect();
+        for id in ids {
+            self.tick_connection(id, sink);
+        }
+    }
+
+    fn tick_connection(&mut self, id: ConnId, sink: &mut Sink<'_>) {
+        let now = sink.now;
+        // What was done for another connection may have ended this one.
+        let Some(connection) = self.find(id) else {
+            return;
+        };
+        if connection.hold_expired(now) {
+            self.fail(id, Notification::new(code::HOLD_TIMER, 0), sink);
+        } else if connection.send_hold_expired(now) {
+            self.fail(id, Notification::new(code::SEND_HOLD_TIMER, 0), sink);
+        } else if connection.yield_expired(now) {
+            self.fail(id, Notification::new(code::CEASE, cease::COLLISION), sink);
+        } else if connection.delay_expired(now) {
+            self.send_open(id, sink);
+        } else if connection.keepalive_due(now) {
+            self.send_keepalive(id, sink);
         }
     }
 
     fn connect(&mut self, sink: &mut Sink<'_>) {
         let conn = ConnId(*sink.next_conn);
         *sink.next_conn += 1;
-        self.dial = Dial::Opening(conn);
+        let time = ending::back_off(self.attempts).max(SHORTEST_ATTEMPT);
+        self.dial = Dial::Opening(conn, sink.now + sink.jitter.apply(time));
         sink.outputs.push(Output::Connect {
             conn,
             remote: self.key.socket(),
@@ -161,18 +219,29 @@ impl Peer {
 
     /// Our connection is open (event 16).
     pub(crate) fn connected(&mut self, conn: ConnId, local: SocketAddr, sink: &mut Sink<'_>) {
-        self.dial = Dial::No;
-        self.start(conn, Direction::Outgoing, local, sink);
+        if matches!(self.dial, Dial::Opening(opening, _) if opening == conn) {
+            self.dial = Dial::Listen;
+            self.take_up(conn, Direction::Outgoing, local, sink);
+        }
     }
 
     /// Our connection could not be opened (event 18).
-    pub(crate) fn connect_failed(&mut self, reason: String, sink: &mut Sink<'_>) {
-        self.info = format!("cannot connect: {reason}");
-        self.retry(State::Active, sink);
+    pub(crate) fn connect_failed(&mut self, conn: ConnId, reason: &str, sink: &mut Sink<'_>) {
+        if matches!(self.dial, Dial::Opening(opening, _) if opening == conn) {
+            self.info = format!("cannot connect: {reason}");
+            self.dial = Dial::Listen;
+            self.retry(sink);
+        }
     }
 
-    /// The peer has connected (event 17).
+    /// The peer has connected (events 14 and 17).
     pub(crate) fn accepted(&mut self, conn: ConnId, local: SocketAddr, sink: &mut Sink<'_>) {
+        // RFC 4271 section 8.2.2: Idle refuses. Without a NOTIFICATION, which many a peer takes as
+        // a reason to stay away for a minute.
+        if matches!(self.dial, Dial::Stopped | Dial::Held(_)) {
+            sink.outputs.push(Output::Close { conn });
+            return;
+        }
         // A second one from the same side takes the place of a first that is still opening: a
         // peer that lost its end dials again before we notice.
         let stale: Vec<ConnId> = self
@@ -184,41 +253,46 @@ impl Peer {
         for id in stale {
             self.remove(id, sink);
         }
-        self.start(conn, Direction::Incoming, local, sink);
+        self.take_up(conn, Direction::Incoming, local, sink);
     }
 
-    fn start(
+    fn take_up(
         &mut self,
         conn: ConnId,
         direction: Direction,
         local: SocketAddr,
         sink: &mut Sink<'_>,
     ) {
-        self.connections.push(Connection::new(conn, direction, local, sink.now));
-        let open = Connection::open(sink.speaker, &self.config, sink.restarting);
-        self.send(conn, open, sink);
+        let delay = self.config.delay_open;
+        let connection = Connection::new(conn, direction, local, sink.now, sink.now + delay);
+        self.connections.push(connection);
+        if delay.is_zero() {
+            self.send_open(conn, sink);
+        }
     }
 
+    /// Our OPEN goes out, and theirs is awaited (event 12, or at once).
+    fn send_open(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
+        let open = Connection::open(sink.speaker, &self.config, sink.restarting);
+        self.send(conn, open, sink);
+        if let Some(connection) = self.find(conn) {
+            connection.enter(State::OpenSent, sink.now);
+        }
+    }
+
+    /// The kernel took bytes: the send hold timer starts again, or stops (RFC 9687).
     pub(crate) fn written(&mut self, conn: ConnId, count: usize, now: Time) {
-        if let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) {
+        if let Some(connection) = self.find(conn) {
             connection.written(count, now);
         }
     }
 
-    /// A connection broke (event 18).
-    pub(crate) fn closed(&mut self, conn: ConnId, reason: &str, sink: &mut Sink<'_>) {
-        let Some(connection) = self.forget(conn) else {
-            return;
-        };
-        self.ended(connection, Loss::Connection(reason.to_owned()), sink);
-    }
-
     pub(crate) fn received(&mut self, conn: ConnId, bytes: &[u8], sink: &mut Sink<'_>) {
-        if let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) {
+        if let Some(connection) = self.find(conn) {
             connection.push(bytes);
         }
         // Each message may close the connection.
-        while let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) {
+        while let Some(connection) = self.find(conn) {
             match connection.next_message(sink.now) {
                 Ok(Some(message)) => {
                     self.messages_in += 1;
@@ -234,212 +308,111 @@ impl Peer {
         match message {
             Message::Open(open) => self.opened(conn, open, sink),
             Message::Keepalive => self.confirmed(conn, sink),
-            Message::Update(update) => sink.sessions.push(Session::Update(update)),
+            Message::Update(update) => {
+                self.heard(conn, sink);
+                sink.sessions.push(Session::Update(update));
+            }
             Message::RouteRefresh(refresh) => {
+                self.heard(conn, sink);
                 sink.sessions.extend(refresh.map(Session::Refresh));
             }
             Message::Notification(notification) => self.notified(conn, notification, sink),
         }
     }
 
-    /// The peer's OPEN (event 19), and the collision that it may show (section 6.8).
+    /// The peer's OPEN (events 19 and 20), and the collision that it may show.
     fn opened(&mut self, conn: ConnId, open: wire::Open, sink: &mut Sink<'_>) {
         let config = self.config.clone();
-        let identifier = open.identifier;
-        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
+        let Some(connection) = self.find(conn) else {
             return;
         };
-        if let Err(notification) = connection.opened(open, sink.speaker, &config, sink.now) {
+        if let Err(notification) = connection.negotiate(open, sink.speaker, &config) {
             return self.fail(conn, notification, sink);
         }
-        let direction = connection.direction;
-        let rival = self.connections.iter().find(|c| c.id != conn && c.state >= State::OpenConfirm);
-        if let Some(rival) = rival {
-            let (rival_id, rival_direction) = (rival.id, rival.direction);
-            let old = rival.state == State::Established
-                && sink.now.since(rival.established_at) >= RACE
-                && rival.negotiated.as_ref().is_some_and(|n| n.graceful_restart().is_some());
-            let established = rival.state == State::Established;
-            // The connection that the higher identifier opened stays.
-            let outgoing_stays = sink.speaker.router_id > identifier;
-            let new_stays = (direction == Direction::Outgoing) == outgoing_stays
-                && direction != rival_direction;
-            if old {
-                // RFC 4724 section 4.2: the peer has restarted before its old connection was
-                // seen to break. No NOTIFICATION, and its routes are kept.
-                if let Some(connection) = self.forget(rival_id) {
-                    sink.outputs.push(Output::Close { conn: rival_id });
-                    let loss = Loss::Connection("the peer opened a new connection".to_owned());
-                    self.ended(connection, loss, sink);
-                }
-            } else if established || !new_stays {
-                return self.fail(conn, Notification::new(code::CEASE, cease::COLLISION), sink);
-            } else {
-                self.fail(rival_id, Notification::new(code::CEASE, cease::COLLISION), sink);
-            }
+        if connection.state != State::OpenSent {
+            self.send_open(conn, sink);
         }
-        self.send(conn, wire::encode_keepalive(), sink);
-        self.schedule_keepalive(conn, sink);
+        if let Some(connection) = self.find(conn) {
+            connection.enter(State::OpenConfirm, sink.now);
+        }
+        self.decide(conn, sink);
+    }
+
+    /// Accepts the peer's OPEN. Another connection of ours would only collide.
+    fn accept_open(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
+        if matches!(self.dial, Dial::Retry(_)) {
+            self.dial = Dial::Listen;
+        }
+        self.send_keepalive(conn, sink);
     }
 
     /// A KEEPALIVE (event 26): in OpenConfirm it makes the session.
     fn confirmed(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
-        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
+        let Some(connection) = self.find(conn) else {
             return;
         };
         if connection.state != State::OpenConfirm {
             return;
         }
-        connection.state = State::Established;
-        connection.established_at = sink.now;
-        let others: Vec<ConnId> =
-            self.connections.iter().map(|c| c.id).filter(|id| *id != conn).collect();
-        for id in others {
-            self.fail(id, Notification::new(code::CEASE, cease::COLLISION), sink);
+        if connection.yields_at.is_some() {
+            self.preferred(conn, sink);
         }
-        if let Dial::Opening(conn) = self.dial {
+        // What waited beside it may have been chosen over it.
+        let Some(connection) = self.find(conn) else {
+            return;
+        };
+        connection.enter(State::Established, sink.now);
+        self.dump_others(conn, sink);
+        if let Dial::Opening(conn, _) = self.dial {
             sink.outputs.push(Output::Close { conn });
         }
-        self.dial = Dial::No;
-        self.failures = 0;
+        self.dial = Dial::Listen;
+        self.attempts = 0;
         self.since = sink.now;
         self.info = "Established".to_owned();
         sink.outputs.push(Output::Event(self.key, PeerEvent::Up));
         sink.sessions.push(Session::Up);
     }
 
-    /// A NOTIFICATION came (events 24 and 25).
-    fn notified(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
-        let event = PeerEvent::Notification { sent: false, notification: notification.clone() };
-        sink.outputs.push(Output::Event(self.key, event));
-        sink.outputs.push(Output::Close { conn });
-        if let Some(connection) = self.forget(conn) {
-            self.ended(connection, Loss::Notification(notification), sink);
-        }
-    }
-
-    /// Ends a connection with a NOTIFICATION of ours.
-    fn fail(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
-        self.send(conn, wire::encode_notification(&notification), sink);
-        sink.outputs.push(Output::Close { conn });
-        let event = PeerEvent::Notification { sent: true, notification: notification.clone() };
-        sink.outputs.push(Output::Event(self.key, event));
-        if let Some(connection) = self.forget(conn) {
-            self.ended(connection, Loss::Notification(notification), sink);
-        }
-    }
-
-    /// Ends a connection without a word.
-    fn remove(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
-        if self.forget(conn).is_some() {
-            sink.outputs.push(Output::Close { conn });
-        }
-    }
-
-    fn forget(&mut self, conn: ConnId) -> Option<Connection> {
-        let index = self.connections.iter().position(|c| c.id == conn)?;
-        Some(self.connections.swap_remove(index))
-    }
-
-    /// A connection is no more: what it was decides what is reported, and when the next try is.
-    fn ended(&mut self, connection: Connection, loss: Loss, sink: &mut Sink<'_>) {
-        let reason = match &loss {
-            Loss::Connection(reason) => reason.clone(),
-            Loss::Notification(notification) => notification.to_string(),
-            Loss::Removed => "removed from the configuration".to_owned(),
-        };
-        let collision = matches!(
-            &loss,
-            Loss::Notification(n) if n.code == code::CEASE && n.subcode == cease::COLLISION
-        );
-        let quick = matches!(loss, Loss::Connection(_)) || collision;
-        match (connection.state, connection.negotiated) {
-            (State::Established, Some(negotiated)) => {
-                self.info = reason;
-                self.since = sink.now;
-                self.flaps += 1;
-                let negotiated = Box::new(negotiated);
-                sink.sessions.push(Session::Down { loss, negotiated });
-            }
-            _ if collision => {}
-            _ => {
-                self.info.clone_from(&reason);
-                sink.outputs.push(Output::Event(self.key, PeerEvent::Failed { reason }));
-            }
-        }
-        if !self.connections.is_empty() || matches!(self.dial, Dial::Opening(_)) {
-            return;
-        }
-        if collision {
-            self.schedule(RETRY_AFTER_COLLISION, State::Active, sink);
-        } else {
-            self.retry(if quick { State::Active } else { State::Idle }, sink);
-        }
-    }
-
-    /// Tries again after a time that doubles, with jitter (section 8.1.1, IdleHoldTime).
-    fn retry(&mut self, state: State, sink: &mut Sink<'_>) {
-        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LONGEST_RETRY);
-        self.failures = self.failures.saturating_add(1);
-        let wait = sink.jitter.apply(wait);
-        self.schedule(wait, state, sink);
-    }
-
-    fn schedule(&mut self, wait: Duration, state: State, sink: &Sink<'_>) {
-        self.dial = if self.config.passive { Dial::No } else { Dial::At(sink.now + wait, state) };
-    }
-
     /// Takes a changed configuration; a session that it does not concern stays.
     pub(crate) fn reconfigure(&mut self, config: PeerConfig, sink: &mut Sink<'_>) {
         let reset = self.config.needs_reset(&config);
+        let shutdown = config.shutdown != self.config.shutdown;
+        let passive = config.passive && !self.config.passive;
         self.config = config;
-        if reset {
-            let subcode = cease::CONFIGURATION;
-            self.end_all(&Notification::new(code::CEASE, subcode), sink);
-            self.failures = 0;
-            self.schedule(Duration::ZERO, State::Active, sink);
-        } else if self.dial == Dial::No && self.connections.is_empty() {
-            self.schedule(Duration::ZERO, State::Active, sink);
-        }
-    }
-
-    /// Says goodbye to a peer that is no longer configured (event 2; RFC 4486 subcode 3).
-    pub(crate) fn deconfigure(&mut self, sink: &mut Sink<'_>) {
-        self.end_all(&Notification::new(code::CEASE, cease::DECONFIGURED), sink);
-    }
-
-    fn end_all(&mut self, notification: &Notification, sink: &mut Sink<'_>) {
-        if let Dial::Opening(conn) = self.dial {
-            sink.outputs.push(Output::Close { conn });
-        }
-        self.dial = Dial::No;
-        for connection in std::mem::take(&mut self.connections) {
-            let bytes = wire::encode_notification(notification);
-            sink.outputs.push(Output::Send { conn: connection.id, bytes });
-            sink.outputs.push(Output::Close { conn: connection.id });
-            self.messages_out += 1;
-            if let (State::Established, Some(negotiated)) =
-                (connection.state, connection.negotiated)
-            {
-                self.since = sink.now;
-                self.flaps += 1;
-                let negotiated = Box::new(negotiated);
-                sink.sessions.push(Session::Down { loss: Loss::Removed, negotiated });
+        match &self.config.shutdown {
+            Some(text) if shutdown => {
+                let text = text.clone();
+                return self.stop(&Notification::cease_with_text(cease::SHUTDOWN, &text), sink);
             }
+            Some(_) => return,
+            None => {}
         }
-        self.info = notification.to_string();
+        if reset && self.dial != Dial::Stopped {
+            // Events 8 and 3: what was wrong may be right now, so nothing is waited for.
+            self.stop(&Notification::new(code::CEASE, cease::CONFIGURATION), sink);
+        }
+        if self.dial == Dial::Stopped {
+            return self.start(sink);
+        }
+        if passive && matches!(self.dial, Dial::Retry(_)) {
+            self.dial = Dial::Listen;
+        } else if self.dial == Dial::Listen && self.connections.is_empty() {
+            self.begin(sink);
+        }
     }
 
-    fn schedule_keepalive(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
+    fn send_keepalive(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
+        self.send(conn, wire::encode_keepalive(), sink);
+        let jitter = &mut *sink.jitter;
         if let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) {
             let interval = connection.keepalive_interval();
-            let deadline = interval.map(|interval| sink.now + sink.jitter.apply(interval));
-            connection.set_keepalive(deadline);
+            connection.set_keepalive(interval.map(|interval| sink.now + jitter.apply(interval)));
         }
     }
 
     /// Sends one message.
-    pub(crate) fn send(&mut self, conn: ConnId, bytes: Vec<u8>, sink: &mut Sink<'_>) {
+    fn send(&mut self, conn: ConnId, bytes: Vec<u8>, sink: &mut Sink<'_>) {
         self.send_many(conn, bytes, 1, sink);
     }
 
@@ -451,7 +424,7 @@ impl Peer {
         count: u64,
         sink: &mut Sink<'_>,
     ) {
-        if let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) {
+        if let Some(connection) = self.find(conn) {
             connection.sent(bytes.len(), sink.now);
             self.messages_out += count;
             sink.outputs.push(Output::Send { conn, bytes });

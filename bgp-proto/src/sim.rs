@@ -1,5 +1,7 @@
 //! Speakers against each other in virtual time: a network that delays, cuts and forgets.
 
+mod sessions;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -39,6 +41,46 @@ struct Net {
     next_accepted: u64,
     /// Packets between these two are dropped without a word.
     cut: BTreeSet<(usize, usize)>,
+    /// What waits for a cut to heal.
+    held: Vec<(usize, Input)>,
+    /// Each input takes its own time, up to so many milliseconds; `None` is always the same.
+    longest_delay: Option<u64>,
+    random: Random,
+    /// When the last input of a connection arrives: none overtakes it.
+    last: BTreeMap<End, Time>,
+}
+
+/// Chance out of a seed (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+
+    fn index(&mut self, end: u64) -> usize {
+        usize::try_from(self.below(end)).unwrap()
+    }
+}
+
+/// The connection that an input is about.
+fn conn_of(input: &Input) -> Option<ConnId> {
+    match input {
+        Input::Connected { conn, .. }
+        | Input::ConnectFailed { conn, .. }
+        | Input::Accepted { conn, .. }
+        | Input::Received { conn, .. }
+        | Input::Written { conn, .. }
+        | Input::Closed { conn, .. } => Some(*conn),
+        Input::Tick | Input::SetPeers(_) | Input::SetOwn(_) | Input::NextHops(_) => None,
+    }
 }
 
 fn address(index: usize) -> IpAddr {
@@ -73,6 +115,8 @@ fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
         asn: Asn::new(asn).unwrap(),
         local_address: None,
         passive: false,
+        delay_open: Duration::ZERO,
+        shutdown: None,
         hold_time: 9,
         restart_time: 120,
         families: BTreeSet::from([Family::V4, Family::V6]),
@@ -92,6 +136,10 @@ impl Net {
             sequence: 0,
             next_accepted: u64::MAX,
             cut: BTreeSet::new(),
+            held: Vec::new(),
+            longest_delay: None,
+            random: Random::new(seed),
+            last: BTreeMap::new(),
         };
         for (index, asn) in asns.iter().enumerate() {
             let config = config(index, *asn, false, seed.wrapping_mul(31) + index as u64);
@@ -120,7 +168,16 @@ impl Net {
 
     fn schedule(&mut self, node: usize, input: Input) {
         self.sequence += 1;
-        self.queue.insert((self.now + DELAY, self.sequence), (node, input));
+        let delay = self
+            .longest_delay
+            .map_or(DELAY, |longest| Duration::from_millis(self.random.below(longest + 1)));
+        let mut at = self.now + delay;
+        if let Some(conn) = conn_of(&input) {
+            let last = self.last.entry((node, conn)).or_default();
+            at = at.max(*last);
+            *last = at;
+        }
+        self.queue.insert((at, self.sequence), (node, input));
     }
 
     fn input(&mut self, index: usize, input: Input) {
@@ -138,10 +195,8 @@ impl Net {
             Output::Connect { conn, remote, .. } => self.connect(index, conn, remote),
             Output::Send { conn, bytes } => {
                 self.schedule(index, Input::Written { conn, count: bytes.len() });
-                if let Some((other, conn)) = self.wires.get(&(index, conn)).copied()
-                    && !self.is_cut(index, other)
-                {
-                    self.schedule(other, Input::Received { conn, bytes });
+                if let Some((other, conn)) = self.wires.get(&(index, conn)).copied() {
+                    self.carry(index, other, Input::Received { conn, bytes });
                 }
             }
             Output::Close { conn } => self.close((index, conn)),
@@ -162,6 +217,21 @@ impl Net {
             Output::Converged => self.nodes[index].converged = true,
             Output::Conflicts(conflicts) => self.nodes[index].conflicts = conflicts,
             Output::Event(key, event) => self.nodes[index].events.push((key, event)),
+        }
+    }
+
+    /// What is sent over a cut is sent again by TCP when it is healed.
+    fn carry(&mut self, from: usize, to: usize, input: Input) {
+        match self.is_cut(from, to) {
+            true => self.held.push((to, input)),
+            false => self.schedule(to, input),
+        }
+    }
+
+    fn heal(&mut self) {
+        self.cut.clear();
+        for (to, input) in std::mem::take(&mut self.held) {
+            self.schedule(to, input);
         }
     }
 
@@ -188,9 +258,9 @@ impl Net {
         let Some(other) = self.wires.remove(&end) else {
             return;
         };
-        if self.wires.remove(&other).is_some() && !self.is_cut(end.0, other.0) {
+        if self.wires.remove(&other).is_some() {
             let reason = "closed".to_owned();
-            self.schedule(other.0, Input::Closed { conn: other.1, reason });
+            self.carry(end.0, other.0, Input::Closed { conn: other.1, reason });
         }
     }
 
@@ -200,11 +270,18 @@ impl Net {
         let ends: Vec<End> = self.wires.keys().filter(|end| end.0 == index).copied().collect();
         for end in ends {
             if silently {
-                self.wires.remove(&end);
+                // The other end stays open, and what it sends goes nowhere.
+                if let Some(other) = self.wires.remove(&end) {
+                    self.wires.remove(&other);
+                }
             } else {
                 self.close(end);
             }
         }
+        // The next process numbers its connections from the start again.
+        self.queue.retain(|_, (node, _)| *node != index);
+        self.last.retain(|(node, _), _| *node != index);
+        self.held.retain(|(node, _)| *node != index);
     }
 
     fn restart(&mut self, index: usize, asns: &[u32]) {
@@ -361,7 +438,7 @@ fn silence_ends_a_session_by_the_hold_timer() {
         _ => false,
     });
     assert!(told, "no Hold Timer Expired");
-    net.cut.clear();
+    net.heal();
     net.run_until("healed", Duration::from_secs(60), Net::is_full);
 }
 
@@ -374,7 +451,8 @@ fn a_removed_peer_is_told_and_its_routes_go_at_once() {
     net.run_until("told", SECONDS_10, |net| {
         net.nodes[1].events.iter().any(|(_, event)| match event {
             PeerEvent::Notification { sent: false, notification } => {
-                notification.to_string() == "Cease/Peer De-configured (6/3)"
+                // Both keep routes over a NOTIFICATION, so it comes as a Hard Reset (RFC 8538).
+                notification.to_string() == "Cease/Hard Reset (6/9)" && notification.data == [6, 3]
             }
             _ => false,
         })

@@ -80,7 +80,7 @@ impl Speaker {
                 self.with_owner(now, conn, |peer, sink| peer.connected(conn, local, sink));
             }
             Input::ConnectFailed { conn, reason } => {
-                self.with_owner(now, conn, |peer, sink| peer.connect_failed(reason, sink));
+                self.with_owner(now, conn, |peer, sink| peer.connect_failed(conn, &reason, sink));
             }
             Input::Accepted { conn, local, remote } => self.accepted(now, conn, local, remote),
             Input::Received { conn, bytes } => {
@@ -195,11 +195,15 @@ impl Speaker {
             self.exchanges.remove(&key);
             self.rib.flush(key);
         }
+        let mut started = Vec::new();
         for (key, config) in configs {
             match self.peers.get(&key) {
                 None => {
+                    let stopped = config.shutdown.is_some();
                     self.peers.insert(key, Peer::new(key, config, now));
-                    let holds_convergence = self.converge_by.is_some() && self.config.restarting;
+                    started.push(key);
+                    let holds_convergence =
+                        self.converge_by.is_some() && self.config.restarting && !stopped;
                     let exchange = Exchange { holds_convergence, ..Exchange::default() };
                     self.exchanges.insert(key, exchange);
                 }
@@ -208,6 +212,9 @@ impl Speaker {
                 }
                 Some(_) => {}
             }
+        }
+        for key in started {
+            self.with_peer(now, key, Peer::start);
         }
         self.configured = true;
     }

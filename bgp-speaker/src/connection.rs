@@ -7,19 +7,15 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpSocket, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpSocket, TcpStream, tcp::OwnedReadHalf},
     sync::mpsc,
     task::JoinHandle,
 };
 use twill_bgp_proto::ConnId;
 
-/// How long the kernel may take to open a connection. A peer that drops SYNs must not hold up the
-/// retry for the two minutes that the kernel would try.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last bytes of a closed connection may take to leave.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Room for one extended message (RFC 8654).
 const READ_BUFFER: usize = 64 * 1024;
@@ -75,7 +71,7 @@ impl Connection {
         drop(outgoing);
         tokio::spawn(async move {
             let abort = writer.abort_handle();
-            if tokio::time::timeout(CONNECT_TIMEOUT, writer).await.is_err() {
+            if tokio::time::timeout(LINGER, writer).await.is_err() {
                 abort.abort();
             }
         });
@@ -88,7 +84,7 @@ impl Connection {
     }
 }
 
-/// Opens a connection from `local` in a task of its own.
+/// Opens a connection from `local` in a task of its own. How long that may take the speaker knows.
 pub(crate) fn connect(
     conn: ConnId,
     local: Option<IpAddr>,
@@ -96,14 +92,9 @@ pub(crate) fn connect(
     events: mpsc::Sender<Event>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let opened = tokio::time::timeout(CONNECT_TIMEOUT, open(local, remote)).await;
-        let event = match opened {
-            Ok(Ok((stream, local))) => Event::Connected { conn, local, stream },
-            Ok(Err(error)) => Event::ConnectFailed { conn, reason: error.to_string() },
-            Err(_) => Event::ConnectFailed {
-                conn,
-                reason: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
-            },
+        let event = match open(local, remote).await {
+            Ok((stream, local)) => Event::Connected { conn, local, stream },
+            Err(error) => Event::ConnectFailed { conn, reason: error.to_string() },
         };
         let _ = events.send(event).await;
     })
@@ -139,18 +130,61 @@ async fn read_all(conn: ConnId, mut read: OwnedReadHalf, events: mpsc::Sender<Ev
     let _ = events.send(Event::Closed { conn, reason }).await;
 }
 
+/// Each piece that the kernel takes is told: a slow peer that goes on reading is no stalled one
+/// (RFC 9687), however much waits for it.
 async fn write_all(
     conn: ConnId,
-    mut write: OwnedWriteHalf,
+    mut write: impl AsyncWrite + Unpin,
     mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
     events: mpsc::Sender<Event>,
 ) {
     while let Some(bytes) = queue.recv().await {
-        if let Err(error) = write.write_all(&bytes).await {
-            let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
-            return;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let written = match write.write(rest).await {
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                written => written,
+            };
+            match written {
+                Ok(count) => {
+                    rest = rest.get(count..).unwrap_or_default();
+                    let _ = events.send(Event::Written { conn, count }).await;
+                }
+                Err(error) => {
+                    let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
+                    return;
+                }
+            }
         }
-        let _ = events.send(Event::Written { conn, count: bytes.len() }).await;
     }
     let _ = write.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One piece that is larger than the peer's buffer: the speaker hears of every part.
+    #[tokio::test]
+    async fn a_slow_peer_is_seen_to_read() {
+        let (ours, mut theirs) = tokio::io::duplex(8);
+        let (events, mut heard) = mpsc::channel(16);
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let conn = ConnId(1);
+        let writer = tokio::spawn(write_all(conn, ours, queue, events));
+        outgoing.send(vec![7; 20]).unwrap();
+        let mut counts = Vec::new();
+        for part in [8, 8, 4] {
+            match heard.recv().await {
+                Some(Event::Written { count, .. }) => counts.push(count),
+                other => panic!("{other:?}"),
+            }
+            let mut buffer = vec![0; part];
+            theirs.read_exact(&mut buffer).await.unwrap();
+        }
+        assert_eq!(counts, [8, 8, 4]);
+        drop(outgoing);
+        writer.await.unwrap();
+        assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0, "it is closed at the end");
+    }
 }

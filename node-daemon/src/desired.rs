@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, SpeakerConfig};
@@ -112,6 +113,8 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
         asn,
         local_address: own.address(same),
         passive: false,
+        delay_open: Duration::ZERO,
+        shutdown: None,
         hold_time: HOLD_TIME,
         restart_time: RESTART_TIME,
         families: BTreeSet::from([Family::V4, Family::V6]),

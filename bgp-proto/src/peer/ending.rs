@@ -1,0 +1,198 @@
+//! How connections end, and what is done then: damping and back-off.
+
+use std::time::Duration;
+
+use super::{Dial, Loss, Peer, Session, Sink};
+use crate::{
+    ConnId, Output, PeerEvent, State,
+    connection::{Connection, Direction},
+    wire::{self, Notification, cease, code},
+};
+
+/// The first attempt after a loss, and after it twice as long each time, up to the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// After a peer with a graceful restart in hand refused a connection as colliding, it has dropped
+/// the old session, and takes the next one (seen with FRR). One that goes on refusing waits for its
+/// hold timer, and should not wait for us after that.
+const FIRST_AFTER_COLLISION: Duration = Duration::from_millis(50);
+const LONGEST_AFTER_COLLISION: Duration = Duration::from_secs(1);
+/// A session that lasted this long has not oscillated.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// The wait after so many failures in a row, without jitter.
+pub(super) fn back_off(failures: u32) -> Duration {
+    doubled(FIRST_RETRY, failures).min(LONGEST_RETRY)
+}
+
+fn doubled(first: Duration, times: u32) -> Duration {
+    first.saturating_mul(1 << times.min(10))
+}
+
+fn is_collision(loss: &Loss) -> bool {
+    matches!(loss, Loss::Notification(n) if n.code == code::CEASE && n.subcode == cease::COLLISION)
+}
+
+/// After a session that is not to come back the peer shall not keep our routes: one that would is
+/// told so by a Hard Reset around what is said (RFC 8538 section 3).
+fn goodbye(notification: &Notification, connection: &Connection) -> Notification {
+    let last = matches!(notification.subcode, cease::DECONFIGURED | cease::SHUTDOWN);
+    if !last || !connection.negotiated.as_ref().is_some_and(|n| n.notification_restart) {
+        return notification.clone();
+    }
+    let mut data = vec![notification.code, notification.subcode];
+    data.extend_from_slice(&notification.data);
+    Notification::new(code::CEASE, cease::HARD_RESET).with_data(&data)
+}
+
+impl Peer {
+    /// A connection broke (event 18).
+    pub(crate) fn closed(&mut self, conn: ConnId, reason: &str, sink: &mut Sink<'_>) {
+        if let Some(connection) = self.forget(conn) {
+            self.ended(connection, Loss::Connection(reason.to_owned()), sink);
+        }
+    }
+
+    /// A NOTIFICATION came (events 24 and 25). It is never answered (RFC 4271 section 6.4).
+    pub(super) fn notified(
+        &mut self,
+        conn: ConnId,
+        notification: Notification,
+        sink: &mut Sink<'_>,
+    ) {
+        let event = PeerEvent::Notification { sent: false, notification: notification.clone() };
+        sink.outputs.push(Output::Event(self.key, event));
+        sink.outputs.push(Output::Close { conn });
+        if let Some(connection) = self.forget(conn) {
+            self.ended(connection, Loss::Notification(notification), sink);
+        }
+    }
+
+    /// Ends a connection with a NOTIFICATION of ours, also one whose OPEN is delayed
+    /// (SendNOTIFICATIONwithoutOPEN of RFC 4271 section 8.1.1).
+    pub(super) fn fail(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
+        self.send(conn, wire::encode_notification(&notification), sink);
+        sink.outputs.push(Output::Close { conn });
+        let event = PeerEvent::Notification { sent: true, notification: notification.clone() };
+        sink.outputs.push(Output::Event(self.key, event));
+        if let Some(connection) = self.forget(conn) {
+            self.ended(connection, Loss::Notification(notification), sink);
+        }
+    }
+
+    /// Ends a connection before Established without a word.
+    pub(super) fn remove(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
+        if self.forget(conn).is_some() {
+            sink.outputs.push(Output::Close { conn });
+        }
+    }
+
+    pub(super) fn forget(&mut self, conn: ConnId) -> Option<Connection> {
+        let index = self.connections.iter().position(|c| c.id == conn)?;
+        Some(self.connections.swap_remove(index))
+    }
+
+    /// Stops until it is started again (event 2).
+    pub(super) fn stop(&mut self, notification: &Notification, sink: &mut Sink<'_>) {
+        if let Dial::Opening(conn, _) = self.dial {
+            sink.outputs.push(Output::Close { conn });
+        }
+        self.dial = Dial::Stopped;
+        self.attempts = 0;
+        self.oscillations = 0;
+        for connection in std::mem::take(&mut self.connections) {
+            let said = goodbye(notification, &connection);
+            let bytes = wire::encode_notification(&said);
+            sink.outputs.push(Output::Send { conn: connection.id, bytes });
+            sink.outputs.push(Output::Close { conn: connection.id });
+            let event = PeerEvent::Notification { sent: true, notification: said };
+            sink.outputs.push(Output::Event(self.key, event));
+            self.messages_out += 1;
+            if let (State::Established, Some(negotiated)) =
+                (connection.state, connection.negotiated)
+            {
+                self.since = sink.now;
+                self.flaps += 1;
+                let negotiated = Box::new(negotiated);
+                sink.sessions.push(Session::Down { loss: Loss::Removed, negotiated });
+            }
+        }
+        self.info = notification.to_string();
+    }
+
+    /// Says goodbye to a peer that is no longer configured (event 2; RFC 4486 subcode 3).
+    pub(crate) fn deconfigure(&mut self, sink: &mut Sink<'_>) {
+        self.stop(&Notification::new(code::CEASE, cease::DECONFIGURED), sink);
+    }
+
+    /// A connection is no more: what it was decides what is reported, and when the next try is.
+    pub(super) fn ended(&mut self, connection: Connection, loss: Loss, sink: &mut Sink<'_>) {
+        let reason = match &loss {
+            Loss::Connection(reason) => reason.clone(),
+            Loss::Notification(notification) => notification.to_string(),
+            Loss::Removed => "removed from the configuration".to_owned(),
+        };
+        let (collision, wordless) = (is_collision(&loss), matches!(loss, Loss::Connection(_)));
+        let established = connection.state == State::Established;
+        let lasted = established && sink.now.since(connection.since) >= STABLE;
+        if let (true, Some(negotiated)) = (established, connection.negotiated) {
+            self.info = reason;
+            self.since = sink.now;
+            self.flaps += 1;
+            let negotiated = Box::new(negotiated);
+            sink.sessions.push(Session::Down { loss, negotiated });
+        } else if !collision {
+            self.info.clone_from(&reason);
+            sink.outputs.push(Output::Event(self.key, PeerEvent::Failed { reason }));
+        }
+        if lasted {
+            self.oscillations = 0;
+        }
+        if established {
+            self.resume(sink);
+        }
+        let busy = matches!(self.dial, Dial::Opening(..) | Dial::Retry(_))
+            || self
+                .connections
+                .iter()
+                .any(|c| c.direction == Direction::Outgoing || c.state >= State::OpenConfirm);
+        if busy {
+            return;
+        }
+        if collision {
+            let wait = doubled(FIRST_AFTER_COLLISION, self.attempts).min(LONGEST_AFTER_COLLISION);
+            self.attempts = self.attempts.saturating_add(1);
+            self.wait(wait, sink);
+        } else if wordless && established {
+            // Most likely it restarts, and is let in at any time; only our attempts are damped.
+            self.wait(back_off(self.oscillations), sink);
+            self.oscillations = self.oscillations.saturating_add(1);
+        } else if wordless || !self.connections.is_empty() {
+            self.retry(sink);
+        } else {
+            self.hold_idle(sink);
+        }
+    }
+
+    /// Tries again in Active, after a time that doubles, with jitter (ConnectRetryTime).
+    pub(super) fn retry(&mut self, sink: &mut Sink<'_>) {
+        let wait = back_off(self.attempts);
+        self.attempts = self.attempts.saturating_add(1);
+        self.wait(wait, sink);
+    }
+
+    fn wait(&mut self, wait: Duration, sink: &mut Sink<'_>) {
+        self.dial = match self.config.passive {
+            true => Dial::Listen,
+            false => Dial::Retry(sink.now + sink.jitter.apply(wait)),
+        };
+    }
+
+    /// Waits in Idle, for a time that doubles, with jitter: DampPeerOscillations (RFC 4271 section
+    /// 8.1.1, IdleHoldTime).
+    fn hold_idle(&mut self, sink: &mut Sink<'_>) {
+        let wait = sink.jitter.apply(back_off(self.oscillations));
+        self.oscillations = self.oscillations.saturating_add(1);
+        self.dial = Dial::Held(sink.now + wait);
+    }
+}
