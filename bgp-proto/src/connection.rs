@@ -16,7 +16,7 @@ use crate::{
 const OPEN_HOLD: Duration = Duration::from_secs(240);
 
 /// Without progress for this long, and never less than twice the hold time, a connection that does
-/// not take our bytes is given up (RFC 9687 section 4.3 suggests 8 minutes).
+/// not take our bytes is given up (RFC 9687 section 6 suggests both).
 const SEND_HOLD: Duration = Duration::from_secs(480);
 
 /// Who opened it; a collision is decided by it (RFC 4271 section 6.8).
@@ -230,8 +230,12 @@ impl Connection {
                 self.delay_open = None;
                 self.hold = Some(now + OPEN_HOLD);
             }
-            State::OpenConfirm => self.restart_hold(now),
-            State::Idle | State::Connect | State::Active | State::Established => {}
+            // Without a hold time the KEEPALIVE is still not waited for without end.
+            State::OpenConfirm if self.keepalive_interval().is_none() => {
+                self.hold = Some(now + OPEN_HOLD);
+            }
+            State::OpenConfirm | State::Established => self.restart_hold(now),
+            State::Idle | State::Connect | State::Active => {}
         }
     }
 

@@ -45,6 +45,8 @@ struct Net {
     held: Vec<(usize, Input)>,
     /// Each input takes its own time, up to so many milliseconds; `None` is always the same.
     longest_delay: Option<u64>,
+    /// Connections that were asked for.
+    dialled: u32,
     random: Random,
     /// When the last input of a connection arrives: none overtakes it.
     last: BTreeMap<End, Time>,
@@ -138,6 +140,7 @@ impl Net {
             cut: BTreeSet::new(),
             held: Vec::new(),
             longest_delay: None,
+            dialled: 0,
             random: Random::new(seed),
             last: BTreeMap::new(),
         };
@@ -240,6 +243,7 @@ impl Net {
     }
 
     fn connect(&mut self, index: usize, conn: ConnId, remote: SocketAddr) {
+        self.dialled += 1;
         let other = self.nodes.iter().position(|node| node.address == remote.ip()).unwrap();
         if !self.nodes[other].alive || self.is_cut(index, other) {
             return self.schedule(index, Input::ConnectFailed { conn, reason: "refused".into() });

@@ -151,12 +151,18 @@ impl Peer {
         if established {
             self.resume(sink);
         }
-        let busy = matches!(self.dial, Dial::Opening(..) | Dial::Retry(_))
+        let busy = matches!(self.dial, Dial::Opening(..))
             || self
                 .connections
                 .iter()
                 .any(|c| c.direction == Direction::Outgoing || c.state >= State::OpenConfirm);
         if busy {
+            return;
+        }
+        if !collision && !wordless && self.connections.is_empty() {
+            return self.hold_idle(sink);
+        }
+        if matches!(self.dial, Dial::Retry(_)) {
             return;
         }
         if collision {
@@ -167,10 +173,8 @@ impl Peer {
             // Most likely it restarts, and is let in at any time; only our attempts are damped.
             self.wait(back_off(self.oscillations), sink);
             self.oscillations = self.oscillations.saturating_add(1);
-        } else if wordless || !self.connections.is_empty() {
-            self.retry(sink);
         } else {
-            self.hold_idle(sink);
+            self.retry(sink);
         }
     }
 

@@ -58,6 +58,7 @@ fn a_collision_ends_in_one_session_in_every_order() {
         net.run_until(&name, Duration::from_secs(2), Net::is_full);
         net.run_for(Duration::from_secs(3));
         assert!(net.is_full() && net.has_one_connection_a_pair(), "{name}");
+        assert_eq!(net.dialled, 2, "{name}: both connections were closed");
     }
 }
 
