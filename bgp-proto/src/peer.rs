@@ -30,8 +30,8 @@ pub(crate) enum Loss {
     Connection(String),
     /// A NOTIFICATION ended it, theirs or ours (RFC 8538 section 4).
     Notification(Notification),
-    /// The peer is no longer configured, or differently.
-    Removed,
+    /// The peer is no longer configured, or differently, or stopped: what it was told.
+    Stopped(String),
 }
 
 /// What a peer reports.

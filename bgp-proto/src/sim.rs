@@ -456,7 +456,7 @@ fn a_removed_peer_is_told_and_its_routes_go_at_once() {
         net.nodes[1].events.iter().any(|(_, event)| match event {
             PeerEvent::Notification { sent: false, notification } => {
                 // Both keep routes over a NOTIFICATION, so it comes as a Hard Reset (RFC 8538).
-                notification.to_string() == "Cease/Hard Reset (6/9)" && notification.data == [6, 3]
+                notification.to_string() == "Cease/Hard Reset (6/9): Cease/Peer De-configured (6/3)"
             }
             _ => false,
         })

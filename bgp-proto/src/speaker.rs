@@ -208,7 +208,11 @@ impl Speaker {
                     self.exchanges.insert(key, exchange);
                 }
                 Some(peer) if peer.config != config => {
+                    let stopped = config.shutdown.is_some();
                     self.with_peer(now, key, |peer, sink| peer.reconfigure(config, sink));
+                    if let Some(exchange) = self.exchanges.get_mut(&key) {
+                        exchange.holds_convergence &= !stopped;
+                    }
                 }
                 Some(_) => {}
             }
@@ -293,7 +297,7 @@ impl Speaker {
                 negotiated.notification_restart
                     && !(n.code == code::CEASE && n.subcode == cease::HARD_RESET)
             }
-            Loss::Removed => false,
+            Loss::Stopped(_) => false,
         };
         let kept_for = restart
             .filter(|restart| keeps && restart.restart_time > 0)
@@ -313,7 +317,7 @@ impl Speaker {
         let reason = match loss {
             Loss::Connection(reason) => reason.clone(),
             Loss::Notification(notification) => notification.to_string(),
-            Loss::Removed => "removed from the configuration".to_owned(),
+            Loss::Stopped(reason) => reason.clone(),
         };
         self.outputs.push_back(Output::Event(key, PeerEvent::Down { reason, kept_for }));
     }

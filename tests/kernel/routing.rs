@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -341,6 +341,65 @@ fn last_message(mut stream: &[u8]) -> &[u8] {
         (last, stream) = (message, rest);
     }
     last
+}
+
+/// A peer whose process died without a FIN that arrives is back on a new connection: the old
+/// session gives way at once (RFC 4724 section 4.2).
+pub(crate) fn a_peer_whose_end_was_not_seen_is_let_in_at_once() -> Result<()> {
+    let mut topology = node_and_tor(|neighbor| neighbor)?;
+    topology.router("returns").on("seg-a", "192.168.2.66/24");
+    topology.resource("returns.yaml", &peer("returns", "192.168.2.66", 64666));
+    let lab = up(topology)?;
+    // What stays open here is as good as a FIN that was dropped.
+    let mut old = lab.router("returns")?.enter(|| greet("192.168.2.66"))??;
+    lab.node("node1")?.wait_established(&["192.168.2.66"], LONG)?;
+    let since = Instant::now();
+    // A second connection within a second is a collision, not a return.
+    wait_for("a session that is no longer fresh", LONG, || {
+        ensure!(since.elapsed() > Duration::from_millis(1500));
+        Ok(())
+    })?;
+    let back = Instant::now();
+    let _new = lab.router("returns")?.enter(|| greet("192.168.2.66"))??;
+    let took = back.elapsed();
+    ensure!(took < Duration::from_secs(1), "let in after {took:?}");
+    old.read_to_end(&mut Vec::new()).context("the old connection is not closed")?;
+    lab.node("node1")?.wait_established(&["192.168.2.66"], LONG)?;
+    let status = lab.node("node1")?.peer("192.168.2.66")?;
+    ensure!(status["flaps"] == 1, "{status}");
+    Ok(())
+}
+
+/// Opens a connection to the node as `identifier`, with graceful restart, and returns when the node
+/// has confirmed it.
+fn greet(identifier: &str) -> Result<TcpStream> {
+    let mut stream = wait_for("a connection that is taken", LONG, || {
+        let mut stream = TcpStream::connect("192.168.2.11:179")?;
+        stream.set_read_timeout(Some(SECONDS))?;
+        // An OPEN is the first that it says; it says nothing while it refuses us.
+        stream.read_exact(&mut [0; 1])?;
+        Ok(stream)
+    })?;
+    // Multiprotocol IPv4, 4-octet AS 64666, graceful restart of 120 s.
+    let capabilities = [1, 4, 0, 1, 0, 1, 65, 4, 0, 0, 0xfc, 0x9a, 64, 6, 0, 120, 0, 1, 1, 0x80];
+    let mut open = vec![0xff; 16];
+    open.extend([0, 29 + 22, 1, 4, 0xfc, 0x9a, 0, 90]);
+    open.extend(identifier.parse::<std::net::Ipv4Addr>()?.octets());
+    open.extend([22, 2, 20]);
+    open.extend(capabilities);
+    let mut keepalive = vec![0xff; 16];
+    keepalive.extend([0, 19, 4]);
+    stream.write_all(&open)?;
+    stream.write_all(&keepalive)?;
+    // Its OPEN, whose first octet is read, and then its KEEPALIVE.
+    let mut header = [0xff; 19];
+    stream.read_exact(&mut header[1..])?;
+    let length = usize::from(u16::from_be_bytes([header[16], header[17]]));
+    ensure!(header[18] == 1, "not an OPEN: {header:02x?}");
+    stream.read_exact(&mut vec![0; length - 19])?;
+    stream.read_exact(&mut header)?;
+    ensure!(header[18] == 4, "not a KEEPALIVE: {header:02x?}");
+    Ok(stream)
 }
 
 /// Labels decide who is a peer, without a restart and without touching other sessions.

@@ -34,15 +34,13 @@ fn is_collision(loss: &Loss) -> bool {
 }
 
 /// After a session that is not to come back the peer shall not keep our routes: one that would is
-/// told so by a Hard Reset around what is said (RFC 8538 section 3).
+/// told so by a Hard Reset around what is said (RFC 8538 section 3.1).
 fn goodbye(notification: &Notification, connection: &Connection) -> Notification {
     let last = matches!(notification.subcode, cease::DECONFIGURED | cease::SHUTDOWN);
     if !last || !connection.negotiated.as_ref().is_some_and(|n| n.notification_restart) {
         return notification.clone();
     }
-    let mut data = vec![notification.code, notification.subcode];
-    data.extend_from_slice(&notification.data);
-    Notification::new(code::CEASE, cease::HARD_RESET).with_data(&data)
+    notification.clone().into_hard_reset()
 }
 
 impl Peer {
@@ -114,7 +112,8 @@ impl Peer {
                 self.since = sink.now;
                 self.flaps += 1;
                 let negotiated = Box::new(negotiated);
-                sink.sessions.push(Session::Down { loss: Loss::Removed, negotiated });
+                let loss = Loss::Stopped(notification.to_string());
+                sink.sessions.push(Session::Down { loss, negotiated });
             }
         }
         self.info = notification.to_string();
@@ -130,7 +129,7 @@ impl Peer {
         let reason = match &loss {
             Loss::Connection(reason) => reason.clone(),
             Loss::Notification(notification) => notification.to_string(),
-            Loss::Removed => "removed from the configuration".to_owned(),
+            Loss::Stopped(reason) => reason.clone(),
         };
         let (collision, wordless) = (is_collision(&loss), matches!(loss, Loss::Connection(_)));
         let established = connection.state == State::Established;

@@ -181,6 +181,26 @@ fn a_stopped_peer_stays_away_until_it_is_started() {
     net.run_until("started", Duration::from_secs(1), Net::is_full);
 }
 
+/// Old kernel routes go when every peer has sent its own; one that is stopped sends none.
+#[test]
+fn a_stopped_peer_is_not_waited_for_after_a_restart() {
+    for before in [false, true] {
+        let mut net = Net::mesh(&[64512, 64513], 4);
+        net.run_until("mesh", SECONDS_10, Net::is_full);
+        net.kill(1, false);
+        net.nodes[0].speaker = Speaker::new(config(0, 64512, true, 4), net.now);
+        net.nodes[0].converged = false;
+        let (key, config) = peer(1, 64513);
+        let stopped = PeerConfig { shutdown: Some(String::new()), ..config.clone() };
+        if !before {
+            net.input(0, Input::SetPeers([(key, config)].into()));
+            assert!(!net.nodes[0].converged);
+        }
+        net.input(0, Input::SetPeers([(key, stopped)].into()));
+        assert!(net.nodes[0].converged, "before={before}");
+    }
+}
+
 /// Nodes die, come back and lose sight of each other at random; in the end all is well again.
 #[test]
 fn chaos_ends_in_one_session_a_pair() {
