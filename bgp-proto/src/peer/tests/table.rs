@@ -138,6 +138,8 @@ fn happen(rig: &mut Rig, event: &str, conn: ConnId) {
             bytes[20] = 9;
             rig.receive(conn, &bytes);
         }
+        // The hold timer may be the shorter one, so that this one never expires.
+        "29" if rig.deadline("hold timer").is_some() => rig.tick(),
         "29" => rig.expire("send hold timer"),
         "30" => {
             let refresh = RouteRefresh { family: Family::V4, subtype: 0 };
@@ -182,8 +184,12 @@ fn every_state_and_event_is_as_the_table_says() {
         let lines: Vec<&str> = section.unwrap_or_default().lines().collect();
         for event in EVENTS {
             let row = row(state, event);
-            if !lines.iter().any(|line| line.starts_with(&row)) {
+            let Some(line) = lines.iter().find(|line| line.starts_with(&row)) else {
                 wrong.push(format!("{state}: {row}"));
+                continue;
+            };
+            if line.contains("| cannot occur") && !row.contains(&format!("| {state} | – |")) {
+                wrong.push(format!("{state}: {event} is not ignored"));
             }
         }
         let rows = lines.iter().filter(|line| line.starts_with("| ")).count();
