@@ -188,7 +188,7 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    /// Waits for the lock (`flock` on the file `.lock`), [`PATIENCE`] at the most, then sweeps what a
+    /// Waits for the lock (`flock` on the file `.lock`), for some seconds at the most, then sweeps what a
     /// killed writer left.
     pub fn acquire(directory: &Path) -> Result<Self, FileError> {
         let path = directory.join(LOCK);
