@@ -194,6 +194,8 @@ impl Claims {
                 unsure.insert(block, claim);
             }
         }
+        // It is told until it is mended, whoever's it is.
+        let told: Vec<Block> = all.damaged.iter().copied().collect();
         let damaged = all.damaged.iter().filter_map(|block| self.state.mine.get(block));
         unsure.extend(damaged.map(|claim| (claim.block, claim.clone())));
         self.state.unsure = unsure.keys().copied().collect();
@@ -206,7 +208,7 @@ impl Claims {
         self.state.stamps = stamps;
         let known = self.state.mine.keys().copied().chain(self.state.borrowing.lenders());
         let new: Vec<Block> =
-            known.filter(|block| !self.state.stamps.contains_key(block)).collect();
+            known.chain(told).filter(|block| !self.state.stamps.contains_key(block)).collect();
         new.into_iter().for_each(|block| self.stamp(block));
         Ok(())
     }
