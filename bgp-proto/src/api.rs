@@ -146,12 +146,16 @@ impl Own {
     /// The prefix of this node that a route would take something from.
     pub(crate) fn covering(&self, prefix: Prefix) -> Option<Prefix> {
         // Neither these nor those overlap each other.
-        let lent = self.lent.range(..=prefix).next_back();
-        if lent.is_some_and(|lent| lent.covers(prefix)) {
+        if self.lent_part(prefix).is_some() {
             return None;
         }
         let (ours, _) = self.prefixes.range(..=prefix).next_back()?;
         ours.covers(prefix).then_some(*ours)
+    }
+
+    /// The lent part that a prefix lies in.
+    pub(crate) fn lent_part(&self, prefix: Prefix) -> Option<Prefix> {
+        self.lent.range(..=prefix).next_back().copied().filter(|lent| lent.covers(prefix))
     }
 }
 

@@ -2,8 +2,20 @@
 //!
 //! Each step is a filter over the set of paths that are left. That is what the RFC describes, and
 //! unlike a comparison of two it is right about MED, which orders only paths of one neighbour AS.
+//!
+//! What is left after the step of the next hop's metric is equally good: LOCAL_PREF, length of
+//! AS_PATH, ORIGIN, kind of session and metric are the same, and no other path of the same neighbour
+//! AS has a lower MED. These paths share the traffic, as with BIRD's `merge paths`: neither the ASes
+//! in AS_PATH nor the MEDs of different neighbour ASes have to be the same. The steps after it order
+//! them: which is the best, and which go when there are more next hops than allowed.
+//!
+//! The step of RFC 5004, which keeps an older external path before a lower router id, is left out.
+//! The choice would depend on the order of arrival, and a path that is as good as the best one is
+//! used beside it anyway.
 
-use std::{fmt, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+
+use twill_types::Asn;
 
 use crate::{PeerKey, wire::PathAttributes};
 
@@ -11,10 +23,10 @@ use crate::{PeerKey, wire::PathAttributes};
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
 
 /// A path that could be used, with what the decision looks at besides its attributes.
-#[derive(Debug, Clone)]
-pub(crate) struct Candidate {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Candidate<'a> {
     pub(crate) peer: PeerKey,
-    pub(crate) attributes: Arc<PathAttributes>,
+    pub(crate) attributes: &'a PathAttributes,
     /// From an external session.
     pub(crate) external: bool,
     /// Cost of the interior route to the next hop.
@@ -23,24 +35,32 @@ pub(crate) struct Candidate {
     pub(crate) router_id: Ipv4Addr,
 }
 
-/// The step that left one path, or the ones that are used together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    OnlyPath,
+/// A step of the decision, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Higher LOCAL_PREF (RFC 4271 section 9.1.1); none counts as 100.
     LocalPref,
+    /// Shorter AS_PATH, a set counting once (section 9.1.2.2 a).
     AsPathLength,
+    /// Lower ORIGIN (b).
     Origin,
+    /// Lower MED among paths of one neighbour AS (c); none counts as 0.
     Med,
+    /// External before internal (d).
     External,
+    /// Lower cost of the way to the next hop (e).
     Metric,
+    /// Lower identifier of the router that brought the route into the AS (f, and RFC 4456 section 9).
     RouterId,
+    /// Fewer reflectors on the way (RFC 4456 section 9).
+    ClusterList,
+    /// Lower address of the peer (g), then lower port.
     PeerAddress,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::OnlyPath => "only path",
             Self::LocalPref => "higher LOCAL_PREF",
             Self::AsPathLength => "shorter AS_PATH",
             Self::Origin => "better ORIGIN",
@@ -48,135 +68,311 @@ impl fmt::Display for Step {
             Self::External => "external over internal",
             Self::Metric => "nearer next hop",
             Self::RouterId => "lower router id",
+            Self::ClusterList => "shorter CLUSTER_LIST",
             Self::PeerAddress => "lower peer address",
         })
     }
 }
 
-/// The paths to use, best first, at most `max_paths`, and what decided for the best.
-pub(crate) fn decide(mut left: Vec<Candidate>, max_paths: usize) -> Option<(Vec<Candidate>, Step)> {
-    let mut step = Step::OnlyPath;
-    let mut narrow = |left: &mut Vec<Candidate>, by: Step, keep: &dyn Fn(&Candidate) -> bool| {
-        let before = left.len();
-        left.retain(keep);
-        if left.len() < before {
-            step = by;
-        }
-    };
-    let preference = |c: &Candidate| c.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF);
-    let best = left.iter().map(preference).max()?;
-    narrow(&mut left, Step::LocalPref, &|c| preference(c) == best);
-    // a)
-    let best = left.iter().map(|c| c.attributes.as_path.hops()).min()?;
-    narrow(&mut left, Step::AsPathLength, &|c| c.attributes.as_path.hops() == best);
-    // b)
-    let best = left.iter().map(|c| c.attributes.origin).min()?;
-    narrow(&mut left, Step::Origin, &|c| c.attributes.origin == best);
-    // c) Only paths of one neighbour AS are compared; a missing MED is the lowest.
-    let med = |c: &Candidate| c.attributes.med.unwrap_or(0);
-    let neighbor = |c: &Candidate| c.attributes.as_path.neighbor();
-    let all = left.clone();
-    narrow(&mut left, Step::Med, &|c| {
-        !all.iter().any(|other| neighbor(other) == neighbor(c) && med(other) < med(c))
-    });
-    // d)
-    if left.iter().any(|c| c.external) {
-        narrow(&mut left, Step::External, &|c| c.external);
-    }
-    // e)
-    let best = left.iter().map(|c| c.metric).min()?;
-    narrow(&mut left, Step::Metric, &|c| c.metric == best);
+/// Why a path is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// Whose path.
+    pub(crate) peer: PeerKey,
+    /// The step in which the other was better.
+    pub(crate) step: Step,
+    /// The one that was better.
+    pub(crate) against: PeerKey,
+}
 
-    // What is still left is equally good and shares the traffic. f) and g) say which is the best
-    // of them, and which stay when there are too many.
-    left.sort_by_key(|c| (originator(c), c.peer.address, c.peer.port));
-    if let [first, second, ..] = left.as_slice() {
-        step = if originator(first) == originator(second) {
-            Step::PeerAddress
-        } else {
-            Step::RouterId
-        };
+/// Reduces the candidates to the paths to use, best first, with at most `max_paths` next hops
+/// between them. Each other one is told to `lost`.
+pub(crate) fn decide(left: &mut Vec<Candidate<'_>>, max_paths: usize, lost: &mut dyn FnMut(Loss)) {
+    if left.len() <= 1 {
+        return;
     }
-    left.truncate(max_paths.max(1));
-    Some((left, step))
+    narrow(left, Step::LocalPref, lost, |c| std::cmp::Reverse(preference(c)));
+    narrow(left, Step::AsPathLength, lost, |c| c.attributes.as_path.hops());
+    narrow(left, Step::Origin, lost, |c| c.attributes.origin);
+    narrow_by_med(left, lost);
+    narrow(left, Step::External, lost, |c| !c.external);
+    narrow(left, Step::Metric, lost, |c| c.metric);
+    left.sort_unstable_by_key(rank);
+    // The same next hop by two peers (reflectors) is one way.
+    let mut ways = Vec::new();
+    let mut last: Option<Candidate<'_>> = None;
+    left.retain(|c| {
+        let next_hop = c.attributes.next_hop;
+        if !ways.contains(&next_hop) {
+            match last {
+                Some(last) if ways.len() >= max_paths => {
+                    lost(Loss { peer: c.peer, step: order(&last, c), against: last.peer });
+                    return false;
+                }
+                _ => ways.push(next_hop),
+            }
+        }
+        last = Some(*c);
+        true
+    });
+}
+
+/// Keeps those with the lowest key. The others lose to the first of these in the final order, which
+/// is the same whatever the order of the candidates is.
+fn narrow<K: Ord>(
+    left: &mut Vec<Candidate<'_>>,
+    step: Step,
+    lost: &mut dyn FnMut(Loss),
+    key: impl Fn(&Candidate<'_>) -> K,
+) {
+    let Some(best) = left.iter().map(&key).min() else {
+        return;
+    };
+    if left.iter().all(|c| key(c) == best) {
+        return;
+    }
+    let winner = left.iter().filter(|c| key(c) == best).min_by_key(|c| rank(c)).map(|c| c.peer);
+    left.retain(|c| {
+        let keep = key(c) == best;
+        if let (false, Some(against)) = (keep, winner) {
+            lost(Loss { peer: c.peer, step, against });
+        }
+        keep
+    });
+}
+
+/// Only paths of one neighbour AS are compared (c). A path without an AS to name was made inside this
+/// one, which then is the neighbour AS of all such paths.
+fn narrow_by_med(left: &mut Vec<Candidate<'_>>, lost: &mut dyn FnMut(Loss)) {
+    let med = |c: &Candidate<'_>| c.attributes.med.unwrap_or(0);
+    let mut lowest: BTreeMap<Option<Asn>, Candidate<'_>> = BTreeMap::new();
+    if left.first().is_none_or(|first| left.iter().all(|c| med(c) == med(first))) {
+        return;
+    }
+    for c in left.iter() {
+        let held = lowest.entry(c.attributes.as_path.neighbor()).or_insert(*c);
+        if (med(c), rank(c)) < (med(held), rank(held)) {
+            *held = *c;
+        }
+    }
+    left.retain(|c| {
+        let Some(best) = lowest.get(&c.attributes.as_path.neighbor()) else {
+            return true;
+        };
+        let keep = med(c) == med(best);
+        if !keep {
+            lost(Loss { peer: c.peer, step: Step::Med, against: best.peer });
+        }
+        keep
+    });
+}
+
+fn preference(candidate: &Candidate<'_>) -> u32 {
+    candidate.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
 }
 
 /// RFC 4456 section 9: ORIGINATOR_ID takes the place of the router id.
-fn originator(candidate: &Candidate) -> Ipv4Addr {
+fn originator(candidate: &Candidate<'_>) -> Ipv4Addr {
     candidate.attributes.originator_id.unwrap_or(candidate.router_id)
+}
+
+/// The order of equally good paths.
+fn rank(c: &Candidate<'_>) -> (Ipv4Addr, usize, PeerKey) {
+    (originator(c), c.attributes.cluster_list.len(), c.peer)
+}
+
+/// The step that puts `first` before `second`, both equally good.
+pub(crate) fn order(first: &Candidate<'_>, second: &Candidate<'_>) -> Step {
+    match (rank(first), rank(second)) {
+        (a, b) if a.0 != b.0 => Step::RouterId,
+        (a, b) if a.1 != b.1 => Step::ClusterList,
+        _ => Step::PeerAddress,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
 
-    use twill_types::Asn;
-
     use super::*;
-    use crate::wire::{AsPath, Origin};
+    use crate::wire::{AsPath, Origin, Segment};
 
-    fn candidate(last: u8, change: impl FnOnce(&mut PathAttributes, &mut Candidate)) -> Candidate {
-        let next_hop = IpAddr::from([192, 0, 2, last]);
-        let path = AsPath::sequence([Asn::new(64513).unwrap(), Asn::new(64999).unwrap()]);
-        let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
-        let mut candidate = Candidate {
-            peer: PeerKey { address: next_hop, port: 179 },
-            attributes: Arc::new(attributes.clone()),
+    struct Owned {
+        peer: PeerKey,
+        attributes: PathAttributes,
+        external: bool,
+        metric: u32,
+        router_id: Ipv4Addr,
+    }
+
+    fn asn(number: u32) -> Asn {
+        Asn::new(number).unwrap()
+    }
+
+    fn path(last: u8, change: impl FnOnce(&mut Owned)) -> Owned {
+        let address = IpAddr::from([192, 0, 2, last]);
+        let as_path = AsPath::sequence([asn(64513), asn(64999)]);
+        let mut owned = Owned {
+            peer: PeerKey { address, port: 179 },
+            attributes: PathAttributes::new(Origin::Igp, as_path, address),
             external: true,
-            metric: 0,
+            metric: 10,
             router_id: Ipv4Addr::new(10, 0, 0, last),
         };
-        change(&mut attributes, &mut candidate);
-        candidate.attributes = Arc::new(attributes);
-        candidate
+        change(&mut owned);
+        owned
     }
 
-    fn winners(candidates: Vec<Candidate>, max: usize) -> (Vec<u8>, Step) {
-        let (paths, step) = decide(candidates, max).unwrap();
-        let last = |c: &Candidate| match c.peer.address {
+    fn last(peer: PeerKey) -> u8 {
+        match peer.address {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(_) => unreachable!(),
-        };
-        (paths.iter().map(last).collect(), step)
+        }
     }
 
+    /// Who is used, best first, and who lost by what against whom.
+    fn run(paths: &[Owned], max: usize) -> (Vec<u8>, Vec<(u8, Step, u8)>) {
+        let mut left: Vec<_> = paths
+            .iter()
+            .map(|o| Candidate {
+                peer: o.peer,
+                attributes: &o.attributes,
+                external: o.external,
+                metric: o.metric,
+                router_id: o.router_id,
+            })
+            .collect();
+        let mut lost = Vec::new();
+        decide(&mut left, max, &mut |loss| {
+            lost.push((last(loss.peer), loss.step, last(loss.against)));
+        });
+        lost.sort_unstable();
+        (left.iter().map(|c| last(c.peer)).collect(), lost)
+    }
+
+    type Change = fn(&mut Owned);
+
+    /// One path (2) as it is, another (1, which would win a tie) made worse in one respect, and better
+    /// in all that come later.
     #[test]
     fn each_step_decides_in_its_turn() {
-        let asn = |n| Asn::new(n).unwrap();
-        let other = |n| AsPath::sequence([asn(n), asn(64999)]);
-        let plain = || candidate(2, |_, _| {});
-        for (better, step) in [
-            (candidate(9, |a, _| a.local_pref = Some(101)), Step::LocalPref),
-            (candidate(9, |a, _| a.as_path = AsPath::sequence([asn(1)])), Step::AsPathLength),
-            (plain(), Step::OnlyPath),
-        ] {
-            let last = match better.peer.address {
-                IpAddr::V4(v4) => v4.octets()[3],
-                IpAddr::V6(_) => unreachable!(),
-            };
-            let mut all = vec![better];
-            if step != Step::OnlyPath {
-                all.push(plain());
-            }
-            assert_eq!(winners(all, 8), (vec![last], step));
+        let worse: [(Step, Change); 9] = [
+            (Step::LocalPref, |p| p.attributes.local_pref = Some(99)),
+            (Step::AsPathLength, |p| {
+                p.attributes.as_path = p.attributes.as_path.prepended(asn(64513));
+            }),
+            (Step::Origin, |p| p.attributes.origin = Origin::Egp),
+            (Step::Med, |p| p.attributes.med = Some(1)),
+            (Step::External, |p| p.external = false),
+            (Step::Metric, |p| p.metric = 11),
+            (Step::RouterId, |p| p.router_id = Ipv4Addr::new(10, 0, 0, 3)),
+            (Step::ClusterList, |p| {
+                p.attributes.cluster_list = vec![Ipv4Addr::new(1, 1, 1, 1); 3];
+            }),
+            (Step::PeerAddress, |p| p.peer.address = IpAddr::from([192, 0, 2, 9])),
+        ];
+        let better: [Change; 9] = [
+            |p| p.attributes.local_pref = Some(101),
+            |p| p.attributes.as_path = AsPath::sequence([asn(64513)]),
+            |p| p.attributes.origin = Origin::Igp,
+            |p| p.attributes.med = Some(0),
+            |p| p.external = true,
+            |p| p.metric = 9,
+            |p| p.router_id = Ipv4Addr::new(10, 0, 0, 1),
+            |p| p.attributes.cluster_list = vec![],
+            |p| p.peer.address = IpAddr::from([192, 0, 2, 1]),
+        ];
+        for (index, (step, worsen)) in worse.into_iter().enumerate() {
+            let plain = path(2, |p| {
+                p.router_id = Ipv4Addr::new(10, 0, 0, 2);
+                p.attributes.origin = Origin::Igp;
+                p.attributes.cluster_list = vec![Ipv4Addr::new(1, 1, 1, 1); 2];
+            });
+            let other = path(1, |p| {
+                p.router_id = Ipv4Addr::new(10, 0, 0, 2);
+                p.attributes.cluster_list = vec![Ipv4Addr::new(1, 1, 1, 1); 2];
+                better.iter().skip(index + 1).for_each(|change| change(p));
+                worsen(p);
+            });
+            let loser = last(other.peer);
+            assert_eq!(run(&[plain, other], 1), (vec![2], vec![(loser, step, 2)]), "{step}");
         }
-        let worse_origin = candidate(1, |a, _| a.origin = Origin::Incomplete);
-        assert_eq!(winners(vec![worse_origin, plain()], 8), (vec![2], Step::Origin));
-        let worse_med = candidate(1, |a, _| a.med = Some(5));
-        assert_eq!(winners(vec![worse_med.clone(), plain()], 8), (vec![2], Step::Med));
-        let other_as = candidate(3, |a, _| a.as_path = other(65000));
-        assert_eq!(winners(vec![worse_med, other_as], 8), (vec![1, 3], Step::RouterId));
-        let internal = candidate(1, |_, c| c.external = false);
-        assert_eq!(winners(vec![internal, plain()], 8), (vec![2], Step::External));
-        let far = candidate(1, |_, c| c.metric = 7);
-        assert_eq!(winners(vec![far, plain()], 8), (vec![2], Step::Metric));
-        assert_eq!(winners(vec![candidate(3, |_, _| {}), plain()], 1), (vec![2], Step::RouterId));
+    }
+
+    /// What has to tie for paths to share the traffic: all up to the metric, nothing after it.
+    #[test]
+    fn equal_paths_share_the_traffic() {
+        let all: Vec<Owned> = (1..=4)
+            .map(|n| {
+                path(n, |p| {
+                    p.attributes.as_path = AsPath::sequence([asn(64513 + u32::from(n)), asn(1)]);
+                    p.attributes.med = Some(u32::from(n));
+                    p.attributes.cluster_list = vec![Ipv4Addr::LOCALHOST; usize::from(n)];
+                })
+            })
+            .collect();
+        assert_eq!(run(&all, 16), (vec![1, 2, 3, 4], vec![]));
+        let over = vec![(3, Step::RouterId, 2), (4, Step::RouterId, 2)];
+        assert_eq!(run(&all, 2), (vec![1, 2], over));
+    }
+
+    /// Two reflectors tell of one next hop: that is one way, not two.
+    #[test]
+    fn the_limit_counts_next_hops() {
+        let all: Vec<Owned> = (1..=4)
+            .map(|n| {
+                path(n, |p| p.attributes.next_hop = IpAddr::from([198, 51, 100, n.div_ceil(2)]))
+            })
+            .collect();
+        assert_eq!(run(&all, 2), (vec![1, 2, 3, 4], vec![]));
+        let over = vec![(3, Step::RouterId, 2), (4, Step::RouterId, 2)];
+        assert_eq!(run(&all, 1), (vec![1, 2], over));
+    }
+
+    /// RFC 4271 section 9.1.2.2 c: comparing two at a time would depend on the order of arrival.
+    #[test]
+    fn med_orders_paths_of_one_neighbour_alone() {
+        let via = |last, neighbour: Option<u32>, med, metric| {
+            path(last, |p| {
+                p.attributes.as_path = match neighbour {
+                    Some(number) => AsPath::sequence([asn(number), asn(64999)]),
+                    None => AsPath::new(vec![
+                        Segment::Set(vec![asn(64998)]),
+                        Segment::Sequence(vec![asn(64999)]),
+                    ]),
+                };
+                p.attributes.med = med;
+                p.metric = metric;
+            })
+        };
+        // The nearest loses to another of its AS, which then is the farthest of those left.
+        let ring = |order: [usize; 3]| {
+            let of = |n| match n {
+                0 => via(1, Some(64513), Some(20), 1),
+                1 => via(2, Some(64513), Some(10), 3),
+                _ => via(3, Some(64514), Some(90), 2),
+            };
+            run(&order.map(of), 16)
+        };
+        let expected = (vec![3], vec![(1, Step::Med, 2), (2, Step::Metric, 3)]);
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            assert_eq!(ring(order), expected, "{order:?}");
+        }
+        // None is the lowest, and paths made inside one AS are compared with each other.
+        let inside = [via(1, None, Some(5), 0), via(2, None, None, 0), via(3, Some(1), Some(7), 0)];
+        assert_eq!(run(&inside, 16), (vec![2, 3], vec![(1, Step::Med, 2)]));
     }
 
     #[test]
-    fn equal_paths_share_the_traffic() {
-        let all = (1..=4).map(|n| candidate(n, |_, _| {})).collect::<Vec<_>>();
-        assert_eq!(winners(all.clone(), 16).0, [1, 2, 3, 4]);
-        assert_eq!(winners(all, 2).0, [1, 2]);
+    fn originator_stands_for_the_router_id() {
+        let reflected = path(2, |p| p.attributes.originator_id = Some(Ipv4Addr::new(1, 0, 0, 1)));
+        let lost = vec![(1, Step::RouterId, 2)];
+        assert_eq!(run(&[path(1, |_| {}), reflected], 1), (vec![2], lost));
+    }
+
+    #[test]
+    fn no_local_pref_is_100() {
+        let all = [path(1, |p| p.attributes.local_pref = Some(100)), path(2, |_| {})];
+        assert_eq!(run(&all, 16).0, [1, 2]);
     }
 }

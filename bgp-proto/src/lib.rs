@@ -13,6 +13,7 @@
 mod api;
 mod connection;
 mod decision;
+mod explain;
 mod peer;
 mod rib;
 mod speaker;
@@ -23,6 +24,8 @@ pub use api::{
     Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerKind,
     PeerSnapshot, RouteChange, RouteSnapshot, SpeakerConfig, State,
 };
+pub use decision::Step;
+pub use explain::{Explanation, Outcome, PathExplanation, Unusable};
 pub use speaker::Speaker;
 pub use time::Time;
 

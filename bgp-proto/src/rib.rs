@@ -10,7 +10,8 @@ use twill_types::{Family, Prefix};
 
 use crate::{
     Conflict, NextHopState, Own, PeerKey, RouteChange, RouteSnapshot,
-    decision::{Candidate, decide},
+    decision::{Candidate, decide, order},
+    explain::{Explanation, Outcome, PathExplanation, Unusable},
     wire::PathAttributes,
 };
 
@@ -208,7 +209,9 @@ impl Rib {
                 continue;
             };
             let is_own = self.conflicts.contains_key(&prefix);
-            let used = if is_own { Vec::new() } else { self.best(destination) };
+            let mut used = if is_own { Vec::new() } else { self.candidates(destination) };
+            decide(&mut used, self.max_paths, &mut |_| {});
+            let peers: Vec<PeerKey> = used.iter().map(|candidate| candidate.peer).collect();
             let mut next_hops: Vec<IpAddr> =
                 used.iter().map(|candidate| candidate.attributes.next_hop).collect();
             next_hops.sort_unstable();
@@ -216,7 +219,7 @@ impl Rib {
             let Some(destination) = self.destinations.get_mut(&prefix) else {
                 continue;
             };
-            destination.used = used.into_iter().map(|candidate| candidate.peer).collect();
+            destination.used = peers;
             if destination.installed != next_hops {
                 destination.installed.clone_from(&next_hops);
                 changes.push(RouteChange { prefix, next_hops });
@@ -229,26 +232,84 @@ impl Rib {
         changes
     }
 
-    fn best(&self, destination: &Destination) -> Vec<Candidate> {
-        let candidates = destination
+    /// The paths of a destination that could be used.
+    fn candidates<'a>(&'a self, destination: &'a Destination) -> Vec<Candidate<'a>> {
+        destination
             .paths
             .iter()
-            .filter_map(|(peer, path)| {
-                let facts = self.peers.get(peer)?;
-                let next_hop = self.next_hops.get(&path.attributes.next_hop)?;
-                let Some(NextHopState::Reachable { metric }) = next_hop else {
-                    return None;
-                };
-                Some(Candidate {
-                    peer: *peer,
-                    attributes: Arc::clone(&path.attributes),
-                    external: facts.external,
-                    metric: *metric,
-                    router_id: facts.router_id,
-                })
-            })
-            .collect();
-        decide(candidates, self.max_paths).map(|(used, _)| used).unwrap_or_default()
+            .filter_map(|(peer, path)| self.candidate(*peer, path).ok())
+            .collect()
+    }
+
+    fn candidate<'a>(&self, peer: PeerKey, path: &'a Path) -> Result<Candidate<'a>, Unusable> {
+        let facts = self.peers.get(&peer).ok_or(Unusable::NextHopUnknown)?;
+        let state = self.next_hops.get(&path.attributes.next_hop).copied().flatten();
+        match state {
+            None => Err(Unusable::NextHopUnknown),
+            Some(NextHopState::Unreachable) => Err(Unusable::NextHopUnreachable),
+            Some(NextHopState::Reachable { metric }) => Ok(Candidate {
+                peer,
+                attributes: &path.attributes,
+                external: facts.external,
+                metric,
+                router_id: facts.router_id,
+            }),
+        }
+    }
+
+    /// Everything about the paths to this prefix.
+    pub(crate) fn explain(&self, prefix: Prefix) -> Explanation {
+        let mut explanation = Explanation::new(prefix, &self.own, self.max_paths);
+        let Some(destination) = self.destinations.get(&prefix) else {
+            return explanation;
+        };
+        explanation.next_hops.clone_from(&destination.installed);
+        let mut used = self.candidates(destination);
+        let mut losses = BTreeMap::new();
+        decide(&mut used, self.max_paths, &mut |loss| {
+            losses.insert(loss.peer, loss);
+        });
+        for (peer, path) in &destination.paths {
+            let place = used.iter().position(|c| c.peer == *peer);
+            let outcome = match (explanation.own, self.candidate(*peer, path)) {
+                (Some(ours), _) => Outcome::Unusable(Unusable::Own(ours)),
+                (None, Err(why)) => Outcome::Unusable(why),
+                (None, Ok(candidate)) => match (place, losses.get(peer), used.first()) {
+                    (Some(0), _, _) => Outcome::Best,
+                    (Some(_), _, Some(best)) => {
+                        Outcome::Equal { step: order(best, &candidate), against: best.peer }
+                    }
+                    (_, Some(loss), _) => Outcome::Lost { step: loss.step, against: loss.against },
+                    _ => Outcome::Unusable(Unusable::NextHopUnknown),
+                },
+            };
+            let facts = self.peers.get(peer);
+            explanation.paths.push(PathExplanation {
+                from: *peer,
+                external: facts.is_some_and(|facts| facts.external),
+                router_id: facts.map(|facts| facts.router_id),
+                attributes: Arc::clone(&path.attributes),
+                stale: path.stale,
+                next_hop: self.next_hops.get(&path.attributes.next_hop).copied().flatten(),
+                outcome,
+            });
+        }
+        explanation.paths.sort_by_key(|path| path.outcome.place());
+        explanation
+    }
+
+    /// The prefix of this node's own that covers this one.
+    pub(crate) fn own_covering(&self, prefix: Prefix) -> Option<Prefix> {
+        let ours = self.own.prefixes.range(..=prefix).next_back().map(|(ours, _)| *ours);
+        ours.filter(|ours| ours.covers(prefix))
+    }
+
+    /// The most specific prefix that covers this one and has a path.
+    pub(crate) fn covering(&self, prefix: Prefix) -> Option<Prefix> {
+        (0..=prefix.length())
+            .rev()
+            .filter_map(|length| Prefix::masked(prefix.address(), length).ok())
+            .find(|covering| self.destinations.contains_key(covering))
     }
 
     /// Attribute sets and next hops that no path has any more.

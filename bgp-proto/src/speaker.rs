@@ -7,8 +7,8 @@ use std::{
 use twill_types::{Family, Prefix};
 
 use crate::{
-    ConnId, Input, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerSnapshot, RouteSnapshot,
-    SpeakerConfig, Time,
+    ConnId, Explanation, Input, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerSnapshot,
+    RouteSnapshot, SpeakerConfig, Time,
     connection::Negotiated,
     decision::DEFAULT_LOCAL_PREF,
     peer::{Loss, Peer, Session, Sink},
@@ -126,6 +126,14 @@ impl Speaker {
             stale: false,
         });
         own.chain(self.rib.snapshot()).collect()
+    }
+
+    /// All that is known of a prefix: of itself, else of the most specific one that covers it and is
+    /// known.
+    pub fn explain(&self, prefix: Prefix) -> Option<Explanation> {
+        // The more specific of two that cover one prefix is the greater.
+        let found = self.rib.covering(prefix).max(self.rib.own_covering(prefix))?;
+        Some(self.rib.explain(found))
     }
 
     /// Runs `act` on the peer that a connection belongs to.
