@@ -11,9 +11,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 use twill_bgp_proto::{
-    Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey,
-    PeerSnapshot, RouteChange, RouteSnapshot, Speaker, SpeakerConfig, Time,
+    Conflict, ConnId, Explanation, Input, NextHopState, Output, Own, PeerConfig, PeerEvent,
+    PeerKey, PeerSnapshot, RouteChange, RouteSnapshot, Speaker, SpeakerConfig, Time,
 };
+use twill_types::Prefix;
 
 use crate::{
     connection::{self, Connection, Event},
@@ -36,6 +37,8 @@ pub enum Command {
     NextHops(BTreeMap<IpAddr, NextHopState>),
     /// A picture for people.
     Snapshot(oneshot::Sender<Snapshot>),
+    /// All that is known of a prefix, or of the most specific one that covers it.
+    Explain(Prefix, oneshot::Sender<Option<Explanation>>),
     /// The process ends: leave as for a restart, without NOTIFICATION, so that peers keep our
     /// routes (RFC 4724). Answered when it is done.
     Stop(oneshot::Sender<()>),
@@ -96,6 +99,13 @@ impl Handle {
     pub async fn snapshot(&self) -> Snapshot {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Snapshot(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// All that is known of a prefix, or of the most specific one that covers it.
+    pub async fn explain(&self, prefix: Prefix) -> Option<Explanation> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Explain(prefix, reply)).await;
         answer.await.unwrap_or_default()
     }
 
@@ -199,6 +209,9 @@ impl Shell {
                     routes: self.speaker.routes(),
                 };
                 let _ = reply.send(snapshot);
+            }
+            Command::Explain(prefix, reply) => {
+                let _ = reply.send(self.speaker.explain(prefix));
             }
             // Handled by the loop, which it ends.
             Command::Stop(_) => {}

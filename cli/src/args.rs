@@ -102,6 +102,23 @@ pub(crate) enum BgpCommand {
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,
     },
+    /// Why the route to a prefix is what it is: every path, and which step of the decision each lost by.
+    Explain {
+        /// A prefix or an address; without a route of its own, the most specific one that covers it.
+        #[arg(value_parser = destination)]
+        prefix: Prefix,
+        /// How to print.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Format,
+    },
+}
+
+/// A prefix, or an address as the prefix of it alone.
+fn destination(text: &str) -> Result<Prefix, twill_types::PrefixError> {
+    match text.parse() {
+        Ok(address) => Ok(Prefix::host(address)),
+        Err(_) => text.parse(),
+    }
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ fn state(route: &RouteStatus) -> String {
     or_dash(words.join(", "))
 }
 
-fn or_dash(text: String) -> String {
+pub(crate) fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 

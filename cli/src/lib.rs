@@ -9,6 +9,7 @@ mod apply;
 mod args;
 mod bgp;
 mod config;
+mod explain;
 mod get;
 mod ipam;
 mod node;
@@ -19,7 +20,10 @@ mod version;
 use std::{io::Write, time::Duration};
 
 use jiff::{Timestamp, tz::TimeZone};
-use twill_rpc::{Client, ClientError, message::RoutesRequest};
+use twill_rpc::{
+    Client, ClientError,
+    message::{ExplainRequest, RoutesRequest},
+};
 
 pub use crate::args::Cli;
 use crate::{
@@ -72,6 +76,10 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
         Command::Bgp(BgpCommand::Routes { within, output }) => {
             let routes = connect()?.bgp_routes(RoutesRequest { within: *within })?;
             emit(out, *output, &routes, |wide| bgp::routes(&routes, wide))
+        }
+        Command::Bgp(BgpCommand::Explain { prefix, output }) => {
+            let explained = connect()?.bgp_explain(ExplainRequest { prefix: *prefix })?;
+            emit(out, *output, &explained, |wide| explain::text(&explained, wide))
         }
         Command::Version { client: only_client, output } => {
             let welcome = || Ok::<_, ClientError>(connect()?.welcome()?.clone());

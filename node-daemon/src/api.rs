@@ -16,6 +16,7 @@ use crate::{
     claims,
     controller::Controller,
     datastore::{ClaimStore, Snapshot},
+    explain,
     ipam::{Ipam, again},
     look::Looker,
     metrics::Metrics,
@@ -59,6 +60,7 @@ impl Api {
             | Request::NodeStatus
             | Request::BgpPeers
             | Request::BgpRoutes(_)
+            | Request::BgpExplain(_)
             | Request::IpamShow
             | Request::IpamFind(_)
             | Request::IpamRelease(_)
@@ -169,6 +171,16 @@ impl Api {
                 let kernel = Arc::clone(&self.installed.borrow());
                 let routes = bgp::route_statuses(&picture, request.within, &kernel.installed);
                 Ok(Response::BgpRoutes(routes))
+            }
+            Request::BgpExplain(request) => {
+                let current = self.speaker.borrow().clone();
+                let explanation = match current {
+                    Some((_, speaker)) => speaker.explain(request.prefix).await,
+                    None => None,
+                };
+                let kernel = Arc::clone(&self.installed.borrow());
+                let explained = explain::explained(request.prefix, explanation, &kernel);
+                Ok(Response::BgpExplained(Box::new(explained)))
             }
             Request::IpamShow => Ok(Response::IpamShow(self.ipam_status()?)),
             Request::IpamFind(what) => Ok(Response::IpamFound(Box::new(self.find(&what)?))),

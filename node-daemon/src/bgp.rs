@@ -15,6 +15,7 @@ use crate::{
     claims::OwnedBlocks,
     datastore::Snapshot,
     desired::{Desired, desired},
+    explain::communities,
 };
 
 /// After a restart, old kernel routes are kept at the most this long for peers that have not sent
@@ -197,11 +198,6 @@ fn route_status(route: &RouteSnapshot, installed: &BTreeSet<Prefix>) -> RouteSta
         origin: attributes.map_or("IGP".to_owned(), |attributes| attributes.origin.to_string()),
         local_pref: attributes.and_then(|attributes| attributes.local_pref),
         med: attributes.and_then(|attributes| attributes.med),
-        communities: attributes
-            .map(|a| {
-                let plain = a.communities.iter().map(ToString::to_string);
-                plain.chain(a.large_communities.iter().map(ToString::to_string)).collect()
-            })
-            .unwrap_or_default(),
+        communities: attributes.map(communities).unwrap_or_default(),
     }
 }

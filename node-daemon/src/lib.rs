@@ -25,6 +25,7 @@ mod config;
 mod controller;
 mod datastore;
 mod desired;
+mod explain;
 mod heartbeat;
 mod host;
 mod http;

@@ -32,11 +32,13 @@ const BUDGET: usize = 256;
 pub(crate) type Sources = BTreeMap<Family, IpAddr>;
 
 /// Learned routes, as far as they are in the kernel.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct KernelRoutes {
-    pub(crate) installed: BTreeSet<Prefix>,
+    pub(crate) installed: Arc<BTreeSet<Prefix>>,
     /// How many that the speaker wants are not.
     pub(crate) missing: usize,
+    /// Where each tracked BGP next hop is.
+    pub(crate) resolved: Arc<BTreeMap<IpAddr, Option<Resolved>>>,
 }
 
 /// Somebody else announces what this node has.
@@ -177,6 +179,7 @@ impl Routes {
                     self.state.resolved.insert(address, resolved);
                     states.insert(address, state(resolved));
                 }
+                self.publish_next_hops();
                 self.tell_speaker(states).await;
             }
             Report::Converged => {
@@ -264,6 +267,7 @@ impl Routes {
             }
         }
         if !changed.is_empty() {
+            self.publish_next_hops();
             self.tell_speaker(changed).await;
         }
         Ok(())
@@ -300,7 +304,17 @@ impl Routes {
         let installed: BTreeSet<Prefix> = self.state.actual.keys().copied().collect();
         let wanted = self.state.wanted.iter().filter(|(_, next_hops)| !next_hops.is_empty());
         let missing = wanted.filter(|(prefix, _)| !installed.contains(prefix)).count();
-        self.installed.send_replace(Arc::new(KernelRoutes { installed, missing }));
+        self.installed.send_modify(|told| {
+            let resolved = Arc::clone(&told.resolved);
+            *told = Arc::new(KernelRoutes { installed: Arc::new(installed), missing, resolved });
+        });
+    }
+
+    fn publish_next_hops(&self) {
+        let resolved = Arc::new(self.state.resolved.clone());
+        self.installed.send_modify(|told| {
+            *told = Arc::new(KernelRoutes { resolved, ..KernelRoutes::clone(told) });
+        });
     }
 
     fn sync_blocks(&mut self) -> Result<(), Error> {

@@ -20,11 +20,11 @@ use nix::{
 use crate::{
     frame::{FrameError, decode, encode, read_frame},
     message::{
-        AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, Held, Hello,
-        IpamCheckRequest, IpamChecked, IpamFind, IpamFound, IpamNodeReleased, IpamRelease,
-        IpamReleaseNode, IpamReleased, IpamStatus, NodeStatus, PROTOCOL_VERSION, PeerStatus,
-        Readiness, Release, Released, Request, Response, RouteStatus, RoutesRequest, RpcError,
-        Welcome,
+        AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, ExplainRequest,
+        Explained, Held, Hello, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
+        IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, IpamStatus, NodeStatus,
+        PROTOCOL_VERSION, PeerStatus, Readiness, Release, Released, Request, Response, RouteStatus,
+        RoutesRequest, RpcError, Welcome,
     },
 };
 
@@ -244,6 +244,14 @@ impl Client {
         }
     }
 
+    /// Why the route to a prefix is what it is.
+    pub fn bgp_explain(&mut self, request: ExplainRequest) -> Result<Explained, ClientError> {
+        match self.call(&Request::BgpExplain(request))? {
+            Response::BgpExplained(explained) => Ok(*explained),
+            other => Err(self.unexpected("BgpExplained", &other)),
+        }
+    }
+
     /// Pools and blocks of this node.
     pub fn ipam_show(&mut self) -> Result<IpamStatus, ClientError> {
         match self.call(&Request::IpamShow)? {
@@ -334,6 +342,7 @@ impl Client {
             Response::NodeStatus(_) => "NodeStatus",
             Response::BgpPeers(_) => "BgpPeers",
             Response::BgpRoutes(_) => "BgpRoutes",
+            Response::BgpExplained(_) => "BgpExplained",
             Response::IpamShow(_) => "IpamShow",
             Response::IpamFound(_) => "IpamFound",
             Response::IpamReleased(_) => "IpamReleased",

@@ -1,9 +1,11 @@
 //! The messages. Every type is plain data; field names on the wire are camelCase JSON.
 
+mod bgp;
 mod ipam;
 
 use std::net::IpAddr;
 
+pub use bgp::{ExplainRequest, Explained, ExplainedNextHop, ExplainedPath};
 pub use ipam::{
     AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
     IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, Life, ReleaseOutcome,
@@ -60,6 +62,8 @@ pub enum Request {
     BgpPeers,
     /// Routes of the RIB.
     BgpRoutes(RoutesRequest),
+    /// Why the route to a prefix is what it is.
+    BgpExplain(ExplainRequest),
     /// Pools and blocks of this node.
     IpamShow,
     /// What there is to say about an address, or about who has some.
@@ -93,6 +97,8 @@ pub enum Response {
     BgpPeers(Vec<PeerStatus>),
     /// To [`Request::BgpRoutes`].
     BgpRoutes(Vec<RouteStatus>),
+    /// To [`Request::BgpExplain`].
+    BgpExplained(Box<Explained>),
     /// To [`Request::IpamShow`].
     IpamShow(IpamStatus),
     /// To [`Request::IpamFind`].

@@ -8,6 +8,7 @@ mod claims;
 mod claims_storm;
 mod crash;
 mod daemon;
+mod explain;
 mod gc;
 mod host;
 mod ipam;
@@ -243,6 +244,7 @@ fn main() -> ExitCode {
         routing::selectors_follow_the_labels,
         routing::the_tor_switch_sample_works_as_it_stands,
         routing::a_node_is_no_transit,
+        explain::each_path_says_why_it_is_used_or_not,
         storm::a_storm_of_killed_calls_leaks_nothing,
     ];
     twill_tests::suite::main(tests, twill_tests::tests![kit::lab_without_end])

@@ -34,6 +34,7 @@ pub struct Neighbor {
     asn: u32,
     local: Option<String>,
     options: Vec<String>,
+    export: Option<String>,
 }
 
 impl Neighbor {
@@ -41,7 +42,7 @@ impl Neighbor {
     /// multihop, wait little after errors, and are a helper for graceful restart (the default).
     pub fn new(name: &str, address: &str, asn: u32) -> Self {
         let address = address.split('/').next().unwrap_or(address).to_owned();
-        Self { name: name.to_owned(), address, asn, local: None, options: Vec::new() }
+        Self { name: name.to_owned(), address, asn, local: None, options: Vec::new(), export: None }
     }
 
     /// Our address of the session.
@@ -56,7 +57,19 @@ impl Neighbor {
         self
     }
 
+    /// Statements that the routes announced to it pass (`bgp_med = 10;`).
+    pub fn change(mut self, statements: &str) -> Self {
+        self.export = Some(statements.to_owned());
+        self
+    }
+
     fn render(&self, asn: u32) -> String {
+        let export = match &self.export {
+            None => "where source = RTS_STATIC".to_owned(),
+            Some(change) => {
+                format!("filter {{ if source != RTS_STATIC then reject; {change} accept; }}")
+            }
+        };
         let local = self.local.as_deref().unwrap_or_default();
         let mut text = format!(
             "protocol bgp {} {{\n  local {local} as {asn};\n  neighbor {} as {};\n  multihop;\n  \
@@ -70,10 +83,7 @@ impl Neighbor {
             // One family a session, as its addresses say; the other only if asked for.
             let own = if self.address.contains(':') { "ipv6" } else { "ipv4" };
             if family == own {
-                let _ = writeln!(
-                    text,
-                    "  {family} {{ import all; export where source = RTS_STATIC; }};"
-                );
+                let _ = writeln!(text, "  {family} {{ import all; export {export}; }};");
             }
         }
         text.push_str("}\n");

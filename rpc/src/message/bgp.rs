@@ -1,0 +1,104 @@
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use twill_types::Prefix;
+
+/// Body of [`Request::BgpExplain`](super::Request::BgpExplain).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainRequest {
+    /// About this prefix, or the most specific one that covers it.
+    pub prefix: Prefix,
+}
+
+/// Body of [`Response::BgpExplained`](super::Response::BgpExplained).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// What was asked for.
+    pub asked: Prefix,
+    /// What the answer is about; `None` if nothing covers what was asked for.
+    pub prefix: Option<Prefix>,
+    /// This node's own prefix that it is or lies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Prefix>,
+    /// Whether it is announced, if it is this node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<bool>,
+    /// The part that another node has borrowed of this one, and that it is or lies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent: Option<Prefix>,
+    /// A learned route to it is in the kernel.
+    pub installed: bool,
+    /// The BGP next hops that the kernel is to use.
+    pub next_hops: Vec<IpAddr>,
+    /// The most next hops that one route uses.
+    pub max_paths: u32,
+    /// The best first, then those used beside it, then the others.
+    pub paths: Vec<ExplainedPath>,
+}
+
+/// One path. Part of [`Explained`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedPath {
+    /// The peer that it came from.
+    pub from: IpAddr,
+    /// The peer's TCP port.
+    pub port: u16,
+    /// Over an external session.
+    pub external: bool,
+    /// The peer's identifier.
+    pub router_id: Option<String>,
+    /// The best of all.
+    pub best: bool,
+    /// Used for forwarding.
+    pub used: bool,
+    /// Kept over a restart of the peer.
+    pub stale: bool,
+    /// Whether it is used, and why or why not, for people.
+    pub reason: String,
+    /// The step of the decision that put another path before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// The peer that the other path came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<IpAddr>,
+    /// Its next hop, and where that is.
+    pub next_hop: ExplainedNextHop,
+    /// AS path as text.
+    pub as_path: String,
+    /// IGP, EGP or incomplete.
+    pub origin: String,
+    /// LOCAL_PREF, where there is one.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC, where there is one.
+    pub med: Option<u32>,
+    /// Communities of all kinds as text.
+    pub communities: Vec<String>,
+    /// ORIGINATOR_ID, where a reflector has set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub originator_id: Option<String>,
+    /// CLUSTER_LIST, nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster_list: Vec<String>,
+}
+
+/// A next hop, and the way to it. Part of [`ExplainedPath`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedNextHop {
+    /// Its address.
+    pub address: IpAddr,
+    /// Whether there is a way; `None` while it is not known.
+    pub reachable: Option<bool>,
+    /// What the way costs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<u32>,
+    /// The router on the way; none if it is on the link itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// The link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+}
