@@ -13,7 +13,7 @@ PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 BENCH ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill soak fuzz bench build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill soak fuzz bench bench-rib build plugin lint fmt tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,6 +60,9 @@ bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, int
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
 	$(CARGO) build --locked --release --package twill-ipam-store --example committer
 	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH)
+
+bench-rib: ## time and memory of the speaker's tables, without a network
+	$(CARGO) run --locked --release --bin twill-bench-rib -- $(BENCH_RIB)
 
 build: ## all programs, for demo and tests
 	$(CARGO) build --locked --workspace --bins
