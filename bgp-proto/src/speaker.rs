@@ -201,7 +201,7 @@ impl Speaker {
             self.with_peer(now, key, Peer::deconfigure);
             self.peers.remove(&key);
             self.exchanges.remove(&key);
-            self.rib.flush(key);
+            self.rib.forget_peer(key);
         }
         let mut started = Vec::new();
         for (key, config) in configs {

@@ -1,0 +1,448 @@
+//! The Adj-RIBs-In: what each peer has announced, as it came (RFC 4271 section 3.2).
+//!
+//! A path is eight octets: which source, and two flags. A source is one set of attributes from one
+//! peer; thousands of prefixes share it. Paths stand with their destination, because that is where
+//! they are compared. Each peer has a list of the destinations that it may have a path to, so that the
+//! end of its session costs as much as it has announced, however large the others' tables are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use twill_types::{Family, Prefix};
+
+use super::{
+    next_hops::NextHops,
+    slab::{Id, Slab},
+};
+use crate::{NextHopState, PeerKey, rib::PeerFacts, wire::PathAttributes};
+
+/// One set of attributes from one peer.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) peer: Id,
+    pub(super) attributes: Arc<PathAttributes>,
+    /// What is known of the next hop, as in [`NextHops`].
+    pub(super) next_hop: Option<NextHopState>,
+    /// How many paths have it.
+    paths: usize,
+}
+
+/// One path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Path {
+    pub(super) source: Id,
+    /// The peer's [`Table::round`] when it came.
+    round: bool,
+    /// The Loc-RIB has it.
+    pub(super) used: bool,
+}
+
+/// All paths to one prefix, in the order in which the peers first announced it.
+#[derive(Debug)]
+pub(super) struct Destination {
+    pub(super) prefix: Prefix,
+    pub(super) paths: Vec<Path>,
+    /// It is in [`AdjRibsIn::dirty`].
+    dirty: bool,
+}
+
+/// What is kept of one peer.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) key: PeerKey,
+    /// `None` until its first session.
+    pub(super) facts: Option<PeerFacts>,
+    /// Changes with each session that is kept over; a path of another round is stale. One bit will do,
+    /// because paths that are stale already are not kept a second time.
+    round: bool,
+    /// Paths of each family: all, and stale ones.
+    count: [usize; 2],
+    stale: [usize; 2],
+    sources: BTreeMap<Arc<PathAttributes>, Id>,
+    /// Where it may have a path; some more than once, some no more.
+    places: Vec<Id>,
+}
+
+/// The tables of all peers.
+#[derive(Debug, Default)]
+pub(super) struct AdjRibsIn {
+    pub(super) peers: Slab<Table>,
+    by_key: BTreeMap<PeerKey, Id>,
+    pub(super) sources: Slab<Source>,
+    pub(super) destinations: Slab<Destination>,
+    by_prefix: BTreeMap<Prefix, Id>,
+    pub(super) next_hops: NextHops,
+    /// Destinations to be decided on anew.
+    dirty: Vec<Id>,
+}
+
+const fn index(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
+}
+
+impl AdjRibsIn {
+    /// The table of a peer, which is empty at first.
+    fn peer(&mut self, key: PeerKey) -> Id {
+        *self.by_key.entry(key).or_insert_with(|| {
+            self.peers.insert(Table {
+                key,
+                facts: None,
+                round: false,
+                count: [0; 2],
+                stale: [0; 2],
+                sources: BTreeMap::new(),
+                places: Vec::new(),
+            })
+        })
+    }
+
+    /// What the decision has to know of a peer from now on.
+    pub(super) fn set_facts(&mut self, key: PeerKey, facts: PeerFacts) {
+        let peer = self.peer(key);
+        if let Some(table) = self.peers.get_mut(peer)
+            && table.facts != Some(facts)
+        {
+            table.facts = Some(facts);
+            for place in table.places.clone() {
+                self.touch(place);
+            }
+        }
+    }
+
+    /// Drops everything of a peer, and the peer.
+    pub(super) fn forget(&mut self, key: PeerKey) {
+        self.drop_paths(key, |_, _| true);
+        if let Some(peer) = self.by_key.remove(&key) {
+            self.peers.remove(peer);
+        }
+    }
+
+    pub(super) fn touch(&mut self, place: Id) {
+        if let Some(destination) = self.destinations.get_mut(place)
+            && !destination.dirty
+        {
+            destination.dirty = true;
+            self.dirty.push(place);
+        }
+    }
+
+    /// The destinations that changed since the last call.
+    pub(super) fn take_dirty(&mut self) -> Vec<Id> {
+        let dirty = std::mem::take(&mut self.dirty);
+        for place in &dirty {
+            if let Some(destination) = self.destinations.get_mut(*place) {
+                destination.dirty = false;
+            }
+        }
+        dirty
+    }
+
+    pub(super) fn announce(
+        &mut self,
+        key: PeerKey,
+        attributes: PathAttributes,
+        prefixes: impl IntoIterator<Item = Prefix>,
+    ) {
+        let peer = self.peer(key);
+        let source = self.intern(peer, attributes);
+        for prefix in prefixes {
+            let place = *self.by_prefix.entry(prefix).or_insert_with(|| {
+                self.destinations.insert(Destination { prefix, paths: Vec::new(), dirty: false })
+            });
+            // The same again, as after a restart of the peer, decides nothing anew.
+            if self.put(peer, source, place) {
+                self.touch(place);
+            }
+        }
+        // Without a prefix nobody has it.
+        self.release(source, 0);
+    }
+
+    fn intern(&mut self, peer: Id, attributes: PathAttributes) -> Id {
+        let known = self.peers.get(peer).and_then(|table| table.sources.get(&attributes));
+        if let Some(known) = known {
+            return *known;
+        }
+        let attributes = Arc::new(attributes);
+        let address = attributes.next_hop;
+        let source = self.sources.insert(Source {
+            peer,
+            attributes: Arc::clone(&attributes),
+            next_hop: None,
+            paths: 0,
+        });
+        let state = self.next_hops.add(address, source);
+        if let Some(new) = self.sources.get_mut(source) {
+            new.next_hop = state;
+        }
+        if let Some(table) = self.peers.get_mut(peer) {
+            table.sources.insert(attributes, source);
+        }
+        source
+    }
+
+    /// Ends the use of a source by some paths.
+    fn release(&mut self, id: Id, paths: usize) {
+        let Some(source) = self.sources.get_mut(id) else {
+            return;
+        };
+        source.paths -= paths;
+        if source.paths == 0
+            && let Some(gone) = self.sources.remove(id)
+        {
+            self.next_hops.remove(gone.attributes.next_hop, id);
+            if let Some(table) = self.peers.get_mut(gone.peer) {
+                table.sources.remove(&gone.attributes);
+            }
+        }
+    }
+
+    fn position(&self, peer: Id, place: Id) -> Option<usize> {
+        let is_from = |path: &Path| self.sources.get(path.source).is_some_and(|s| s.peer == peer);
+        self.destinations.get(place)?.paths.iter().position(is_from)
+    }
+
+    /// Puts a peer's path in the place of the one before; says whether it is another.
+    fn put(&mut self, peer: Id, source: Id, place: Id) -> bool {
+        let position = self.position(peer, place);
+        let (Some(table), Some(destination)) =
+            (self.peers.get_mut(peer), self.destinations.get_mut(place))
+        else {
+            return false;
+        };
+        if let Some(source) = self.sources.get_mut(source) {
+            source.paths += 1;
+        }
+        let family = index(destination.prefix.family());
+        let new = Path { source, round: table.round, used: false };
+        match position.and_then(|position| destination.paths.get_mut(position)) {
+            Some(path) => {
+                table.stale[family] -= usize::from(path.round != table.round);
+                // Until the next decision the old one counts as what is in the Loc-RIB.
+                let old = std::mem::replace(path, Path { used: path.used, ..new });
+                self.release(old.source, 1);
+                old.source != source
+            }
+            None => {
+                table.count[family] += 1;
+                table.places.push(place);
+                // Most destinations have one path, or one by each ToR.
+                if destination.paths.len() < 4 {
+                    destination.paths.reserve_exact(1);
+                }
+                destination.paths.push(new);
+                self.tidy_places(peer);
+                true
+            }
+        }
+    }
+
+    /// Keeps the list of places in proportion to the paths.
+    fn tidy_places(&mut self, peer: Id) {
+        let Some(table) = self.peers.get_mut(peer) else {
+            return;
+        };
+        if table.places.len() <= 64 + 2 * (table.count[0] + table.count[1]) {
+            return;
+        }
+        let mut places = std::mem::take(&mut table.places);
+        places.sort_unstable();
+        places.dedup();
+        places.retain(|place| self.position(peer, *place).is_some());
+        if let Some(table) = self.peers.get_mut(peer) {
+            table.places = places;
+        }
+    }
+
+    /// Removes a peer's path, if it has one.
+    fn remove(&mut self, peer: Id, place: Id) -> Option<()> {
+        let position = self.position(peer, place)?;
+        let destination = self.destinations.get_mut(place)?;
+        let path = destination.paths.remove(position);
+        let family = index(destination.prefix.family());
+        let table = self.peers.get_mut(peer)?;
+        table.count[family] -= 1;
+        table.stale[family] -= usize::from(path.round != table.round);
+        self.release(path.source, 1);
+        self.touch(place);
+        Some(())
+    }
+
+    pub(super) fn withdraw(&mut self, key: PeerKey, prefixes: impl IntoIterator<Item = Prefix>) {
+        let Some(peer) = self.by_key.get(&key).copied() else {
+            return;
+        };
+        for prefix in prefixes {
+            if let Some(place) = self.by_prefix.get(&prefix).copied() {
+                self.remove(peer, place);
+            }
+        }
+    }
+
+    /// Drops those of a peer's paths that are wanted so by family and staleness; says how many.
+    fn drop_paths(&mut self, key: PeerKey, is_wanted: impl Fn(Family, bool) -> bool) -> usize {
+        let Some(peer) = self.by_key.get(&key).copied() else {
+            return 0;
+        };
+        let Some(table) = self.peers.get_mut(peer) else {
+            return 0;
+        };
+        let round = table.round;
+        let mut places = std::mem::take(&mut table.places);
+        let mut dropped = 0;
+        places.retain(|place| {
+            let Some(position) = self.position(peer, *place) else {
+                return false;
+            };
+            let found = self.destinations.get(*place);
+            let wanted = found.is_some_and(|destination| {
+                let path = destination.paths.get(position);
+                let stale = path.is_some_and(|path| path.round != round);
+                is_wanted(destination.prefix.family(), stale)
+            });
+            if wanted {
+                self.remove(peer, *place);
+                dropped += 1;
+            }
+            !wanted
+        });
+        places.shrink_to_fit();
+        if let Some(table) = self.peers.get_mut(peer) {
+            table.places = places;
+        }
+        dropped
+    }
+
+    /// Drops everything from a peer.
+    pub(super) fn flush(&mut self, key: PeerKey) {
+        self.drop_paths(key, |_, _| true);
+    }
+
+    /// Marks a peer's paths of these families as stale, and drops the others and those that
+    /// already were (RFC 4724 section 4.2: a second restart in a row keeps nothing twice).
+    pub(super) fn keep_stale(&mut self, key: PeerKey, families: &[Family]) {
+        let counts = self.counts(key);
+        let lost = [Family::V4, Family::V6].into_iter().any(|family| {
+            let (all, stale) = counts[index(family)];
+            stale > 0 || all > 0 && !families.contains(&family)
+        });
+        if lost {
+            self.drop_paths(key, |family, stale| stale || !families.contains(&family));
+        }
+        let table = self.by_key.get(&key).and_then(|peer| self.peers.get_mut(*peer));
+        if let Some(table) = table {
+            table.round = !table.round;
+            table.stale = table.count;
+        }
+    }
+
+    /// Drops a peer's stale paths of these families; says how many.
+    pub(super) fn flush_stale(&mut self, key: PeerKey, families: &[Family]) -> usize {
+        let counts = self.counts(key);
+        match families.iter().any(|family| counts[index(*family)].1 > 0) {
+            true => self.drop_paths(key, |family, stale| stale && families.contains(&family)),
+            false => 0,
+        }
+    }
+
+    /// A peer's paths of each family: all, and stale ones.
+    fn counts(&self, key: PeerKey) -> [(usize, usize); 2] {
+        let table = self.by_key.get(&key).and_then(|peer| self.peers.get(*peer));
+        table.map_or([(0, 0); 2], |table| {
+            [(table.count[0], table.stale[0]), (table.count[1], table.stale[1])]
+        })
+    }
+
+    /// A peer's paths: all, and stale ones.
+    pub(super) fn count(&self, key: PeerKey) -> (usize, usize) {
+        let [v4, v6] = self.counts(key);
+        (v4.0 + v6.0, v4.1 + v6.1)
+    }
+
+    /// What became known of next hops. What a change costs is in proportion to the tables of the peers
+    /// that announce with this next hop.
+    pub(super) fn set_next_hops(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
+        let mut peers = BTreeSet::new();
+        let mut sources = BTreeSet::new();
+        for (address, state) in states {
+            for id in self.next_hops.learn(address, state) {
+                if let Some(source) = self.sources.get_mut(id) {
+                    source.next_hop = Some(state);
+                    peers.insert(source.peer);
+                    sources.insert(id);
+                }
+            }
+        }
+        for peer in peers {
+            let places = self.peers.get(peer).map(|table| table.places.clone());
+            for place in places.unwrap_or_default() {
+                let concerned = self.destinations.get(place).is_some_and(|destination| {
+                    destination.paths.iter().any(|path| sources.contains(&path.source))
+                });
+                if concerned {
+                    self.touch(place);
+                }
+            }
+        }
+    }
+
+    /// Removes a destination that has no path.
+    pub(super) fn remove_empty(&mut self, place: Id) {
+        if self.destinations.get(place).is_some_and(|destination| destination.paths.is_empty())
+            && let Some(gone) = self.destinations.remove(place)
+        {
+            self.by_prefix.remove(&gone.prefix);
+        }
+    }
+
+    pub(super) fn find(&self, prefix: Prefix) -> Option<(Id, &Destination)> {
+        let place = *self.by_prefix.get(&prefix)?;
+        Some((place, self.destinations.get(place)?))
+    }
+
+    /// The destinations that a prefix covers.
+    pub(super) fn within(&self, prefix: Prefix) -> impl Iterator<Item = Id> {
+        let after = self.by_prefix.range(prefix..);
+        after.take_while(move |(inside, _)| prefix.covers(**inside)).map(|(_, place)| *place)
+    }
+
+    /// All destinations, by prefix.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Destination> {
+        self.by_prefix.values().filter_map(|place| self.destinations.get(*place))
+    }
+
+    /// The source of a path, and the table of the peer that it is from.
+    pub(super) fn origin(&self, path: Path) -> Option<(&Source, &Table)> {
+        let source = self.sources.get(path.source)?;
+        Some((source, self.peers.get(source.peer)?))
+    }
+
+    /// Whether a path is kept over a restart of its peer.
+    pub(super) const fn is_stale(path: Path, table: &Table) -> bool {
+        path.round != table.round
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    impl super::AdjRibsIn {
+        /// What there is of everything, to find what is left behind: sources (twice), destinations (twice)
+        /// and next hops. Lists of places may hold some more than there are.
+        pub(in crate::rib) fn sizes(&self) -> [usize; 5] {
+            let tables = || self.by_key.values().filter_map(|peer| self.peers.get(*peer));
+            for table in tables() {
+                let paths = table.count[0] + table.count[1];
+                assert!(table.places.len() <= 65 + 2 * paths, "{} for {paths}", table.places.len());
+            }
+            let interned = tables().map(|table| table.sources.len()).sum();
+            let (places, prefixes) = (self.destinations.len(), self.by_prefix.len());
+            [self.sources.len(), interned, places, prefixes, self.next_hops.len()]
+        }
+    }
+}

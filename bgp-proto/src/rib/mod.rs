@@ -1,0 +1,285 @@
+//! The paths of all peers, and what follows from them for the kernel.
+//!
+//! ```text
+//!   UPDATE ──> AdjRibsIn ──(dirty destinations)──> decision ──> LocRib ──> routes for the kernel
+//!                  │                                  ^            ^
+//!                  └─> NextHops ──(reachable, how far)┘            └── Own: blocks, parts lent
+//! ```
+//!
+//! What others are told is not made of these, but of what the node originates: `adj_out.rs`.
+
+mod adj_in;
+mod loc;
+#[cfg(test)]
+mod model;
+mod next_hops;
+mod slab;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use twill_types::{Family, Prefix};
+
+use self::{
+    adj_in::{AdjRibsIn, Destination, Path, Source, Table},
+    loc::LocRib,
+    slab::Id,
+};
+use crate::{
+    Conflict, NextHopState, Own, PeerKey, RouteChange, RouteSnapshot,
+    decision::{Candidate, decide, order},
+    explain::{Explanation, Outcome, PathExplanation, Unusable},
+    wire::PathAttributes,
+};
+
+/// What the decision has to know of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PeerFacts {
+    pub(crate) external: bool,
+    pub(crate) router_id: Ipv4Addr,
+}
+
+/// Adj-RIBs-In and Loc-RIB.
+#[derive(Debug, Default)]
+pub(crate) struct Rib {
+    adj_in: AdjRibsIn,
+    loc: LocRib,
+    max_paths: usize,
+}
+
+impl Rib {
+    pub(crate) fn new(max_paths: usize) -> Self {
+        Self { max_paths, ..Self::default() }
+    }
+
+    /// What is known of a peer from now on, as its session comes up.
+    pub(crate) fn set_peer(&mut self, peer: PeerKey, facts: PeerFacts) {
+        self.adj_in.set_facts(peer, facts);
+    }
+
+    /// Drops everything from a peer that is no peer any more.
+    pub(crate) fn forget_peer(&mut self, peer: PeerKey) {
+        self.adj_in.forget(peer);
+    }
+
+    pub(crate) fn announce(
+        &mut self,
+        peer: PeerKey,
+        attributes: PathAttributes,
+        prefixes: impl IntoIterator<Item = Prefix>,
+    ) {
+        self.adj_in.announce(peer, attributes, prefixes);
+    }
+
+    pub(crate) fn withdraw(&mut self, peer: PeerKey, prefixes: impl IntoIterator<Item = Prefix>) {
+        self.adj_in.withdraw(peer, prefixes);
+    }
+
+    /// Marks a peer's paths of these families as stale, and drops the others and those that
+    /// already were (RFC 4724 section 4.2).
+    pub(crate) fn keep_stale(&mut self, peer: PeerKey, families: &[Family]) {
+        self.adj_in.keep_stale(peer, families);
+    }
+
+    /// Drops a peer's stale paths of these families; says how many.
+    pub(crate) fn flush_stale(&mut self, peer: PeerKey, families: &[Family]) -> usize {
+        self.adj_in.flush_stale(peer, families)
+    }
+
+    /// Drops everything from a peer.
+    pub(crate) fn flush(&mut self, peer: PeerKey) {
+        self.adj_in.flush(peer);
+    }
+
+    /// What this node has from now on. Paths to parts of it stay, unused: it may be somebody else's
+    /// the next time.
+    pub(crate) fn set_own(&mut self, own: Own) {
+        for changed in self.loc.set_own(own) {
+            let inside: Vec<Id> = self.adj_in.within(changed).collect();
+            for place in inside {
+                self.adj_in.touch(place);
+            }
+        }
+    }
+
+    /// What peers announce of what this node has, if that has changed since the last call.
+    pub(crate) fn take_conflicts(&mut self) -> Option<Vec<Conflict>> {
+        self.loc.take_conflicts()
+    }
+
+    /// What became known of next hops.
+    pub(crate) fn set_next_hops(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
+        self.adj_in.set_next_hops(states);
+    }
+
+    /// Decides anew for what has changed since the last time.
+    pub(crate) fn recompute(&mut self) -> Vec<RouteChange> {
+        let mut changes = Vec::new();
+        let dirty = self.adj_in.take_dirty();
+        let mut used = Vec::new();
+        let mut next_hops = Vec::new();
+        for place in dirty {
+            let Some(destination) = self.adj_in.destinations.get(place) else {
+                continue;
+            };
+            let prefix = destination.prefix;
+            used.clear();
+            next_hops.clear();
+            if !self.loc.note_conflict(prefix, self.announcer(destination)) {
+                let mut candidates = self.candidates(destination);
+                decide(&mut candidates, self.max_paths, &mut |_| {});
+                used.extend(candidates.iter().map(|candidate| candidate.peer));
+                next_hops.extend(candidates.iter().map(|c| c.attributes.next_hop));
+                next_hops.sort_unstable();
+                next_hops.dedup();
+            }
+            self.mark(place, &used);
+            if self.loc.select(place, &next_hops) {
+                changes.push(RouteChange { prefix, next_hops: next_hops.clone() });
+            }
+            self.adj_in.remove_empty(place);
+        }
+        self.adj_in.next_hops.forget_unused();
+        changes
+    }
+
+    /// Marks the paths of these peers as the ones that are used.
+    fn mark(&mut self, place: Id, used: &[PeerKey]) {
+        let AdjRibsIn { destinations, sources, peers, .. } = &mut self.adj_in;
+        let Some(destination) = destinations.get_mut(place) else {
+            return;
+        };
+        for path in &mut destination.paths {
+            let table = sources.get(path.source).and_then(|source| peers.get(source.peer));
+            path.used = table.is_some_and(|table| used.contains(&table.key));
+        }
+    }
+
+    /// Who announces a destination; the first of several by address.
+    fn announcer(&self, destination: &Destination) -> Option<PeerKey> {
+        let paths = destination.paths.iter();
+        paths.filter_map(|path| Some(self.adj_in.origin(*path)?.1.key)).min()
+    }
+
+    /// The paths of a destination that could be used.
+    fn candidates<'a>(&'a self, destination: &Destination) -> Vec<Candidate<'a>> {
+        let paths = destination.paths.iter();
+        paths
+            .filter_map(|path| {
+                let (source, table) = self.adj_in.origin(*path)?;
+                candidate(source, table).ok()
+            })
+            .collect()
+    }
+
+    /// Everything about the paths to this prefix.
+    pub(crate) fn explain(&self, prefix: Prefix) -> Explanation {
+        let mut explanation = Explanation::new(prefix, &self.loc.own, self.max_paths);
+        let Some((place, destination)) = self.adj_in.find(prefix) else {
+            return explanation;
+        };
+        explanation.next_hops = self.loc.next_hops(place).to_vec();
+        let mut used = self.candidates(destination);
+        let mut losses = BTreeMap::new();
+        decide(&mut used, self.max_paths, &mut |loss| {
+            losses.insert(loss.peer, loss);
+        });
+        let fate = |source: &Source, table: &Table| {
+            if let Some(ours) = explanation.own {
+                return Outcome::Unusable(Unusable::Own(ours));
+            }
+            let candidate = match candidate(source, table) {
+                Ok(candidate) => candidate,
+                Err(why) => return Outcome::Unusable(why),
+            };
+            match (losses.get(&table.key), used.first()) {
+                (Some(loss), _) => Outcome::Lost { step: loss.step, against: loss.against },
+                (None, Some(best)) if best.peer != table.key => {
+                    Outcome::Equal { step: order(best, &candidate), against: best.peer }
+                }
+                (None, _) => Outcome::Best,
+            }
+        };
+        let explained = |path: &Path| {
+            let (source, table) = self.adj_in.origin(*path)?;
+            Some(PathExplanation {
+                from: table.key,
+                external: table.facts.is_some_and(|facts| facts.external),
+                router_id: table.facts.map(|facts| facts.router_id),
+                attributes: Arc::clone(&source.attributes),
+                stale: AdjRibsIn::is_stale(*path, table),
+                next_hop: source.next_hop,
+                outcome: fate(source, table),
+            })
+        };
+        explanation.paths = destination.paths.iter().filter_map(explained).collect();
+        explanation.paths.sort_by_key(|path| (path.outcome.place(), path.from));
+        explanation
+    }
+
+    /// The prefix of this node's own that covers this one.
+    pub(crate) fn own_covering(&self, prefix: Prefix) -> Option<Prefix> {
+        let ours = self.loc.own.prefixes.range(..=prefix).next_back().map(|(ours, _)| *ours);
+        ours.filter(|ours| ours.covers(prefix))
+    }
+
+    /// The most specific prefix that covers this one and has a path.
+    pub(crate) fn covering(&self, prefix: Prefix) -> Option<Prefix> {
+        (0..=prefix.length())
+            .rev()
+            .filter_map(|length| Prefix::masked(prefix.address(), length).ok())
+            .find(|covering| self.adj_in.find(*covering).is_some())
+    }
+
+    /// Whether there are next hops of which nothing is known yet.
+    pub(crate) const fn has_unknown_next_hops(&self) -> bool {
+        self.adj_in.next_hops.has_unknown()
+    }
+
+    /// The next hops to track, if that set has changed since the last call.
+    pub(crate) fn take_next_hops(&mut self) -> Option<BTreeSet<IpAddr>> {
+        self.adj_in.next_hops.take()
+    }
+
+    /// Paths of a peer: all, and stale ones.
+    pub(crate) fn count(&self, peer: PeerKey) -> (usize, usize) {
+        self.adj_in.count(peer)
+    }
+
+    pub(crate) fn snapshot(&self) -> impl Iterator<Item = RouteSnapshot> {
+        self.adj_in.iter().flat_map(|destination| {
+            let snapshot = |path: &Path| {
+                let (source, table) = self.adj_in.origin(*path)?;
+                Some(RouteSnapshot {
+                    prefix: destination.prefix,
+                    from: Some(table.key),
+                    attributes: Some(Arc::clone(&source.attributes)),
+                    best: path.used,
+                    stale: AdjRibsIn::is_stale(*path, table),
+                })
+            };
+            let mut all: Vec<_> = destination.paths.iter().filter_map(snapshot).collect();
+            all.sort_by_key(|route| route.from);
+            all
+        })
+    }
+}
+
+/// A path as the decision sees it, or why it does not (RFC 4271 section 9.1.2).
+fn candidate<'a>(source: &'a Source, table: &Table) -> Result<Candidate<'a>, Unusable> {
+    let facts = table.facts.ok_or(Unusable::NextHopUnknown)?;
+    match source.next_hop {
+        None => Err(Unusable::NextHopUnknown),
+        Some(NextHopState::Unreachable) => Err(Unusable::NextHopUnreachable),
+        Some(NextHopState::Reachable { metric }) => Ok(Candidate {
+            peer: table.key,
+            attributes: &source.attributes,
+            external: facts.external,
+            metric,
+            router_id: facts.router_id,
+        }),
+    }
+}

@@ -1,0 +1,434 @@
+//! The RIB beside a model that keeps all paths in one list and decides everything anew, from the
+//! definitions, after each step.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use proptest::prelude::*;
+use twill_types::{Asn, Family, Prefix};
+
+use super::{PeerFacts, Rib};
+use crate::{
+    Conflict, NextHopState, Outcome, Own, PeerKey, Unusable,
+    wire::{AsPath, Origin, PathAttributes},
+};
+
+const PEERS: u8 = 4;
+const PREFIXES: [&str; 10] = [
+    "0.0.0.0/0",
+    "10.0.0.0/16",
+    "10.0.0.0/24",
+    "10.0.0.0/25",
+    "10.0.0.128/25",
+    "10.0.1.0/24",
+    "10.0.2.0/24",
+    "2001:db8::/32",
+    "2001:db8:1::/48",
+    "2001:db8:2::/48",
+];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Up(u8, PeerFacts),
+    Announce(u8, PathAttributes, BTreeSet<usize>),
+    Withdraw(u8, BTreeSet<usize>),
+    KeepStale(u8, Vec<Family>),
+    FlushStale(u8, Vec<Family>),
+    Flush(u8),
+    Forget(u8),
+    NextHop(u8, NextHopState),
+    Own(Own),
+    /// Withdrawn and announced again before anything is decided.
+    Replace(u8, PathAttributes, BTreeSet<usize>),
+    Decide,
+}
+
+fn key(peer: u8) -> PeerKey {
+    PeerKey { address: IpAddr::from([192, 0, 2, peer]), port: 179 }
+}
+
+fn next_hop(number: u8) -> IpAddr {
+    IpAddr::from([198, 51, 100, number])
+}
+
+fn prefixes(indexes: &BTreeSet<usize>) -> Vec<Prefix> {
+    indexes.iter().map(|index| PREFIXES[*index].parse().unwrap()).collect()
+}
+
+fn attributes() -> impl Strategy<Value = PathAttributes> {
+    let small = prop::option::weighted(0.3, 99_u32..102);
+    let med = prop::option::weighted(0.5, 0_u32..3);
+    let path = prop::collection::vec(1_u32..4, 0..3);
+    let originator = prop::option::weighted(0.3, 1_u8..4);
+    (small, med, path, originator, 0_usize..3, 0_u8..4, 0_u8..8).prop_map(
+        |(local_pref, med, path, originator, clusters, next, origin)| {
+            let asns = path.into_iter().map(|number| Asn::new(number).unwrap());
+            let origin = if origin == 0 { Origin::Egp } else { Origin::Igp };
+            let path = AsPath::sequence(asns);
+            let mut attributes = PathAttributes::new(origin, path, next_hop(next));
+            attributes.local_pref = local_pref;
+            attributes.med = med;
+            attributes.originator_id = originator.map(|last| Ipv4Addr::new(10, 0, 0, last));
+            attributes.cluster_list = vec![Ipv4Addr::LOCALHOST; clusters];
+            attributes
+        },
+    )
+}
+
+fn facts() -> impl Strategy<Value = PeerFacts> {
+    (prop::bool::weighted(0.7), 1_u8..4).prop_map(|(external, last)| PeerFacts {
+        external,
+        router_id: Ipv4Addr::new(10, 0, 0, last),
+    })
+}
+
+fn families() -> impl Strategy<Value = Vec<Family>> {
+    prop::sample::subsequence(vec![Family::V4, Family::V6], 0..=2)
+}
+
+fn own() -> impl Strategy<Value = Own> {
+    let ours = ["10.0.0.0/24", "10.0.1.0/24", "2001:db8:1::/48"];
+    let lent = ["10.0.0.0/25", "10.0.0.128/25", "10.0.1.0/24"];
+    let some = |all: [&'static str; 3]| prop::sample::subsequence(all.to_vec(), 0..=3);
+    (some(ours), some(lent)).prop_map(|(ours, lent)| Own {
+        prefixes: ours.iter().map(|prefix| (prefix.parse().unwrap(), true)).collect(),
+        lent: lent.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let peer = || 0..PEERS;
+    let some = || prop::collection::btree_set(0..PREFIXES.len(), 0..5);
+    let state = prop_oneof![
+        4 => (0_u32..3).prop_map(|metric| NextHopState::Reachable { metric }),
+        1 => Just(NextHopState::Unreachable),
+    ];
+    prop_oneof![
+        2 => (peer(), facts()).prop_map(|(peer, facts)| Step::Up(peer, facts)),
+        8 => (peer(), attributes(), some()).prop_map(|(p, a, s)| Step::Announce(p, a, s)),
+        3 => (peer(), some()).prop_map(|(p, s)| Step::Withdraw(p, s)),
+        2 => (peer(), families()).prop_map(|(p, f)| Step::KeepStale(p, f)),
+        2 => (peer(), families()).prop_map(|(p, f)| Step::FlushStale(p, f)),
+        1 => peer().prop_map(Step::Flush),
+        1 => peer().prop_map(Step::Forget),
+        5 => (0_u8..4, state).prop_map(|(n, s)| Step::NextHop(n, s)),
+        2 => own().prop_map(Step::Own),
+        2 => (peer(), attributes(), some()).prop_map(|(p, a, s)| Step::Replace(p, a, s)),
+        6 => Just(Step::Decide),
+    ]
+}
+
+/// A path of the model.
+#[derive(Debug, Clone)]
+struct Known {
+    prefix: Prefix,
+    peer: PeerKey,
+    attributes: PathAttributes,
+    stale: bool,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    paths: Vec<Known>,
+    facts: BTreeMap<PeerKey, PeerFacts>,
+    /// Of the next hops that the RIB said it tracks.
+    states: BTreeMap<IpAddr, NextHopState>,
+    tracked: BTreeSet<IpAddr>,
+    own: Own,
+}
+
+impl Model {
+    fn announce(&mut self, peer: PeerKey, attributes: &PathAttributes, prefixes: Vec<Prefix>) {
+        for prefix in prefixes {
+            self.paths.retain(|path| (path.peer, path.prefix) != (peer, prefix));
+            let attributes = attributes.clone();
+            self.paths.push(Known { prefix, peer, attributes, stale: false });
+        }
+        self.tracked.insert(attributes.next_hop);
+    }
+
+    /// Runs a step; whether the peer was never up is for the caller to see to.
+    fn run(&mut self, step: &Step) {
+        let held = |path: &Known, peer: &u8| path.peer == key(*peer);
+        match step {
+            Step::Up(peer, facts) => _ = self.facts.insert(key(*peer), *facts),
+            Step::Announce(peer, attributes, some) => {
+                self.announce(key(*peer), attributes, prefixes(some));
+            }
+            Step::Withdraw(peer, some) => {
+                let gone = prefixes(some);
+                self.paths.retain(|p| !held(p, peer) || !gone.contains(&p.prefix));
+            }
+            Step::Replace(peer, attributes, some) => {
+                self.announce(key(*peer), attributes, prefixes(some));
+            }
+            Step::KeepStale(peer, families) => {
+                let kept = |p: &Known| !p.stale && families.contains(&p.prefix.family());
+                self.paths.retain(|path| !held(path, peer) || kept(path));
+                self.paths.iter_mut().filter(|p| held(p, peer)).for_each(|p| p.stale = true);
+            }
+            Step::FlushStale(peer, families) => {
+                let gone = |p: &Known| p.stale && families.contains(&p.prefix.family());
+                self.paths.retain(|path| !held(path, peer) || !gone(path));
+            }
+            Step::Flush(peer) => self.paths.retain(|path| !held(path, peer)),
+            Step::Forget(peer) => {
+                self.paths.retain(|path| !held(path, peer));
+                self.facts.remove(&key(*peer));
+            }
+            Step::NextHop(number, state) => {
+                let address = next_hop(*number);
+                if self.tracked.contains(&address) {
+                    self.states.insert(address, *state);
+                }
+            }
+            Step::Own(own) => self.own = own.clone(),
+            Step::Decide => {
+                self.tracked = self.paths.iter().map(|path| path.attributes.next_hop).collect();
+                self.states.retain(|address, _| self.tracked.contains(address));
+            }
+        }
+    }
+
+    fn ours(&self, prefix: Prefix) -> Option<Prefix> {
+        if self.own.lent.iter().any(|lent| lent.covers(prefix)) {
+            return None;
+        }
+        self.own.prefixes.keys().find(|ours| ours.covers(prefix)).copied()
+    }
+
+    fn metric(&self, path: &Known) -> Option<u32> {
+        match self.states.get(&path.attributes.next_hop) {
+            Some(NextHopState::Reachable { metric }) => Some(*metric),
+            _ => None,
+        }
+    }
+
+    /// Whether one path is better than another before the tie is broken, MED left out.
+    fn better(&self, a: &Known, b: &Known, with_external: bool) -> bool {
+        let first = |p: &Known| {
+            let preference = u32::MAX - p.attributes.local_pref.unwrap_or(100);
+            (preference, p.attributes.as_path.hops(), p.attributes.origin)
+        };
+        let then = |p: &Known| (!self.facts[&p.peer].external, self.metric(p));
+        match with_external {
+            false => first(a) < first(b),
+            true => (first(a), then(a)) < (first(b), then(b)),
+        }
+    }
+
+    /// The peers whose paths are used, best first: those that no other path removes.
+    fn used(&self, prefix: Prefix, max_paths: usize) -> Vec<PeerKey> {
+        if self.ours(prefix).is_some() {
+            return Vec::new();
+        }
+        let to_it = self.paths.iter().filter(|path| path.prefix == prefix);
+        let usable: Vec<&Known> = to_it
+            .filter(|path| self.metric(path).is_some() && self.facts.contains_key(&path.peer))
+            .collect();
+        let survive = |all: &[&Known], beats: &dyn Fn(&Known, &Known) -> bool| -> Vec<Known> {
+            let left = all.iter().filter(|p| !all.iter().any(|other| beats(other, p)));
+            left.map(|path| Known::clone(path)).collect()
+        };
+        let left = survive(&usable, &|a, b| self.better(a, b, false));
+        let left = survive(&left.iter().collect::<Vec<_>>(), &|a, b| {
+            a.attributes.as_path.neighbor() == b.attributes.as_path.neighbor()
+                && a.attributes.med.unwrap_or(0) < b.attributes.med.unwrap_or(0)
+        });
+        let mut left = survive(&left.iter().collect::<Vec<_>>(), &|a, b| self.better(a, b, true));
+        left.sort_by_key(|path| {
+            let router = self.facts[&path.peer].router_id;
+            let router = path.attributes.originator_id.unwrap_or(router);
+            (router, path.attributes.cluster_list.len(), path.peer)
+        });
+        let mut ways: Vec<IpAddr> = Vec::new();
+        let within = |path: &Known| {
+            let way = path.attributes.next_hop;
+            if ways.contains(&way) {
+                return true;
+            }
+            let room = ways.len() < max_paths;
+            if room {
+                ways.push(way);
+            }
+            room
+        };
+        let mut within = within;
+        left.into_iter().filter(|path| within(path)).map(|path| path.peer).collect()
+    }
+
+    fn next_hops(&self, prefix: Prefix, used: &[PeerKey]) -> Vec<IpAddr> {
+        let paths = self.paths.iter().filter(|p| p.prefix == prefix && used.contains(&p.peer));
+        let set: BTreeSet<IpAddr> = paths.map(|path| path.attributes.next_hop).collect();
+        set.into_iter().collect()
+    }
+
+    fn conflicts(&self) -> Vec<Conflict> {
+        let mut all: BTreeMap<Prefix, Conflict> = BTreeMap::new();
+        for path in &self.paths {
+            if let Some(ours) = self.ours(path.prefix) {
+                let new = Conflict { prefix: path.prefix, ours, peer: path.peer };
+                let entry = all.entry(path.prefix).or_insert(new);
+                entry.peer = entry.peer.min(path.peer);
+            }
+        }
+        all.into_values().collect()
+    }
+}
+
+/// The RIB, and what the outside has made of its words.
+struct Run {
+    rib: Rib,
+    model: Model,
+    max_paths: usize,
+    kernel: BTreeMap<Prefix, Vec<IpAddr>>,
+    conflicts: Vec<Conflict>,
+}
+
+impl Run {
+    fn new(max_paths: usize) -> Self {
+        let (kernel, conflicts) = (BTreeMap::new(), Vec::new());
+        Self { rib: Rib::new(max_paths), model: Model::default(), max_paths, kernel, conflicts }
+    }
+
+    fn step(&mut self, step: Step) {
+        self.model.run(&step);
+        let rib = &mut self.rib;
+        match step {
+            Step::Up(peer, facts) => rib.set_peer(key(peer), facts),
+            Step::Announce(peer, attributes, some) => {
+                rib.announce(key(peer), attributes, prefixes(&some));
+            }
+            Step::Withdraw(peer, some) => rib.withdraw(key(peer), prefixes(&some)),
+            Step::Replace(peer, attributes, some) => {
+                rib.withdraw(key(peer), prefixes(&some));
+                rib.announce(key(peer), attributes, prefixes(&some));
+            }
+            Step::KeepStale(peer, families) => rib.keep_stale(key(peer), &families),
+            Step::FlushStale(peer, families) => _ = rib.flush_stale(key(peer), &families),
+            Step::Flush(peer) => rib.flush(key(peer)),
+            Step::Forget(peer) => rib.forget_peer(key(peer)),
+            Step::NextHop(number, state) => {
+                rib.set_next_hops(BTreeMap::from([(next_hop(number), state)]));
+            }
+            Step::Own(own) => rib.set_own(own),
+            Step::Decide => self.decide(),
+        }
+    }
+
+    fn decide(&mut self) {
+        for change in self.rib.recompute() {
+            let before = match change.next_hops.is_empty() {
+                true => self.kernel.remove(&change.prefix),
+                false => self.kernel.insert(change.prefix, change.next_hops.clone()),
+            };
+            assert_ne!(before.unwrap_or_default(), change.next_hops, "a change that is none");
+        }
+        if let Some(conflicts) = self.rib.take_conflicts() {
+            self.conflicts = conflicts;
+        }
+        if let Some(tracked) = self.rib.take_next_hops() {
+            assert_eq!(tracked, self.model.tracked);
+        }
+        self.compare();
+    }
+
+    fn compare(&self) {
+        let model = &self.model;
+        assert_eq!(self.conflicts, model.conflicts());
+        let unknown = model.tracked.iter().any(|address| !model.states.contains_key(address));
+        assert_eq!(self.rib.has_unknown_next_hops(), unknown);
+        let mut kernel = BTreeMap::new();
+        let mut best = BTreeSet::new();
+        for prefix in prefixes(&(0..PREFIXES.len()).collect()) {
+            let used = model.used(prefix, self.max_paths);
+            let next_hops = model.next_hops(prefix, &used);
+            best.extend(used.iter().map(|peer| (prefix, *peer)));
+            self.compare_explanation(prefix, &used, &next_hops);
+            if !next_hops.is_empty() {
+                kernel.insert(prefix, next_hops);
+            }
+        }
+        assert_eq!(self.kernel, kernel);
+        let known = |p: &Known| {
+            (p.prefix, p.peer, p.attributes.clone(), p.stale, best.contains(&(p.prefix, p.peer)))
+        };
+        let expected: BTreeSet<_> = model.paths.iter().map(known).collect();
+        let routes = self.rib.snapshot();
+        let found: Vec<_> = routes
+            .map(|r| (r.prefix, r.from.unwrap(), (*r.attributes.unwrap()).clone(), r.stale, r.best))
+            .collect();
+        assert_eq!(found.len(), expected.len());
+        assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
+        for peer in (0..PEERS).map(key) {
+            let all = model.paths.iter().filter(|path| path.peer == peer);
+            let stale = all.clone().filter(|path| path.stale).count();
+            assert_eq!(self.rib.count(peer), (all.count(), stale));
+        }
+    }
+
+    /// What is explained is what is done, and every path has a reason.
+    fn compare_explanation(&self, prefix: Prefix, used: &[PeerKey], next_hops: &[IpAddr]) {
+        let explanation = self.rib.explain(prefix);
+        assert_eq!(explanation.next_hops, next_hops);
+        assert_eq!(explanation.own, self.model.ours(prefix));
+        let paths = &explanation.paths;
+        let best = paths.iter().find(|path| path.outcome == Outcome::Best).map(|path| path.from);
+        assert_eq!(best, used.first().copied());
+        let told: BTreeSet<_> =
+            paths.iter().filter(|path| path.outcome.is_used()).map(|path| path.from).collect();
+        assert_eq!(told, used.iter().copied().collect());
+        for path in paths {
+            let unreachable = path.next_hop == Some(NextHopState::Unreachable);
+            match path.outcome {
+                Outcome::Unusable(Unusable::NextHopUnreachable) => assert!(unreachable),
+                Outcome::Unusable(Unusable::NextHopUnknown) => assert_eq!(path.next_hop, None),
+                Outcome::Unusable(Unusable::Own(ours)) => assert!(ours.covers(prefix)),
+                Outcome::Lost { against, .. } => assert_ne!(against, path.from),
+                Outcome::Best | Outcome::Equal { .. } => assert!(!unreachable),
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_rib_does_what_a_naive_one_does(
+        max_paths in 1_usize..4,
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
+        let mut run = Run::new(max_paths);
+        for peer in 0..PEERS {
+            let router_id = Ipv4Addr::new(10, 0, 0, peer + 1);
+            run.step(Step::Up(peer, PeerFacts { external: true, router_id }));
+        }
+        for step in steps {
+            let (peer, forgotten) = match &step {
+                Step::Announce(peer, ..) | Step::Replace(peer, ..) => {
+                    (*peer, !run.model.facts.contains_key(&key(*peer)))
+                }
+                _ => (0, false),
+            };
+            // Nobody announces before a session is up.
+            if forgotten {
+                let router_id = Ipv4Addr::new(10, 0, 0, 9);
+                run.step(Step::Up(peer, PeerFacts { external: false, router_id }));
+            }
+            run.step(step);
+        }
+        run.step(Step::Decide);
+        // Everything withdrawn leaves nothing behind.
+        for peer in 0..PEERS {
+            let step = if peer % 2 == 0 { Step::Flush(peer) } else { Step::Forget(peer) };
+            run.step(step);
+        }
+        run.step(Step::Decide);
+        prop_assert!(run.kernel.is_empty());
+        prop_assert_eq!(run.rib.adj_in.sizes(), [0; 5]);
+        prop_assert_eq!(run.rib.loc.sizes(), [0; 4]);
+    }
+}
