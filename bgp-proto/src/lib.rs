@@ -7,9 +7,11 @@
 //! ```text
 //!   Input ──> Speaker ──> Output
 //!               ├─ Peer (one per neighbour: both connections, timers, state)
-//!               └─ Rib  (paths of all peers, decision, what the kernel should have)
+//!               ├─ Rib  (paths of all peers, decision, what the kernel should have)
+//!               └─ AdjRibsOut (what this node originates, and who was told of it)
 //! ```
 
+mod adj_out;
 mod api;
 mod connection;
 mod decision;

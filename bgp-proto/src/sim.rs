@@ -514,3 +514,67 @@ fn a_wrong_as_is_refused_with_the_right_notification() {
     });
     assert!(told);
 }
+
+/// RFC 8212: nothing that was learned is passed on, whatever the kind of session on both sides.
+#[test]
+fn a_node_is_no_transit() {
+    for asns in [[64512, 64513, 64514], [64512, 64512, 64514], [64512, 64512, 64512]] {
+        let mut net = Net::mesh(&asns, 4);
+        net.input(0, Input::SetPeers([peer(1, asns[1])].into()));
+        net.input(2, Input::SetPeers([peer(1, asns[1])].into()));
+        net.run_until("the middle", SECONDS_10, |net| net.nodes[1].routes.len() == 2);
+        net.run_for(SECONDS_10);
+        for end in [0, 2] {
+            let told: Vec<_> = net.nodes[end].routes.keys().copied().collect();
+            assert_eq!(told, [block(1)], "{asns:?}");
+        }
+        let out = net.nodes[1].speaker.peers().iter().map(|p| p.prefixes_out).max();
+        assert_eq!(out, Some(1));
+    }
+}
+
+/// The other family's next hop is not part of what was negotiated, so its change resets nothing.
+#[test]
+fn another_next_hop_is_announced_without_a_reset() {
+    let mut net = Net::mesh(&[64512, 64513], 4);
+    let v6 = prefix("2001:db8:7::/64");
+    net.input(0, Input::SetOwn(Own::announced([block(0), v6])));
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    net.run_for(SECONDS_10);
+    assert!(!net.nodes[1].routes.contains_key(&v6), "without a next hop");
+    for next_hop in [Some("2001:db8::1"), Some("2001:db8::2"), None] {
+        let next_hop = next_hop.map(|text| text.parse::<IpAddr>().unwrap());
+        let (key, mut config) = peer(1, 64513);
+        config.other_next_hop = next_hop;
+        net.input(0, Input::SetPeers([(key, config)].into()));
+        net.run_until("the news", SECONDS_10, |net| {
+            net.nodes[1].routes.get(&v6).and_then(|hops| hops.first().copied()) == next_hop
+        });
+        assert!(net.nodes[1].routes.contains_key(&block(0)));
+    }
+    assert_eq!(net.nodes[0].speaker.peers()[0].flaps, 0);
+}
+
+/// The explanation is found by an address inside, and says what the kernel was told.
+#[test]
+fn routes_are_explained() {
+    let mut net = Net::mesh(&[64512, 64513, 64513], 2);
+    let shared = prefix("10.9.0.0/24");
+    for node in [1, 2] {
+        net.input(node, Input::SetOwn(Own::announced([block(node), shared])));
+    }
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    let hops = [address(1), address(2)];
+    net.run_until("both paths", SECONDS_10, |net| {
+        net.nodes[0].routes.get(&shared).is_some_and(|found| found == &hops)
+    });
+    let speaker = &net.nodes[0].speaker;
+    let explained = speaker.explain(prefix("10.9.0.77/32")).unwrap();
+    assert_eq!((explained.prefix, explained.next_hops), (shared, hops.to_vec()));
+    let outcomes: Vec<String> = explained.paths.iter().map(|p| p.outcome.to_string()).collect();
+    let second = "as good as 192.0.2.2, which comes first by lower router id";
+    assert_eq!(outcomes, ["best", second]);
+    let own = speaker.explain(prefix("10.0.0.3/32")).unwrap();
+    assert_eq!((own.prefix, own.announced), (block(0), Some(true)));
+    assert!(speaker.explain(prefix("172.16.0.0/12")).is_none());
+}

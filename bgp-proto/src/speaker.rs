@@ -9,15 +9,12 @@ use twill_types::{Family, Prefix};
 use crate::{
     ConnId, Explanation, Input, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerSnapshot,
     RouteSnapshot, SpeakerConfig, Time,
+    adj_out::{AdjRibsOut, ExportView, Messages},
     connection::Negotiated,
-    decision::DEFAULT_LOCAL_PREF,
     peer::{Loss, Peer, Session, Sink},
     rib::{PeerFacts, Rib},
     time::Jitter,
-    wire::{
-        self, AsPath, GracefulRestart, Notification, Origin, PathAttributes, RouteRefresh,
-        UpdateIn, cease, code,
-    },
+    wire::{self, GracefulRestart, Notification, RouteRefresh, UpdateIn, cease, code},
 };
 
 /// A peer that is back but does not finish sending its routes keeps its stale ones no longer than
@@ -27,8 +24,6 @@ const LONGEST_RESYNC: Duration = Duration::from_secs(360);
 /// What is kept beside the session of a peer.
 #[derive(Debug, Default)]
 struct Exchange {
-    /// Announced to it: the Adj-RIB-Out.
-    announced: BTreeSet<Prefix>,
     /// When its stale routes go.
     stale_until: Option<Time>,
     /// Families whose End-of-RIB has not come since the session is up.
@@ -44,7 +39,7 @@ pub struct Speaker {
     peers: BTreeMap<PeerKey, Peer>,
     exchanges: BTreeMap<PeerKey, Exchange>,
     rib: Rib,
-    originated: BTreeSet<Prefix>,
+    adj_out: AdjRibsOut,
     outputs: VecDeque<Output>,
     jitter: Jitter,
     next_conn: u64,
@@ -58,12 +53,12 @@ impl Speaker {
     pub fn new(config: SpeakerConfig, now: Time) -> Self {
         Self {
             rib: Rib::new(config.max_paths),
+            adj_out: AdjRibsOut::new(config.asn),
             jitter: Jitter::new(config.seed),
             converge_by: Some(now + config.selection_deferral),
             config,
             peers: BTreeMap::new(),
             exchanges: BTreeMap::new(),
-            originated: BTreeSet::new(),
             outputs: VecDeque::new(),
             next_conn: 1,
             configured: false,
@@ -118,7 +113,7 @@ impl Speaker {
 
     /// All paths, the own ones first.
     pub fn routes(&self) -> Vec<RouteSnapshot> {
-        let own = self.originated.iter().map(|prefix| RouteSnapshot {
+        let own = self.adj_out.originated().iter().map(|prefix| RouteSnapshot {
             prefix: *prefix,
             from: None,
             attributes: None,
@@ -201,6 +196,7 @@ impl Speaker {
             self.with_peer(now, key, Peer::deconfigure);
             self.peers.remove(&key);
             self.exchanges.remove(&key);
+            self.adj_out.leave(key);
             self.rib.forget_peer(key);
         }
         let mut started = Vec::new();
@@ -220,6 +216,10 @@ impl Speaker {
                     self.with_peer(now, key, |peer, sink| peer.reconfigure(config, sink));
                     if let Some(exchange) = self.exchanges.get_mut(&key) {
                         exchange.holds_convergence &= !stopped;
+                    }
+                    if let Some(view) = self.export_view(key) {
+                        let messages = self.adj_out.regroup(key, view);
+                        self.send_established(now, key, messages);
                     }
                 }
                 Some(_) => {}
@@ -274,26 +274,36 @@ impl Speaker {
             exchange.stale_until = (stale > 0).then(|| now + LONGEST_RESYNC);
             exchange.awaited = families.clone();
             exchange.holds_convergence &= waits;
-            exchange.announced.clear();
         }
-        self.advertise(now, key);
-        let mut markers = Vec::new();
+        let mut messages = match self.export_view(key) {
+            Some(view) => self.adj_out.join(key, view),
+            None => Messages::default(),
+        };
         for family in &families {
-            wire::encode_end_of_rib(*family, &mut markers);
+            wire::encode_end_of_rib(*family, &mut messages.bytes);
+            messages.count += 1;
         }
-        let count = families.len() as u64;
-        self.send_established(now, key, markers, count);
+        self.send_established(now, key, messages);
     }
 
-    fn send_established(&mut self, now: Time, key: PeerKey, bytes: Vec<u8>, count: u64) {
-        if bytes.is_empty() {
+    fn send_established(&mut self, now: Time, key: PeerKey, messages: Messages) {
+        if messages.count == 0 {
             return;
         }
         self.with_peer(now, key, |peer, sink| {
             if let Some(conn) = peer.established().map(|(connection, _)| connection.id) {
-                peer.send_many(conn, bytes, count, sink);
+                peer.send_many(conn, messages.bytes, messages.count, sink);
             }
         });
+    }
+
+    /// What makes a difference to what a peer is told; `None` without a session.
+    fn export_view(&self, key: PeerKey) -> Option<ExportView> {
+        let peer = self.peers.get(&key)?;
+        let (connection, negotiated) = peer.established()?;
+        let next_hop = |family| next_hop(family, connection.local.ip(), peer.config.other_next_hop);
+        let next_hops = [next_hop(Family::V4), next_hop(Family::V6)];
+        Some(ExportView { session: negotiated.session, next_hops })
     }
 
     /// The end of a session (RFC 4724 section 4.2, RFC 8538 section 4).
@@ -317,8 +327,8 @@ impl Speaker {
             }
             _ => self.rib.flush(key),
         }
+        self.adj_out.leave(key);
         if let Some(exchange) = self.exchanges.get_mut(&key) {
-            exchange.announced.clear();
             exchange.awaited.clear();
             exchange.stale_until = kept_for.map(|time| now + time);
         }
@@ -375,62 +385,20 @@ impl Speaker {
     }
 
     fn set_own(&mut self, now: Time, own: Own) {
-        self.originated = own.prefixes.iter().filter(|(_, a)| **a).map(|(p, _)| *p).collect();
+        let announced = own.prefixes.iter().filter(|(_, announced)| **announced);
+        let originated = announced.map(|(prefix, _)| *prefix).collect();
         self.rib.set_own(own);
-        let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
-        for key in keys {
-            self.advertise(now, key);
+        for (key, messages) in self.adj_out.originate(originated) {
+            self.send_established(now, key, messages);
         }
     }
 
     /// The peer asks for everything again (RFC 2918 section 4).
     fn refresh(&mut self, now: Time, key: PeerKey, refresh: RouteRefresh) {
-        if refresh.subtype != 0 {
-            return;
+        if refresh.subtype == 0 {
+            let messages = self.adj_out.refresh(key, refresh.family);
+            self.send_established(now, key, messages);
         }
-        if let Some(exchange) = self.exchanges.get_mut(&key) {
-            exchange.announced.retain(|prefix| prefix.family() != refresh.family);
-        }
-        self.advertise(now, key);
-    }
-
-    /// Brings what a peer was told up to what it should know: withdrawals first, so that it never
-    /// has more routes than it will have.
-    fn advertise(&mut self, now: Time, key: PeerKey) {
-        let Some(peer) = self.peers.get(&key) else {
-            return;
-        };
-        let Some((connection, negotiated)) = peer.established() else {
-            return;
-        };
-        let Some(exchange) = self.exchanges.get_mut(&key) else {
-            return;
-        };
-        let session = negotiated.session;
-        let mut bytes = Vec::new();
-        for family in negotiated.families() {
-            let next_hop = next_hop(family, connection.local.ip(), peer.config.other_next_hop);
-            let wanted: BTreeSet<Prefix> = match next_hop {
-                Some(_) => {
-                    self.originated.iter().filter(|p| p.family() == family).copied().collect()
-                }
-                None => BTreeSet::new(),
-            };
-            let had: BTreeSet<Prefix> =
-                exchange.announced.iter().filter(|p| p.family() == family).copied().collect();
-            let gone: Vec<Prefix> = had.difference(&wanted).copied().collect();
-            wire::encode_withdrawals(family, &gone, &session, &mut bytes);
-            let new: Vec<Prefix> = wanted.difference(&had).copied().collect();
-            if let (Some(next_hop), false) = (next_hop, new.is_empty()) {
-                let attributes = own_attributes(&self.config, session.internal, next_hop);
-                // Own attributes are far shorter than a message.
-                let _ = wire::encode_updates(&attributes, family, &new, &session, &mut bytes);
-            }
-            exchange.announced.retain(|prefix| !gone.contains(prefix));
-            exchange.announced.extend(new);
-        }
-        let count = count_messages(&bytes);
-        self.send_established(now, key, bytes, count);
     }
 
     /// What follows from an input as a whole.
@@ -471,7 +439,7 @@ impl Speaker {
             capabilities: negotiated.map(capability_names).unwrap_or_default(),
             prefixes_in,
             prefixes_stale,
-            prefixes_out: self.exchanges.get(&peer.key).map_or(0, |e| e.announced.len()),
+            prefixes_out: self.adj_out.count(peer.key),
             messages_in: peer.messages_in,
             messages_out: peer.messages_out,
             flaps: peer.flaps,
@@ -488,24 +456,6 @@ fn kept_families(restart: Option<&GracefulRestart>) -> Vec<Family> {
 /// This node's address of a family: the session's own end, else the configured one.
 fn next_hop(family: Family, local: IpAddr, other: Option<IpAddr>) -> Option<IpAddr> {
     [Some(local), other].into_iter().flatten().find(|address| Family::of(*address) == family)
-}
-
-/// The attributes of what this node originates (RFC 4271 section 5.1).
-fn own_attributes(config: &SpeakerConfig, internal: bool, next_hop: IpAddr) -> PathAttributes {
-    let path = if internal { AsPath::default() } else { AsPath::default().prepended(config.asn) };
-    let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
-    attributes.local_pref = internal.then_some(DEFAULT_LOCAL_PREF);
-    attributes
-}
-
-/// How many messages a run of encoded ones holds.
-fn count_messages(mut bytes: &[u8]) -> u64 {
-    let mut count = 0;
-    while let Ok(Some(frame)) = wire::frame(bytes, wire::MAX_EXTENDED) {
-        count += 1;
-        bytes = bytes.get(frame.length..).unwrap_or_default();
-    }
-    count
 }
 
 fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
