@@ -369,25 +369,33 @@ impl AdjRibsIn {
     /// that announce with this next hop.
     pub(super) fn set_next_hops(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
         let mut peers = BTreeSet::new();
-        let mut sources = BTreeSet::new();
+        // By place in the slab: it is asked once for each path of these peers.
+        let mut concerned = Vec::new();
         for (address, state) in states {
             for id in self.next_hops.learn(address, state) {
                 if let Some(source) = self.sources.get_mut(id) {
                     source.next_hop = Some(state);
                     peers.insert(source.peer);
-                    sources.insert(id);
+                    concerned.resize(concerned.len().max(id.index() + 1), false);
+                    concerned[id.index()] = true;
                 }
             }
         }
+        let is_concerned = |path: &Path| concerned.get(path.source.index()) == Some(&true);
         for peer in peers {
-            let places = self.peers.get(peer).map(|table| table.places.clone());
-            for place in places.unwrap_or_default() {
-                let concerned = self.destinations.get(place).is_some_and(|destination| {
-                    destination.paths.iter().any(|path| sources.contains(&path.source))
-                });
-                if concerned {
-                    self.touch(place);
+            let places = self.peers.get_mut(peer).map(|table| std::mem::take(&mut table.places));
+            let places = places.unwrap_or_default();
+            for place in &places {
+                if let Some(destination) = self.destinations.get_mut(*place)
+                    && !destination.dirty
+                    && destination.paths.iter().any(is_concerned)
+                {
+                    destination.dirty = true;
+                    self.dirty.push(*place);
                 }
+            }
+            if let Some(table) = self.peers.get_mut(peer) {
+                table.places = places;
             }
         }
     }

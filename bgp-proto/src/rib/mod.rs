@@ -118,27 +118,24 @@ impl Rib {
     /// Decides anew for what has changed since the last time.
     pub(crate) fn recompute(&mut self) -> Vec<RouteChange> {
         let mut changes = Vec::new();
-        let dirty = self.adj_in.take_dirty();
-        let mut used = Vec::new();
-        let mut next_hops = Vec::new();
-        for place in dirty {
+        let mut selection = Selection::default();
+        for place in self.adj_in.take_dirty() {
             let Some(destination) = self.adj_in.destinations.get(place) else {
                 continue;
             };
             let prefix = destination.prefix;
-            used.clear();
-            next_hops.clear();
-            if !self.loc.note_conflict(prefix, self.announcer(destination)) {
-                let mut candidates = self.candidates(destination);
-                decide(&mut candidates, self.max_paths, &mut |_| {});
-                used.extend(candidates.iter().map(|candidate| candidate.peer));
-                next_hops.extend(candidates.iter().map(|c| c.attributes.next_hop));
-                next_hops.sort_unstable();
-                next_hops.dedup();
+            let is_own = self.loc.note_conflict(prefix, self.announcer(destination));
+            if !selection.is_of(destination) {
+                selection = self.selection(destination);
             }
-            self.mark(place, &used);
-            if self.loc.select(place, &next_hops) {
-                changes.push(RouteChange { prefix, next_hops: next_hops.clone() });
+            let next_hops = if is_own { &[][..] } else { &selection.next_hops };
+            if self.loc.select(place, next_hops) {
+                changes.push(RouteChange { prefix, next_hops: next_hops.to_vec() });
+            }
+            if let Some(destination) = self.adj_in.destinations.get_mut(place) {
+                for (path, used) in destination.paths.iter_mut().zip(&selection.used) {
+                    path.used = *used && !is_own;
+                }
             }
             self.adj_in.remove_empty(place);
         }
@@ -146,15 +143,19 @@ impl Rib {
         changes
     }
 
-    /// Marks the paths of these peers as the ones that are used.
-    fn mark(&mut self, place: Id, used: &[PeerKey]) {
-        let AdjRibsIn { destinations, sources, peers, .. } = &mut self.adj_in;
-        let Some(destination) = destinations.get_mut(place) else {
-            return;
+    fn selection(&self, destination: &Destination) -> Selection {
+        let mut candidates = self.candidates(destination);
+        decide(&mut candidates, self.max_paths, &mut |_| {});
+        let next_hops: BTreeSet<IpAddr> =
+            candidates.iter().map(|candidate| candidate.attributes.next_hop).collect();
+        let peers: BTreeSet<PeerKey> = candidates.iter().map(|candidate| candidate.peer).collect();
+        let is_used = |path: &Path| {
+            self.adj_in.origin(*path).is_some_and(|(_, table)| peers.contains(&table.key))
         };
-        for path in &mut destination.paths {
-            let table = sources.get(path.source).and_then(|source| peers.get(source.peer));
-            path.used = table.is_some_and(|table| used.contains(&table.key));
+        Selection {
+            sources: destination.paths.iter().map(|path| path.source).collect(),
+            used: destination.paths.iter().map(is_used).collect(),
+            next_hops: next_hops.into_iter().collect(),
         }
     }
 
@@ -265,6 +266,23 @@ impl Rib {
             all.sort_by_key(|route| route.from);
             all
         })
+    }
+}
+
+/// What was decided on one destination, which holds for each other with paths of the same sources:
+/// nothing else goes into the decision, and the prefixes of one UPDATE have them in common.
+#[derive(Debug, Default)]
+struct Selection {
+    sources: Vec<Id>,
+    /// Whether each of the paths is used.
+    used: Vec<bool>,
+    /// Sorted.
+    next_hops: Vec<IpAddr>,
+}
+
+impl Selection {
+    fn is_of(&self, destination: &Destination) -> bool {
+        destination.paths.iter().map(|path| path.source).eq(self.sources.iter().copied())
     }
 }
 
