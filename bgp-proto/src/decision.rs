@@ -3,7 +3,7 @@
 //! Each step is a filter over the set of paths that are left. That is what the RFC describes, and
 //! unlike a comparison of two it is right about MED, which orders only paths of one neighbour AS.
 //!
-//! What is left after the step of the next hop's metric is equally good: LOCAL_PREF, length of
+//! What is left after the step of the next hop's metric is equally good: LOCAL_PREF, AIGP, length of
 //! AS_PATH, ORIGIN, kind of session and metric are the same, and no other path of the same neighbour
 //! AS has a lower MED. These paths share the traffic, as with BIRD's `merge paths`: neither the ASes
 //! in AS_PATH nor the MEDs of different neighbour ASes have to be the same. The steps after it order
@@ -40,6 +40,8 @@ pub(crate) struct Candidate<'a> {
 pub enum Step {
     /// Higher LOCAL_PREF (RFC 4271 section 9.1.1); none counts as 100.
     LocalPref,
+    /// Lower AIGP with the cost of the way to the next hop added; any before none (RFC 7311 section 4.1).
+    Aigp,
     /// Shorter AS_PATH, a set counting once (section 9.1.2.2 a).
     AsPathLength,
     /// Lower ORIGIN (b).
@@ -62,6 +64,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::LocalPref => "higher LOCAL_PREF",
+            Self::Aigp => "lower AIGP",
             Self::AsPathLength => "shorter AS_PATH",
             Self::Origin => "better ORIGIN",
             Self::Med => "lower MED",
@@ -92,6 +95,10 @@ pub(crate) fn decide(left: &mut Vec<Candidate<'_>>, max_paths: usize, lost: &mut
         return;
     }
     narrow(left, Step::LocalPref, lost, |c| std::cmp::Reverse(preference(c)));
+    narrow(left, Step::Aigp, lost, |c| match c.attributes.aigp {
+        Some(metric) => (false, metric.saturating_add(c.metric.into())),
+        None => (true, 0),
+    });
     narrow(left, Step::AsPathLength, lost, |c| c.attributes.as_path.hops());
     narrow(left, Step::Origin, lost, |c| c.attributes.origin);
     narrow_by_med(left, lost);
@@ -256,28 +263,35 @@ mod tests {
     /// in all that come later.
     #[test]
     fn each_step_decides_in_its_turn() {
-        let worse: [(Step, Change); 9] = [
+        let worse: [(Step, Change); 10] = [
             (Step::LocalPref, |p| p.attributes.local_pref = Some(99)),
+            (Step::Aigp, |p| p.attributes.aigp = None),
             (Step::AsPathLength, |p| {
                 p.attributes.as_path = p.attributes.as_path.prepended(asn(64513));
             }),
             (Step::Origin, |p| p.attributes.origin = Origin::Egp),
             (Step::Med, |p| p.attributes.med = Some(1)),
             (Step::External, |p| p.external = false),
-            (Step::Metric, |p| p.metric = 11),
+            (Step::Metric, |p| (p.metric, p.attributes.aigp) = (11, Some(6))),
             (Step::RouterId, |p| p.router_id = Ipv4Addr::new(10, 0, 0, 3)),
             (Step::ClusterList, |p| {
                 p.attributes.cluster_list = vec![Ipv4Addr::new(1, 1, 1, 1); 3];
             }),
             (Step::PeerAddress, |p| p.peer.address = IpAddr::from([192, 0, 2, 9])),
         ];
-        let better: [Change; 9] = [
+        let better: [Change; 10] = [
             |p| p.attributes.local_pref = Some(101),
+            |p| p.attributes.aigp = Some(0),
             |p| p.attributes.as_path = AsPath::sequence([asn(64513)]),
             |p| p.attributes.origin = Origin::Igp,
             |p| p.attributes.med = Some(0),
             |p| p.external = true,
-            |p| p.metric = 9,
+            // With the same sum, unless AIGP is what is better.
+            |p| {
+                p.metric = 9;
+                p.attributes.aigp =
+                    p.attributes.aigp.map(|metric| if metric == 7 { 8 } else { metric });
+            },
             |p| p.router_id = Ipv4Addr::new(10, 0, 0, 1),
             |p| p.attributes.cluster_list = vec![],
             |p| p.peer.address = IpAddr::from([192, 0, 2, 1]),
@@ -287,10 +301,12 @@ mod tests {
                 p.router_id = Ipv4Addr::new(10, 0, 0, 2);
                 p.attributes.origin = Origin::Igp;
                 p.attributes.cluster_list = vec![Ipv4Addr::new(1, 1, 1, 1); 2];
+                p.attributes.aigp = Some(7);
             });
             let other = path(1, |p| {
                 p.router_id = Ipv4Addr::new(10, 0, 0, 2);
                 p.attributes.cluster_list = vec![Ipv4Addr::new(1, 1, 1, 1); 2];
+                p.attributes.aigp = Some(7);
                 better.iter().skip(index + 1).for_each(|change| change(p));
                 worsen(p);
             });
@@ -368,6 +384,23 @@ mod tests {
         let reflected = path(2, |p| p.attributes.originator_id = Some(Ipv4Addr::new(1, 0, 0, 1)));
         let lost = vec![(1, Step::RouterId, 2)];
         assert_eq!(run(&[path(1, |_| {}), reflected], 1), (vec![2], lost));
+    }
+
+    /// RFC 7311 section 4.1: what the AS before has counted, and what is added here.
+    #[test]
+    fn aigp_counts_the_way_to_the_next_hop() {
+        let with = |last, aigp, metric| {
+            path(last, |p| {
+                p.attributes.aigp = aigp;
+                p.metric = metric;
+            })
+        };
+        let lost = vec![(2, Step::Aigp, 1), (3, Step::Aigp, 1)];
+        let all = [with(1, Some(5), 4), with(2, Some(8), 2), with(3, None, 0)];
+        assert_eq!(run(&all, 16), (vec![1], lost));
+        // The same sum is told apart by the metric alone, much later.
+        let all = [with(1, Some(5), 4), with(2, Some(7), 2)];
+        assert_eq!(run(&all, 16), (vec![2], vec![(1, Step::Metric, 2)]));
     }
 
     #[test]

@@ -130,6 +130,7 @@ mod tests {
             origin: "IGP".to_owned(),
             local_pref: None,
             med: None,
+            aigp: None,
             communities: Vec::new(),
             originator_id: None,
             cluster_list: Vec::new(),

@@ -64,6 +64,7 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
         origin: attributes.origin.to_string(),
         local_pref: attributes.local_pref,
         med: attributes.med,
+        aigp: attributes.aigp,
         communities: communities(attributes),
         originator_id: attributes.originator_id.map(|id| id.to_string()),
         cluster_list: attributes.cluster_list.iter().map(ToString::to_string).collect(),
@@ -94,7 +95,7 @@ fn device(index: u32) -> String {
     name.map_or_else(|_| format!("if{index}"), |name| name.to_string_lossy().into_owned())
 }
 
-/// Communities of all kinds as text.
+/// Communities, plain and large, as text.
 pub(crate) fn communities(attributes: &PathAttributes) -> Vec<String> {
     let plain = attributes.communities.iter().map(ToString::to_string);
     plain.chain(attributes.large_communities.iter().map(ToString::to_string)).collect()

@@ -59,16 +59,18 @@ fn prefixes(indexes: &BTreeSet<usize>) -> Vec<Prefix> {
 
 fn attributes() -> impl Strategy<Value = PathAttributes> {
     let small = prop::option::weighted(0.3, 99_u32..102);
+    let aigp = prop::option::weighted(0.2, 0_u64..3);
     let med = prop::option::weighted(0.5, 0_u32..3);
     let path = prop::collection::vec(1_u32..4, 0..3);
     let originator = prop::option::weighted(0.3, 1_u8..4);
-    (small, med, path, originator, 0_usize..3, 0_u8..4, 0_u8..8).prop_map(
-        |(local_pref, med, path, originator, clusters, next, origin)| {
+    (small, med, path, originator, 0_usize..3, 0_u8..4, 0_u8..8, aigp).prop_map(
+        |(local_pref, med, path, originator, clusters, next, origin, aigp)| {
             let asns = path.into_iter().map(|number| Asn::new(number).unwrap());
             let origin = if origin == 0 { Origin::Egp } else { Origin::Igp };
             let path = AsPath::sequence(asns);
             let mut attributes = PathAttributes::new(origin, path, next_hop(next));
             attributes.local_pref = local_pref;
+            attributes.aigp = aigp;
             attributes.med = med;
             attributes.originator_id = originator.map(|last| Ipv4Addr::new(10, 0, 0, last));
             attributes.cluster_list = vec![Ipv4Addr::LOCALHOST; clusters];
@@ -210,7 +212,9 @@ impl Model {
     fn better(&self, a: &Known, b: &Known, with_external: bool) -> bool {
         let first = |p: &Known| {
             let preference = u32::MAX - p.attributes.local_pref.unwrap_or(100);
-            (preference, p.attributes.as_path.hops(), p.attributes.origin)
+            let cost = u64::from(self.metric(p).unwrap_or(0));
+            let aigp = p.attributes.aigp.map_or(u64::MAX, |metric| metric + cost);
+            (preference, aigp, p.attributes.as_path.hops(), p.attributes.origin)
         };
         let then = |p: &Known| (!self.facts[&p.peer].external, self.metric(p));
         match with_external {

@@ -74,7 +74,10 @@ pub struct ExplainedPath {
     pub local_pref: Option<u32>,
     /// MULTI_EXIT_DISC, where there is one.
     pub med: Option<u32>,
-    /// Communities of all kinds as text.
+    /// AIGP, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aigp: Option<u64>,
+    /// Communities, plain and large, as text.
     pub communities: Vec<String>,
     /// ORIGINATOR_ID, where a reflector has set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
