@@ -168,6 +168,12 @@ pub(crate) fn an_owner_that_restarts_in_between_lends_or_does_not() -> Result<()
 /// The owner gives its block back while another one asks for a part of it: then it can be claimed.
 pub(crate) fn a_block_that_its_owner_releases_is_claimed_instead() -> Result<()> {
     let mut lab = two_nodes()?;
+    // Who gives a block back withdraws it first.
+    lab.write_resource(
+        "a.yaml",
+        &POOL.replace("blockSize: 28", "blockSize: 28, disableBGPExport: true"),
+    )?;
+    lab.node("node2")?.wait_no_route("10.60.0.0/28", LONG)?;
     lab.node_mut("node1")?.stop()?;
     let mut pod = lab.bare_pod("node2", "p2")?;
     let asked = std::thread::scope(|scope| -> Result<()> {

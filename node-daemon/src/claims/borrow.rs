@@ -123,6 +123,7 @@ impl Claims {
             return Ok(Ok(()));
         }
         if freed {
+            self.state.borrowing.claims = None;
             let message = "the block that a part was asked of was given back".to_owned();
             return Err(RpcError { kind: ErrorKind::TryAgain, message });
         }
