@@ -26,6 +26,15 @@ pub enum Change {
     RemoveBlock(Block),
 }
 
+/// How many addresses of a block are what, besides those in use.
+struct Fill {
+    free: u16,
+    held: u16,
+    resting: u16,
+    reserved: u16,
+    delegated: u16,
+}
+
 /// What an assignment takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -136,8 +145,8 @@ impl Allocator {
         part.prefix().contains(address).then_some(*part)
     }
 
-    /// What a block is filled with.
-    fn summary(&self, state: &BlockState) -> BlockSummary {
+    /// What a block is filled with, besides what is in use. Each ADD counts all blocks of its pool.
+    fn fill(&self, state: &BlockState) -> Fill {
         let range = state.block.prefix();
         let is_used = |ip| state.block.offset_of(ip).is_some_and(|offset| state.is_used(offset));
         // Each address counts once. A pod that was found after the store was lost may have one in a
@@ -159,11 +168,17 @@ impl Allocator {
         };
         let held = count(self.cooling.held_in(range).filter(is_ours));
         let resting = count(self.cooling.resting_in(range).filter(is_ours));
+        let free = state.free() - delegated - reserved - held - resting;
+        Fill { free, held, resting, reserved, delegated }
+    }
+
+    fn summary(&self, state: &BlockState) -> BlockSummary {
+        let Fill { free, held, resting, reserved, delegated } = self.fill(state);
         BlockSummary {
             block: state.block,
             pool: state.pool.clone(),
             used: state.used(),
-            free: state.free() - delegated - reserved - held - resting,
+            free,
             held,
             resting,
             reserved,
@@ -266,9 +281,9 @@ impl Allocator {
                 return Ok(address);
             }
             blocks += 1;
-            let BlockSummary { held: h, resting: r, .. } = self.summary(state);
-            held += usize::from(h);
-            resting += usize::from(r);
+            let fill = self.fill(state);
+            held += usize::from(fill.held);
+            resting += usize::from(fill.resting);
         }
         let candidates = self.candidates(family, pools, dedication.as_ref());
         let rested_in = self.cooling.first_rested(candidates.map(|state| state.block.prefix()));
@@ -361,7 +376,16 @@ impl Allocator {
             .map(|state| state.pool.as_str())
             .collect();
         pools.dedup();
-        let is_nearly_full = |pool: &&str| is_nearly_full(pool, self.blocks());
+        let is_nearly_full = |pool: &&str| {
+            let gives = |state: &&BlockState| {
+                state.pool == *pool && state.assignable && state.dedication.is_none()
+            };
+            let blocks = self.blocks.values().filter(gives);
+            is_short(blocks.map(|state| {
+                let Fill { free, held, .. } = self.fill(state);
+                (free + held, state.block.size())
+            }))
+        };
         pools.into_iter().filter(is_nearly_full).map(str::to_owned).collect()
     }
 
@@ -530,11 +554,17 @@ impl Allocator {
 pub fn is_nearly_full(pool: &str, blocks: impl IntoIterator<Item = BlockSummary>) -> bool {
     let gives =
         |block: &BlockSummary| block.pool == pool && block.assignable && block.dedication.is_none();
-    let (free, size) = blocks.into_iter().filter(gives).fold((0, 0), |(free, size), block| {
-        // What waits for its link to go can be had in a moment.
-        (free + u32::from(block.free + block.held), size.max(u32::from(block.block.size())))
+    let blocks = blocks.into_iter().filter(gives);
+    is_short(blocks.map(|block| (block.free + block.held, block.block.size())))
+}
+
+/// Whether of blocks, each with what can be had and its size, less than a quarter of one is left. What
+/// waits for its link to go can be had in a moment.
+fn is_short(blocks: impl Iterator<Item = (u16, u16)>) -> bool {
+    let (left, size) = blocks.fold((0, 0), |(left, size), (block_left, block_size)| {
+        (left + u32::from(block_left), size.max(u32::from(block_size)))
     });
-    free * 4 < size
+    left * 4 < size
 }
 
 /// A block has at most 4096 addresses.
