@@ -22,7 +22,8 @@ pub(crate) type Reply<T> = Box<dyn FnOnce(T) + Send>;
 
 /// What the committer is asked to do.
 pub(crate) enum Job {
-    Assign(AssignRequest, Reply<Result<Assignment, AssignError>>),
+    /// The second is called first if the attachment has addresses already.
+    Assign(AssignRequest, Box<dyn FnOnce() + Send>, Reply<Result<Assignment, AssignError>>),
     Release(ReleaseRequest, Reply<Result<ReleaseOutcome, StoreError>>),
     Block(OwnedBlock, bool, Reply<Result<(), StoreError>>),
     Adopt(Record, Reply<Result<bool, StoreError>>),
@@ -108,17 +109,22 @@ impl Committer {
     /// Plans one job on top of those before it in the batch.
     fn job(&mut self, job: Job, batch: &mut Vec<Change>, pending: &mut Vec<Pending>) {
         match job {
-            Job::Assign(request, reply) => match self.allocator.plan_assign(&request) {
-                Ok(plan) => {
-                    self.apply(plan.changes, batch);
-                    let mut assignment = plan.assignment;
-                    assignment.nearly_full = self.allocator.nearly_full(&assignment.blocks);
-                    pending.push(Box::new(move |durable| {
-                        reply(durable.map(|()| assignment).map_err(Into::into));
-                    }));
+            Job::Assign(request, again, reply) => {
+                if self.allocator.lookup(&request.attachment).is_some() {
+                    again();
                 }
-                Err(refusal) => reply(Err(refusal.into())),
-            },
+                match self.allocator.plan_assign(&request) {
+                    Ok(plan) => {
+                        self.apply(plan.changes, batch);
+                        let mut assignment = plan.assignment;
+                        assignment.nearly_full = self.allocator.nearly_full(&assignment.blocks);
+                        pending.push(Box::new(move |durable| {
+                            reply(durable.map(|()| assignment).map_err(Into::into));
+                        }));
+                    }
+                    Err(refusal) => reply(Err(refusal.into())),
+                }
+            }
             Job::Release(request, reply) => {
                 let (changes, outcome) = self.allocator.plan_release(&request);
                 self.apply(changes, batch);
@@ -210,7 +216,7 @@ impl Committer {
 fn refuse(job: Job, cause: &Arc<StoreError>, allocator: &mut Allocator) {
     let error = StoreError::Batch(Arc::clone(cause));
     match job {
-        Job::Assign(_, reply) => reply(Err(error.into())),
+        Job::Assign(_, _, reply) => reply(Err(error.into())),
         Job::Release(_, reply) => reply(Err(error)),
         Job::Block(_, _, reply) => reply(Err(error)),
         Job::Adopt(_, reply) => reply(Err(error)),

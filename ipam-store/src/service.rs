@@ -164,13 +164,16 @@ impl Service {
         }
     }
 
-    /// Assigns addresses, and calls back, from any thread, once that is durable.
+    /// Assigns addresses, and calls back, from any thread, once that is durable. `again` is called
+    /// before anything is planned if the attachment has addresses already; what it gives up can be
+    /// given out only after a round that begins later.
     pub fn submit_assign(
         &self,
         request: AssignRequest,
+        again: impl FnOnce() + Send + 'static,
         reply: impl FnOnce(Result<Assignment, AssignError>) + Send + 'static,
     ) {
-        self.send([Job::Assign(request, Box::new(reply))]);
+        self.send([Job::Assign(request, Box::new(again), Box::new(reply))]);
     }
 
     /// Releases addresses, and calls back, from any thread, once that is durable.
@@ -193,7 +196,7 @@ impl Service {
     /// # Errors
     /// No free address, or the store failed.
     pub fn assign(&self, request: AssignRequest) -> Result<Assignment, AssignError> {
-        self.wait(|reply| Job::Assign(request, reply))?
+        self.wait(|reply| Job::Assign(request, Box::new(|| ()), reply))?
     }
 
     /// Releases addresses; returns once that is durable. Nothing held is success.

@@ -75,8 +75,6 @@ impl Api {
     async fn serve(&self, request: Request) -> Result<Response, RpcError> {
         match request {
             Request::Assign(request) => {
-                // A DEL may have died between the link and the release, and no other came.
-                self.expect_link_of(&request.attachment)?;
                 let assignment = self.ipam.assign(request).await?;
                 self.claim_ahead(&assignment.nearly_full);
                 Ok(Response::Assigned(Assigned {

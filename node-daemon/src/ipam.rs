@@ -19,7 +19,7 @@ use twill_rpc::message::{
 use twill_selector::Selector;
 use twill_types::{Family, error_chain};
 
-use crate::{claims, spool::Tombstones};
+use crate::{claims, reaper::Parked, spool::Tombstones};
 
 /// What the fast path has to know about the pools; replaced whole when the configuration changes.
 #[derive(Debug, Clone, Default)]
@@ -181,6 +181,7 @@ pub(crate) struct Ipam {
     pub(crate) claims: mpsc::Sender<claims::Command>,
     pub(crate) mtu: watch::Receiver<u32>,
     pub(crate) tombstones: Arc<Tombstones>,
+    pub(crate) parked: Arc<Parked>,
 }
 
 impl Ipam {
@@ -287,7 +288,15 @@ impl Ipam {
     async fn submit(&self, plan: twill_ipam::AssignRequest) -> Result<Assignment, AssignError> {
         let (reply, answer) = oneshot::channel();
         self.unblocked(|service| {
-            service.submit_assign(plan, move |result| {
+            // A DEL may have died between the link and the release, and no other came.
+            let is_own = plan.foreign.is_none();
+            let parked = Arc::clone(&self.parked);
+            let again = move || {
+                if is_own {
+                    parked.expect_any()
+                }
+            };
+            service.submit_assign(plan, again, move |result| {
                 // A caller that went away gets the same answer when it asks again.
                 let _ = reply.send(result);
             });

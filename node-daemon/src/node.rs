@@ -215,6 +215,7 @@ impl Node<'_> {
                 claims: commands,
                 mtu: wires.mtu.subscribe(),
                 tombstones: Arc::clone(&wires.tombstones),
+                parked: Arc::clone(&wires.parked),
             },
             claims,
             speaker: wires.speaker.subscribe(),

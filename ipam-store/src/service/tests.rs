@@ -378,7 +378,7 @@ impl Store for Busy {
             writers.len()
         };
         if let Some(service) = self.service.get().filter(|_| count < BATCHES) {
-            let ask = || service.submit_assign(request(u16::try_from(count).unwrap()), drop);
+            let ask = || service.submit_assign(request(u16::try_from(count).unwrap()), || (), drop);
             std::thread::scope(|scope| scope.spawn(ask).join()).unwrap();
         }
         Ok(())
@@ -435,7 +435,7 @@ fn after_a_panic_everybody_is_told_that_the_service_has_stopped() {
             // What waits behind the batch with the fault is answered, too.
             let jobs = (0..200).map(|n| {
                 let told = told.clone();
-                Job::Assign(request(n), Box::new(move |_| told.send(n).unwrap()))
+                Job::Assign(request(n), Box::new(|| ()), Box::new(move |_| told.send(n).unwrap()))
             });
             service.send(jobs);
         };

@@ -551,7 +551,11 @@ impl Bench {
         match ask {
             Ask::Assign { .. } => {
                 let request = Model::request(ask).unwrap();
-                Job::Assign(request, Box::new(move |answer| say(Answer::Assigned(answer))))
+                Job::Assign(
+                    request,
+                    Box::new(|| ()),
+                    Box::new(move |answer| say(Answer::Assigned(answer))),
+                )
             }
             Ask::Release { .. } => {
                 let request = model.release(ask).unwrap();
