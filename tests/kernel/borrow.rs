@@ -4,7 +4,6 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::json;
 use twill_tests::{
     lab::{Lab, Pod, Topology},
     ping,
@@ -118,11 +117,7 @@ pub(crate) fn an_owner_that_is_dead_is_named() -> Result<()> {
     let mut lab = two_nodes()?;
     lab.node_mut("node1")?.kill9()?;
     let mut pod = lab.bare_pod("node2", "p2")?;
-    let runtime = lab.node_mut("node2")?.runtime_mut();
-    let patient = runtime.conflist().clone();
-    let mut hasty = patient.clone();
-    hasty["plugins"][0]["timeoutSeconds"] = json!(2);
-    runtime.set_conflist(hasty);
+    lab.node_mut("node2")?.runtime_mut().set_timeout(2);
     let error = refusal(lab.attach(&mut pod))?;
     ensure!(error.code == 11 && error.message.contains("node node1 was asked"), "{error}");
     // After a while nobody waits for it any more.
@@ -144,11 +139,7 @@ pub(crate) fn an_owner_that_restarts_in_between_lends_or_does_not() -> Result<()
     let mut lab = two_nodes()?;
     lab.node("node1")?.daemon()?.signal(Signal::SIGSTOP)?;
     let mut pod = lab.bare_pod("node2", "p2")?;
-    let runtime = lab.node_mut("node2")?.runtime_mut();
-    let patient = runtime.conflist().clone();
-    let mut hasty = patient.clone();
-    hasty["plugins"][0]["timeoutSeconds"] = json!(2);
-    runtime.set_conflist(hasty);
+    let patient = lab.node_mut("node2")?.runtime_mut().set_timeout(2);
     let error = refusal(lab.attach(&mut pod))?;
     ensure!(error.code == 11, "{error}");
     ensure!(requests(&lab)? == 1, "{}", requests(&lab)?);

@@ -207,11 +207,7 @@ pub(crate) fn pools_choose_namespaces_and_uses() -> Result<()> {
     // Pods of the lab are in the namespace `prod`, of which nothing is known: no pool of others is
     // taken instead.
     let mut pod = lab.bare_pod("node1", "first")?;
-    let runtime = lab.node_mut("node1")?.runtime_mut();
-    let patient = runtime.conflist().clone();
-    let mut hasty = patient.clone();
-    hasty["plugins"][0]["timeoutSeconds"] = json!(3);
-    runtime.set_conflist(hasty);
+    let patient = lab.node_mut("node1")?.runtime_mut().set_timeout(3);
     let error = refusal(lab.attach(&mut pod))?;
     ensure!(error.code == 11 && error.message.contains("namespace prod"), "{error}");
     let namespace = |tier: &str| {

@@ -5,7 +5,6 @@ use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::json;
 use twill_tests::{
     lab::{Lab, Pod, Topology},
     ping,
@@ -51,10 +50,7 @@ pub(crate) fn no_address_is_given_twice_whatever_happens_to_claims() -> Result<(
     let mut lab = topology.build()?;
     lab.start_all()?;
     for (node, _) in NODES {
-        let runtime = lab.node_mut(node)?.runtime_mut();
-        let mut conflist = runtime.conflist().clone();
-        conflist["plugins"][0]["timeoutSeconds"] = json!(2);
-        runtime.set_conflist(conflist);
+        lab.node_mut(node)?.runtime_mut().set_timeout(2);
     }
     // The short form is the same each time, as far as several processes are.
     let is_long = ["TWILL_SEED", OPERATIONS].iter().any(|name| env::var(name).is_ok());

@@ -119,10 +119,6 @@ pub(crate) fn an_address_rests_after_use() -> Result<()> {
     let mut pods = fill(&mut lab, "maxBlocksPerHost")?;
     let last = pods.pop().context("no pods")?;
     let (address, freed) = (last.address()?, Instant::now());
-    let runtime = lab.node_mut("node1")?.runtime_mut();
-    let mut conflist = runtime.conflist().clone();
-    conflist["plugins"][0]["statusOnExhaustion"] = json!(true);
-    runtime.set_conflist(conflist);
     lab.delete_pod(last)?;
     // It waits for the only address there is.
     let next = lab.add_pod("node1", "next")?;

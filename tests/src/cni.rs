@@ -121,6 +121,14 @@ impl Runtime {
         self.conflist = conflist;
     }
 
+    /// Gives up a call after so many seconds (`timeoutSeconds` of the first plugin); answers the
+    /// configuration as it was before.
+    pub fn set_timeout(&mut self, seconds: u64) -> Value {
+        let before = self.conflist.clone();
+        self.conflist["plugins"][0]["timeoutSeconds"] = json!(seconds);
+        before
+    }
+
     /// The network configuration list.
     pub fn conflist(&self) -> &Value {
         &self.conflist

@@ -25,7 +25,7 @@ pub use fill::{BlockFill, NodeFill, read_fill, read_fills, remove_fill, write_fi
 pub use manifests::{
     Applied, Catalog, apply_manifest, catalog, find_manifest, load_directory, remove_manifest,
 };
-pub use requests::read_requests;
+pub use requests::{read_request, read_requests};
 pub use status::{Status, Statuses, read_statuses, remove_status, with_status, write_status};
 
 use crate::ObjectId;

@@ -20,16 +20,26 @@ pub fn read_requests(
         let Some(name) = file.strip_suffix(".yaml") else {
             continue;
         };
-        let request = match read_text(&directory.join(&file)) {
-            Ok(text) => read_own::<BlockRequest>(&text).ok(),
-            // Removed since it was listed.
-            Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                continue;
-            }
-            Err(_) => None,
-        };
-        let request = request.filter(|request| request.metadata.name == name);
-        requests.insert(name.to_owned(), request);
+        // One may have been removed since it was listed.
+        if let Some(request) = read(&directory.join(&file), name) {
+            requests.insert(name.to_owned(), request);
+        }
     }
     Ok(requests)
+}
+
+/// Reads one BlockRequest; `None` if there is none, and one without a content if it cannot be read.
+pub fn read_request(directory: &Path, name: &str) -> Option<Option<BlockRequest>> {
+    read(&directory.join(REQUESTS).join(format!("{name}.yaml")), name)
+}
+
+fn read(path: &Path, name: &str) -> Option<Option<BlockRequest>> {
+    let request = match read_text(path) {
+        Ok(text) => read_own::<BlockRequest>(&text).ok(),
+        Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return None;
+        }
+        Err(_) => None,
+    };
+    Some(request.filter(|request| request.metadata.name == name))
 }

@@ -10,8 +10,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use twill_k8s_api::{
     BlockRequest, BlockRequestSpec, BlockRequestStatus, Delegation, Resource,
     files::{
-        Claim, DirectoryLock, FileError, REQUESTS, create_file, read_claim, read_requests,
-        remove_file, replace_file,
+        Claim, DirectoryLock, FileError, REQUESTS, create_file, read_claim, read_request,
+        read_requests, remove_file, replace_file,
     },
 };
 
@@ -55,7 +55,7 @@ impl ClaimStore {
         pool: &str,
     ) -> Result<(), FileError> {
         let _locks = self.lock_both()?;
-        if self.requests()?.get(&part.request).is_some_and(Option::is_some) {
+        if self.readable(&part.request).is_some() {
             return Ok(());
         }
         remove_file(&self.request(&part.request))?;
@@ -64,6 +64,11 @@ impl ClaimStore {
         let spec = BlockRequestSpec { node, block, pool, length, address: None };
         let granted = BlockRequestStatus { granted: Some(part.cidr), ..Default::default() };
         self.create_request(&part.request, spec, &granted)
+    }
+
+    /// A request that is there and can be read.
+    fn readable(&self, name: &str) -> Option<BlockRequest> {
+        read_request(self.directory(), name).flatten()
     }
 
     fn create_request(
@@ -87,7 +92,7 @@ impl ClaimStore {
     /// The owner's answer, if it is yes.
     pub(crate) fn grant(&self, claim: &Claim, part: &Delegation) -> Result<Grant, FileError> {
         let _locks = self.lock_both()?;
-        let wanted = self.requests()?.remove(&part.request).flatten();
+        let wanted = self.readable(&part.request);
         if wanted.is_none_or(|request| request.outcome().returned) {
             return Ok(Grant::Unwanted);
         }
@@ -116,7 +121,7 @@ impl ClaimStore {
         match unanswered {
             true => remove_file(&self.request(name)).map(drop),
             false => {
-                if self.requests()?.get(name).is_none_or(Option::is_none) {
+                if self.readable(name).is_none() {
                     remove_file(&self.request(name))?;
                     self.create_request(name, spec.clone(), &BlockRequestStatus::default())?;
                 }
@@ -159,7 +164,7 @@ impl ClaimStore {
         name: &str,
         change: impl FnOnce(&mut BlockRequestStatus),
     ) -> Result<(), FileError> {
-        let Some(request) = self.requests()?.remove(name).flatten() else {
+        let Some(request) = self.readable(name) else {
             return Ok(());
         };
         let mut outcome = request.outcome();
