@@ -121,19 +121,19 @@ fn say(line: &str) {
     std::io::stdout().lock().write_all(format!("# {line}\n").as_bytes()).unwrap();
 }
 
-/// What a node of a child does until the child is killed.
+/// What a node of a child does until the child is killed. It has one block at a time: nodes that were
+/// killed keep theirs, and there is one for each node, so that whoever lives never runs out of them.
 fn live(root: &Path, node: &str, mut random: Random) {
     let store = ClaimStore::open(root).unwrap();
-    let mut mine: Vec<Claim> = Vec::new();
     loop {
-        if random.one_in(2) && !mine.is_empty() {
-            let claim = mine.swap_remove(random.below(mine.len()));
-            say(&format!("release {} {node} {}", claim.block, claim.uid));
-            assert_eq!(store.release(&claim).unwrap(), Release::Done, "{claim:?}");
-        } else if let Some(claim) = self::claim(&store, node) {
-            say(&format!("won {} {node} {}", claim.block, claim.uid));
-            mine.push(claim);
+        let claim = self::claim(&store, node).expect("as many blocks as nodes");
+        say(&format!("won {} {node} {}", claim.block, claim.uid));
+        if random.one_in(2) {
+            let again = store.try_claim(claim.block, who(node)).unwrap();
+            assert_eq!(again, ClaimOutcome::Won(claim.clone()));
         }
+        say(&format!("release {} {node} {}", claim.block, claim.uid));
+        assert_eq!(store.release(&claim).unwrap(), Release::Done, "{claim:?}");
     }
 }
 
