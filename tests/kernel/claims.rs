@@ -326,7 +326,8 @@ pub(crate) fn a_claim_that_was_removed_by_hand_is_made_again() -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn a_second_origin_stops_the_block() -> Result<()> {
+/// A node with a session to a ToR, and one pool.
+fn behind_a_tor(pool: &str) -> Result<Lab> {
     let mut topology = Topology::new();
     let neighbor = Neighbor::new("node1", ADDRESSES[0], 64512).local("192.168.2.1");
     topology
@@ -334,7 +335,7 @@ pub(crate) fn a_second_origin_stops_the_block() -> Result<()> {
         .on("seg-a", "192.168.2.1/24")
         .bird(BirdConfig::new("192.168.2.1", 64513).neighbor(neighbor));
     topology.node("node1").on("seg-a", "192.168.2.11/24");
-    topology.resource("a.yaml", &pool("a", "10.60.0.0/29", "blockSize: 29")).resource(
+    topology.resource("a.yaml", pool).resource(
         "tor.yaml",
         "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor}\nspec: {peerIP: \
          192.168.2.1, asNumber: 64513}\n",
@@ -342,6 +343,36 @@ pub(crate) fn a_second_origin_stops_the_block() -> Result<()> {
     let mut lab = topology.build()?;
     lab.start_all()?;
     lab.node("node1")?.wait_established(&["192.168.2.1"], LONG)?;
+    Ok(lab)
+}
+
+/// What somebody announces without a claim is not claimed, and is no block that a pod could get: the
+/// node is full beside it, and says so where that counts.
+pub(crate) fn what_is_announced_is_no_block_to_have() -> Result<()> {
+    let mut lab = behind_a_tor(&pool("a", "10.60.0.0/30", "blockSize: 31"))?;
+    let announced = lab.bird("tor")?.config().clone().announce("10.60.0.2/31");
+    lab.bird_mut("tor")?.configure(announced)?;
+    wait_for("the route", LONG, || {
+        let routes = lab.node("node1")?.ctl_json(&["bgp", "routes"])?;
+        ensure!(routes.to_string().contains("10.60.0.2/31"), "{routes}");
+        Ok(())
+    })?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["statusOnExhaustion"] = json!(true);
+    runtime.set_conflist(conflist);
+    let _pods = [lab.add_pod("node1", "p1")?, lab.add_pod("node1", "p2")?];
+    ensure!(lab.node("node1")?.blocks()? == ["10.60.0.0/31"], "{:?}", lab.node("node1")?.blocks()?);
+    let error = refusal(lab.add_pod("node1", "p3"))?;
+    ensure!(error.code == 101 && error.message.contains("announces 10.60.0.2/31"), "{error}");
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().status(node.namespace()))?;
+    ensure!(error.code == 50, "{error}");
+    Ok(())
+}
+
+pub(crate) fn a_second_origin_stops_the_block() -> Result<()> {
+    let mut lab = behind_a_tor(&pool("a", "10.60.0.0/29", "blockSize: 29"))?;
     let pod = lab.add_pod("node1", "p1")?;
     let plain = lab.bird("tor")?.config().clone();
     lab.bird_mut("tor")?.configure(plain.clone().announce("10.60.0.4/30"))?;

@@ -151,6 +151,7 @@ fn main() -> ExitCode {
         claims::the_blocks_of_a_node_that_is_gone_are_released_by_hand,
         claims::a_claim_that_was_removed_by_hand_is_made_again,
         claims::a_second_origin_stops_the_block,
+        claims::what_is_announced_is_no_block_to_have,
         borrow::a_borrowed_part_is_a_smaller_block,
         borrow::an_owner_that_is_dead_is_named,
         borrow::an_owner_that_restarts_in_between_lends_or_does_not,

@@ -6,7 +6,7 @@ use tracing::info;
 use twill_ipam::{
     BlockSummary, OwnedBlock, Refusal, Shortage, Taken, is_nearly_full, next_candidate,
 };
-use twill_k8s_api::files::Claim;
+use twill_k8s_api::{IpPool, files::Claim};
 use twill_rpc::message::{ErrorKind, RpcError};
 use twill_types::{Block, Dedication, Family, Prefix};
 
@@ -225,23 +225,32 @@ impl Claims {
         let Some(pool) = resources.pools.get(name) else {
             return Ok(false);
         };
-        let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
         let who = Claimant { node: &self.node, pool: name, dedication };
-        // Also what is lost, and pods still live in.
         let held = self.service.blocks()?;
-        let learned = self.learned_in(cidr, size);
-        let claim = self.store.claim(who, |taken| {
-            let mut taken = taken.clone().without(resources.reservations.clone());
-            held.iter().for_each(|held| taken.insert(held.block));
-            learned.iter().for_each(|block| taken.insert(*block));
-            next_candidate(cidr, size, &self.node, &taken)
-        });
+        let claim = self.store.claim(who, |taken| self.next_block(resources, pool, &held, taken));
         // It may be there all the same.
         let claim = claim.inspect_err(|_| self.state.behind = true);
         match claim? {
             Some(claim) => self.take_into_use(claim).map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// The block of a pool that this node would claim next, beside those that are taken: not one that
+    /// is reserved as a whole, not what it holds itself, which may be lost while pods still live in it,
+    /// and not what somebody announces.
+    pub(super) fn next_block(
+        &self,
+        resources: &Snapshot,
+        pool: &IpPool,
+        held: &[BlockSummary],
+        taken: &Taken,
+    ) -> Option<Block> {
+        let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
+        let mut taken = taken.clone().without(resources.reservations.clone());
+        held.iter().for_each(|held| taken.insert(held.block));
+        self.learned_in(cidr, size).into_iter().for_each(|block| taken.insert(block));
+        next_candidate(cidr, size, &self.node, &taken)
     }
 
     /// What somebody announces of a pool, in blocks or parts of blocks: where that is so, a claim that is
@@ -251,12 +260,6 @@ impl Claims {
         let inside = learned.installed.range(pool..).take_while(|prefix| pool.covers(**prefix));
         let blocks = inside.filter(|prefix| prefix.length() >= block_size);
         blocks.filter_map(|prefix| Block::new(*prefix).ok()).collect()
-    }
-
-    /// What this node cannot claim, or need not.
-    pub(super) fn taken(&self, resources: &Snapshot) -> Result<Taken, ClaimsError> {
-        let taken = self.store.taken()?;
-        Ok(taken.without(resources.reservations.clone()))
     }
 
     /// Claims one block and takes it into use; answers the claim that is in the way, if another

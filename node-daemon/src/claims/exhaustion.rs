@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use twill_ipam::{BlockSummary, Shortage, next_candidate};
+use twill_ipam::{BlockSummary, Shortage};
 use twill_types::Family;
 
 use super::{Claims, ClaimsError};
@@ -27,14 +27,11 @@ impl Claims {
         }
         let blocks = self.service.blocks()?;
         let resources = Arc::clone(&self.resources.borrow());
-        let taken = self.taken(&resources)?;
+        let taken = self.store.taken()?;
         let has_block = |family: Family, pools: &[String]| {
             let mut pools = pools.iter().filter_map(|name| resources.pools.get(name));
             self.may_claim(&resources, family).is_ok()
-                && pools.any(|pool| {
-                    let (cidr, size) = (pool.spec.cidr, pool.spec.block_size());
-                    next_candidate(cidr, size, &self.node, &taken).is_some()
-                })
+                && pools.any(|pool| self.next_block(&resources, pool, &blocks, &taken).is_some())
         };
         let mut refused = self.state.refused.clone();
         refused.retain(|family| {
