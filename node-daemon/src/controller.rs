@@ -16,12 +16,15 @@ use nix::{
 use tokio::{sync::watch, task::block_in_place};
 use tracing::info;
 use twill_ipam_store::private_file;
-use twill_k8s_api::{BlockRequest, BlockRequestSpec, Severity, files::FileError};
+use twill_k8s_api::{
+    BlockRequest, BlockRequestSpec, Severity,
+    files::{FileError, Lease},
+};
 use twill_rpc::message::{ErrorKind, IpamNodeReleased, IpamReleaseNode, RpcError};
 use twill_types::{Block, error_chain};
 
 use crate::{
-    datastore::{ClaimStore, Lease, Leases, Release, Snapshot},
+    datastore::{ClaimStore, Leases, Release, Snapshot},
     ipam::again,
     problems,
 };

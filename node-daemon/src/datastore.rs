@@ -10,7 +10,7 @@ mod watch;
 use std::collections::BTreeMap;
 
 pub(crate) use claims::{ClaimOutcome, ClaimStore, Claimant, Release, Stamp, lent, new_uid};
-pub(crate) use leases::{Lease, Leases};
+pub(crate) use leases::Leases;
 pub(crate) use requests::{Grant, Requests};
 pub(crate) use status::report;
 pub(crate) use watch::watch;

@@ -40,6 +40,8 @@ pub enum FindingKind {
     OverlappingClaims,
     /// A claim cannot be read.
     DamagedClaim,
+    /// What a node asks of another's block cannot be read.
+    DamagedRequest,
     /// Numbers of a node that does not exist, or of a block that is not its own.
     StaleNumbers,
     /// A block of a node of which that node says nothing.
@@ -68,6 +70,7 @@ impl FindingKind {
             Self::ClaimOutsidePool => "claimOutsidePool",
             Self::OverlappingClaims => "overlappingClaims",
             Self::DamagedClaim => "damagedClaim",
+            Self::DamagedRequest => "damagedRequest",
             Self::StaleNumbers => "staleNumbers",
             Self::MissingNumbers => "missingNumbers",
             Self::Other => "other",

@@ -120,6 +120,7 @@ fn facts(all: Datastore, settled: bool) -> ClusterFacts {
             .collect(),
         claims: all.claims.claims.into_values().map(claim_fact).collect(),
         damaged: all.claims.problems.iter().map(ToString::to_string).collect(),
+        damaged_requests: all.damaged_requests,
         numbers: all.fills.into_iter().map(|(node, fill)| (node, numbers(fill))).collect(),
         settled,
     }

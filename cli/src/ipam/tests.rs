@@ -1,7 +1,7 @@
 use clap::Parser;
 use expect_test::expect;
 use jiff::{Timestamp, tz::TimeZone};
-use twill_k8s_api::files::{BlockFill, NodeFill, write_fill};
+use twill_k8s_api::files::{BlockFill, Lease, NodeFill, renew_lease, write_fill};
 use twill_rpc::message::{
     AddressStatus, BlockStatus, Holder, IpamFound, IpamStatus, Life, PoolStatus,
 };
@@ -400,7 +400,28 @@ fn without_a_daemon_the_datastore_tells() {
     let arguments = ["ipam", "check", "--datastore-only", "--report", report];
     let (ok, out, err) = ctl(root.path(), &arguments);
     assert!(!ok && out.contains("claimWithoutNode on node9"), "{out} {err}");
-    assert!(std::fs::read_to_string(file).unwrap().contains("\"claimWithoutNode\": 1"));
+    assert!(std::fs::read_to_string(&file).unwrap().contains("\"claimWithoutNode\": 1"));
+    // A daemon that never had a Node does without one.
+    let lease = |had_node| Lease {
+        node: "node9".into(),
+        instance: "1".into(),
+        seconds: 60,
+        had_node,
+        renewed: "2026-11-26T04:00:00Z".into(),
+    };
+    renew_lease(root.path(), lease(false)).unwrap();
+    let (ok, out, err) = ctl(root.path(), &arguments);
+    assert!(
+        !ok && out.contains("missingNumbers on node9") && !out.contains("without"),
+        "{out} {err}"
+    );
+    renew_lease(root.path(), lease(true)).unwrap();
+    std::fs::create_dir(root.path().join("requests")).unwrap();
+    std::fs::write(root.path().join("requests/0a0a0000-28.node1.yaml"), "?").unwrap();
+    let (_, out, _) = ctl(root.path(), &arguments);
+    for line in ["claimWithoutNode on node9", "damagedRequest: request 0a0a0000-28.node1 "] {
+        assert!(out.contains(line), "{out}");
+    }
 }
 
 #[test]

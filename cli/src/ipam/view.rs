@@ -9,7 +9,10 @@ use std::{
 use serde::Serialize;
 use twill_k8s_api::{
     IpamConfigSpec, Kind, Resource, Severity,
-    files::{BlockFill, Claims, NodeFill, load_directory, read_claims, read_fills},
+    files::{
+        BlockFill, Claims, NodeFill, load_directory, read_claims, read_fills, read_leases,
+        read_requests,
+    },
 };
 use twill_rpc::message::{BlockStatus, IpamStatus};
 use twill_types::{Block, Dedication, Prefix};
@@ -28,6 +31,8 @@ pub(super) struct Datastore {
     pub(super) config: Option<IpamConfigSpec>,
     pub(super) claims: Claims,
     pub(super) fills: BTreeMap<String, NodeFill>,
+    /// Requests that cannot be read.
+    pub(super) damaged_requests: Vec<String>,
 }
 
 /// A pool.
@@ -42,6 +47,10 @@ impl Datastore {
         let mut all = Self {
             claims: read_claims(directory)?,
             fills: read_fills(directory)?,
+            damaged_requests: read_requests(directory)?
+                .into_iter()
+                .filter_map(|(name, request)| request.is_none().then_some(name))
+                .collect(),
             ..Self::default()
         };
         let manifests = load_directory(directory)?;
@@ -75,6 +84,11 @@ impl Datastore {
                 Resource::IpamConfig(config) if name == "default" => all.config = Some(config.spec),
                 _ => {}
             }
+        }
+        // Daemons that never had a Node do without one.
+        let leases = read_leases(directory)?.into_iter();
+        for (node, _) in leases.filter(|(_, lease)| !lease.had_node) {
+            all.nodes.entry(node).or_default();
         }
         Ok(all)
     }

@@ -40,7 +40,8 @@ pub struct NumbersFact {
 /// What the datastore says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterFacts {
-    /// The nodes, each with the blocks that its manifest gives it.
+    /// The nodes, each with the blocks that its manifest gives it; those that do without a manifest
+    /// are among them.
     pub nodes: BTreeMap<String, BTreeSet<Block>>,
     /// The pools; nothing is known of one whose manifest is wrong.
     pub pools: BTreeMap<String, Option<PoolFact>>,
@@ -48,6 +49,8 @@ pub struct ClusterFacts {
     pub claims: BTreeMap<Block, ClaimFact>,
     /// What is wrong with those that cannot be read.
     pub damaged: Vec<String>,
+    /// BlockRequests that cannot be read, by name.
+    pub damaged_requests: Vec<String>,
     /// What nodes say of their blocks.
     pub numbers: BTreeMap<String, Vec<NumbersFact>>,
     /// Whether claims have been as they are for so long that all nodes had the time to say so.
@@ -74,6 +77,13 @@ pub fn check_cluster(facts: &ClusterFacts) -> Vec<Finding> {
             FindingKind::DamagedClaim,
             message,
             "restore it, or remove it if no pod has an address of its block",
+        ));
+    }
+    for name in &facts.damaged_requests {
+        findings.push(Finding::new(
+            FindingKind::DamagedRequest,
+            format!("request {name} cannot be read: the part that answers it stays with its node"),
+            "restore it, or remove it once that node has no pod in the part",
         ));
     }
     for (block, claim) in &facts.claims {

@@ -263,6 +263,7 @@ fn cluster() -> ClusterFacts {
             (block("10.0.0.64/26"), claim("node2", "a")),
         ]),
         damaged: Vec::new(),
+        damaged_requests: Vec::new(),
         numbers: BTreeMap::from([
             ("node1".into(), numbers("10.0.0.0/26")),
             ("node2".into(), numbers("10.0.0.64/26")),
@@ -274,7 +275,7 @@ fn cluster() -> ClusterFacts {
 #[test]
 fn each_kind_of_difference_in_the_datastore_has_its_finding() {
     type Change = fn(&mut ClusterFacts);
-    let table: [(&str, Change, &[&str]); 14] = [
+    let table: [(&str, Change, &[&str]); 15] = [
         ("all is well", |_| {}, &[]),
         (
             "a node that is gone",
@@ -328,6 +329,11 @@ fn each_kind_of_difference_in_the_datastore_has_its_finding() {
             ],
         ),
         ("a claim that is damaged", |f| f.damaged.push("x".into()), &["damagedClaim -"]),
+        (
+            "a request that is damaged",
+            |f| f.damaged_requests.push("x".into()),
+            &["damagedRequest -"],
+        ),
         (
             "a node that says nothing",
             |f| drop(f.numbers.remove("node2")),

@@ -7,6 +7,7 @@
 
 mod claims;
 mod fill;
+mod leases;
 mod manifests;
 mod requests;
 mod status;
@@ -22,6 +23,7 @@ use std::{
 
 pub use claims::{Claim, Claims, claim_block, claimed_blocks, read_claim, read_claims};
 pub use fill::{BlockFill, NodeFill, read_fill, read_fills, remove_fill, write_fill};
+pub use leases::{Lease, read_lease, read_leases, remove_lease, renew_lease};
 pub use manifests::{
     Applied, Catalog, apply_manifest, catalog, find_manifest, load_directory, remove_manifest,
 };
@@ -35,6 +37,9 @@ pub const CLAIMS: &str = "claims";
 
 /// The directory of requests for parts of blocks inside a datastore's directory.
 pub const REQUESTS: &str = "requests";
+
+/// The directory of what daemons say of themselves inside a datastore's directory.
+pub const LEASES: &str = "leases";
 
 /// The directory of conditions inside a datastore's directory.
 pub const STATUS: &str = "status";
