@@ -1,14 +1,14 @@
 //! Running programs: to their end with a useful error, or as daemons that end with their guard.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -88,10 +88,25 @@ impl Daemon {
         read_lossy(&self.log)
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After SIGSTOP no thread of it does anything any more: the signal itself only asks
+    /// for that, and on a busy machine some go on for a while.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        kill(pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+        kill(pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))?;
+        if signal == Signal::SIGSTOP {
+            wait_for("every thread to stop", Duration::from_secs(10), || self.all_stopped())?;
+        }
+        Ok(())
+    }
+
+    fn all_stopped(&self) -> Result<()> {
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let stat = fs::read_to_string(task?.path().join("stat"))?;
+            // Behind the name, which may hold anything, in parentheses.
+            let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+            ensure!(matches!(state, Some('T' | 'Z')), "{} is not stopped: {stat}", self.name);
+        }
+        Ok(())
     }
 
     /// Fails, with the end of its log, if it has ended.

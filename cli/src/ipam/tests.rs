@@ -409,6 +409,7 @@ fn without_a_daemon_the_datastore_tells() {
         had_node,
         renewed: "2026-11-26T04:00:00Z".into(),
     };
+    std::fs::create_dir(root.path().join("leases")).unwrap();
     renew_lease(root.path(), lease(false)).unwrap();
     let (ok, out, err) = ctl(root.path(), &arguments);
     assert!(

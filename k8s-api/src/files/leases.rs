@@ -7,8 +7,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DirectoryLock, FileError, LEASES, failed, make_directory, read_text, remove_file, replace_file,
-    status::entries,
+    DirectoryLock, FileError, LEASES, failed, read_text, remove_file, replace_file, status::entries,
 };
 
 /// What a node's daemon says of itself: the file `leases/<node>.json`, which it renews. What counts is
@@ -31,7 +30,6 @@ pub struct Lease {
 /// Writes a lease; what it was before.
 pub fn renew_lease(directory: &Path, mut lease: Lease) -> Result<Option<Lease>, FileError> {
     let own = directory.join(LEASES);
-    make_directory(&own)?;
     let _lock = DirectoryLock::acquire(&own)?;
     let before = read_lease(directory, &lease.node);
     lease.had_node |= before.as_ref().is_some_and(|before| before.had_node);
