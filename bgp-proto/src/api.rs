@@ -38,6 +38,23 @@ impl fmt::Display for PeerKey {
     }
 }
 
+/// A path: who announced it, and under which of its identifiers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathKey {
+    /// The peer.
+    pub peer: PeerKey,
+    /// The peer's path identifier (RFC 7911 section 3); 0 without ADD-PATH.
+    pub path_id: u32,
+}
+
+impl fmt::Display for PathKey {
+    /// `192.0.2.1`, and `192.0.2.1 path 7`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.peer.fmt(f)?;
+        if self.path_id == 0 { Ok(()) } else { write!(f, " path {}", self.path_id) }
+    }
+}
+
 /// A connection, as the shell and the speaker call it. The speaker numbers those that it opens
 /// upwards from 1, the shell those that it accepts downwards from the top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -374,6 +391,8 @@ pub struct RouteSnapshot {
     pub prefix: Prefix,
     /// Where it came from; `None` for what this node originates.
     pub from: Option<PeerKey>,
+    /// The peer's path identifier (RFC 7911 section 3); 0 without ADD-PATH.
+    pub path_id: u32,
     /// Its attributes; `None` for what this node originates.
     pub attributes: Option<Arc<PathAttributes>>,
     /// Used for forwarding.

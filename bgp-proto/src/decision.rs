@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use twill_types::Asn;
 
-use crate::{PeerKey, wire::PathAttributes};
+use crate::{PathKey, wire::PathAttributes};
 
 /// LOCAL_PREF of a path that has none.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -25,7 +25,7 @@ pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
 /// A path that could be used, with what the decision looks at besides its attributes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate<'a> {
-    pub(crate) peer: PeerKey,
+    pub(crate) path: PathKey,
     pub(crate) attributes: &'a PathAttributes,
     /// From an external session.
     pub(crate) external: bool,
@@ -58,6 +58,8 @@ pub enum Step {
     ClusterList,
     /// Lower address of the peer (g), then lower port.
     PeerAddress,
+    /// Lower path identifier, of two paths from one peer. RFC 7911 leaves this order to the receiver.
+    PathId,
 }
 
 impl fmt::Display for Step {
@@ -73,6 +75,7 @@ impl fmt::Display for Step {
             Self::RouterId => "lower router id",
             Self::ClusterList => "shorter CLUSTER_LIST",
             Self::PeerAddress => "lower peer address",
+            Self::PathId => "lower path identifier",
         })
     }
 }
@@ -80,12 +83,12 @@ impl fmt::Display for Step {
 /// Why a path is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// Whose path.
-    pub(crate) peer: PeerKey,
+    /// Which path.
+    pub(crate) path: PathKey,
     /// The step in which the other was better.
     pub(crate) step: Step,
     /// The one that was better.
-    pub(crate) against: PeerKey,
+    pub(crate) against: PathKey,
 }
 
 /// Reduces the candidates to the paths to use, best first, with at most `max_paths` next hops
@@ -113,7 +116,7 @@ pub(crate) fn decide(left: &mut Vec<Candidate<'_>>, max_paths: usize, lost: &mut
         if !ways.contains(&next_hop) {
             match last {
                 Some(last) if ways.len() >= max_paths => {
-                    lost(Loss { peer: c.peer, step: order(&last, c), against: last.peer });
+                    lost(Loss { path: c.path, step: order(&last, c), against: last.path });
                     return false;
                 }
                 _ => ways.push(next_hop),
@@ -138,11 +141,11 @@ fn narrow<K: Ord>(
     if left.iter().all(|c| key(c) == best) {
         return;
     }
-    let winner = left.iter().filter(|c| key(c) == best).min_by_key(|c| rank(c)).map(|c| c.peer);
+    let winner = left.iter().filter(|c| key(c) == best).min_by_key(|c| rank(c)).map(|c| c.path);
     left.retain(|c| {
         let keep = key(c) == best;
         if let (false, Some(against)) = (keep, winner) {
-            lost(Loss { peer: c.peer, step, against });
+            lost(Loss { path: c.path, step, against });
         }
         keep
     });
@@ -168,7 +171,7 @@ fn narrow_by_med(left: &mut Vec<Candidate<'_>>, lost: &mut dyn FnMut(Loss)) {
         };
         let keep = med(c) == med(best);
         if !keep {
-            lost(Loss { peer: c.peer, step: Step::Med, against: best.peer });
+            lost(Loss { path: c.path, step: Step::Med, against: best.path });
         }
         keep
     });
@@ -184,8 +187,8 @@ fn originator(candidate: &Candidate<'_>) -> Ipv4Addr {
 }
 
 /// The order of equally good paths.
-fn rank(c: &Candidate<'_>) -> (Ipv4Addr, usize, PeerKey) {
-    (originator(c), c.attributes.cluster_list.len(), c.peer)
+fn rank(c: &Candidate<'_>) -> (Ipv4Addr, usize, PathKey) {
+    (originator(c), c.attributes.cluster_list.len(), c.path)
 }
 
 /// The step that puts `first` before `second`, both equally good.
@@ -193,7 +196,8 @@ pub(crate) fn order(first: &Candidate<'_>, second: &Candidate<'_>) -> Step {
     match (rank(first), rank(second)) {
         (a, b) if a.0 != b.0 => Step::RouterId,
         (a, b) if a.1 != b.1 => Step::ClusterList,
-        _ => Step::PeerAddress,
+        (a, b) if a.2.peer != b.2.peer => Step::PeerAddress,
+        _ => Step::PathId,
     }
 }
 
@@ -202,14 +206,29 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::wire::{AsPath, Origin, Segment};
+    use crate::{
+        PeerKey,
+        wire::{AsPath, Origin, Segment},
+    };
 
     struct Owned {
-        peer: PeerKey,
+        path: PathKey,
         attributes: PathAttributes,
         external: bool,
         metric: u32,
         router_id: Ipv4Addr,
+    }
+
+    impl Owned {
+        fn candidate(&self) -> Candidate<'_> {
+            Candidate {
+                path: self.path,
+                attributes: &self.attributes,
+                external: self.external,
+                metric: self.metric,
+                router_id: self.router_id,
+            }
+        }
     }
 
     fn asn(number: u32) -> Asn {
@@ -220,7 +239,7 @@ mod tests {
         let address = IpAddr::from([192, 0, 2, last]);
         let as_path = AsPath::sequence([asn(64513), asn(64999)]);
         let mut owned = Owned {
-            peer: PeerKey { address, port: 179 },
+            path: PathKey { peer: PeerKey { address, port: 179 }, path_id: 0 },
             attributes: PathAttributes::new(Origin::Igp, as_path, address),
             external: true,
             metric: 10,
@@ -230,8 +249,8 @@ mod tests {
         owned
     }
 
-    fn last(peer: PeerKey) -> u8 {
-        match peer.address {
+    fn last(path: PathKey) -> u8 {
+        match path.peer.address {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(_) => unreachable!(),
         }
@@ -239,22 +258,13 @@ mod tests {
 
     /// Who is used, best first, and who lost by what against whom.
     fn run(paths: &[Owned], max: usize) -> (Vec<u8>, Vec<(u8, Step, u8)>) {
-        let mut left: Vec<_> = paths
-            .iter()
-            .map(|o| Candidate {
-                peer: o.peer,
-                attributes: &o.attributes,
-                external: o.external,
-                metric: o.metric,
-                router_id: o.router_id,
-            })
-            .collect();
+        let mut left: Vec<_> = paths.iter().map(Owned::candidate).collect();
         let mut lost = Vec::new();
         decide(&mut left, max, &mut |loss| {
-            lost.push((last(loss.peer), loss.step, last(loss.against)));
+            lost.push((last(loss.path), loss.step, last(loss.against)));
         });
         lost.sort_unstable();
-        (left.iter().map(|c| last(c.peer)).collect(), lost)
+        (left.iter().map(|c| last(c.path)).collect(), lost)
     }
 
     type Change = fn(&mut Owned);
@@ -277,7 +287,7 @@ mod tests {
             (Step::ClusterList, |p| {
                 p.attributes.cluster_list = vec![Ipv4Addr::new(1, 1, 1, 1); 3];
             }),
-            (Step::PeerAddress, |p| p.peer.address = IpAddr::from([192, 0, 2, 9])),
+            (Step::PeerAddress, |p| p.path.peer.address = IpAddr::from([192, 0, 2, 9])),
         ];
         let better: [Change; 10] = [
             |p| p.attributes.local_pref = Some(101),
@@ -294,7 +304,7 @@ mod tests {
             },
             |p| p.router_id = Ipv4Addr::new(10, 0, 0, 1),
             |p| p.attributes.cluster_list = vec![],
-            |p| p.peer.address = IpAddr::from([192, 0, 2, 1]),
+            |p| p.path.peer.address = IpAddr::from([192, 0, 2, 1]),
         ];
         for (index, (step, worsen)) in worse.into_iter().enumerate() {
             let plain = path(2, |p| {
@@ -310,7 +320,7 @@ mod tests {
                 better.iter().skip(index + 1).for_each(|change| change(p));
                 worsen(p);
             });
-            let loser = last(other.peer);
+            let loser = last(other.path);
             assert_eq!(run(&[plain, other], 1), (vec![2], vec![(loser, step, 2)]), "{step}");
         }
     }
@@ -377,6 +387,25 @@ mod tests {
         // None is the lowest, and paths made inside one AS are compared with each other.
         let inside = [via(1, None, Some(5), 0), via(2, None, None, 0), via(3, Some(1), Some(7), 0)];
         assert_eq!(run(&inside, 16), (vec![2, 3], vec![(1, Step::Med, 2)]));
+    }
+
+    /// RFC 7911: two paths of one peer differ in nothing but their identifiers.
+    #[test]
+    fn path_identifiers_come_last() {
+        let with_id = |path_id, next_hop: u8| {
+            path(1, |p| {
+                p.path.path_id = path_id;
+                p.attributes.next_hop = IpAddr::from([198, 51, 100, next_hop]);
+            })
+        };
+        let all = [with_id(7, 7), with_id(3, 3), with_id(5, 5)];
+        let mut lost = Vec::new();
+        let mut left: Vec<_> = all.iter().map(Owned::candidate).collect();
+        decide(&mut left, 2, &mut |loss| {
+            lost.push((loss.path.path_id, loss.step, loss.against.path_id));
+        });
+        assert_eq!(left.iter().map(|c| c.path.path_id).collect::<Vec<_>>(), [3, 5]);
+        assert_eq!(lost, [(7, Step::PathId, 5)]);
     }
 
     #[test]

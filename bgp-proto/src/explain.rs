@@ -8,7 +8,7 @@ use std::{
 
 use twill_types::Prefix;
 
-use crate::{NextHopState, Own, PeerKey, Step, wire::PathAttributes};
+use crate::{NextHopState, Own, PathKey, PeerKey, Step, wire::PathAttributes};
 
 /// All that the RIB has to say of a prefix.
 ///
@@ -37,6 +37,8 @@ pub struct Explanation {
 pub struct PathExplanation {
     /// The peer that it came from.
     pub from: PeerKey,
+    /// The peer's path identifier (RFC 7911 section 3); 0 without ADD-PATH.
+    pub path_id: u32,
     /// Over an external session.
     pub external: bool,
     /// The peer's identifier.
@@ -61,14 +63,14 @@ pub enum Outcome {
         /// What puts the best before it, without making it better.
         step: Step,
         /// The best.
-        against: PeerKey,
+        against: PathKey,
     },
     /// Not used.
     Lost {
         /// The step of the decision in which the other was better.
         step: Step,
         /// Whose path was better.
-        against: PeerKey,
+        against: PathKey,
     },
     /// It did not take part in the decision.
     Unusable(Unusable),

@@ -23,8 +23,8 @@ mod time;
 pub mod wire;
 
 pub use api::{
-    Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerKind,
-    PeerSnapshot, RouteChange, RouteSnapshot, SpeakerConfig, State,
+    Conflict, ConnId, Input, NextHopState, Output, Own, PathKey, PeerConfig, PeerEvent, PeerKey,
+    PeerKind, PeerSnapshot, RouteChange, RouteSnapshot, SpeakerConfig, State,
 };
 pub use decision::Step;
 pub use explain::{Explanation, Outcome, PathExplanation, Unusable};

@@ -116,6 +116,7 @@ impl Speaker {
         let own = self.adj_out.originated().iter().map(|prefix| RouteSnapshot {
             prefix: *prefix,
             from: None,
+            path_id: 0,
             attributes: None,
             best: true,
             stale: false,
@@ -345,16 +346,15 @@ impl Speaker {
             let text = fault.to_string();
             self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
         }
-        self.rib.withdraw(key, update.withdrawn.prefixes());
+        self.rib.withdraw(key, update.withdrawn.iter());
         for (attributes, routes) in update.announced {
-            let prefixes = routes.prefixes();
             let loops = attributes.as_path.contains(self.config.asn)
                 || attributes.originator_id == Some(self.config.router_id);
             // What replaces an accepted route without being acceptable withdraws it.
             if loops {
-                self.rib.withdraw(key, prefixes);
+                self.rib.withdraw(key, routes.iter());
             } else {
-                self.rib.announce(key, attributes, prefixes);
+                self.rib.announce(key, attributes, routes.iter());
             }
         }
         if let Some(family) = update.end_of_rib {

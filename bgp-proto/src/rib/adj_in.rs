@@ -1,7 +1,7 @@
 //! The Adj-RIBs-In: what each peer has announced, as it came (RFC 4271 section 3.2).
 //!
 //! A path is eight octets: which source, and two flags. A source is one set of attributes from one
-//! peer; thousands of prefixes share it. Paths stand with their destination, because that is where
+//! peer under one path identifier (RFC 7911); thousands of prefixes share it. Paths stand with their destination, because that is where
 //! they are compared. Each peer has a list of the destinations that it may have a path to, so that the
 //! end of its session costs as much as it has announced, however large the others' tables are.
 
@@ -17,12 +17,18 @@ use super::{
     next_hops::NextHops,
     slab::{Id, Slab},
 };
-use crate::{NextHopState, PeerKey, rib::PeerFacts, wire::PathAttributes};
+use crate::{
+    NextHopState, PathKey, PeerKey,
+    rib::PeerFacts,
+    wire::{Nlri, PathAttributes},
+};
 
-/// One set of attributes from one peer.
+/// One set of attributes from one peer, under one of its path identifiers.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) peer: Id,
+    /// 0 without ADD-PATH.
+    pub(super) path_id: u32,
     pub(super) attributes: Arc<PathAttributes>,
     /// What is known of the next hop, as in [`NextHops`].
     pub(super) next_hop: Option<NextHopState>,
@@ -30,11 +36,18 @@ pub(super) struct Source {
     paths: usize,
 }
 
+impl Source {
+    /// What tells a path with this source from the others to its prefix.
+    pub(super) const fn key(&self, table: &Table) -> PathKey {
+        PathKey { peer: table.key, path_id: self.path_id }
+    }
+}
+
 /// One path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Path {
     pub(super) source: Id,
-    /// The peer's [`Table::round`] when it came.
+    /// The family's bit of the peer's [`Table::round`] when it came.
     round: bool,
     /// The Loc-RIB has it.
     pub(super) used: bool,
@@ -55,13 +68,14 @@ pub(super) struct Table {
     pub(super) key: PeerKey,
     /// `None` until its first session.
     pub(super) facts: Option<PeerFacts>,
-    /// Changes with each session that is kept over; a path of another round is stale. One bit will do,
-    /// because paths that are stale already are not kept a second time.
-    round: bool,
+    /// By family. Changes when what is there becomes stale: a path of another round is. One bit will
+    /// do, because no path is stale in two ways: it is dropped or freshened before.
+    round: [bool; 2],
     /// Paths of each family: all, and stale ones.
     count: [usize; 2],
     stale: [usize; 2],
-    sources: BTreeMap<Arc<PathAttributes>, Id>,
+    /// By path identifier, of which there is but 0 without ADD-PATH.
+    sources: BTreeMap<u32, BTreeMap<Arc<PathAttributes>, Id>>,
     /// Where it may have a path; some more than once, some no more.
     places: Vec<Id>,
 }
@@ -93,7 +107,7 @@ impl AdjRibsIn {
             self.peers.insert(Table {
                 key,
                 facts: None,
-                round: false,
+                round: [false; 2],
                 count: [0; 2],
                 stale: [0; 2],
                 sources: BTreeMap::new(),
@@ -147,11 +161,18 @@ impl AdjRibsIn {
         &mut self,
         key: PeerKey,
         attributes: PathAttributes,
-        prefixes: impl IntoIterator<Item = Prefix>,
+        routes: impl IntoIterator<Item = Nlri>,
     ) {
         let peer = self.peer(key);
-        let source = self.intern(peer, attributes);
-        for prefix in prefixes {
+        let attributes = Arc::new(attributes);
+        let mut last: Option<(u32, Id)> = None;
+        for Nlri { prefix, path_id } in routes {
+            // Most messages have one identifier for all.
+            let source = match last {
+                Some((id, source)) if id == path_id => source,
+                _ => self.intern(peer, path_id, &attributes),
+            };
+            last = Some((path_id, source));
             let place = *self.by_prefix.entry(prefix).or_insert_with(|| {
                 self.destinations.insert(Destination { prefix, paths: Vec::new(), dirty: false })
             });
@@ -160,20 +181,19 @@ impl AdjRibsIn {
                 self.touch(place);
             }
         }
-        // Without a prefix nobody has it.
-        self.release(source, 0);
     }
 
-    fn intern(&mut self, peer: Id, attributes: PathAttributes) -> Id {
-        let known = self.peers.get(peer).and_then(|table| table.sources.get(&attributes));
-        if let Some(known) = known {
+    /// The source of this name; it has to get a path.
+    fn intern(&mut self, peer: Id, path_id: u32, attributes: &Arc<PathAttributes>) -> Id {
+        let known = self.peers.get(peer).and_then(|table| table.sources.get(&path_id));
+        if let Some(known) = known.and_then(|sources| sources.get(attributes)) {
             return *known;
         }
-        let attributes = Arc::new(attributes);
         let address = attributes.next_hop;
         let source = self.sources.insert(Source {
             peer,
-            attributes: Arc::clone(&attributes),
+            path_id,
+            attributes: Arc::clone(attributes),
             next_hop: None,
             paths: 0,
         });
@@ -182,7 +202,7 @@ impl AdjRibsIn {
             new.next_hop = state;
         }
         if let Some(table) = self.peers.get_mut(peer) {
-            table.sources.insert(attributes, source);
+            table.sources.entry(path_id).or_default().insert(Arc::clone(attributes), source);
         }
         source
     }
@@ -197,20 +217,37 @@ impl AdjRibsIn {
             && let Some(gone) = self.sources.remove(id)
         {
             self.next_hops.remove(gone.attributes.next_hop, id);
-            if let Some(table) = self.peers.get_mut(gone.peer) {
-                table.sources.remove(&gone.attributes);
+            if let Some(table) = self.peers.get_mut(gone.peer)
+                && let Some(sources) = table.sources.get_mut(&gone.path_id)
+            {
+                sources.remove(&gone.attributes);
+                if sources.is_empty() {
+                    table.sources.remove(&gone.path_id);
+                }
             }
         }
     }
 
-    fn position(&self, peer: Id, place: Id) -> Option<usize> {
+    /// Where a destination has a peer's path of this identifier.
+    fn position(&self, peer: Id, path_id: u32, place: Id) -> Option<usize> {
+        let is_it = |path: &Path| {
+            let source = self.sources.get(path.source);
+            source.is_some_and(|source| source.peer == peer && source.path_id == path_id)
+        };
+        self.destinations.get(place)?.paths.iter().position(is_it)
+    }
+
+    /// Where a destination has a path of a peer, from `start` on.
+    fn next_position(&self, peer: Id, place: Id, start: usize) -> Option<usize> {
         let is_from = |path: &Path| self.sources.get(path.source).is_some_and(|s| s.peer == peer);
-        self.destinations.get(place)?.paths.iter().position(is_from)
+        let paths = self.destinations.get(place)?.paths.get(start..)?;
+        Some(start + paths.iter().position(is_from)?)
     }
 
     /// Puts a peer's path in the place of the one before; says whether it is another.
     fn put(&mut self, peer: Id, source: Id, place: Id) -> bool {
-        let position = self.position(peer, place);
+        let path_id = self.sources.get(source).map_or(0, |source| source.path_id);
+        let position = self.position(peer, path_id, place);
         let (Some(table), Some(destination)) =
             (self.peers.get_mut(peer), self.destinations.get_mut(place))
         else {
@@ -220,10 +257,11 @@ impl AdjRibsIn {
             source.paths += 1;
         }
         let family = index(destination.prefix.family());
-        let new = Path { source, round: table.round, used: false };
+        let round = table.round[family];
+        let new = Path { source, round, used: false };
         match position.and_then(|position| destination.paths.get_mut(position)) {
             Some(path) => {
-                table.stale[family] -= usize::from(path.round != table.round);
+                table.stale[family] -= usize::from(path.round != round);
                 // Until the next decision the old one counts as what is in the Loc-RIB.
                 let old = std::mem::replace(path, Path { used: path.used, ..new });
                 self.release(old.source, 1);
@@ -254,33 +292,36 @@ impl AdjRibsIn {
         let mut places = std::mem::take(&mut table.places);
         places.sort_unstable();
         places.dedup();
-        places.retain(|place| self.position(peer, *place).is_some());
+        places.retain(|place| self.next_position(peer, *place, 0).is_some());
         if let Some(table) = self.peers.get_mut(peer) {
             table.places = places;
         }
     }
 
-    /// Removes a peer's path, if it has one.
-    fn remove(&mut self, peer: Id, place: Id) -> Option<()> {
-        let position = self.position(peer, place)?;
-        let destination = self.destinations.get_mut(place)?;
-        let path = destination.paths.remove(position);
+    /// Removes a peer's path.
+    fn remove(&mut self, peer: Id, place: Id, position: usize) {
+        let (Some(destination), Some(table)) =
+            (self.destinations.get_mut(place), self.peers.get_mut(peer))
+        else {
+            return;
+        };
         let family = index(destination.prefix.family());
-        let table = self.peers.get_mut(peer)?;
+        let path = destination.paths.remove(position);
         table.count[family] -= 1;
-        table.stale[family] -= usize::from(path.round != table.round);
+        table.stale[family] -= usize::from(path.round != table.round[family]);
         self.release(path.source, 1);
         self.touch(place);
-        Some(())
     }
 
-    pub(super) fn withdraw(&mut self, key: PeerKey, prefixes: impl IntoIterator<Item = Prefix>) {
+    pub(super) fn withdraw(&mut self, key: PeerKey, routes: impl IntoIterator<Item = Nlri>) {
         let Some(peer) = self.by_key.get(&key).copied() else {
             return;
         };
-        for prefix in prefixes {
-            if let Some(place) = self.by_prefix.get(&prefix).copied() {
-                self.remove(peer, place);
+        for Nlri { prefix, path_id } in routes {
+            if let Some(place) = self.by_prefix.get(&prefix).copied()
+                && let Some(position) = self.position(peer, path_id, place)
+            {
+                self.remove(peer, place, position);
             }
         }
     }
@@ -297,20 +338,25 @@ impl AdjRibsIn {
         let mut places = std::mem::take(&mut table.places);
         let mut dropped = 0;
         places.retain(|place| {
-            let Some(position) = self.position(peer, *place) else {
-                return false;
-            };
-            let found = self.destinations.get(*place);
-            let wanted = found.is_some_and(|destination| {
-                let path = destination.paths.get(position);
-                let stale = path.is_some_and(|path| path.round != round);
-                is_wanted(destination.prefix.family(), stale)
-            });
-            if wanted {
-                self.remove(peer, *place);
-                dropped += 1;
+            let (mut kept, mut start) = (false, 0);
+            while let Some(position) = self.next_position(peer, *place, start) {
+                let found = self.destinations.get(*place);
+                let wanted = found.is_some_and(|destination| {
+                    let family = destination.prefix.family();
+                    let path = destination.paths.get(position);
+                    let stale = path.is_some_and(|path| path.round != round[index(family)]);
+                    is_wanted(family, stale)
+                });
+                if wanted {
+                    self.remove(peer, *place, position);
+                    dropped += 1;
+                    start = position;
+                } else {
+                    kept = true;
+                    start = position + 1;
+                }
             }
-            !wanted
+            kept
         });
         places.shrink_to_fit();
         if let Some(table) = self.peers.get_mut(peer) {
@@ -337,8 +383,47 @@ impl AdjRibsIn {
         }
         let table = self.by_key.get(&key).and_then(|peer| self.peers.get_mut(*peer));
         if let Some(table) = table {
-            table.round = !table.round;
+            table.round = table.round.map(|round| !round);
             table.stale = table.count;
+        }
+    }
+
+    /// Marks all of a peer's paths of a family as stale, those included that already were: a refresh
+    /// that begins anew vouches for nothing of the one before (RFC 7313 section 4).
+    pub(super) fn mark_stale(&mut self, key: PeerKey, family: Family) {
+        self.freshen(key, family);
+        let table = self.by_key.get(&key).and_then(|peer| self.peers.get_mut(*peer));
+        if let Some(table) = table {
+            let family = index(family);
+            table.round[family] = !table.round[family];
+            table.stale[family] = table.count[family];
+        }
+    }
+
+    /// Takes a peer's stale paths of a family for good ones.
+    pub(super) fn freshen(&mut self, key: PeerKey, family: Family) {
+        if self.count_of(key, family).1 == 0 {
+            return;
+        }
+        let Some(peer) = self.by_key.get(&key).copied() else {
+            return;
+        };
+        let Some(table) = self.peers.get_mut(peer) else {
+            return;
+        };
+        table.stale[index(family)] = 0;
+        let round = table.round[index(family)];
+        for place in table.places.clone() {
+            let mut start = 0;
+            while let Some(position) = self.next_position(peer, place, start) {
+                if let Some(destination) = self.destinations.get_mut(place)
+                    && destination.prefix.family() == family
+                    && let Some(path) = destination.paths.get_mut(position)
+                {
+                    path.round = round;
+                }
+                start = position + 1;
+            }
         }
     }
 
@@ -357,6 +442,11 @@ impl AdjRibsIn {
         table.map_or([(0, 0); 2], |table| {
             [(table.count[0], table.stale[0]), (table.count[1], table.stale[1])]
         })
+    }
+
+    /// A peer's paths of a family: all, and stale ones.
+    pub(super) fn count_of(&self, key: PeerKey, family: Family) -> (usize, usize) {
+        self.counts(key)[index(family)]
     }
 
     /// A peer's paths: all, and stale ones.
@@ -431,9 +521,9 @@ impl AdjRibsIn {
         Some((source, self.peers.get(source.peer)?))
     }
 
-    /// Whether a path is kept over a restart of its peer.
-    pub(super) const fn is_stale(path: Path, table: &Table) -> bool {
-        path.round != table.round
+    /// Whether a path of this family is kept over a restart of its peer, or a refresh.
+    pub(super) const fn is_stale(path: Path, family: Family, table: &Table) -> bool {
+        path.round != table.round[index(family)]
     }
 }
 
@@ -448,7 +538,10 @@ mod tests {
                 let paths = table.count[0] + table.count[1];
                 assert!(table.places.len() <= 65 + 2 * paths, "{} for {paths}", table.places.len());
             }
-            let interned = tables().map(|table| table.sources.len()).sum();
+            let interned = tables()
+                .flat_map(|table| table.sources.values())
+                .map(|sources| sources.len())
+                .sum();
             let (places, prefixes) = (self.destinations.len(), self.by_prefix.len());
             [self.sources.len(), interned, places, prefixes, self.next_hops.len()]
         }

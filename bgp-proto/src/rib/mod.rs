@@ -29,10 +29,10 @@ use self::{
     slab::Id,
 };
 use crate::{
-    Conflict, NextHopState, Own, PeerKey, RouteChange, RouteSnapshot,
+    Conflict, NextHopState, Own, PathKey, PeerKey, RouteChange, RouteSnapshot,
     decision::{Candidate, decide, order},
     explain::{Explanation, Outcome, PathExplanation, Unusable},
-    wire::PathAttributes,
+    wire::{Nlri, PathAttributes},
 };
 
 /// What the decision has to know of a peer.
@@ -69,19 +69,30 @@ impl Rib {
         &mut self,
         peer: PeerKey,
         attributes: PathAttributes,
-        prefixes: impl IntoIterator<Item = Prefix>,
+        routes: impl IntoIterator<Item = Nlri>,
     ) {
-        self.adj_in.announce(peer, attributes, prefixes);
+        self.adj_in.announce(peer, attributes, routes);
     }
 
-    pub(crate) fn withdraw(&mut self, peer: PeerKey, prefixes: impl IntoIterator<Item = Prefix>) {
-        self.adj_in.withdraw(peer, prefixes);
+    pub(crate) fn withdraw(&mut self, peer: PeerKey, routes: impl IntoIterator<Item = Nlri>) {
+        self.adj_in.withdraw(peer, routes);
     }
 
     /// Marks a peer's paths of these families as stale, and drops the others and those that
     /// already were (RFC 4724 section 4.2).
     pub(crate) fn keep_stale(&mut self, peer: PeerKey, families: &[Family]) {
         self.adj_in.keep_stale(peer, families);
+    }
+
+    /// Marks all paths of a peer of one family as stale, those included that already were (RFC 7313
+    /// section 4).
+    pub(crate) fn mark_stale(&mut self, peer: PeerKey, family: Family) {
+        self.adj_in.mark_stale(peer, family);
+    }
+
+    /// Takes a peer's stale paths of one family for good ones.
+    pub(crate) fn freshen(&mut self, peer: PeerKey, family: Family) {
+        self.adj_in.freshen(peer, family);
     }
 
     /// Drops a peer's stale paths of these families; says how many.
@@ -148,9 +159,10 @@ impl Rib {
         decide(&mut candidates, self.max_paths, &mut |_| {});
         let next_hops: BTreeSet<IpAddr> =
             candidates.iter().map(|candidate| candidate.attributes.next_hop).collect();
-        let peers: BTreeSet<PeerKey> = candidates.iter().map(|candidate| candidate.peer).collect();
+        let paths: BTreeSet<PathKey> = candidates.iter().map(|candidate| candidate.path).collect();
         let is_used = |path: &Path| {
-            self.adj_in.origin(*path).is_some_and(|(_, table)| peers.contains(&table.key))
+            let origin = self.adj_in.origin(*path);
+            origin.is_some_and(|(source, table)| paths.contains(&source.key(table)))
         };
         Selection {
             sources: destination.paths.iter().map(|path| path.source).collect(),
@@ -186,7 +198,7 @@ impl Rib {
         let mut used = self.candidates(destination);
         let mut losses = BTreeMap::new();
         decide(&mut used, self.max_paths, &mut |loss| {
-            losses.insert(loss.peer, loss);
+            losses.insert(loss.path, loss);
         });
         let fate = |source: &Source, table: &Table| {
             if let Some(ours) = explanation.own {
@@ -196,10 +208,10 @@ impl Rib {
                 Ok(candidate) => candidate,
                 Err(why) => return Outcome::Unusable(why),
             };
-            match (losses.get(&table.key), used.first()) {
+            match (losses.get(&candidate.path), used.first()) {
                 (Some(loss), _) => Outcome::Lost { step: loss.step, against: loss.against },
-                (None, Some(best)) if best.peer != table.key => {
-                    Outcome::Equal { step: order(best, &candidate), against: best.peer }
+                (None, Some(best)) if best.path != candidate.path => {
+                    Outcome::Equal { step: order(best, &candidate), against: best.path }
                 }
                 (None, _) => Outcome::Best,
             }
@@ -208,16 +220,17 @@ impl Rib {
             let (source, table) = self.adj_in.origin(*path)?;
             Some(PathExplanation {
                 from: table.key,
+                path_id: source.path_id,
                 external: table.facts.is_some_and(|facts| facts.external),
                 router_id: table.facts.map(|facts| facts.router_id),
                 attributes: Arc::clone(&source.attributes),
-                stale: AdjRibsIn::is_stale(*path, table),
+                stale: AdjRibsIn::is_stale(*path, prefix.family(), table),
                 next_hop: source.next_hop,
                 outcome: fate(source, table),
             })
         };
         explanation.paths = destination.paths.iter().filter_map(explained).collect();
-        explanation.paths.sort_by_key(|path| (path.outcome.place(), path.from));
+        explanation.paths.sort_by_key(|path| (path.outcome.place(), path.from, path.path_id));
         explanation
     }
 
@@ -250,6 +263,11 @@ impl Rib {
         self.adj_in.count(peer)
     }
 
+    /// Paths of a peer of one family: all, and stale ones.
+    pub(crate) fn count_of(&self, peer: PeerKey, family: Family) -> (usize, usize) {
+        self.adj_in.count_of(peer, family)
+    }
+
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = RouteSnapshot> {
         self.adj_in.iter().flat_map(|destination| {
             let snapshot = |path: &Path| {
@@ -257,13 +275,14 @@ impl Rib {
                 Some(RouteSnapshot {
                     prefix: destination.prefix,
                     from: Some(table.key),
+                    path_id: source.path_id,
                     attributes: Some(Arc::clone(&source.attributes)),
                     best: path.used,
-                    stale: AdjRibsIn::is_stale(*path, table),
+                    stale: AdjRibsIn::is_stale(*path, destination.prefix.family(), table),
                 })
             };
             let mut all: Vec<_> = destination.paths.iter().filter_map(snapshot).collect();
-            all.sort_by_key(|route| route.from);
+            all.sort_by_key(|route| (route.from, route.path_id));
             all
         })
     }
@@ -293,7 +312,7 @@ fn candidate<'a>(source: &'a Source, table: &Table) -> Result<Candidate<'a>, Unu
         None => Err(Unusable::NextHopUnknown),
         Some(NextHopState::Unreachable) => Err(Unusable::NextHopUnreachable),
         Some(NextHopState::Reachable { metric }) => Ok(Candidate {
-            peer: table.key,
+            path: source.key(table),
             attributes: &source.attributes,
             external: facts.external,
             metric,

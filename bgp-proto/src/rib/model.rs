@@ -11,8 +11,8 @@ use twill_types::{Asn, Family, Prefix};
 
 use super::{PeerFacts, Rib};
 use crate::{
-    Conflict, NextHopState, Outcome, Own, PeerKey, Unusable,
-    wire::{AsPath, Origin, PathAttributes},
+    Conflict, NextHopState, Outcome, Own, PathExplanation, PathKey, PeerKey, Unusable,
+    wire::{AsPath, Nlri, Origin, PathAttributes},
 };
 
 const PEERS: u8 = 4;
@@ -29,19 +29,24 @@ const PREFIXES: [&str; 10] = [
     "2001:db8:2::/48",
 ];
 
+/// Indexes of prefixes, each with a path identifier.
+type Named = BTreeSet<(usize, u32)>;
+
 #[derive(Debug, Clone)]
 enum Step {
     Up(u8, PeerFacts),
-    Announce(u8, PathAttributes, BTreeSet<usize>),
-    Withdraw(u8, BTreeSet<usize>),
+    Announce(u8, PathAttributes, Named),
+    Withdraw(u8, Named),
     KeepStale(u8, Vec<Family>),
+    MarkStale(u8, Family),
+    Freshen(u8, Family),
     FlushStale(u8, Vec<Family>),
     Flush(u8),
     Forget(u8),
     NextHop(u8, NextHopState),
     Own(Own),
     /// Withdrawn and announced again before anything is decided.
-    Replace(u8, PathAttributes, BTreeSet<usize>),
+    Replace(u8, PathAttributes, Named),
     Decide,
 }
 
@@ -53,8 +58,12 @@ fn next_hop(number: u8) -> IpAddr {
     IpAddr::from([198, 51, 100, number])
 }
 
-fn prefixes(indexes: &BTreeSet<usize>) -> Vec<Prefix> {
-    indexes.iter().map(|index| PREFIXES[*index].parse().unwrap()).collect()
+fn prefix(index: usize) -> Prefix {
+    PREFIXES[index].parse().unwrap()
+}
+
+fn routes(some: &Named) -> Vec<Nlri> {
+    some.iter().map(|(index, path_id)| Nlri { prefix: prefix(*index), path_id: *path_id }).collect()
 }
 
 fn attributes() -> impl Strategy<Value = PathAttributes> {
@@ -102,7 +111,9 @@ fn own() -> impl Strategy<Value = Own> {
 
 fn step() -> impl Strategy<Value = Step> {
     let peer = || 0..PEERS;
-    let some = || prop::collection::btree_set(0..PREFIXES.len(), 0..5);
+    let id = || prop_oneof![3 => Just(0_u32), 2 => 1_u32..3];
+    let some = || prop::collection::btree_set((0..PREFIXES.len(), id()), 0..5);
+    let family = || prop_oneof![Just(Family::V4), Just(Family::V6)];
     let state = prop_oneof![
         4 => (0_u32..3).prop_map(|metric| NextHopState::Reachable { metric }),
         1 => Just(NextHopState::Unreachable),
@@ -112,6 +123,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (peer(), attributes(), some()).prop_map(|(p, a, s)| Step::Announce(p, a, s)),
         3 => (peer(), some()).prop_map(|(p, s)| Step::Withdraw(p, s)),
         2 => (peer(), families()).prop_map(|(p, f)| Step::KeepStale(p, f)),
+        2 => (peer(), family()).prop_map(|(p, f)| Step::MarkStale(p, f)),
+        1 => (peer(), family()).prop_map(|(p, f)| Step::Freshen(p, f)),
         2 => (peer(), families()).prop_map(|(p, f)| Step::FlushStale(p, f)),
         1 => peer().prop_map(Step::Flush),
         1 => peer().prop_map(Step::Forget),
@@ -127,8 +140,15 @@ fn step() -> impl Strategy<Value = Step> {
 struct Known {
     prefix: Prefix,
     peer: PeerKey,
+    path_id: u32,
     attributes: PathAttributes,
     stale: bool,
+}
+
+impl Known {
+    const fn key(&self) -> PathKey {
+        PathKey { peer: self.peer, path_id: self.path_id }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -142,13 +162,20 @@ struct Model {
 }
 
 impl Model {
-    fn announce(&mut self, peer: PeerKey, attributes: &PathAttributes, prefixes: Vec<Prefix>) {
-        for prefix in prefixes {
-            self.paths.retain(|path| (path.peer, path.prefix) != (peer, prefix));
-            let attributes = attributes.clone();
-            self.paths.push(Known { prefix, peer, attributes, stale: false });
+    fn announce(&mut self, peer: PeerKey, attributes: &PathAttributes, routes: Vec<Nlri>) {
+        if !routes.is_empty() {
+            self.tracked.insert(attributes.next_hop);
         }
-        self.tracked.insert(attributes.next_hop);
+        for Nlri { prefix, path_id } in routes {
+            self.paths.retain(|p| (p.peer, p.path_id, p.prefix) != (peer, path_id, prefix));
+            let attributes = attributes.clone();
+            self.paths.push(Known { prefix, peer, path_id, attributes, stale: false });
+        }
+    }
+
+    fn set_stale(&mut self, peer: u8, family: Family, stale: bool) {
+        let of_it = |path: &&mut Known| path.peer == key(peer) && path.prefix.family() == family;
+        self.paths.iter_mut().filter(of_it).for_each(|path| path.stale = stale);
     }
 
     /// Runs a step; whether the peer was never up is for the caller to see to.
@@ -157,20 +184,25 @@ impl Model {
         match step {
             Step::Up(peer, facts) => _ = self.facts.insert(key(*peer), *facts),
             Step::Announce(peer, attributes, some) => {
-                self.announce(key(*peer), attributes, prefixes(some));
+                self.announce(key(*peer), attributes, routes(some));
             }
             Step::Withdraw(peer, some) => {
-                let gone = prefixes(some);
-                self.paths.retain(|p| !held(p, peer) || !gone.contains(&p.prefix));
+                let gone = routes(some);
+                self.paths.retain(|p| {
+                    let nlri = Nlri { prefix: p.prefix, path_id: p.path_id };
+                    !held(p, peer) || !gone.contains(&nlri)
+                });
             }
             Step::Replace(peer, attributes, some) => {
-                self.announce(key(*peer), attributes, prefixes(some));
+                self.announce(key(*peer), attributes, routes(some));
             }
             Step::KeepStale(peer, families) => {
                 let kept = |p: &Known| !p.stale && families.contains(&p.prefix.family());
                 self.paths.retain(|path| !held(path, peer) || kept(path));
                 self.paths.iter_mut().filter(|p| held(p, peer)).for_each(|p| p.stale = true);
             }
+            Step::MarkStale(peer, family) => self.set_stale(*peer, *family, true),
+            Step::Freshen(peer, family) => self.set_stale(*peer, *family, false),
             Step::FlushStale(peer, families) => {
                 let gone = |p: &Known| p.stale && families.contains(&p.prefix.family());
                 self.paths.retain(|path| !held(path, peer) || !gone(path));
@@ -223,8 +255,8 @@ impl Model {
         }
     }
 
-    /// The peers whose paths are used, best first: those that no other path removes.
-    fn used(&self, prefix: Prefix, max_paths: usize) -> Vec<PeerKey> {
+    /// The paths that are used, best first: those that no other path removes.
+    fn used(&self, prefix: Prefix, max_paths: usize) -> Vec<PathKey> {
         if self.ours(prefix).is_some() {
             return Vec::new();
         }
@@ -245,7 +277,7 @@ impl Model {
         left.sort_by_key(|path| {
             let router = self.facts[&path.peer].router_id;
             let router = path.attributes.originator_id.unwrap_or(router);
-            (router, path.attributes.cluster_list.len(), path.peer)
+            (router, path.attributes.cluster_list.len(), path.key())
         });
         let mut ways: Vec<IpAddr> = Vec::new();
         let within = |path: &Known| {
@@ -260,11 +292,11 @@ impl Model {
             room
         };
         let mut within = within;
-        left.into_iter().filter(|path| within(path)).map(|path| path.peer).collect()
+        left.into_iter().filter(|path| within(path)).map(|path| path.key()).collect()
     }
 
-    fn next_hops(&self, prefix: Prefix, used: &[PeerKey]) -> Vec<IpAddr> {
-        let paths = self.paths.iter().filter(|p| p.prefix == prefix && used.contains(&p.peer));
+    fn next_hops(&self, prefix: Prefix, used: &[PathKey]) -> Vec<IpAddr> {
+        let paths = self.paths.iter().filter(|p| p.prefix == prefix && used.contains(&p.key()));
         let set: BTreeSet<IpAddr> = paths.map(|path| path.attributes.next_hop).collect();
         set.into_iter().collect()
     }
@@ -303,14 +335,16 @@ impl Run {
         match step {
             Step::Up(peer, facts) => rib.set_peer(key(peer), facts),
             Step::Announce(peer, attributes, some) => {
-                rib.announce(key(peer), attributes, prefixes(&some));
+                rib.announce(key(peer), attributes, routes(&some));
             }
-            Step::Withdraw(peer, some) => rib.withdraw(key(peer), prefixes(&some)),
+            Step::Withdraw(peer, some) => rib.withdraw(key(peer), routes(&some)),
             Step::Replace(peer, attributes, some) => {
-                rib.withdraw(key(peer), prefixes(&some));
-                rib.announce(key(peer), attributes, prefixes(&some));
+                rib.withdraw(key(peer), routes(&some));
+                rib.announce(key(peer), attributes, routes(&some));
             }
             Step::KeepStale(peer, families) => rib.keep_stale(key(peer), &families),
+            Step::MarkStale(peer, family) => rib.mark_stale(key(peer), family),
+            Step::Freshen(peer, family) => rib.freshen(key(peer), family),
             Step::FlushStale(peer, families) => _ = rib.flush_stale(key(peer), &families),
             Step::Flush(peer) => rib.flush(key(peer)),
             Step::Forget(peer) => rib.forget_peer(key(peer)),
@@ -346,10 +380,10 @@ impl Run {
         assert_eq!(self.rib.has_unknown_next_hops(), unknown);
         let mut kernel = BTreeMap::new();
         let mut best = BTreeSet::new();
-        for prefix in prefixes(&(0..PREFIXES.len()).collect()) {
+        for prefix in (0..PREFIXES.len()).map(prefix) {
             let used = model.used(prefix, self.max_paths);
             let next_hops = model.next_hops(prefix, &used);
-            best.extend(used.iter().map(|peer| (prefix, *peer)));
+            best.extend(used.iter().map(|path| (prefix, *path)));
             self.compare_explanation(prefix, &used, &next_hops);
             if !next_hops.is_empty() {
                 kernel.insert(prefix, next_hops);
@@ -357,12 +391,16 @@ impl Run {
         }
         assert_eq!(self.kernel, kernel);
         let known = |p: &Known| {
-            (p.prefix, p.peer, p.attributes.clone(), p.stale, best.contains(&(p.prefix, p.peer)))
+            let is_best = best.contains(&(p.prefix, p.key()));
+            (p.prefix, p.key(), p.attributes.clone(), p.stale, is_best)
         };
         let expected: BTreeSet<_> = model.paths.iter().map(known).collect();
         let routes = self.rib.snapshot();
         let found: Vec<_> = routes
-            .map(|r| (r.prefix, r.from.unwrap(), (*r.attributes.unwrap()).clone(), r.stale, r.best))
+            .map(|r| {
+                let key = PathKey { peer: r.from.unwrap(), path_id: r.path_id };
+                (r.prefix, key, (*r.attributes.unwrap()).clone(), r.stale, r.best)
+            })
             .collect();
         assert_eq!(found.len(), expected.len());
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
@@ -374,15 +412,16 @@ impl Run {
     }
 
     /// What is explained is what is done, and every path has a reason.
-    fn compare_explanation(&self, prefix: Prefix, used: &[PeerKey], next_hops: &[IpAddr]) {
+    fn compare_explanation(&self, prefix: Prefix, used: &[PathKey], next_hops: &[IpAddr]) {
         let explanation = self.rib.explain(prefix);
         assert_eq!(explanation.next_hops, next_hops);
         assert_eq!(explanation.own, self.model.ours(prefix));
         let paths = &explanation.paths;
-        let best = paths.iter().find(|path| path.outcome == Outcome::Best).map(|path| path.from);
+        let key = |path: &PathExplanation| PathKey { peer: path.from, path_id: path.path_id };
+        let best = paths.iter().find(|path| path.outcome == Outcome::Best).map(key);
         assert_eq!(best, used.first().copied());
         let told: BTreeSet<_> =
-            paths.iter().filter(|path| path.outcome.is_used()).map(|path| path.from).collect();
+            paths.iter().filter(|path| path.outcome.is_used()).map(key).collect();
         assert_eq!(told, used.iter().copied().collect());
         for path in paths {
             let unreachable = path.next_hop == Some(NextHopState::Unreachable);
@@ -390,7 +429,7 @@ impl Run {
                 Outcome::Unusable(Unusable::NextHopUnreachable) => assert!(unreachable),
                 Outcome::Unusable(Unusable::NextHopUnknown) => assert_eq!(path.next_hop, None),
                 Outcome::Unusable(Unusable::Own(ours)) => assert!(ours.covers(prefix)),
-                Outcome::Lost { against, .. } => assert_ne!(against, path.from),
+                Outcome::Lost { against, .. } => assert_ne!(against, key(path)),
                 Outcome::Best | Outcome::Equal { .. } => assert!(!unreachable),
             }
         }
