@@ -69,9 +69,9 @@ pub struct SpeakerConfig {
     pub asn: Asn,
     /// Spreads timers; any number.
     pub seed: u64,
-    /// Whether our routes were found in the kernel at the start: OPENs then say that we restarted
-    /// and kept forwarding (the R and F bits of RFC 4724 section 3).
-    pub restarting: bool,
+    /// Families whose routes were found in the kernel at the start: OPENs then say that we restarted
+    /// and kept forwarding for them (the R and F bits of RFC 4724 section 3).
+    pub forwarding: BTreeSet<Family>,
     /// After this time a restart is over even if a peer has not finished (the
     /// Selection_Deferral_Timer of RFC 4724 section 4.1).
     pub selection_deferral: Duration,
@@ -112,6 +112,10 @@ pub struct PeerConfig {
     pub hold_time: u16,
     /// How long the peer shall keep our routes over a restart, in seconds, 0 to 4095.
     pub restart_time: u16,
+    /// Families with long-lived graceful restart, and for how long the peer shall keep our routes of
+    /// each after the restart time, in seconds, 0 to 16777215 (RFC 9494). For other families the
+    /// peer's routes are not kept for long either; without any the capability is not offered.
+    pub long_lived: BTreeMap<Family, u32>,
     /// Families to negotiate.
     pub families: BTreeSet<Family>,
     /// This node's address of the family that the session itself does not run over, as the next
@@ -127,6 +131,7 @@ impl PeerConfig {
             || self.local_address != new.local_address
             || self.hold_time != new.hold_time
             || self.restart_time != new.restart_time
+            || self.long_lived != new.long_lived
             || self.families != new.families
     }
 }
@@ -273,7 +278,10 @@ pub enum Output {
     /// The next hops whose reachability matters, all of them.
     TrackNextHops(BTreeSet<IpAddr>),
     /// The restart is over: routes in the kernel that no [`Output::Routes`] named can go.
-    Converged,
+    Converged {
+        /// Peers that had not sent everything when the time for it was over.
+        unheard: Vec<PeerKey>,
+    },
     /// What peers announce of what this node has, all of it, whenever that changes. These routes are
     /// not used.
     Conflicts(Vec<Conflict>),
@@ -299,7 +307,8 @@ pub enum PeerEvent {
     Down {
         /// For people.
         reason: String,
-        /// Its routes are kept as stale for this long (RFC 4724 section 4.2).
+        /// Its routes are kept as stale for this long at the most, the long-lived time included
+        /// (RFC 4724 section 4.2, RFC 9494 section 4.2).
         kept_for: Option<Duration>,
     },
     /// An attempt failed before Established.
@@ -314,6 +323,8 @@ pub enum PeerEvent {
     },
     /// The initial routes of a family are in.
     EndOfRib(Family),
+    /// The restart time is over, and stale routes of a family stay as the last resort (RFC 9494).
+    LongLived(Family),
     /// Stale routes are gone.
     StaleFlushed {
         /// How many.
@@ -374,6 +385,12 @@ pub struct PeerSnapshot {
     pub prefixes_in: usize,
     /// Prefixes kept over a restart of the peer.
     pub prefixes_stale: usize,
+    /// When the first of these go or become long-lived, unless the peer is back before.
+    pub stale_until: Option<Time>,
+    /// Some of these are long-lived stale: used only where there is nothing else (RFC 9494).
+    pub long_lived_stale: bool,
+    /// After our restart, old kernel routes wait for what it has to say.
+    pub awaited: bool,
     /// Prefixes announced.
     pub prefixes_out: usize,
     /// Messages received.

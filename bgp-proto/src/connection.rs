@@ -7,8 +7,8 @@ use twill_types::Family;
 use crate::{
     ConnId, PeerConfig, SpeakerConfig, State, Time,
     wire::{
-        self, Capability, Frame, GracefulRestart, GracefulRestartFamily, MessageType, Notification,
-        Open, Session, code, open_error,
+        self, Capability, Frame, GracefulRestart, GracefulRestartFamily, LongLivedFamily,
+        MessageType, Notification, Open, Session, code, open_error,
     },
 };
 
@@ -37,6 +37,17 @@ pub(crate) struct Negotiated {
     pub(crate) open: Open,
     /// Both sides understand RFC 8538.
     pub(crate) notification_restart: bool,
+    /// Families for which both sides have RFC 9494.
+    pub(crate) long_lived: Vec<LongLivedFamily>,
+}
+
+/// What our OPEN says of our own restarts (RFC 4724 section 3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct OwnRestart {
+    /// R: we have restarted, and our End-of-RIB is not to be waited for.
+    pub(crate) restarting: bool,
+    /// The peer has had a session with this process, which has not stopped forwarding since.
+    pub(crate) forwarding: bool,
 }
 
 impl Negotiated {
@@ -161,33 +172,45 @@ impl Connection {
     fn capabilities(
         speaker: &SpeakerConfig,
         peer: &PeerConfig,
-        restarting: bool,
+        restart: OwnRestart,
     ) -> Vec<Capability> {
         let mut capabilities: Vec<Capability> =
             peer.families.iter().map(|family| Capability::MultiProtocol(*family)).collect();
         capabilities.push(Capability::RouteRefresh);
         capabilities.push(Capability::FourOctetAs(speaker.asn));
-        let forwarding = speaker.restarting;
+        let forwarding =
+            |family: &Family| restart.forwarding || speaker.forwarding.contains(family);
+        let kept = |family| GracefulRestartFamily { family, forwarding: forwarding(&family) };
         capabilities.push(Capability::GracefulRestart(GracefulRestart {
-            restarting,
+            restarting: restart.restarting,
             notification: true,
             restart_time: peer.restart_time,
-            families: peer
-                .families
-                .iter()
-                .map(|family| GracefulRestartFamily { family: *family, forwarding })
-                .collect(),
+            families: peer.families.iter().copied().map(kept).collect(),
         }));
+        let long_lived: Vec<LongLivedFamily> = peer
+            .long_lived
+            .iter()
+            .filter(|(family, _)| peer.families.contains(family))
+            .map(|(&family, &stale_time)| LongLivedFamily {
+                family,
+                forwarding: forwarding(&family),
+                stale_time,
+            })
+            .collect();
+        // RFC 9494 section 5: only where it is asked for.
+        if !long_lived.is_empty() {
+            capabilities.push(Capability::LongLivedGracefulRestart(long_lived));
+        }
         capabilities
     }
 
     /// Our OPEN.
-    pub(crate) fn open(speaker: &SpeakerConfig, peer: &PeerConfig, restarting: bool) -> Vec<u8> {
+    pub(crate) fn open(speaker: &SpeakerConfig, peer: &PeerConfig, restart: OwnRestart) -> Vec<u8> {
         wire::encode_open(&Open {
             asn: speaker.asn,
             hold_time: peer.hold_time,
             identifier: speaker.router_id,
-            capabilities: Self::capabilities(speaker, peer, restarting),
+            capabilities: Self::capabilities(speaker, peer, restart),
         })
     }
 
@@ -208,7 +231,7 @@ impl Connection {
                 .with_data(&open.identifier.octets()));
         }
         // Whether we have restarted changes nothing in the codec.
-        let ours = Self::capabilities(speaker, peer, false);
+        let ours = Self::capabilities(speaker, peer, OwnRestart::default());
         let session = Session::negotiate(&ours, &open, internal);
         let hold_time = peer.hold_time.min(open.hold_time);
         self.negotiated = Some(Negotiated {
@@ -216,6 +239,7 @@ impl Connection {
             // routes are used: the exception that RFC 9774 section 3 leaves to the operator.
             session: Session { as_sets: true, ..session },
             hold_time,
+            long_lived: long_lived(&open, peer),
             notification_restart: open.graceful_restart().is_some_and(|r| r.notification),
             open,
         });
@@ -305,6 +329,19 @@ impl Connection {
         .into_iter()
         .filter_map(|(deadline, why)| Some((deadline?, why)))
     }
+}
+
+/// What the peer offers of long-lived graceful restart, as far as it is wanted here. Without graceful
+/// restart beside it, it does not count (RFC 9494 section 4.5).
+fn long_lived(open: &Open, peer: &PeerConfig) -> Vec<LongLivedFamily> {
+    let offered = open.capabilities.iter().filter_map(|capability| match capability {
+        Capability::LongLivedGracefulRestart(families) => Some(families),
+        _ => None,
+    });
+    let wanted = |offer: &&LongLivedFamily| {
+        open.graceful_restart().is_some() && peer.long_lived.contains_key(&offer.family)
+    };
+    offered.flatten().filter(wanted).copied().collect()
 }
 
 /// A message that has no place in this state (RFC 4271 section 6.6, subcodes by RFC 6608).

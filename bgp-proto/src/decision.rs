@@ -17,7 +17,10 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use twill_types::Asn;
 
-use crate::{PathKey, wire::PathAttributes};
+use crate::{
+    PathKey,
+    wire::{Community, PathAttributes},
+};
 
 /// LOCAL_PREF of a path that has none.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -38,6 +41,9 @@ pub(crate) struct Candidate<'a> {
 /// A step of the decision, in its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
+    /// Any before one that is kept for long while its peer is away, here or farther off (RFC 9494
+    /// section 4.3).
+    LongLivedStale,
     /// Higher LOCAL_PREF (RFC 4271 section 9.1.1); none counts as 100.
     LocalPref,
     /// Lower AIGP with the cost of the way to the next hop added; any before none (RFC 7311 section 4.1).
@@ -65,6 +71,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::LongLivedStale => "fresh over long-lived stale",
             Self::LocalPref => "higher LOCAL_PREF",
             Self::Aigp => "lower AIGP",
             Self::AsPathLength => "shorter AS_PATH",
@@ -97,6 +104,7 @@ pub(crate) fn decide(left: &mut Vec<Candidate<'_>>, max_paths: usize, lost: &mut
     if left.len() <= 1 {
         return;
     }
+    narrow(left, Step::LongLivedStale, lost, |c| c.attributes.has_community(Community::LLGR_STALE));
     narrow(left, Step::LocalPref, lost, |c| std::cmp::Reverse(preference(c)));
     narrow(left, Step::Aigp, lost, |c| match c.attributes.aigp {
         Some(metric) => (false, metric.saturating_add(c.metric.into())),
@@ -273,7 +281,8 @@ mod tests {
     /// in all that come later.
     #[test]
     fn each_step_decides_in_its_turn() {
-        let worse: [(Step, Change); 10] = [
+        let worse: [(Step, Change); 11] = [
+            (Step::LongLivedStale, |p| p.attributes.communities = vec![Community::LLGR_STALE]),
             (Step::LocalPref, |p| p.attributes.local_pref = Some(99)),
             (Step::Aigp, |p| p.attributes.aigp = None),
             (Step::AsPathLength, |p| {
@@ -289,7 +298,8 @@ mod tests {
             }),
             (Step::PeerAddress, |p| p.path.peer.address = IpAddr::from([192, 0, 2, 9])),
         ];
-        let better: [Change; 10] = [
+        let better: [Change; 11] = [
+            |_| {},
             |p| p.attributes.local_pref = Some(101),
             |p| p.attributes.aigp = Some(0),
             |p| p.attributes.as_path = AsPath::sequence([asn(64513)]),

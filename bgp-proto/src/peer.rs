@@ -8,7 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use crate::{
     ConnId, Output, PeerConfig, PeerEvent, PeerKey, SpeakerConfig, State, Time,
-    connection::{Connection, Direction, Message, Negotiated},
+    connection::{Connection, Direction, Message, Negotiated, OwnRestart},
     time::Jitter,
     wire::{self, Notification, RouteRefresh, UpdateIn, cease, code},
 };
@@ -82,6 +82,8 @@ pub(crate) struct Peer {
     attempts: u32,
     /// Errors without a session that lasted since: back-off of the IdleHoldTimer.
     oscillations: u32,
+    /// It has been Established in the life of this process.
+    was_up: bool,
     pub(crate) since: Time,
     pub(crate) info: String,
     pub(crate) messages_in: u64,
@@ -99,6 +101,7 @@ impl Peer {
             dial: Dial::Stopped,
             attempts: 0,
             oscillations: 0,
+            was_up: false,
             since: now,
             info: String::new(),
             messages_in: 0,
@@ -273,7 +276,8 @@ impl Peer {
 
     /// Our OPEN goes out, and theirs is awaited (event 12, or at once).
     fn send_open(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
-        let open = Connection::open(sink.speaker, &self.config, sink.restarting);
+        let restart = OwnRestart { restarting: sink.restarting, forwarding: self.was_up };
+        let open = Connection::open(sink.speaker, &self.config, restart);
         self.send(conn, open, sink);
         if let Some(connection) = self.find(conn) {
             connection.enter(State::OpenSent, sink.now);
@@ -369,6 +373,7 @@ impl Peer {
         self.dial = Dial::Listen;
         self.attempts = 0;
         self.since = sink.now;
+        self.was_up = true;
         self.info = "Established".to_owned();
         sink.outputs.push(Output::Event(self.key, PeerEvent::Up));
         sink.sessions.push(Session::Up);

@@ -26,7 +26,8 @@ struct Node {
     /// The process runs.
     alive: bool,
     routes: BTreeMap<Prefix, Vec<IpAddr>>,
-    converged: bool,
+    /// Who was not heard by the end of the restart.
+    converged: Option<Vec<PeerKey>>,
     conflicts: Vec<Conflict>,
     events: Vec<(PeerKey, PeerEvent)>,
 }
@@ -103,7 +104,10 @@ fn config(index: usize, asn: u32, restarting: bool, seed: u64) -> SpeakerConfig 
         router_id,
         asn: Asn::new(asn).unwrap(),
         seed,
-        restarting,
+        forwarding: match restarting {
+            true => [Family::V4, Family::V6].into(),
+            false => BTreeSet::new(),
+        },
         selection_deferral: Duration::from_secs(60),
         max_paths: 16,
     }
@@ -121,6 +125,7 @@ fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
         shutdown: None,
         hold_time: 9,
         restart_time: 120,
+        long_lived: BTreeMap::new(),
         families: BTreeSet::from([Family::V4, Family::V6]),
         other_next_hop: None,
     };
@@ -151,7 +156,7 @@ impl Net {
                 address: address(index),
                 alive: true,
                 routes: BTreeMap::new(),
-                converged: false,
+                converged: None,
                 conflicts: Vec::new(),
                 events: Vec::new(),
             });
@@ -217,7 +222,7 @@ impl Net {
                 let states = addresses.into_iter().map(|address| (address, state)).collect();
                 self.schedule(index, Input::NextHops(states));
             }
-            Output::Converged => self.nodes[index].converged = true,
+            Output::Converged { unheard } => self.nodes[index].converged = Some(unheard),
             Output::Conflicts(conflicts) => self.nodes[index].conflicts = conflicts,
             Output::Event(key, event) => self.nodes[index].events.push((key, event)),
         }
@@ -292,7 +297,7 @@ impl Net {
         let config = config(index, asns[index], true, 77);
         self.nodes[index].speaker = Speaker::new(config, self.now);
         self.nodes[index].alive = true;
-        self.nodes[index].converged = false;
+        self.nodes[index].converged = None;
         self.configure(index, asns);
     }
 
@@ -375,7 +380,7 @@ fn a_killed_node_keeps_its_routes_until_it_is_back() {
         assert!(net.nodes[0].routes.contains_key(&block(1)), "kept, silently={silently}");
         net.restart(1, &asns);
         net.run_until("back", Duration::from_secs(2), |net| {
-            net.is_full() && net.nodes[1].converged
+            net.is_full() && net.nodes[1].converged.is_some()
         });
         for node in [0, 2] {
             let lost = net.nodes[node]
@@ -424,7 +429,7 @@ fn convergence_waits_for_the_next_hops() {
     net.kill(0, false);
     net.nodes[0].routes.clear();
     net.restart(0, &asns);
-    net.run_until("convergence", Duration::from_secs(30), |net| net.nodes[0].converged);
+    net.run_until("convergence", Duration::from_secs(30), |net| net.nodes[0].converged.is_some());
     assert!(net.nodes[0].routes.contains_key(&block(1)), "{:?}", net.nodes[0].routes);
 }
 

@@ -83,10 +83,9 @@ impl Speaker {
     /// When [`Input::Tick`] is due next, and for what.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let peers = self.peers.values().filter_map(Peer::next_deadline);
-        let stale = self.exchanges.values().filter_map(|exchange| exchange.stale_until);
-        let stale = stale.map(|deadline| (deadline, "restart timer"));
+        let restarts = self.exchanges.values().flat_map(Exchange::timers);
         let converge = self.converge_by.map(|deadline| (deadline, "selection deferral timer"));
-        peers.chain(stale).chain(converge).min()
+        peers.chain(restarts).chain(converge).min()
     }
 
     /// The next thing to be done outside.
@@ -130,6 +129,7 @@ impl Speaker {
 
     /// Runs `act` on a peer, then does what its session events ask for.
     fn with_peer(&mut self, now: Time, key: PeerKey, act: impl FnOnce(&mut Peer, &mut Sink<'_>)) {
+        let restarting = self.is_restarting();
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
@@ -142,7 +142,7 @@ impl Speaker {
             next_conn: &mut self.next_conn,
             outputs: &mut outputs,
             sessions: &mut sessions,
-            restarting: self.config.restarting && self.converge_by.is_some(),
+            restarting,
         };
         act(peer, &mut sink);
         self.outputs.extend(outputs);
@@ -174,16 +174,14 @@ impl Speaker {
                     let stopped = config.shutdown.is_some();
                     self.peers.insert(key, Peer::new(key, config, now));
                     started.push(key);
-                    let holds_convergence =
-                        self.converge_by.is_some() && self.config.restarting && !stopped;
-                    let exchange = Exchange { holds_convergence, ..Exchange::default() };
+                    let exchange = Exchange::new(self.is_restarting() && !stopped);
                     self.exchanges.insert(key, exchange);
                 }
                 Some(peer) if peer.config != config => {
                     let stopped = config.shutdown.is_some();
                     self.with_peer(now, key, |peer, sink| peer.reconfigure(config, sink));
-                    if let Some(exchange) = self.exchanges.get_mut(&key) {
-                        exchange.holds_convergence &= !stopped;
+                    if let (true, Some(exchange)) = (stopped, self.exchanges.get_mut(&key)) {
+                        exchange.release();
                     }
                     if let Some(view) = self.export_view(key) {
                         let messages = self.adj_out.regroup(key, view);
@@ -292,6 +290,7 @@ impl Speaker {
     fn snapshot(&self, peer: &Peer) -> PeerSnapshot {
         let (prefixes_in, prefixes_stale) = self.rib.count(peer.key);
         let negotiated = peer.established().map(|(_, negotiated)| negotiated);
+        let exchange = self.exchanges.get(&peer.key);
         PeerSnapshot {
             key: peer.key,
             config: peer.config.clone(),
@@ -303,6 +302,9 @@ impl Speaker {
             capabilities: negotiated.map(capability_names).unwrap_or_default(),
             prefixes_in,
             prefixes_stale,
+            stale_until: exchange.and_then(Exchange::stale_until),
+            long_lived_stale: exchange.is_some_and(Exchange::is_long_lived),
+            awaited: self.converge_by.is_some() && exchange.is_some_and(Exchange::is_awaited),
             prefixes_out: self.adj_out.count(peer.key),
             messages_in: peer.messages_in,
             messages_out: peer.messages_out,
@@ -327,6 +329,9 @@ fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
         RouteRefresh => Some("route refresh"),
         FourOctetAs(_) => Some("4-octet AS"),
         wire::Capability::GracefulRestart(_) => Some("graceful restart"),
+        wire::Capability::LongLivedGracefulRestart(_) if !negotiated.long_lived.is_empty() => {
+            Some("long-lived graceful restart")
+        }
         _ => None,
     });
     shared.collect()

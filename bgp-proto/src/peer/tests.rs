@@ -1,6 +1,9 @@
 //! A peer by itself: what goes in and what comes out, one input at a time.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use twill_types::{Asn, Family};
 
@@ -45,6 +48,7 @@ fn config() -> PeerConfig {
         shutdown: None,
         hold_time: 90,
         restart_time: 120,
+        long_lived: BTreeMap::new(),
         families: [Family::V4].into(),
         other_next_hop: None,
     }
@@ -86,7 +90,7 @@ impl Rig {
                 router_id: Ipv4Addr::new(192, 0, 2, 1),
                 asn: Asn::new(64512).unwrap(),
                 seed: 1,
-                restarting: false,
+                forwarding: BTreeSet::new(),
                 selection_deferral: Duration::from_secs(60),
                 max_paths: 16,
             },

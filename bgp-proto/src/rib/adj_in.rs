@@ -5,6 +5,8 @@
 //! they are compared. Each peer has a list of the destinations that it may have a path to, so that the
 //! end of its session costs as much as it has announced, however large the others' tables are.
 
+mod stale;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -68,8 +70,7 @@ pub(super) struct Table {
     pub(super) key: PeerKey,
     /// `None` until its first session.
     pub(super) facts: Option<PeerFacts>,
-    /// By family. Changes when what is there becomes stale: a path of another round is. One bit will
-    /// do, because no path is stale in two ways: it is dropped or freshened before.
+    /// By family. Changes when what is there becomes stale: a path of another round is (`stale.rs`).
     round: [bool; 2],
     /// Paths of each family: all, and stale ones.
     count: [usize; 2],
@@ -370,74 +371,8 @@ impl AdjRibsIn {
         self.drop_paths(key, |_, _| true);
     }
 
-    /// Marks a peer's paths of these families as stale, and drops the others and those that
-    /// already were (RFC 4724 section 4.2: a second restart in a row keeps nothing twice).
-    pub(super) fn keep_stale(&mut self, key: PeerKey, families: &[Family]) {
-        let counts = self.counts(key);
-        let lost = [Family::V4, Family::V6].into_iter().any(|family| {
-            let (all, stale) = counts[index(family)];
-            stale > 0 || all > 0 && !families.contains(&family)
-        });
-        if lost {
-            self.drop_paths(key, |family, stale| stale || !families.contains(&family));
-        }
-        let table = self.by_key.get(&key).and_then(|peer| self.peers.get_mut(*peer));
-        if let Some(table) = table {
-            table.round = table.round.map(|round| !round);
-            table.stale = table.count;
-        }
-    }
-
-    /// Marks all of a peer's paths of a family as stale, those included that already were: a refresh
-    /// that begins anew vouches for nothing of the one before (RFC 7313 section 4).
-    pub(super) fn mark_stale(&mut self, key: PeerKey, family: Family) {
-        self.freshen(key, family);
-        let table = self.by_key.get(&key).and_then(|peer| self.peers.get_mut(*peer));
-        if let Some(table) = table {
-            let family = index(family);
-            table.round[family] = !table.round[family];
-            table.stale[family] = table.count[family];
-        }
-    }
-
-    /// Takes a peer's stale paths of a family for good ones.
-    pub(super) fn freshen(&mut self, key: PeerKey, family: Family) {
-        if self.count_of(key, family).1 == 0 {
-            return;
-        }
-        let Some(peer) = self.by_key.get(&key).copied() else {
-            return;
-        };
-        let Some(table) = self.peers.get_mut(peer) else {
-            return;
-        };
-        table.stale[index(family)] = 0;
-        let round = table.round[index(family)];
-        for place in table.places.clone() {
-            let mut start = 0;
-            while let Some(position) = self.next_position(peer, place, start) {
-                if let Some(destination) = self.destinations.get_mut(place)
-                    && destination.prefix.family() == family
-                    && let Some(path) = destination.paths.get_mut(position)
-                {
-                    path.round = round;
-                }
-                start = position + 1;
-            }
-        }
-    }
-
-    /// Drops a peer's stale paths of these families; says how many.
-    pub(super) fn flush_stale(&mut self, key: PeerKey, families: &[Family]) -> usize {
-        let counts = self.counts(key);
-        match families.iter().any(|family| counts[index(*family)].1 > 0) {
-            true => self.drop_paths(key, |family, stale| stale && families.contains(&family)),
-            false => 0,
-        }
-    }
-
     /// A peer's paths of each family: all, and stale ones.
-    fn counts(&self, key: PeerKey) -> [(usize, usize); 2] {
+    pub(super) fn counts(&self, key: PeerKey) -> [(usize, usize); 2] {
         let table = self.by_key.get(&key).and_then(|peer| self.peers.get(*peer));
         table.map_or([(0, 0); 2], |table| {
             [(table.count[0], table.stale[0]), (table.count[1], table.stale[1])]

@@ -78,10 +78,16 @@ impl Rib {
         self.adj_in.withdraw(peer, routes);
     }
 
-    /// Marks a peer's paths of these families as stale, and drops the others and those that
-    /// already were (RFC 4724 section 4.2).
-    pub(crate) fn keep_stale(&mut self, peer: PeerKey, families: &[Family]) {
-        self.adj_in.keep_stale(peer, families);
+    /// Marks a peer's paths of these families as stale, and drops the others and those that already
+    /// were, but for those of families in `again` (RFC 4724 section 4.2, RFC 9494 section 4.2).
+    pub(crate) fn keep_stale(&mut self, peer: PeerKey, families: &[Family], again: &[Family]) {
+        self.adj_in.keep_stale(peer, families, again);
+    }
+
+    /// Gives a peer's stale paths of a family the community LLGR_STALE, and drops those that must
+    /// not be kept so; says how many (RFC 9494 section 4.2).
+    pub(crate) fn begin_long_lived(&mut self, peer: PeerKey, family: Family) -> usize {
+        self.adj_in.begin_long_lived(peer, family)
     }
 
     /// Marks all paths of a peer of one family as stale, those included that already were (RFC 7313

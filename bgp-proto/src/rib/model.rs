@@ -12,7 +12,7 @@ use twill_types::{Asn, Family, Prefix};
 use super::{PeerFacts, Rib};
 use crate::{
     Conflict, NextHopState, Outcome, Own, PathExplanation, PathKey, PeerKey, Unusable,
-    wire::{AsPath, Nlri, Origin, PathAttributes},
+    wire::{AsPath, Community, Nlri, Origin, PathAttributes},
 };
 
 const PEERS: u8 = 4;
@@ -37,7 +37,8 @@ enum Step {
     Up(u8, PeerFacts),
     Announce(u8, PathAttributes, Named),
     Withdraw(u8, Named),
-    KeepStale(u8, Vec<Family>),
+    KeepStale(u8, Vec<Family>, Vec<Family>),
+    BeginLongLived(u8, Family),
     MarkStale(u8, Family),
     Freshen(u8, Family),
     FlushStale(u8, Vec<Family>),
@@ -71,15 +72,20 @@ fn attributes() -> impl Strategy<Value = PathAttributes> {
     let aigp = prop::option::weighted(0.2, 0_u64..3);
     let med = prop::option::weighted(0.5, 0_u32..3);
     let path = prop::collection::vec(1_u32..4, 0..3);
+    let communities = prop::sample::subsequence(
+        vec![Community(0x0001_0001), Community::LLGR_STALE, Community::NO_LLGR],
+        0..=2,
+    );
     let originator = prop::option::weighted(0.3, 1_u8..4);
-    (small, med, path, originator, 0_usize..3, 0_u8..4, 0_u8..8, aigp).prop_map(
-        |(local_pref, med, path, originator, clusters, next, origin, aigp)| {
+    (small, med, path, originator, 0_usize..3, 0_u8..4, 0_u8..8, aigp, communities).prop_map(
+        |(local_pref, med, path, originator, clusters, next, origin, aigp, communities)| {
             let asns = path.into_iter().map(|number| Asn::new(number).unwrap());
             let origin = if origin == 0 { Origin::Egp } else { Origin::Igp };
             let path = AsPath::sequence(asns);
             let mut attributes = PathAttributes::new(origin, path, next_hop(next));
             attributes.local_pref = local_pref;
             attributes.aigp = aigp;
+            attributes.communities = communities;
             attributes.med = med;
             attributes.originator_id = originator.map(|last| Ipv4Addr::new(10, 0, 0, last));
             attributes.cluster_list = vec![Ipv4Addr::LOCALHOST; clusters];
@@ -97,6 +103,10 @@ fn facts() -> impl Strategy<Value = PeerFacts> {
 
 fn families() -> impl Strategy<Value = Vec<Family>> {
     prop::sample::subsequence(vec![Family::V4, Family::V6], 0..=2)
+}
+
+fn family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::V4), Just(Family::V6)]
 }
 
 fn own() -> impl Strategy<Value = Own> {
@@ -122,7 +132,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (peer(), facts()).prop_map(|(peer, facts)| Step::Up(peer, facts)),
         8 => (peer(), attributes(), some()).prop_map(|(p, a, s)| Step::Announce(p, a, s)),
         3 => (peer(), some()).prop_map(|(p, s)| Step::Withdraw(p, s)),
-        2 => (peer(), families()).prop_map(|(p, f)| Step::KeepStale(p, f)),
+        2 => (peer(), families(), families()).prop_map(|(p, f, again)| {
+            Step::KeepStale(p, f, again)
+        }),
+        1 => (peer(), family()).prop_map(|(p, f)| Step::BeginLongLived(p, f)),
         2 => (peer(), family()).prop_map(|(p, f)| Step::MarkStale(p, f)),
         1 => (peer(), family()).prop_map(|(p, f)| Step::Freshen(p, f)),
         2 => (peer(), families()).prop_map(|(p, f)| Step::FlushStale(p, f)),
@@ -196,13 +209,27 @@ impl Model {
             Step::Replace(peer, attributes, some) => {
                 self.announce(key(*peer), attributes, routes(some));
             }
-            Step::KeepStale(peer, families) => {
-                let kept = |p: &Known| !p.stale && families.contains(&p.prefix.family());
+            Step::KeepStale(peer, families, again) => {
+                let kept = |p: &Known| {
+                    let family = p.prefix.family();
+                    families.contains(&family) && (!p.stale || again.contains(&family))
+                };
                 self.paths.retain(|path| !held(path, peer) || kept(path));
                 self.paths.iter_mut().filter(|p| held(p, peer)).for_each(|p| p.stale = true);
             }
             Step::MarkStale(peer, family) => self.set_stale(*peer, *family, true),
             Step::Freshen(peer, family) => self.set_stale(*peer, *family, false),
+            Step::BeginLongLived(peer, family) => {
+                let concerned =
+                    |p: &Known| held(p, peer) && p.stale && p.prefix.family() == *family;
+                let no_llgr = |p: &Known| p.attributes.communities.contains(&Community::NO_LLGR);
+                self.paths.retain(|path| !concerned(path) || !no_llgr(path));
+                for path in self.paths.iter_mut().filter(|path| concerned(path)) {
+                    let mut all: BTreeSet<_> = path.attributes.communities.drain(..).collect();
+                    all.insert(Community::LLGR_STALE);
+                    path.attributes.communities = all.into_iter().collect();
+                }
+            }
             Step::FlushStale(peer, families) => {
                 let gone = |p: &Known| p.stale && families.contains(&p.prefix.family());
                 self.paths.retain(|path| !held(path, peer) || !gone(path));
@@ -246,7 +273,8 @@ impl Model {
             let preference = u32::MAX - p.attributes.local_pref.unwrap_or(100);
             let cost = u64::from(self.metric(p).unwrap_or(0));
             let aigp = p.attributes.aigp.map_or(u64::MAX, |metric| metric + cost);
-            (preference, aigp, p.attributes.as_path.hops(), p.attributes.origin)
+            let stale = p.attributes.communities.contains(&Community::LLGR_STALE);
+            (stale, preference, aigp, p.attributes.as_path.hops(), p.attributes.origin)
         };
         let then = |p: &Known| (!self.facts[&p.peer].external, self.metric(p));
         match with_external {
@@ -342,7 +370,10 @@ impl Run {
                 rib.withdraw(key(peer), routes(&some));
                 rib.announce(key(peer), attributes, routes(&some));
             }
-            Step::KeepStale(peer, families) => rib.keep_stale(key(peer), &families),
+            Step::KeepStale(peer, families, again) => {
+                rib.keep_stale(key(peer), &families, &again);
+            }
+            Step::BeginLongLived(peer, family) => _ = rib.begin_long_lived(key(peer), family),
             Step::MarkStale(peer, family) => rib.mark_stale(key(peer), family),
             Step::Freshen(peer, family) => rib.freshen(key(peer), family),
             Step::FlushStale(peer, families) => _ = rib.flush_stale(key(peer), &families),

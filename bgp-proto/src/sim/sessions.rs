@@ -189,15 +189,15 @@ fn a_stopped_peer_is_not_waited_for_after_a_restart() {
         net.run_until("mesh", SECONDS_10, Net::is_full);
         net.kill(1, false);
         net.nodes[0].speaker = Speaker::new(config(0, 64512, true, 4), net.now);
-        net.nodes[0].converged = false;
+        net.nodes[0].converged = None;
         let (key, config) = peer(1, 64513);
         let stopped = PeerConfig { shutdown: Some(String::new()), ..config.clone() };
         if !before {
             net.input(0, Input::SetPeers([(key, config)].into()));
-            assert!(!net.nodes[0].converged);
+            assert_eq!(net.nodes[0].converged, None);
         }
         net.input(0, Input::SetPeers([(key, stopped)].into()));
-        assert!(net.nodes[0].converged, "before={before}");
+        assert_eq!(net.nodes[0].converged, Some(vec![]), "before={before}");
     }
 }
 

@@ -1,7 +1,18 @@
 //! Restarts: of peers, whose routes are kept for a while, and of this node, whose old kernel routes
-//! are (RFC 4724, RFC 8538).
+//! are (RFC 4724, RFC 8538, RFC 9494).
+//!
+//! What is kept of one family of a peer that is away goes through at most two phases:
+//!
+//! ```text
+//!   session lost ──> stale ──(restart time)──> long-lived stale ──(long-lived stale time)──> gone
+//!                      │                              │
+//!                      └── back with F: until End-of-RIB; back without: gone at once
+//! ```
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use twill_types::Family;
 
@@ -12,25 +23,107 @@ use crate::{
     connection::Negotiated,
     peer::{Loss, Peer},
     rib::PeerFacts,
-    wire::{self, GracefulRestart, cease, code},
+    wire::{self, cease, code},
 };
 
 /// A peer that is back but does not finish sending its routes keeps its stale ones no longer than
 /// this (RFC 4724 section 4.2 asks for an upper bound).
 const LONGEST_RESYNC: Duration = Duration::from_secs(360);
+/// After our restart, a peer that is not to be waited for (RFC 4724 section 4.1) still has this long
+/// to say what it has in hand: kernel routes that went before it would be back a moment later.
+const FIRST_ROUTES: Duration = Duration::from_secs(1);
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What is kept beside the session of a peer.
 #[derive(Debug, Default)]
 pub(super) struct Exchange {
-    /// When its stale routes go.
-    stale_until: Option<Time>,
+    /// Families with stale paths.
+    kept: BTreeMap<Family, Kept>,
     /// Families whose End-of-RIB has not come since the session is up.
     awaited: BTreeSet<Family>,
-    /// After our restart its routes are waited for before old kernel routes go.
-    pub(super) holds_convergence: bool,
+    hold: Hold,
+}
+
+/// Why the stale paths of a family are still there, and until when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// The peer is away. At the end they go, or stay for this long-lived stale time.
+    Restart { until: Time, long_lived: Option<Duration> },
+    /// The peer is back and sends its routes.
+    Resync { until: Time },
+    /// They are the last resort. The time goes on until the peer has sent everything, whatever its
+    /// sessions do (RFC 9494 section 4.2).
+    LongLived { until: Time },
+    /// The same, but their time was over while the peer sent its routes: another loss is the end.
+    Overdue { until: Time },
+}
+
+impl Kept {
+    const fn timer(self) -> (Time, &'static str) {
+        match self {
+            Self::Restart { until, .. } => (until, "restart timer"),
+            Self::Resync { until } | Self::Overdue { until } => (until, "resynchronization timer"),
+            Self::LongLived { until } => (until, "long-lived stale timer"),
+        }
+    }
+}
+
+/// Whether old kernel routes wait for a peer after our restart (RFC 4724 section 4.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    No,
+    /// Until it has sent everything.
+    EndOfRib,
+    /// The same, but not after this time.
+    FirstRoutes(Time),
+}
+
+impl Exchange {
+    /// That of a peer without a session; with `awaited` its routes are waited for.
+    pub(super) fn new(awaited: bool) -> Self {
+        let hold = if awaited { Hold::EndOfRib } else { Hold::No };
+        Self { hold, ..Self::default() }
+    }
+
+    /// The peer is not waited for any more.
+    pub(super) const fn release(&mut self) {
+        self.hold = Hold::No;
+    }
+
+    /// Old kernel routes wait for the peer.
+    pub(super) const fn is_awaited(&self) -> bool {
+        !matches!(self.hold, Hold::No)
+    }
+
+    /// The timers that run.
+    pub(super) fn timers(&self) -> impl Iterator<Item = (Time, &'static str)> {
+        let hold = match self.hold {
+            Hold::FirstRoutes(until) => Some((until, "selection deferral timer")),
+            Hold::No | Hold::EndOfRib => None,
+        };
+        self.kept.values().map(|kept| kept.timer()).chain(hold)
+    }
+
+    /// When the first stale paths go or become long-lived.
+    pub(super) fn stale_until(&self) -> Option<Time> {
+        self.kept.values().map(|kept| kept.timer().0).min()
+    }
+
+    /// Some stale paths are the last resort.
+    pub(super) fn is_long_lived(&self) -> bool {
+        let last = |kept: &Kept| matches!(kept, Kept::LongLived { .. } | Kept::Overdue { .. });
+        self.kept.values().any(last)
+    }
 }
 
 impl Speaker {
+    /// This node has restarted, and not heard everything yet.
+    pub(super) fn is_restarting(&self) -> bool {
+        !self.config.forwarding.is_empty() && self.converge_by.is_some()
+    }
+
     pub(super) fn tick(&mut self, now: Time) {
         let due: Vec<PeerKey> = self
             .peers
@@ -41,14 +134,51 @@ impl Speaker {
         for key in due {
             self.with_peer(now, key, Peer::tick);
         }
-        let expired: Vec<PeerKey> = self
-            .exchanges
-            .iter()
-            .filter(|(_, exchange)| exchange.stale_until.is_some_and(|deadline| deadline <= now))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in expired {
-            self.flush_stale(key, &[Family::V4, Family::V6]);
+        let mut expired = Vec::new();
+        for (key, exchange) in &mut self.exchanges {
+            if matches!(exchange.hold, Hold::FirstRoutes(until) if until <= now) {
+                exchange.hold = Hold::No;
+            }
+            let over = exchange.kept.iter().filter(|(_, kept)| kept.timer().0 <= now);
+            expired.extend(over.map(|(family, kept)| (*key, *family, *kept)));
+        }
+        for (key, family, kept) in expired {
+            self.expire(now, key, family, kept);
+        }
+    }
+
+    /// The time of stale paths is over.
+    fn expire(&mut self, now: Time, key: PeerKey, family: Family, kept: Kept) {
+        let is_up = self.peers.get(&key).is_some_and(|peer| peer.established().is_some());
+        match kept {
+            Kept::Restart { long_lived: Some(time), .. } => {
+                self.begin_long_lived(key, family);
+                self.keep(key, family, Kept::LongLived { until: now + time });
+            }
+            // RFC 9494 section 4.2: what is about to be replaced stays until then.
+            Kept::LongLived { .. } if is_up => {
+                self.keep(key, family, Kept::Overdue { until: now + LONGEST_RESYNC });
+            }
+            _ => self.flush_stale(key, &[family]),
+        }
+    }
+
+    fn begin_long_lived(&mut self, key: PeerKey, family: Family) {
+        let dropped = self.rib.begin_long_lived(key, family);
+        self.report_flushed(key, dropped);
+        if self.rib.count_of(key, family).1 > 0 {
+            self.outputs.push_back(Output::Event(key, PeerEvent::LongLived(family)));
+        }
+    }
+
+    /// Notes why stale paths are kept, if there are any.
+    fn keep(&mut self, key: PeerKey, family: Family, kept: Kept) {
+        let any = self.rib.count_of(key, family).1 > 0;
+        if let Some(exchange) = self.exchanges.get_mut(&key) {
+            match any {
+                true => exchange.kept.insert(family, kept),
+                false => exchange.kept.remove(&family),
+            };
         }
     }
 
@@ -56,29 +186,24 @@ impl Speaker {
         let Some((_, negotiated)) = self.peers.get(&key).and_then(Peer::established) else {
             return;
         };
+        let negotiated = negotiated.clone();
         let facts = PeerFacts {
             external: !negotiated.session.internal,
             router_id: negotiated.open.identifier,
         };
         let families: BTreeSet<Family> = negotiated.families().collect();
-        let restart = negotiated.graceful_restart().cloned();
         self.rib.set_peer(key, facts);
-        // RFC 4724 section 4.2: what the peer did not keep forwarding for is not kept.
-        let kept: Vec<Family> = kept_families(restart.as_ref());
-        let lost: Vec<Family> =
-            [Family::V4, Family::V6].into_iter().filter(|f| !kept.contains(f)).collect();
-        let flushed = self.rib.flush_stale(key, &lost);
-        self.report_flushed(key, flushed);
-        let (_, stale) = self.rib.count(key);
-        let waits = match &restart {
-            // RFC 4724 section 4.1: one that has restarted too waits for us.
-            Some(restart) => !restart.restarting,
-            None => false,
-        };
+        self.resume_kept(now, key, &negotiated);
+        let restart = negotiated.graceful_restart();
         if let Some(exchange) = self.exchanges.get_mut(&key) {
-            exchange.stale_until = (stale > 0).then(|| now + LONGEST_RESYNC);
-            exchange.awaited = families.clone();
-            exchange.holds_convergence &= waits;
+            exchange.awaited.clone_from(&families);
+            if families.is_empty() {
+                exchange.release();
+            } else if exchange.is_awaited() && restart.is_none_or(|restart| restart.restarting) {
+                // RFC 4724 section 4.1: without graceful restart it sends no End-of-RIB, and one
+                // that has restarted too may wait for ours first.
+                exchange.hold = Hold::FirstRoutes(now + FIRST_ROUTES);
+            }
         }
         let mut messages = match self.export_view(key) {
             Some(view) => self.adj_out.join(key, view),
@@ -91,9 +216,34 @@ impl Speaker {
         self.send_established(now, key, messages);
     }
 
-    /// The end of a session (RFC 4724 section 4.2, RFC 8538 section 4).
+    /// A peer is back: what it did not keep forwarding for is not kept (RFC 4724 section 4.2, RFC 9494
+    /// section 4.2).
+    fn resume_kept(&mut self, now: Time, key: PeerKey, negotiated: &Negotiated) {
+        let kept = self.exchanges.get(&key).map(|exchange| exchange.kept.clone());
+        let kept = kept.unwrap_or_default();
+        for family in FAMILIES {
+            let forwarded = negotiated.session.has(family)
+                && match kept.get(&family) {
+                    Some(Kept::LongLived { .. } | Kept::Overdue { .. }) => negotiated
+                        .long_lived
+                        .iter()
+                        .any(|entry| entry.family == family && entry.forwarding),
+                    _ => negotiated.graceful_restart().is_some_and(|restart| {
+                        restart.families.iter().any(|f| f.family == family && f.forwarding)
+                    }),
+                };
+            match kept.get(&family) {
+                Some(Kept::Restart { .. }) if forwarded => {
+                    self.keep(key, family, Kept::Resync { until: now + LONGEST_RESYNC });
+                }
+                Some(_) if forwarded => {}
+                _ => self.flush_stale(key, &[family]),
+            }
+        }
+    }
+
+    /// The end of a session (RFC 4724 section 4.2, RFC 8538 section 4, RFC 9494 section 4.2).
     pub(super) fn down(&mut self, now: Time, key: PeerKey, loss: &Loss, negotiated: &Negotiated) {
-        let restart = negotiated.graceful_restart();
         let keeps = match loss {
             Loss::Connection(_) => true,
             Loss::Notification(n) => {
@@ -102,26 +252,42 @@ impl Speaker {
             }
             Loss::Stopped(_) => false,
         };
-        let kept_for = restart
-            .filter(|restart| keeps && restart.restart_time > 0)
-            .map(|restart| Duration::from_secs(restart.restart_time.into()));
-        match (kept_for, restart) {
-            (Some(_), Some(restart)) => {
-                let families: Vec<Family> = restart.families.iter().map(|f| f.family).collect();
-                self.rib.keep_stale(key, &families);
-            }
-            _ => self.rib.flush(key),
+        let before = self.exchanges.get_mut(&key).map(|exchange| {
+            exchange.awaited.clear();
+            std::mem::take(&mut exchange.kept)
+        });
+        let before = before.unwrap_or_default();
+        let phases: BTreeMap<Family, Kept> = FAMILIES
+            .into_iter()
+            .filter(|_| keeps)
+            .filter_map(|family| {
+                // Its time goes on, and so do the paths that it is about.
+                let running = before.get(&family).filter(|k| matches!(k, Kept::LongLived { .. }));
+                let kept = running.copied().or_else(|| phase(now, family, negotiated))?;
+                Some((family, kept))
+            })
+            .collect();
+        let families: Vec<Family> = phases.keys().copied().collect();
+        let last = |kept: &Kept| matches!(kept, Kept::LongLived { .. });
+        let again: Vec<Family> =
+            before.iter().filter(|(_, kept)| last(kept)).map(|(family, _)| *family).collect();
+        match families.is_empty() {
+            true => self.rib.flush(key),
+            false => self.rib.keep_stale(key, &families, &again),
         }
         self.adj_out.leave(key);
-        if let Some(exchange) = self.exchanges.get_mut(&key) {
-            exchange.awaited.clear();
-            exchange.stale_until = kept_for.map(|time| now + time);
+        for (family, kept) in &phases {
+            if last(kept) {
+                self.begin_long_lived(key, *family);
+            }
+            self.keep(key, *family, *kept);
         }
         let reason = match loss {
             Loss::Connection(reason) => reason.clone(),
             Loss::Notification(notification) => notification.to_string(),
             Loss::Stopped(reason) => reason.clone(),
         };
+        let kept_for = phases.values().map(|kept| longest(now, *kept)).max();
         self.outputs.push_back(Output::Event(key, PeerEvent::Down { reason, kept_for }));
     }
 
@@ -130,18 +296,17 @@ impl Speaker {
         self.flush_stale(key, &[family]);
         if let Some(exchange) = self.exchanges.get_mut(&key) {
             exchange.awaited.remove(&family);
-            exchange.holds_convergence &= !exchange.awaited.is_empty();
+            if exchange.awaited.is_empty() {
+                exchange.release();
+            }
         }
     }
 
-    pub(super) fn flush_stale(&mut self, key: PeerKey, families: &[Family]) {
+    fn flush_stale(&mut self, key: PeerKey, families: &[Family]) {
         let count = self.rib.flush_stale(key, families);
         self.report_flushed(key, count);
-        let (_, left) = self.rib.count(key);
-        if let Some(exchange) = self.exchanges.get_mut(&key)
-            && left == 0
-        {
-            exchange.stale_until = None;
+        if let Some(exchange) = self.exchanges.get_mut(&key) {
+            exchange.kept.retain(|family, _| !families.contains(family));
         }
     }
 
@@ -156,18 +321,38 @@ impl Speaker {
         let Some(deadline) = self.converge_by else {
             return;
         };
+        let awaited = self.exchanges.iter().filter(|(_, exchange)| exchange.is_awaited());
+        let unheard: Vec<PeerKey> = awaited.map(|(key, _)| *key).collect();
         // A next hop that is still looked for stands for routes that are not out yet.
-        let waiting = self.exchanges.values().any(|exchange| exchange.holds_convergence)
-            || self.rib.has_unknown_next_hops();
+        let waiting = !unheard.is_empty() || self.rib.has_unknown_next_hops();
         if (self.configured && !waiting) || deadline <= now {
             self.converge_by = None;
-            self.outputs.push_back(Output::Converged);
+            self.outputs.push_back(Output::Converged { unheard });
         }
     }
 }
 
-/// The families for which the peer kept forwarding (the F bit).
-fn kept_families(restart: Option<&GracefulRestart>) -> Vec<Family> {
-    let families = restart.map(|restart| restart.families.as_slice()).unwrap_or_default();
-    families.iter().filter(|entry| entry.forwarding).map(|entry| entry.family).collect()
+/// What becomes of a peer's routes of a family when it is lost; `None` when they go.
+fn phase(now: Time, family: Family, negotiated: &Negotiated) -> Option<Kept> {
+    let restart = negotiated.graceful_restart()?;
+    let seconds = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+    let covered = restart.families.iter().any(|entry| entry.family == family);
+    let time = seconds(restart.restart_time.into()).filter(|_| covered);
+    let long_lived = negotiated.long_lived.iter().find(|entry| entry.family == family);
+    let long_lived = long_lived.and_then(|entry| seconds(entry.stale_time));
+    match (time, long_lived) {
+        (Some(time), long_lived) => Some(Kept::Restart { until: now + time, long_lived }),
+        // RFC 9494 section 4.2: a restart time of zero, or a family that it does not cover.
+        (None, Some(time)) => Some(Kept::LongLived { until: now + time }),
+        (None, None) => None,
+    }
+}
+
+/// How long routes are kept from now on if the peer does not come back.
+fn longest(now: Time, kept: Kept) -> Duration {
+    let then = match kept {
+        Kept::Restart { long_lived, .. } => long_lived.unwrap_or_default(),
+        Kept::Resync { .. } | Kept::LongLived { .. } | Kept::Overdue { .. } => Duration::ZERO,
+    };
+    kept.timer().0.since(now) + then
 }

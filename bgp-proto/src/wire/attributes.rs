@@ -72,6 +72,13 @@ pub struct Aggregator {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Community(pub u32);
 
+impl Community {
+    /// A stale route that is kept for long; any other is better (RFC 9494 section 4.2).
+    pub const LLGR_STALE: Self = Self(0xffff_0006);
+    /// A route that must not be kept for long (RFC 9494 section 4.2).
+    pub const NO_LLGR: Self = Self(0xffff_0007);
+}
+
 impl fmt::Display for Community {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.0 >> 16, self.0 & 0xffff)
@@ -195,5 +202,20 @@ impl PathAttributes {
             partial: Partial(0),
             unknown: Vec::new(),
         }
+    }
+
+    /// Whether it carries this community.
+    pub fn has_community(&self, community: Community) -> bool {
+        self.communities.contains(&community)
+    }
+
+    /// The same with one community more.
+    #[must_use]
+    pub fn with_community(&self, community: Community) -> Self {
+        let mut with = self.clone();
+        if let Err(place) = with.communities.binary_search(&community) {
+            with.communities.insert(place, community);
+        }
+        with
     }
 }
