@@ -296,6 +296,8 @@ pub struct RouteChange {
     pub prefix: Prefix,
     /// BGP next hops to share the traffic, sorted; none means remove.
     pub next_hops: Vec<IpAddr>,
+    /// With one next hop: that of the path which would be the best without it, if there is any.
+    pub backup: Option<IpAddr>,
 }
 
 /// What happened to a session.

@@ -5,8 +5,10 @@
 
 mod arena;
 pub mod child;
+mod filter;
 pub mod netns;
 pub mod sched;
 
 pub use arena::ShortLived;
+pub use filter::ignore_netlink;
 pub use netns::{AtPath, Netns, NetnsError, in_netns, look, netns_cookie};

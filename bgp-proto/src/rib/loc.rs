@@ -11,10 +11,19 @@ use twill_types::Prefix;
 use super::slab::{Id, Slab};
 use crate::{Conflict, Own, PeerKey};
 
-/// A set of next hops that destinations share.
+/// What the kernel is told of a destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Forwarding {
+    /// Sorted; none if there is no way.
+    pub(super) next_hops: Vec<IpAddr>,
+    /// What takes the place of a single next hop that is lost.
+    pub(super) backup: Option<IpAddr>,
+}
+
+/// Next hops that destinations share.
 #[derive(Debug)]
 struct Set {
-    next_hops: Arc<[IpAddr]>,
+    forwarding: Arc<Forwarding>,
     destinations: usize,
 }
 
@@ -22,7 +31,7 @@ struct Set {
 #[derive(Debug, Default)]
 pub(super) struct LocRib {
     sets: Slab<Set>,
-    by_next_hops: BTreeMap<Arc<[IpAddr]>, Id>,
+    by_forwarding: BTreeMap<Arc<Forwarding>, Id>,
     /// The set of each destination, parallel to the slab of these.
     selected: Vec<Option<Id>>,
     pub(super) own: Own,
@@ -34,16 +43,21 @@ pub(super) struct LocRib {
 impl LocRib {
     /// The next hops that the kernel was told for a destination.
     pub(super) fn next_hops(&self, place: Id) -> &[IpAddr] {
-        let selected = self.selected.get(place.index()).copied().flatten();
-        selected.and_then(|id| self.sets.get(id)).map_or(&[], |set| &set.next_hops)
+        self.forwarding(place).map_or(&[], |forwarding| &forwarding.next_hops)
     }
 
-    /// The next hops of a destination from now on, sorted; says whether these are others than before.
-    pub(super) fn select(&mut self, place: Id, next_hops: &[IpAddr]) -> bool {
-        if self.next_hops(place) == next_hops {
+    fn forwarding(&self, place: Id) -> Option<&Forwarding> {
+        let selected = self.selected.get(place.index()).copied().flatten();
+        selected.and_then(|id| self.sets.get(id)).map(|set| &*set.forwarding)
+    }
+
+    /// The next hops of a destination from now on; says whether these are others than before.
+    pub(super) fn select(&mut self, place: Id, new: &Forwarding) -> bool {
+        let wanted = (!new.next_hops.is_empty()).then_some(new);
+        if self.forwarding(place) == wanted {
             return false;
         }
-        let new = (!next_hops.is_empty()).then(|| self.acquire(next_hops));
+        let new = wanted.map(|wanted| self.acquire(wanted));
         if self.selected.len() <= place.index() {
             self.selected.resize(place.index() + 1, None);
         }
@@ -54,16 +68,16 @@ impl LocRib {
         true
     }
 
-    fn acquire(&mut self, next_hops: &[IpAddr]) -> Id {
-        if let Some(id) = self.by_next_hops.get(next_hops).copied()
+    fn acquire(&mut self, wanted: &Forwarding) -> Id {
+        if let Some(id) = self.by_forwarding.get(wanted).copied()
             && let Some(set) = self.sets.get_mut(id)
         {
             set.destinations += 1;
             return id;
         }
-        let next_hops: Arc<[IpAddr]> = next_hops.into();
-        let id = self.sets.insert(Set { next_hops: Arc::clone(&next_hops), destinations: 1 });
-        self.by_next_hops.insert(next_hops, id);
+        let forwarding = Arc::new(wanted.clone());
+        let id = self.sets.insert(Set { forwarding: Arc::clone(&forwarding), destinations: 1 });
+        self.by_forwarding.insert(forwarding, id);
         id
     }
 
@@ -75,8 +89,8 @@ impl LocRib {
         if set.destinations == 0
             && let Some(gone) = self.sets.remove(id)
         {
-            self.by_next_hops.remove(&gone.next_hops);
-            if self.by_next_hops.is_empty() {
+            self.by_forwarding.remove(&gone.forwarding);
+            if self.by_forwarding.is_empty() {
                 self.selected = Vec::new();
             }
         }
@@ -119,7 +133,7 @@ mod tests {
         /// What there is of everything, to find what is left behind.
         pub(in crate::rib) fn sizes(&self) -> [usize; 4] {
             let selected = self.selected.len();
-            [self.sets.len(), self.by_next_hops.len(), selected, self.conflicts.len()]
+            [self.sets.len(), self.by_forwarding.len(), selected, self.conflicts.len()]
         }
     }
 }

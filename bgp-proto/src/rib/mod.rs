@@ -25,7 +25,7 @@ use twill_types::{Family, Prefix};
 
 use self::{
     adj_in::{AdjRibsIn, Destination, Path, Source, Table},
-    loc::LocRib,
+    loc::{Forwarding, LocRib},
     slab::Id,
 };
 use crate::{
@@ -145,9 +145,11 @@ impl Rib {
             if !selection.is_of(destination) {
                 selection = self.selection(destination);
             }
-            let next_hops = if is_own { &[][..] } else { &selection.next_hops };
-            if self.loc.select(place, next_hops) {
-                changes.push(RouteChange { prefix, next_hops: next_hops.to_vec() });
+            let none = Forwarding::default();
+            let forwarding = if is_own { &none } else { &selection.forwarding };
+            if self.loc.select(place, forwarding) {
+                let Forwarding { next_hops, backup } = forwarding.clone();
+                changes.push(RouteChange { prefix, next_hops, backup });
             }
             if let Some(destination) = self.adj_in.destinations.get_mut(place) {
                 for (path, used) in destination.paths.iter_mut().zip(&selection.used) {
@@ -165,6 +167,11 @@ impl Rib {
         decide(&mut candidates, self.max_paths, &mut |_| {});
         let next_hops: BTreeSet<IpAddr> =
             candidates.iter().map(|candidate| candidate.attributes.next_hop).collect();
+        let next_hops: Vec<IpAddr> = next_hops.into_iter().collect();
+        let backup = match next_hops[..] {
+            [only] => self.best_without(destination, only),
+            _ => None,
+        };
         let paths: BTreeSet<PathKey> = candidates.iter().map(|candidate| candidate.path).collect();
         let is_used = |path: &Path| {
             let origin = self.adj_in.origin(*path);
@@ -173,8 +180,17 @@ impl Rib {
         Selection {
             sources: destination.paths.iter().map(|path| path.source).collect(),
             used: destination.paths.iter().map(is_used).collect(),
-            next_hops: next_hops.into_iter().collect(),
+            forwarding: Forwarding { next_hops, backup },
         }
+    }
+
+    /// The next hop of the path that would be the best if none had the next hop `lost`. The decision
+    /// is made anew: a path that lost by MED may win where the one that beat it is gone.
+    fn best_without(&self, destination: &Destination, lost: IpAddr) -> Option<IpAddr> {
+        let mut left = self.candidates(destination);
+        left.retain(|candidate| candidate.attributes.next_hop != lost);
+        decide(&mut left, 1, &mut |_| {});
+        left.first().map(|best| best.attributes.next_hop)
     }
 
     /// Who announces a destination; the first of several by address.
@@ -301,8 +317,7 @@ struct Selection {
     sources: Vec<Id>,
     /// Whether each of the paths is used.
     used: Vec<bool>,
-    /// Sorted.
-    next_hops: Vec<IpAddr>,
+    forwarding: Forwarding,
 }
 
 impl Selection {

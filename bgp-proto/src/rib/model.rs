@@ -123,7 +123,6 @@ fn step() -> impl Strategy<Value = Step> {
     let peer = || 0..PEERS;
     let id = || prop_oneof![3 => Just(0_u32), 2 => 1_u32..3];
     let some = || prop::collection::btree_set((0..PREFIXES.len(), id()), 0..5);
-    let family = || prop_oneof![Just(Family::V4), Just(Family::V6)];
     let state = prop_oneof![
         4 => (0_u32..3).prop_map(|metric| NextHopState::Reachable { metric }),
         1 => Just(NextHopState::Unreachable),
@@ -285,12 +284,23 @@ impl Model {
 
     /// The paths that are used, best first: those that no other path removes.
     fn used(&self, prefix: Prefix, max_paths: usize) -> Vec<PathKey> {
+        self.used_without(prefix, None, max_paths)
+    }
+
+    /// The same, if no path had the next hop `lost`.
+    fn used_without(
+        &self,
+        prefix: Prefix,
+        lost: Option<IpAddr>,
+        max_paths: usize,
+    ) -> Vec<PathKey> {
         if self.ours(prefix).is_some() {
             return Vec::new();
         }
         let to_it = self.paths.iter().filter(|path| path.prefix == prefix);
         let usable: Vec<&Known> = to_it
             .filter(|path| self.metric(path).is_some() && self.facts.contains_key(&path.peer))
+            .filter(|path| Some(path.attributes.next_hop) != lost)
             .collect();
         let survive = |all: &[&Known], beats: &dyn Fn(&Known, &Known) -> bool| -> Vec<Known> {
             let left = all.iter().filter(|p| !all.iter().any(|other| beats(other, p)));
@@ -329,6 +339,15 @@ impl Model {
         set.into_iter().collect()
     }
 
+    /// What takes the place of a single next hop.
+    fn backup(&self, prefix: Prefix, next_hops: &[IpAddr]) -> Option<IpAddr> {
+        let [only] = next_hops else {
+            return None;
+        };
+        let best = *self.used_without(prefix, Some(*only), 1).first()?;
+        self.next_hops(prefix, &[best]).first().copied()
+    }
+
     fn conflicts(&self) -> Vec<Conflict> {
         let mut all: BTreeMap<Prefix, Conflict> = BTreeMap::new();
         for path in &self.paths {
@@ -347,7 +366,7 @@ struct Run {
     rib: Rib,
     model: Model,
     max_paths: usize,
-    kernel: BTreeMap<Prefix, Vec<IpAddr>>,
+    kernel: BTreeMap<Prefix, (Vec<IpAddr>, Option<IpAddr>)>,
     conflicts: Vec<Conflict>,
 }
 
@@ -389,11 +408,12 @@ impl Run {
 
     fn decide(&mut self) {
         for change in self.rib.recompute() {
-            let before = match change.next_hops.is_empty() {
+            let now = (change.next_hops, change.backup);
+            let before = match now.0.is_empty() {
                 true => self.kernel.remove(&change.prefix),
-                false => self.kernel.insert(change.prefix, change.next_hops.clone()),
+                false => self.kernel.insert(change.prefix, now.clone()),
             };
-            assert_ne!(before.unwrap_or_default(), change.next_hops, "a change that is none");
+            assert_ne!(before.unwrap_or_default(), now, "a change that is none");
         }
         if let Some(conflicts) = self.rib.take_conflicts() {
             self.conflicts = conflicts;
@@ -417,7 +437,8 @@ impl Run {
             best.extend(used.iter().map(|path| (prefix, *path)));
             self.compare_explanation(prefix, &used, &next_hops);
             if !next_hops.is_empty() {
-                kernel.insert(prefix, next_hops);
+                let backup = model.backup(prefix, &next_hops);
+                kernel.insert(prefix, (next_hops, backup));
             }
         }
         assert_eq!(self.kernel, kernel);
