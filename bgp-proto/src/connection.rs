@@ -78,7 +78,10 @@ pub(crate) struct Connection {
     pub(crate) yields_at: Option<Time>,
     /// When our OPEN goes out without waiting for the peer's (DelayOpenTimer).
     delay_open: Option<Time>,
+    /// What has come in.
     buffer: Vec<u8>,
+    /// How many octets of it are of messages that were taken out already.
+    taken: usize,
     hold: Option<Time>,
     keepalive: Option<Time>,
     /// Bytes handed over that the kernel has not taken yet.
@@ -119,6 +122,7 @@ impl Connection {
             yields_at: None,
             delay_open: Some(delay_open),
             buffer: Vec::new(),
+            taken: 0,
             hold: None,
             keepalive: None,
             unsent: 0,
@@ -126,19 +130,36 @@ impl Connection {
         }
     }
 
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+    /// Takes what has come in. Nothing is copied unless a part of a message waits for the rest.
+    pub(crate) fn push(&mut self, bytes: Vec<u8>) {
+        if self.buffer.is_empty() {
+            self.buffer = bytes;
+        } else {
+            self.buffer.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Forgets the messages that were taken out, once for all of a read. What is left is less than a
+    /// message, so a connection that waits holds no more than that.
+    fn compact(&mut self) {
+        self.buffer = match self.buffer.get(self.taken..) {
+            Some(rest) if !rest.is_empty() => rest.to_vec(),
+            _ => Vec::new(),
+        };
+        self.taken = 0;
     }
 
     /// The next whole message, decoded; `None` when more bytes are needed.
     pub(crate) fn next_message(&mut self, now: Time) -> Result<Option<Message>, Notification> {
         let max = self.negotiated.as_ref().map_or(wire::MAX_MESSAGE, |n| n.session.max_message());
-        let Some(frame) = wire::frame(&self.buffer, max)? else {
+        let Some(frame) = wire::frame(self.buffer.get(self.taken..).unwrap_or_default(), max)?
+        else {
+            self.compact();
             return Ok(None);
         };
         let length = frame.length;
         let message = self.decode(frame)?;
-        self.buffer.drain(..length);
+        self.taken += length;
         // RFC 4271 section 8.2.2: KEEPALIVE and UPDATE restart the hold timer.
         if matches!(message, Message::Keepalive | Message::Update(_)) {
             self.restart_hold(now);

@@ -291,7 +291,7 @@ impl Peer {
         }
     }
 
-    pub(crate) fn received(&mut self, conn: ConnId, bytes: &[u8], sink: &mut Sink<'_>) {
+    pub(crate) fn received(&mut self, conn: ConnId, bytes: Vec<u8>, sink: &mut Sink<'_>) {
         if let Some(connection) = self.find(conn) {
             connection.push(bytes);
         }

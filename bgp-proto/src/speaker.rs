@@ -67,7 +67,7 @@ impl Speaker {
             }
             Input::Accepted { conn, local, remote } => self.accepted(now, conn, local, remote),
             Input::Received { conn, bytes } => {
-                self.with_owner(now, conn, |peer, sink| peer.received(conn, &bytes, sink));
+                self.with_owner(now, conn, |peer, sink| peer.received(conn, bytes, sink));
             }
             Input::Written { conn, count } => {
                 self.with_owner(now, conn, |peer, sink| peer.written(conn, count, sink.now));

@@ -199,7 +199,7 @@ impl Rig {
     }
 
     fn receive(&mut self, conn: ConnId, bytes: &[u8]) {
-        self.act(|peer, sink| peer.received(conn, bytes, sink));
+        self.act(|peer, sink| peer.received(conn, bytes.to_vec(), sink));
     }
 
     fn closed(&mut self, conn: ConnId) {

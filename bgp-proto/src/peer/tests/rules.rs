@@ -372,3 +372,21 @@ fn collision_with_one_whose_open_has_not_come() {
         }
     }
 }
+
+/// A read may end anywhere in a message, and hold any number of them.
+#[test]
+fn messages_are_the_same_however_they_are_cut() {
+    let open = wire::encode_open(&their_open());
+    let stream = [open, wire::encode_keepalive(), end_of_rib(), end_of_rib()].concat();
+    for size in 1..=stream.len() {
+        let mut rig = Rig::new(config());
+        rig.start();
+        let conn = rig.connected();
+        rig.take_actions();
+        for piece in stream.chunks(size) {
+            rig.receive(conn, piece);
+        }
+        assert_eq!(rig.peer.messages_in, 4, "pieces of {size}");
+        assert_eq!(rig.take_actions(), ["KEEPALIVE", "session up", "routes", "routes"]);
+    }
+}
