@@ -1,13 +1,15 @@
 //! The Adj-RIBs-Out: what peers were told (RFC 4271 section 3.2).
 //!
 //! What is told is what this node originates, and nothing else, to internal and external peers alike.
-//! That is this speaker's export policy in the sense of RFC 8212: no configuration makes a node pass on
-//! what it has learned, so it is never a way from one rack to another. What peers announce is accepted
+//! That is this speaker's export policy in the sense of RFC 8212: a node is never a way from one rack to
+//! another. Only a route reflector passes on what it has learned, and only inside the pools (`passed.rs`). What peers announce is accepted
 //! without a filter (section 2 of that RFC asks for one): who is a peer is configured, and what is this
 //! node's own is never taken from it.
 //!
 //! Peers to whom the same is told in the same octets are a group (an update group). A change is encoded
 //! once for all of them, and the whole table once for all that come up with it.
+
+mod passed;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,9 +18,11 @@ use std::{
 
 use twill_types::{Asn, Family, Prefix};
 
+use self::passed::Told;
 use crate::{
     PeerKey,
     decision::DEFAULT_LOCAL_PREF,
+    rib::Rib,
     wire::{self, AsPath, Origin, PathAttributes, Session},
 };
 
@@ -30,6 +34,12 @@ pub(crate) struct ExportView {
     /// This node's address of each family, IPv4 first. Without one, the family's routes are not told:
     /// nobody could follow them.
     pub(crate) next_hops: [Option<IpAddr>; 2],
+    /// It is a client of this node as a route reflector.
+    pub(crate) client: bool,
+    /// It keeps routes of neighbors that are away for long (RFC 9494).
+    pub(crate) long_lived: bool,
+    /// The subnet that it shares with this node.
+    pub(crate) on_link: Option<Prefix>,
 }
 
 /// Encoded messages, and how many they are.
@@ -37,6 +47,21 @@ pub(crate) struct ExportView {
 pub(crate) struct Messages {
     pub(crate) bytes: Vec<u8>,
     pub(crate) count: u64,
+}
+
+impl Messages {
+    /// Adds an End-of-RIB for each family (RFC 4724 section 2).
+    pub(crate) fn end(&mut self, families: &BTreeSet<Family>) {
+        for family in families {
+            wire::encode_end_of_rib(*family, &mut self.bytes);
+            self.count += 1;
+        }
+    }
+
+    fn extend(&mut self, bytes: Vec<u8>) {
+        self.count += count_messages(&bytes);
+        self.bytes.extend(bytes);
+    }
 }
 
 #[derive(Debug)]
@@ -47,6 +72,8 @@ struct Group {
     announced: BTreeSet<Prefix>,
     /// The messages that tell all of it to a peer that knows nothing.
     table: Option<Messages>,
+    /// What the members were told beside it.
+    told: Told,
 }
 
 /// What each peer was told.
@@ -83,11 +110,12 @@ impl AdjRibsOut {
     }
 
     /// A peer's session is up, and it knows nothing: what to tell it.
-    pub(crate) fn join(&mut self, peer: PeerKey, view: ExportView) -> Messages {
+    pub(crate) fn join(&mut self, rib: &Rib, peer: PeerKey, view: ExportView) -> Messages {
         self.leave(peer);
         let place = self.groups.iter().position(|group| group.view == view).unwrap_or_else(|| {
             let announced = view.announces(&self.originated);
-            self.groups.push(Group { view, members: BTreeSet::new(), announced, table: None });
+            let (members, told) = (BTreeSet::new(), view.count_passed(rib));
+            self.groups.push(Group { view, members, announced, table: None, told });
             self.groups.len() - 1
         });
         let Some(group) = self.groups.get_mut(place) else {
@@ -96,7 +124,9 @@ impl AdjRibsOut {
         group.members.insert(peer);
         let (asn, announced) = (self.asn, &group.announced);
         let table = group.table.get_or_insert_with(|| view.messages(asn, &[], announced.iter()));
-        table.clone()
+        let mut messages = table.clone();
+        messages.extend(view.all_passed(asn, rib, peer, &[Family::V4, Family::V6]));
+        messages
     }
 
     /// A peer knows nothing any more.
@@ -109,32 +139,35 @@ impl AdjRibsOut {
 
     /// A peer's configuration has changed under its session: what to tell it, if that makes another
     /// view of it. What stays is announced again, with its new next hop.
-    pub(crate) fn regroup(&mut self, peer: PeerKey, view: ExportView) -> Messages {
+    pub(crate) fn regroup(&mut self, rib: &Rib, peer: PeerKey, view: ExportView) -> Messages {
         let Some(group) = self.group(peer).filter(|group| group.view != view) else {
             return Messages::default();
         };
-        let old = group.announced.clone();
-        let table = self.join(peer, view);
+        let (old, before) = (group.announced.clone(), group.view);
+        let table = self.join(rib, peer, view);
         let new = view.announces(&self.originated);
         let gone: Vec<Prefix> = old.difference(&new).copied().collect();
         let mut messages = view.messages(self.asn, &gone, std::iter::empty());
+        messages.extend(before.passed_beside(rib, peer, &view));
         messages.bytes.extend(table.bytes);
         messages.count += table.count;
         messages
     }
 
     /// A peer asks for everything of a family again (RFC 2918 section 4).
-    pub(crate) fn refresh(&self, peer: PeerKey, family: Family) -> Messages {
+    pub(crate) fn refresh(&self, rib: &Rib, peer: PeerKey, family: Family) -> Messages {
         let Some(group) = self.group(peer) else {
             return Messages::default();
         };
         let again = group.announced.iter().filter(|prefix| prefix.family() == family);
-        group.view.messages(self.asn, &[], again)
+        let mut messages = group.view.messages(self.asn, &[], again);
+        messages.extend(group.view.all_passed(self.asn, rib, peer, &[family]));
+        messages
     }
 
     /// How many prefixes a peer was told of.
     pub(crate) fn count(&self, peer: PeerKey) -> usize {
-        self.group(peer).map_or(0, |group| group.announced.len())
+        self.group(peer).map_or(0, |group| group.announced.len() + group.told.to(peer))
     }
 
     fn group(&self, peer: PeerKey) -> Option<&Group> {
@@ -247,7 +280,13 @@ mod tests {
         let [v4, v6] = next_hops;
         let v4 = v4.map(|last| Ipv4Addr::new(192, 0, 2, last).into());
         let v6 = v6.map(|last| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()).into());
-        ExportView { session: session(internal, ipv6), next_hops: [v4, v6] }
+        ExportView {
+            session: session(internal, ipv6),
+            next_hops: [v4, v6],
+            client: false,
+            long_lived: false,
+            on_link: None,
+        }
     }
 
     fn prefixes(texts: &[&str]) -> BTreeSet<Prefix> {
@@ -310,9 +349,9 @@ mod tests {
         let mut out = AdjRibsOut::new(asn());
         let _ = out.originate(prefixes(&PREFIXES));
         let plain = view(false, true, [Some(1), Some(1)]);
-        let first = out.join(key(1), plain);
-        assert_eq!(out.join(key(2), plain), first);
-        let internal = out.join(key(3), view(true, true, [Some(1), Some(1)]));
+        let first = out.join(&Rib::default(), key(1), plain);
+        assert_eq!(out.join(&Rib::default(), key(2), plain), first);
+        let internal = out.join(&Rib::default(), key(3), view(true, true, [Some(1), Some(1)]));
         assert_ne!(internal, first);
         assert_eq!(out.groups.len(), 2);
         let sends = out.originate(prefixes(&PREFIXES[1..]));
@@ -330,7 +369,7 @@ mod tests {
         let many = (0..1000_u32)
             .map(|n| Prefix::new(Ipv4Addr::from_bits(0x0a00_0000 + (n << 6)).into(), 26).unwrap());
         let _ = out.originate(many.collect());
-        let table = out.join(key(1), view(false, false, [Some(1), None]));
+        let table = out.join(&Rib::default(), key(1), view(false, false, [Some(1), None]));
         assert_eq!(table.count, 2);
         let gone = out.originate(BTreeSet::new());
         assert_eq!(gone[0].1.count, 2);
@@ -381,7 +420,7 @@ mod tests {
                 }
                 Step::Join(peer, view) => {
                     let mut told = Told::default();
-                    told.read(&out.join(key(peer), view), &view.session);
+                    told.read(&out.join(&Rib::default(), key(peer), view), &view.session);
                     peers.insert(key(peer), (view, told));
                 }
                 Step::Leave(peer) => {
@@ -392,12 +431,12 @@ mod tests {
                     if let Some((old, told)) = peers.get_mut(&key(peer)) {
                         let session = old.session;
                         let new = view(session.internal, session.ipv6, hops);
-                        told.read(&out.regroup(key(peer), new), &session);
+                        told.read(&out.regroup(&Rib::default(), key(peer), new), &session);
                         *old = new;
                     }
                 }
                 Step::Refresh(peer, family) => {
-                    let messages = out.refresh(key(peer), family);
+                    let messages = out.refresh(&Rib::default(), key(peer), family);
                     if let Some((view, told)) = peers.get_mut(&key(peer)) {
                         told.0.retain(|prefix, _| prefix.family() != family);
                         told.read(&messages, &view.session);

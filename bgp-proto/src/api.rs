@@ -121,6 +121,12 @@ pub struct PeerConfig {
     /// This node's address of the family that the session itself does not run over, as the next
     /// hop of that family's routes.
     pub other_next_hop: Option<IpAddr>,
+    /// As an internal peer it is a client of this node's, if that is a route reflector: it is told of
+    /// all other internal peers' routes, and all are told of its own (RFC 4456 section 6).
+    pub client: bool,
+    /// The subnet that it is on together with this node: a next hop in there is told as it is to an
+    /// external peer (RFC 4271 section 5.1.3).
+    pub on_link: Option<Prefix>,
 }
 
 impl PeerConfig {
@@ -133,6 +139,7 @@ impl PeerConfig {
             || self.restart_time != new.restart_time
             || self.long_lived != new.long_lived
             || self.families != new.families
+            || self.client != new.client
     }
 }
 
@@ -181,6 +188,15 @@ impl Own {
     }
 }
 
+/// Whose routes this node passes on as a route reflector (RFC 4456).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reflection {
+    /// The cluster of which it is a reflector.
+    pub cluster_id: Ipv4Addr,
+    /// Only routes to these prefixes and parts of them are passed on.
+    pub pools: BTreeSet<Prefix>,
+}
+
 /// A peer announces what this node has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
@@ -201,6 +217,8 @@ pub enum Input {
     SetPeers(BTreeMap<PeerKey, PeerConfig>),
     /// What this node has, all of it.
     SetOwn(Own),
+    /// Whose routes it passes on; at first nobody's.
+    SetReflection(Option<Reflection>),
     /// An [`Output::Connect`] succeeded.
     Connected {
         /// As in the output.

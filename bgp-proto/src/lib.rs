@@ -8,7 +8,7 @@
 //!   Input ──> Speaker ──> Output
 //!               ├─ Peer (one per neighbour: both connections, timers, state)
 //!               ├─ Rib  (paths of all peers, decision, what the kernel should have)
-//!               └─ AdjRibsOut (what this node originates, and who was told of it)
+//!               └─ AdjRibsOut (what this node originates or reflects, and who was told of it)
 //! ```
 
 mod adj_out;
@@ -24,7 +24,7 @@ pub mod wire;
 
 pub use api::{
     Conflict, ConnId, Input, NextHopState, Output, Own, PathKey, PeerConfig, PeerEvent, PeerKey,
-    PeerKind, PeerSnapshot, RouteChange, RouteSnapshot, SpeakerConfig, State,
+    PeerKind, PeerSnapshot, Reflection, RouteChange, RouteSnapshot, SpeakerConfig, State,
 };
 pub use decision::Step;
 pub use explain::{Explanation, Outcome, PathExplanation, Unusable};

@@ -1,5 +1,6 @@
 //! Speakers against each other in virtual time: a network that delays, cuts and forgets.
 
+mod reflection;
 mod sessions;
 
 use std::{
@@ -82,7 +83,11 @@ fn conn_of(input: &Input) -> Option<ConnId> {
         | Input::Received { conn, .. }
         | Input::Written { conn, .. }
         | Input::Closed { conn, .. } => Some(*conn),
-        Input::Tick | Input::SetPeers(_) | Input::SetOwn(_) | Input::NextHops(_) => None,
+        Input::Tick
+        | Input::SetPeers(_)
+        | Input::SetOwn(_)
+        | Input::SetReflection(_)
+        | Input::NextHops(_) => None,
     }
 }
 
@@ -128,6 +133,8 @@ fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
         long_lived: BTreeMap::new(),
         families: BTreeSet::from([Family::V4, Family::V6]),
         other_next_hop: None,
+        client: false,
+        on_link: None,
     };
     (key, config)
 }

@@ -34,6 +34,8 @@ pub struct Speaker {
     /// When the restart is over at the latest; `None` once it is.
     converge_by: Option<Time>,
     configured: bool,
+    /// When the last input came whose consequences for routes are not drawn yet.
+    unsettled: Option<Time>,
 }
 
 impl Speaker {
@@ -50,6 +52,7 @@ impl Speaker {
             outputs: VecDeque::new(),
             next_conn: 1,
             configured: false,
+            unsettled: None,
         }
     }
 
@@ -59,6 +62,7 @@ impl Speaker {
             Input::Tick => self.tick(now),
             Input::SetPeers(peers) => self.set_peers(now, peers),
             Input::SetOwn(own) => self.set_own(now, own),
+            Input::SetReflection(reflection) => self.rib.set_reflection(reflection),
             Input::Connected { conn, local } => {
                 self.with_owner(now, conn, |peer, sink| peer.connected(conn, local, sink));
             }
@@ -77,10 +81,10 @@ impl Speaker {
             }
             Input::NextHops(states) => self.rib.set_next_hops(states),
         }
-        self.settle(now);
+        self.unsettled = Some(now);
     }
 
-    /// When [`Input::Tick`] is due next, and for what.
+    /// When [`Input::Tick`] is due next, and for what, once all outputs are taken.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let peers = self.peers.values().filter_map(Peer::next_deadline);
         let restarts = self.exchanges.values().flat_map(Exchange::timers);
@@ -88,8 +92,12 @@ impl Speaker {
         peers.chain(restarts).chain(converge).min()
     }
 
-    /// The next thing to be done outside.
+    /// The next thing to be done outside. Routes are decided on here: whoever hands several inputs over
+    /// before it asks has peers told, and the kernel changed, once for all of them.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(now) = self.unsettled.take() {
+            self.settle(now);
+        }
         self.outputs.pop_front()
     }
 
@@ -184,7 +192,7 @@ impl Speaker {
                         exchange.release();
                     }
                     if let Some(view) = self.export_view(key) {
-                        let messages = self.adj_out.regroup(key, view);
+                        let messages = self.adj_out.regroup(&self.rib, key, view);
                         self.send_established(now, key, messages);
                     }
                 }
@@ -230,7 +238,13 @@ impl Speaker {
         let (connection, negotiated) = peer.established()?;
         let next_hop = |family| next_hop(family, connection.local.ip(), peer.config.other_next_hop);
         let next_hops = [next_hop(Family::V4), next_hop(Family::V6)];
-        Some(ExportView { session: negotiated.session, next_hops })
+        Some(ExportView {
+            session: negotiated.session,
+            next_hops,
+            client: peer.config.client,
+            long_lived: !negotiated.long_lived.is_empty(),
+            on_link: peer.config.on_link,
+        })
     }
 
     fn update(&mut self, key: PeerKey, update: UpdateIn) {
@@ -239,9 +253,11 @@ impl Speaker {
             self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
         }
         self.rib.withdraw(key, update.withdrawn.iter());
+        let cluster_id = self.rib.cluster_id();
         for (attributes, routes) in update.announced {
             let loops = attributes.as_path.contains(self.config.asn)
-                || attributes.originator_id == Some(self.config.router_id);
+                || attributes.originator_id == Some(self.config.router_id)
+                || cluster_id.is_some_and(|own| attributes.cluster_list.contains(&own));
             // What replaces an accepted route without being acceptable withdraws it.
             if loops {
                 self.rib.withdraw(key, routes.iter());
@@ -267,7 +283,7 @@ impl Speaker {
     /// The peer asks for everything again (RFC 2918 section 4).
     fn refresh(&mut self, now: Time, key: PeerKey, refresh: RouteRefresh) {
         if refresh.subtype == 0 {
-            let messages = self.adj_out.refresh(key, refresh.family);
+            let messages = self.adj_out.refresh(&self.rib, key, refresh.family);
             self.send_established(now, key, messages);
         }
     }
@@ -275,6 +291,7 @@ impl Speaker {
     /// What follows from an input as a whole.
     fn settle(&mut self, now: Time) {
         let changes = self.rib.recompute();
+        self.pass_on(now);
         if let Some(next_hops) = self.rib.take_next_hops() {
             self.outputs.push_back(Output::TrackNextHops(next_hops));
         }
@@ -285,6 +302,17 @@ impl Speaker {
             self.outputs.push_back(Output::Conflicts(conflicts));
         }
         self.converge(now);
+    }
+
+    /// Tells peers what is passed on to them.
+    fn pass_on(&mut self, now: Time) {
+        let passes = self.rib.take_passes();
+        if !passes.is_empty() {
+            for (key, messages) in self.adj_out.pass(&self.rib, &passes) {
+                self.send_established(now, key, messages);
+            }
+        }
+        self.rib.forget_passes(&passes);
     }
 
     fn snapshot(&self, peer: &Peer) -> PeerSnapshot {

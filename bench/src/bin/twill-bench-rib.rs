@@ -149,6 +149,8 @@ impl Bench {
             restart_time: 120,
             families: BTreeSet::from([Family::V4]),
             other_next_hop: None,
+            client: false,
+            on_link: None,
             delay_open: Duration::ZERO,
             shutdown: None,
         };

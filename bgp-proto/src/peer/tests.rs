@@ -51,6 +51,8 @@ fn config() -> PeerConfig {
         long_lived: BTreeMap::new(),
         families: [Family::V4].into(),
         other_next_hop: None,
+        client: false,
+        on_link: None,
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Source {
     pub(super) attributes: Arc<PathAttributes>,
     /// What is known of the next hop, as in [`NextHops`].
     pub(super) next_hop: Option<NextHopState>,
-    /// How many paths have it.
+    /// How many paths have it, and destinations that pass it on.
     paths: usize,
 }
 
@@ -92,6 +92,8 @@ pub(super) struct AdjRibsIn {
     pub(super) next_hops: NextHops,
     /// Destinations to be decided on anew.
     dirty: Vec<Id>,
+    /// Peers that are none any more, as long as what they announced is still withdrawn from others.
+    forgotten: Vec<Id>,
 }
 
 const fn index(family: Family) -> usize {
@@ -117,24 +119,37 @@ impl AdjRibsIn {
         })
     }
 
-    /// What the decision has to know of a peer from now on.
-    pub(super) fn set_facts(&mut self, key: PeerKey, facts: PeerFacts) {
+    /// What the decision has to know of a peer from now on; says whether that is another.
+    pub(super) fn set_facts(&mut self, key: PeerKey, facts: PeerFacts) -> bool {
         let peer = self.peer(key);
-        if let Some(table) = self.peers.get_mut(peer)
-            && table.facts != Some(facts)
-        {
-            table.facts = Some(facts);
-            for place in table.places.clone() {
-                self.touch(place);
-            }
+        let Some(table) = self.peers.get_mut(peer).filter(|table| table.facts != Some(facts))
+        else {
+            return false;
+        };
+        table.facts = Some(facts);
+        for place in table.places.clone() {
+            self.touch(place);
         }
+        true
     }
 
     /// Drops everything of a peer, and the peer.
     pub(super) fn forget(&mut self, key: PeerKey) {
         self.drop_paths(key, |_, _| true);
-        if let Some(peer) = self.by_key.remove(&key) {
+        self.forgotten.extend(self.by_key.remove(&key));
+    }
+
+    /// Removes what was kept of peers that are none any more.
+    pub(super) fn remove_forgotten(&mut self) {
+        for peer in std::mem::take(&mut self.forgotten) {
             self.peers.remove(peer);
+        }
+    }
+
+    /// Has everything decided on anew.
+    pub(super) fn touch_all(&mut self) {
+        for place in self.by_prefix.values().copied().collect::<Vec<_>>() {
+            self.touch(place);
         }
     }
 
@@ -208,8 +223,15 @@ impl AdjRibsIn {
         source
     }
 
+    /// Keeps a source that is passed on.
+    pub(super) fn hold(&mut self, id: Id) {
+        if let Some(source) = self.sources.get_mut(id) {
+            source.paths += 1;
+        }
+    }
+
     /// Ends the use of a source by some paths.
-    fn release(&mut self, id: Id, paths: usize) {
+    pub(super) fn release(&mut self, id: Id, paths: usize) {
         let Some(source) = self.sources.get_mut(id) else {
             return;
         };
@@ -443,6 +465,11 @@ impl AdjRibsIn {
     pub(super) fn within(&self, prefix: Prefix) -> impl Iterator<Item = Id> {
         let after = self.by_prefix.range(prefix..);
         after.take_while(move |(inside, _)| prefix.covers(**inside)).map(|(_, place)| *place)
+    }
+
+    /// Where each destination is, by prefix.
+    pub(super) fn places(&self) -> impl Iterator<Item = (Prefix, Id)> {
+        self.by_prefix.iter().map(|(prefix, place)| (*prefix, *place))
     }
 
     /// All destinations, by prefix.

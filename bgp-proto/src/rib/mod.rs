@@ -6,13 +6,15 @@
 //!                  └─> NextHops ──(reachable, how far)┘            └── Own: blocks, parts lent
 //! ```
 //!
-//! What others are told is not made of these, but of what the node originates: `adj_out.rs`.
+//! What others are told is made of what the node originates, and not of these (`adj_out.rs`), unless the
+//! node is a route reflector (`passed.rs`).
 
 mod adj_in;
 mod loc;
 #[cfg(test)]
 mod model;
 mod next_hops;
+mod passed;
 mod slab;
 
 use std::{
@@ -26,10 +28,10 @@ use twill_types::{Family, Prefix};
 use self::{
     adj_in::{AdjRibsIn, Destination, Path, Source, Table},
     loc::{Forwarding, LocRib},
-    slab::Id,
+    passed::Passed,
 };
 use crate::{
-    Conflict, NextHopState, Own, PathKey, PeerKey, RouteChange, RouteSnapshot,
+    Conflict, NextHopState, Own, PathKey, PeerKey, Reflection, RouteChange, RouteSnapshot,
     decision::{Candidate, decide, order},
     explain::{Explanation, Outcome, PathExplanation, Unusable},
     wire::{Nlri, PathAttributes},
@@ -40,13 +42,27 @@ use crate::{
 pub(crate) struct PeerFacts {
     pub(crate) external: bool,
     pub(crate) router_id: Ipv4Addr,
+    /// This node as a route reflector passes its routes on to all internal peers.
+    pub(crate) client: bool,
 }
+
+/// Where what is passed on comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Passing<'a> {
+    pub(crate) peer: PeerKey,
+    pub(crate) facts: PeerFacts,
+    pub(crate) attributes: &'a PathAttributes,
+    pub(crate) cluster_id: Ipv4Addr,
+}
+
+pub(crate) use self::{passed::Pass, slab::Id};
 
 /// Adj-RIBs-In and Loc-RIB.
 #[derive(Debug, Default)]
 pub(crate) struct Rib {
     adj_in: AdjRibsIn,
     loc: LocRib,
+    passed: Passed,
     max_paths: usize,
 }
 
@@ -57,7 +73,58 @@ impl Rib {
 
     /// What is known of a peer from now on, as its session comes up.
     pub(crate) fn set_peer(&mut self, peer: PeerKey, facts: PeerFacts) {
-        self.adj_in.set_facts(peer, facts);
+        if self.adj_in.set_facts(peer, facts) {
+            // The same path may have to be told in another way.
+            self.passed.tell_again();
+        }
+    }
+
+    /// Whose routes this node passes on as a route reflector.
+    pub(crate) fn set_reflection(&mut self, reflection: Option<Reflection>) {
+        if self.passed.set(reflection) {
+            self.adj_in.touch_all();
+        }
+    }
+
+    /// The cluster that this node reflects routes for.
+    pub(crate) fn cluster_id(&self) -> Option<Ipv4Addr> {
+        self.passed.reflection().map(|reflection| reflection.cluster_id)
+    }
+
+    /// Destinations of which peers are to be told something else than before. What they name stays
+    /// known until [`Rib::forget_passes`].
+    pub(crate) fn take_passes(&mut self) -> Vec<Pass> {
+        self.passed.take()
+    }
+
+    /// Peers were told.
+    pub(crate) fn forget_passes(&mut self, passes: &[Pass]) {
+        for pass in passes.iter().filter(|pass| pass.old != pass.new) {
+            if let Some(old) = pass.old {
+                self.adj_in.release(old, 1);
+            }
+        }
+        self.adj_in.remove_forgotten();
+    }
+
+    /// Everything that is passed on, by prefix.
+    pub(crate) fn all_passed(&self) -> impl Iterator<Item = (Prefix, Id)> {
+        self.adj_in
+            .places()
+            .filter_map(|(prefix, place)| Some((prefix, self.passed.source(place)?)))
+    }
+
+    /// What a path with this source is passed on as.
+    pub(crate) fn passing(&self, source: Id) -> Option<Passing<'_>> {
+        let source = self.adj_in.sources.get(source)?;
+        let table = self.adj_in.peers.get(source.peer)?;
+        Some(Passing {
+            peer: table.key,
+            facts: table.facts?,
+            attributes: &source.attributes,
+            // The last word of a node that reflects no more are withdrawals.
+            cluster_id: self.cluster_id().unwrap_or(Ipv4Addr::UNSPECIFIED),
+        })
     }
 
     /// Drops everything from a peer that is no peer any more.
@@ -145,6 +212,12 @@ impl Rib {
             if !selection.is_of(destination) {
                 selection = self.selection(destination);
             }
+            let best = selection.best.filter(|_| !is_own);
+            if self.passed.note(place, prefix, best)
+                && let Some(source) = best
+            {
+                self.adj_in.hold(source);
+            }
             let none = Forwarding::default();
             let forwarding = if is_own { &none } else { &selection.forwarding };
             if self.loc.select(place, forwarding) {
@@ -177,7 +250,13 @@ impl Rib {
             let origin = self.adj_in.origin(*path);
             origin.is_some_and(|(source, table)| paths.contains(&source.key(table)))
         };
+        let best = candidates.first().map(|best| best.path);
+        let is_best = |path: &&Path| {
+            let origin = self.adj_in.origin(**path);
+            origin.is_some_and(|(source, table)| Some(source.key(table)) == best)
+        };
         Selection {
+            best: destination.paths.iter().find(is_best).map(|path| path.source),
             sources: destination.paths.iter().map(|path| path.source).collect(),
             used: destination.paths.iter().map(is_used).collect(),
             forwarding: Forwarding { next_hops, backup },
@@ -317,6 +396,8 @@ struct Selection {
     sources: Vec<Id>,
     /// Whether each of the paths is used.
     used: Vec<bool>,
+    /// The source of the best.
+    best: Option<Id>,
     forwarding: Forwarding,
 }
 

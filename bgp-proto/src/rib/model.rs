@@ -96,6 +96,7 @@ fn attributes() -> impl Strategy<Value = PathAttributes> {
 
 fn facts() -> impl Strategy<Value = PeerFacts> {
     (prop::bool::weighted(0.7), 1_u8..4).prop_map(|(external, last)| PeerFacts {
+        client: false,
         external,
         router_id: Ipv4Addr::new(10, 0, 0, last),
     })
@@ -288,12 +289,7 @@ impl Model {
     }
 
     /// The same, if no path had the next hop `lost`.
-    fn used_without(
-        &self,
-        prefix: Prefix,
-        lost: Option<IpAddr>,
-        max_paths: usize,
-    ) -> Vec<PathKey> {
+    fn used_without(&self, prefix: Prefix, lost: Option<IpAddr>, max_paths: usize) -> Vec<PathKey> {
         if self.ours(prefix).is_some() {
             return Vec::new();
         }
@@ -499,7 +495,7 @@ proptest! {
         let mut run = Run::new(max_paths);
         for peer in 0..PEERS {
             let router_id = Ipv4Addr::new(10, 0, 0, peer + 1);
-            run.step(Step::Up(peer, PeerFacts { external: true, router_id }));
+            run.step(Step::Up(peer, PeerFacts { external: true, router_id, client: false }));
         }
         for step in steps {
             let (peer, forgotten) = match &step {
@@ -511,7 +507,7 @@ proptest! {
             // Nobody announces before a session is up.
             if forgotten {
                 let router_id = Ipv4Addr::new(10, 0, 0, 9);
-                run.step(Step::Up(peer, PeerFacts { external: false, router_id }));
+                run.step(Step::Up(peer, PeerFacts { external: false, router_id, client: false }));
             }
             run.step(step);
         }

@@ -1,6 +1,6 @@
 /// The name of an entry: four octets where a pointer would have eight, and without its fate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Id(u32);
+pub(crate) struct Id(u32);
 
 impl Id {
     /// As a place in a list that runs parallel to the slab.

@@ -23,7 +23,7 @@ use crate::{
     connection::Negotiated,
     peer::{Loss, Peer},
     rib::PeerFacts,
-    wire::{self, cease, code},
+    wire::{cease, code},
 };
 
 /// A peer that is back but does not finish sending its routes keeps its stale ones no longer than
@@ -43,6 +43,8 @@ pub(super) struct Exchange {
     /// Families whose End-of-RIB has not come since the session is up.
     awaited: BTreeSet<Family>,
     hold: Hold,
+    /// Families whose End-of-RIB waits until this node has heard everything itself.
+    owed: BTreeSet<Family>,
 }
 
 /// Why the stale paths of a family are still there, and until when.
@@ -190,8 +192,11 @@ impl Speaker {
         let facts = PeerFacts {
             external: !negotiated.session.internal,
             router_id: negotiated.open.identifier,
+            client: self.peers.get(&key).is_some_and(|peer| peer.config.client),
         };
         let families: BTreeSet<Family> = negotiated.families().collect();
+        // What others were told of the peer's paths was told of the peer as it was.
+        self.settle(now);
         self.rib.set_peer(key, facts);
         self.resume_kept(now, key, &negotiated);
         let restart = negotiated.graceful_restart();
@@ -206,12 +211,15 @@ impl Speaker {
             }
         }
         let mut messages = match self.export_view(key) {
-            Some(view) => self.adj_out.join(key, view),
+            Some(view) => self.adj_out.join(&self.rib, key, view),
             None => Messages::default(),
         };
-        for family in &families {
-            wire::encode_end_of_rib(*family, &mut messages.bytes);
-            messages.count += 1;
+        // After a restart a reflector does not know yet what it will pass on. Until it says that this is
+        // all, the peer keeps what it was told before.
+        let owes = self.rib.cluster_id().is_some() && self.is_restarting();
+        match self.exchanges.get_mut(&key).filter(|_| owes) {
+            Some(exchange) => exchange.owed = families,
+            None => messages.end(&families),
         }
         self.send_established(now, key, messages);
     }
@@ -254,6 +262,7 @@ impl Speaker {
         };
         let before = self.exchanges.get_mut(&key).map(|exchange| {
             exchange.awaited.clear();
+            exchange.owed.clear();
             std::mem::take(&mut exchange.kept)
         });
         let before = before.unwrap_or_default();
@@ -328,6 +337,17 @@ impl Speaker {
         if (self.configured && !waiting) || deadline <= now {
             self.converge_by = None;
             self.outputs.push_back(Output::Converged { unheard });
+            self.send_owed(now);
+        }
+    }
+
+    /// Tells peers that this was all.
+    fn send_owed(&mut self, now: Time) {
+        let owed = self.exchanges.iter_mut().map(|(key, e)| (*key, std::mem::take(&mut e.owed)));
+        for (key, families) in owed.filter(|(_, owed)| !owed.is_empty()).collect::<Vec<_>>() {
+            let mut messages = Messages::default();
+            messages.end(&families);
+            self.send_established(now, key, messages);
         }
     }
 }

@@ -73,6 +73,12 @@ pub struct Aggregator {
 pub struct Community(pub u32);
 
 impl Community {
+    /// A route that does not leave the AS (RFC 1997).
+    pub const NO_EXPORT: Self = Self(0xffff_ff01);
+    /// A route that is told to nobody (RFC 1997).
+    pub const NO_ADVERTISE: Self = Self(0xffff_ff02);
+    /// A route that does not leave the member AS of a confederation (RFC 1997).
+    pub const NO_EXPORT_SUBCONFED: Self = Self(0xffff_ff03);
     /// A stale route that is kept for long; any other is better (RFC 9494 section 4.2).
     pub const LLGR_STALE: Self = Self(0xffff_0006);
     /// A route that must not be kept for long (RFC 9494 section 4.2).

@@ -1,0 +1,265 @@
+//! The Adj-RIBs-Out of a reflector against what follows from the definition, whatever happens.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    NextHopState, Outcome, Reflection,
+    rib::PeerFacts,
+    wire::{AsPath, Nlri, Origin, Session},
+};
+
+const PREFIXES: [&str; 5] =
+    ["10.0.0.0/24", "10.0.1.0/24", "10.9.0.0/24", "2001:db8::/64", "2001:db9::/64"];
+const POOLS: [&str; 4] = ["10.0.0.0/16", "10.0.1.0/24", "2001:db8::/32", "10.9.0.0/16"];
+const PEERS: u8 = 4;
+
+fn asn(number: u32) -> Asn {
+    Asn::new(number).unwrap()
+}
+
+fn key(peer: u8) -> PeerKey {
+    PeerKey { address: IpAddr::from([192, 0, 2, peer]), port: 179 }
+}
+
+fn prefix(place: usize) -> Prefix {
+    PREFIXES[place].parse().unwrap()
+}
+
+fn nlri(place: usize) -> [Nlri; 1] {
+    [Nlri { prefix: prefix(place), path_id: 0 }]
+}
+
+/// 0 is external, 1 a client, and 2 and 3 are of one group.
+fn facts(peer: u8) -> PeerFacts {
+    PeerFacts { external: peer == 0, router_id: Ipv4Addr::new(10, 0, 0, peer), client: peer == 1 }
+}
+
+fn own_next_hops() -> [Option<IpAddr>; 2] {
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+    [Some(Ipv4Addr::new(192, 0, 2, 9).into()), Some(v6.into())]
+}
+
+fn view(peer: u8) -> ExportView {
+    ExportView {
+        session: Session {
+            four_octet_as: true,
+            ipv4: true,
+            ipv6: peer < 2,
+            internal: !facts(peer).external,
+            ..Session::default()
+        },
+        next_hops: own_next_hops(),
+        client: facts(peer).client,
+        long_lived: peer == 1,
+        on_link: Some("192.0.2.0/29".parse().unwrap()),
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Announce(u8, usize, PathAttributes),
+    Withdraw(u8, usize),
+    Flush(u8),
+    Forget(u8),
+    Join(u8),
+    Leave(u8),
+    Refresh(u8, Family),
+    Reflect(Option<Reflection>),
+    Settle,
+}
+
+fn attributes() -> impl Strategy<Value = PathAttributes> {
+    let communities = [
+        Community(0xfc00_0001),
+        Community::LLGR_STALE,
+        Community::NO_EXPORT,
+        Community::NO_ADVERTISE,
+    ];
+    let communities = prop_oneof![
+        2 => Just(Vec::new()),
+        1 => prop::sample::subsequence(communities.to_vec(), 0..=2),
+    ];
+    let hop = prop_oneof![Just(1_u8), Just(2), Just(200)];
+    (hop, any::<bool>(), prop::option::of(1_u32..3), communities).prop_map(
+        |(hop, far, preference, communities)| {
+            let path = AsPath::sequence(far.then(|| asn(64999)));
+            let next_hop = IpAddr::from([192, 0, 2, hop]);
+            PathAttributes {
+                local_pref: preference,
+                med: preference,
+                communities,
+                ..PathAttributes::new(Origin::Igp, path, next_hop)
+            }
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let peer = || 0..PEERS;
+    let place = || 0..PREFIXES.len();
+    let pools = prop::sample::subsequence(POOLS.to_vec(), 0..=4);
+    let reflection = (1_u8..3, pools).prop_map(|(cluster, pools)| Reflection {
+        cluster_id: Ipv4Addr::new(0, 0, 0, cluster),
+        pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(),
+    });
+    let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
+    prop_oneof![
+        8 => (peer(), place(), attributes()).prop_map(|(p, n, a)| Step::Announce(p, n, a)),
+        3 => (peer(), place()).prop_map(|(p, n)| Step::Withdraw(p, n)),
+        1 => peer().prop_map(Step::Flush),
+        1 => peer().prop_map(Step::Forget),
+        4 => peer().prop_map(Step::Join),
+        1 => peer().prop_map(Step::Leave),
+        1 => (peer(), family).prop_map(|(p, f)| Step::Refresh(p, f)),
+        2 => prop::option::weighted(0.8, reflection).prop_map(Step::Reflect),
+        8 => Just(Step::Settle),
+    ]
+}
+
+/// What a peer makes of what it is told.
+type Heard = BTreeMap<Prefix, PathAttributes>;
+
+fn hear(heard: &mut Heard, messages: &Messages, session: &Session) {
+    let mut bytes = messages.bytes.as_slice();
+    let (mut count, mut announcing) = (0, false);
+    while let Some(frame) = wire::frame(bytes, session.max_message()).unwrap() {
+        let update = wire::decode_update(frame.body, session).unwrap();
+        assert!(update.faults.is_empty(), "{:?}", update.faults);
+        assert!(!announcing || update.withdrawn.is_empty(), "withdraw before announce");
+        announcing |= !update.announced.is_empty();
+        for Nlri { prefix, .. } in update.withdrawn.iter() {
+            assert!(heard.remove(&prefix).is_some(), "{prefix} was not announced");
+        }
+        for (attributes, routes) in update.announced {
+            heard.extend(routes.iter().map(|nlri| (nlri.prefix, attributes.clone())));
+        }
+        bytes = &bytes[frame.length..];
+        count += 1;
+    }
+    assert_eq!((bytes.len(), count), (0, messages.count));
+}
+
+struct Run {
+    rib: Rib,
+    out: AdjRibsOut,
+    reflection: Option<Reflection>,
+    peers: BTreeMap<u8, Heard>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let (rib, out) = (Rib::new(4), AdjRibsOut::new(asn(64512)));
+        Self { rib, out, reflection: None, peers: BTreeMap::new() }
+    }
+
+    fn announce(&mut self, peer: u8, place: usize, mut attributes: PathAttributes) {
+        if let (Family::V6, IpAddr::V4(v4)) = (prefix(place).family(), attributes.next_hop) {
+            attributes.next_hop = v4.to_ipv6_mapped().into();
+        }
+        let next_hop = attributes.next_hop;
+        self.rib.set_peer(key(peer), facts(peer));
+        self.rib.announce(key(peer), attributes, nlri(place));
+        let state = NextHopState::Reachable { metric: 1 };
+        self.rib.set_next_hops([(next_hop, state)].into());
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Announce(peer, place, attributes) => self.announce(peer, place, attributes),
+            Step::Withdraw(peer, place) => self.rib.withdraw(key(peer), nlri(place)),
+            Step::Flush(peer) => self.rib.flush(key(peer)),
+            Step::Forget(peer) => {
+                self.step(Step::Leave(peer));
+                self.rib.forget_peer(key(peer));
+            }
+            Step::Join(peer) => {
+                let messages = self.out.join(&self.rib, key(peer), view(peer));
+                let heard = self.peers.entry(peer).or_default();
+                heard.clear();
+                hear(heard, &messages, &view(peer).session);
+            }
+            Step::Leave(peer) => {
+                self.out.leave(key(peer));
+                self.peers.remove(&peer);
+            }
+            Step::Refresh(peer, family) => {
+                let messages = self.out.refresh(&self.rib, key(peer), family);
+                if let Some(heard) = self.peers.get_mut(&peer) {
+                    heard.retain(|prefix, _| prefix.family() != family);
+                    hear(heard, &messages, &view(peer).session);
+                }
+            }
+            Step::Reflect(reflection) => {
+                self.rib.set_reflection(reflection.clone());
+                self.reflection = reflection;
+            }
+            Step::Settle => self.settle(),
+        }
+    }
+
+    fn settle(&mut self) {
+        let _ = self.rib.recompute();
+        let passes = self.rib.take_passes();
+        for (peer, messages) in self.out.pass(&self.rib, &passes) {
+            let found = self.peers.iter_mut().find(|(number, _)| key(**number) == peer);
+            let (number, heard) = found.unwrap();
+            hear(heard, &messages, &view(*number).session);
+        }
+        self.rib.forget_passes(&passes);
+        for (peer, heard) in &self.peers {
+            let expected: Heard =
+                (0..PREFIXES.len()).filter_map(|place| self.expected(*peer, place)).collect();
+            assert_eq!(*heard, expected, "peer {peer}");
+            assert_eq!(self.out.count(key(*peer)), expected.len());
+        }
+    }
+
+    /// What a peer should know of a prefix, from the definition.
+    fn expected(&self, peer: u8, place: usize) -> Option<(Prefix, PathAttributes)> {
+        let (view, prefix) = (view(peer), prefix(place));
+        let reflection = self.reflection.as_ref()?;
+        reflection.pools.iter().find(|pool| pool.covers(prefix))?;
+        view.session.has(prefix.family()).then_some(())?;
+        let mut paths = self.rib.explain(prefix).paths.into_iter();
+        let best = paths.find(|path| matches!(path.outcome, Outcome::Best))?;
+        let number = (0..PEERS).find(|number| key(*number) == best.from)?;
+        let (from, mut attributes) = (facts(number), (*best.attributes).clone());
+        let has = |community| best.attributes.communities.contains(&community);
+        let lost = number == peer
+            || has(Community::NO_ADVERTISE)
+            || has(Community::LLGR_STALE) && !view.long_lived
+            || !view.session.internal && has(Community::NO_EXPORT)
+            || view.session.internal && !(from.external || from.client || view.client);
+        (!lost).then_some(())?;
+        if view.session.internal {
+            attributes.local_pref = Some(attributes.local_pref.unwrap_or(100));
+            if !from.external {
+                attributes.originator_id = Some(from.router_id);
+                attributes.cluster_list = vec![reflection.cluster_id];
+            }
+            return Some((prefix, attributes));
+        }
+        attributes.as_path = attributes.as_path.prepended(asn(64512));
+        (attributes.local_pref, attributes.med) = (None, None);
+        if !view.on_link?.contains(attributes.next_hop) {
+            attributes.next_hop = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
+        }
+        Some((prefix, attributes))
+    }
+}
+
+proptest! {
+    #[test]
+    fn each_peer_knows_what_it_should(steps in prop::collection::vec(step(), 1..80)) {
+        let mut run = Run::new();
+        steps.into_iter().for_each(|step| run.step(step));
+        run.settle();
+        // Nothing is left of peers that are gone.
+        (0..PEERS).for_each(|peer| run.step(Step::Forget(peer)));
+        run.settle();
+        prop_assert_eq!(run.rib.all_passed().count(), 0);
+    }
+}

@@ -1,0 +1,114 @@
+//! What a route reflector passes on: the best path to each destination inside the pools (RFC 4456).
+//!
+//! Kept is one source for each destination, and nothing for each peer: whether a peer is told of a path
+//! follows from the source and from the peer, so it follows for the source before as well.
+
+use std::collections::BTreeSet;
+
+use twill_types::Prefix;
+
+use super::slab::Id;
+use crate::Reflection;
+
+/// A destination whose best path is another, or has to be told again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pass {
+    pub(crate) prefix: Prefix,
+    /// What peers have been told, as far as it concerns them.
+    pub(crate) old: Option<Id>,
+    /// What they are to be told.
+    pub(crate) new: Option<Id>,
+}
+
+/// The sources of what is passed on.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    reflection: Option<Reflection>,
+    /// By place in the slab of destinations.
+    sources: Vec<Option<Id>>,
+    changes: Vec<Pass>,
+    /// What is decided on until [`Passed::take`] is told even where it stays the same.
+    again: bool,
+}
+
+impl Passed {
+    /// Sets whose routes are passed on; says whether anything follows from that.
+    pub(super) fn set(&mut self, reflection: Option<Reflection>) -> bool {
+        let reflection = reflection.map(|mut reflection| {
+            reflection.pools = outermost(&reflection.pools);
+            reflection
+        });
+        if self.reflection == reflection {
+            return false;
+        }
+        let cluster = |reflection: &Option<Reflection>| reflection.as_ref().map(|r| r.cluster_id);
+        self.again |= cluster(&self.reflection) != cluster(&reflection);
+        self.reflection = reflection;
+        true
+    }
+
+    pub(super) const fn reflection(&self) -> Option<&Reflection> {
+        self.reflection.as_ref()
+    }
+
+    /// Has what is decided on next told again.
+    pub(super) const fn tell_again(&mut self) {
+        self.again = true;
+    }
+
+    /// Whether routes to this prefix are passed on.
+    fn covers(&self, prefix: Prefix) -> bool {
+        let pools = self.reflection.as_ref().map(|reflection| &reflection.pools);
+        let pool = pools.and_then(|pools| pools.range(..=prefix).next_back());
+        pool.is_some_and(|pool| pool.covers(prefix))
+    }
+
+    /// Notes the source of a destination's best path. `true` asks the caller to take hold of it: it has to
+    /// stay until [`Passed::take`] has named it as the old one.
+    pub(super) fn note(&mut self, place: Id, prefix: Prefix, best: Option<Id>) -> bool {
+        if self.reflection.is_none() && self.sources.is_empty() {
+            return false;
+        }
+        let new = best.filter(|_| self.covers(prefix));
+        let old = self.source(place);
+        let changed = old != new;
+        if changed || self.again && new.is_some() {
+            self.changes.push(Pass { prefix, old, new });
+        }
+        if changed {
+            if self.sources.len() <= place.index() {
+                self.sources.resize(place.index() + 1, None);
+            }
+            if let Some(entry) = self.sources.get_mut(place.index()) {
+                *entry = new;
+            }
+        }
+        changed && new.is_some()
+    }
+
+    /// What is passed on to a destination.
+    pub(super) fn source(&self, place: Id) -> Option<Id> {
+        self.sources.get(place.index()).copied().flatten()
+    }
+
+    /// All changes since the last call.
+    pub(super) fn take(&mut self) -> Vec<Pass> {
+        self.again = false;
+        if self.reflection.is_none() {
+            self.sources = Vec::new();
+        }
+        std::mem::take(&mut self.changes)
+    }
+}
+
+/// The prefixes that no other one of these covers.
+fn outermost(prefixes: &BTreeSet<Prefix>) -> BTreeSet<Prefix> {
+    let mut outer: BTreeSet<Prefix> = BTreeSet::new();
+    // What covers a prefix comes before it.
+    for prefix in prefixes {
+        if !outer.last().is_some_and(|last| last.covers(*prefix)) {
+            outer.insert(*prefix);
+        }
+    }
+    outer
+}

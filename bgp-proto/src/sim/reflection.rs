@@ -1,0 +1,176 @@
+//! Route reflectors (RFC 4456): who is told of what, and restarts of theirs.
+
+use super::*;
+use crate::Reflection;
+
+/// Peers that this node tells everything.
+fn client(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
+    let (key, config) = peer(index, asn);
+    (key, PeerConfig { client: true, ..config })
+}
+
+fn reflection(cluster: u8) -> Input {
+    let pools = BTreeSet::from([prefix("10.0.0.0/22"), prefix("10.0.0.0/24")]);
+    Input::SetReflection(Some(Reflection { cluster_id: Ipv4Addr::new(0, 0, 0, cluster), pools }))
+}
+
+/// Sessions of every other node with the first `reflectors` nodes alone, and of these with each other.
+fn star(asns: &[u32], reflectors: usize, clients: &[usize]) -> Net {
+    let mut net = Net::mesh(asns, 3);
+    for index in 0..asns.len() {
+        sessions(&mut net, asns, reflectors, clients, index);
+    }
+    net
+}
+
+fn sessions(net: &mut Net, asns: &[u32], reflectors: usize, clients: &[usize], index: usize) {
+    let is_reflector = index < reflectors;
+    if is_reflector {
+        net.input(index, reflection(1));
+    }
+    let others = (0..asns.len()).filter(|other| *other != index);
+    let others = others.filter(|other| is_reflector || *other < reflectors);
+    let session = |other: usize| match is_reflector && clients.contains(&other) {
+        true => client(other, asns[other]),
+        false => peer(other, asns[other]),
+    };
+    let peers = others.map(session).collect();
+    net.input(index, Input::SetPeers(peers));
+}
+
+fn blocks(indices: &[usize]) -> Vec<Prefix> {
+    indices.iter().map(|index| block(*index)).collect()
+}
+
+fn learned(net: &Net, node: usize) -> Vec<Prefix> {
+    net.nodes[node].routes.keys().copied().collect()
+}
+
+/// 0 reflects; 1 and 2 are its clients, 3 and 4 internal peers that are none, 5 is a ToR. The pool ends
+/// before the block of 4.
+#[test]
+fn who_is_told_of_what() {
+    let asns = [64512, 64512, 64512, 64512, 64512, 64513];
+    let mut net = star(&asns, 1, &[1, 2]);
+    let expected: [&[usize]; 6] =
+        [&[1, 2, 3, 4, 5], &[0, 2, 3], &[0, 1, 3], &[0, 1, 2], &[0, 1, 2], &[0, 1, 2, 3]];
+    let is_told = |net: &Net| (0..6).all(|node| learned(net, node) == blocks(expected[node]));
+    net.run_until("reflected routes", SECONDS_10, is_told);
+    net.run_for(SECONDS_10);
+    assert!(is_told(&net));
+    // Inside the AS the next hop stays; the ToR goes by the reflector.
+    assert_eq!(net.nodes[2].routes[&block(1)], [address(1)]);
+    assert_eq!(net.nodes[5].routes[&block(1)], [address(0)]);
+    let out = |net: &Net| -> Vec<usize> {
+        net.nodes[0].speaker.peers().iter().map(|peer| peer.prefixes_out).collect()
+    };
+    assert_eq!(out(&net), [3, 3, 3, 3, 4]);
+    let path = net.nodes[2].speaker.explain(block(3)).unwrap().paths.remove(0).attributes;
+    assert_eq!(path.originator_id.map(IpAddr::V4), Some(address(3)));
+    assert_eq!(path.cluster_list, [Ipv4Addr::new(0, 0, 0, 1)]);
+    // On one link with it, it goes there directly (RFC 4271 section 5.1.3).
+    let (key, tor) = peer(5, 64513);
+    let on_link = PeerConfig { on_link: Some(prefix("192.0.2.0/24")), ..tor };
+    let mut peers: BTreeMap<_, _> =
+        (3..5).map(|index| peer(index, 64512)).chain((1..3).map(|i| client(i, 64512))).collect();
+    peers.insert(key, on_link);
+    net.input(0, Input::SetPeers(peers));
+    net.run_until("the next hop", SECONDS_10, |net| {
+        net.nodes[5].routes.get(&block(1)) == Some(&vec![address(1)])
+    });
+    // What goes is withdrawn from all, and what comes outside of the pools from none.
+    net.input(1, Input::SetOwn(Own::announced([prefix("10.0.9.0/24")])));
+    net.run_until("the withdrawal", SECONDS_10, |net| {
+        (2..6).all(|node| !net.nodes[node].routes.contains_key(&block(1)))
+    });
+    assert_eq!(out(&net), [3, 2, 2, 2, 3]);
+    assert!(net.nodes.iter().all(|node| node.speaker.peers().iter().all(|p| p.flaps == 0)));
+    // It is none any more.
+    net.input(0, Input::SetReflection(None));
+    net.run_until("silence", SECONDS_10, |net| {
+        (1..6).all(|node| learned(net, node) == blocks(&[0]))
+    });
+    assert_eq!(out(&net), [1; 5]);
+}
+
+/// One peer's path takes the place of another's: each of the two is told of the other's alone.
+#[test]
+fn whose_path_it_is_is_not_told_of_it() {
+    let asns = [64512; 4];
+    let mut net = star(&asns, 1, &[1, 2, 3]);
+    let shared = prefix("10.0.3.0/24");
+    let both = [1, 2].map(|node| Own::announced([block(node), shared]));
+    net.input(3, Input::SetOwn(Own::default()));
+    net.input(2, Input::SetOwn(both[1].clone()));
+    net.run_until("the first", SECONDS_10, |net| {
+        net.nodes[1].routes.get(&shared) == Some(&vec![address(2)])
+    });
+    assert!(!net.nodes[2].routes.contains_key(&shared));
+    // The lower router id wins.
+    net.input(1, Input::SetOwn(both[0].clone()));
+    net.run_until("the better one", SECONDS_10, |net| {
+        net.nodes[3].routes.get(&shared) == Some(&vec![address(1)])
+    });
+    net.run_for(SECONDS_10);
+    let knows = |net: &Net, node: usize| {
+        let explained = net.nodes[node].speaker.explain(shared);
+        explained.map_or(0, |explained| explained.paths.len())
+    };
+    assert_eq!((knows(&net, 1), knows(&net, 2), knows(&net, 3)), (0, 1, 1));
+    net.input(1, Input::SetOwn(Own::announced([block(1)])));
+    net.run_until("the other again", SECONDS_10, |net| {
+        net.nodes[3].routes.get(&shared) == Some(&vec![address(2)])
+    });
+    assert_eq!((knows(&net, 1), knows(&net, 2)), (1, 0));
+}
+
+/// A reflector that has restarted says that this was all when it has heard everything itself: what it
+/// reflected before is not given up in between.
+#[test]
+fn a_reflector_that_restarts_costs_no_route() {
+    for silently in [false, true] {
+        let asns = [64512; 5];
+        let clients = [1, 2, 3, 4];
+        let mut net = star(&asns, 1, &clients);
+        let is_full = |net: &Net| {
+            clients
+                .iter()
+                .all(|node| net.nodes[*node].routes.len() == if *node == 4 { 4 } else { 3 })
+        };
+        net.run_until("all", SECONDS_10, is_full);
+        net.kill(0, silently);
+        net.run_for(Duration::from_secs(1));
+        net.restart(0, &asns);
+        sessions(&mut net, &asns, 1, &clients, 0);
+        while net.nodes[0].converged.is_none() {
+            assert!(net.step());
+            assert!(is_full(&net), "at {:?}", net.now);
+        }
+        net.run_for(Duration::from_secs(400));
+        assert!(is_full(&net));
+        let stale = |node: &Node| node.speaker.routes().iter().any(|route| route.stale);
+        assert!(!net.nodes.iter().any(stale));
+    }
+}
+
+/// Two reflectors of one cluster: nothing goes round between them, and one is enough.
+#[test]
+fn one_of_two_reflectors_is_enough() {
+    let asns = [64512; 4];
+    let mut net = star(&asns, 2, &[2, 3]);
+    let hears = |net: &Net, times: usize| {
+        let paths = |node: usize, of: usize| {
+            net.nodes[node].speaker.explain(block(of)).map_or(0, |found| found.paths.len())
+        };
+        (paths(2, 3), paths(3, 2)) == (times, times)
+    };
+    net.run_until("both", SECONDS_10, |net| hears(net, 2));
+    // Each has the other's block from itself alone: a path with its own cluster in it is refused.
+    for (node, of) in [(0, 2), (1, 2), (0, 3), (1, 3)] {
+        assert_eq!(net.nodes[node].speaker.explain(block(of)).unwrap().paths.len(), 1);
+    }
+    net.kill(0, false);
+    net.run_for(Duration::from_secs(200));
+    assert!(hears(&net, 1));
+    assert_eq!(net.nodes[2].routes[&block(3)], [address(3)]);
+}
