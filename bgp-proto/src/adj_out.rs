@@ -23,7 +23,7 @@ use crate::{
     PeerKey,
     decision::DEFAULT_LOCAL_PREF,
     rib::Rib,
-    wire::{self, AsPath, Origin, PathAttributes, Session},
+    wire::{self, AsPath, Origin, PathAttributes, RouteRefresh, Session},
 };
 
 /// All that makes a difference between what one peer is told and what another is.
@@ -32,7 +32,7 @@ pub(crate) struct ExportView {
     /// What was negotiated.
     pub(crate) session: Session,
     /// This node's address of each family, IPv4 first. Without one, the family's routes are not told:
-    /// nobody could follow them.
+    /// nobody could follow them. IPv4 may go over the IPv6 address (RFC 8950).
     pub(crate) next_hops: [Option<IpAddr>; 2],
     /// It is a client of this node as a route reflector.
     pub(crate) client: bool,
@@ -40,6 +40,10 @@ pub(crate) struct ExportView {
     pub(crate) long_lived: bool,
     /// The subnet that it shares with this node.
     pub(crate) on_link: Option<Prefix>,
+    /// Routes are marked for customers alone (RFC 9234 section 5, egress 1).
+    pub(crate) only_to_customer: bool,
+    /// Routes that are marked so are not told (egress 2).
+    pub(crate) no_customer: bool,
 }
 
 /// Encoded messages, and how many they are.
@@ -61,6 +65,15 @@ impl Messages {
     fn extend(&mut self, bytes: Vec<u8>) {
         self.count += count_messages(&bytes);
         self.bytes.extend(bytes);
+    }
+
+    /// With a BoRR before it and an EoRR behind it.
+    fn between(self, family: Family) -> Self {
+        let marker = |subtype| wire::encode_route_refresh(RouteRefresh { family, subtype });
+        let mut bytes = marker(RouteRefresh::BEGIN);
+        bytes.extend(self.bytes);
+        bytes.extend(marker(RouteRefresh::END));
+        Self { bytes, count: self.count + 2 }
     }
 }
 
@@ -154,7 +167,8 @@ impl AdjRibsOut {
         messages
     }
 
-    /// A peer asks for everything of a family again (RFC 2918 section 4).
+    /// A peer asks for everything of a family again (RFC 2918 section 4). Where both sides can, it is
+    /// told where that begins and ends (RFC 7313 section 4).
     pub(crate) fn refresh(&self, rib: &Rib, peer: PeerKey, family: Family) -> Messages {
         let Some(group) = self.group(peer) else {
             return Messages::default();
@@ -162,7 +176,10 @@ impl AdjRibsOut {
         let again = group.announced.iter().filter(|prefix| prefix.family() == family);
         let mut messages = group.view.messages(self.asn, &[], again);
         messages.extend(group.view.all_passed(self.asn, rib, peer, &[family]));
-        messages
+        match group.view.session.enhanced_refresh {
+            true => messages.between(family),
+            false => messages,
+        }
     }
 
     /// How many prefixes a peer was told of.
@@ -194,10 +211,21 @@ impl ExportView {
     fn next_hop(&self, family: Family) -> Option<IpAddr> {
         let [v4, v6] = self.next_hops;
         let next_hop = match family {
-            Family::V4 => v4,
+            // RFC 8950 section 4.
+            Family::V4 => v4.or(v6.filter(|_| self.session.extended_next_hop)),
             Family::V6 => v6,
         };
         next_hop.filter(|_| self.session.has(family))
+    }
+
+    /// The attributes of what this node originates (RFC 4271 section 5.1).
+    fn attributes(&self, asn: Asn, next_hop: IpAddr) -> PathAttributes {
+        let internal = self.session.internal;
+        let path = if internal { AsPath::default() } else { AsPath::default().prepended(asn) };
+        let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
+        attributes.local_pref = internal.then_some(DEFAULT_LOCAL_PREF);
+        attributes.only_to_customer = self.only_to_customer.then_some(asn.get());
+        attributes
     }
 
     /// What of the originated prefixes is told.
@@ -227,7 +255,7 @@ impl ExportView {
         }
         for (family, (_, new)) in &by_family {
             if let (Some(next_hop), false) = (self.next_hop(*family), new.is_empty()) {
-                let attributes = attributes(asn, self.session.internal, next_hop);
+                let attributes = self.attributes(asn, next_hop);
                 // Own attributes are far shorter than a message.
                 let _ = wire::encode_updates(&attributes, *family, new, &self.session, &mut bytes);
             }
@@ -235,14 +263,6 @@ impl ExportView {
         let count = count_messages(&bytes);
         Messages { bytes, count }
     }
-}
-
-/// The attributes of what this node originates (RFC 4271 section 5.1).
-fn attributes(asn: Asn, internal: bool, next_hop: IpAddr) -> PathAttributes {
-    let path = if internal { AsPath::default() } else { AsPath::default().prepended(asn) };
-    let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
-    attributes.local_pref = internal.then_some(DEFAULT_LOCAL_PREF);
-    attributes
 }
 
 /// How many messages a run of encoded ones holds.
@@ -286,6 +306,8 @@ mod tests {
             client: false,
             long_lived: false,
             on_link: None,
+            only_to_customer: false,
+            no_customer: false,
         }
     }
 

@@ -10,7 +10,7 @@ use twill_types::{Asn, Family, Prefix};
 
 use crate::{
     Time,
-    wire::{Notification, PathAttributes},
+    wire::{Notification, PathAttributes, Role},
 };
 
 /// A neighbour: its address and the port that it listens on.
@@ -67,6 +67,8 @@ pub struct SpeakerConfig {
     pub router_id: Ipv4Addr,
     /// The AS of this node.
     pub asn: Asn,
+    /// What peers are told that this node is called; empty tells them nothing. At most 126 octets count.
+    pub hostname: String,
     /// Spreads timers; any number.
     pub seed: u64,
     /// Families whose routes were found in the kernel at the start: OPENs then say that we restarted
@@ -127,6 +129,23 @@ pub struct PeerConfig {
     /// The subnet that it is on together with this node: a next hop in there is told as it is to an
     /// external peer (RFC 4271 section 5.1.3).
     pub on_link: Option<Prefix>,
+    /// What is taken from it.
+    pub policy: PeerPolicy,
+}
+
+/// What a peer is to this node, and what is taken from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerPolicy {
+    /// What this node is to the peer (RFC 9234 section 4.1). Internal sessions have no roles.
+    pub role: Option<Role>,
+    /// The most paths of one family that the peer may announce; one more ends the session with a Cease
+    /// (RFC 4486 section 4). `None` is no limit.
+    pub max_prefixes: Option<u32>,
+    /// How often the AS of this node may stand in the path of a route that is used (RFC 4271 section
+    /// 9.1.2); 0 refuses all that have passed it.
+    pub allowed_own_as: u8,
+    /// Whether routes with AS_SETs are used, which RFC 9774 section 3 withdraws.
+    pub as_sets: bool,
 }
 
 impl PeerConfig {
@@ -140,6 +159,8 @@ impl PeerConfig {
             || self.long_lived != new.long_lived
             || self.families != new.families
             || self.client != new.client
+            || self.policy.role != new.policy.role
+            || self.policy.as_sets != new.policy.as_sets
     }
 }
 
@@ -291,6 +312,11 @@ pub enum Output {
         /// Which.
         conn: ConnId,
     },
+    /// Close a connection at once; what was sent and has not left is thrown away.
+    Abort {
+        /// Which.
+        conn: ConnId,
+    },
     /// What should be in the kernel has changed.
     Routes(Vec<RouteChange>),
     /// The next hops whose reachability matters, all of them.
@@ -336,10 +362,15 @@ pub enum PeerEvent {
         /// For people.
         reason: String,
     },
-    /// The peer's UPDATE was not as it should be, and the session stays (RFC 7606).
+    /// The peer's UPDATE was not as it should be. What was done about it is part of the text.
     BadUpdate {
         /// For people.
         text: String,
+    },
+    /// There were more of them in the last minute than were told one by one.
+    MoreBadUpdates {
+        /// How many were not told.
+        count: u64,
     },
     /// The initial routes of a family are in.
     EndOfRib(Family),
@@ -419,6 +450,36 @@ pub struct PeerSnapshot {
     pub messages_out: u64,
     /// How often it left Established.
     pub flaps: u32,
+    /// What the peer says that it is called, if it does.
+    pub hostname: Option<String>,
+    /// NOTIFICATIONs, counted.
+    pub notifications: Vec<NotificationCount>,
+    /// Errors in the peer's UPDATEs, counted.
+    pub update_errors: Vec<UpdateErrorCount>,
+}
+
+/// How often a NOTIFICATION came or went since the peer was configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotificationCount {
+    /// Sent by us, or received.
+    pub sent: bool,
+    /// Error code; 255, with the subcode 255, stands for all that no RFC names.
+    pub code: u8,
+    /// Error subcode.
+    pub subcode: u8,
+    /// How often.
+    pub count: u64,
+}
+
+/// How often UPDATEs were wrong in one way since the peer was configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateErrorCount {
+    /// What was done, as [`crate::wire::Disposition::name`] says it.
+    pub disposition: &'static str,
+    /// Type code of the attribute; 0 where it is none, 255 for all that are unknown.
+    pub attribute: u8,
+    /// How often.
+    pub count: u64,
 }
 
 /// One path, for people.

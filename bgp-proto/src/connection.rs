@@ -5,10 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 use twill_types::Family;
 
 use crate::{
-    ConnId, PeerConfig, SpeakerConfig, State, Time,
+    ConnId, PeerConfig, State, Time,
+    offer::Offer,
     wire::{
-        self, Capability, Frame, GracefulRestart, GracefulRestartFamily, LongLivedFamily,
-        MessageType, Notification, Open, Session, code, open_error,
+        self, Capability, Fault, Frame, GracefulRestart, LongLivedFamily, MessageType,
+        Notification, Open, Reset, Role, Session, code, open_error,
     },
 };
 
@@ -39,15 +40,10 @@ pub(crate) struct Negotiated {
     pub(crate) notification_restart: bool,
     /// Families for which both sides have RFC 9494.
     pub(crate) long_lived: Vec<LongLivedFamily>,
-}
-
-/// What our OPEN says of our own restarts (RFC 4724 section 3).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct OwnRestart {
-    /// R: we have restarted, and our End-of-RIB is not to be waited for.
-    pub(crate) restarting: bool,
-    /// The peer has had a session with this process, which has not stopped forwarding since.
-    pub(crate) forwarding: bool,
+    /// The peer answers a ROUTE-REFRESH (RFC 2918 section 2).
+    pub(crate) route_refresh: bool,
+    /// What the peer is to us, where both sides have said so (RFC 9234).
+    pub(crate) role: Option<Role>,
 }
 
 impl Negotiated {
@@ -58,6 +54,14 @@ impl Negotiated {
     pub(crate) fn families(&self) -> impl Iterator<Item = Family> + use<> {
         let session = self.session;
         [Family::V4, Family::V6].into_iter().filter(move |family| session.has(*family))
+    }
+
+    /// What the peer says that it is called.
+    pub(crate) fn hostname(&self) -> Option<&str> {
+        self.open.capabilities.iter().find_map(|capability| match capability {
+            Capability::Fqdn { host, .. } if !host.is_empty() => Some(host.as_str()),
+            _ => None,
+        })
     }
 }
 
@@ -76,6 +80,8 @@ pub(crate) struct Connection {
     pub(crate) heard: bool,
     /// It gives way to an Established one at this time, unless the peer decides before.
     pub(crate) yields_at: Option<Time>,
+    /// What our OPEN offers, or will offer.
+    offered: Option<Vec<Capability>>,
     /// When our OPEN goes out without waiting for the peer's (DelayOpenTimer).
     delay_open: Option<Time>,
     /// What has come in.
@@ -87,6 +93,27 @@ pub(crate) struct Connection {
     /// Bytes handed over that the kernel has not taken yet.
     unsent: usize,
     send_hold: Option<Time>,
+}
+
+/// Why what came in ends the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// What the peer is told.
+    pub(crate) notification: Notification,
+    /// What was wrong, in an UPDATE.
+    pub(crate) fault: Option<Fault>,
+}
+
+impl From<Notification> for Failure {
+    fn from(notification: Notification) -> Self {
+        Self { notification, fault: None }
+    }
+}
+
+impl From<Reset> for Failure {
+    fn from(Reset { fault, notification }: Reset) -> Self {
+        Self { notification, fault: Some(fault) }
+    }
 }
 
 /// A message that came in, as far as the state of the connection allows it.
@@ -120,6 +147,7 @@ impl Connection {
             since: now,
             heard: false,
             yields_at: None,
+            offered: None,
             delay_open: Some(delay_open),
             buffer: Vec::new(),
             taken: 0,
@@ -150,7 +178,7 @@ impl Connection {
     }
 
     /// The next whole message, decoded; `None` when more bytes are needed.
-    pub(crate) fn next_message(&mut self, now: Time) -> Result<Option<Message>, Notification> {
+    pub(crate) fn next_message(&mut self, now: Time) -> Result<Option<Message>, Failure> {
         let max = self.negotiated.as_ref().map_or(wire::MAX_MESSAGE, |n| n.session.max_message());
         let Some(frame) = wire::frame(self.buffer.get(self.taken..).unwrap_or_default(), max)?
         else {
@@ -167,7 +195,7 @@ impl Connection {
         Ok(Some(message))
     }
 
-    fn decode(&self, frame: Frame<'_>) -> Result<Message, Notification> {
+    fn decode(&self, frame: Frame<'_>) -> Result<Message, Failure> {
         match (frame.kind, self.state, &self.negotiated) {
             (MessageType::Notification, ..) => {
                 Ok(Message::Notification(Notification::decode(frame.body)))
@@ -185,83 +213,67 @@ impl Connection {
                 let refresh = wire::decode_route_refresh(frame.body, &negotiated.session)?;
                 Ok(Message::RouteRefresh(refresh))
             }
-            (kind, state, _) => Err(unexpected(kind, state)),
+            (kind, state, _) => Err(unexpected(kind, state).into()),
         }
     }
 
-    /// What our OPEN offers.
-    fn capabilities(
-        speaker: &SpeakerConfig,
-        peer: &PeerConfig,
-        restart: OwnRestart,
-    ) -> Vec<Capability> {
-        let mut capabilities: Vec<Capability> =
-            peer.families.iter().map(|family| Capability::MultiProtocol(*family)).collect();
-        capabilities.push(Capability::RouteRefresh);
-        capabilities.push(Capability::FourOctetAs(speaker.asn));
-        let forwarding =
-            |family: &Family| restart.forwarding || speaker.forwarding.contains(family);
-        let kept = |family| GracefulRestartFamily { family, forwarding: forwarding(&family) };
-        capabilities.push(Capability::GracefulRestart(GracefulRestart {
-            restarting: restart.restarting,
-            notification: true,
-            restart_time: peer.restart_time,
-            families: peer.families.iter().copied().map(kept).collect(),
-        }));
-        let long_lived: Vec<LongLivedFamily> = peer
-            .long_lived
-            .iter()
-            .filter(|(family, _)| peer.families.contains(family))
-            .map(|(&family, &stale_time)| LongLivedFamily {
-                family,
-                forwarding: forwarding(&family),
-                stale_time,
-            })
-            .collect();
-        // RFC 9494 section 5: only where it is asked for.
-        if !long_lived.is_empty() {
-            capabilities.push(Capability::LongLivedGracefulRestart(long_lived));
-        }
-        capabilities
+    /// What our OPEN says: the same however often it is asked for.
+    fn offered(&mut self, offer: &Offer<'_>) -> &[Capability] {
+        self.offered.get_or_insert_with(|| offer.capabilities())
+    }
+
+    /// What our OPEN has said, if it is out or was compared with the peer's.
+    pub(crate) fn has_offered(&self) -> &[Capability] {
+        self.offered.as_deref().unwrap_or_default()
     }
 
     /// Our OPEN.
-    pub(crate) fn open(speaker: &SpeakerConfig, peer: &PeerConfig, restart: OwnRestart) -> Vec<u8> {
+    pub(crate) fn open(&mut self, offer: &Offer<'_>) -> Vec<u8> {
         wire::encode_open(&Open {
-            asn: speaker.asn,
-            hold_time: peer.hold_time,
-            identifier: speaker.router_id,
-            capabilities: Self::capabilities(speaker, peer, restart),
+            asn: offer.speaker.asn,
+            hold_time: offer.peer.hold_time,
+            identifier: offer.speaker.router_id,
+            capabilities: self.offered(offer).to_vec(),
         })
     }
 
     /// Checks the peer's OPEN and keeps what it agrees on with ours (RFC 4271 section 6.2).
     pub(crate) fn negotiate(
         &mut self,
-        open: Open,
-        speaker: &SpeakerConfig,
-        peer: &PeerConfig,
+        mut open: Open,
+        offer: &Offer<'_>,
     ) -> Result<(), Notification> {
-        if open.asn != peer.asn {
+        if open.asn != offer.peer.asn {
             return Err(Notification::new(code::OPEN, open_error::BAD_PEER_AS));
         }
-        let internal = speaker.asn == peer.asn;
+        let internal = offer.internal();
         // RFC 6286 section 2.3: unique within an AS.
-        if internal && open.identifier == speaker.router_id {
+        if internal && open.identifier == offer.speaker.router_id {
             return Err(Notification::new(code::OPEN, open_error::BAD_IDENTIFIER)
                 .with_data(&open.identifier.octets()));
         }
-        // Whether we have restarted changes nothing in the codec.
-        let ours = Self::capabilities(speaker, peer, OwnRestart::default());
-        let session = Session::negotiate(&ours, &open, internal);
-        let hold_time = peer.hold_time.min(open.hold_time);
+        if let Some(role) = offer.role() {
+            open.check_role(role, false)?;
+        }
+        let ours = self.offered(offer);
+        let session = Session::negotiate(ours, &open, internal);
+        if !session.ipv4 && !session.ipv6 {
+            return Err(no_family(ours));
+        }
+        // What we do not say of ourselves does not count from the peer either (RFC 5492 section 3).
+        let has = |wanted: fn(&Capability) -> bool| ours.iter().any(wanted);
+        if !has(|c| matches!(c, Capability::GracefulRestart(_))) {
+            open.capabilities.retain(|c| !matches!(c, Capability::GracefulRestart(_)));
+        }
+        let has_role = has(|c| matches!(c, Capability::Role(_)));
+        let hold_time = offer.peer.hold_time.min(open.hold_time);
         self.negotiated = Some(Negotiated {
-            // Aggregates with AS_SETs were good for those that we take the place of, so their
-            // routes are used: the exception that RFC 9774 section 3 leaves to the operator.
-            session: Session { as_sets: true, ..session },
+            session: Session { as_sets: offer.peer.policy.as_sets, ..session },
             hold_time,
-            long_lived: long_lived(&open, peer),
+            long_lived: long_lived(&open, offer.peer),
             notification_restart: open.graceful_restart().is_some_and(|r| r.notification),
+            route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
+            role: open.role()?.filter(|_| has_role),
             open,
         });
         Ok(())
@@ -363,6 +375,15 @@ fn long_lived(open: &Open, peer: &PeerConfig) -> Vec<LongLivedFamily> {
         open.graceful_restart().is_some() && peer.long_lived.contains_key(&offer.family)
     };
     offered.flatten().filter(wanted).copied().collect()
+}
+
+/// A session that could not carry a route (RFC 5492 section 3). The data is what is missed.
+fn no_family(ours: &[Capability]) -> Notification {
+    let mut data = Vec::new();
+    for capability in ours.iter().filter(|c| matches!(c, Capability::MultiProtocol(_))) {
+        capability.encode(&mut data);
+    }
+    Notification::new(code::OPEN, open_error::CAPABILITY).with_data(&data)
 }
 
 /// A message that has no place in this state (RFC 4271 section 6.6, subcodes by RFC 6608).

@@ -16,6 +16,7 @@ mod api;
 mod connection;
 mod decision;
 mod explain;
+mod offer;
 mod peer;
 mod rib;
 mod speaker;
@@ -23,8 +24,9 @@ mod time;
 pub mod wire;
 
 pub use api::{
-    Conflict, ConnId, Input, NextHopState, Output, Own, PathKey, PeerConfig, PeerEvent, PeerKey,
-    PeerKind, PeerSnapshot, Reflection, RouteChange, RouteSnapshot, SpeakerConfig, State,
+    Conflict, ConnId, Input, NextHopState, NotificationCount, Output, Own, PathKey, PeerConfig,
+    PeerEvent, PeerKey, PeerKind, PeerPolicy, PeerSnapshot, Reflection, RouteChange, RouteSnapshot,
+    SpeakerConfig, State, UpdateErrorCount,
 };
 pub use decision::Step;
 pub use explain::{Explanation, Outcome, PathExplanation, Unusable};

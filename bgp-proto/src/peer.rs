@@ -6,15 +6,21 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use twill_types::Family;
+
 use crate::{
     ConnId, Output, PeerConfig, PeerEvent, PeerKey, SpeakerConfig, State, Time,
-    connection::{Connection, Direction, Message, Negotiated, OwnRestart},
+    connection::{Connection, Direction, Failure, Message, Negotiated},
+    offer::{Offer, OwnRestart, Withheld},
     time::Jitter,
-    wire::{self, Notification, RouteRefresh, UpdateIn, cease, code},
+    wire::{self, Fault, Notification, RouteRefresh, UpdateIn, cease, code},
 };
 
 mod collision;
 mod ending;
+mod tally;
+
+use self::tally::Tally;
 
 #[cfg(test)]
 mod tests;
@@ -77,6 +83,9 @@ pub(crate) struct Peer {
     pub(crate) config: PeerConfig,
     connections: Vec<Connection>,
     dial: Dial,
+    /// What the peer has refused to see in an OPEN.
+    withheld: Withheld,
+    pub(crate) tally: Tally,
     /// Attempts without a session since the last one (ConnectRetryCounter): back-off of the
     /// ConnectRetryTimer.
     attempts: u32,
@@ -99,6 +108,8 @@ impl Peer {
             config,
             connections: Vec::new(),
             dial: Dial::Stopped,
+            withheld: Withheld::default(),
+            tally: Tally::default(),
             attempts: 0,
             oscillations: 0,
             was_up: false,
@@ -144,7 +155,8 @@ impl Peer {
             }
             Dial::Stopped | Dial::Listen => None,
         };
-        self.connections.iter().flat_map(Connection::timers).chain(dial)
+        let report = self.tally.deadline().map(|deadline| (deadline, "error report timer"));
+        self.connections.iter().flat_map(Connection::timers).chain(dial).chain(report)
     }
 
     fn find(&mut self, conn: ConnId) -> Option<&mut Connection> {
@@ -182,6 +194,9 @@ impl Peer {
                 self.connect(sink);
             }
             Dial::Stopped | Dial::Listen | Dial::Held(_) | Dial::Retry(_) | Dial::Opening(..) => {}
+        }
+        if let Some(count) = self.tally.expire(sink.now) {
+            sink.outputs.push(Output::Event(self.key, PeerEvent::MoreBadUpdates { count }));
         }
         let ids: Vec<ConnId> = self.connections.iter().map(|c| c.id).collect();
         for id in ids {
@@ -276,8 +291,16 @@ impl Peer {
 
     /// Our OPEN goes out, and theirs is awaited (event 12, or at once).
     fn send_open(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
-        let restart = OwnRestart { restarting: sink.restarting, forwarding: self.was_up };
-        let open = Connection::open(sink.speaker, &self.config, restart);
+        let offer = Offer {
+            speaker: sink.speaker,
+            peer: &self.config,
+            restart: OwnRestart { restarting: sink.restarting, forwarding: self.was_up },
+            withheld: &self.withheld,
+        };
+        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
+            return;
+        };
+        let open = connection.open(&offer);
         self.send(conn, open, sink);
         if let Some(connection) = self.find(conn) {
             connection.enter(State::OpenSent, sink.now);
@@ -303,8 +326,25 @@ impl Peer {
                     self.message(conn, message, sink);
                 }
                 Ok(None) => return,
-                Err(notification) => return self.fail(conn, notification, sink),
+                Err(Failure { notification, fault }) => {
+                    if let Some(fault) = &fault {
+                        self.bad_update(fault, sink);
+                    }
+                    self.fail(conn, notification, sink);
+                    if let Some(fault) = fault {
+                        self.info = format!("{}: {fault}", self.info);
+                    }
+                    return;
+                }
             }
+        }
+    }
+
+    /// Counts an error in an UPDATE, and tells it unless there were many just now.
+    fn bad_update(&mut self, fault: &Fault, sink: &mut Sink<'_>) {
+        if self.tally.update_error(fault, sink.now) {
+            let text = format!("{fault} ({})", fault.disposition.name());
+            sink.outputs.push(Output::Event(self.key, PeerEvent::BadUpdate { text }));
         }
     }
 
@@ -314,6 +354,9 @@ impl Peer {
             Message::Keepalive => self.confirmed(conn, sink),
             Message::Update(update) => {
                 self.heard(conn, sink);
+                for fault in &update.faults {
+                    self.bad_update(fault, sink);
+                }
                 sink.sessions.push(Session::Update(update));
             }
             Message::RouteRefresh(refresh) => {
@@ -326,11 +369,16 @@ impl Peer {
 
     /// The peer's OPEN (events 19 and 20), and the collision that it may show.
     fn opened(&mut self, conn: ConnId, open: wire::Open, sink: &mut Sink<'_>) {
-        let config = self.config.clone();
-        let Some(connection) = self.find(conn) else {
+        let offer = Offer {
+            speaker: sink.speaker,
+            peer: &self.config,
+            restart: OwnRestart { restarting: sink.restarting, forwarding: self.was_up },
+            withheld: &self.withheld,
+        };
+        let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
             return;
         };
-        if let Err(notification) = connection.negotiate(open, sink.speaker, &config) {
+        if let Err(notification) = connection.negotiate(open, &offer) {
             return self.fail(conn, notification, sink);
         }
         if connection.state != State::OpenSent {
@@ -384,6 +432,8 @@ impl Peer {
         let reset = self.config.needs_reset(&config);
         let shutdown = config.shutdown != self.config.shutdown;
         let passive = config.passive && !self.config.passive;
+        // What ended the session at the old limit may be right by the new one.
+        let limit = config.policy.max_prefixes != self.config.policy.max_prefixes;
         self.config = config;
         match &self.config.shutdown {
             Some(text) if shutdown => {
@@ -392,6 +442,12 @@ impl Peer {
             }
             Some(_) => return,
             None => {}
+        }
+        if reset {
+            self.withheld = Withheld::default();
+        }
+        if limit && matches!(self.dial, Dial::Held(_)) {
+            return self.start(sink);
         }
         if reset && self.dial != Dial::Stopped {
             // Events 8 and 3: what was wrong may be right now, so nothing is waited for.
@@ -405,6 +461,20 @@ impl Peer {
         } else if self.dial == Dial::Listen && self.connections.is_empty() {
             self.begin(sink);
         }
+    }
+
+    /// Asks the peer for all its routes of a family again (RFC 2918 section 4); false if it cannot be
+    /// asked.
+    pub(crate) fn ask_again(&mut self, family: Family, sink: &mut Sink<'_>) -> bool {
+        let Some((connection, negotiated)) = self.established() else {
+            return false;
+        };
+        let (conn, can) = (connection.id, negotiated.route_refresh);
+        if can && negotiated.session.has(family) {
+            let request = RouteRefresh { family, subtype: RouteRefresh::REQUEST };
+            self.send(conn, wire::encode_route_refresh(request), sink);
+        }
+        can
     }
 
     fn send_keepalive(&mut self, conn: ConnId, sink: &mut Sink<'_>) {

@@ -13,7 +13,7 @@ use twill_types::{Asn, Family, Prefix};
 
 use crate::{
     Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerKind,
-    Speaker, SpeakerConfig, State, Time,
+    PeerPolicy, Speaker, SpeakerConfig, State, Time,
 };
 
 const DELAY: Duration = Duration::from_millis(3);
@@ -108,6 +108,7 @@ fn config(index: usize, asn: u32, restarting: bool, seed: u64) -> SpeakerConfig 
     SpeakerConfig {
         router_id,
         asn: Asn::new(asn).unwrap(),
+        hostname: format!("node{index}"),
         seed,
         forwarding: match restarting {
             true => [Family::V4, Family::V6].into(),
@@ -135,6 +136,7 @@ fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
         other_next_hop: None,
         client: false,
         on_link: None,
+        policy: PeerPolicy::default(),
     };
     (key, config)
 }
@@ -214,7 +216,7 @@ impl Net {
                     self.carry(index, other, Input::Received { conn, bytes });
                 }
             }
-            Output::Close { conn } => self.close((index, conn)),
+            Output::Close { conn } | Output::Abort { conn } => self.close((index, conn)),
             Output::Routes(changes) => {
                 for change in changes {
                     if change.next_hops.is_empty() {

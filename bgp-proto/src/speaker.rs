@@ -6,16 +6,18 @@ use std::{
 use twill_types::{Family, Prefix};
 
 use crate::{
-    ConnId, Explanation, Input, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerSnapshot,
-    RouteSnapshot, SpeakerConfig, Time,
+    ConnId, Explanation, Input, Output, Own, PeerConfig, PeerKey, PeerSnapshot, RouteSnapshot,
+    SpeakerConfig, Time,
     adj_out::{AdjRibsOut, ExportView, Messages},
-    connection::Negotiated,
+    offer,
     peer::{Peer, Session, Sink},
     rib::Rib,
     time::Jitter,
-    wire::{self, Notification, RouteRefresh, UpdateIn, cease, code},
+    wire::{self, Notification, Role, cease, code},
 };
 
+mod import;
+mod refresh;
 mod restart;
 
 use restart::Exchange;
@@ -26,6 +28,8 @@ pub struct Speaker {
     config: SpeakerConfig,
     peers: BTreeMap<PeerKey, Peer>,
     exchanges: BTreeMap<PeerKey, Exchange>,
+    /// Refreshes of peers that have begun (RFC 7313), and when they end at the latest.
+    refreshes: BTreeMap<(PeerKey, Family), Time>,
     rib: Rib,
     adj_out: AdjRibsOut,
     outputs: VecDeque<Output>,
@@ -49,6 +53,7 @@ impl Speaker {
             config,
             peers: BTreeMap::new(),
             exchanges: BTreeMap::new(),
+            refreshes: BTreeMap::new(),
             outputs: VecDeque::new(),
             next_conn: 1,
             configured: false,
@@ -88,8 +93,9 @@ impl Speaker {
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let peers = self.peers.values().filter_map(Peer::next_deadline);
         let restarts = self.exchanges.values().flat_map(Exchange::timers);
+        let refreshes = self.refreshes.values().map(|deadline| (*deadline, "refresh timer"));
         let converge = self.converge_by.map(|deadline| (deadline, "selection deferral timer"));
-        peers.chain(restarts).chain(converge).min()
+        peers.chain(restarts).chain(refreshes).chain(converge).min()
     }
 
     /// The next thing to be done outside. Routes are decided on here: whoever hands several inputs over
@@ -154,12 +160,18 @@ impl Speaker {
         };
         act(peer, &mut sink);
         self.outputs.extend(outputs);
+        // Of a peer that has gone over its limit no more is taken until it is back.
+        let mut within = true;
         for event in sessions {
             match event {
-                Session::Up => self.up(now, key),
+                Session::Up => {
+                    within = true;
+                    self.up(now, key);
+                }
                 Session::Down { loss, negotiated } => self.down(now, key, &loss, &negotiated),
-                Session::Update(update) => self.update(key, update),
-                Session::Refresh(refresh) => self.refresh(now, key, refresh),
+                Session::Update(update) if within => within = self.update(now, key, update),
+                Session::Refresh(refresh) if within => self.refresh(now, key, refresh),
+                Session::Update(_) | Session::Refresh(_) => {}
             }
         }
     }
@@ -187,7 +199,9 @@ impl Speaker {
                 }
                 Some(peer) if peer.config != config => {
                     let stopped = config.shutdown.is_some();
+                    let policy = peer.config.policy.clone();
                     self.with_peer(now, key, |peer, sink| peer.reconfigure(config, sink));
+                    self.policy_changed(now, key, &policy);
                     if let (true, Some(exchange)) = (stopped, self.exchanges.get_mut(&key)) {
                         exchange.release();
                     }
@@ -238,37 +252,20 @@ impl Speaker {
         let (connection, negotiated) = peer.established()?;
         let next_hop = |family| next_hop(family, connection.local.ip(), peer.config.other_next_hop);
         let next_hops = [next_hop(Family::V4), next_hop(Family::V6)];
+        let role = peer.config.policy.role.filter(|_| !negotiated.session.internal);
         Some(ExportView {
             session: negotiated.session,
             next_hops,
             client: peer.config.client,
             long_lived: !negotiated.long_lived.is_empty(),
             on_link: peer.config.on_link,
+            // RFC 9234 section 5, egress 1 and 2.
+            only_to_customer: matches!(role, Some(Role::Provider | Role::RouteServer | Role::Peer)),
+            no_customer: matches!(
+                role,
+                Some(Role::Customer | Role::RouteServerClient | Role::Peer)
+            ),
         })
-    }
-
-    fn update(&mut self, key: PeerKey, update: UpdateIn) {
-        for fault in &update.faults {
-            let text = fault.to_string();
-            self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
-        }
-        self.rib.withdraw(key, update.withdrawn.iter());
-        let cluster_id = self.rib.cluster_id();
-        for (attributes, routes) in update.announced {
-            let loops = attributes.as_path.contains(self.config.asn)
-                || attributes.originator_id == Some(self.config.router_id)
-                || cluster_id.is_some_and(|own| attributes.cluster_list.contains(&own));
-            // What replaces an accepted route without being acceptable withdraws it.
-            if loops {
-                self.rib.withdraw(key, routes.iter());
-            } else {
-                self.rib.announce(key, attributes, routes.iter());
-            }
-        }
-        if let Some(family) = update.end_of_rib {
-            self.outputs.push_back(Output::Event(key, PeerEvent::EndOfRib(family)));
-            self.synchronized(key, family);
-        }
     }
 
     fn set_own(&mut self, now: Time, own: Own) {
@@ -276,14 +273,6 @@ impl Speaker {
         let originated = announced.map(|(prefix, _)| *prefix).collect();
         self.rib.set_own(own);
         for (key, messages) in self.adj_out.originate(originated) {
-            self.send_established(now, key, messages);
-        }
-    }
-
-    /// The peer asks for everything again (RFC 2918 section 4).
-    fn refresh(&mut self, now: Time, key: PeerKey, refresh: RouteRefresh) {
-        if refresh.subtype == 0 {
-            let messages = self.adj_out.refresh(&self.rib, key, refresh.family);
             self.send_established(now, key, messages);
         }
     }
@@ -327,7 +316,7 @@ impl Speaker {
             info: peer.info.clone(),
             hold_time: negotiated.map_or(0, |n| n.hold_time),
             router_id: negotiated.map(|n| n.open.identifier),
-            capabilities: negotiated.map(capability_names).unwrap_or_default(),
+            capabilities: negotiated.map(offer::names).unwrap_or_default(),
             prefixes_in,
             prefixes_stale,
             stale_until: exchange.and_then(Exchange::stale_until),
@@ -337,6 +326,9 @@ impl Speaker {
             messages_in: peer.messages_in,
             messages_out: peer.messages_out,
             flaps: peer.flaps,
+            hostname: negotiated.and_then(|n| n.hostname()).map(str::to_owned),
+            notifications: peer.tally.notifications(),
+            update_errors: peer.tally.update_errors(),
         }
     }
 }
@@ -344,25 +336,6 @@ impl Speaker {
 /// This node's address of a family: the session's own end, else the configured one.
 fn next_hop(family: Family, local: IpAddr, other: Option<IpAddr>) -> Option<IpAddr> {
     [Some(local), other].into_iter().flatten().find(|address| Family::of(*address) == family)
-}
-
-fn capability_names(negotiated: &Negotiated) -> Vec<&'static str> {
-    use wire::Capability::{FourOctetAs, MultiProtocol, RouteRefresh};
-    let session = negotiated.session;
-    let shared = negotiated.open.capabilities.iter().filter_map(|capability| match capability {
-        MultiProtocol(family) if session.has(*family) => Some(match family {
-            Family::V4 => "IPv4 unicast",
-            Family::V6 => "IPv6 unicast",
-        }),
-        RouteRefresh => Some("route refresh"),
-        FourOctetAs(_) => Some("4-octet AS"),
-        wire::Capability::GracefulRestart(_) => Some("graceful restart"),
-        wire::Capability::LongLivedGracefulRestart(_) if !negotiated.long_lived.is_empty() => {
-            Some("long-lived graceful restart")
-        }
-        _ => None,
-    });
-    shared.collect()
 }
 
 /// A router id for a node without an IPv4 address: any number that differs between nodes will do

@@ -229,6 +229,8 @@ impl ExportView {
         // RFC 1997.
         let stays_inside = has(Community::NO_EXPORT) || has(Community::NO_EXPORT_SUBCONFED);
         by_rank
+            // RFC 9234 section 5.
+            && !(self.no_customer && passing.attributes.only_to_customer.is_some())
             // RFC 9494 section 4.3.
             && (self.long_lived || !has(Community::LLGR_STALE))
             && self.session.has(family)
@@ -271,6 +273,9 @@ impl ExportView {
             attributes.aigp = None;
             attributes.originator_id = None;
             attributes.cluster_list = Vec::new();
+            if self.only_to_customer {
+                attributes.only_to_customer.get_or_insert(asn.get());
+            }
             return Some(attributes);
         }
         attributes.local_pref = attributes.local_pref.or(Some(DEFAULT_LOCAL_PREF));

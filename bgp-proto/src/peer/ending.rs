@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use twill_types::Family;
+
 use super::{Dial, Loss, Peer, Session, Sink};
 use crate::{
     ConnId, Output, PeerEvent, State,
@@ -17,6 +19,10 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// hold timer, and should not wait for us after that.
 const FIRST_AFTER_COLLISION: Duration = Duration::from_millis(50);
 const LONGEST_AFTER_COLLISION: Duration = Duration::from_secs(1);
+/// A peer with more prefixes than it may have needs an operator, not another try at once: the first
+/// wait, and the longest, as it doubles.
+const FIRST_AFTER_LIMIT: Duration = Duration::from_secs(60);
+const LONGEST_AFTER_LIMIT: Duration = Duration::from_secs(3600);
 /// A session that lasted this long has not oscillated.
 const STABLE: Duration = Duration::from_secs(60);
 
@@ -33,10 +39,21 @@ fn is_collision(loss: &Loss) -> bool {
     matches!(loss, Loss::Notification(n) if n.code == code::CEASE && n.subcode == cease::COLLISION)
 }
 
-/// After a session that is not to come back the peer shall not keep our routes: one that would is
+/// Whether one side had more prefixes than the other takes.
+fn is_limit(loss: &Loss) -> bool {
+    let Loss::Notification(notification) = loss else {
+        return false;
+    };
+    let inner = notification.inner();
+    let reason = inner.as_ref().unwrap_or(notification);
+    reason.code == code::CEASE && reason.subcode == cease::MAX_PREFIXES
+}
+
+/// After a session that is not to come back soon the peer shall not keep our routes: one that would is
 /// told so by a Hard Reset around what is said (RFC 8538 section 3.1).
 fn goodbye(notification: &Notification, connection: &Connection) -> Notification {
-    let last = matches!(notification.subcode, cease::DECONFIGURED | cease::SHUTDOWN);
+    let last =
+        matches!(notification.subcode, cease::DECONFIGURED | cease::SHUTDOWN | cease::MAX_PREFIXES);
     if !last || !connection.negotiated.as_ref().is_some_and(|n| n.notification_restart) {
         return notification.clone();
     }
@@ -58,11 +75,30 @@ impl Peer {
         notification: Notification,
         sink: &mut Sink<'_>,
     ) {
-        let event = PeerEvent::Notification { sent: false, notification: notification.clone() };
-        sink.outputs.push(Output::Event(self.key, event));
+        self.report(false, &notification, sink);
         sink.outputs.push(Output::Close { conn });
-        if let Some(connection) = self.forget(conn) {
-            self.ended(connection, Loss::Notification(notification), sink);
+        let Some(connection) = self.forget(conn) else {
+            return;
+        };
+        let changed = self.withheld.learn(&notification, connection.has_offered());
+        self.ended(connection, Loss::Notification(notification), sink);
+        if changed {
+            self.info = format!("{}; the next OPEN goes {}", self.info, self.withheld);
+        }
+    }
+
+    /// Counts a NOTIFICATION, and tells it.
+    fn report(&mut self, sent: bool, notification: &Notification, sink: &mut Sink<'_>) {
+        self.tally.notification(sent, notification);
+        let event = PeerEvent::Notification { sent, notification: notification.clone() };
+        sink.outputs.push(Output::Event(self.key, event));
+    }
+
+    /// Ends the session of a peer that announces more than it may (event 8; RFC 4486 section 4).
+    pub(crate) fn contain(&mut self, family: Family, limit: u32, sink: &mut Sink<'_>) {
+        if let Some((connection, _)) = self.established() {
+            let said = goodbye(&Notification::max_prefixes(family, limit), connection);
+            self.fail(connection.id, said, sink);
         }
     }
 
@@ -70,9 +106,12 @@ impl Peer {
     /// (SendNOTIFICATIONwithoutOPEN of RFC 4271 section 8.1.1).
     pub(super) fn fail(&mut self, conn: ConnId, notification: Notification, sink: &mut Sink<'_>) {
         self.send(conn, wire::encode_notification(&notification), sink);
-        sink.outputs.push(Output::Close { conn });
-        let event = PeerEvent::Notification { sent: true, notification: notification.clone() };
-        sink.outputs.push(Output::Event(self.key, event));
+        // RFC 9687 section 4: what the peer does not take is not waited for.
+        sink.outputs.push(match notification.code {
+            code::SEND_HOLD_TIMER => Output::Abort { conn },
+            _ => Output::Close { conn },
+        });
+        self.report(true, &notification, sink);
         if let Some(connection) = self.forget(conn) {
             self.ended(connection, Loss::Notification(notification), sink);
         }
@@ -103,8 +142,7 @@ impl Peer {
             let bytes = wire::encode_notification(&said);
             sink.outputs.push(Output::Send { conn: connection.id, bytes });
             sink.outputs.push(Output::Close { conn: connection.id });
-            let event = PeerEvent::Notification { sent: true, notification: said };
-            sink.outputs.push(Output::Event(self.key, event));
+            self.report(true, &said, sink);
             self.messages_out += 1;
             if let (State::Established, Some(negotiated)) =
                 (connection.state, connection.negotiated)
@@ -117,6 +155,12 @@ impl Peer {
             }
         }
         self.info = notification.to_string();
+    }
+
+    /// Ends the session for a new one at once: what was wrong is right now (events 8 and 3).
+    pub(crate) fn restart(&mut self, notification: &Notification, sink: &mut Sink<'_>) {
+        self.stop(notification, sink);
+        self.start(sink);
     }
 
     /// Says goodbye to a peer that is no longer configured (event 2; RFC 4486 subcode 3).
@@ -132,6 +176,7 @@ impl Peer {
             Loss::Stopped(reason) => reason.clone(),
         };
         let (collision, wordless) = (is_collision(&loss), matches!(loss, Loss::Connection(_)));
+        let limit = is_limit(&loss);
         let established = connection.state == State::Established;
         let lasted = established && sink.now.since(connection.since) >= STABLE;
         if let (true, Some(negotiated)) = (established, connection.negotiated) {
@@ -159,7 +204,7 @@ impl Peer {
             return;
         }
         if !collision && !wordless && self.connections.is_empty() {
-            return self.hold_idle(sink);
+            return self.hold_idle(limit, sink);
         }
         if matches!(self.dial, Dial::Retry(_)) {
             return;
@@ -193,8 +238,12 @@ impl Peer {
 
     /// Waits in Idle, for a time that doubles, with jitter: DampPeerOscillations (RFC 4271 section
     /// 8.1.1, IdleHoldTime).
-    fn hold_idle(&mut self, sink: &mut Sink<'_>) {
-        let wait = sink.jitter.apply(back_off(self.oscillations));
+    fn hold_idle(&mut self, limit: bool, sink: &mut Sink<'_>) {
+        let wait = match limit {
+            true => doubled(FIRST_AFTER_LIMIT, self.oscillations).min(LONGEST_AFTER_LIMIT),
+            false => back_off(self.oscillations),
+        };
+        let wait = sink.jitter.apply(wait);
         self.oscillations = self.oscillations.saturating_add(1);
         self.dial = Dial::Held(sink.now + wait);
     }

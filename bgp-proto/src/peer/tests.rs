@@ -9,7 +9,7 @@ use twill_types::{Asn, Family};
 
 use super::*;
 use crate::{
-    PeerKind,
+    PeerKind, PeerPolicy,
     wire::{Capability, GracefulRestart, MessageType, Open},
 };
 
@@ -53,6 +53,7 @@ fn config() -> PeerConfig {
         other_next_hop: None,
         client: false,
         on_link: None,
+        policy: PeerPolicy::default(),
     }
 }
 
@@ -91,6 +92,7 @@ impl Rig {
             speaker: SpeakerConfig {
                 router_id: Ipv4Addr::new(192, 0, 2, 1),
                 asn: Asn::new(64512).unwrap(),
+                hostname: String::new(),
                 seed: 1,
                 forwarding: BTreeSet::new(),
                 selection_deferral: Duration::from_secs(60),
@@ -154,6 +156,10 @@ impl Rig {
                 let known = self.open.remove(&conn) | self.opening.remove(&conn);
                 assert!(known, "{conn:?} is closed twice");
                 self.actions.push("close".to_owned());
+            }
+            Output::Abort { conn } => {
+                assert!(self.open.remove(&conn), "{conn:?} is closed twice");
+                self.actions.push("abort".to_owned());
             }
             Output::Event(..) => {}
             other => panic!("a peer does not {other:?}"),

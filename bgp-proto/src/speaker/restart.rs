@@ -41,7 +41,7 @@ pub(super) struct Exchange {
     /// Families with stale paths.
     kept: BTreeMap<Family, Kept>,
     /// Families whose End-of-RIB has not come since the session is up.
-    awaited: BTreeSet<Family>,
+    pub(super) awaited: BTreeSet<Family>,
     hold: Hold,
     /// Families whose End-of-RIB waits until this node has heard everything itself.
     owed: BTreeSet<Family>,
@@ -136,6 +136,7 @@ impl Speaker {
         for key in due {
             self.with_peer(now, key, Peer::tick);
         }
+        self.tick_refreshes(now);
         let mut expired = Vec::new();
         for (key, exchange) in &mut self.exchanges {
             if matches!(exchange.hold, Hold::FirstRoutes(until) if until <= now) {
@@ -252,6 +253,7 @@ impl Speaker {
 
     /// The end of a session (RFC 4724 section 4.2, RFC 8538 section 4, RFC 9494 section 4.2).
     pub(super) fn down(&mut self, now: Time, key: PeerKey, loss: &Loss, negotiated: &Negotiated) {
+        self.abandon_refreshes(key);
         let keeps = match loss {
             Loss::Connection(_) => true,
             Loss::Notification(n) => {
@@ -302,7 +304,10 @@ impl Speaker {
 
     /// The peer has sent all that it has of a family (RFC 4724 section 2).
     pub(super) fn synchronized(&mut self, key: PeerKey, family: Family) {
-        self.flush_stale(key, &[family]);
+        // What a refresh has marked waits for its own end.
+        if !self.is_refreshing(key, family) {
+            self.flush_stale(key, &[family]);
+        }
         if let Some(exchange) = self.exchanges.get_mut(&key) {
             exchange.awaited.remove(&family);
             if exchange.awaited.is_empty() {
@@ -311,7 +316,7 @@ impl Speaker {
         }
     }
 
-    fn flush_stale(&mut self, key: PeerKey, families: &[Family]) {
+    pub(super) fn flush_stale(&mut self, key: PeerKey, families: &[Family]) {
         let count = self.rib.flush_stale(key, families);
         self.report_flushed(key, count);
         if let Some(exchange) = self.exchanges.get_mut(&key) {

@@ -82,6 +82,12 @@ impl AsPath {
         self.0.iter().any(|segment| segment.asns().contains(&asn))
     }
 
+    /// How often an AS is in it.
+    pub fn count(&self, asn: Asn) -> usize {
+        let all = self.0.iter().flat_map(Segment::asns);
+        all.filter(|other| **other == asn).count()
+    }
+
     /// The AS that the route was learned from, for comparing MEDs (section 9.1.2.2 c).
     pub fn neighbor(&self) -> Option<Asn> {
         match self.0.first()? {

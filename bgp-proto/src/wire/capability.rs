@@ -133,7 +133,8 @@ impl Role {
 }
 
 impl Capability {
-    const fn code(&self) -> u8 {
+    /// Its code (IANA).
+    pub(crate) const fn code(&self) -> u8 {
         match self {
             Self::MultiProtocol(_) => MULTI_PROTOCOL,
             Self::RouteRefresh => 2,
@@ -156,7 +157,7 @@ impl Capability {
     }
 
     /// Writes code, length and value.
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let mut value = Vec::new();
         match self {
             Self::MultiProtocol(family) => {
@@ -202,7 +203,7 @@ impl Capability {
 
     /// Reads the capabilities of one optional parameter, `None` if they do not fit it. One whose
     /// value is not as its RFC says is kept as `Unknown`, as if the peer had not sent it.
-    pub(super) fn decode_all(bytes: &[u8], into: &mut Vec<Self>) -> Option<()> {
+    pub(crate) fn decode_all(bytes: &[u8], into: &mut Vec<Self>) -> Option<()> {
         let mut reader = Reader::new(bytes);
         while !reader.is_empty() {
             let code = reader.u8()?;

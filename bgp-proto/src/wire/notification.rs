@@ -1,6 +1,8 @@
 use std::fmt;
 
-use super::capability::truncated;
+use twill_types::Family;
+
+use super::{SAFI_UNICAST, afi, capability::truncated, family_of};
 
 /// Error codes (RFC 4271 section 4.5, RFC 7313).
 pub mod code {
@@ -125,6 +127,26 @@ impl Notification {
         let mut data = vec![u8::try_from(text.len()).unwrap_or(0)];
         data.extend_from_slice(text);
         Self { code: code::CEASE, subcode, data }
+    }
+
+    /// A Cease for more prefixes of a family than `limit` (RFC 4486 section 4: the data is AFI, SAFI and
+    /// the limit).
+    pub fn max_prefixes(family: Family, limit: u32) -> Self {
+        let mut data = afi(family).to_be_bytes().to_vec();
+        data.push(SAFI_UNICAST);
+        data.extend_from_slice(&limit.to_be_bytes());
+        Self { code: code::CEASE, subcode: cease::MAX_PREFIXES, data }
+    }
+
+    /// The family and the limit that [`Notification::max_prefixes`] names. Senders may leave them out.
+    pub fn prefix_limit(&self) -> Option<(Family, u32)> {
+        match (self.code, self.subcode, self.data.as_slice()) {
+            (code::CEASE, cease::MAX_PREFIXES, [high, low, safi, limit @ ..]) => {
+                let family = family_of(u16::from_be_bytes([*high, *low]), *safi)?;
+                Some((family, u32::from_be_bytes(limit.try_into().ok()?)))
+            }
+            _ => None,
+        }
     }
 
     /// The same reason as a Hard Reset: the peer keeps no routes for a restart (RFC 8538 section
@@ -258,6 +280,9 @@ impl fmt::Display for Notification {
         write!(f, " ({}/{})", self.code, self.subcode)?;
         if let Some(inner) = self.inner() {
             return write!(f, ": {inner}");
+        }
+        if let Some((family, limit)) = self.prefix_limit() {
+            return write!(f, ": more than {limit} {family} prefixes");
         }
         match self.text() {
             Text::Text(text) => write!(f, ": {text:?}"),

@@ -55,6 +55,8 @@ fn view(peer: u8) -> ExportView {
         client: facts(peer).client,
         long_lived: peer == 1,
         on_link: Some("192.0.2.0/29".parse().unwrap()),
+        only_to_customer: peer == 0,
+        no_customer: false,
     }
 }
 
@@ -244,6 +246,7 @@ impl Run {
         }
         attributes.as_path = attributes.as_path.prepended(asn(64512));
         (attributes.local_pref, attributes.med) = (None, None);
+        attributes.only_to_customer = Some(64512);
         if !view.on_link?.contains(attributes.next_hop) {
             attributes.next_hop = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
         }

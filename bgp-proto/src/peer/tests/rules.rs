@@ -108,7 +108,7 @@ fn a_peer_that_takes_no_bytes_is_ended() {
     assert_eq!(rig.left("send hold timer"), Duration::from_secs(480));
     rig.take_actions();
     rig.expire("send hold timer");
-    assert_eq!(rig.take_actions(), ["NOTIFICATION 8/0", "close", "session down"]);
+    assert_eq!(rig.take_actions(), ["NOTIFICATION 8/0", "abort", "session down"]);
 }
 
 #[test]

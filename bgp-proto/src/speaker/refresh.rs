@@ -1,0 +1,87 @@
+//! Route refresh, both ways (RFC 2918, RFC 7313).
+
+use std::time::Duration;
+
+use twill_types::Family;
+
+use super::Speaker;
+use crate::{
+    PeerKey, Time,
+    peer::Peer,
+    wire::{Notification, RouteRefresh, cease, code},
+};
+
+/// A peer that begins a refresh and does not end it keeps what it has not told again for this long
+/// (RFC 7313 section 4 leaves the bound to us).
+const LONGEST_REFRESH: Duration = Duration::from_secs(360);
+
+impl Speaker {
+    pub(super) fn refresh(&mut self, now: Time, key: PeerKey, refresh: RouteRefresh) {
+        match refresh.subtype {
+            RouteRefresh::REQUEST => {
+                let messages = self.adj_out.refresh(&self.rib, key, refresh.family);
+                self.send_established(now, key, messages);
+            }
+            RouteRefresh::BEGIN => self.begin_refresh(now, key, refresh.family),
+            RouteRefresh::END => self.end_refresh(key, refresh.family),
+            // The codec lets no other pass.
+            _ => {}
+        }
+    }
+
+    /// A BoRR: what is not told again until the EoRR is gone.
+    fn begin_refresh(&mut self, now: Time, key: PeerKey, family: Family) {
+        let established = self.peers.get(&key).and_then(Peer::established);
+        let restarts = established.is_some_and(|(_, n)| n.graceful_restart().is_some());
+        let awaited = self.exchanges.get(&key).is_some_and(|e| e.awaited.contains(&family));
+        // RFC 7313 section 4: before the End-of-RIB of a peer with graceful restart it is ignored.
+        if established.is_none() || restarts && awaited {
+            return;
+        }
+        self.rib.mark_stale(key, family);
+        self.refreshes.insert((key, family), now + LONGEST_REFRESH);
+    }
+
+    /// An EoRR. One without a BoRR is ignored.
+    fn end_refresh(&mut self, key: PeerKey, family: Family) {
+        if self.refreshes.remove(&(key, family)).is_some() {
+            self.flush_stale(key, &[family]);
+        }
+    }
+
+    pub(super) fn is_refreshing(&self, key: PeerKey, family: Family) -> bool {
+        self.refreshes.contains_key(&(key, family))
+    }
+
+    /// The session is lost in the middle of a refresh: what was not told again yet is as good as what
+    /// was, for graceful restart.
+    pub(super) fn abandon_refreshes(&mut self, key: PeerKey) {
+        for family in [Family::V4, Family::V6] {
+            if self.refreshes.remove(&(key, family)).is_some() {
+                self.rib.freshen(key, family);
+            }
+        }
+    }
+
+    /// Ends refreshes that took too long.
+    pub(super) fn tick_refreshes(&mut self, now: Time) {
+        let late = self.refreshes.iter().filter(|(_, deadline)| **deadline <= now);
+        let late: Vec<(PeerKey, Family)> = late.map(|(refresh, _)| *refresh).collect();
+        for (key, family) in late {
+            self.end_refresh(key, family);
+        }
+    }
+
+    /// Asks a peer for everything again. One that cannot be asked gets a new session.
+    pub(super) fn ask_again(&mut self, now: Time, key: PeerKey) {
+        self.with_peer(now, key, |peer, sink| {
+            if peer.established().is_none() {
+                return;
+            }
+            let asked = [Family::V4, Family::V6].map(|family| peer.ask_again(family, sink));
+            if asked.contains(&false) {
+                peer.restart(&Notification::new(code::CEASE, cease::CONFIGURATION), sink);
+            }
+        });
+    }
+}
