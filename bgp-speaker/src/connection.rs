@@ -3,13 +3,14 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpSocket, TcpStream, tcp::OwnedReadHalf},
-    sync::mpsc,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpSocket, TcpStream, tcp::OwnedWriteHalf},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinHandle,
 };
 use twill_bgp_proto::ConnId;
@@ -20,6 +21,10 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Room for one extended message (RFC 8654).
 const READ_BUFFER: usize = 64 * 1024;
 
+/// Pieces of one connection that may wait for the speaker. A peer that floods waits in its own TCP
+/// window then, and what others send is never behind more than these.
+const PIECES: usize = 4;
+
 /// What the tasks of a connection tell the speaker.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -28,7 +33,7 @@ pub(crate) enum Event {
     /// An outgoing connection could not be opened.
     ConnectFailed { conn: ConnId, reason: String },
     /// Bytes came in.
-    Received { conn: ConnId, bytes: Vec<u8> },
+    Received { conn: ConnId, bytes: Vec<u8>, permit: OwnedSemaphorePermit },
     /// The kernel took this many bytes.
     Written { conn: ConnId, count: usize },
     /// The other side closed, or the connection broke.
@@ -41,6 +46,7 @@ pub(crate) struct Connection {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
+    reset: oneshot::Sender<()>,
 }
 
 impl Connection {
@@ -51,10 +57,12 @@ impl Connection {
         // Unbounded, because the speaker itself bounds what is on its way: it counts `Written`
         // and stops sending to a peer that does not read (RFC 9687 ends such a session).
         let (outgoing, queue) = mpsc::unbounded_channel();
+        let (reset, asked) = oneshot::channel();
         Self {
             outgoing,
             reader: tokio::spawn(read_all(conn, read, events.clone())),
-            writer: tokio::spawn(write_all(conn, write, queue, events)),
+            writer: tokio::spawn(write_or_reset(conn, write, queue, asked, events)),
+            reset,
         }
     }
 
@@ -75,6 +83,13 @@ impl Connection {
                 abort.abort();
             }
         });
+    }
+
+    /// Closes at once with an RST; what has not left is thrown away (RFC 9687 section 4).
+    pub(crate) fn reset(self) {
+        self.reader.abort();
+        // A writer that is gone has closed already.
+        let _ = self.reset.send(());
     }
 
     /// Closes at once.
@@ -113,14 +128,19 @@ async fn open(local: Option<IpAddr>, remote: SocketAddr) -> io::Result<(TcpStrea
     Ok((stream, local))
 }
 
-async fn read_all(conn: ConnId, mut read: OwnedReadHalf, events: mpsc::Sender<Event>) {
+async fn read_all(conn: ConnId, mut read: impl AsyncRead + Unpin, events: mpsc::Sender<Event>) {
     let mut buffer = vec![0; READ_BUFFER];
+    let pieces = Arc::new(Semaphore::new(PIECES));
     let reason = loop {
+        // It is never closed.
+        let Ok(permit) = Arc::clone(&pieces).acquire_owned().await else {
+            return;
+        };
         match read.read(&mut buffer).await {
             Ok(0) => break "the peer closed the connection".to_owned(),
             Ok(count) => {
                 let bytes = buffer.get(..count).unwrap_or_default().to_vec();
-                if events.send(Event::Received { conn, bytes }).await.is_err() {
+                if events.send(Event::Received { conn, bytes, permit }).await.is_err() {
                     return;
                 }
             }
@@ -128,6 +148,24 @@ async fn read_all(conn: ConnId, mut read: OwnedReadHalf, events: mpsc::Sender<Ev
         }
     };
     let _ = events.send(Event::Closed { conn, reason }).await;
+}
+
+/// Writes until the queue has no sender any more, or a reset is asked for.
+async fn write_or_reset(
+    conn: ConnId,
+    mut write: OwnedWriteHalf,
+    queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    asked: oneshot::Receiver<()>,
+    events: mpsc::Sender<Event>,
+) {
+    tokio::select! {
+        () = write_all(conn, &mut write, queue, events) => {}
+        Ok(()) = asked => {
+            let _ = write.as_ref().set_zero_linger();
+            // Dropped in the ordinary way it would send a FIN first.
+            write.forget();
+        }
+    }
 }
 
 /// Each piece that the kernel takes is told: a slow peer that goes on reading is no stalled one
@@ -163,6 +201,41 @@ async fn write_all(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A flood fills what its own connection may have waiting, and no more: what another peer says
+    /// comes right behind that, and the flood goes on when a piece of it is handled.
+    #[tokio::test]
+    async fn a_flood_leaves_room_for_others() {
+        let (events, mut heard) = mpsc::channel(1024);
+        let (flood, calm) = (ConnId(1), ConnId(2));
+        let (ours, mut theirs) = tokio::io::duplex(READ_BUFFER);
+        let reader = tokio::spawn(read_all(flood, ours, events.clone()));
+        let flooder =
+            tokio::spawn(
+                async move { while theirs.write_all(&[0xff; READ_BUFFER]).await.is_ok() {} },
+            );
+        let mut waiting = Vec::new();
+        while waiting.len() < PIECES {
+            match heard.recv().await {
+                Some(Event::Received { conn, permit, .. }) if conn == flood => waiting.push(permit),
+                other => panic!("{other:?}"),
+            }
+        }
+        let (ours, mut theirs) = tokio::io::duplex(READ_BUFFER);
+        let other = tokio::spawn(read_all(calm, ours, events));
+        theirs.write_all(&[1]).await.unwrap();
+        for expected in [calm, flood] {
+            match heard.recv().await {
+                Some(Event::Received { conn, .. }) => assert_eq!(conn, expected),
+                other => panic!("{other:?}"),
+            }
+            // As when the speaker has handled a piece.
+            waiting.pop();
+        }
+        for task in [reader, other, flooder] {
+            task.abort();
+        }
+    }
 
     /// One piece that is larger than the peer's buffer: the speaker hears of every part.
     #[tokio::test]

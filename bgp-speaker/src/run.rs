@@ -267,7 +267,8 @@ impl Shell {
                     self.input(Input::ConnectFailed { conn, reason });
                 }
             }
-            Event::Received { conn, bytes } => {
+            // The permit goes with the event: only now may the peer's next bytes come.
+            Event::Received { conn, bytes, permit: _permit } => {
                 if self.connections.contains_key(&conn) {
                     self.input(Input::Received { conn, bytes });
                 }
@@ -300,6 +301,11 @@ impl Shell {
                     }
                     if let Some(task) = self.dialling.remove(&conn) {
                         task.abort();
+                    }
+                }
+                Output::Abort { conn } => {
+                    if let Some(connection) = self.connections.remove(&conn) {
+                        connection.reset();
                     }
                 }
                 Output::Routes(changes) => self.report(Report::Routes(changes)),
@@ -337,6 +343,9 @@ fn log(peer: PeerKey, event: &PeerEvent) {
         PeerEvent::Down { reason, kept_for: None } => warn!(%peer, reason, "session down"),
         PeerEvent::Failed { reason } => info!(%peer, reason, "no session"),
         PeerEvent::BadUpdate { text } => warn!(%peer, text, "bad UPDATE"),
+        PeerEvent::MoreBadUpdates { count } => {
+            warn!(%peer, count, "more bad UPDATEs in the last minute");
+        }
         PeerEvent::EndOfRib(family) => debug!(%peer, %family, "End-of-RIB"),
         PeerEvent::StaleFlushed { count } => info!(%peer, count, "stale routes removed"),
         PeerEvent::Notification { sent, notification } => {

@@ -26,7 +26,15 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
     ];
     let numbers = ["IN", "STALE", "OUT", "HOLD TIME", "MSGS IN", "MSGS OUT", "FLAPS"];
     if wide {
-        header.extend(["ROUTER ID", "MSGS IN", "MSGS OUT", "FLAPS", "CAPABILITIES", "LAST EVENT"]);
+        header.extend([
+            "ROUTER ID",
+            "HOST",
+            "MSGS IN",
+            "MSGS OUT",
+            "FLAPS",
+            "CAPABILITIES",
+            "LAST EVENT",
+        ]);
     }
     let row = |peer: &PeerStatus| {
         let mut row = vec![
@@ -44,6 +52,7 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
         if wide {
             row.extend([
                 peer.router_id.clone().unwrap_or_else(|| "-".to_owned()),
+                or_dash(peer.hostname.clone().unwrap_or_default()),
                 peer.messages_in.to_string(),
                 peer.messages_out.to_string(),
                 peer.flaps.to_string(),
@@ -80,7 +89,7 @@ pub(crate) fn routes(routes: &[RouteStatus], wide: bool) -> String {
         let mut row = vec![
             route.prefix.to_string(),
             address(route.next_hop, "-"),
-            address(route.from, "this node"),
+            with_path_id(address(route.from, "this node"), route.path_id),
             or_dash(route.as_path.clone()),
             route.origin.clone(),
             state(route),
@@ -101,6 +110,11 @@ fn state(route: &RouteStatus) -> String {
     let words = [(route.best, "best"), (route.installed, "installed"), (route.stale, "stale")];
     let words: Vec<_> = words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect();
     or_dash(words.join(", "))
+}
+
+/// A peer, and which of its paths if it tells several (RFC 7911).
+pub(crate) fn with_path_id(peer: String, path_id: u32) -> String {
+    if path_id == 0 { peer } else { format!("{peer} path {path_id}") }
 }
 
 pub(crate) fn or_dash(text: String) -> String {
@@ -155,6 +169,7 @@ mod tests {
             prefix: "10.10.0.0/26".parse().unwrap(),
             next_hop: None,
             from: None,
+            path_id: 0,
             best: true,
             installed: false,
             stale: false,

@@ -6,7 +6,7 @@ use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath};
 use twill_types::Prefix;
 
 use crate::{
-    bgp::or_dash,
+    bgp::{or_dash, with_path_id},
     table::{framed, peer_address},
 };
 
@@ -28,7 +28,14 @@ pub(crate) fn text(explained: &Explained, wide: bool) -> String {
     let mut header =
         vec!["FROM", "USE", "NEXT HOP", "WAY", "LOCAL PREF", "AS PATH", "ORIGIN", "MED", "REASON"];
     if wide {
-        header.extend(["SESSION", "ROUTER ID", "ORIGINATOR", "CLUSTERS", "COMMUNITIES"]);
+        header.extend([
+            "SESSION",
+            "ROUTER ID",
+            "ORIGINATOR",
+            "CLUSTERS",
+            "COMMUNITIES",
+            "ONLY TO CUSTOMER",
+        ]);
     }
     let rows = explained.paths.iter().map(|path| row(path, wide)).collect();
     text + &framed(&header, &["LOCAL PREF", "MED"], rows)
@@ -68,7 +75,7 @@ fn row(path: &ExplainedPath, wide: bool) -> Vec<String> {
     let words = [(path.best, "best"), (path.used && !path.best, "used"), (path.stale, "stale")];
     let words: Vec<_> = words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect();
     let mut row = vec![
-        peer_address(path.from, path.port),
+        with_path_id(peer_address(path.from, path.port), path.path_id),
         or_dash(words.join(", ")),
         path.next_hop.address.to_string(),
         way(&path.next_hop),
@@ -85,6 +92,7 @@ fn row(path: &ExplainedPath, wide: bool) -> Vec<String> {
             or_dash(path.originator_id.clone().unwrap_or_default()),
             or_dash(path.cluster_list.join(" ")),
             or_dash(path.communities.join(" ")),
+            path.only_to_customer.map_or("-".to_owned(), |asn| format!("AS {asn}")),
         ]);
     }
     row
@@ -111,6 +119,7 @@ mod tests {
         ExplainedPath {
             from: from.parse().unwrap(),
             port: 179,
+            path_id: 0,
             external: true,
             router_id: Some(from.to_owned()),
             best: reason == "best",
@@ -119,6 +128,7 @@ mod tests {
             reason: reason.to_owned(),
             step: None,
             against: None,
+            against_path_id: 0,
             next_hop: ExplainedNextHop {
                 address: from.parse().unwrap(),
                 reachable: Some(true),
@@ -132,6 +142,7 @@ mod tests {
             med: None,
             aigp: None,
             communities: Vec::new(),
+            only_to_customer: None,
             originator_id: None,
             cluster_list: Vec::new(),
         }

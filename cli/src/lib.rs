@@ -121,6 +121,9 @@ mod tests {
             messages_in: 12,
             messages_out: 11,
             flaps: 0,
+            hostname: Some("tor-rack1".into()),
+            notifications: Vec::new(),
+            update_errors: Vec::new(),
         }
     }
 

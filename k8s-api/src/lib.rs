@@ -30,7 +30,7 @@ pub use kinds::{
         SetPriority,
     },
     bgp_peer::{
-        BgpPassword, BgpPeer, BgpPeerSpec, NextHopMode, PeerAddress, PeerAddressError,
+        BgpPassword, BgpPeer, BgpPeerSpec, LocalRole, NextHopMode, PeerAddress, PeerAddressError,
         ReversePeering, SecretKeyRef, SourceAddress,
     },
     ip_pool::{AllowedUse, AssignmentMode, EncapsulationMode, IpPool, IpPoolSpec},

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
-use twill_bgp_proto::{Own, PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time};
+use twill_bgp_proto::{
+    NotificationCount, Own, PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time,
+    UpdateErrorCount,
+};
 use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
 use twill_ipam_store::now_ms;
 use twill_rpc::message::{self, PeerStatus, RouteStatus};
@@ -104,6 +107,7 @@ impl Bgp {
         let config = SpeakerConfig {
             router_id: identity.router_id,
             asn: identity.asn,
+            hostname: self.node.clone(),
             seed: now_ms(),
             restarting: self.restarting,
             selection_deferral: SELECTION_DEFERRAL,
@@ -168,7 +172,20 @@ fn peer_status(now: Time, peer: &PeerSnapshot) -> PeerStatus {
         messages_in: peer.messages_in,
         messages_out: peer.messages_out,
         flaps: peer.flaps,
+        hostname: peer.hostname.clone(),
+        notifications: peer.notifications.iter().map(notification_count).collect(),
+        update_errors: peer.update_errors.iter().map(update_error_count).collect(),
     }
+}
+
+fn notification_count(counted: &NotificationCount) -> message::NotificationCount {
+    let NotificationCount { sent, code, subcode, count } = *counted;
+    message::NotificationCount { sent, code, subcode, count }
+}
+
+fn update_error_count(counted: &UpdateErrorCount) -> message::UpdateErrorCount {
+    let UpdateErrorCount { disposition, attribute, count } = *counted;
+    message::UpdateErrorCount { disposition: disposition.to_owned(), attribute, count }
 }
 
 /// The routes as messages show them. `installed` says whether the kernel has a learned route.
@@ -191,6 +208,7 @@ fn route_status(route: &RouteSnapshot, installed: &BTreeSet<Prefix>) -> RouteSta
         prefix: route.prefix,
         next_hop: attributes.map(|attributes| attributes.next_hop),
         from: route.from.map(|peer| peer.address),
+        path_id: route.path_id,
         best: route.best,
         installed: route.from.is_none() || route.best && installed.contains(&route.prefix),
         stale: route.stale,

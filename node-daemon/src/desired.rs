@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
-use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, SpeakerConfig};
-use twill_k8s_api::{BgpConfiguration, BgpConfigurationSpec, BgpPeer, Node, SourceAddress};
+use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, PeerPolicy, SpeakerConfig, wire::Role};
+use twill_k8s_api::{
+    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, LocalRole, Node, SourceAddress,
+};
 use twill_types::{Asn, Family};
 
 use crate::{bgp::Identity, datastore::Snapshot};
@@ -119,6 +121,10 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
         restart_time: RESTART_TIME,
         families: BTreeSet::from([Family::V4, Family::V6]),
         other_next_hop: own.address(other),
+        policy: PeerPolicy {
+            max_prefixes: Some(BgpPeerSpec::DEFAULT_MAX_PREFIXES),
+            ..PeerPolicy::default()
+        },
     }
 }
 
@@ -173,6 +179,12 @@ fn explicit(
     };
     let asn = peer.spec.as_number.unwrap_or(own_asn);
     let mut session = session(own, name, kind, asn, address.ip);
+    adjust(&mut session, &peer.spec);
+    if session.policy.role.is_some() && asn == own_asn {
+        desired.problems.push(format!(
+            "BGPPeer {name}: localRole has no meaning within AS {asn} (RFC 9234); remove it"
+        ));
+    }
     if peer.spec.source_address == Some(SourceAddress::None) {
         session.local_address = None;
     } else if session.local_address.is_none() {
@@ -194,4 +206,32 @@ fn explicit(
         return;
     }
     desired.peers.insert(key, session);
+}
+
+/// What a BGPPeer says of its own session.
+fn adjust(session: &mut PeerConfig, spec: &BgpPeerSpec) {
+    session.passive = spec.passive;
+    session.delay_open = Duration::from_secs(spec.delay_open_seconds.unwrap_or(0).into());
+    session.shutdown.clone_from(&spec.shutdown);
+    let max_prefixes = spec.max_prefixes.unwrap_or(BgpPeerSpec::DEFAULT_MAX_PREFIXES);
+    session.policy = PeerPolicy {
+        role: spec.local_role.map(role),
+        max_prefixes: Some(max_prefixes),
+        // The resource's own check keeps it within 0 to 10.
+        allowed_own_as: spec
+            .num_allowed_local_as_numbers
+            .and_then(|number| u8::try_from(number).ok())
+            .unwrap_or(0),
+        as_sets: spec.accept_as_sets,
+    };
+}
+
+const fn role(role: LocalRole) -> Role {
+    match role {
+        LocalRole::Provider => Role::Provider,
+        LocalRole::RouteServer => Role::RouteServer,
+        LocalRole::RouteServerClient => Role::RouteServerClient,
+        LocalRole::Customer => Role::Customer,
+        LocalRole::Peer => Role::Peer,
+    }
 }

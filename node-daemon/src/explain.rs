@@ -1,6 +1,6 @@
 //! `twillctl bgp explain`: what the speaker says of a prefix, and what the kernel made of it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use twill_bgp_proto::{Explanation, NextHopState, Outcome, PathExplanation, wire::PathAttributes};
 use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath};
@@ -44,13 +44,14 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
     let attributes = &path.attributes;
     let (step, against) = match path.outcome {
         Outcome::Equal { step, against } | Outcome::Lost { step, against } => {
-            (Some(step.to_string()), Some(against.address))
+            (Some(step.to_string()), Some(against))
         }
         Outcome::Best | Outcome::Unusable(_) => (None, None),
     };
     ExplainedPath {
         from: path.from.address,
         port: path.from.port,
+        path_id: path.path_id,
         external: path.external,
         router_id: path.router_id.map(|id| id.to_string()),
         best: path.outcome == Outcome::Best,
@@ -58,7 +59,8 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
         stale: path.stale,
         reason: path.outcome.to_string(),
         step,
-        against,
+        against: against.map(|against| against.peer.address),
+        against_path_id: against.map_or(0, |against| against.path_id),
         next_hop: next_hop(attributes.next_hop, path.next_hop, kernel),
         as_path: attributes.as_path.to_string(),
         origin: attributes.origin.to_string(),
@@ -66,6 +68,7 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
         med: attributes.med,
         aigp: attributes.aigp,
         communities: communities(attributes),
+        only_to_customer: attributes.only_to_customer,
         originator_id: attributes.originator_id.map(|id| id.to_string()),
         cluster_list: attributes.cluster_list.iter().map(ToString::to_string).collect(),
     }
@@ -95,8 +98,49 @@ fn device(index: u32) -> String {
     name.map_or_else(|_| format!("if{index}"), |name| name.to_string_lossy().into_owned())
 }
 
-/// Communities, plain and large, as text.
+/// Communities, plain, extended and large, as text.
 pub(crate) fn communities(attributes: &PathAttributes) -> Vec<String> {
     let plain = attributes.communities.iter().map(ToString::to_string);
-    plain.chain(attributes.large_communities.iter().map(ToString::to_string)).collect()
+    let extended = attributes.extended_communities.iter().map(|octets| extended(*octets));
+    let large = attributes.large_communities.iter().map(ToString::to_string);
+    plain.chain(extended).chain(large).collect()
+}
+
+/// An extended community (RFC 4360, RFC 5668): route targets and origins by name, as in
+/// `rt:64512:100`, others by their octets, as in `0x0102030405060708`.
+fn extended(octets: [u8; 8]) -> String {
+    let [kind, subtype, value @ ..] = octets;
+    let [a, b, c, d, e, f] = value;
+    let (long, short) = (u32::from_be_bytes([c, d, e, f]), u16::from_be_bytes([e, f]));
+    let value = match kind {
+        // Two-octet AS, IPv4 address, four-octet AS.
+        0 => format!("{}:{long}", u16::from_be_bytes([a, b])),
+        1 => format!("{}:{short}", Ipv4Addr::new(a, b, c, d)),
+        2 => format!("{}:{short}", u32::from_be_bytes([a, b, c, d])),
+        _ => return format!("0x{:016x}", u64::from_be_bytes(octets)),
+    };
+    match subtype {
+        2 => format!("rt:{value}"),
+        3 => format!("ro:{value}"),
+        _ => format!("0x{:016x}", u64::from_be_bytes(octets)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extended_communities_as_text() {
+        for (octets, text) in [
+            (0x0002_fc00_0000_0064, "rt:64512:100"),
+            (0x0003_fc00_0001_86a0, "ro:64512:100000"),
+            (0x0102_c000_0201_0007, "rt:192.0.2.1:7"),
+            (0x0202_fa56_ea00_0007, "rt:4200000000:7"),
+            (0x0004_fc00_0000_0064, "0x0004fc0000000064"),
+            (0x4004_0000_0000_0001, "0x4004000000000001"),
+        ] {
+            assert_eq!(extended(u64::to_be_bytes(octets)), text);
+        }
+    }
 }

@@ -29,6 +29,21 @@ struct PeerLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotificationLabels {
+    peer: String,
+    direction: &'static str,
+    code: u32,
+    subcode: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpdateErrorLabels {
+    peer: String,
+    disposition: String,
+    attribute: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabels {
     pool: String,
 }
@@ -110,6 +125,7 @@ impl Metrics {
             self.set_aside.clone(),
         );
         register_peers(&mut registry, status);
+        register_faults(&mut registry, status);
         register_ipam(&mut registry, ipam);
         let routes: Gauge = Gauge::default();
         routes.set(i64::from(status.kernel_routes));
@@ -147,6 +163,41 @@ fn register_peers(registry: &mut Registry, status: &NodeStatus) {
     registry.register("bgp_prefixes_received", "Prefixes accepted from the peer", prefixes_in);
     registry.register("bgp_prefixes_announced", "Prefixes announced to the peer", prefixes_out);
     registry.register("bgp_session_flaps", "How often the session was lost", flaps);
+}
+
+/// What went wrong on each session, by its code.
+fn register_faults(registry: &mut Registry, status: &NodeStatus) {
+    let notifications: Family<NotificationLabels, Counter> = Family::default();
+    let update_errors: Family<UpdateErrorLabels, Counter> = Family::default();
+    for peer in &status.peers {
+        for counted in &peer.notifications {
+            let labels = NotificationLabels {
+                peer: peer.address.to_string(),
+                direction: if counted.sent { "sent" } else { "received" },
+                code: counted.code.into(),
+                subcode: counted.subcode.into(),
+            };
+            notifications.get_or_create(&labels).inc_by(counted.count);
+        }
+        for counted in &peer.update_errors {
+            let labels = UpdateErrorLabels {
+                peer: peer.address.to_string(),
+                disposition: counted.disposition.clone(),
+                attribute: counted.attribute.into(),
+            };
+            update_errors.get_or_create(&labels).inc_by(counted.count);
+        }
+    }
+    registry.register(
+        "bgp_notifications",
+        "NOTIFICATION messages by code and subcode; 255 is all that no RFC names",
+        notifications,
+    );
+    registry.register(
+        "bgp_update_errors",
+        "Errors in UPDATE messages by what was done and attribute type; 0 is none, 255 an unknown one",
+        update_errors,
+    );
 }
 
 fn register_ipam(registry: &mut Registry, ipam: &IpamStatus) {

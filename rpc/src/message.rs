@@ -5,7 +5,9 @@ mod ipam;
 
 use std::net::IpAddr;
 
-pub use bgp::{ExplainRequest, Explained, ExplainedNextHop, ExplainedPath};
+pub use bgp::{
+    ExplainRequest, Explained, ExplainedNextHop, ExplainedPath, NotificationCount, UpdateErrorCount,
+};
 pub use ipam::{
     AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
     IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, Life, ReleaseOutcome,
@@ -342,6 +344,15 @@ pub struct PeerStatus {
     pub messages_out: u64,
     /// How often the session left Established.
     pub flaps: u32,
+    /// What the peer says that it is called, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// NOTIFICATIONs since the session was configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notifications: Vec<NotificationCount>,
+    /// Errors in the peer's UPDATEs since the session was configured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub update_errors: Vec<UpdateErrorCount>,
 }
 
 /// One path of the RIB.
@@ -354,6 +365,9 @@ pub struct RouteStatus {
     pub next_hop: Option<IpAddr>,
     /// The peer it came from; `None` for what this node originates.
     pub from: Option<IpAddr>,
+    /// The peer's path identifier (RFC 7911); 0 without ADD-PATH.
+    #[serde(default, skip_serializing_if = "bgp::is_zero")]
+    pub path_id: u32,
     /// Used for forwarding (more than one path with multipath).
     pub best: bool,
     /// In the kernel.
@@ -368,7 +382,7 @@ pub struct RouteStatus {
     pub local_pref: Option<u32>,
     /// MULTI_EXIT_DISC, where there is one.
     pub med: Option<u32>,
-    /// Communities as text.
+    /// Communities, plain, extended and large, as text.
     pub communities: Vec<String>,
 }
 

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use twill_bgp_proto::{
-    ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerKey, PeerKind, Speaker,
+    ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerKey, PeerKind, PeerPolicy, Speaker,
     SpeakerConfig, Time,
     wire::{
         self, AsPath, Capability, GracefulRestart, GracefulRestartFamily, Open, Origin,
@@ -83,6 +83,7 @@ impl Bench {
         let config = SpeakerConfig {
             router_id: Ipv4Addr::new(192, 0, 2, 254),
             asn: Asn::new(64512)?,
+            hostname: String::new(),
             seed: 1,
             restarting: false,
             selection_deferral: Duration::from_secs(60),
@@ -151,6 +152,7 @@ impl Bench {
             other_next_hop: None,
             client: false,
             on_link: None,
+            policy: PeerPolicy::default(),
             delay_open: Duration::ZERO,
             shutdown: None,
         };

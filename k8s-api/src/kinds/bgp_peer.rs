@@ -72,6 +72,42 @@ pub struct BgpPeerSpec {
     /// Whether the selected peers get the mirror image of this session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reverse_peering: Option<ReversePeering>,
+    /// Twill's own: the session is stopped, and the peer's operator told this (RFC 9003), at most 255
+    /// octets; it may be empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown: Option<String>,
+    /// Twill's own: the node waits for the peer to connect.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub passive: bool,
+    /// Twill's own: how long an open connection waits for the peer's OPEN before the node sends its
+    /// own (DelayOpenTime of RFC 4271 section 8.1.1), 0 to 120 seconds; unset: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_open_seconds: Option<u16>,
+    /// Twill's own: the most paths of one family that the peer may announce, from 1; unset:
+    /// [`BgpPeerSpec::DEFAULT_MAX_PREFIXES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_prefixes: Option<u32>,
+    /// Twill's own: what the node is to the peer (RFC 9234); unset: nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_role: Option<LocalRole>,
+    /// Twill's own: routes with AS_SETs are used, which RFC 9774 withdraws.
+    #[serde(rename = "acceptASSets", skip_serializing_if = "std::ops::Not::not")]
+    pub accept_as_sets: bool,
+}
+
+/// What a node is to a peer of another AS (RFC 9234 section 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LocalRole {
+    /// It lets the peer's traffic through.
+    Provider,
+    /// It serves routes to the peer.
+    RouteServer,
+    /// The peer serves routes to it.
+    RouteServerClient,
+    /// The peer lets its traffic through.
+    Customer,
+    /// Each reaches the other, and nobody beyond it.
+    Peer,
 }
 
 /// Which next hop is announced to a peer.
@@ -204,6 +240,10 @@ impl<'de> Deserialize<'de> for PeerAddress {
 }
 
 impl BgpPeerSpec {
+    /// The most paths of one family from a peer for which no number is set. Twice what the whole
+    /// Internet has: only a peer that has gone wrong announces more.
+    pub const DEFAULT_MAX_PREFIXES: u32 = 2_000_000;
+
     /// Whether a node of this name and with these labels has this peer.
     pub fn selects(&self, node: &str, labels: &impl Labels) -> bool {
         match (&self.node, &self.node_selector) {
@@ -249,26 +289,36 @@ impl Rules for BgpPeer {
         {
             report.error("spec.reachableBy", format!("must be of the same family as {}", peer.ip));
         }
+        if spec.max_prefixes == Some(0) {
+            report.error(
+                "spec.maxPrefixes",
+                "is at least 1; to stop the session write shutdown: \"\"",
+            );
+        }
+        if spec.delay_open_seconds.is_some_and(|seconds| seconds > 120) {
+            report.error("spec.delayOpenSeconds", "is 0 to 120 seconds");
+        }
+        if spec.shutdown.as_ref().is_some_and(|text| text.len() > 255) {
+            report.error("spec.shutdown", "has more than 255 octets, which is all that fits");
+        }
+        if spec.num_allowed_local_as_numbers.is_some_and(|number| !(0..=10).contains(&number)) {
+            report.error("spec.numAllowedLocalASNumbers", "is 0 to 10");
+        }
         report.selector("spec.nodeSelector", spec.node_selector.as_ref());
         report.selector("spec.peerSelector", spec.peer_selector.as_ref());
         report.selector("spec.localWorkloadSelector", spec.local_workload_selector.as_ref());
     }
 
+    /// Of the next hop modes each does the same: a node announces what it owns, and nothing that it has
+    /// learned, so the next hop to keep is its own.
     fn unsupported(&self) -> Vec<Unsupported> {
         let spec = &self.spec;
         let no_session = "no session is made; name the peer by peerIP";
-        let next_hop = "the next hop is chosen by RFC 4271 section 5.1.3";
         let local_as = "the peer sees the node's own AS number";
         Effects::new()
             .when(spec.peer_selector.is_some(), "spec.peerSelector", no_session)
             .when(spec.local_workload_selector.is_some(), "spec.localWorkloadSelector", no_session)
             .when(spec.local_as_number.is_some(), "spec.localASNumber", local_as)
-            .when(spec.keep_original_next_hop, "spec.keepOriginalNextHop", next_hop)
-            .when(
-                spec.next_hop_mode.is_some_and(|mode| mode != NextHopMode::Auto),
-                "spec.nextHopMode",
-                next_hop,
-            )
             .when(
                 spec.password.is_some(),
                 "spec.password",
@@ -283,11 +333,6 @@ impl Rules for BgpPeer {
                 spec.keepalive_time.is_some(),
                 "spec.keepaliveTime",
                 "keepalives come at a third of the hold time",
-            )
-            .when(
-                spec.num_allowed_local_as_numbers.is_some_and(|number| number > 0),
-                "spec.numAllowedLocalASNumbers",
-                "routes whose path holds our AS number are refused",
             )
             .when(
                 spec.ttl_security.is_some_and(|hops| hops > 0),

@@ -272,6 +272,26 @@ fn invalid_values_name_place_value_and_remedy() {
             "error: m.yaml:9: spec.nodeSelector: all(): spec.nodeSelector and spec.node exclude each other; remove one of them",
         ),
         (
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\nmaxPrefixes: 0",
+            "error: m.yaml:8: spec.maxPrefixes: 0: is at least 1; to stop the session write shutdown: \"\"",
+        ),
+        (
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\ndelayOpenSeconds: 121",
+            "error: m.yaml:8: spec.delayOpenSeconds: 121: is 0 to 120 seconds",
+        ),
+        (
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\nnumAllowedLocalASNumbers: 11",
+            "error: m.yaml:8: spec.numAllowedLocalASNumbers: 11: is 0 to 10",
+        ),
+        (
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\nlocalRole: Transit",
+            "error: m.yaml:8: spec.localRole: Transit: allowed are: Provider, RouteServer, RouteServerClient, Customer, Peer",
+        ),
+        (
             "BGPConfiguration",
             "listenPort: 65536",
             "error: m.yaml:6: spec.listenPort: 65536: expected a whole number from 0 to 65535",

@@ -3,6 +3,33 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use twill_types::Prefix;
 
+/// How often a NOTIFICATION came or went. Part of [`PeerStatus`](super::PeerStatus).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotificationCount {
+    /// Sent by this node, or received.
+    pub sent: bool,
+    /// Error code (RFC 4271 section 4.5); 255, with the subcode 255, is all that no RFC names.
+    pub code: u8,
+    /// Error subcode.
+    pub subcode: u8,
+    /// How often.
+    pub count: u64,
+}
+
+/// How often UPDATEs were wrong in one way. Part of [`PeerStatus`](super::PeerStatus).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpdateErrorCount {
+    /// What was done: `prefix-discard`, `attribute-discard`, `afi-safi-disable`, `treat-as-withdraw` or
+    /// `session-reset`.
+    pub disposition: String,
+    /// Type code of the attribute; 0 where it is none, 255 for all that are unknown.
+    pub attribute: u8,
+    /// How often.
+    pub count: u64,
+}
+
 /// Body of [`Request::BgpExplain`](super::Request::BgpExplain).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +73,9 @@ pub struct ExplainedPath {
     pub from: IpAddr,
     /// The peer's TCP port.
     pub port: u16,
+    /// The peer's path identifier (RFC 7911); 0 without ADD-PATH.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub path_id: u32,
     /// Over an external session.
     pub external: bool,
     /// The peer's identifier.
@@ -64,6 +94,9 @@ pub struct ExplainedPath {
     /// The peer that the other path came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<IpAddr>,
+    /// The other path's identifier; 0 without ADD-PATH.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub against_path_id: u32,
     /// Its next hop, and where that is.
     pub next_hop: ExplainedNextHop,
     /// AS path as text.
@@ -77,14 +110,22 @@ pub struct ExplainedPath {
     /// AIGP, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aigp: Option<u64>,
-    /// Communities, plain and large, as text.
+    /// Communities, plain, extended and large, as text.
     pub communities: Vec<String>,
+    /// The AS that lets it go to customers alone (RFC 9234), where one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_to_customer: Option<u32>,
     /// ORIGINATOR_ID, where a reflector has set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub originator_id: Option<String>,
     /// CLUSTER_LIST, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cluster_list: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+pub(super) const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A next hop, and the way to it. Part of [`ExplainedPath`].
