@@ -166,8 +166,8 @@ impl Peer {
     /// Starts a peer that is not stopped by its administrator (events 1 and 4); one that waits in
     /// Idle starts now. Elsewhere a start changes nothing.
     pub(crate) fn start(&mut self, sink: &mut Sink<'_>) {
-        if self.config.shutdown.is_some() {
-            "stopped by its administrator".clone_into(&mut self.info);
+        if let Some(text) = &self.config.shutdown {
+            self.info = Notification::cease_with_text(cease::SHUTDOWN, text).to_string();
         } else if matches!(self.dial, Dial::Stopped | Dial::Held(_)) {
             self.attempts = 0;
             self.oscillations = 0;

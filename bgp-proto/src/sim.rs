@@ -1,6 +1,7 @@
 //! Speakers against each other in virtual time: a network that delays, cuts and forgets.
 
 mod reflection;
+mod scripted;
 mod sessions;
 
 use std::{

@@ -1,0 +1,251 @@
+//! One speaker and a peer that says exactly what a test wants it to say: what is negotiated, and what
+//! follows from it.
+
+use super::*;
+use crate::{
+    UpdateErrorCount,
+    wire::{
+        self, AddPathFamily, AsPath, Capability, GracefulRestart, GracefulRestartFamily,
+        MessageType, NextHopEncoding, Nlri, Notification, Open, Origin, PathAttributes, Role,
+        RouteRefresh, Segment, Session, cease, code, open_error,
+    },
+};
+
+mod contained;
+mod negotiated;
+
+const PEER: u32 = 64513;
+
+/// What a peer of today offers.
+fn everything() -> Vec<Capability> {
+    let families = [Family::V4, Family::V6];
+    let send = |family| AddPathFamily { family, receive: true, send: true };
+    let forwards = |family| GracefulRestartFamily { family, forwarding: true };
+    let mut all = families.map(Capability::MultiProtocol).to_vec();
+    all.extend([
+        Capability::RouteRefresh,
+        Capability::ExtendedNextHop(vec![NextHopEncoding::IPV4_OVER_IPV6]),
+        Capability::ExtendedMessage,
+        Capability::GracefulRestart(GracefulRestart {
+            restarting: false,
+            notification: true,
+            restart_time: 120,
+            families: families.map(forwards).to_vec(),
+        }),
+        Capability::FourOctetAs(Asn::new(PEER).unwrap()),
+        Capability::AddPath(families.map(send).to_vec()),
+        Capability::EnhancedRouteRefresh,
+        Capability::Fqdn { host: "tor1".to_owned(), domain: "example".to_owned() },
+    ]);
+    all
+}
+
+/// Without those that a test is not about.
+fn without(unwanted: fn(&Capability) -> bool) -> Vec<Capability> {
+    everything().into_iter().filter(|capability| !unwanted(capability)).collect()
+}
+
+fn plain() -> Vec<Capability> {
+    without(|c| !matches!(c, Capability::MultiProtocol(_) | Capability::FourOctetAs(_)))
+}
+
+fn is_add_path(capability: &Capability) -> bool {
+    matches!(capability, Capability::AddPath(_))
+}
+
+fn nlri(text: &str, path_id: u32) -> Nlri {
+    Nlri { prefix: prefix(text), path_id }
+}
+
+fn attributes(next_hop: &str) -> PathAttributes {
+    let path = AsPath::sequence([Asn::new(PEER).unwrap()]);
+    PathAttributes::new(Origin::Igp, path, next_hop.parse().unwrap())
+}
+
+/// The speaker, and one connection of the peer.
+struct Script {
+    speaker: Speaker,
+    now: Time,
+    key: PeerKey,
+    config: PeerConfig,
+    local: SocketAddr,
+    conn: ConnId,
+    /// What the peer may send by what was negotiated: the mirror image of the speaker's.
+    session: Session,
+    sent: Vec<u8>,
+    closed: bool,
+    routes: BTreeMap<Prefix, Vec<IpAddr>>,
+    events: Vec<PeerEvent>,
+}
+
+impl Script {
+    /// With a passive peer, so that all connections are the peer's.
+    fn new(change: impl FnOnce(&mut PeerConfig)) -> Self {
+        let (key, mut config) = peer(1, PEER);
+        config.passive = true;
+        change(&mut config);
+        let mut script = Self {
+            speaker: Speaker::new(super::config(0, 64512, false, 1), Time::ZERO),
+            now: Time::ZERO,
+            key,
+            config,
+            local: SocketAddr::new(address(0), 179),
+            conn: ConnId(u64::MAX),
+            session: Session::default(),
+            sent: Vec::new(),
+            closed: true,
+            routes: BTreeMap::new(),
+            events: Vec::new(),
+        };
+        script.input(Input::SetOwn(Own::announced([block(0)])));
+        script.configure(|_| ());
+        script
+    }
+
+    fn configure(&mut self, change: impl FnOnce(&mut PeerConfig)) {
+        change(&mut self.config);
+        self.input(Input::SetPeers([(self.key, self.config.clone())].into()));
+    }
+
+    fn input(&mut self, input: Input) {
+        self.speaker.handle(self.now, input);
+        while let Some(output) = self.speaker.poll_output() {
+            match output {
+                Output::Send { bytes, .. } => self.sent.extend(bytes),
+                Output::Close { .. } | Output::Abort { .. } => self.closed = true,
+                Output::Routes(changes) => {
+                    for change in changes {
+                        match change.next_hops.is_empty() {
+                            true => self.routes.remove(&change.prefix),
+                            false => self.routes.insert(change.prefix, change.next_hops),
+                        };
+                    }
+                }
+                Output::TrackNextHops(next_hops) => {
+                    let state = NextHopState::Reachable { metric: 0 };
+                    let states = next_hops.into_iter().map(|next_hop| (next_hop, state)).collect();
+                    self.speaker.handle(self.now, Input::NextHops(states));
+                }
+                Output::Event(_, event) => self.events.push(event),
+                Output::Connect { .. } | Output::Converged | Output::Conflicts(_) => {}
+            }
+        }
+    }
+
+    /// Lets time pass, timer by timer.
+    fn wait(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some((deadline, _)) = self.speaker.poll_timeout().filter(|(at, _)| *at <= end) {
+            self.now = self.now.max(deadline);
+            self.input(Input::Tick);
+        }
+        self.now = end;
+    }
+
+    fn say(&mut self, bytes: Vec<u8>) {
+        self.input(Input::Received { conn: self.conn, bytes });
+    }
+
+    /// Dials, and returns the OPEN that comes.
+    fn dial(&mut self) -> Open {
+        self.sent.clear();
+        self.closed = false;
+        self.conn = ConnId(self.conn.0 - 1);
+        let remote = SocketAddr::new(self.key.address, 4000);
+        self.input(Input::Accepted { conn: self.conn, local: self.local, remote });
+        let frame = wire::frame(&self.sent, wire::MAX_MESSAGE).unwrap().expect("an OPEN");
+        assert_eq!(frame.kind, MessageType::Open);
+        wire::decode_open(frame.body).unwrap()
+    }
+
+    /// Dials and answers with an OPEN of these capabilities.
+    fn open(&mut self, capabilities: Vec<Capability>) {
+        let theirs = self.dial();
+        let asn = Asn::new(PEER).unwrap();
+        let identifier = [192, 0, 2, 2].into();
+        let open = Open { asn, hold_time: 0, identifier, capabilities };
+        self.session = Session::negotiate(&open.capabilities, &theirs, false);
+        self.sent.clear();
+        self.say(wire::encode_open(&open));
+    }
+
+    /// Brings up a session.
+    fn establish(&mut self, capabilities: Vec<Capability>) {
+        self.open(capabilities);
+        self.say(wire::encode_keepalive());
+        assert_eq!(self.state(), State::Established, "{:?}", self.speaker.peers());
+    }
+
+    /// One with a session on which the initial exchange is over.
+    fn established(capabilities: Vec<Capability>) -> Self {
+        let mut script = Self::new(|_| ());
+        script.establish(capabilities);
+        script.end_of_rib();
+        script.sent.clear();
+        script
+    }
+
+    fn end_of_rib(&mut self) {
+        let mut bytes = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            wire::encode_end_of_rib(family, &mut bytes);
+        }
+        self.say(bytes);
+    }
+
+    fn state(&self) -> State {
+        self.speaker.peers()[0].state
+    }
+
+    fn announce(&mut self, attributes: &PathAttributes, routes: &[Nlri]) {
+        let mut bytes = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let of_it = routes.iter().filter(|nlri| nlri.prefix.family() == family);
+            let of_it: Vec<Nlri> = of_it.copied().collect();
+            let fits = wire::encode_updates(attributes, family, &of_it, &self.session, &mut bytes);
+            assert!(fits || of_it.is_empty(), "it cannot be said on this session");
+        }
+        self.say(bytes);
+    }
+
+    fn withdraw(&mut self, routes: &[Nlri]) {
+        let mut bytes = Vec::new();
+        wire::encode_withdrawals(Family::V4, routes, &self.session, &mut bytes);
+        self.say(bytes);
+    }
+
+    fn refresh(&mut self, subtype: u8) {
+        self.say(wire::encode_route_refresh(RouteRefresh { family: Family::V4, subtype }));
+    }
+
+    /// The messages that came since the last call, in short.
+    fn heard(&mut self) -> Vec<String> {
+        let sent = std::mem::take(&mut self.sent);
+        let mut rest = sent.as_slice();
+        let mut heard = Vec::new();
+        while let Some(frame) = wire::frame(rest, wire::MAX_EXTENDED).unwrap() {
+            heard.push(match frame.kind {
+                MessageType::Notification => Notification::decode(frame.body).to_string(),
+                MessageType::RouteRefresh => format!("RouteRefresh {}", frame.body[2]),
+                MessageType::Update => {
+                    let update = wire::decode_update(frame.body, &self.session).unwrap();
+                    let of = |(a, r): (PathAttributes, wire::Routes)| {
+                        format!("{r:?} via {}", a.next_hop)
+                    };
+                    let told: Vec<String> = update.announced.into_iter().map(of).collect();
+                    match update.end_of_rib {
+                        Some(family) => format!("End-of-RIB {family}"),
+                        None => told.join(" "),
+                    }
+                }
+                other => format!("{other:?}"),
+            });
+            rest = &rest[frame.length..];
+        }
+        heard
+    }
+
+    fn known(&self) -> Vec<String> {
+        self.routes.keys().map(ToString::to_string).collect()
+    }
+}

@@ -1,0 +1,173 @@
+use super::*;
+
+fn many(count: u32) -> Vec<Nlri> {
+    let one = |n: u32| Prefix::new(Ipv4Addr::from_bits(0x0b00_0000 + (n << 8)).into(), 24).unwrap();
+    (0..count).map(|n| Nlri { prefix: one(n), path_id: 0 }).collect()
+}
+
+/// A session of a peer that may announce ten prefixes.
+fn limited(capabilities: Vec<Capability>) -> Script {
+    let mut script = Script::new(|config| config.policy.max_prefixes = Some(10));
+    script.establish(capabilities);
+    script.end_of_rib();
+    script.sent.clear();
+    script
+}
+
+/// RFC 4486 section 4, and as a Hard Reset where the peer would keep routes over it (RFC 8538).
+#[test]
+fn a_peer_over_its_limit_is_ended_and_held() {
+    let said = "Cease/Maximum Number of Prefixes Reached (6/1): more than 10 IPv4 prefixes";
+    let hard = format!("Cease/Hard Reset (6/9): {said}");
+    let all = without(is_add_path);
+    for (capabilities, said) in [(all, hard.as_str()), (plain(), said)] {
+        let mut script = limited(capabilities.clone());
+        script.announce(&attributes("192.0.2.2"), &many(10));
+        assert_eq!((script.known().len(), script.state()), (10, State::Established));
+        // The same again is no more than before.
+        script.announce(&attributes("192.0.2.3"), &many(10));
+        assert_eq!(script.state(), State::Established);
+        script.announce(&attributes("192.0.2.2"), &many(11));
+        assert_eq!(script.heard(), [said]);
+        assert_eq!((script.known(), script.state(), script.closed), (vec![], State::Idle, true));
+        assert_eq!(script.speaker.peers()[0].info, said);
+        // It is held for a minute, whatever it does.
+        script.wait(Duration::from_secs(44));
+        assert_eq!(script.state(), State::Idle);
+        script.wait(Duration::from_secs(16));
+        assert_eq!(script.state(), State::Active);
+        // And for longer the next time.
+        script.establish(capabilities);
+        script.announce(&attributes("192.0.2.2"), &many(11));
+        script.wait(Duration::from_secs(89));
+        assert_eq!(script.state(), State::Idle);
+        // A new limit is tried at once.
+        script.configure(|config| config.policy.max_prefixes = Some(20));
+        assert_eq!(script.state(), State::Active);
+    }
+}
+
+/// What comes in the same bytes as the one prefix too many is not taken.
+#[test]
+fn nothing_is_taken_after_the_end() {
+    let mut script = limited(plain());
+    let mut bytes = Vec::new();
+    for routes in [many(11), many(300), many(2000)] {
+        let attributes = attributes("192.0.2.2");
+        let fits =
+            wire::encode_updates(&attributes, Family::V4, &routes, &script.session, &mut bytes);
+        assert!(fits);
+    }
+    script.say(bytes);
+    assert_eq!((script.known(), script.state()), (vec![], State::Idle));
+    assert_eq!(script.speaker.peers()[0].prefixes_in, 0);
+}
+
+/// Paths count, not prefixes: memory is what is guarded.
+#[test]
+fn each_path_counts() {
+    let mut script = limited(everything());
+    let paths: Vec<Nlri> = (0..11).map(|id| nlri("198.51.100.0/24", id)).collect();
+    script.announce(&attributes("192.0.2.2"), &paths[..10]);
+    assert_eq!(script.state(), State::Established);
+    script.announce(&attributes("192.0.2.2"), &paths);
+    assert_eq!(script.state(), State::Idle);
+}
+
+/// A peer that comes back with another table has the old one as stale beside it; one that begins a
+/// refresh again and again does not pile up tables.
+#[test]
+fn stale_paths_do_not_count_until_they_are_too_many() {
+    let mut script = limited(without(is_add_path));
+    let all = many(60);
+    script.announce(&attributes("192.0.2.2"), &all[..10]);
+    for (begin, state) in [(10, State::Established), (20, State::Idle)] {
+        script.refresh(RouteRefresh::BEGIN);
+        script.announce(&attributes("192.0.2.2"), &all[begin..begin + 10]);
+        assert_eq!(script.state(), state, "{begin}");
+    }
+}
+
+/// A lower limit holds for what is there.
+#[test]
+fn a_lower_limit_counts_at_once() {
+    let mut script = limited(plain());
+    script.announce(&attributes("192.0.2.2"), &many(10));
+    script.configure(|config| config.policy.max_prefixes = Some(9));
+    assert_eq!(script.state(), State::Idle);
+}
+
+fn with_set() -> PathAttributes {
+    let mut attributes = attributes("192.0.2.2");
+    attributes.as_path = AsPath::new(vec![
+        Segment::Sequence(vec![Asn::new(PEER).unwrap()]),
+        Segment::Set(vec![Asn::new(64999).unwrap()]),
+    ]);
+    attributes
+}
+
+/// RFC 9774 section 3: withdrawn, unless the operator says otherwise.
+#[test]
+fn as_sets_are_withdrawn_unless_they_are_accepted() {
+    for (accepted, known, count) in [(false, 0, 1), (true, 1, 0)] {
+        let mut script = Script::new(|config| config.policy.as_sets = accepted);
+        script.establish(plain());
+        script.announce(&attributes("192.0.2.2"), &many(1));
+        script.announce(&with_set(), &many(1));
+        assert_eq!(script.known().len(), known);
+        let errors = script.speaker.peers()[0].update_errors.clone();
+        let expected = UpdateErrorCount { disposition: "treat-as-withdraw", attribute: 2, count };
+        assert_eq!(errors, vec![expected; usize::from(!accepted)]);
+    }
+}
+
+/// Of many errors few are told, and all are counted; the number comes when the minute is over.
+#[test]
+fn errors_do_not_flood_the_log() {
+    let mut script = Script::established(plain());
+    script.events.clear();
+    for _ in 0..1000 {
+        script.announce(&with_set(), &many(1));
+    }
+    let told = |script: &Script| {
+        let is_told = |event: &&PeerEvent| matches!(event, PeerEvent::BadUpdate { .. });
+        script.events.iter().filter(is_told).count()
+    };
+    assert_eq!(told(&script), 5);
+    script.wait(Duration::from_secs(60));
+    assert!(script.events.contains(&PeerEvent::MoreBadUpdates { count: 995 }));
+    assert_eq!(script.speaker.peers()[0].update_errors[0].count, 1000);
+    script.announce(&with_set(), &many(1));
+    assert_eq!(told(&script), 6, "a new minute");
+}
+
+/// An UPDATE that ends the session says in what it was wrong, not only which code it got.
+#[test]
+fn a_fault_that_resets_is_named() {
+    let mut script = Script::established(plain());
+    // A prefix of 33 bits.
+    let mut update = vec![0xff; 16];
+    update.extend([0, 24, 2, 0, 0, 0, 0, 33]);
+    script.say(update);
+    assert_eq!(script.heard(), ["UPDATE Message Error/Invalid Network Field (3/10)"]);
+    let peer = &script.speaker.peers()[0];
+    assert!(peer.info.ends_with("a prefix is malformed"), "{}", peer.info);
+    assert_eq!(peer.update_errors[0].disposition, "session-reset");
+    let counted = &peer.notifications[0];
+    assert_eq!((counted.sent, counted.code, counted.subcode, counted.count), (true, 3, 10, 1));
+}
+
+/// The peer's operator reads why, and so does ours.
+#[test]
+fn a_shutdown_tells_its_text() {
+    let mut script = Script::established(plain());
+    script.configure(|config| config.shutdown = Some("rack 7 is moved".to_owned()));
+    let said = "Cease/Administrative Shutdown (6/2): \"rack 7 is moved\"";
+    assert_eq!((script.heard(), script.closed), (vec![said.to_owned()], true));
+    assert_eq!(script.speaker.peers()[0].info, said);
+    script.configure(|config| config.shutdown = None);
+    assert_eq!(script.state(), State::Active);
+    script.configure(|config| config.shutdown = Some("again".to_owned()));
+    let restarted = Notification::cease_with_text(cease::SHUTDOWN, "again");
+    assert_eq!(script.speaker.peers()[0].info, restarted.to_string());
+}
