@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use twill_types::Family;
 
 use crate::{
-    ConnId, PeerConfig, State, Time,
+    ConnId, State, Time,
     offer::Offer,
     wire::{
         self, Capability, Fault, Frame, GracefulRestart, LongLivedFamily, MessageType,
@@ -270,7 +270,12 @@ impl Connection {
         self.negotiated = Some(Negotiated {
             session: Session { as_sets: offer.peer.policy.as_sets, ..session },
             hold_time,
-            long_lived: long_lived(&open, offer.peer),
+            long_lived: open
+                .long_lived_restart()
+                .iter()
+                .filter(|theirs| offer.peer.long_lived.contains_key(&theirs.family))
+                .copied()
+                .collect(),
             notification_restart: open.graceful_restart().is_some_and(|r| r.notification),
             route_refresh: open.capabilities.contains(&Capability::RouteRefresh),
             role: open.role()?.filter(|_| has_role),
@@ -362,19 +367,6 @@ impl Connection {
         .into_iter()
         .filter_map(|(deadline, why)| Some((deadline?, why)))
     }
-}
-
-/// What the peer offers of long-lived graceful restart, as far as it is wanted here. Without graceful
-/// restart beside it, it does not count (RFC 9494 section 4.5).
-fn long_lived(open: &Open, peer: &PeerConfig) -> Vec<LongLivedFamily> {
-    let offered = open.capabilities.iter().filter_map(|capability| match capability {
-        Capability::LongLivedGracefulRestart(families) => Some(families),
-        _ => None,
-    });
-    let wanted = |offer: &&LongLivedFamily| {
-        open.graceful_restart().is_some() && peer.long_lived.contains_key(&offer.family)
-    };
-    offered.flatten().filter(wanted).copied().collect()
 }
 
 /// A session that could not carry a route (RFC 5492 section 3). The data is what is missed.

@@ -1,6 +1,9 @@
 //! Speakers against each other in virtual time: a network that delays, cuts and forgets.
 
+mod helper;
 mod reflection;
+mod restarts;
+mod script;
 mod scripted;
 mod sessions;
 

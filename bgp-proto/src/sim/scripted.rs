@@ -127,7 +127,7 @@ impl Script {
                     self.speaker.handle(self.now, Input::NextHops(states));
                 }
                 Output::Event(_, event) => self.events.push(event),
-                Output::Connect { .. } | Output::Converged | Output::Conflicts(_) => {}
+                Output::Connect { .. } | Output::Converged { .. } | Output::Conflicts(_) => {}
             }
         }
     }
