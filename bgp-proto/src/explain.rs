@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
+    time::Duration,
 };
 
 use twill_types::Prefix;
@@ -47,6 +48,9 @@ pub struct PathExplanation {
     pub attributes: Arc<PathAttributes>,
     /// Kept over a restart of the peer.
     pub stale: bool,
+    /// If it is: how long still, or until it is the last resort (RFC 9494), unless the peer is back
+    /// before.
+    pub stale_for: Option<Duration>,
     /// What is known of its next hop.
     pub next_hop: Option<NextHopState>,
     /// Used or not, and why.

@@ -587,12 +587,12 @@ fn routes_are_explained() {
         net.nodes[0].routes.get(&shared).is_some_and(|found| found == &hops)
     });
     let speaker = &net.nodes[0].speaker;
-    let explained = speaker.explain(prefix("10.9.0.77/32")).unwrap();
+    let explained = speaker.explain(net.now, prefix("10.9.0.77/32")).unwrap();
     assert_eq!((explained.prefix, explained.next_hops), (shared, hops.to_vec()));
     let outcomes: Vec<String> = explained.paths.iter().map(|p| p.outcome.to_string()).collect();
     let second = "as good as 192.0.2.2, which comes first by lower router id";
     assert_eq!(outcomes, ["best", second]);
-    let own = speaker.explain(prefix("10.0.0.3/32")).unwrap();
+    let own = speaker.explain(net.now, prefix("10.0.0.3/32")).unwrap();
     assert_eq!((own.prefix, own.announced), (block(0), Some(true)));
-    assert!(speaker.explain(prefix("172.16.0.0/12")).is_none());
+    assert!(speaker.explain(net.now, prefix("172.16.0.0/12")).is_none());
 }

@@ -127,10 +127,16 @@ impl Speaker {
 
     /// All that is known of a prefix: of itself, else of the most specific one that covers it and is
     /// known.
-    pub fn explain(&self, prefix: Prefix) -> Option<Explanation> {
+    pub fn explain(&self, now: Time, prefix: Prefix) -> Option<Explanation> {
         // The more specific of two that cover one prefix is the greater.
         let found = self.rib.covering(prefix).max(self.rib.own_covering(prefix))?;
-        Some(self.rib.explain(found))
+        let mut explanation = self.rib.explain(found);
+        for path in explanation.paths.iter_mut().filter(|path| path.stale) {
+            let exchange = self.exchanges.get(&path.from);
+            let until = exchange.and_then(|exchange| exchange.kept_until(found.family()));
+            path.stale_for = until.map(|until| until.since(now));
+        }
+        Some(explanation)
     }
 
     /// Runs `act` on the peer that a connection belongs to.

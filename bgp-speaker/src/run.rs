@@ -62,8 +62,11 @@ pub enum Report {
     Routes(Vec<RouteChange>),
     /// The next hops whose reachability the speaker has to know, all of them.
     TrackNextHops(BTreeSet<IpAddr>),
-    /// After a restart: every peer that had something to say has said it.
-    Converged,
+    /// After a restart: every peer that had something to say has said it, or will not be waited for.
+    Converged {
+        /// Peers that had not said everything when the time for it was over.
+        unheard: Vec<PeerKey>,
+    },
     /// What peers announce of what this node has, all of it.
     Conflicts(Vec<Conflict>),
 }
@@ -211,7 +214,7 @@ impl Shell {
                 let _ = reply.send(snapshot);
             }
             Command::Explain(prefix, reply) => {
-                let _ = reply.send(self.speaker.explain(prefix));
+                let _ = reply.send(self.speaker.explain(self.now(), prefix));
             }
             // Handled by the loop, which it ends.
             Command::Stop(_) => {}
@@ -310,7 +313,7 @@ impl Shell {
                 }
                 Output::Routes(changes) => self.report(Report::Routes(changes)),
                 Output::TrackNextHops(next_hops) => self.report(Report::TrackNextHops(next_hops)),
-                Output::Converged => self.report(Report::Converged),
+                Output::Converged { unheard } => self.report(Report::Converged { unheard }),
                 Output::Conflicts(conflicts) => self.report(Report::Conflicts(conflicts)),
                 Output::Event(peer, event) => log(peer, &event),
             }
@@ -345,6 +348,9 @@ fn log(peer: PeerKey, event: &PeerEvent) {
         PeerEvent::BadUpdate { text } => warn!(%peer, text, "bad UPDATE"),
         PeerEvent::MoreBadUpdates { count } => {
             warn!(%peer, count, "more bad UPDATEs in the last minute");
+        }
+        PeerEvent::LongLived(family) => {
+            warn!(%peer, %family, "still away: its routes are the last resort");
         }
         PeerEvent::EndOfRib(family) => debug!(%peer, %family, "End-of-RIB"),
         PeerEvent::StaleFlushed { count } => info!(%peer, count, "stale routes removed"),

@@ -5,7 +5,7 @@ use twill_rpc::message::{PeerStatus, RouteStatus};
 
 use crate::{
     node::{info, is_up, kind},
-    table::{age, framed, peer_address},
+    table::{age, framed, peer_address, seconds},
 };
 
 pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String {
@@ -45,7 +45,7 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
             if wide { peer.state.clone() } else { info(peer) },
             if is_up(peer) { age(peer.since_ms, now) } else { "-".to_owned() },
             peer.prefixes_in.to_string(),
-            peer.prefixes_stale.to_string(),
+            stale(peer),
             peer.prefixes_out.to_string(),
             hold_time(peer),
         ];
@@ -63,6 +63,21 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
         row
     };
     framed(&header, &numbers, peers.iter().map(row).collect())
+}
+
+/// How many, and for how long still.
+fn stale(peer: &PeerStatus) -> String {
+    let time = peer.stale_for_ms.map(left);
+    match (time, peer.long_lived_stale) {
+        (None, _) => peer.prefixes_stale.to_string(),
+        (Some(time), false) => format!("{} for {time}", peer.prefixes_stale),
+        (Some(time), true) => format!("{} long-lived for {time}", peer.prefixes_stale),
+    }
+}
+
+/// A time that is left.
+pub(crate) fn left(ms: u64) -> String {
+    seconds(i64::try_from(ms.div_ceil(1000)).unwrap_or(i64::MAX))
 }
 
 fn hold_time(peer: &PeerStatus) -> String {
@@ -140,22 +155,25 @@ mod tests {
         down.hold_time = 0;
         down.router_id = None;
         down.capabilities.clear();
+        down.prefixes_stale = 2;
+        down.stale_for_ms = Some(117_100);
+        down.awaited = true;
         let all = [peer("192.168.2.1"), down];
         expect![[r#"
-            +--------------+------------+---------------+-------+--------------------------+--------+----+-------+-----+-----------+
-            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |           STATE          | UPTIME | IN | STALE | OUT | HOLD TIME |
-            +--------------+------------+---------------+-------+--------------------------+--------+----+-------+-----+-----------+
-            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established              | 2m0s   |  2 |     0 |   1 |       90s |
-            | fd00::1      | peer-rack1 | node specific | 64513 | Idle: hold timer expired | -      |  2 |     0 |   1 |         - |
-            +--------------+------------+---------------+-------+--------------------------+--------+----+-------+-----+-----------+
+            +--------------+------------+---------------+-------+------------------------------------+--------+----+-------------+-----+-----------+
+            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |                STATE               | UPTIME | IN |    STALE    | OUT | HOLD TIME |
+            +--------------+------------+---------------+-------+------------------------------------+--------+----+-------------+-----+-----------+
+            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established                        | 2m0s   |  2 |           0 |   1 |       90s |
+            | fd00::1      | peer-rack1 | node specific | 64513 | Idle (awaited): hold timer expired | -      |  2 | 2 for 1m58s |   1 |         - |
+            +--------------+------------+---------------+-------+------------------------------------+--------+----+-------------+-----+-----------+
         "#]].assert_eq(&peers(&all, now(), false));
         expect![[r#"
-            +--------------+------------+---------------+-------+-------------+--------+----+-------+-----+-----------+-------------+---------+----------+-------+----------------------------------------+--------------------+
-            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |    STATE    | UPTIME | IN | STALE | OUT | HOLD TIME |  ROUTER ID  | MSGS IN | MSGS OUT | FLAPS |              CAPABILITIES              |     LAST EVENT     |
-            +--------------+------------+---------------+-------+-------------+--------+----+-------+-----+-----------+-------------+---------+----------+-------+----------------------------------------+--------------------+
-            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established | 2m0s   |  2 |     0 |   1 |       90s | 192.168.2.1 |      12 |       11 |     0 | multiprotocol ipv4-unicast, 4-octet AS | -                  |
-            | fd00::1      | peer-rack1 | node specific | 64513 | Idle        | -      |  2 |     0 |   1 |         - | -           |      12 |       11 |     0 | -                                      | hold timer expired |
-            +--------------+------------+---------------+-------+-------------+--------+----+-------+-----+-----------+-------------+---------+----------+-------+----------------------------------------+--------------------+
+            +--------------+------------+---------------+-------+-------------+--------+----+-------------+-----+-----------+-------------+---------+----------+-------+----------------------------------------+--------------------+
+            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |    STATE    | UPTIME | IN |    STALE    | OUT | HOLD TIME |  ROUTER ID  | MSGS IN | MSGS OUT | FLAPS |              CAPABILITIES              |     LAST EVENT     |
+            +--------------+------------+---------------+-------+-------------+--------+----+-------------+-----+-----------+-------------+---------+----------+-------+----------------------------------------+--------------------+
+            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established | 2m0s   |  2 |           0 |   1 |       90s | 192.168.2.1 |      12 |       11 |     0 | multiprotocol ipv4-unicast, 4-octet AS | -                  |
+            | fd00::1      | peer-rack1 | node specific | 64513 | Idle        | -      |  2 | 2 for 1m58s |   1 |         - | -           |      12 |       11 |     0 | -                                      | hold timer expired |
+            +--------------+------------+---------------+-------+-------------+--------+----+-------------+-----+-----------+-------------+---------+----------+-------+----------------------------------------+--------------------+
         "#]].assert_eq(&peers(&all, now(), true));
         expect![[r#"
             No peers are configured.

@@ -6,7 +6,7 @@ use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath};
 use twill_types::Prefix;
 
 use crate::{
-    bgp::{or_dash, with_path_id},
+    bgp::{left, or_dash, with_path_id},
     table::{framed, peer_address},
 };
 
@@ -73,7 +73,11 @@ fn summary(prefix: Prefix, explained: &Explained) -> String {
 fn row(path: &ExplainedPath, wide: bool) -> Vec<String> {
     let number = |value: Option<u32>| value.map_or("-".to_owned(), |value| value.to_string());
     let words = [(path.best, "best"), (path.used && !path.best, "used"), (path.stale, "stale")];
-    let words: Vec<_> = words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect();
+    let mut words: Vec<String> =
+        words.iter().filter(|(holds, _)| *holds).map(|(_, word)| (*word).to_owned()).collect();
+    if let (Some(last), Some(ms)) = (words.last_mut(), path.stale_for_ms) {
+        *last += &format!(" for {}", left(ms));
+    }
     let mut row = vec![
         with_path_id(peer_address(path.from, path.port), path.path_id),
         or_dash(words.join(", ")),
@@ -125,6 +129,7 @@ mod tests {
             best: reason == "best",
             used: reason == "best" || reason.starts_with("as good as"),
             stale: false,
+            stale_for_ms: None,
             reason: reason.to_owned(),
             step: None,
             against: None,
@@ -174,32 +179,33 @@ mod tests {
         all[2].as_path = "64513 64513".to_owned();
         all[2].med = Some(10);
         all[2].stale = true;
+        all[2].stale_for_ms = Some(90_000);
         all[3].next_hop.reachable = Some(false);
         all[3].communities = vec!["64513:1".to_owned()];
         all[1].next_hop.gateway = Some("192.168.2.254".parse().unwrap());
         expect![[r#"
             198.51.100.7/32 is covered by 198.51.100.0/24.
             198.51.100.0/24: 4 paths, 2 used (of at most 16 next hops), in the kernel.
-            +-------------+-------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
-            |     FROM    |  USE  |   NEXT HOP  |             WAY            | LOCAL PREF |   AS PATH   | ORIGIN | MED |                            REASON                            |
-            +-------------+-------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
-            | 192.168.2.1 | best  | 192.168.2.1 | dev eth0                   |          - | 64513       | IGP    |   - | best                                                         |
-            | 192.168.2.2 | used  | 192.168.2.2 | via 192.168.2.254 dev eth0 |          - | 64513       | IGP    |   - | as good as 192.168.2.1, which comes first by lower router id |
-            | 192.168.2.3 | stale | 192.168.2.3 | dev eth0                   |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       |
-            | 192.168.2.4 | -     | 192.168.2.4 | unreachable                |          - | 64513       | IGP    |   - | next hop unreachable                                         |
-            +-------------+-------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
+            +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
+            |     FROM    |       USE       |   NEXT HOP  |             WAY            | LOCAL PREF |   AS PATH   | ORIGIN | MED |                            REASON                            |
+            +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
+            | 192.168.2.1 | best            | 192.168.2.1 | dev eth0                   |          - | 64513       | IGP    |   - | best                                                         |
+            | 192.168.2.2 | used            | 192.168.2.2 | via 192.168.2.254 dev eth0 |          - | 64513       | IGP    |   - | as good as 192.168.2.1, which comes first by lower router id |
+            | 192.168.2.3 | stale for 1m30s | 192.168.2.3 | dev eth0                   |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       |
+            | 192.168.2.4 | -               | 192.168.2.4 | unreachable                |          - | 64513       | IGP    |   - | next hop unreachable                                         |
+            +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
         "#]].assert_eq(&text(&explained(all.clone()), false));
         expect![[r#"
             198.51.100.7/32 is covered by 198.51.100.0/24.
             198.51.100.0/24: 4 paths, 2 used (of at most 16 next hops), in the kernel.
-            +-------------+-------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+
-            |     FROM    |  USE  |   NEXT HOP  |             WAY            | LOCAL PREF |   AS PATH   | ORIGIN | MED |                            REASON                            |  SESSION |  ROUTER ID  | ORIGINATOR | CLUSTERS | COMMUNITIES |
-            +-------------+-------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+
-            | 192.168.2.1 | best  | 192.168.2.1 | dev eth0                   |          - | 64513       | IGP    |   - | best                                                         | external | 192.168.2.1 | -          | -        | -           |
-            | 192.168.2.2 | used  | 192.168.2.2 | via 192.168.2.254 dev eth0 |          - | 64513       | IGP    |   - | as good as 192.168.2.1, which comes first by lower router id | external | 192.168.2.2 | -          | -        | -           |
-            | 192.168.2.3 | stale | 192.168.2.3 | dev eth0                   |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       | external | 192.168.2.3 | -          | -        | -           |
-            | 192.168.2.4 | -     | 192.168.2.4 | unreachable                |          - | 64513       | IGP    |   - | next hop unreachable                                         | external | 192.168.2.4 | -          | -        | 64513:1     |
-            +-------------+-------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+
+            +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+
+            |     FROM    |       USE       |   NEXT HOP  |             WAY            | LOCAL PREF |   AS PATH   | ORIGIN | MED |                            REASON                            |  SESSION |  ROUTER ID  | ORIGINATOR | CLUSTERS | COMMUNITIES |
+            +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+
+            | 192.168.2.1 | best            | 192.168.2.1 | dev eth0                   |          - | 64513       | IGP    |   - | best                                                         | external | 192.168.2.1 | -          | -        | -           |
+            | 192.168.2.2 | used            | 192.168.2.2 | via 192.168.2.254 dev eth0 |          - | 64513       | IGP    |   - | as good as 192.168.2.1, which comes first by lower router id | external | 192.168.2.2 | -          | -        | -           |
+            | 192.168.2.3 | stale for 1m30s | 192.168.2.3 | dev eth0                   |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       | external | 192.168.2.3 | -          | -        | -           |
+            | 192.168.2.4 | -               | 192.168.2.4 | unreachable                |          - | 64513       | IGP    |   - | next hop unreachable                                         | external | 192.168.2.4 | -          | -        | 64513:1     |
+            +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+
         "#]].assert_eq(&text(&explained(all), true));
     }
 

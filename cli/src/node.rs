@@ -41,6 +41,15 @@ pub(crate) fn table(status: &NodeStatus, now: Timestamp, zone: &TimeZone, wide: 
             false => text += &sessions(&peers, now, zone),
         }
     }
+    let awaited: Vec<String> = status
+        .peers
+        .iter()
+        .filter(|peer| peer.awaited)
+        .map(|peer| peer_address(peer.address, peer.port))
+        .collect();
+    if !awaited.is_empty() {
+        let _ = writeln!(text, "\nRestarted: old kernel routes wait for {}.", awaited.join(", "));
+    }
     if !status.problems.is_empty() {
         text += "\nProblems\n";
         for problem in &status.problems {
@@ -73,9 +82,10 @@ pub(crate) fn is_up(peer: &PeerStatus) -> bool {
 
 /// The state, and what last went wrong while the session is not up.
 pub(crate) fn info(peer: &PeerStatus) -> String {
+    let awaited = if peer.awaited { " (awaited)" } else { "" };
     match is_up(peer) || peer.info.is_empty() {
-        true => peer.state.clone(),
-        false => format!("{}: {}", peer.state, peer.info),
+        true => format!("{}{awaited}", peer.state),
+        false => format!("{}{awaited}: {}", peer.state, peer.info),
     }
 }
 
@@ -125,20 +135,23 @@ mod tests {
         status.peers[1].port = 1179;
         status.peers[1].state = "Active".into();
         status.peers[1].info = "hold timer expired".into();
+        status.peers[1].awaited = true;
         expect![[r#"
             Twill process is running (pid 4711, version 0.1.0, up 5m12s).
             Node node1, AS 64512, addresses 192.168.2.11, blocks 1, learned routes 3.
 
             IPv4 BGP status
-            +-------------------+-------------------+-------+----------+----------------------------+
-            |    PEER ADDRESS   |     PEER TYPE     | STATE |   SINCE  |            INFO            |
-            +-------------------+-------------------+-------+----------+----------------------------+
-            | 192.168.2.1       | node specific     | up    | 11:58:00 | Established                |
-            | 192.168.3.12:1179 | node-to-node mesh | start | 11:58:00 | Active: hold timer expired |
-            +-------------------+-------------------+-------+----------+----------------------------+
+            +-------------------+-------------------+-------+----------+--------------------------------------+
+            |    PEER ADDRESS   |     PEER TYPE     | STATE |   SINCE  |                 INFO                 |
+            +-------------------+-------------------+-------+----------+--------------------------------------+
+            | 192.168.2.1       | node specific     | up    | 11:58:00 | Established                          |
+            | 192.168.3.12:1179 | node-to-node mesh | start | 11:58:00 | Active (awaited): hold timer expired |
+            +-------------------+-------------------+-------+----------+--------------------------------------+
 
             IPv6 BGP status
             No IPv6 peers found.
+
+            Restarted: old kernel routes wait for 192.168.3.12:1179.
         "#]]
         .assert_eq(&text(&status, false));
     }

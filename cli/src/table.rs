@@ -44,7 +44,11 @@ pub(crate) fn age(ms: u64, now: Timestamp) -> String {
     let Some(then) = timestamp(ms) else {
         return "-".to_owned();
     };
-    let seconds = now.duration_since(then).as_secs().max(0);
+    seconds(now.duration_since(then).as_secs().max(0))
+}
+
+/// A time in two units.
+pub(crate) fn seconds(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match () {
         () if days > 0 => format!("{days}d{}h", hours % 24),

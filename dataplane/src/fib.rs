@@ -97,13 +97,18 @@ impl Fib {
         Ok(refused.collect())
     }
 
+    /// The blocks that have their unreachable route.
+    pub fn blocks(&mut self) -> Result<BTreeSet<Prefix>, Error> {
+        let ours = self.ours()?.into_iter().filter(is_block);
+        Ok(ours.map(|route| route.prefix).collect())
+    }
+
     /// Makes the unreachable routes of owned blocks be exactly those of `blocks`: addresses that no
     /// pod has are refused here, instead of going back to the router that sent them. Answers those
     /// that the kernel refused.
     pub fn sync_blocks(&mut self, blocks: &[Prefix]) -> Result<Vec<(Prefix, KernelError)>, Error> {
         let desired: BTreeSet<Prefix> = blocks.iter().copied().collect();
-        let ours = self.ours()?.into_iter().filter(is_block);
-        let actual: BTreeSet<Prefix> = ours.map(|route| route.prefix).collect();
+        let actual = self.blocks()?;
         let missing = desired.difference(&actual).map(|block| {
             let message = RouteNetlinkMessage::NewRoute(block_route(*block));
             (*block, Request { message, flags: NLM_F_CREATE | NLM_F_EXCL })

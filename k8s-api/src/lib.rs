@@ -30,8 +30,8 @@ pub use kinds::{
         SetPriority,
     },
     bgp_peer::{
-        BgpPassword, BgpPeer, BgpPeerSpec, LocalRole, NextHopMode, PeerAddress, PeerAddressError,
-        ReversePeering, SecretKeyRef, SourceAddress,
+        BgpPassword, BgpPeer, BgpPeerSpec, LocalRole, LongLivedRestartTime, NextHopMode,
+        PeerAddress, PeerAddressError, ReversePeering, SecretKeyRef, SourceAddress,
     },
     ip_pool::{AllowedUse, AssignmentMode, EncapsulationMode, IpPool, IpPoolSpec},
     ipam::{

@@ -12,18 +12,19 @@ use twill_bgp_proto::{
 use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
 use twill_ipam_store::now_ms;
 use twill_rpc::message::{self, PeerStatus, RouteStatus};
-use twill_types::{Asn, Prefix};
+use twill_types::{Asn, Family, Prefix};
 
 use crate::{
     claims::OwnedBlocks,
     datastore::Snapshot,
     desired::{Desired, desired},
-    explain::communities,
+    explain::{communities, milliseconds},
 };
 
 /// After a restart, old kernel routes are kept at the most this long for peers that have not sent
-/// everything (RFC 4724 section 4.1).
-const SELECTION_DEFERRAL: Duration = Duration::from_secs(60);
+/// everything (RFC 4724 section 4.1). The slowest peer that was tried is back after 5 s; who takes
+/// longer than this is taken for gone.
+const SELECTION_DEFERRAL: Duration = Duration::from_secs(30);
 /// Next hops that one route uses at once.
 const MAX_PATHS: usize = 16;
 
@@ -42,8 +43,8 @@ pub(crate) struct Bgp {
     pub(crate) node: String,
     /// Over BGPConfiguration's port.
     pub(crate) listen_port: Option<u16>,
-    /// Our routes were in the kernel when this process started.
-    pub(crate) restarting: bool,
+    /// Families whose routes were in the kernel when this process started.
+    pub(crate) forwarding: BTreeSet<Family>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// Blocks that are claimed and confirmed; `None` until the claims have been read.
     pub(crate) owned: watch::Receiver<Option<OwnedBlocks>>,
@@ -109,7 +110,7 @@ impl Bgp {
             asn: identity.asn,
             hostname: self.node.clone(),
             seed: now_ms(),
-            restarting: self.restarting,
+            forwarding: self.forwarding.clone(),
             selection_deferral: SELECTION_DEFERRAL,
             max_paths: MAX_PATHS,
         };
@@ -148,7 +149,7 @@ pub(crate) fn peer_statuses(picture: &Picture) -> Vec<PeerStatus> {
 }
 
 fn peer_status(now: Time, peer: &PeerSnapshot) -> PeerStatus {
-    let ago = u64::try_from(now.since(peer.since).as_millis()).unwrap_or(0);
+    let ago = milliseconds(now.since(peer.since));
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     PeerStatus {
         address: peer.key.address,
@@ -168,6 +169,9 @@ fn peer_status(now: Time, peer: &PeerSnapshot) -> PeerStatus {
         capabilities: peer.capabilities.iter().map(|name| (*name).to_owned()).collect(),
         prefixes_in: count(peer.prefixes_in),
         prefixes_stale: count(peer.prefixes_stale),
+        stale_for_ms: peer.stale_until.map(|until| milliseconds(until.since(now))),
+        long_lived_stale: peer.long_lived_stale,
+        awaited: peer.awaited,
         prefixes_out: count(peer.prefixes_out),
         messages_in: peer.messages_in,
         messages_out: peer.messages_out,

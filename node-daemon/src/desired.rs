@@ -8,7 +8,8 @@ use std::{
 
 use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, PeerPolicy, SpeakerConfig, wire::Role};
 use twill_k8s_api::{
-    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, LocalRole, Node, SourceAddress,
+    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, LocalRole, LongLivedRestartTime,
+    Node, SourceAddress,
 };
 use twill_types::{Asn, Family};
 
@@ -119,13 +120,23 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
         shutdown: None,
         hold_time: HOLD_TIME,
         restart_time: RESTART_TIME,
+        long_lived: BTreeMap::new(),
         families: BTreeSet::from([Family::V4, Family::V6]),
         other_next_hop: own.address(other),
+        client: false,
+        on_link: None,
         policy: PeerPolicy {
             max_prefixes: Some(BgpPeerSpec::DEFAULT_MAX_PREFIXES),
             ..PeerPolicy::default()
         },
     }
+}
+
+/// The long-lived stale time of each family that has one.
+fn long_lived(times: Option<LongLivedRestartTime>) -> BTreeMap<Family, u32> {
+    let LongLivedRestartTime { ipv4, ipv6 } = times.unwrap_or_default();
+    let times = [(Family::V4, ipv4), (Family::V6, ipv6)];
+    times.into_iter().filter_map(|(family, time)| Some((family, time?))).collect()
 }
 
 /// A session with every other node.
@@ -142,7 +153,10 @@ fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &
         let Some(address) = shared else { continue };
         let asn = node.as_number().unwrap_or(config.asn);
         let key = PeerKey { address, port: config.listen_port(name) };
-        desired.peers.insert(key, session(own, name, PeerKind::Mesh, asn, address));
+        let mut session = session(own, name, PeerKind::Mesh, asn, address);
+        session.long_lived =
+            long_lived(config.default.and_then(|spec| spec.node_mesh_long_lived_restart_time));
+        desired.peers.insert(key, session);
     }
 }
 
@@ -185,6 +199,7 @@ fn explicit(
             "BGPPeer {name}: localRole has no meaning within AS {asn} (RFC 9234); remove it"
         ));
     }
+    session.long_lived = long_lived(peer.spec.long_lived_restart_time);
     if peer.spec.source_address == Some(SourceAddress::None) {
         session.local_address = None;
     } else if session.local_address.is_none() {

@@ -1,6 +1,9 @@
 //! `twillctl bgp explain`: what the speaker says of a prefix, and what the kernel made of it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use twill_bgp_proto::{Explanation, NextHopState, Outcome, PathExplanation, wire::PathAttributes};
 use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath};
@@ -57,6 +60,7 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
         best: path.outcome == Outcome::Best,
         used: path.outcome.is_used(),
         stale: path.stale,
+        stale_for_ms: path.stale_for.map(milliseconds),
         reason: path.outcome.to_string(),
         step,
         against: against.map(|against| against.peer.address),
@@ -90,6 +94,11 @@ fn next_hop(
         gateway: resolved.and_then(|resolved| resolved.gateway),
         device: resolved.map(|resolved| device(resolved.ifindex)),
     }
+}
+
+/// A time as messages have it.
+pub(crate) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The link's name, or its number if it has just gone.

@@ -150,17 +150,24 @@ impl Metrics {
 fn register_peers(registry: &mut Registry, status: &NodeStatus) {
     let up: Family<PeerLabels, Gauge> = Family::default();
     let prefixes_in: Family<PeerLabels, Gauge> = Family::default();
+    let prefixes_stale: Family<PeerLabels, Gauge> = Family::default();
     let prefixes_out: Family<PeerLabels, Gauge> = Family::default();
     let flaps: Family<PeerLabels, Counter<u64, AtomicU64>> = Family::default();
     for peer in &status.peers {
         let labels = PeerLabels { peer: peer.address.to_string(), asn: peer.asn.get() };
         up.get_or_create(&labels).set(i64::from(peer.state == "Established"));
         prefixes_in.get_or_create(&labels).set(i64::from(peer.prefixes_in));
+        prefixes_stale.get_or_create(&labels).set(i64::from(peer.prefixes_stale));
         prefixes_out.get_or_create(&labels).set(i64::from(peer.prefixes_out));
         flaps.get_or_create(&labels).inc_by(u64::from(peer.flaps));
     }
     registry.register("bgp_session_up", "1 while the session is Established", up);
     registry.register("bgp_prefixes_received", "Prefixes accepted from the peer", prefixes_in);
+    registry.register(
+        "bgp_prefixes_stale",
+        "Prefixes kept while the peer restarts or is away",
+        prefixes_stale,
+    );
     registry.register("bgp_prefixes_announced", "Prefixes announced to the peer", prefixes_out);
     registry.register("bgp_session_flaps", "How often the session was lost", flaps);
 }

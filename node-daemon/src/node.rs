@@ -1,7 +1,7 @@
 //! Which tasks there are, and what they tell each other.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -116,6 +116,9 @@ struct Kernel {
     fib: Fib,
     /// The routes of the process before.
     adopted: BTreeMap<Prefix, LearnedRoute>,
+    /// The families that the process before left routes of, learned ones or those of its blocks: only
+    /// for these is it true that forwarding went on (the F bit, RFC 4724 section 4.1).
+    forwarding: BTreeSet<Family>,
     events: Events,
 }
 
@@ -126,12 +129,14 @@ impl Kernel {
         if !adopted.is_empty() {
             info!(routes = adopted.len(), "adopted the routes of the process before");
         }
+        let blocks = fib.blocks()?;
+        let forwarding = adopted.keys().chain(&blocks).map(|prefix| prefix.family()).collect();
         ensure_gateway()?;
         for change in ensure_forwarding(&[Family::V4, Family::V6])? {
             info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
         }
         let events = Events::open([fib.port()?])?;
-        Ok(Self { fib, adopted, events })
+        Ok(Self { fib, adopted, forwarding, events })
     }
 }
 
@@ -147,8 +152,7 @@ impl Node<'_> {
         let service = Arc::clone(&self.service);
         let tombstones = Tombstones::new(&self.config.run_dir, service, Arc::clone(&parked));
         let wires = Wires::new(tombstones, parked, mtu);
-        // The F bit is true only if our routes really are in the kernel (RFC 4724 section 4.1).
-        let restarting = !kernel.adopted.is_empty();
+        let forwarding = kernel.forwarding.clone();
         let store = ClaimStore::open(&self.config.datastore.directory)?;
         let (commands, queue) = mpsc::channel(256);
         let (reports, report_queue) = mpsc::unbounded_channel();
@@ -171,7 +175,7 @@ impl Node<'_> {
         }
         let claims = self.claims(&wires, store, queue);
         let routes = self.routes(&wires, kernel, report_queue);
-        let bgp = self.bgp(&wires, restarting, reports);
+        let bgp = self.bgp(&wires, forwarding, reports);
         let reconcile = self.reconcile(&wires, looker);
         tasks.spawn(async move { claims.run().await.context("claims failed") });
         tasks.spawn(async move { routes.run().await.context("routes failed") });
@@ -320,11 +324,16 @@ impl Node<'_> {
         }
     }
 
-    fn bgp(&self, wires: &Wires, restarting: bool, reports: mpsc::UnboundedSender<Report>) -> Bgp {
+    fn bgp(
+        &self,
+        wires: &Wires,
+        forwarding: BTreeSet<Family>,
+        reports: mpsc::UnboundedSender<Report>,
+    ) -> Bgp {
         Bgp {
             node: self.name.clone(),
             listen_port: self.config.bgp.listen_port.map(Into::into),
-            restarting,
+            forwarding,
             resources: self.resources.clone(),
             owned: wires.owned.subscribe(),
             reports,

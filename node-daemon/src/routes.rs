@@ -182,8 +182,16 @@ impl Routes {
                 self.publish_next_hops();
                 self.tell_speaker(states).await;
             }
-            Report::Converged => {
-                info!("converged: routes that nobody announces any more are removed");
+            Report::Converged { unheard } => {
+                if unheard.is_empty() {
+                    info!("converged: routes that nobody announces any more are removed");
+                } else {
+                    let peers: Vec<String> = unheard.iter().map(ToString::to_string).collect();
+                    warn!(
+                        peers = peers.join(", "),
+                        "converged without these peers: what they alone announced is removed"
+                    );
+                }
                 self.state.adopting = false;
                 self.state.wanted.retain(|_, next_hops| !next_hops.is_empty());
             }

@@ -336,6 +336,16 @@ pub struct PeerStatus {
     pub prefixes_in: u32,
     /// Of these, kept over a restart of the peer.
     pub prefixes_stale: u32,
+    /// How long the first of these are still kept, or until they are the last resort, in
+    /// milliseconds.
+    #[serde(default)]
+    pub stale_for_ms: Option<u64>,
+    /// Some of these are the last resort: used only where there is nothing else (RFC 9494).
+    #[serde(default)]
+    pub long_lived_stale: bool,
+    /// After a restart of this node, old kernel routes wait for what this peer has to say.
+    #[serde(default)]
+    pub awaited: bool,
     /// Prefixes announced to it.
     pub prefixes_out: u32,
     /// Messages received and sent since the session was made.

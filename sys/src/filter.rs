@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn what_is_named_is_dropped_and_nothing_else() {
-        for (ports, types) in [(&[7, 9][..], &[24, 25][..]), (&[], &[24]), (&[7], &[]), (&[], &[])] {
+        for (ports, types) in [(&[7, 9][..], &[24, 25][..]), (&[], &[24]), (&[7], &[]), (&[], &[])]
+        {
             let program = program(ports, types).unwrap();
             for kind in [0, 16, 24, 25, 26] {
                 for port in [0, 7, 8, 9, 0x0700_0000] {

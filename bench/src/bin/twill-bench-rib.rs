@@ -85,7 +85,7 @@ impl Bench {
             asn: Asn::new(64512)?,
             hostname: String::new(),
             seed: 1,
-            restarting: false,
+            forwarding: BTreeSet::new(),
             selection_deferral: Duration::from_secs(60),
             max_paths: 16,
         };
@@ -148,6 +148,7 @@ impl Bench {
             passive: true,
             hold_time: 0,
             restart_time: 120,
+            long_lived: BTreeMap::new(),
             families: BTreeSet::from([Family::V4]),
             other_next_hop: None,
             client: false,

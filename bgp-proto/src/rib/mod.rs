@@ -326,6 +326,7 @@ impl Rib {
                 router_id: table.facts.map(|facts| facts.router_id),
                 attributes: Arc::clone(&source.attributes),
                 stale: AdjRibsIn::is_stale(*path, prefix.family(), table),
+                stale_for: None,
                 next_hop: source.next_hop,
                 outcome: fate(source, table),
             })

@@ -65,7 +65,7 @@ fn who_is_told_of_what() {
         net.nodes[0].speaker.peers().iter().map(|peer| peer.prefixes_out).collect()
     };
     assert_eq!(out(&net), [3, 3, 3, 3, 4]);
-    let path = net.nodes[2].speaker.explain(block(3)).unwrap().paths.remove(0).attributes;
+    let path = net.nodes[2].speaker.explain(net.now, block(3)).unwrap().paths.remove(0).attributes;
     assert_eq!(path.originator_id.map(IpAddr::V4), Some(address(3)));
     assert_eq!(path.cluster_list, [Ipv4Addr::new(0, 0, 0, 1)]);
     // On one link with it, it goes there directly (RFC 4271 section 5.1.3).
@@ -113,7 +113,7 @@ fn whose_path_it_is_is_not_told_of_it() {
     });
     net.run_for(SECONDS_10);
     let knows = |net: &Net, node: usize| {
-        let explained = net.nodes[node].speaker.explain(shared);
+        let explained = net.nodes[node].speaker.explain(net.now, shared);
         explained.map_or(0, |explained| explained.paths.len())
     };
     assert_eq!((knows(&net, 1), knows(&net, 2), knows(&net, 3)), (0, 1, 1));
@@ -160,14 +160,14 @@ fn one_of_two_reflectors_is_enough() {
     let mut net = star(&asns, 2, &[2, 3]);
     let hears = |net: &Net, times: usize| {
         let paths = |node: usize, of: usize| {
-            net.nodes[node].speaker.explain(block(of)).map_or(0, |found| found.paths.len())
+            net.nodes[node].speaker.explain(net.now, block(of)).map_or(0, |found| found.paths.len())
         };
         (paths(2, 3), paths(3, 2)) == (times, times)
     };
     net.run_until("both", SECONDS_10, |net| hears(net, 2));
     // Each has the other's block from itself alone: a path with its own cluster in it is refused.
     for (node, of) in [(0, 2), (1, 2), (0, 3), (1, 3)] {
-        assert_eq!(net.nodes[node].speaker.explain(block(of)).unwrap().paths.len(), 1);
+        assert_eq!(net.nodes[node].speaker.explain(net.now, block(of)).unwrap().paths.len(), 1);
     }
     net.kill(0, false);
     net.run_for(Duration::from_secs(200));

@@ -113,6 +113,11 @@ impl Exchange {
         self.kept.values().map(|kept| kept.timer().0).min()
     }
 
+    /// The same for those of one family.
+    pub(super) fn kept_until(&self, family: Family) -> Option<Time> {
+        self.kept.get(&family).map(|kept| kept.timer().0)
+    }
+
     /// Some stale paths are the last resort.
     pub(super) fn is_long_lived(&self) -> bool {
         let last = |kept: &Kept| matches!(kept, Kept::LongLived { .. } | Kept::Overdue { .. });

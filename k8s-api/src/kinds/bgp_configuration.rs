@@ -2,7 +2,10 @@ use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use twill_types::{Asn, Prefix};
 
-use super::{BGP_PORT, Effects, Report, Rules, bgp_peer::BgpPassword};
+use super::{
+    BGP_PORT, Effects, Report, Rules,
+    bgp_peer::{BgpPassword, LongLivedRestartTime},
+};
 use crate::{Object, Unsupported};
 
 /// BGP settings: of the cluster under the name `default`, of one node under `node.<name>`.
@@ -51,6 +54,9 @@ pub struct BgpConfigurationSpec {
     /// Graceful restart time between nodes, such as `120s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_mesh_max_restart_time: Option<String>,
+    /// The same as a BGPPeer's `longLivedRestartTime`, between nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_mesh_long_lived_restart_time: Option<LongLivedRestartTime>,
     /// Interfaces whose addresses are not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignored_interfaces: Vec<String>,
@@ -150,6 +156,7 @@ impl Rules for BgpConfiguration {
             ("spec.nodeToNodeMeshEnabled", spec.node_to_node_mesh_enabled.is_some()),
             ("spec.nodeMeshPassword", spec.node_mesh_password.is_some()),
             ("spec.nodeMeshMaxRestartTime", spec.node_mesh_max_restart_time.is_some()),
+            ("spec.nodeMeshLongLivedRestartTime", spec.node_mesh_long_lived_restart_time.is_some()),
         ] {
             if set && !is_default {
                 report.error(
@@ -158,6 +165,9 @@ impl Rules for BgpConfiguration {
                 );
             }
         }
+        spec.node_mesh_long_lived_restart_time
+            .unwrap_or_default()
+            .check("spec.nodeMeshLongLivedRestartTime", report);
         for (path, priority) in [
             ("spec.ipv4NormalRoutePriority", spec.ipv4_normal_route_priority),
             ("spec.ipv6NormalRoutePriority", spec.ipv6_normal_route_priority),

@@ -51,6 +51,10 @@ pub struct BgpPeerSpec {
     /// Graceful restart time, such as `120s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_restart_time: Option<String>,
+    /// How long the peer keeps stale routes of each family after the restart time (RFC 9494). Ours, not
+    /// Calico's; unset: long-lived graceful restart is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_lived_restart_time: Option<LongLivedRestartTime>,
     /// Time between keepalives, such as `30s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keepalive_time: Option<String>,
@@ -108,6 +112,32 @@ pub enum LocalRole {
     Customer,
     /// Each reaches the other, and nobody beyond it.
     Peer,
+}
+
+/// Long-lived stale times (RFC 9494), in seconds, 0 to 16777215. A family with a time, also with 0,
+/// keeps the peer's routes for as long as the peer asks; without one it does not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LongLivedRestartTime {
+    /// Of IPv4 routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<u32>,
+    /// Of IPv6 routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<u32>,
+}
+
+impl LongLivedRestartTime {
+    /// The longest time that fits the capability, in seconds (RFC 9494 section 3).
+    pub const LONGEST: u32 = 0x00ff_ffff;
+
+    pub(super) fn check(self, path: &str, report: &mut Report) {
+        for (family, time) in [("ipv4", self.ipv4), ("ipv6", self.ipv6)] {
+            if time.is_some_and(|time| time > Self::LONGEST) {
+                let longest = Self::LONGEST;
+                report.error(&format!("{path}.{family}"), format!("a time is 0 to {longest} s"));
+            }
+        }
+    }
 }
 
 /// Which next hop is announced to a peer.
@@ -304,6 +334,7 @@ impl Rules for BgpPeer {
         if spec.num_allowed_local_as_numbers.is_some_and(|number| !(0..=10).contains(&number)) {
             report.error("spec.numAllowedLocalASNumbers", "is 0 to 10");
         }
+        spec.long_lived_restart_time.unwrap_or_default().check("spec.longLivedRestartTime", report);
         report.selector("spec.nodeSelector", spec.node_selector.as_ref());
         report.selector("spec.peerSelector", spec.peer_selector.as_ref());
         report.selector("spec.localWorkloadSelector", spec.local_workload_selector.as_ref());

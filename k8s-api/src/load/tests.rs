@@ -85,6 +85,7 @@ fn every_field_of_calico_is_known() {
             "BGPPeer",
             "node: n\npeerIP: 10.0.0.1:1179\nasNumber: \"1.10\"\nlocalASNumber: 65000\n\
              nextHopMode: Self\npassword: {secretKeyRef: {name: s, key: k, optional: true}}\n\
+             longLivedRestartTime: {ipv4: 3600, ipv6: 16777215}\n\
              sourceAddress: None\nmaxRestartTime: 120s\nkeepaliveTime: 30s\n\
              numAllowedLocalASNumbers: 1\nttlSecurity: 1\nreachableBy: 10.0.0.2\nfilters: [f]\n\
              reversePeering: Auto",
@@ -100,6 +101,7 @@ fn every_field_of_calico_is_known() {
              serviceLoadBalancerAggregation: Disabled\ncommunities: [{name: a, value: \"1:2\"}]\n\
              prefixAdvertisements: [{cidr: 10.0.0.0/16, communities: [a]}]\n\
              nodeMeshPassword: {secretKeyRef: {name: s, key: k}}\nnodeMeshMaxRestartTime: 120s\n\
+             nodeMeshLongLivedRestartTime: {ipv4: 0}\n\
              ignoredInterfaces: [a]\nlocalWorkloadPeeringIPV4: 10.0.0.1\n\
              localWorkloadPeeringIPV6: fd00::1\nprogramClusterRoutes: EnabledNoEncapOnly\n\
              ipv4NormalRoutePriority: 1024\nipv6NormalRoutePriority: 1024",

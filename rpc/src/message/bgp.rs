@@ -86,6 +86,9 @@ pub struct ExplainedPath {
     pub used: bool,
     /// Kept over a restart of the peer.
     pub stale: bool,
+    /// How long it is still kept, or until it is the last resort, in milliseconds.
+    #[serde(default)]
+    pub stale_for_ms: Option<u64>,
     /// Whether it is used, and why or why not, for people.
     pub reason: String,
     /// The step of the decision that put another path before it.

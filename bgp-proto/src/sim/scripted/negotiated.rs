@@ -42,7 +42,7 @@ fn several_paths_of_one_peer_share_the_traffic() {
     let hops: [IpAddr; 2] = [[192, 0, 2, 7].into(), [192, 0, 2, 9].into()];
     assert_eq!(script.routes[&prefix(shared)], hops);
     assert_eq!(script.speaker.peers()[0].prefixes_in, 3);
-    let explained = script.speaker.explain(prefix(shared)).unwrap();
+    let explained = script.speaker.explain(script.now, prefix(shared)).unwrap();
     let told = explained.paths.iter().map(|path| format!("{}: {}", path.path_id, path.outcome));
     assert_eq!(
         told.collect::<Vec<_>>(),
