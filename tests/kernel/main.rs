@@ -19,6 +19,7 @@ mod kit;
 mod operator;
 mod plugin;
 mod reconcile;
+mod restart;
 mod routing;
 mod storm;
 mod wishes;
@@ -245,6 +246,15 @@ fn main() -> ExitCode {
         routing::selectors_follow_the_labels,
         routing::the_tor_switch_sample_works_as_it_stands,
         routing::a_node_is_no_transit,
+        restart::a_daemon_that_dies_or_is_replaced_loses_no_packet,
+        restart::a_peer_that_announces_nothing_keeps_our_routes,
+        restart::a_session_that_breaks_is_no_restart,
+        restart::a_router_whose_fins_are_dropped_is_back_at_once,
+        restart::a_router_that_dies_loses_no_packet,
+        restart::both_ends_restart_at_once_and_lose_no_packet,
+        restart::a_router_that_stays_away_loses_its_routes_in_time,
+        restart::long_lived_stale_routes_are_the_last_to_go,
+        restart::nodes_that_restart_together_lose_no_packet,
         explain::each_path_says_why_it_is_used_or_not,
         storm::a_storm_of_killed_calls_leaks_nothing,
     ];

@@ -145,7 +145,7 @@ impl BirdConfig {
         for (name, family) in [("kernel4", "ipv4"), ("kernel6", "ipv6")] {
             let _ = writeln!(
                 text,
-                "protocol kernel {name} {{ debug off; merge paths on; {family} {{ import none; \
+                "protocol kernel {name} {{ debug off; merge paths on; graceful restart on; {family} {{ import none; \
                  export where source = RTS_BGP; }}; }}"
             );
             let routes: Vec<_> =
@@ -205,11 +205,21 @@ pub struct Route {
 impl Bird {
     /// Starts BIRD in `namespace`; its files are in `dir`.
     pub fn start(namespace: &Namespace, config: BirdConfig, dir: &Path) -> Result<Self> {
+        Self::start_with(namespace, config, dir, &[])
+    }
+
+    /// The same with further arguments (`-R`: it has restarted, and kept forwarding).
+    pub fn start_with(
+        namespace: &Namespace,
+        config: BirdConfig,
+        dir: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let file = dir.join("bird.conf");
         fs::write(&file, config.render(&dir.join("bird.log")))?;
         let mut command = Command::new("bird");
-        command.arg("-f").arg("-c").arg(&file);
+        command.arg("-f").arg("-c").arg(&file).args(arguments);
         command.arg("-s").arg(dir.join("bird.ctl")).arg("-P").arg(dir.join("bird.pid"));
         let name = format!("bird of {}", namespace.name());
         let daemon = Daemon::start(&name, namespace, &mut command, &dir.join("bird.out.log"))

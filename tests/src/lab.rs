@@ -291,8 +291,18 @@ impl Lab {
     }
 
     /// Stops the BIRD of a router at once, as if it had lost its power.
-    pub fn stop_bird(&mut self, name: &str) -> Result<()> {
-        self.birds.remove(name).with_context(|| format!("the lab has no BIRD on {name}"))?;
+    /// Answers how it was configured.
+    pub fn stop_bird(&mut self, name: &str) -> Result<BirdConfig> {
+        let bird = self.birds.remove(name);
+        let bird = bird.with_context(|| format!("the lab has no BIRD on {name}"))?;
+        Ok(bird.config().clone())
+    }
+
+    /// Starts BIRD on a router as after a crash: what it forwarded by is still in the kernel.
+    pub fn return_bird(&mut self, name: &str, config: BirdConfig) -> Result<()> {
+        ensure!(!self.birds.contains_key(name), "BIRD runs already on {name}");
+        let bird = Bird::start_with(self.router(name)?, config, &self.dir.join(name), &["-R"])?;
+        self.birds.insert(name.to_owned(), bird);
         Ok(())
     }
 

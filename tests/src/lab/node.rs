@@ -177,6 +177,18 @@ impl Node {
         Ok(())
     }
 
+    /// Starts another daemon, which waits for what the running one owns, and then stops that one:
+    /// what an upgrade does. Waits until the new one serves.
+    pub fn upgrade(&mut self) -> Result<()> {
+        let old = self.daemon.take();
+        let mut old = old.with_context(|| format!("twilld does not run on {}", self.name))?;
+        self.launch()?;
+        old.signal(Signal::SIGTERM)?;
+        let status = old.wait(PATIENCE)?;
+        ensure!(status.success(), "twilld of {} ended with {status}", self.name);
+        self.wait_ready()
+    }
+
     /// All that its daemons logged.
     pub fn log(&self) -> String {
         crate::process::read_lossy(&self.dir.join("twilld.log"))
