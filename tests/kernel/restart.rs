@@ -179,6 +179,8 @@ pub(crate) fn a_daemon_that_dies_or_is_replaced_loses_no_packet() -> Result<()> 
 /// A node that has learned nothing has forwarded all the same: its blocks show it.
 pub(crate) fn a_peer_that_announces_nothing_keeps_our_routes() -> Result<()> {
     let mut scene = Scene::new(tor_with(&[]), "")?;
+    let status = scene.node()?.status()?;
+    ensure!(status["kernelRoutes"] == 0, "it has learned something: {status}");
     let observers = Observers::start(&scene)?;
     scene.node_mut()?.kill9()?;
     scene.node_mut()?.start()?;
