@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::SECONDS;
+use crate::{LONG, SECONDS};
 use anyhow::{Context, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill, killpg},
@@ -18,6 +18,8 @@ use serde_json::json;
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
     cni::{self, Attachment, CniError, Runtime},
+    frr::Frr,
+    gobgp::Gobgp,
     lab::Topology,
     netns::Namespace,
     ping::{self, Pinger, Source},
@@ -186,4 +188,29 @@ pub(crate) fn a_killed_sandbox_leaves_nothing() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// FRR and GoBGP start in namespaces of their own and hear of each other's routes.
+pub(crate) fn frr_and_gobgp_speak_with_each_other() -> Result<()> {
+    let mut topology = Topology::new();
+    topology.router("frr").on("seg-a", "192.168.2.1/24");
+    topology.router("gobgp").on("seg-a", "192.168.2.2/24");
+    let lab = topology.build()?;
+    let bgpd = "router bgp 64513\n no bgp ebgp-requires-policy\n no bgp network import-check\n \
+                neighbor 192.168.2.2 remote-as 64514\n neighbor 192.168.2.2 timers connect 1\n \
+                network 198.51.100.0/24\n";
+    let frr = Frr::start(lab.router("frr")?, bgpd, &lab.dir().join("frr"))?;
+    let yaml = "global: {config: {as: 64514, router-id: 192.168.2.2}}\nneighbors:\n\
+                - config: {neighbor-address: 192.168.2.1, peer-as: 64513}\n  \
+                timers: {config: {connect-retry: 1}}\n";
+    let gobgp = Gobgp::start(lab.router("gobgp")?, yaml, &lab.dir().join("gobgp"))?;
+    frr.wait_established(&["192.168.2.2"], LONG)?;
+    gobgp.wait_established(&["192.168.2.1"], LONG)?;
+    gobgp.wait_route("198.51.100.0/24", "192.168.2.1", LONG)?;
+    gobgp.command(&["global", "rib", "add", "-a", "ipv4", "203.0.113.0/24"])?;
+    frr.wait_route("203.0.113.0/24", "192.168.2.2", LONG)?;
+    gobgp.command(&["global", "rib", "del", "-a", "ipv4", "203.0.113.0/24"])?;
+    frr.wait_no_route("203.0.113.0/24", LONG)?;
+    frr.configure(&["router bgp 64513", "no network 198.51.100.0/24"])?;
+    gobgp.wait_no_route("198.51.100.0/24", LONG)
 }

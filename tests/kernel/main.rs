@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     let tests = twill_tests::tests![
         kit::machines_reach_each_other_through_the_router,
         kit::bird_learns_and_forgets_a_route,
+        kit::frr_and_gobgp_speak_with_each_other,
         kit::a_chain_of_plugins_gets_its_previous_result,
         kit::a_failing_plugin_is_a_cni_error,
         kit::lost_packets_are_counted,

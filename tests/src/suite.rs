@@ -36,10 +36,10 @@ pub struct Test {
 /// A suite out of functions, each a [`Test`] by its own path.
 #[macro_export]
 macro_rules! tests {
-    ($($module:ident :: $name:ident),* $(,)?) => {
+    ($($first:ident $(:: $rest:ident)+),* $(,)?) => {
         &[$($crate::suite::Test {
-            name: concat!(stringify!($module), "::", stringify!($name)),
-            run: $module::$name,
+            name: concat!(stringify!($first) $(, "::", stringify!($rest))+),
+            run: $first $(:: $rest)+,
         }),*]
     };
 }
