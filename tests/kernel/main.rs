@@ -21,6 +21,7 @@ mod plugin;
 mod reconcile;
 mod restart;
 mod routing;
+mod sessions;
 mod storm;
 mod wishes;
 
@@ -257,6 +258,9 @@ fn main() -> ExitCode {
         restart::long_lived_stale_routes_are_the_last_to_go,
         restart::nodes_that_restart_together_lose_no_packet,
         explain::each_path_says_why_it_is_used_or_not,
+        sessions::a_peer_over_its_limit_is_ended_alone,
+        sessions::a_session_is_stopped_with_a_text,
+        sessions::a_flood_starves_nobody,
         storm::a_storm_of_killed_calls_leaks_nothing,
     ];
     twill_tests::suite::main(tests, twill_tests::tests![kit::lab_without_end])

@@ -1,0 +1,254 @@
+//! What a session is kept from: a peer that announces too much, one that floods, and an administrator
+//! who wants it stopped.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use twill_bgp_proto::wire::{
+    self, AsPath, Capability, MessageType, Notification, Open, Origin, PathAttributes, Session,
+};
+use twill_tests::{
+    bird::{BirdConfig, Neighbor},
+    lab::{Lab, Topology},
+    netns::Namespace,
+    wait::wait_for,
+};
+use twill_types::{Asn, Family, Prefix};
+
+use crate::LONG;
+
+fn bgp_peer(name: &str, address: &str, more: &str) -> String {
+    format!(
+        "---\napiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
+         spec: {{peerIP: {address}, asNumber: 64513{more}}}\n"
+    )
+}
+
+/// A node with two ToRs, of which the first announces three prefixes and the second one.
+fn lab(more: &str) -> Result<Lab> {
+    let mut topology = Topology::new();
+    for (name, address, prefixes) in
+        [("tor1", "192.168.2.1", &[100, 101, 102][..]), ("tor2", "192.168.2.2", &[110])]
+    {
+        let neighbor = Neighbor::new("node1", "192.168.2.11", 64512).local(address);
+        let mut bird = BirdConfig::new(address, 64513).neighbor(neighbor);
+        for third in prefixes {
+            bird = bird.announce(&format!("198.51.{third}.0/24"));
+        }
+        topology.router(name).on("seg-a", &format!("{address}/24")).bird(bird);
+    }
+    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    topology.resource("tor1.yaml", &bgp_peer("tor1", "192.168.2.1", more));
+    topology.resource("tor2.yaml", &bgp_peer("tor2", "192.168.2.2", ""));
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    Ok(lab)
+}
+
+/// A limit ends the session of the one that is over it, holds it, and leaves the others alone; a new
+/// limit lets it in at once.
+pub(crate) fn a_peer_over_its_limit_is_ended_alone() -> Result<()> {
+    let lab = lab(", maxPrefixes: 2")?;
+    let node = lab.node("node1")?;
+    node.wait_established(&["192.168.2.2"], LONG)?;
+    node.wait_route("198.51.110.0/24", LONG)?;
+    let said = "more than 2 IPv4 prefixes";
+    wait_for("the end of the session", LONG, || {
+        let peer = node.peer("192.168.2.1")?;
+        let info = peer["info"].as_str().unwrap_or_default();
+        ensure!(peer["state"] == "Idle" && info.ends_with(said), "{peer}");
+        let sent = peer["notifications"][0]["sent"].as_bool();
+        ensure!(sent == Some(true), "{peer}");
+        Ok(())
+    })?;
+    for third in [100, 101, 102] {
+        node.wait_no_route(&format!("198.51.{third}.0/24"), LONG)?;
+    }
+    let told = lab.bird("tor1")?.log();
+    ensure!(told.contains("Maximum number of prefixes reached"), "{told}");
+    lab.write_resource("tor1.yaml", &bgp_peer("tor1", "192.168.2.1", ", maxPrefixes: 3"))?;
+    node.wait_established(&["192.168.2.1"], LONG)?;
+    node.wait_route("198.51.102.0/24", LONG)?;
+    let other = node.peer("192.168.2.2")?;
+    ensure!(other["state"] == "Established" && other["flaps"] == 0, "{other}");
+    Ok(())
+}
+
+/// The text is read on both sides, the routes are gone, and nobody comes back before it is gone too.
+pub(crate) fn a_session_is_stopped_with_a_text() -> Result<()> {
+    let lab = lab("")?;
+    let node = lab.node("node1")?;
+    node.wait_established(&["192.168.2.1", "192.168.2.2"], LONG)?;
+    node.wait_route("198.51.100.0/24", LONG)?;
+    let stopped = bgp_peer("tor1", "192.168.2.1", ", shutdown: rack 7 is moved");
+    lab.write_resource("tor1.yaml", &stopped)?;
+    node.wait_no_route("198.51.100.0/24", LONG)?;
+    let peers = node.ctl(&["bgp", "peers"])?;
+    ensure!(peers.contains("Administrative Shutdown (6/2): \"rack 7 is moved\""), "{peers}");
+    wait_for("the text at the peer", LONG, || {
+        let log = lab.bird("tor1")?.log();
+        ensure!(log.contains("rack 7 is moved"), "{log}");
+        Ok(())
+    })?;
+    lab.write_resource("tor1.yaml", &bgp_peer("tor1", "192.168.2.1", ""))?;
+    node.wait_established(&["192.168.2.1"], LONG)?;
+    node.wait_route("198.51.100.0/24", LONG)?;
+    Ok(())
+}
+
+/// A peer made of this suite's own bytes.
+struct Raw {
+    stream: TcpStream,
+    session: Session,
+    received: Vec<u8>,
+}
+
+impl Raw {
+    /// Opens a session from a machine to the node.
+    fn establish(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<Self> {
+        let node = SocketAddr::from(([192, 168, 2, 11], 179));
+        let stream = wait_for("the node to accept", LONG, || {
+            Ok(machine.enter(|| TcpStream::connect_timeout(&node, LONG))??)
+        })?;
+        stream.set_read_timeout(Some(LONG))?;
+        let asn = Asn::new(64513)?;
+        let capabilities =
+            vec![Capability::MultiProtocol(Family::V4), Capability::FourOctetAs(asn)];
+        let open = Open { asn, hold_time, identifier, capabilities };
+        let mut raw = Self { stream, session: Session::default(), received: Vec::new() };
+        raw.stream.write_all(&wire::encode_open(&open))?;
+        let (kind, body) = raw.message()?;
+        ensure!(kind == MessageType::Open, "{kind:?} {body:?}");
+        let theirs = wire::decode_open(&body).map_err(|refused| anyhow!("{refused}"))?;
+        raw.session = Session::negotiate(&open.capabilities, &theirs, false);
+        raw.stream.write_all(&wire::encode_keepalive())?;
+        let (kind, _) = raw.message()?;
+        ensure!(kind == MessageType::Keepalive, "{kind:?}");
+        Ok(raw)
+    }
+
+    /// The next message.
+    fn message(&mut self) -> Result<(MessageType, Vec<u8>)> {
+        let mut piece = [0; 4096];
+        loop {
+            let frame = wire::frame(&self.received, wire::MAX_MESSAGE);
+            if let Some(frame) = frame.map_err(|broken| anyhow!("{broken}"))? {
+                let message = (frame.kind, frame.body.to_vec());
+                let length = frame.length;
+                self.received.drain(..length);
+                if message.0 == MessageType::Notification {
+                    bail!("the node says {}", Notification::decode(&message.1));
+                }
+                return Ok(message);
+            }
+            match self.stream.read(&mut piece).context("no message came")? {
+                0 => bail!("the node closed the connection"),
+                count => self.received.extend_from_slice(&piece[..count]),
+            }
+        }
+    }
+
+    fn update(&self, prefix: Prefix, next_hop: IpAddr, med: u32) -> Result<Vec<u8>> {
+        let mut attributes =
+            PathAttributes::new(Origin::Igp, AsPath::sequence([Asn::new(64513)?]), next_hop);
+        attributes.med = Some(med);
+        let mut bytes = Vec::new();
+        let fits =
+            wire::encode_updates(&attributes, Family::V4, &[prefix], &self.session, &mut bytes);
+        ensure!(fits, "no room for one route");
+        Ok(bytes)
+    }
+}
+
+/// So many messages are the flood.
+const FLOOD: u32 = 100_000;
+
+/// Announces a thousand prefixes over and over, each time with other attributes, as fast as the node
+/// takes it. Gives the connection back, which has to be kept open.
+fn flood(raw: Raw) -> JoinHandle<Result<Raw>> {
+    thread::spawn(move || {
+        let mut raw = raw;
+        let next_hop = IpAddr::from([192, 168, 2, 1]);
+        let mut bytes = Vec::new();
+        for n in 0..FLOOD {
+            let address = Ipv4Addr::from_bits(0x0b00_0000 + ((n % 1000) << 8));
+            bytes.extend(raw.update(Prefix::new(address.into(), 24)?, next_hop, n / 1000)?);
+        }
+        raw.stream.write_all(&bytes)?;
+        Ok(raw)
+    })
+}
+
+/// The longest that the calm peer has waited.
+struct Calm {
+    keepalive: Duration,
+    route: Duration,
+}
+
+/// Speaks with a hold time of three seconds, and sees each of its routes in the kernel, until the flood
+/// is over.
+fn stay_calm(lab: &Lab, mut raw: Raw, flood: JoinHandle<Result<Raw>>) -> Result<(Calm, Raw)> {
+    raw.stream.set_nonblocking(true)?;
+    let node = lab.node("node1")?;
+    let mut longest = Calm { keepalive: Duration::ZERO, route: Duration::ZERO };
+    let mut heard = Instant::now();
+    let mut third = 0;
+    while third == 0 || !flood.is_finished() {
+        let prefix = Prefix::new(IpAddr::from([198, 51, third, 0]), 24)?;
+        third = (third + 1) % 200;
+        let mut bytes = wire::encode_keepalive();
+        bytes.extend(raw.update(prefix, IpAddr::from([192, 168, 2, 2]), 0)?);
+        raw.stream.write_all(&bytes)?;
+        let said = Instant::now();
+        node.wait_route(&prefix.to_string(), LONG)?;
+        longest.route = longest.route.max(said.elapsed());
+        let mut piece = [0; 4096];
+        match raw.stream.read(&mut piece) {
+            Ok(0) => bail!("the node closed the calm peer's connection"),
+            Ok(_) => {
+                longest.keepalive = longest.keepalive.max(heard.elapsed());
+                heard = Instant::now();
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    longest.keepalive = longest.keepalive.max(heard.elapsed());
+    let flooder = flood.join().map_err(|_| anyhow!("the flood panicked"))??;
+    Ok((longest, flooder))
+}
+
+/// While one peer sends 100,000 UPDATEs of churn, another with the shortest hold time keeps its session,
+/// and its routes are in the kernel soon.
+pub(crate) fn a_flood_starves_nobody() -> Result<()> {
+    let mut topology = Topology::new();
+    for (name, address) in [("tor1", "192.168.2.1"), ("tor2", "192.168.2.2")] {
+        topology.router(name).on("seg-a", &format!("{address}/24"));
+        let resource = bgp_peer(name, address, ", passive: true");
+        topology.resource(&format!("{name}.yaml"), &resource);
+    }
+    topology.node("node1").on("seg-a", "192.168.2.11/24").log_level("warn");
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    let tor1 = Raw::establish(lab.router("tor1")?, Ipv4Addr::new(192, 168, 2, 1), 0)?;
+    let tor2 = Raw::establish(lab.router("tor2")?, Ipv4Addr::new(192, 168, 2, 2), 3)?;
+    lab.node("node1")?.wait_established(&["192.168.2.1", "192.168.2.2"], LONG)?;
+    let (calm, _flooder) = stay_calm(&lab, tor2, flood(tor1))?;
+    let node = lab.node("node1")?;
+    ensure!(calm.keepalive < Duration::from_secs(3), "no KEEPALIVE for {:?}", calm.keepalive);
+    ensure!(calm.route < Duration::from_secs(3), "a route took {:?}", calm.route);
+    for address in ["192.168.2.1", "192.168.2.2"] {
+        let peer = node.peer(address)?;
+        ensure!(peer["state"] == "Established" && peer["flaps"] == 0, "{peer}");
+    }
+    wait_for("all of the flood", LONG, || {
+        let peer = node.peer("192.168.2.1")?;
+        ensure!(peer["messagesIn"].as_u64() >= Some(FLOOD.into()), "{peer}");
+        Ok(())
+    })
+}
