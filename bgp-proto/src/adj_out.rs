@@ -29,6 +29,8 @@ use crate::{
 /// All that makes a difference between what one peer is told and what another is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ExportView {
+    /// The AS that this node is in towards the peer.
+    pub(crate) asn: Asn,
     /// What was negotiated.
     pub(crate) session: Session,
     /// This node's address of each family, IPv4 first. Without one, the family's routes are not told:
@@ -90,20 +92,14 @@ struct Group {
 }
 
 /// What each peer was told.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct AdjRibsOut {
-    asn: Asn,
     originated: BTreeSet<Prefix>,
     /// A handful, however many peers there are.
     groups: Vec<Group>,
 }
 
 impl AdjRibsOut {
-    /// With nothing to tell yet. `asn` is this node's.
-    pub(crate) const fn new(asn: Asn) -> Self {
-        Self { asn, originated: BTreeSet::new(), groups: Vec::new() }
-    }
-
     /// What this node originates.
     pub(crate) const fn originated(&self) -> &BTreeSet<Prefix> {
         &self.originated
@@ -114,7 +110,7 @@ impl AdjRibsOut {
         self.originated = originated;
         let mut sends = Vec::new();
         for group in &mut self.groups {
-            let messages = group.change(self.asn, &self.originated);
+            let messages = group.change(&self.originated);
             if messages.count > 0 {
                 sends.extend(group.members.iter().map(|peer| (*peer, messages.clone())));
             }
@@ -135,10 +131,10 @@ impl AdjRibsOut {
             return Messages::default();
         };
         group.members.insert(peer);
-        let (asn, announced) = (self.asn, &group.announced);
-        let table = group.table.get_or_insert_with(|| view.messages(asn, &[], announced.iter()));
+        let announced = &group.announced;
+        let table = group.table.get_or_insert_with(|| view.messages(&[], announced.iter()));
         let mut messages = table.clone();
-        messages.extend(view.all_passed(asn, rib, peer, &[Family::V4, Family::V6]));
+        messages.extend(view.all_passed(rib, peer, &[Family::V4, Family::V6]));
         messages
     }
 
@@ -160,7 +156,7 @@ impl AdjRibsOut {
         let table = self.join(rib, peer, view);
         let new = view.announces(&self.originated);
         let gone: Vec<Prefix> = old.difference(&new).copied().collect();
-        let mut messages = view.messages(self.asn, &gone, std::iter::empty());
+        let mut messages = view.messages(&gone, std::iter::empty());
         messages.extend(before.passed_beside(rib, peer, &view));
         messages.bytes.extend(table.bytes);
         messages.count += table.count;
@@ -174,8 +170,8 @@ impl AdjRibsOut {
             return Messages::default();
         };
         let again = group.announced.iter().filter(|prefix| prefix.family() == family);
-        let mut messages = group.view.messages(self.asn, &[], again);
-        messages.extend(group.view.all_passed(self.asn, rib, peer, &[family]));
+        let mut messages = group.view.messages(&[], again);
+        messages.extend(group.view.all_passed(rib, peer, &[family]));
         match group.view.session.enhanced_refresh {
             true => messages.between(family),
             false => messages,
@@ -194,13 +190,13 @@ impl AdjRibsOut {
 
 impl Group {
     /// Brings what the members were told up to what they should know.
-    fn change(&mut self, asn: Asn, originated: &BTreeSet<Prefix>) -> Messages {
+    fn change(&mut self, originated: &BTreeSet<Prefix>) -> Messages {
         let wanted = self.view.announces(originated);
         if wanted == self.announced {
             return Messages::default();
         }
         let gone: Vec<Prefix> = self.announced.difference(&wanted).copied().collect();
-        let messages = self.view.messages(asn, &gone, wanted.difference(&self.announced));
+        let messages = self.view.messages(&gone, wanted.difference(&self.announced));
         self.announced = wanted;
         self.table = None;
         messages
@@ -219,12 +215,12 @@ impl ExportView {
     }
 
     /// The attributes of what this node originates (RFC 4271 section 5.1).
-    fn attributes(&self, asn: Asn, next_hop: IpAddr) -> PathAttributes {
+    fn attributes(&self, next_hop: IpAddr) -> PathAttributes {
         let internal = self.session.internal;
-        let path = if internal { AsPath::default() } else { AsPath::default().prepended(asn) };
+        let path = if internal { AsPath::default() } else { AsPath::default().prepended(self.asn) };
         let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
         attributes.local_pref = internal.then_some(DEFAULT_LOCAL_PREF);
-        attributes.only_to_customer = self.only_to_customer.then_some(asn.get());
+        attributes.only_to_customer = self.only_to_customer.then_some(self.asn.get());
         attributes
     }
 
@@ -236,12 +232,7 @@ impl ExportView {
 
     /// Withdrawals and announcements in as few messages as they take: the withdrawals of all families
     /// first, so that no peer ever has more routes than it will have.
-    fn messages<'a>(
-        &self,
-        asn: Asn,
-        gone: &[Prefix],
-        new: impl Iterator<Item = &'a Prefix>,
-    ) -> Messages {
+    fn messages<'a>(&self, gone: &[Prefix], new: impl Iterator<Item = &'a Prefix>) -> Messages {
         let mut by_family: BTreeMap<Family, (Vec<Prefix>, Vec<Prefix>)> = BTreeMap::new();
         for prefix in gone {
             by_family.entry(prefix.family()).or_default().0.push(*prefix);
@@ -255,7 +246,7 @@ impl ExportView {
         }
         for (family, (_, new)) in &by_family {
             if let (Some(next_hop), false) = (self.next_hop(*family), new.is_empty()) {
-                let attributes = self.attributes(asn, next_hop);
+                let attributes = self.attributes(next_hop);
                 // Own attributes are far shorter than a message.
                 let _ = wire::encode_updates(&attributes, *family, new, &self.session, &mut bytes);
             }
@@ -301,6 +292,7 @@ mod tests {
         let v4 = v4.map(|last| Ipv4Addr::new(192, 0, 2, last).into());
         let v6 = v6.map(|last| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()).into());
         ExportView {
+            asn: asn(),
             session: session(internal, ipv6),
             next_hops: [v4, v6],
             client: false,
@@ -368,7 +360,7 @@ mod tests {
 
     #[test]
     fn peers_of_one_view_share_one_encoding() {
-        let mut out = AdjRibsOut::new(asn());
+        let mut out = AdjRibsOut::default();
         let _ = out.originate(prefixes(&PREFIXES));
         let plain = view(false, true, [Some(1), Some(1)]);
         let first = out.join(&Rib::default(), key(1), plain);
@@ -387,7 +379,7 @@ mod tests {
     /// A thousand prefixes are a few full messages, not a thousand.
     #[test]
     fn updates_are_packed() {
-        let mut out = AdjRibsOut::new(asn());
+        let mut out = AdjRibsOut::default();
         let many = (0..1000_u32)
             .map(|n| Prefix::new(Ipv4Addr::from_bits(0x0a00_0000 + (n << 6)).into(), 26).unwrap());
         let _ = out.originate(many.collect());
@@ -473,7 +465,7 @@ mod tests {
         #[test]
         fn each_peer_knows_what_it_should(steps in prop::collection::vec(step(), 1..60)) {
             let (originated, peers) = (BTreeSet::new(), BTreeMap::new());
-            let mut run = Run { out: AdjRibsOut::new(asn()), originated, peers };
+            let mut run = Run { out: AdjRibsOut::default(), originated, peers };
             for step in steps {
                 run.step(step);
                 for (peer, (view, told)) in &run.peers {

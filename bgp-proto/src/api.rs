@@ -146,6 +146,21 @@ pub struct PeerPolicy {
     pub allowed_own_as: u8,
     /// Whether routes with AS_SETs are used, which RFC 9774 section 3 withdraws.
     pub as_sets: bool,
+    /// The AS that this node is in towards the peer, if that is not its own. It is the only one that
+    /// the peer sees.
+    pub local_asn: Option<Asn>,
+}
+
+impl PeerConfig {
+    /// The AS that the node `speaker` is in towards this peer.
+    pub(crate) fn local_asn(&self, speaker: &SpeakerConfig) -> Asn {
+        self.policy.local_asn.unwrap_or(speaker.asn)
+    }
+
+    /// Whether the session is within one AS.
+    pub(crate) fn is_internal(&self, speaker: &SpeakerConfig) -> bool {
+        self.local_asn(speaker) == self.asn
+    }
 }
 
 impl PeerConfig {
@@ -160,6 +175,7 @@ impl PeerConfig {
             || self.families != new.families
             || self.client != new.client
             || self.policy.role != new.policy.role
+            || self.policy.local_asn != new.policy.local_asn
             || self.policy.as_sets != new.policy.as_sets
     }
 }

@@ -230,7 +230,7 @@ impl Connection {
     /// Our OPEN.
     pub(crate) fn open(&mut self, offer: &Offer<'_>) -> Vec<u8> {
         wire::encode_open(&Open {
-            asn: offer.speaker.asn,
+            asn: offer.peer.local_asn(offer.speaker),
             hold_time: offer.peer.hold_time,
             identifier: offer.speaker.router_id,
             capabilities: self.offered(offer).to_vec(),

@@ -26,7 +26,7 @@ pub(crate) struct Offer<'a> {
 impl Offer<'_> {
     /// The session is internal.
     pub(crate) fn internal(&self) -> bool {
-        self.speaker.asn == self.peer.asn
+        self.peer.is_internal(self.speaker)
     }
 
     /// Our role, where roles mean something (RFC 9234 section 4: external sessions).
@@ -51,7 +51,7 @@ impl Offer<'_> {
         if !long_lived.is_empty() {
             all.push(Capability::LongLivedGracefulRestart(long_lived));
         }
-        all.push(Capability::FourOctetAs(self.speaker.asn));
+        all.push(Capability::FourOctetAs(self.peer.local_asn(self.speaker)));
         // There is one path at most to what is announced here: what the node originates.
         let receive =
             |family: &Family| AddPathFamily { family: *family, receive: true, send: false };

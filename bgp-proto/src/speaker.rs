@@ -47,7 +47,7 @@ impl Speaker {
     pub fn new(config: SpeakerConfig, now: Time) -> Self {
         Self {
             rib: Rib::new(config.max_paths),
-            adj_out: AdjRibsOut::new(config.asn),
+            adj_out: AdjRibsOut::default(),
             jitter: Jitter::new(config.seed),
             converge_by: Some(now + config.selection_deferral),
             config,
@@ -260,6 +260,7 @@ impl Speaker {
         let next_hops = [next_hop(Family::V4), next_hop(Family::V6)];
         let role = peer.config.policy.role.filter(|_| !negotiated.session.internal);
         Some(ExportView {
+            asn: peer.config.local_asn(&self.config),
             session: negotiated.session,
             next_hops,
             client: peer.config.client,

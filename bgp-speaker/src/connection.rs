@@ -40,6 +40,19 @@ pub(crate) enum Event {
     Closed { conn: ConnId, reason: String },
 }
 
+impl Event {
+    /// Octets of messages in it.
+    pub(crate) fn octets(&self) -> usize {
+        match self {
+            Self::Received { bytes, .. } => bytes.len(),
+            Self::Connected { .. }
+            | Self::ConnectFailed { .. }
+            | Self::Written { .. }
+            | Self::Closed { .. } => 0,
+        }
+    }
+}
+
 /// The tasks of an open connection. Dropping it ends both and closes the socket.
 #[derive(Debug)]
 pub(crate) struct Connection {

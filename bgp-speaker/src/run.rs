@@ -23,6 +23,8 @@ use crate::{
 
 /// Inputs handled in one turn before outputs are carried out and other sources are looked at.
 const BUDGET: usize = 64;
+/// Octets handled in one turn, but for the last input: KEEPALIVEs that are due wait for the end of it.
+const BUDGET_OCTETS: usize = 128 * 1024;
 
 /// What the daemon asks of the speaker.
 #[derive(Debug)]
@@ -246,11 +248,16 @@ impl Shell {
 
     /// Takes what is there, up to a budget, so that packed UPDATEs are decided on together.
     fn events(&mut self, first: Event) {
+        let mut octets = first.octets();
         self.event(first);
         for _ in 1..BUDGET {
+            if octets >= BUDGET_OCTETS {
+                return;
+            }
             let Ok(event) = self.event_queue.try_recv() else {
                 return;
             };
+            octets += event.octets();
             self.event(event);
         }
     }

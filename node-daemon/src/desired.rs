@@ -194,7 +194,7 @@ fn explicit(
     let asn = peer.spec.as_number.unwrap_or(own_asn);
     let mut session = session(own, name, kind, asn, address.ip);
     adjust(&mut session, &peer.spec);
-    if session.policy.role.is_some() && asn == own_asn {
+    if session.policy.role.is_some() && asn == session.policy.local_asn.unwrap_or(own_asn) {
         desired.problems.push(format!(
             "BGPPeer {name}: localRole has no meaning within AS {asn} (RFC 9234); remove it"
         ));
@@ -238,6 +238,7 @@ fn adjust(session: &mut PeerConfig, spec: &BgpPeerSpec) {
             .and_then(|number| u8::try_from(number).ok())
             .unwrap_or(0),
         as_sets: spec.accept_as_sets,
+        local_asn: spec.local_as_number,
     };
 }
 

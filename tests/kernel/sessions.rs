@@ -2,8 +2,9 @@
 //! who wants it stopped.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -134,21 +135,29 @@ impl Raw {
 
     /// The next message.
     fn message(&mut self) -> Result<(MessageType, Vec<u8>)> {
+        self.poll()?.context("no message came")
+    }
+
+    /// The next message; `None` if there is none within the stream's timeout.
+    fn poll(&mut self) -> Result<Option<(MessageType, Vec<u8>)>> {
         let mut piece = [0; 4096];
         loop {
             let frame = wire::frame(&self.received, wire::MAX_MESSAGE);
             if let Some(frame) = frame.map_err(|broken| anyhow!("{broken}"))? {
-                let message = (frame.kind, frame.body.to_vec());
-                let length = frame.length;
+                let (kind, body, length) = (frame.kind, frame.body.to_vec(), frame.length);
                 self.received.drain(..length);
-                if message.0 == MessageType::Notification {
-                    bail!("the node says {}", Notification::decode(&message.1));
+                if kind == MessageType::Notification {
+                    bail!("the node says {}", Notification::decode(&body));
                 }
-                return Ok(message);
+                return Ok(Some((kind, body)));
             }
-            match self.stream.read(&mut piece).context("no message came")? {
-                0 => bail!("the node closed the connection"),
-                count => self.received.extend_from_slice(&piece[..count]),
+            match self.stream.read(&mut piece) {
+                Ok(0) => bail!("the node closed the connection"),
+                Ok(count) => {
+                    self.received.extend_from_slice(piece.get(..count).unwrap_or_default());
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -184,47 +193,31 @@ fn flood(raw: Raw) -> JoinHandle<Result<Raw>> {
     })
 }
 
-/// The longest that the calm peer has waited.
-struct Calm {
-    keepalive: Duration,
-    route: Duration,
-}
+/// How often the calm peer says that it is there.
+const CALM: Duration = Duration::from_millis(500);
 
-/// Speaks with a hold time of three seconds, and sees each of its routes in the kernel, until the flood
-/// is over.
-fn stay_calm(lab: &Lab, mut raw: Raw, flood: JoinHandle<Result<Raw>>) -> Result<(Calm, Raw)> {
-    raw.stream.set_nonblocking(true)?;
-    let node = lab.node("node1")?;
-    let mut longest = Calm { keepalive: Duration::ZERO, route: Duration::ZERO };
-    let mut heard = Instant::now();
-    let mut third = 0;
-    while third == 0 || !flood.is_finished() {
-        let prefix = Prefix::new(IpAddr::from([198, 51, third, 0]), 24)?;
-        third = (third + 1) % 200;
-        let mut bytes = wire::encode_keepalive();
-        bytes.extend(raw.update(prefix, IpAddr::from([192, 168, 2, 2]), 0)?);
-        raw.stream.write_all(&bytes)?;
-        let said = Instant::now();
-        node.wait_route(&prefix.to_string(), LONG)?;
-        longest.route = longest.route.max(said.elapsed());
-        let mut piece = [0; 4096];
-        match raw.stream.read(&mut piece) {
-            Ok(0) => bail!("the node closed the calm peer's connection"),
-            Ok(_) => {
-                longest.keepalive = longest.keepalive.max(heard.elapsed());
+/// Sends KEEPALIVEs until `ended`; gives the longest time in which the node said nothing.
+fn stay_calm(mut raw: Raw, ended: &AtomicBool) -> Result<Duration> {
+    raw.stream.set_read_timeout(Some(CALM))?;
+    let (mut longest, mut heard, mut said) = (Duration::ZERO, Instant::now(), Instant::now());
+    while !ended.load(Ordering::Relaxed) {
+        if said.elapsed() >= CALM {
+            raw.stream.write_all(&wire::encode_keepalive())?;
+            said = Instant::now();
+        }
+        match raw.poll()? {
+            Some(_) => {
+                longest = longest.max(heard.elapsed());
                 heard = Instant::now();
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
+            None => longest = longest.max(heard.elapsed()),
         }
     }
-    longest.keepalive = longest.keepalive.max(heard.elapsed());
-    let flooder = flood.join().map_err(|_| anyhow!("the flood panicked"))??;
-    Ok((longest, flooder))
+    Ok(longest)
 }
 
-/// While one peer sends 100,000 UPDATEs of churn, another with the shortest hold time keeps its session,
-/// and its routes are in the kernel soon.
+/// While one peer sends 100,000 UPDATEs of churn, another with the shortest hold time keeps its session:
+/// KEEPALIVEs go both ways in time, and its route is in the kernel when the flood is over at the latest.
 pub(crate) fn a_flood_starves_nobody() -> Result<()> {
     let mut topology = Topology::new();
     for (name, address) in [("tor1", "192.168.2.1"), ("tor2", "192.168.2.2")] {
@@ -236,19 +229,32 @@ pub(crate) fn a_flood_starves_nobody() -> Result<()> {
     let mut lab = topology.build()?;
     lab.start_all()?;
     let tor1 = Raw::establish(lab.router("tor1")?, Ipv4Addr::new(192, 168, 2, 1), 0)?;
-    let tor2 = Raw::establish(lab.router("tor2")?, Ipv4Addr::new(192, 168, 2, 2), 3)?;
-    lab.node("node1")?.wait_established(&["192.168.2.1", "192.168.2.2"], LONG)?;
-    let (calm, _flooder) = stay_calm(&lab, tor2, flood(tor1))?;
+    let mut tor2 = Raw::establish(lab.router("tor2")?, Ipv4Addr::new(192, 168, 2, 2), 3)?;
     let node = lab.node("node1")?;
-    ensure!(calm.keepalive < Duration::from_secs(3), "no KEEPALIVE for {:?}", calm.keepalive);
-    ensure!(calm.route < Duration::from_secs(3), "a route took {:?}", calm.route);
-    for address in ["192.168.2.1", "192.168.2.2"] {
-        let peer = node.peer(address)?;
-        ensure!(peer["state"] == "Established" && peer["flaps"] == 0, "{peer}");
-    }
-    wait_for("all of the flood", LONG, || {
-        let peer = node.peer("192.168.2.1")?;
-        ensure!(peer["messagesIn"].as_u64() >= Some(FLOOD.into()), "{peer}");
-        Ok(())
-    })
+    node.wait_established(&["192.168.2.1", "192.168.2.2"], LONG)?;
+    let ended = AtomicBool::new(false);
+    let (silence, _flooder) = thread::scope(|scope| -> Result<(Duration, Raw)> {
+        let flood = flood(tor1);
+        let route = tor2.update("198.51.100.0/24".parse()?, IpAddr::from([192, 168, 2, 2]), 0)?;
+        tor2.stream.write_all(&route)?;
+        let ended = &ended;
+        let calm = scope.spawn(move || stay_calm(tor2, ended));
+        let flooder = flood.join().map_err(|_| anyhow!("the flood panicked"));
+        let all = wait_for("all of the flood", LONG, || {
+            let peer = node.peer("192.168.2.1")?;
+            ensure!(peer["messagesIn"].as_u64() >= Some(FLOOD.into()), "{peer}");
+            node.wait_route("198.51.100.0/24", LONG)
+        });
+        let peers = ["192.168.2.1", "192.168.2.2"].map(|address| node.peer(address));
+        ended.store(true, Ordering::Relaxed);
+        let silence = calm.join().map_err(|_| anyhow!("the calm peer panicked"))??;
+        all?;
+        for peer in peers {
+            let peer = peer?;
+            ensure!(peer["state"] == "Established" && peer["flaps"] == 0, "{peer}");
+        }
+        Ok((silence, flooder??))
+    })?;
+    ensure!(silence < Duration::from_secs(3), "the node said nothing for {silence:?}");
+    Ok(())
 }

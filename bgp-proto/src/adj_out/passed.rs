@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use twill_types::{Asn, Family, Prefix};
+use twill_types::{Family, Prefix};
 
 use super::{AdjRibsOut, ExportView, Group, Messages, count_messages};
 use crate::{
@@ -82,7 +82,7 @@ impl AdjRibsOut {
     pub(crate) fn pass(&mut self, rib: &Rib, passes: &[Pass]) -> Vec<(PeerKey, Messages)> {
         let mut sends = Vec::new();
         for group in &mut self.groups {
-            let parts = group.pass(self.asn, rib, passes);
+            let parts = group.pass(rib, passes);
             let messages = group.members.iter().map(|peer| (*peer, parts.to(*peer)));
             sends.extend(messages.filter(|(_, messages)| messages.count > 0));
         }
@@ -91,7 +91,7 @@ impl AdjRibsOut {
 }
 
 impl Group {
-    fn pass(&mut self, asn: Asn, rib: &Rib, passes: &[Pass]) -> Parts {
+    fn pass(&mut self, rib: &Rib, passes: &[Pass]) -> Parts {
         let view = self.view;
         let told = |id: Option<Id>, prefix: Prefix| {
             rib.passing(id?).filter(|passing| view.tells(passing, prefix.family()))
@@ -119,7 +119,7 @@ impl Group {
                 }
             }
         }
-        let announcements = view.announce(asn, rib, new, &mut gone);
+        let announcements = view.announce(rib, new, &mut gone);
         Parts {
             withdrawals: gone.iter().map(|(but, both)| (*but, view.withdraw(both))).collect(),
             announcements,
@@ -141,13 +141,7 @@ impl ExportView {
     }
 
     /// Everything that is passed on to a peer, of these families.
-    pub(super) fn all_passed(
-        &self,
-        asn: Asn,
-        rib: &Rib,
-        peer: PeerKey,
-        families: &[Family],
-    ) -> Vec<u8> {
+    pub(super) fn all_passed(&self, rib: &Rib, peer: PeerKey, families: &[Family]) -> Vec<u8> {
         let is_told = |id: Id, family: Family| {
             let passing = rib.passing(id);
             passing.is_some_and(|passing| passing.peer != peer && self.tells(&passing, family))
@@ -160,7 +154,7 @@ impl ExportView {
             .map(|(prefix, id)| (id, prefix))
             .collect();
         // What cannot be encoded was not told before either.
-        let parts = self.announce(asn, rib, all, &mut BTreeMap::new());
+        let parts = self.announce(rib, all, &mut BTreeMap::new());
         parts.into_iter().flat_map(|(_, bytes)| bytes).collect()
     }
 
@@ -192,7 +186,6 @@ impl ExportView {
     /// them in a message are withdrawn (RFC 4271 section 9.2).
     fn announce(
         &self,
-        asn: Asn,
         rib: &Rib,
         mut paths: Vec<(Id, Prefix)>,
         gone: &mut BTreeMap<PeerKey, Both>,
@@ -203,7 +196,7 @@ impl ExportView {
         for run in paths.chunk_by(|a, b| (a.0, a.1.family()) == (b.0, b.1.family())) {
             let Some((id, first)) = run.first() else { continue };
             let Some(passing) = rib.passing(*id) else { continue };
-            let Some(attributes) = self.passed_attributes(asn, &passing, first.family()) else {
+            let Some(attributes) = self.passed_attributes(&passing, first.family()) else {
                 continue;
             };
             let prefixes: Vec<Prefix> = run.iter().map(|(_, prefix)| *prefix).collect();
@@ -256,25 +249,20 @@ impl ExportView {
     }
 
     /// The attributes of a path as it is passed on (RFC 4271 section 5.1, RFC 4456 section 8).
-    fn passed_attributes(
-        &self,
-        asn: Asn,
-        passing: &Passing<'_>,
-        family: Family,
-    ) -> Option<PathAttributes> {
+    fn passed_attributes(&self, passing: &Passing<'_>, family: Family) -> Option<PathAttributes> {
         let mut attributes = passing.attributes.clone();
         attributes.next_hop = self.passed_next_hop(passing, family)?;
         // It holds on the link that it came by.
         attributes.link_local = None;
         if !self.session.internal {
-            attributes.as_path = attributes.as_path.prepended(asn);
+            attributes.as_path = attributes.as_path.prepended(self.asn);
             attributes.local_pref = None;
             attributes.med = None;
             attributes.aigp = None;
             attributes.originator_id = None;
             attributes.cluster_list = Vec::new();
             if self.only_to_customer {
-                attributes.only_to_customer.get_or_insert(asn.get());
+                attributes.only_to_customer.get_or_insert(self.asn.get());
             }
             return Some(attributes);
         }

@@ -97,7 +97,7 @@ impl Peer {
     /// The connection stays that the side with the higher identifier opened; of equal ones, the
     /// side with the higher AS number (RFC 6286 section 2.3).
     fn winner(&self, connection: &Connection, sink: &Sink<'_>) -> Direction {
-        let ours = (sink.speaker.router_id, sink.speaker.asn);
+        let ours = (sink.speaker.router_id, self.config.local_asn(sink.speaker));
         let theirs = connection.negotiated.as_ref().map(|n| (n.open.identifier, self.config.asn));
         match theirs.is_none_or(|theirs| ours > theirs) {
             true => Direction::Outgoing,

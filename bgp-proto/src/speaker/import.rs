@@ -22,7 +22,11 @@ struct Import<'a> {
 impl Import<'_> {
     /// Whether a route with these attributes is taken. Marks it where it has to be.
     fn admits(&self, attributes: &mut PathAttributes) -> bool {
-        let own = attributes.as_path.count(self.speaker.asn);
+        let local = self.peer.local_asn(self.speaker);
+        let mut own = attributes.as_path.count(self.speaker.asn);
+        if local != self.speaker.asn {
+            own += attributes.as_path.count(local);
+        }
         // RFC 4271 section 9.1.2, RFC 4456 section 8: it has come back to us.
         own <= usize::from(self.peer.policy.allowed_own_as)
             && attributes.originator_id != Some(self.speaker.router_id)
@@ -32,8 +36,8 @@ impl Import<'_> {
 
     /// The ingress rules of RFC 9234 section 5.
     fn is_no_leak(&self, attributes: &mut PathAttributes) -> bool {
-        let external = self.peer.asn != self.speaker.asn;
-        let role = self.peer.policy.role.filter(|_| external);
+        let internal = self.peer.is_internal(self.speaker);
+        let role = self.peer.policy.role.filter(|_| !internal);
         role.is_none_or(|role| take_only_to_customer(role, self.peer.asn, attributes))
     }
 }

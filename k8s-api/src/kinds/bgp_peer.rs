@@ -345,11 +345,9 @@ impl Rules for BgpPeer {
     fn unsupported(&self) -> Vec<Unsupported> {
         let spec = &self.spec;
         let no_session = "no session is made; name the peer by peerIP";
-        let local_as = "the peer sees the node's own AS number";
         Effects::new()
             .when(spec.peer_selector.is_some(), "spec.peerSelector", no_session)
             .when(spec.local_workload_selector.is_some(), "spec.localWorkloadSelector", no_session)
-            .when(spec.local_as_number.is_some(), "spec.localASNumber", local_as)
             .when(
                 spec.password.is_some(),
                 "spec.password",

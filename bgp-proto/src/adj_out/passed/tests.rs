@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 
+use twill_types::Asn;
+
 use super::*;
 use crate::{
     NextHopState, Outcome, Reflection,
@@ -44,6 +46,7 @@ fn own_next_hops() -> [Option<IpAddr>; 2] {
 
 fn view(peer: u8) -> ExportView {
     ExportView {
+        asn: asn(64512),
         session: Session {
             four_octet_as: true,
             ipv4: true,
@@ -153,7 +156,7 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        let (rib, out) = (Rib::new(4), AdjRibsOut::new(asn(64512)));
+        let (rib, out) = (Rib::new(4), AdjRibsOut::default());
         Self { rib, out, reflection: None, peers: BTreeMap::new() }
     }
 

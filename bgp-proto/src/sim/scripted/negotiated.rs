@@ -278,6 +278,33 @@ fn leaks_are_refused_and_routes_to_customers_marked() {
     assert_eq!(script.known(), [""; 0]);
 }
 
+/// Towards the peer the node is in another AS: in the OPEN, in its paths, and where its routes come back.
+#[test]
+fn a_local_as_is_all_that_the_peer_sees() {
+    let local = Asn::new(4_200_000_000).unwrap();
+    let mut script = Script::new(|config| config.policy.local_asn = Some(local));
+    assert_eq!(script.dial().asn, local);
+    script.establish(plain());
+    script.sent.drain(..wire::encode_keepalive().len());
+    let frame = wire::frame(&script.sent, wire::MAX_MESSAGE).unwrap().unwrap();
+    let told = wire::decode_update(frame.body, &script.session).unwrap();
+    assert_eq!(told.announced[0].0.as_path, AsPath::sequence([local]));
+    for own in [local, Asn::new(64512).unwrap()] {
+        let mut looped = attributes("192.0.2.2");
+        looped.as_path = AsPath::sequence([Asn::new(PEER).unwrap(), own]);
+        script.announce(&looped, &[nlri(TWO[0], 0)]);
+        assert_eq!(script.known(), [""; 0], "{own}");
+    }
+    // In the peer's AS the session is internal.
+    let mut script = Script::new(|config| config.policy.local_asn = Asn::new(PEER).ok());
+    script.open(plain());
+    script.say(wire::encode_keepalive());
+    assert_eq!(script.state(), State::Established);
+    assert!(script.heard().contains(&"[\"10.0.0.0/24\"] via 192.0.2.1".to_owned()));
+    script.configure(|config| config.policy.local_asn = None);
+    assert_eq!(script.heard(), ["Cease/Other Configuration Change (6/6)"]);
+}
+
 /// A change of what is taken asks for everything again, or resets where that cannot be asked for.
 #[test]
 fn our_own_as_in_a_path_is_taken_where_it_is_allowed() {
