@@ -1,5 +1,12 @@
 //! Restarts under traffic: of the daemon, of the router, of both, of all nodes at once.
 
+mod others;
+
+pub(crate) use others::{
+    frr_keeps_the_routes_of_a_daemon_that_restarts, frr_that_dies_loses_no_packet,
+    gobgp_keeps_the_routes_of_a_daemon_that_restarts,
+};
+
 use std::{
     process::Command,
     time::{Duration, Instant},
@@ -154,17 +161,22 @@ fn wait_fresh(node: &Node) -> Result<()> {
     })
 }
 
+/// Ends a node's daemon and starts another.
+type End = fn(&mut Node) -> Result<()>;
+
+fn ends() -> [(&'static str, End); 3] {
+    [
+        ("SIGKILL", |node| node.kill9().and_then(|()| node.start())),
+        ("SIGTERM", |node| node.stop().and_then(|()| node.start())),
+        ("upgrade", Node::upgrade),
+    ]
+}
+
 /// SIGKILL, SIGTERM, an upgrade: peers and kernels notice nothing, and no NOTIFICATION is sent.
 pub(crate) fn a_daemon_that_dies_or_is_replaced_loses_no_packet() -> Result<()> {
     let mut scene = Scene::with_outside(tor(), "")?;
     let observers = Observers::start(&scene)?;
-    type End = fn(&mut Node) -> Result<()>;
-    let ends: [(&str, End); 3] = [
-        ("SIGKILL", |node| node.kill9().and_then(|()| node.start())),
-        ("SIGTERM", |node| node.stop().and_then(|()| node.start())),
-        ("upgrade", Node::upgrade),
-    ];
-    for (name, end) in ends {
+    for (name, end) in ends() {
         let log = scene.node()?.log().len();
         end(scene.node_mut()?).with_context(|| name.to_owned())?;
         scene.node()?.wait_established(&[TOR], LONG)?;

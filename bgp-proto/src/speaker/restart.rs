@@ -30,8 +30,9 @@ use crate::{
 /// this (RFC 4724 section 4.2 asks for an upper bound).
 const LONGEST_RESYNC: Duration = Duration::from_secs(360);
 /// After our restart, a peer that is not to be waited for (RFC 4724 section 4.1) still has this long
-/// to say what it has in hand: kernel routes that went before it would be back a moment later.
-const FIRST_ROUTES: Duration = Duration::from_secs(1);
+/// to say what it has in hand: kernel routes that went before it would be back a moment later. FRR
+/// gathers for a second before its first UPDATE.
+const FIRST_ROUTES: Duration = Duration::from_secs(5);
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 

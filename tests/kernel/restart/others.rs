@@ -1,0 +1,161 @@
+//! The same with FRR and GoBGP at the other end.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use twill_tests::{
+    frr::Frr,
+    gobgp::Gobgp,
+    lab::{Lab, Pod, Topology},
+    ping::{self, Pinger, Source},
+    process::Daemon,
+    wait::wait_for,
+    watch::RouteWatch,
+};
+
+use super::{End, INTERVAL, NODE, OUTSIDE, POOL, TOR, ends, peer, wait_converged, wait_fresh};
+use crate::LONG;
+
+/// A node with a pod, and a machine for a router.
+fn lab() -> Result<Lab> {
+    let mut topology = Topology::new();
+    topology.router("tor").on("seg-a", "192.168.2.1/24").local("198.51.100.1/24");
+    topology.node("node1").on("seg-a", "192.168.2.11/24").gateway(TOR);
+    topology.resource("pool.yaml", POOL).resource("tor.yaml", &peer(""));
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    Ok(lab)
+}
+
+/// A pod, and the block of its node.
+fn pod(lab: &mut Lab) -> Result<(Pod, String)> {
+    lab.node("node1")?.wait_established(&[TOR], LONG)?;
+    let pod = lab.add_pod("node1", "web")?;
+    let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
+    Ok((pod, block))
+}
+
+/// Ends the daemon in one way, and waits until the restart is over.
+fn restart(lab: &mut Lab, name: &str, end: End) -> Result<()> {
+    let log = lab.node("node1")?.log().len();
+    end(lab.node_mut("node1")?).with_context(|| name.to_owned())?;
+    lab.node("node1")?.wait_established(&[TOR], LONG)?;
+    wait_converged(lab.node("node1")?, log)
+}
+
+/// FRR, which restarts gracefully and says that it kept forwarding.
+fn start_frr(lab: &Lab) -> Result<Frr> {
+    let bgpd = format!(
+        "router bgp 64513\n no bgp ebgp-requires-policy\n no bgp network import-check\n \
+         bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n \
+         neighbor {NODE} remote-as 64512\n neighbor {NODE} timers connect 1\n network {OUTSIDE}\n"
+    );
+    Frr::start(lab.router("tor")?, &bgpd, &lab.dir().join("frr"))
+}
+
+/// FRR keeps the routes of a daemon that dies or is replaced, and forwards by them.
+pub(crate) fn frr_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
+    let mut lab = lab()?;
+    let frr = start_frr(&lab)?;
+    let (pod, block) = pod(&mut lab)?;
+    frr.wait_route(&block, NODE, LONG)?;
+    wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
+    let watches = [RouteWatch::start(&lab, "tor")?, RouteWatch::start(&lab, "node1")?];
+    let (log, pinger) = (frr.log().len(), traffic(&lab, &pod)?);
+    for (name, end) in ends() {
+        restart(&mut lab, name, end)?;
+        frr.wait_route(&block, NODE, LONG)?;
+        wait_for("fresh routes", LONG, || {
+            let paths = frr.paths(&block)?;
+            ensure!(paths.iter().all(|path| path["stale"].is_null()), "{paths:?}");
+            Ok(())
+        })?;
+    }
+    unharmed(pinger, &watches)?;
+    let said = frr.log()[log..].to_owned();
+    ensure!(!said.contains("withdrawn") && !said.contains("received NOTIFICATION"), "{said}");
+    Ok(())
+}
+
+/// The routes of an FRR that dies are kept until it is back.
+pub(crate) fn frr_that_dies_loses_no_packet() -> Result<()> {
+    let mut lab = lab()?;
+    let mut frr = start_frr(&lab)?;
+    let (pod, block) = pod(&mut lab)?;
+    frr.wait_route(&block, NODE, LONG)?;
+    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+    wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
+    let watches = [RouteWatch::start(&lab, "node1")?];
+    let flaps = lab.node("node1")?.peer(TOR)?["flaps"].clone();
+    let pinger = traffic(&lab, &pod)?;
+    frr.restart_bgpd(lab.router("tor")?)?;
+    wait_for("another session", LONG, || {
+        let peer = lab.node("node1")?.peer(TOR)?;
+        ensure!(peer["flaps"] != flaps && peer["state"] == "Established", "{peer}");
+        Ok(())
+    })?;
+    wait_fresh(lab.node("node1")?)?;
+    frr.wait_route(&block, NODE, LONG)?;
+    unharmed(pinger, &watches)
+}
+
+fn traffic(lab: &Lab, pod: &Pod) -> Result<Pinger> {
+    let inward =
+        Source { name: "tor", namespace: lab.router("tor")?, targets: vec![pod.address()?] };
+    let targets = vec!["198.51.100.1".parse()?];
+    let outward = Source { name: "pod", namespace: pod.namespace(), targets };
+    Pinger::start(vec![inward, outward], INTERVAL)
+}
+
+/// No packet was lost, and no kernel route deleted.
+fn unharmed(pinger: Pinger, watches: &[RouteWatch]) -> Result<()> {
+    pinger.wait_rounds(20)?;
+    for tally in pinger.stop()? {
+        ensure!(tally.lost() == 0, "{tally}");
+    }
+    watches.iter().try_for_each(RouteWatch::nothing_deleted)
+}
+
+/// GoBGP helps only where it is configured to; its table is watched, as it has no kernel routes.
+pub(crate) fn gobgp_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
+    let mut lab = lab()?;
+    let dir = lab.dir().join("gobgp");
+    let yaml = format!(
+        "global: {{config: {{as: 64513, router-id: {TOR}}}}}\nneighbors:\n\
+         - config: {{neighbor-address: {NODE}, peer-as: 64512}}\n  \
+         timers: {{config: {{connect-retry: 1}}}}\n  \
+         graceful-restart: {{config: {{enabled: true, restart-time: 120}}}}\n  \
+         afi-safis:\n  - config: {{afi-safi-name: ipv4-unicast}}\n    \
+         mp-graceful-restart: {{config: {{enabled: true}}}}\n"
+    );
+    let gobgp = Gobgp::start(lab.router("tor")?, &yaml, &dir)?;
+    let (_pod, block) = pod(&mut lab)?;
+    gobgp.wait_route(&block, NODE, LONG)?;
+    let log = dir.join("monitor.log");
+    let mut monitor = Command::new("gobgp");
+    let socket = format!("unix://{}", dir.join("gobgpd.sock").display());
+    monitor.args(["--target", &socket, "monitor", "global", "rib"]);
+    let monitor = Daemon::start("gobgp monitor", lab.router("tor")?, &mut monitor, &log)?;
+    wait_for("the monitor", LONG, || {
+        // A route of our own, until it is seen.
+        gobgp.command(&["global", "rib", "add", "-a", "ipv4", "203.0.113.0/24"])?;
+        gobgp.command(&["global", "rib", "del", "-a", "ipv4", "203.0.113.0/24"])?;
+        ensure!(monitor.log().contains("203.0.113.0/24"), "it sees nothing");
+        Ok(())
+    })?;
+    for (name, end) in ends() {
+        let before = fs::read_to_string(&log)?.len();
+        restart(&mut lab, name, end)?;
+        // It is announced again: what was stale is fresh.
+        wait_for("fresh routes", LONG, || {
+            let paths = gobgp.paths(&block)?;
+            let fresh = !paths.is_empty() && paths.iter().all(|path| path["stale"] != true);
+            ensure!(fresh, "{paths:?}");
+            Ok(())
+        })?;
+        let said = monitor.log()[before..].to_owned();
+        let gone = said.lines().any(|line| line.contains("DEL") && line.contains(&block));
+        ensure!(!gone, "{name}: {said}");
+    }
+    Ok(())
+}
