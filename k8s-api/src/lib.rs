@@ -30,8 +30,8 @@ pub use kinds::{
         SetPriority,
     },
     bgp_peer::{
-        BgpPassword, BgpPeer, BgpPeerSpec, LocalRole, LongLivedRestartTime, NextHopMode,
-        PeerAddress, PeerAddressError, ReversePeering, SecretKeyRef, SourceAddress,
+        BgpPassword, BgpPeer, BgpPeerSpec, LocalRole, NextHopMode, PeerAddress, PeerAddressError,
+        ReversePeering, SecretKeyRef, SourceAddress,
     },
     ip_pool::{AllowedUse, AssignmentMode, EncapsulationMode, IpPool, IpPoolSpec},
     ipam::{
@@ -40,6 +40,7 @@ pub use kinds::{
         IpamConfig, IpamConfigSpec, VmAddressPersistence,
     },
     node::{Namespace, Node, NodeSpec},
+    restart_time::{LongLivedRestartTime, RestartTime, RestartTimeError},
 };
 pub use load::{Loaded, Loc, load_manifests};
 pub use metadata::{Metadata, Object, ObjectId};

@@ -41,7 +41,7 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    fn new(catalog: Catalog) -> Self {
+    pub(crate) fn new(catalog: Catalog) -> Self {
         let mut snapshot = Self::default();
         for found in catalog.resources.values() {
             let name = found.value.name().to_owned();

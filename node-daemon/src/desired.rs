@@ -1,5 +1,7 @@
 //! Which sessions this node should have: a pure function of the resources.
 
+mod restart;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -8,8 +10,7 @@ use std::{
 
 use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, PeerPolicy, SpeakerConfig, wire::Role};
 use twill_k8s_api::{
-    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, LocalRole, LongLivedRestartTime,
-    Node, SourceAddress,
+    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, LocalRole, Node, SourceAddress,
 };
 use twill_types::{Asn, Family};
 
@@ -20,8 +21,6 @@ const BGP_PORT: u16 = 179;
 /// Seconds. Peers that speak BFD or have a link that tells can be noticed sooner; three lost
 /// KEEPALIVEs in 90 s are what most routers use.
 const HOLD_TIME: u16 = 90;
-/// Seconds; BIRD's default, which Calico's users have.
-const RESTART_TIME: u16 = 120;
 
 /// What BGP should look like on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -119,7 +118,7 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
         delay_open: Duration::ZERO,
         shutdown: None,
         hold_time: HOLD_TIME,
-        restart_time: RESTART_TIME,
+        restart_time: restart::time(None),
         long_lived: BTreeMap::new(),
         families: BTreeSet::from([Family::V4, Family::V6]),
         other_next_hop: own.address(other),
@@ -130,13 +129,6 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
             ..PeerPolicy::default()
         },
     }
-}
-
-/// The long-lived stale time of each family that has one.
-fn long_lived(times: Option<LongLivedRestartTime>) -> BTreeMap<Family, u32> {
-    let LongLivedRestartTime { ipv4, ipv6 } = times.unwrap_or_default();
-    let times = [(Family::V4, ipv4), (Family::V6, ipv6)];
-    times.into_iter().filter_map(|(family, time)| Some((family, time?))).collect()
 }
 
 /// A session with every other node.
@@ -154,8 +146,11 @@ fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &
         let asn = node.as_number().unwrap_or(config.asn);
         let key = PeerKey { address, port: config.listen_port(name) };
         let mut session = session(own, name, PeerKind::Mesh, asn, address);
+        let default = config.default;
+        session.restart_time =
+            restart::time(default.and_then(|spec| spec.node_mesh_max_restart_time));
         session.long_lived =
-            long_lived(config.default.and_then(|spec| spec.node_mesh_long_lived_restart_time));
+            restart::long_lived(default.and_then(|spec| spec.node_mesh_long_lived_restart_time));
         desired.peers.insert(key, session);
     }
 }
@@ -199,7 +194,8 @@ fn explicit(
             "BGPPeer {name}: localRole has no meaning within AS {asn} (RFC 9234); remove it"
         ));
     }
-    session.long_lived = long_lived(peer.spec.long_lived_restart_time);
+    session.restart_time = restart::time(peer.spec.max_restart_time);
+    session.long_lived = restart::long_lived(peer.spec.long_lived_restart_time);
     if peer.spec.source_address == Some(SourceAddress::None) {
         session.local_address = None;
     } else if session.local_address.is_none() {

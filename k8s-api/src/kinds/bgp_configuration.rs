@@ -4,7 +4,8 @@ use twill_types::{Asn, Prefix};
 
 use super::{
     BGP_PORT, Effects, Report, Rules,
-    bgp_peer::{BgpPassword, LongLivedRestartTime},
+    bgp_peer::BgpPassword,
+    restart_time::{LongLivedRestartTime, RestartTime},
 };
 use crate::{Object, Unsupported};
 
@@ -51,9 +52,9 @@ pub struct BgpConfigurationSpec {
     /// The password between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_mesh_password: Option<BgpPassword>,
-    /// Graceful restart time between nodes, such as `120s`.
+    /// How long nodes keep each other's routes over a restart, such as `120s`, which is the default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node_mesh_max_restart_time: Option<String>,
+    pub node_mesh_max_restart_time: Option<RestartTime>,
     /// The same as a BGPPeer's `longLivedRestartTime`, between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_mesh_long_lived_restart_time: Option<LongLivedRestartTime>,
@@ -213,11 +214,6 @@ impl Rules for BgpConfiguration {
                 spec.node_mesh_password.is_some(),
                 "spec.nodeMeshPassword",
                 "sessions between nodes have no password",
-            )
-            .when(
-                spec.node_mesh_max_restart_time.is_some(),
-                "spec.nodeMeshMaxRestartTime",
-                "the restart time is the same for all peers",
             )
             .when(
                 !spec.ignored_interfaces.is_empty(),

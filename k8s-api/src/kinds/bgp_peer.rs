@@ -8,7 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use twill_selector::{Labels, Selector};
 use twill_types::Asn;
 
-use super::{Effects, Report, Rules};
+use super::{
+    Effects, Report, Rules,
+    restart_time::{LongLivedRestartTime, RestartTime},
+};
 use crate::{Object, Unsupported};
 
 /// A router that nodes speak BGP with.
@@ -48,9 +51,9 @@ pub struct BgpPeerSpec {
     /// Which address sessions come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_address: Option<SourceAddress>,
-    /// Graceful restart time, such as `120s`.
+    /// How long the peer keeps our routes over a restart, such as `120s`, which is the default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_restart_time: Option<String>,
+    pub max_restart_time: Option<RestartTime>,
     /// How long the peer keeps stale routes of each family after the restart time (RFC 9494). Ours, not
     /// Calico's; unset: long-lived graceful restart is off.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,32 +115,6 @@ pub enum LocalRole {
     Customer,
     /// Each reaches the other, and nobody beyond it.
     Peer,
-}
-
-/// Long-lived stale times (RFC 9494), in seconds, 0 to 16777215. A family with a time, also with 0,
-/// keeps the peer's routes for as long as the peer asks; without one it does not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LongLivedRestartTime {
-    /// Of IPv4 routes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ipv4: Option<u32>,
-    /// Of IPv6 routes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ipv6: Option<u32>,
-}
-
-impl LongLivedRestartTime {
-    /// The longest time that fits the capability, in seconds (RFC 9494 section 3).
-    pub const LONGEST: u32 = 0x00ff_ffff;
-
-    pub(super) fn check(self, path: &str, report: &mut Report) {
-        for (family, time) in [("ipv4", self.ipv4), ("ipv6", self.ipv6)] {
-            if time.is_some_and(|time| time > Self::LONGEST) {
-                let longest = Self::LONGEST;
-                report.error(&format!("{path}.{family}"), format!("a time is 0 to {longest} s"));
-            }
-        }
-    }
 }
 
 /// Which next hop is announced to a peer.
@@ -352,11 +329,6 @@ impl Rules for BgpPeer {
                 spec.password.is_some(),
                 "spec.password",
                 "the session is opened without a password, and a peer that wants one refuses it",
-            )
-            .when(
-                spec.max_restart_time.is_some(),
-                "spec.maxRestartTime",
-                "the restart time is the same for all peers",
             )
             .when(
                 spec.keepalive_time.is_some(),
