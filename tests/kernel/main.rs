@@ -256,6 +256,7 @@ fn main() -> ExitCode {
         restart::both_ends_restart_at_once_and_lose_no_packet,
         restart::a_router_that_stays_away_loses_its_routes_in_time,
         restart::long_lived_stale_routes_are_the_last_to_go,
+        restart::a_node_that_stays_away_is_the_last_resort,
         restart::frr_keeps_the_routes_of_a_daemon_that_restarts,
         restart::frr_that_dies_loses_no_packet,
         restart::gobgp_keeps_the_routes_of_a_daemon_that_restarts,

@@ -385,6 +385,26 @@ pub(crate) fn long_lived_stale_routes_are_the_last_to_go() -> Result<()> {
     Ok(())
 }
 
+/// RFC 9494 the other way round: a node that is away for longer than its restart time stays reachable,
+/// as the last resort, and comes back without a loss.
+pub(crate) fn a_node_that_stays_away_is_the_last_resort() -> Result<()> {
+    let more = ", maxRestartTime: 1s, longLivedRestartTime: {ipv4: 60}";
+    let mut scene = Scene::with_outside(tor(), more)?;
+    let observers = Observers::start(&scene)?;
+    scene.node_mut()?.stop()?;
+    wait_for("a long-lived stale route", SECONDS, || {
+        let routes = scene.lab.bird("tor")?.routes(&scene.block)?;
+        ensure!(routes.iter().any(|route| route.text.contains("(65535,6)")), "{routes:?}");
+        Ok(())
+    })?;
+    scene.node_mut()?.start()?;
+    scene.node()?.wait_established(&[TOR], LONG)?;
+    wait_helped(&scene.lab)?;
+    let routes = scene.lab.bird("tor")?.routes(&scene.block)?;
+    ensure!(routes.iter().all(|route| !route.text.contains("(65535,6)")), "{routes:?}");
+    observers.saw_nothing(&scene.lab)
+}
+
 /// A mesh whose daemons all die and return together: no packet between pods is lost, and every
 /// restart is over 2 s after the last session came up.
 pub(crate) fn nodes_that_restart_together_lose_no_packet() -> Result<()> {
