@@ -131,6 +131,9 @@ pub struct PeerConfig {
     pub on_link: Option<Prefix>,
     /// What is taken from it.
     pub policy: PeerPolicy,
+    /// Number of the key that the peer's TCP segments are signed with (RFC 2385), which the shell
+    /// alone has: another number is another key, and 0 is none.
+    pub tcp_key: u64,
 }
 
 /// What a peer is to this node, and what is taken from it.
@@ -177,6 +180,7 @@ impl PeerConfig {
             || self.policy.role != new.policy.role
             || self.policy.local_asn != new.policy.local_asn
             || self.policy.as_sets != new.policy.as_sets
+            || self.tcp_key != new.tcp_key
     }
 }
 

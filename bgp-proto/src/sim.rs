@@ -141,6 +141,7 @@ fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
         client: false,
         on_link: None,
         policy: PeerPolicy::default(),
+        tcp_key: 0,
     };
     (key, config)
 }

@@ -14,6 +14,9 @@ use tokio::{
     task::JoinHandle,
 };
 use twill_bgp_proto::ConnId;
+use twill_sys::set_tcp_md5_key;
+
+use crate::Password;
 
 /// How long the last bytes of a closed connection may take to leave.
 const LINGER: Duration = Duration::from_secs(5);
@@ -112,23 +115,47 @@ impl Connection {
     }
 }
 
-/// Opens a connection from `local` in a task of its own. How long that may take the speaker knows.
+/// Opens a connection from `local` in a task of its own, signed if there is a password. How long
+/// that may take the speaker knows.
 pub(crate) fn connect(
     conn: ConnId,
     local: Option<IpAddr>,
     remote: SocketAddr,
+    password: Option<Password>,
     events: mpsc::Sender<Event>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let event = match open(local, remote).await {
+        let event = match open(local, remote, password.as_ref()).await {
             Ok((stream, local)) => Event::Connected { conn, local, stream },
-            Err(error) => Event::ConnectFailed { conn, reason: error.to_string() },
+            Err(reason) => Event::ConnectFailed { conn, reason },
         };
         let _ = events.send(event).await;
     })
 }
 
-async fn open(local: Option<IpAddr>, remote: SocketAddr) -> io::Result<(TcpStream, SocketAddr)> {
+async fn open(
+    local: Option<IpAddr>,
+    remote: SocketAddr,
+    password: Option<&Password>,
+) -> Result<(TcpStream, SocketAddr), String> {
+    let socket = socket(local, remote).map_err(|error| error.to_string())?;
+    if let Some(password) = password {
+        set_tcp_md5_key(&socket, remote.ip(), Some(password.as_bytes())).map_err(|error| {
+            format!(
+                "cannot sign segments: {error}; the kernel needs CONFIG_TCP_MD5SIG, or remove the \
+                 password on both sides"
+            )
+        })?;
+    }
+    let connected = async {
+        let stream = socket.connect(remote).await?;
+        let local = stream.local_addr()?;
+        Ok((stream, local))
+    };
+    connected.await.map_err(|error: io::Error| error.to_string())
+}
+
+fn socket(local: Option<IpAddr>, remote: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match remote {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -136,9 +163,7 @@ async fn open(local: Option<IpAddr>, remote: SocketAddr) -> io::Result<(TcpStrea
     if let Some(local) = local {
         socket.bind(SocketAddr::new(local, 0))?;
     }
-    let stream = socket.connect(remote).await?;
-    let local = stream.local_addr()?;
-    Ok((stream, local))
+    Ok(socket)
 }
 
 async fn read_all(conn: ConnId, mut read: impl AsyncRead + Unpin, events: mpsc::Sender<Event>) {

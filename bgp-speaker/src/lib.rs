@@ -6,6 +6,8 @@
 
 mod connection;
 mod listener;
+mod password;
 mod run;
 
+pub use password::{Password, PasswordError};
 pub use run::{Command, Handle, Report, ShellError, Snapshot, start};

@@ -2,8 +2,11 @@
 //! IPv6 address.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -12,10 +15,20 @@ use tokio::{
     sync::mpsc,
     task::JoinHandle,
 };
-use tracing::warn;
+use tracing::{error, warn};
+use twill_sys::set_tcp_md5_key;
+
+use crate::Password;
 
 /// Peers that wait to be accepted; a rack that restarts dials at once.
 const BACKLOG: u32 = 1024;
+
+/// Before another connection is accepted where one could not be; doubled up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(50);
+/// Others may have closed their files by then.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is said that connections still cannot be accepted.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// A connection that a peer opened.
 #[derive(Debug)]
@@ -28,22 +41,77 @@ pub(crate) struct Accepted {
 /// The accepting tasks. Dropping it closes the sockets.
 #[derive(Debug)]
 pub(crate) struct Listener {
+    sockets: Vec<(SocketAddr, Arc<TcpListener>)>,
     tasks: Vec<JoinHandle<()>>,
+    /// Peers whose key the kernel did not take: nobody can be sure who connects from there.
+    unsigned: BTreeSet<IpAddr>,
 }
 
 impl Listener {
-    /// Listens on `port` in both families; a node without IPv6 listens on IPv4 alone.
-    pub(crate) fn bind(port: u16, accepted: &mpsc::Sender<Accepted>) -> io::Result<Self> {
-        let mut sockets = vec![listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?];
-        match listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
-            Ok(socket) => sockets.push(socket),
+    /// Listens on `port` in both families; a node without IPv6 listens on IPv4 alone. No
+    /// connection is accepted from a peer with a password before its key is set.
+    pub(crate) fn bind(
+        port: u16,
+        passwords: &BTreeMap<IpAddr, Password>,
+        accepted: &mpsc::Sender<Accepted>,
+    ) -> io::Result<Self> {
+        let mut bound = vec![bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?];
+        match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+            Ok(socket) => bound.push(socket),
             Err(error) => warn!(%error, port, "no IPv6 listener"),
         }
-        let tasks = sockets
-            .into_iter()
-            .map(|socket| tokio::spawn(accept_all(socket, accepted.clone())))
-            .collect();
-        Ok(Self { tasks })
+        let mut listener =
+            Self { sockets: Vec::new(), tasks: Vec::new(), unsigned: BTreeSet::new() };
+        for socket in bound {
+            let address = socket.local_addr()?;
+            for (peer, password) in of_family(address, passwords) {
+                listener.sign(&socket, *peer, Some(password));
+            }
+            let socket = Arc::new(socket.listen(BACKLOG)?);
+            listener.tasks.push(tokio::spawn(accept_all(Arc::clone(&socket), accepted.clone())));
+            listener.sockets.push((address, socket));
+        }
+        Ok(listener)
+    }
+
+    /// Sets the keys for connections to come; `before` is what is set.
+    pub(crate) fn change_passwords(
+        &mut self,
+        before: &BTreeMap<IpAddr, Password>,
+        passwords: &BTreeMap<IpAddr, Password>,
+    ) {
+        for (address, socket) in self.sockets.clone() {
+            for (peer, _) in of_family(address, before) {
+                if !passwords.contains_key(peer) {
+                    self.sign(&*socket, *peer, None);
+                }
+            }
+            for (peer, password) in of_family(address, passwords) {
+                if before.get(peer) != Some(password) {
+                    self.sign(&*socket, *peer, Some(password));
+                }
+            }
+        }
+    }
+
+    /// Whether connections from there may be taken: not from a peer with a password whose key could
+    /// not be set.
+    pub(crate) fn trusts(&self, peer: IpAddr) -> bool {
+        !self.unsigned.contains(&peer)
+    }
+
+    fn sign(&mut self, socket: impl std::os::fd::AsFd, peer: IpAddr, password: Option<&Password>) {
+        match set_tcp_md5_key(socket, peer, password.map(Password::as_bytes)) {
+            Ok(()) => drop(self.unsigned.remove(&peer)),
+            Err(error) => {
+                error!(
+                    %peer, %error,
+                    "cannot set the TCP MD5 key, so no connection from it is taken; \
+                     the kernel needs CONFIG_TCP_MD5SIG"
+                );
+                self.unsigned.insert(peer);
+            }
+        }
     }
 }
 
@@ -55,7 +123,15 @@ impl Drop for Listener {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Those that a socket of this address can have connections from.
+fn of_family(
+    local: SocketAddr,
+    passwords: &BTreeMap<IpAddr, Password>,
+) -> impl Iterator<Item = (&IpAddr, &Password)> {
+    passwords.iter().filter(move |(peer, _)| peer.is_ipv4() == local.is_ipv4())
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => {
@@ -67,13 +143,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // A restarted daemon must not wait for the old one's connections to leave TIME-WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
-async fn accept_all(listener: TcpListener, accepted: mpsc::Sender<Accepted>) {
+async fn accept_all(listener: Arc<TcpListener>, accepted: mpsc::Sender<Accepted>) {
+    let mut refusals = Refusals::default();
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {
+                refusals.end();
                 let Ok(local) = stream.local_addr() else {
                     continue;
                 };
@@ -81,11 +159,63 @@ async fn accept_all(listener: TcpListener, accepted: mpsc::Sender<Accepted>) {
                     return;
                 }
             }
+            // The peer gave it up while it waited.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                // Out of file descriptors, most likely: a pause lets others be closed.
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                let (pause, is_told) = refusals.next(Instant::now());
+                if is_told {
+                    warn!(
+                        %error,
+                        "cannot accept a connection, and tries again; raise LimitNOFILE if files \
+                         have run out"
+                    );
+                }
+                tokio::time::sleep(pause).await;
             }
         }
+    }
+}
+
+/// Connections in a row that could not be accepted.
+#[derive(Debug, Default)]
+struct Refusals {
+    pause: Duration,
+    told: Option<Instant>,
+}
+
+impl Refusals {
+    /// One more: how long to wait before the next attempt, and whether it is to be told.
+    fn next(&mut self, now: Instant) -> (Duration, bool) {
+        self.pause = (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE);
+        let is_told = self.told.is_none_or(|told| now.duration_since(told) >= REMINDER);
+        if is_told {
+            self.told = Some(now);
+        }
+        (self.pause, is_told)
+    }
+
+    /// One was accepted. The next refusal soon after is still the same story for the log.
+    fn end(&mut self) {
+        self.pause = Duration::ZERO;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_once_a_minute_and_waited_out() {
+        let start = Instant::now();
+        let mut refusals = Refusals::default();
+        let pauses: Vec<_> = (0..7).map(|_| refusals.next(start)).collect();
+        let told: Vec<_> = pauses.iter().map(|(_, told)| *told).collect();
+        assert_eq!(told, [true, false, false, false, false, false, false]);
+        let pauses: Vec<_> = pauses.iter().map(|(pause, _)| pause.as_millis()).collect();
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1000, 1000]);
+
+        refusals.end();
+        assert_eq!(refusals.next(start + Duration::from_secs(59)), (PAUSE, false));
+        assert!(refusals.next(start + REMINDER).1);
     }
 }

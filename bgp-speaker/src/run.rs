@@ -19,6 +19,7 @@ use twill_types::Prefix;
 use crate::{
     connection::{self, Connection, Event},
     listener::{Accepted, Listener},
+    password::Password,
 };
 
 /// Inputs handled in one turn before outputs are carried out and other sources are looked at.
@@ -30,7 +31,13 @@ const BUDGET_OCTETS: usize = 128 * 1024;
 #[derive(Debug)]
 pub enum Command {
     /// The sessions there are to be, all of them; the speaker works out the difference.
-    SetPeers(BTreeMap<PeerKey, PeerConfig>),
+    SetPeers {
+        /// By peer. What stands in `tcp_key` is replaced.
+        peers: BTreeMap<PeerKey, PeerConfig>,
+        /// With what segments are signed (RFC 2385), by the peer's address: the kernel knows no
+        /// port. A session whose password changes begins again, and no other.
+        passwords: BTreeMap<IpAddr, Password>,
+    },
     /// What this node has, all of it.
     SetOwn(Own),
     /// Listen on this port from now on.
@@ -138,6 +145,7 @@ struct Shell {
     connections: BTreeMap<ConnId, Connection>,
     dialling: BTreeMap<ConnId, JoinHandle<()>>,
     listener: Option<(u16, Listener)>,
+    keys: Keys,
     next_accepted: u64,
     events: mpsc::Sender<Event>,
     event_queue: mpsc::Receiver<Event>,
@@ -156,6 +164,7 @@ impl Shell {
             connections: BTreeMap::new(),
             dialling: BTreeMap::new(),
             listener: None,
+            keys: Keys::default(),
             next_accepted: 0,
             events,
             event_queue,
@@ -203,7 +212,7 @@ impl Shell {
 
     fn command(&mut self, command: Command) -> Result<(), ShellError> {
         match command {
-            Command::SetPeers(peers) => self.input(Input::SetPeers(peers)),
+            Command::SetPeers { peers, passwords } => self.set_peers(peers, passwords),
             Command::SetOwn(own) => self.input(Input::SetOwn(own)),
             Command::NextHops(states) => self.input(Input::NextHops(states)),
             Command::Listen(port) => self.listen(port)?,
@@ -224,13 +233,29 @@ impl Shell {
         Ok(())
     }
 
+    fn set_peers(
+        &mut self,
+        mut peers: BTreeMap<PeerKey, PeerConfig>,
+        passwords: BTreeMap<IpAddr, Password>,
+    ) {
+        // Before the speaker closes what was signed with another key: the peer is back at once.
+        if let Some((_, listener)) = &mut self.listener {
+            listener.change_passwords(&self.keys.passwords, &passwords);
+        }
+        self.keys.replace(passwords);
+        for (peer, config) in &mut peers {
+            config.tcp_key = self.keys.number(peer.address);
+        }
+        self.input(Input::SetPeers(peers));
+    }
+
     fn listen(&mut self, port: u16) -> Result<(), ShellError> {
         if self.listener.as_ref().is_some_and(|(current, _)| *current == port) {
             return Ok(());
         }
         // The old one goes first: it may be the same port in another family.
         self.listener = None;
-        let listener = Listener::bind(port, &self.accepted)
+        let listener = Listener::bind(port, &self.keys.passwords, &self.accepted)
             .map_err(|source| ShellError::Listen { port, source })?;
         info!(port, "listening for BGP");
         self.listener = Some((port, listener));
@@ -242,6 +267,9 @@ impl Shell {
         let conn = ConnId(u64::MAX - self.next_accepted);
         self.next_accepted += 1;
         let Accepted { stream, local, remote } = accepted;
+        if self.listener.as_ref().is_some_and(|(_, listener)| !listener.trusts(remote.ip())) {
+            return;
+        }
         self.connections.insert(conn, Connection::start(conn, stream, self.events.clone()));
         self.input(Input::Accepted { conn, local, remote });
     }
@@ -297,7 +325,9 @@ impl Shell {
         while let Some(output) = self.speaker.poll_output() {
             match output {
                 Output::Connect { conn, remote, local } => {
-                    let task = connection::connect(conn, local, remote, self.events.clone());
+                    let password = self.keys.passwords.get(&remote.ip()).cloned();
+                    let events = self.events.clone();
+                    let task = connection::connect(conn, local, remote, password, events);
                     self.dialling.insert(conn, task);
                 }
                 Output::Send { conn, bytes } => {
@@ -344,6 +374,33 @@ impl Shell {
     }
 }
 
+/// The passwords, and a number for each that the speaker compares in their place: it never has
+/// them.
+#[derive(Debug, Default)]
+struct Keys {
+    passwords: BTreeMap<IpAddr, Password>,
+    numbers: BTreeMap<IpAddr, u64>,
+    last: u64,
+}
+
+impl Keys {
+    fn replace(&mut self, passwords: BTreeMap<IpAddr, Password>) {
+        for (peer, password) in &passwords {
+            if self.passwords.get(peer) != Some(password) {
+                self.last += 1;
+                self.numbers.insert(*peer, self.last);
+            }
+        }
+        self.numbers.retain(|peer, _| passwords.contains_key(peer));
+        self.passwords = passwords;
+    }
+
+    /// Another one after each change; 0 without a password.
+    fn number(&self, peer: IpAddr) -> u64 {
+        self.numbers.get(&peer).copied().unwrap_or(0)
+    }
+}
+
 fn log(peer: PeerKey, event: &PeerEvent) {
     match event {
         PeerEvent::Up => info!(%peer, "session up"),
@@ -364,5 +421,26 @@ fn log(peer: PeerKey, event: &PeerEvent) {
         PeerEvent::Notification { sent, notification } => {
             info!(%peer, sent, %notification, "NOTIFICATION");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_password_is_another_number_and_no_other_peer_has_one() {
+        let (one, two) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let mut keys = Keys::default();
+        let mut set = |passwords: &[(IpAddr, &str)]| {
+            let of = |text: &str| Password::new(text).unwrap();
+            keys.replace(passwords.iter().map(|(peer, text)| (*peer, of(text))).collect());
+            (keys.number(one), keys.number(two))
+        };
+        assert_eq!(set(&[]), (0, 0));
+        assert_eq!(set(&[(one, "a"), (two, "b")]), (1, 2));
+        assert_eq!(set(&[(one, "a"), (two, "c")]), (1, 3));
+        assert_eq!(set(&[(two, "c")]), (0, 3));
+        assert_eq!(set(&[(one, "a"), (two, "c")]), (4, 3));
     }
 }

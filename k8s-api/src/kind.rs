@@ -23,6 +23,8 @@ pub enum Kind {
     Node,
     /// Kubernetes' own `Namespace`.
     Namespace,
+    /// Kubernetes' own `Secret`.
+    Secret,
 }
 
 /// All names of one kind.
@@ -35,7 +37,7 @@ struct Names {
 
 impl Kind {
     /// Every kind, in the order in which lists show them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Node,
         Self::Namespace,
         Self::IpPool,
@@ -46,6 +48,7 @@ impl Kind {
         Self::BgpConfiguration,
         Self::BgpPeer,
         Self::BgpFilter,
+        Self::Secret,
     ];
 
     const fn names(self) -> Names {
@@ -69,13 +72,14 @@ impl Kind {
             Self::BlockRequest => (&["BlockRequest"], &["blockrequest", "blockrequests"]),
             Self::Node => (&["Node"], &["node", "nodes", "no"]),
             Self::Namespace => (&["Namespace"], &["namespace", "namespaces", "ns"]),
+            Self::Secret => (&["Secret"], &["secret", "secrets"]),
         };
         Names { manifest, aliases }
     }
 
     /// Whether it is one of Kubernetes' own, whose API version is `v1`.
     pub const fn is_core(self) -> bool {
-        matches!(self, Self::Node | Self::Namespace)
+        matches!(self, Self::Node | Self::Namespace | Self::Secret)
     }
 
     /// The kind that a manifest's `kind:` names.

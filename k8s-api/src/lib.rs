@@ -41,6 +41,7 @@ pub use kinds::{
     },
     node::{Namespace, Node, NodeSpec},
     restart_time::{LongLivedRestartTime, RestartTime, RestartTimeError},
+    secret::{Secret, SecretText},
 };
 pub use load::{Loaded, Loc, load_manifests};
 pub use metadata::{Metadata, Object, ObjectId};

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -27,8 +29,8 @@ impl Loaded {
     }
 }
 
-/// A value and where it stands.
-#[derive(Debug, Clone, PartialEq)]
+/// A value and where it stands. Its `Debug` form leaves out `text`, which may hold a password.
+#[derive(Clone, PartialEq)]
 pub struct Loc<T> {
     /// The value.
     pub value: T,
@@ -38,6 +40,14 @@ pub struct Loc<T> {
     pub line: u32,
     /// The text of its document, comments included; `None` for an item of a `List`.
     pub text: Option<String>,
+}
+
+impl<T: fmt::Debug> fmt::Debug for Loc<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { value, file, line, text: _ } = self;
+        let mut shown = f.debug_struct("Loc");
+        shown.field("value", value).field("file", file).field("line", line).finish_non_exhaustive()
+    }
 }
 
 /// Reads every document of a file, YAML or JSON. What is wrong with one document hides none of the
@@ -145,6 +155,9 @@ impl<'a> Header<'a> {
                 "apiVersion",
                 "a Namespace is Kubernetes' own; write apiVersion: v1".to_owned(),
             )),
+            Some(Kind::Secret) if api_version != "v1" => {
+                Some(("apiVersion", "a Secret is Kubernetes' own; write apiVersion: v1".to_owned()))
+            }
             Some(kind) if kind.is_core() => None,
             Some(kind) if api_version != API_VERSION && api_version != OLDER_API_VERSION => {
                 Some(("apiVersion", format!("write {API_VERSION} for kind {kind}")))
@@ -220,13 +233,18 @@ struct Context<'a> {
 
 impl Context<'_> {
     fn report(&mut self, severity: Severity, path: &str, value: Option<String>, message: String) {
+        let is_secret = self.id.as_ref().is_some_and(|id| id.kind == Kind::Secret.singular());
+        let value = match path.starts_with("metadata") || !is_secret {
+            true => value.or_else(|| self.places.value(path)),
+            false => None,
+        };
         self.problems.push(Problem {
             severity,
             file: self.file.to_owned(),
             line: self.places.line(path),
             object: self.id.clone(),
             path: path.to_owned(),
-            value: value.or_else(|| self.places.value(path)),
+            value,
             message,
         });
     }
@@ -256,11 +274,19 @@ impl Context<'_> {
             Some(Kind::BlockRequest) => self.typed(tree).map(Resource::BlockRequest),
             Some(Kind::Node) => self.typed(tree).map(Resource::Node),
             Some(Kind::Namespace) => self.typed(tree).map(Resource::Namespace),
+            Some(Kind::Secret) => self.typed(tree).map(Resource::Secret),
             None => return self.other(tree, header),
         }?;
         if header.namespace.is_some() {
-            let message = "this kind has no namespace; remove it, it has no effect";
-            self.report(Severity::Warning, "metadata.namespace", None, message.to_owned());
+            let (severity, message) = match resource {
+                // It has one in every cluster, and would be copied with it.
+                Resource::Secret(_) => (
+                    Severity::Note,
+                    "Twill finds Secrets by their names alone; the namespace has no effect",
+                ),
+                _ => (Severity::Warning, "this kind has no namespace; remove it, it has no effect"),
+            };
+            self.report(severity, "metadata.namespace", None, message.to_owned());
         }
         let mut report = Report::default();
         resource.check(&mut report);

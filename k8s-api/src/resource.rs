@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use crate::{
     BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, BlockRequest, IpPool, IpReservation,
-    IpamConfig, Kind, Metadata, Namespace, Node, ObjectId,
+    IpamConfig, Kind, Metadata, Namespace, Node, ObjectId, Secret,
     kinds::{Report, Rules},
 };
 
@@ -31,6 +31,8 @@ pub enum Resource {
     Node(Node),
     /// Namespace.
     Namespace(Namespace),
+    /// Secret.
+    Secret(Secret),
     /// A kind that Twill does not use.
     Other(Other),
 }
@@ -69,6 +71,7 @@ impl Resource {
             Self::BlockRequest(_) => Some(Kind::BlockRequest),
             Self::Node(_) => Some(Kind::Node),
             Self::Namespace(_) => Some(Kind::Namespace),
+            Self::Secret(_) => Some(Kind::Secret),
             Self::Other(_) => None,
         }
     }
@@ -86,6 +89,7 @@ impl Resource {
             Self::BlockRequest(object) => &object.kind,
             Self::Node(object) => &object.kind,
             Self::Namespace(object) => &object.kind,
+            Self::Secret(object) => &object.kind,
             Self::Other(other) => &other.kind,
         }
     }
@@ -103,6 +107,7 @@ impl Resource {
             Self::BlockRequest(object) => Some(&object.metadata),
             Self::Node(object) => Some(&object.metadata),
             Self::Namespace(object) => Some(&object.metadata),
+            Self::Secret(object) => Some(&object.metadata),
             Self::Other(_) => None,
         }
     }
@@ -150,6 +155,7 @@ impl Resource {
             Self::BlockRequest(object) => Some(object),
             Self::Node(object) => Some(object),
             Self::Namespace(object) => Some(object),
+            Self::Secret(object) => Some(object),
             Self::Other(_) => None,
         }
     }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use crate::{Kind, Resource};
 
 /// The head of a table of one kind, as calicoctl prints it.
@@ -23,6 +25,7 @@ pub fn columns(kind: Kind, wide: bool) -> &'static [&'static str] {
         (Kind::BlockAffinity, _) => &["NAME", "CIDR", "NODE", "POOL", "STATE"],
         (Kind::BlockRequest, _) => &["NAME", "BLOCK", "NODE", "POOL", "LENGTH"],
         (Kind::Namespace, _) => &["NAME"],
+        (Kind::Secret, _) => &["NAME", "KEYS"],
         (Kind::Node, false) => &["NAME"],
         (Kind::Node, true) => &["NAME", "ASN", "IPV4", "IPV6"],
     }
@@ -96,6 +99,12 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
             request.spec.pool.clone(),
             format!("/{}", request.spec.length),
         ]),
+        Resource::Secret(secret) => {
+            // Never a value.
+            let keys: BTreeSet<&str> =
+                secret.data.keys().chain(secret.string_data.keys()).map(String::as_str).collect();
+            cells.push(keys.into_iter().collect::<Vec<_>>().join(","));
+        }
         Resource::Node(_) | Resource::Namespace(_) | Resource::BgpFilter(_) => {}
         Resource::Other(_) => cells.clear(),
     }
@@ -152,8 +161,14 @@ mod tests {
                 false,
                 "b 10.0.0.0/26 n p confirmed",
             ),
+            (
+                "kind: Secret\nmetadata: {name: s}\ndata: {b: czNjcmV0}\nstringData: {a: hidden}",
+                true,
+                "s a,b",
+            ),
         ] {
-            let loaded = load_manifests(&format!("apiVersion: projectcalico.org/v3\n{text}"), "");
+            let version = if text.contains("Secret") { "v1" } else { "projectcalico.org/v3" };
+            let loaded = load_manifests(&format!("apiVersion: {version}\n{text}"), "");
             let resource = &loaded.resources[0].value;
             let cells = row(resource, wide);
             assert_eq!(cells.join(" "), expected);

@@ -1,7 +1,12 @@
 //! Who this node speaks BGP with, and what it announces: resources in, commands to the speaker
 //! out.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -11,6 +16,7 @@ use twill_bgp_proto::{
 };
 use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
 use twill_ipam_store::now_ms;
+use twill_k8s_api::{Condition, ObjectId};
 use twill_rpc::message::{self, PeerStatus, RouteStatus};
 use twill_types::{Asn, Family, Prefix};
 
@@ -19,6 +25,7 @@ use crate::{
     datastore::Snapshot,
     desired::{Desired, desired},
     explain::{communities, milliseconds},
+    problems,
 };
 
 /// After a restart, old kernel routes are kept at the most this long for peers that have not sent
@@ -51,7 +58,12 @@ pub(crate) struct Bgp {
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     pub(crate) current: watch::Sender<Option<(Identity, Handle)>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
+    /// What is to be said about single objects.
+    pub(crate) conditions: Conditions,
 }
+
+/// What one task has to say about objects.
+pub(crate) type Conditions = watch::Sender<BTreeMap<ObjectId, Vec<Condition>>>;
 
 impl Bgp {
     /// Runs until the speaker fails, or for ever.
@@ -63,10 +75,17 @@ impl Bgp {
             return Ok(());
         }
         let mut task = None;
+        let mut passwords = BTreeMap::new();
         loop {
             let resources = Arc::clone(&self.resources.borrow_and_update());
-            let wanted = desired(&self.node, &resources);
-            self.problems.send_replace(wanted.problems.clone());
+            let wanted = desired(&self.node, &resources, &passwords);
+            passwords.clone_from(&wanted.passwords);
+            problems::tell(&self.problems, wanted.problems.clone());
+            self.conditions.send_if_modified(|said| {
+                let changed = *said != wanted.conditions;
+                said.clone_from(&wanted.conditions);
+                changed
+            });
             if let Some(identity) = wanted.identity {
                 if self.current.borrow().as_ref().is_none_or(|(running, _)| *running != identity) {
                     self.replace_speaker(identity, &mut task).await;
@@ -100,7 +119,8 @@ impl Bgp {
         let old = self.current.borrow().clone();
         if let Some((was, handle)) = old {
             warn!(?was, ?identity, "AS number or router id changed: all sessions start again");
-            handle.send(Command::SetPeers(std::collections::BTreeMap::new())).await;
+            let (peers, passwords) = (BTreeMap::new(), BTreeMap::new());
+            handle.send(Command::SetPeers { peers, passwords }).await;
             handle.stop().await;
             *task = None;
         }
@@ -124,8 +144,10 @@ impl Bgp {
         let Some((_, handle)) = self.current.borrow().clone() else {
             return;
         };
-        handle.send(Command::Listen(self.listen_port.unwrap_or(wanted.listen_port))).await;
-        handle.send(Command::SetPeers(wanted.peers)).await;
+        let Desired { peers, passwords, listen_port, .. } = wanted;
+        // Keys before the socket that they are for.
+        handle.send(Command::SetPeers { peers, passwords }).await;
+        handle.send(Command::Listen(self.listen_port.unwrap_or(listen_port))).await;
     }
 
     async fn originate(&mut self) {

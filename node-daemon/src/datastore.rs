@@ -16,7 +16,8 @@ pub(crate) use status::report;
 pub(crate) use watch::watch;
 
 use twill_k8s_api::{
-    BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Node, Problem, Resource, files::Catalog,
+    BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Node, Problem, Resource, Secret,
+    files::Catalog,
 };
 use twill_types::Prefix;
 
@@ -33,6 +34,8 @@ pub(crate) struct Snapshot {
     pub(crate) peers: BTreeMap<String, BgpPeer>,
     /// `default` and `node.<name>`.
     pub(crate) bgp_configurations: BTreeMap<String, BgpConfiguration>,
+    /// Secrets by name.
+    pub(crate) secrets: BTreeMap<String, Secret>,
     /// What no pod gets an address of.
     pub(crate) reservations: Vec<Prefix>,
     /// Everything as it was read, for conditions.
@@ -51,6 +54,7 @@ impl Snapshot {
                     snapshot.namespaces.insert(name, namespace.metadata.labels);
                 }
                 Resource::IpPool(pool) => drop(snapshot.pools.insert(name, pool)),
+                Resource::Secret(secret) => drop(snapshot.secrets.insert(name, secret)),
                 Resource::BgpPeer(peer) => drop(snapshot.peers.insert(name, peer)),
                 Resource::BgpConfiguration(configuration) => {
                     snapshot.bgp_configurations.insert(name, configuration);

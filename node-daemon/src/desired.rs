@@ -9,12 +9,14 @@ use std::{
 };
 
 use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, PeerPolicy, SpeakerConfig, wire::Role};
+use twill_bgp_speaker::Password;
 use twill_k8s_api::{
-    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, LocalRole, Node, SourceAddress,
+    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, Condition, Kind, LocalRole, Node,
+    ObjectId, SourceAddress,
 };
 use twill_types::{Asn, Family};
 
-use crate::{bgp::Identity, datastore::Snapshot};
+use crate::{bgp::Identity, datastore::Snapshot, passwords};
 
 /// BGP's own port (RFC 4271 section 3).
 const BGP_PORT: u16 = 179;
@@ -29,12 +31,55 @@ pub(crate) struct Desired {
     pub(crate) identity: Option<Identity>,
     pub(crate) listen_port: u16,
     pub(crate) peers: BTreeMap<PeerKey, PeerConfig>,
+    /// By the peer's address.
+    pub(crate) passwords: BTreeMap<IpAddr, Password>,
     pub(crate) problems: Vec<String>,
+    /// What is to be said about single objects.
+    pub(crate) conditions: BTreeMap<ObjectId, Vec<Condition>>,
 }
 
-/// Works out the sessions of `node`.
-pub(crate) fn desired(node: &str, resources: &Snapshot) -> Desired {
-    let config = Configuration::of(resources);
+impl Desired {
+    /// Adds a session, or replaces the mesh's with that peer.
+    fn add(&mut self, key: PeerKey, session: PeerConfig, password: Option<Password>) {
+        let other = self
+            .peers
+            .iter()
+            .find(|(other, _)| other.address == key.address && other.port != key.port);
+        // The kernel has one key for an address, whatever the port.
+        if let Some((_, other)) = other
+            && self.passwords.get(&key.address) != password.as_ref()
+        {
+            self.problems.push(format!(
+                "BGPPeers {} and {} mean two ports of {} with different passwords; the first one \
+                 is used: give both the same",
+                other.name, session.name, key.address
+            ));
+            return;
+        }
+        match password {
+            Some(password) => drop(self.passwords.insert(key.address, password)),
+            None => drop(self.passwords.remove(&key.address)),
+        }
+        self.peers.insert(key, session);
+    }
+
+    fn say(&mut self, kind: Kind, name: &str, condition: Condition) {
+        self.problems.push(format!("{kind} {name}: {}", condition.message));
+        let id =
+            ObjectId { kind: kind.singular().to_owned(), namespace: None, name: name.to_owned() };
+        self.conditions.entry(id).or_default().push(condition);
+    }
+}
+
+/// Works out the sessions of `node`. `known` are the passwords of sessions that there are already:
+/// one of them goes on with its own where the Secret is gone, since a mistake in a manifest ends no
+/// session.
+pub(crate) fn desired(
+    node: &str,
+    resources: &Snapshot,
+    known: &BTreeMap<IpAddr, Password>,
+) -> Desired {
+    let config = Configuration::of(resources, known);
     let mut desired = Desired { listen_port: config.listen_port(node), ..Desired::default() };
     let Some(own) = resources.nodes.get(node) else {
         desired.problems.push(format!(
@@ -72,16 +117,19 @@ struct Configuration<'a> {
     mesh: bool,
     default: Option<&'a BgpConfigurationSpec>,
     all: &'a BTreeMap<String, BgpConfiguration>,
+    /// Passwords of sessions that there are.
+    known: &'a BTreeMap<IpAddr, Password>,
 }
 
 impl<'a> Configuration<'a> {
-    fn of(resources: &'a Snapshot) -> Self {
+    fn of(resources: &'a Snapshot, known: &'a BTreeMap<IpAddr, Password>) -> Self {
         let default = resources.bgp_configurations.get("default").map(|config| &config.spec);
         Self {
             asn: default.and_then(|spec| spec.as_number).unwrap_or_else(default_asn),
             mesh: default.and_then(|spec| spec.node_to_node_mesh_enabled).unwrap_or(true),
             default,
             all: &resources.bgp_configurations,
+            known,
         }
     }
 
@@ -128,11 +176,17 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
             max_prefixes: Some(BgpPeerSpec::DEFAULT_MAX_PREFIXES),
             ..PeerPolicy::default()
         },
+        tcp_key: 0,
     }
 }
 
 /// A session with every other node.
 fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &mut Desired) {
+    let password = config.default.and_then(|spec| spec.node_mesh_password.as_ref());
+    let found = passwords::find(password, &resources.secrets);
+    if let Err(condition) = &found {
+        desired.say(Kind::BgpConfiguration, "default", condition.clone());
+    }
     for (name, node) in &resources.nodes {
         // A route reflector is reached by BGPPeers, not by the mesh.
         let reflector = |node: &Node| node.route_reflector_cluster_id().is_some();
@@ -145,13 +199,18 @@ fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &
         let Some(address) = shared else { continue };
         let asn = node.as_number().unwrap_or(config.asn);
         let key = PeerKey { address, port: config.listen_port(name) };
+        let password = match (&found, config.known.get(&address)) {
+            (Ok(password), _) => password.clone(),
+            (Err(_), Some(known)) => Some(known.clone()),
+            (Err(_), None) => continue,
+        };
         let mut session = session(own, name, PeerKind::Mesh, asn, address);
         let default = config.default;
         session.restart_time =
             restart::time(default.and_then(|spec| spec.node_mesh_max_restart_time));
         session.long_lived =
             restart::long_lived(default.and_then(|spec| spec.node_mesh_long_lived_restart_time));
-        desired.peers.insert(key, session);
+        desired.add(key, session, password);
     }
 }
 
@@ -216,7 +275,17 @@ fn explicit(
         ));
         return;
     }
-    desired.peers.insert(key, session);
+    match passwords::find(peer.spec.password.as_ref(), &resources.secrets) {
+        Ok(password) => desired.add(key, session, password),
+        Err(condition) => {
+            desired.say(Kind::BgpPeer, name, condition);
+            match config.known.get(&key.address) {
+                Some(known) => desired.add(key, session, Some(known.clone())),
+                // Not the mesh's session either, which has another password.
+                None => drop(desired.peers.remove(&key)),
+            }
+        }
+    }
 }
 
 /// What a BGPPeer says of its own session.
@@ -245,5 +314,78 @@ const fn role(role: LocalRole) -> Role {
         LocalRole::RouteServerClient => Role::RouteServerClient,
         LocalRole::Customer => Role::Customer,
         LocalRole::Peer => Role::Peer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twill_k8s_api::{files, load_manifests};
+
+    use super::*;
+
+    fn resources(secret: &str, password: &str) -> Snapshot {
+        let text = format!(
+            "apiVersion: v1
+kind: Node
+metadata: {{name: n1, annotations: {{projectcalico.org/IPv4Address: 192.0.2.11}}}}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {{name: tor}}
+spec: {{peerIP: 192.0.2.1, asNumber: 64513{password}}}
+{secret}"
+        );
+        Snapshot::new(files::catalog([&load_manifests(&text, "m.yaml")]))
+    }
+
+    const ASKED: &str = ", password: {secretKeyRef: {name: bgp, key: tor}}";
+
+    fn secret(value: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: bgp}}\nstringData: {{tor: {value}}}\n"
+        )
+    }
+
+    #[test]
+    fn a_password_is_found_missed_and_remembered() {
+        let tor = IpAddr::from([192, 0, 2, 1]);
+        let none = BTreeMap::new();
+        let passwords = |value: &str| BTreeMap::from([(tor, Password::new(value).unwrap())]);
+
+        let plain = desired("n1", &resources("", ""), &none);
+        assert_eq!((plain.peers.len(), plain.passwords.len()), (1, 0));
+        let found = desired("n1", &resources(&secret("a"), ASKED), &none);
+        assert_eq!((found.peers.len(), &found.passwords), (1, &passwords("a")));
+        assert_eq!(found.conditions, BTreeMap::new());
+
+        // Without it nothing is opened, and who looks at the peer is told.
+        let missing = desired("n1", &resources("", ASKED), &none);
+        assert_eq!((missing.peers.len(), missing.passwords.len()), (0, 0));
+        let (object, conditions) = missing.conditions.first_key_value().unwrap();
+        assert_eq!(object.to_string(), "bgppeer tor");
+        assert_eq!(conditions[0].reason, "SecretNotFound");
+        assert!(missing.problems[0].starts_with("BGPPeer tor: there is no Secret bgp: add it"));
+
+        // A session that is there outlives the mistake.
+        let kept = desired("n1", &resources("", ASKED), &found.passwords);
+        assert_eq!((kept.peers.len(), &kept.passwords), (1, &passwords("a")));
+        assert_eq!(kept.conditions, missing.conditions);
+        let changed = desired("n1", &resources(&secret("b"), ASKED), &found.passwords);
+        assert_eq!(changed.passwords, passwords("b"));
+        let without = desired("n1", &resources(&secret("b"), ""), &found.passwords);
+        assert_eq!((without.peers.len(), without.passwords.len()), (1, 0));
+    }
+
+    /// The kernel has one key for an address.
+    #[test]
+    fn two_ports_of_an_address_share_a_password() {
+        let second = "---\napiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor2}\n\
+                      spec: {peerIP: \"192.0.2.1:1179\", asNumber: 64513}\n";
+        let both = desired("n1", &resources(&(secret("a") + second), ASKED), &BTreeMap::new());
+        assert_eq!(both.peers.len(), 1);
+        assert!(both.problems[0].contains("BGPPeers tor and tor2"), "{:?}", both.problems);
+        let same = second.replace("64513}", &format!("64513{ASKED}}}"));
+        let both = desired("n1", &resources(&(secret("a") + &same), ASKED), &BTreeMap::new());
+        assert_eq!((both.peers.len(), both.problems.len()), (2, 0));
     }
 }

@@ -33,6 +33,7 @@ mod ipam;
 mod look;
 mod metrics;
 mod node;
+mod passwords;
 mod problems;
 mod publish;
 mod reaper;

@@ -26,7 +26,7 @@ use twill_types::{Family, Prefix, error_chain};
 
 use crate::{
     api::Api,
-    bgp::{Bgp, Identity},
+    bgp::{Bgp, Conditions, Identity},
     claims::{self, Claims, OwnedBlocks},
     config::Config,
     controller::Controller,
@@ -71,6 +71,7 @@ struct Wires {
     /// By `bgp`: the running speaker.
     speaker: watch::Sender<Option<(Identity, Handle)>>,
     bgp_problems: watch::Sender<Vec<String>>,
+    bgp_conditions: Conditions,
     /// By `routes`: what is in the kernel, and who else claims to be where our blocks are.
     installed: watch::Sender<Arc<KernelRoutes>>,
     conflicts: watch::Sender<Vec<OriginConflict>>,
@@ -98,6 +99,7 @@ impl Wires {
             uplink_changed: Arc::new(Notify::new()),
             speaker: watch::Sender::new(None),
             bgp_problems: watch::Sender::default(),
+            bgp_conditions: Conditions::default(),
             installed: watch::Sender::default(),
             conflicts: watch::Sender::default(),
             conditions: watch::Sender::default(),
@@ -191,7 +193,7 @@ impl Node<'_> {
         let run_dir = &self.config.run_dir;
         let directory = self.config.datastore.directory.clone();
         let (name, resources) = (self.name.clone(), self.resources.clone());
-        let conditions = wires.conditions.subscribe();
+        let conditions = [wires.conditions.subscribe(), wires.bgp_conditions.subscribe()];
         endless(tasks, report_status(directory, name, resources, conditions));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
@@ -339,6 +341,7 @@ impl Node<'_> {
             reports,
             current: wires.speaker.clone(),
             problems: wires.bgp_problems.clone(),
+            conditions: wires.bgp_conditions.clone(),
         }
     }
 }
@@ -356,11 +359,14 @@ async fn report_status(
     directory: PathBuf,
     node: String,
     mut resources: watch::Receiver<Arc<Snapshot>>,
-    mut conditions: watch::Receiver<BTreeMap<ObjectId, Vec<Condition>>>,
+    [mut claims, mut bgp]: [watch::Receiver<BTreeMap<ObjectId, Vec<Condition>>>; 2],
 ) {
     loop {
         let snapshot = Arc::clone(&resources.borrow_and_update());
-        let said = conditions.borrow_and_update().clone();
+        let mut said = claims.borrow_and_update().clone();
+        for (object, conditions) in &*bgp.borrow_and_update() {
+            said.entry(object.clone()).or_default().extend(conditions.iter().cloned());
+        }
         let written = block_in_place(|| datastore::report(&directory, &node, &snapshot, said));
         if let Err(error) = written {
             // Nothing else depends on it; the next change tries again.
@@ -368,7 +374,8 @@ async fn report_status(
         }
         tokio::select! {
             changed = resources.changed() => if changed.is_err() { return },
-            changed = conditions.changed() => if changed.is_err() { return },
+            changed = claims.changed() => if changed.is_err() { return },
+            changed = bgp.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -8,7 +8,9 @@ pub mod child;
 mod filter;
 pub mod netns;
 pub mod sched;
+mod tcp_md5;
 
 pub use arena::ShortLived;
 pub use filter::ignore_netlink;
 pub use netns::{AtPath, Netns, NetnsError, in_netns, look, netns_cookie};
+pub use tcp_md5::{MAX_KEY_LENGTH, set_tcp_md5_key};

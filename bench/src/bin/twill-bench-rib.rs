@@ -154,6 +154,7 @@ impl Bench {
             client: false,
             on_link: None,
             policy: PeerPolicy::default(),
+            tcp_key: 0,
             delay_open: Duration::ZERO,
             shutdown: None,
         };

@@ -54,6 +54,7 @@ fn config() -> PeerConfig {
         client: false,
         on_link: None,
         policy: PeerPolicy::default(),
+        tcp_key: 0,
     }
 }
 

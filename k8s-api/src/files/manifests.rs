@@ -5,8 +5,8 @@ use std::{
 };
 
 use super::{
-    DirectoryLock, FileError, failed, make_directory, manifest_names, read_text, remove_file,
-    replace_file, stem,
+    DirectoryLock, EVERYONE, FileError, OWNER, failed, make_directory, manifest_names, read_text,
+    remove_file, replace_file, replace_file_as, stem,
 };
 use crate::{
     Loaded, Loc, ObjectId, Problem, Resource, Severity,
@@ -124,7 +124,8 @@ pub fn apply_manifest(directory: &Path, manifest: &Loc<Resource>) -> Result<Appl
         text.push_str("---\n");
     }
     text.push_str(&body(manifest, &path)?);
-    replace_file(&path, text.as_bytes())?;
+    let mode = if matches!(manifest.value, Resource::Secret(_)) { OWNER } else { EVERYONE };
+    replace_file_as(&path, text.as_bytes(), mode)?;
     Ok(Applied::Created(path))
 }
 

@@ -49,6 +49,12 @@ const LOCK: &str = ".lock";
 
 const TEMPORARY: &str = ".tmp-";
 
+/// The mode of files that everybody may read.
+const EVERYONE: u32 = 0o644;
+
+/// The mode of files with passwords in them.
+const OWNER: u32 = 0o600;
+
 /// How long a lock is waited for. Whoever has it writes a file or two.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -264,13 +270,20 @@ fn sweep(directory: &Path) -> Result<Vec<String>, FileError> {
 
 /// Replaces a file as a whole, keeping its mode; durable when it returns.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace_file_as(path, bytes, EVERYONE)
+}
+
+/// [`replace_file`], with the mode of a file that is new.
+fn replace_file_as(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let directory = parent(path);
-    let temporary = Temporary::write(directory, bytes)?;
+    // Nobody else reads it before its mode is what it has to be.
+    let temporary = Temporary::write(directory, bytes, OWNER)?;
+    let mut permissions = Permissions::from_mode(mode);
     if let Ok(old) = fs::metadata(path) {
-        let mode = old.permissions();
-        fs::set_permissions(&temporary.path, mode)
-            .map_err(failed("set the mode of", &temporary.path))?;
+        permissions = old.permissions();
     }
+    fs::set_permissions(&temporary.path, permissions)
+        .map_err(failed("set the mode of", &temporary.path))?;
     fs::rename(&temporary.path, path).map_err(failed("write", path))?;
     sync_directory(directory)
 }
@@ -279,7 +292,7 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// content or not at all, and of several writers one wins. Durable when it returns `true`.
 pub fn create_file(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     let directory = parent(path);
-    let temporary = Temporary::write(directory, bytes)?;
+    let temporary = Temporary::write(directory, bytes, EVERYONE)?;
     match fs::hard_link(&temporary.path, path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
@@ -312,7 +325,7 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn write(directory: &Path, bytes: &[u8]) -> Result<Self, FileError> {
+    fn write(directory: &Path, bytes: &[u8], mode: u32) -> Result<Self, FileError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
@@ -321,7 +334,7 @@ impl Temporary {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o644)
+            .mode(mode)
             .open(path)
             .map_err(failed("make", path))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", path))?;

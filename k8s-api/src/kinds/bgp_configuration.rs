@@ -211,11 +211,6 @@ impl Rules for BgpConfiguration {
             .when(!spec.communities.is_empty(), "spec.communities", communities)
             .when(!spec.prefix_advertisements.is_empty(), "spec.prefixAdvertisements", communities)
             .when(
-                spec.node_mesh_password.is_some(),
-                "spec.nodeMeshPassword",
-                "sessions between nodes have no password",
-            )
-            .when(
                 !spec.ignored_interfaces.is_empty(),
                 "spec.ignoredInterfaces",
                 "nodes announce only what they own, whatever the interface",

@@ -326,11 +326,6 @@ impl Rules for BgpPeer {
             .when(spec.peer_selector.is_some(), "spec.peerSelector", no_session)
             .when(spec.local_workload_selector.is_some(), "spec.localWorkloadSelector", no_session)
             .when(
-                spec.password.is_some(),
-                "spec.password",
-                "the session is opened without a password, and a peer that wants one refuses it",
-            )
-            .when(
                 spec.keepalive_time.is_some(),
                 "spec.keepaliveTime",
                 "keepalives come at a third of the hold time",

@@ -7,6 +7,7 @@ pub(crate) mod ip_pool;
 pub(crate) mod ipam;
 pub(crate) mod node;
 pub(crate) mod restart_time;
+pub(crate) mod secret;
 
 use twill_selector::Selector;
 

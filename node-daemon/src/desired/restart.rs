@@ -53,7 +53,7 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{peer}}}
 "
         );
         let resources = Snapshot::new(files::catalog([&load_manifests(&text, "m.yaml")]));
-        let peers = desired("n1", &resources).peers;
+        let peers = desired("n1", &resources, &BTreeMap::new()).peers;
         let session = |last| {
             let found =
                 peers.iter().find(|(key, _)| key.address == IpAddr::from([192, 0, 2, last]));
