@@ -110,29 +110,36 @@ fn device(index: u32) -> String {
 /// Communities, plain, extended and large, as text.
 pub(crate) fn communities(attributes: &PathAttributes) -> Vec<String> {
     let plain = attributes.communities.iter().map(ToString::to_string);
-    let extended = attributes.extended_communities.iter().map(|octets| extended(*octets));
     let large = attributes.large_communities.iter().map(ToString::to_string);
-    plain.chain(extended).chain(large).collect()
+    let extended = attributes.extended_communities.iter().copied().map(extended_community);
+    plain.chain(large).chain(extended).collect()
 }
 
-/// An extended community (RFC 4360, RFC 5668): route targets and origins by name, as in
-/// `rt:64512:100`, others by their octets, as in `0x0102030405060708`.
-fn extended(octets: [u8; 8]) -> String {
+/// An extended community as routers write it: `rt:64513:9`, `soo:192.0.2.1:9`, or its octets in
+/// hexadecimal where it is neither a route target nor a route origin (RFC 4360 sections 3 to 5).
+fn extended_community(octets: [u8; 8]) -> String {
     let [kind, subtype, value @ ..] = octets;
-    let [a, b, c, d, e, f] = value;
-    let (long, short) = (u32::from_be_bytes([c, d, e, f]), u16::from_be_bytes([e, f]));
-    let value = match kind {
-        // Two-octet AS, IPv4 address, four-octet AS.
-        0 => format!("{}:{long}", u16::from_be_bytes([a, b])),
-        1 => format!("{}:{short}", Ipv4Addr::new(a, b, c, d)),
-        2 => format!("{}:{short}", u32::from_be_bytes([a, b, c, d])),
-        _ => return format!("0x{:016x}", u64::from_be_bytes(octets)),
+    let name = match subtype {
+        2 => "rt",
+        3 => "soo",
+        _ => return hexadecimal(octets),
     };
-    match subtype {
-        2 => format!("rt:{value}"),
-        3 => format!("ro:{value}"),
-        _ => format!("0x{:016x}", u64::from_be_bytes(octets)),
+    let [a, b, c, d, e, f] = value;
+    match kind {
+        // An AS number of two octets, an IPv4 address, an AS number of four (RFC 5668).
+        0 => {
+            format!("{name}:{}:{}", u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f]))
+        }
+        1 => format!("{name}:{}:{}", Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([e, f])),
+        2 => {
+            format!("{name}:{}:{}", u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes([e, f]))
+        }
+        _ => hexadecimal(octets),
     }
+}
+
+fn hexadecimal(octets: [u8; 8]) -> String {
+    format!("0x{:016x}", u64::from_be_bytes(octets))
 }
 
 #[cfg(test)]
@@ -140,16 +147,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extended_communities_as_text() {
+    fn extended_communities_read_as_routers_write_them() {
         for (octets, text) in [
-            (0x0002_fc00_0000_0064, "rt:64512:100"),
-            (0x0003_fc00_0001_86a0, "ro:64512:100000"),
-            (0x0102_c000_0201_0007, "rt:192.0.2.1:7"),
-            (0x0202_fa56_ea00_0007, "rt:4200000000:7"),
-            (0x0004_fc00_0000_0064, "0x0004fc0000000064"),
-            (0x4004_0000_0000_0001, "0x4004000000000001"),
+            ([0, 2, 0xfc, 1, 0, 0, 0, 9], "rt:64513:9"),
+            ([1, 3, 192, 0, 2, 1, 0, 9], "soo:192.0.2.1:9"),
+            ([2, 2, 0, 1, 0, 0, 0, 9], "rt:65536:9"),
+            ([0x40, 4, 0xfc, 1, 0, 0, 0, 9], "0x4004fc0100000009"),
+            ([3, 2, 0, 0, 0, 0, 0, 9], "0x0302000000000009"),
         ] {
-            assert_eq!(extended(u64::to_be_bytes(octets)), text);
+            assert_eq!(extended_community(octets), text);
         }
     }
 }

@@ -237,6 +237,11 @@ impl Bird {
         &self.config
     }
 
+    /// The process.
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
     /// Changes its configuration while it runs.
     pub fn configure(&mut self, config: BirdConfig) -> Result<()> {
         fs::write(self.dir.join("bird.conf"), config.render(&self.dir.join("bird.log")))?;

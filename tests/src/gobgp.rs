@@ -62,6 +62,12 @@ impl Gobgp {
         Ok(())
     }
 
+    /// Writes another configuration and has it read again.
+    pub fn reconfigure(&self, config: &str) -> Result<()> {
+        fs::write(self.dir.join("gobgpd.yaml"), config)?;
+        self.daemon.signal(nix::sys::signal::Signal::SIGHUP)
+    }
+
     /// What `gobgp ARGUMENTS` prints.
     pub fn command(&self, arguments: &[&str]) -> Result<String> {
         cli(&self.dir, arguments)

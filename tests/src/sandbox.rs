@@ -113,9 +113,9 @@ fn furnish() -> Result<()> {
     for dir in [netns::DIRECTORY, LABS] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {dir}"))?;
     }
-    // libcni and the reference IPAM plugin keep their state there, podman its cache, and no call
-    // may leave any behind.
-    for directory in ["/var/lib/cni", "/var/lib/containers"] {
+    // libcni and the reference IPAM plugin keep their state there, podman its cache, FRR what it
+    // says when it crashes, and no call may leave any behind.
+    for directory in ["/var/lib/cni", "/var/lib/containers", "/var/tmp"] {
         if Path::new(directory).is_dir() {
             tmpfs(directory)?;
         }

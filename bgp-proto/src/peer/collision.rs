@@ -171,8 +171,8 @@ impl Peer {
     fn replace(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
         if let Some(connection) = self.forget(conn) {
             sink.outputs.push(Output::Close { conn });
-            let loss = Loss::Connection("the peer opened a new connection".to_owned());
-            self.ended(connection, loss, sink);
+            let reason = "the peer opened a new connection".to_owned();
+            self.ended(connection, Loss::Connection(reason.clone()), reason, sink);
         }
     }
 }

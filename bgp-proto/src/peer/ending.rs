@@ -64,7 +64,8 @@ impl Peer {
     /// A connection broke (event 18).
     pub(crate) fn closed(&mut self, conn: ConnId, reason: &str, sink: &mut Sink<'_>) {
         if let Some(connection) = self.forget(conn) {
-            self.ended(connection, Loss::Connection(reason.to_owned()), sink);
+            let loss = Loss::Connection(reason.to_owned());
+            self.ended(connection, loss, reason.to_owned(), sink);
         }
     }
 
@@ -81,7 +82,8 @@ impl Peer {
             return;
         };
         let changed = self.withheld.learn(&notification, connection.has_offered());
-        self.ended(connection, Loss::Notification(notification), sink);
+        let reason = format!("received {notification}");
+        self.ended(connection, Loss::Notification(notification), reason, sink);
         if changed {
             self.info = format!("{}; the next OPEN goes {}", self.info, self.withheld);
         }
@@ -113,7 +115,8 @@ impl Peer {
         });
         self.report(true, &notification, sink);
         if let Some(connection) = self.forget(conn) {
-            self.ended(connection, Loss::Notification(notification), sink);
+            let reason = format!("sent {notification}");
+            self.ended(connection, Loss::Notification(notification), reason, sink);
         }
     }
 
@@ -169,12 +172,14 @@ impl Peer {
     }
 
     /// A connection is no more: what it was decides what is reported, and when the next try is.
-    pub(super) fn ended(&mut self, connection: Connection, loss: Loss, sink: &mut Sink<'_>) {
-        let reason = match &loss {
-            Loss::Connection(reason) => reason.clone(),
-            Loss::Notification(notification) => notification.to_string(),
-            Loss::Stopped(reason) => reason.clone(),
-        };
+    /// `reason` is for people, and says which side ended it.
+    pub(super) fn ended(
+        &mut self,
+        connection: Connection,
+        loss: Loss,
+        reason: String,
+        sink: &mut Sink<'_>,
+    ) {
         let (collision, wordless) = (is_collision(&loss), matches!(loss, Loss::Connection(_)));
         let limit = is_limit(&loss);
         let established = connection.state == State::Established;

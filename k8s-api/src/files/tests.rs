@@ -132,6 +132,22 @@ fn links_stay_links() {
 }
 
 #[test]
+fn a_new_file_with_a_secret_is_its_owners_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: bgp}\nstringData: {tor: a}\n";
+    apply_manifest(dir.path(), &loc(secret)).unwrap();
+    apply_manifest(dir.path(), &loc(&pool("a", "10.0.0.0/16"))).unwrap();
+    let mode =
+        |name: &str| fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("secret.bgp.yaml"), 0o600);
+    assert_eq!(mode("ippool.a.yaml"), 0o644);
+    // Who has opened it to a group wanted that.
+    fs::set_permissions(dir.path().join("secret.bgp.yaml"), Permissions::from_mode(0o640)).unwrap();
+    apply_manifest(dir.path(), &loc(&secret.replace("tor: a", "tor: b"))).unwrap();
+    assert_eq!(mode("secret.bgp.yaml"), 0o640);
+}
+
+#[test]
 fn objects_of_other_kinds_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: deny\n  \

@@ -10,8 +10,9 @@ use crate::{
 
 const ADR_INDEX: &str = "docs/adr/README.md";
 
-/// The page whose last column names tests.
-const COMPLAINTS: &str = "docs/complaints.md";
+/// The pages with tables that name tests, and what such columns are called.
+const PAGES_WITH_TESTS: [&str; 2] = ["docs/complaints.md", "docs/bgp.md"];
+const TEST_COLUMNS: [&str; 4] = ["Test", "BIRD", "FRR", "GoBGP"];
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 
@@ -23,7 +24,7 @@ const DEPENDS: &str = "Built on";
 pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
     let mut findings = decisions(tree);
     findings.extend(code_map(tree, workspace));
-    findings.extend(complaints(tree));
+    findings.extend(named_tests(tree));
     findings.extend(tree.files().iter().flat_map(|file| links(tree, file)));
     findings
 }
@@ -43,27 +44,44 @@ fn decisions(tree: &Tree) -> Vec<Finding> {
         .collect()
 }
 
-/// Each complaint names tests that there are.
-fn complaints(tree: &Tree) -> Vec<Finding> {
-    let Some(page) = tree.get(COMPLAINTS) else {
-        return Vec::new();
-    };
+/// Each row of these pages' tables names tests that there are.
+fn named_tests(tree: &Tree) -> Vec<Finding> {
+    let pages = PAGES_WITH_TESTS.iter().filter_map(|page| tree.get(page));
+    pages.flat_map(|page| page_tests(tree, page)).collect()
+}
+
+fn page_tests(tree: &Tree, page: &File) -> Vec<Finding> {
     let is_test = |name: &str| {
-        let function = format!("fn {name}(");
-        tree.files().iter().any(|f| f.path.ends_with(".rs") && f.text.contains(&function))
+        let name = name.rsplit("::").next().unwrap_or(name);
+        // One for several peers has a parameter of its own.
+        let functions = [format!("fn {name}("), format!("fn {name}<")];
+        let has = |file: &File| functions.iter().any(|function| file.text.contains(function));
+        tree.files().iter().any(|file| file.path.ends_with(".rs") && has(file))
     };
     let mut findings = Vec::new();
+    let mut columns: Option<Vec<usize>> = None;
     for (number, line) in page.lines() {
-        let Some(cells) = cells(line).filter(|cells| cells.len() == 3) else { continue };
-        let is_row = !cells[0].starts_with('-') && cells[2] != "Test";
-        let tests = names(cells[2]);
-        if is_row && tests.is_empty() {
-            let what = "a complaint without a test";
-            findings.push(Finding::error(COMPLAINTS, number, what, "name one"));
+        let Some(cells) = cells(line) else {
+            columns = None;
+            continue;
+        };
+        // The first line of a table says where its tests are.
+        let Some(columns) = &columns else {
+            let of_tests = |(_, title): &(usize, &&str)| TEST_COLUMNS.contains(*title);
+            columns = Some(cells.iter().enumerate().filter(of_tests).map(|(i, _)| i).collect());
+            continue;
+        };
+        if columns.is_empty() || cells[0].starts_with('-') {
+            continue;
+        }
+        let tests: BTreeSet<&str> =
+            columns.iter().filter_map(|column| cells.get(*column)).flat_map(|c| names(c)).collect();
+        if tests.is_empty() {
+            findings.push(Finding::error(&page.path, number, "a row without a test", "name one"));
         }
         findings.extend(tests.into_iter().filter(|name| !is_test(name)).map(|name| {
             let what = format!("there is no test {name}");
-            Finding::error(COMPLAINTS, number, what, "name one that there is")
+            Finding::error(&page.path, number, what, "name one that there is")
         }));
     }
     findings
@@ -208,14 +226,22 @@ mod tests {
     }
 
     #[test]
-    fn complaints_have_tests() {
-        let page =
+    fn rows_have_tests() {
+        let complaints =
             "| There | Why | Test |\n|---|---|---|\n| a | b | `real`, `gone` |\n| c | d | – |\n";
-        let found = text(&complaints(&tree(&[(COMPLAINTS, page), ("a.rs", "fn real() {}\n")])));
+        let bgp = "| RFC | Where | Test | Deviation |\n|---|---|---|---|\n| 1 | `x.rs` | `real` | none |\n\n\
+                   | Row | BIRD | FRR |\n|---|---|---|\n| a | `m::bird::each` | `m::frr::gone` |\n\n\
+                   | Other | Table |\n|---|---|\n| a | `b` |\n";
+        let files = [
+            ("docs/complaints.md", complaints),
+            ("docs/bgp.md", bgp),
+            ("a.rs", "fn real() {}\nfn each<R: Router>() {}\n"),
+        ];
         assert_eq!(
-            found,
+            text(&named_tests(&tree(&files))),
             "docs/complaints.md:3: error: there is no test gone; name one that there is\n\
-             docs/complaints.md:4: error: a complaint without a test; name one\n"
+             docs/complaints.md:4: error: a row without a test; name one\n\
+             docs/bgp.md:7: error: there is no test m::frr::gone; name one that there is\n"
         );
     }
 

@@ -1,0 +1,132 @@
+//! BIRD 2 as the peer of a row.
+
+use std::{fmt::Write as _, path::Path};
+
+use anyhow::{Context, Result};
+use twill_tests::{
+    bird::{Bird, BirdConfig},
+    netns::Namespace,
+    process::Daemon,
+};
+
+use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, ROUTER6, Router};
+
+/// BIRD with one protocol, `node`.
+#[derive(Debug)]
+pub(super) struct BirdRouter {
+    bird: Bird,
+    peering: Peering,
+}
+
+fn config(peering: &Peering, announced: bool) -> BirdConfig {
+    let Peering { asn, node_asn, hold_time, .. } = peering;
+    let mut text = format!(
+        "protocol bgp node {{\n  local {} as {asn};\n  neighbor {} as {node_asn};\n  \
+         hold time {hold_time};\n  error wait time 1, 1;\n  connect delay time 0;\n  \
+         connect retry time 1;\n",
+        peering.own(),
+        peering.node()
+    );
+    if peering.passive {
+        text += "  passive on;\n";
+    }
+    if peering.no_capabilities {
+        text += "  capabilities off;\n";
+    }
+    if let Some(password) = peering.password {
+        let _ = writeln!(text, "  password \"{password}\";");
+    }
+    for (family, own) in [("ipv4", ROUTER), ("ipv6", ROUTER6)] {
+        if family == "ipv4" || !peering.no_capabilities {
+            let _ = writeln!(
+                text,
+                "  {family} {{ import all; export where source = RTS_STATIC; next hop address \
+                 {own}; }};"
+            );
+        }
+    }
+    text += "}\n";
+    if announced {
+        let communities = match peering.communities {
+            true => {
+                " { bgp_community.add((64513,7)); bgp_large_community.add((64513,1,2)); \
+                 bgp_ext_community.add((rt,64513,9)); }"
+            }
+            false => "",
+        };
+        let _ = writeln!(
+            text,
+            "protocol static outside {{ ipv4; route {OUTSIDE} blackhole{communities}; }}"
+        );
+    }
+    if peering.more > 0 {
+        let routes: String =
+            peering.more().map(|prefix| format!("  route {prefix} blackhole;\n")).collect();
+        let _ = writeln!(text, "protocol static more {{ ipv4;\n{routes}}}");
+    }
+    BirdConfig::new(ROUTER, *asn).announce(OUTSIDE6).extra(&text)
+}
+
+impl Router for BirdRouter {
+    fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self> {
+        let bird = Bird::start(namespace, config(peering, true), dir)?;
+        Ok(Self { bird, peering: peering.clone() })
+    }
+
+    fn reconfigure(&mut self, peering: &Peering) -> Result<()> {
+        self.peering = peering.clone();
+        self.bird.configure(config(peering, true))
+    }
+
+    fn state(&self) -> Result<String> {
+        Ok(self.bird.protocol("node")?.info)
+    }
+
+    fn announce(&mut self, announced: bool) -> Result<()> {
+        self.bird.configure(config(&self.peering, announced))
+    }
+
+    fn path(&self, prefix: &str) -> Result<Option<Learned>> {
+        let routes = self.bird.routes(prefix)?;
+        let Some(route) = routes.iter().find(|route| route.protocol == "node") else {
+            return Ok(None);
+        };
+        let attribute = |name: &str| {
+            let value = route.text.lines().find_map(|line| line.trim().strip_prefix(name));
+            value.map(|value| value.trim().to_owned())
+        };
+        let local_pref = attribute("BGP.local_pref:").and_then(|value| value.parse().ok());
+        let as_path = attribute("BGP.as_path:").unwrap_or_default();
+        Ok(Some(Learned { as_path, local_pref }))
+    }
+
+    fn prefixes(&self) -> Result<usize> {
+        let text = self.bird.command("show route protocol node table master4 count")?;
+        let count = text.split_whitespace().next().and_then(|word| word.parse().ok());
+        count.with_context(|| format!("BIRD counts {text}"))
+    }
+
+    fn ask_again(&self) -> Result<()> {
+        self.bird.command("reload in node").map(drop)
+    }
+
+    fn updates(&self) -> Result<u64> {
+        let text = self.bird.command("show protocols all node")?;
+        // Import updates: received, rejected, filtered, ignored, accepted; of IPv4 first.
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("Import updates:"));
+        let count = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        count.with_context(|| format!("BIRD counts nothing: {text}"))
+    }
+
+    fn shut_down(&mut self, text: &str) -> Result<()> {
+        self.bird.command(&format!("disable node \"{text}\"")).map(drop)
+    }
+
+    fn daemon(&self) -> &Daemon {
+        self.bird.daemon()
+    }
+
+    fn heard_bad_peer_as(&self) -> Result<bool> {
+        Ok(self.bird.log().contains("Received: Bad peer AS"))
+    }
+}

@@ -1,0 +1,51 @@
+//! Sessions that one side refuses or ends, and what the other says of it.
+
+use anyhow::{Result, ensure};
+use twill_tests::wait::wait_until;
+
+use super::{
+    rig::{BLOCK, Rig, bgp_peer},
+    router::{OUTSIDE, Peering, Router},
+};
+use crate::LONG;
+
+/// An AS number that nobody has.
+const NOBODY: u32 = 64999;
+
+/// Bad Peer AS (RFC 4271 section 6.2), said by either side, is understood by the other.
+pub(super) fn refused_asn<R: Router>() -> Result<()> {
+    // The node takes the router for another AS, and says so.
+    let peering = Peering::default();
+    let wrong = Peering { asn: NOBODY, ..peering.clone() };
+    let mut rig = Rig::<R>::start_with(peering.clone(), &bgp_peer(&wrong, ""))?;
+    rig.wait_down("sent OPEN Message Error/Bad Peer AS (2/2)")?;
+    wait_until("the router to hear of it", LONG, || rig.router.heard_bad_peer_as())?;
+    rig.lab.write_resource("router.yaml", &bgp_peer(&peering, ""))?;
+    rig.wait_up()?;
+    // The router takes the node for another one.
+    rig.router.reconfigure(&Peering { node_asn: NOBODY, ..peering.clone() })?;
+    rig.wait_down("received OPEN Message Error/Bad Peer AS (2/2)")?;
+    rig.router.reconfigure(&peering)?;
+    rig.wait_up()
+}
+
+/// A peer of RFC 4271 alone, without capabilities: IPv4, and nothing else.
+pub(super) fn no_capabilities<R: Router>() -> Result<()> {
+    let rig = Rig::<R>::up(Peering { no_capabilities: true, ..Peering::default() })?;
+    rig.node()?.wait_route(OUTSIDE, LONG)?;
+    rig.router.wait_path(BLOCK)?;
+    let peer = rig.peer()?;
+    ensure!(peer["prefixesIn"] == 1 && peer["prefixesOut"] == 1, "{peer}");
+    Ok(())
+}
+
+/// The reason that an operator gives is what the node's operator reads (RFC 9003).
+pub(super) fn shutdown_text<R: Router>() -> Result<()> {
+    let mut rig = Rig::<R>::up(Peering::default())?;
+    rig.node()?.wait_route(OUTSIDE, LONG)?;
+    rig.router.shut_down("maintenance-at-noon")?;
+    let peer = rig.wait_down("maintenance-at-noon")?;
+    let info = peer["info"].as_str().unwrap_or_default().to_lowercase();
+    ensure!(info.contains("administrative shutdown"), "{peer}");
+    rig.node()?.wait_no_route(OUTSIDE, LONG)
+}

@@ -1,0 +1,136 @@
+//! Sessions that come up, whoever dials, and what ends them without a word.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use twill_tests::{process::check, wait::wait_for};
+
+use super::{
+    rig::{BLOCK, BLOCK6, Rig, bgp_peer},
+    router::{OUTSIDE, OUTSIDE6, Peering, Router},
+};
+use crate::LONG;
+
+/// 4-octet AS numbers that have no 2-octet form (RFC 6793).
+const WIDE: (u32, u32) = (4_200_000_002, 4_200_000_001);
+
+/// What both ends learn of each other in both families.
+fn exchange<R: Router>(rig: &Rig<R>) -> Result<()> {
+    for (block, outside) in [(BLOCK, OUTSIDE), (BLOCK6, OUTSIDE6)] {
+        let learned = rig.router.wait_path(block)?;
+        let is_internal = rig.peering.asn == rig.peering.node_asn;
+        let as_path = if is_internal { String::new() } else { rig.peering.node_asn.to_string() };
+        ensure!(learned.as_path == as_path, "{block} came as {learned:?}");
+        ensure!(!is_internal || learned.local_pref == Some(100), "{block} came as {learned:?}");
+        rig.node()?.wait_route(outside, LONG)?;
+        let explained = rig.node()?.ctl_json(&["bgp", "explain", outside])?;
+        let as_path = if is_internal { String::new() } else { rig.peering.asn.to_string() };
+        ensure!(explained["paths"][0]["asPath"] == as_path.as_str(), "{explained}");
+    }
+    Ok(())
+}
+
+/// eBGP with 4-octet AS numbers on both sides, IPv4 and IPv6 in one session (RFC 4760, 6793).
+pub(super) fn families<R: Router>() -> Result<()> {
+    let (asn, node_asn) = WIDE;
+    let rig = Rig::<R>::up(Peering { asn, node_asn, ..Peering::default() })?;
+    exchange(&rig)
+}
+
+/// Both families over a session of IPv6 addresses (RFC 2545).
+pub(super) fn over_ipv6<R: Router>() -> Result<()> {
+    let rig = Rig::<R>::up(Peering { over_ipv6: true, ..Peering::default() })?;
+    exchange(&rig)
+}
+
+/// iBGP: no AS number is added, and LOCAL_PREF is told (RFC 4271 section 5.1.5).
+pub(super) fn ibgp<R: Router>() -> Result<()> {
+    let rig = Rig::<R>::up(Peering { asn: 64512, ..Peering::default() })?;
+    exchange(&rig)
+}
+
+/// The router only listens; then it alone can dial.
+pub(super) fn who_dials<R: Router>() -> Result<()> {
+    let rig = Rig::<R>::up(Peering { passive: true, ..Peering::default() })?;
+    rig.node()?.wait_route(OUTSIDE, LONG)?;
+    drop(rig);
+    let peering = Peering::default();
+    let elsewhere = bgp_peer(&peering, "").replace("192.168.2.1\"", "192.168.2.1:1790\"");
+    ensure!(elsewhere.contains(":1790"), "{elsewhere}");
+    let rig = Rig::<R>::start_with(peering, &elsewhere)?;
+    rig.wait_up()?;
+    rig.node()?.wait_route(OUTSIDE, LONG)?;
+    Ok(())
+}
+
+/// Both dial at once: one connection is left, and it stays (RFC 4271 section 6.8).
+pub(super) fn collision<R: Router>() -> Result<()> {
+    let mut rig = Rig::<R>::up(Peering { hold_time: 3, ..Peering::default() })?;
+    for _ in 0..2 {
+        rig.lab.node_mut("node1")?.stop()?;
+        wait_for("the router to lose the session", LONG, || {
+            ensure!(rig.router.state()? != "Established");
+            Ok(())
+        })?;
+        // The kernel answers in its place: the node's connection is open before the router, whose
+        // own attempt is due by then, hears of it.
+        rig.router.daemon().signal(Signal::SIGSTOP)?;
+        rig.lab.node_mut("node1")?.start()?;
+        let dialled = wait_for("the node to dial", LONG, || {
+            let peer = rig.peer()?;
+            ensure!(peer["state"] == "OpenSent", "{peer}");
+            Ok(())
+        });
+        rig.router.daemon().signal(Signal::SIGCONT)?;
+        dialled?;
+        rig.wait_up()?;
+        stays(&rig)?;
+    }
+    Ok(())
+}
+
+/// There is one connection, and KEEPALIVEs go on over it.
+fn stays<R: Router>(rig: &Rig<R>) -> Result<()> {
+    wait_for("one connection", LONG, || {
+        let found = connections(rig)?;
+        ensure!(found.len() == 1, "{found:?}");
+        Ok(())
+    })?;
+    let before = rig.peer()?;
+    wait_for("three more messages", LONG, || {
+        let peer = rig.peer()?;
+        let count = |peer: &serde_json::Value| peer["messagesIn"].as_u64().context("no count");
+        ensure!(count(&peer)? >= count(&before)? + 3, "{peer}");
+        ensure!(peer["flaps"] == before["flaps"], "{before} became {peer}");
+        Ok(())
+    })
+}
+
+/// Open BGP connections of the node.
+fn connections<R: Router>(rig: &Rig<R>) -> Result<Vec<String>> {
+    let mut ss = Command::new("ss");
+    ss.args(["-Htn", "state", "established", "( sport = :179 or dport = :179 )"]);
+    let text = check("ss", &rig.node()?.namespace().output(&mut ss)?)?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// A process that hangs is noticed after the hold time by the other side, whichever hangs (RFC 4271
+/// section 6.5), and the session is back when it goes on.
+pub(super) fn hold_time<R: Router>() -> Result<()> {
+    let rig = Rig::<R>::up(Peering { hold_time: 3, ..Peering::default() })?;
+    rig.router.daemon().signal(Signal::SIGSTOP)?;
+    let noticed = rig.wait_down("hold timer expired");
+    rig.router.daemon().signal(Signal::SIGCONT)?;
+    noticed?;
+    rig.wait_up()?;
+
+    rig.node()?.daemon()?.signal(Signal::SIGSTOP)?;
+    let noticed = wait_for("the router to notice", LONG, || {
+        ensure!(rig.router.state()? != "Established");
+        Ok(())
+    });
+    rig.node()?.daemon()?.signal(Signal::SIGCONT)?;
+    noticed?;
+    rig.wait_up()
+}
