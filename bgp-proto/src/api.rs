@@ -134,6 +134,8 @@ pub struct PeerConfig {
     /// Number of the key that the peer's TCP segments are signed with (RFC 2385), which the shell
     /// alone has: another number is another key, and 0 is none.
     pub tcp_key: u64,
+    /// How many links away the peer is at the most (RFC 5082), 1 to 255; `None` looks at no TTL.
+    pub ttl_security: Option<u8>,
 }
 
 /// What a peer is to this node, and what is taken from it.
@@ -181,6 +183,7 @@ impl PeerConfig {
             || self.policy.local_asn != new.policy.local_asn
             || self.policy.as_sets != new.policy.as_sets
             || self.tcp_key != new.tcp_key
+            || self.ttl_security != new.ttl_security
     }
 }
 

@@ -142,6 +142,7 @@ fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
         on_link: None,
         policy: PeerPolicy::default(),
         tcp_key: 0,
+        ttl_security: None,
     };
     (key, config)
 }

@@ -14,7 +14,7 @@ use tokio::{
     task::JoinHandle,
 };
 use twill_bgp_proto::ConnId;
-use twill_sys::set_tcp_md5_key;
+use twill_sys::{set_tcp_md5_key, set_ttl_security};
 
 use crate::Password;
 
@@ -115,17 +115,26 @@ impl Connection {
     }
 }
 
-/// Opens a connection from `local` in a task of its own, signed if there is a password. How long
+/// What keeps others than the peer from a connection with it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Protection {
+    /// What segments are signed with (RFC 2385).
+    pub(crate) password: Option<Password>,
+    /// Over how many links packets may come (RFC 5082).
+    pub(crate) hops: Option<u8>,
+}
+
+/// Opens a connection from `local` in a task of its own, protected. How long
 /// that may take the speaker knows.
 pub(crate) fn connect(
     conn: ConnId,
     local: Option<IpAddr>,
     remote: SocketAddr,
-    password: Option<Password>,
+    protection: Protection,
     events: mpsc::Sender<Event>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let event = match open(local, remote, password.as_ref()).await {
+        let event = match open(local, remote, &protection).await {
             Ok((stream, local)) => Event::Connected { conn, local, stream },
             Err(reason) => Event::ConnectFailed { conn, reason },
         };
@@ -136,16 +145,20 @@ pub(crate) fn connect(
 async fn open(
     local: Option<IpAddr>,
     remote: SocketAddr,
-    password: Option<&Password>,
+    protection: &Protection,
 ) -> Result<(TcpStream, SocketAddr), String> {
     let socket = socket(local, remote).map_err(|error| error.to_string())?;
-    if let Some(password) = password {
+    if let Some(password) = &protection.password {
         set_tcp_md5_key(&socket, remote.ip(), Some(password.as_bytes())).map_err(|error| {
             format!(
                 "cannot sign segments: {error}; the kernel needs CONFIG_TCP_MD5SIG, or remove the \
                  password on both sides"
             )
         })?;
+    }
+    if let Some(hops) = protection.hops {
+        set_ttl_security(&socket, remote.is_ipv6(), hops)
+            .map_err(|error| format!("cannot demand a TTL: {error}; remove ttlSecurity"))?;
     }
     let connected = async {
         let stream = socket.connect(remote).await?;

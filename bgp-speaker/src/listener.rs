@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tracing::{error, warn};
-use twill_sys::set_tcp_md5_key;
+use twill_sys::{send_highest_ttl, set_tcp_md5_key};
 
 use crate::Password;
 
@@ -140,6 +140,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
             socket
         }
     };
+    // A peer with TTL security (RFC 5082) wants it in the very first answer.
+    send_highest_ttl(&socket, address.is_ipv6())?;
     // A restarted daemon must not wait for the old one's connections to leave TIME-WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -14,10 +14,11 @@ use twill_bgp_proto::{
     Conflict, ConnId, Explanation, Input, NextHopState, Output, Own, PeerConfig, PeerEvent,
     PeerKey, PeerSnapshot, RouteChange, RouteSnapshot, Speaker, SpeakerConfig, Time,
 };
+use twill_sys::set_ttl_security;
 use twill_types::Prefix;
 
 use crate::{
-    connection::{self, Connection, Event},
+    connection::{self, Connection, Event, Protection},
     listener::{Accepted, Listener},
     password::Password,
 };
@@ -146,6 +147,8 @@ struct Shell {
     dialling: BTreeMap<ConnId, JoinHandle<()>>,
     listener: Option<(u16, Listener)>,
     keys: Keys,
+    /// Over how many links packets of a peer may come (RFC 5082), by its address.
+    hops: BTreeMap<IpAddr, u8>,
     next_accepted: u64,
     events: mpsc::Sender<Event>,
     event_queue: mpsc::Receiver<Event>,
@@ -165,6 +168,7 @@ impl Shell {
             dialling: BTreeMap::new(),
             listener: None,
             keys: Keys::default(),
+            hops: BTreeMap::new(),
             next_accepted: 0,
             events,
             event_queue,
@@ -243,8 +247,12 @@ impl Shell {
             listener.change_passwords(&self.keys.passwords, &passwords);
         }
         self.keys.replace(passwords);
+        self.hops.clear();
         for (peer, config) in &mut peers {
             config.tcp_key = self.keys.number(peer.address);
+            if let Some(hops) = config.ttl_security {
+                self.hops.insert(peer.address, hops);
+            }
         }
         self.input(Input::SetPeers(peers));
     }
@@ -268,6 +276,13 @@ impl Shell {
         self.next_accepted += 1;
         let Accepted { stream, local, remote } = accepted;
         if self.listener.as_ref().is_some_and(|(_, listener)| !listener.trusts(remote.ip())) {
+            return;
+        }
+        // Not on the listening socket, which is that of all peers.
+        if let Some(hops) = self.hops.get(&remote.ip())
+            && let Err(error) = set_ttl_security(&stream, remote.is_ipv6(), *hops)
+        {
+            warn!(peer = %remote.ip(), %error, "cannot demand a TTL, so its connection is not taken");
             return;
         }
         self.connections.insert(conn, Connection::start(conn, stream, self.events.clone()));
@@ -325,9 +340,12 @@ impl Shell {
         while let Some(output) = self.speaker.poll_output() {
             match output {
                 Output::Connect { conn, remote, local } => {
-                    let password = self.keys.passwords.get(&remote.ip()).cloned();
+                    let protection = Protection {
+                        password: self.keys.passwords.get(&remote.ip()).cloned(),
+                        hops: self.hops.get(&remote.ip()).copied(),
+                    };
                     let events = self.events.clone();
-                    let task = connection::connect(conn, local, remote, password, events);
+                    let task = connection::connect(conn, local, remote, protection, events);
                     self.dialling.insert(conn, task);
                 }
                 Output::Send { conn, bytes } => {

@@ -177,6 +177,7 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
             ..PeerPolicy::default()
         },
         tcp_key: 0,
+        ttl_security: None,
     }
 }
 
@@ -255,6 +256,7 @@ fn explicit(
     }
     session.restart_time = restart::time(peer.spec.max_restart_time);
     session.long_lived = restart::long_lived(peer.spec.long_lived_restart_time);
+    session.ttl_security = peer.spec.ttl_security.filter(|hops| *hops > 0);
     if peer.spec.source_address == Some(SourceAddress::None) {
         session.local_address = None;
     } else if session.local_address.is_none() {

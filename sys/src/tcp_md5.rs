@@ -86,7 +86,7 @@ fn storage(peer: IpAddr) -> libc::sockaddr_storage {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         io::{Read, Write},
         net::{TcpListener, TcpStream},
@@ -119,7 +119,7 @@ mod tests {
     }
 
     /// Runs `f` in a network namespace of its own.
-    fn apart(f: impl FnOnce() + Send + 'static) {
+    pub(crate) fn apart(f: impl FnOnce() + Send + 'static) {
         let work = move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
             let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();

@@ -47,6 +47,7 @@ macro_rules! matrix {
             large::large_table_in,
             large::large_table_out,
             signed::password,
+            signed::ttl_security,
             $($group::$more,)*
         ]);)*
     };

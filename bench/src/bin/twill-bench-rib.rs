@@ -155,6 +155,7 @@ impl Bench {
             on_link: None,
             policy: PeerPolicy::default(),
             tcp_key: 0,
+            ttl_security: None,
             delay_open: Duration::ZERO,
             shutdown: None,
         };

@@ -55,6 +55,7 @@ fn config() -> PeerConfig {
         on_link: None,
         policy: PeerPolicy::default(),
         tcp_key: 0,
+        ttl_security: None,
     }
 }
 

@@ -64,7 +64,7 @@ pub struct BgpPeerSpec {
     /// How often our own AS number may stand in a received path.
     #[serde(rename = "numAllowedLocalASNumbers", skip_serializing_if = "Option::is_none")]
     pub num_allowed_local_as_numbers: Option<i32>,
-    /// How many hops away the peer may be (RFC 5082).
+    /// How many links away the peer is at the most (RFC 5082); 0 looks at no TTL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_security: Option<u8>,
     /// The gateway that leads to the peer.
@@ -329,11 +329,6 @@ impl Rules for BgpPeer {
                 spec.keepalive_time.is_some(),
                 "spec.keepaliveTime",
                 "keepalives come at a third of the hold time",
-            )
-            .when(
-                spec.ttl_security.is_some_and(|hops| hops > 0),
-                "spec.ttlSecurity",
-                "packets from any distance are taken",
             )
             .when(spec.reachable_by.is_some(), "spec.reachableBy", "no route to the peer is made")
             .when(!spec.filters.is_empty(), "spec.filters", "nothing is filtered")

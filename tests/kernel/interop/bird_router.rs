@@ -33,6 +33,9 @@ fn config(peering: &Peering, announced: bool) -> BirdConfig {
     if peering.no_capabilities {
         text += "  capabilities off;\n";
     }
+    if peering.ttl_security {
+        text += "  direct;\n  ttl security on;\n";
+    }
     if let Some(password) = peering.password {
         let _ = writeln!(text, "  password \"{password}\";");
     }

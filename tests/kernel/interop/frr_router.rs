@@ -31,6 +31,9 @@ fn config(peering: &Peering) -> String {
     if peering.no_capabilities {
         let _ = writeln!(text, " neighbor {node} dont-capability-negotiate");
     }
+    if peering.ttl_security {
+        let _ = writeln!(text, " neighbor {node} ttl-security hops 1");
+    }
     if let Some(password) = peering.password {
         let _ = writeln!(text, " neighbor {node} password {password}");
     }

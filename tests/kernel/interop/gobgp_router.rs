@@ -46,6 +46,9 @@ fn config(peering: &Peering) -> String {
     if !peering.no_capabilities {
         text += "  - config: {afi-safi-name: ipv6-unicast}\n";
     }
+    if peering.ttl_security {
+        text += "  ttl-security: {config: {enabled: true, ttl-min: 255}}\n";
+    }
     if peering.more > 0 {
         let _ = writeln!(
             text,

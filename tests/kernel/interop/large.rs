@@ -112,6 +112,7 @@ async fn speak(own: Own, stopped: oneshot::Receiver<()>) -> Result<()> {
         on_link: None,
         policy: PeerPolicy::default(),
         tcp_key: 0,
+        ttl_security: None,
     };
     let address: IpAddr = ROUTER.parse()?;
     let peers = BTreeMap::from([(PeerKey { address, port: 179 }, router)]);

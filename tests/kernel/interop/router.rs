@@ -38,6 +38,8 @@ pub(super) struct Peering {
     pub(super) passive: bool,
     /// It sends no capabilities in its OPEN, so it speaks IPv4 alone.
     pub(super) no_capabilities: bool,
+    /// It is one link away, and takes no packets from farther (RFC 5082).
+    pub(super) ttl_security: bool,
     /// What it signs segments with (RFC 2385).
     pub(super) password: Option<&'static str>,
     /// The IPv4 outside has [`COMMUNITIES`].
@@ -55,6 +57,7 @@ impl Default for Peering {
             hold_time: 90,
             passive: false,
             no_capabilities: false,
+            ttl_security: false,
             password: None,
             communities: false,
             more: 0,

@@ -1,4 +1,5 @@
-//! Passwords: TCP segments signed with MD5 (RFC 2385).
+//! Who else could be the peer: passwords (TCP segments signed with MD5, RFC 2385) and distance (RFC
+//! 5082).
 
 use anyhow::{Result, ensure};
 use twill_tests::{
@@ -52,6 +53,16 @@ pub(super) fn password<R: Router>() -> Result<()> {
     for password in [RIGHT, CHANGED] {
         ensure!(!told.contains(password), "a password is told");
     }
+    Ok(())
+}
+
+/// Both sides see that the other is one link away.
+pub(super) fn ttl_security<R: Router>() -> Result<()> {
+    let peering = Peering { ttl_security: true, ..Peering::default() };
+    let near = bgp_peer(&peering, ", ttlSecurity: 1");
+    let rig = Rig::<R>::start_with(peering, &near)?;
+    rig.wait_up()?;
+    rig.node()?.wait_route(OUTSIDE, LONG)?;
     Ok(())
 }
 
