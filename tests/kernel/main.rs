@@ -314,6 +314,7 @@ fn main() -> ExitCode {
         interop::gobgp::password,
         interop::gobgp::ttl_security,
         interop::the_page_names_every_cell,
+        interop::a_lack_of_files_is_outlived,
         interop::a_missing_secret_is_named_and_opens_nothing,
         interop::a_changed_password_resets_one_session,
         storm::a_storm_of_killed_calls_leaks_nothing,

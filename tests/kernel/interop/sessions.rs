@@ -1,13 +1,17 @@
 //! Sessions that come up, whoever dials, and what ends them without a word.
 
-use std::process::Command;
+use std::{os::unix::net::UnixStream, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use twill_tests::{process::check, wait::wait_for};
+use twill_tests::{
+    process::{check, tail},
+    wait::wait_for,
+};
 
 use super::{
-    rig::{BLOCK, BLOCK6, Rig, bgp_peer},
+    bird_router::BirdRouter,
+    rig::{BLOCK, BLOCK6, Rig, bgp_peer, lab},
     router::{OUTSIDE, OUTSIDE6, Peering, Router},
 };
 use crate::LONG;
@@ -133,4 +137,38 @@ pub(super) fn hold_time<R: Router>() -> Result<()> {
     rig.node()?.daemon()?.signal(Signal::SIGCONT)?;
     noticed?;
     rig.wait_up()
+}
+
+/// A peer that dials while the daemon has no file left for it waits, is told of once, and has its
+/// session when there is one again.
+pub(crate) fn a_lack_of_files_is_outlived() -> Result<()> {
+    const FILES: usize = 64;
+    let peering = Peering::default();
+    // The node cannot reach the router's port, so it is the router that dials.
+    let elsewhere = bgp_peer(&peering, "").replace("192.168.2.1\"", "192.168.2.1:1790\"");
+    let mut lab = lab(&peering, &elsewhere)?;
+    let node = lab.node_mut("node1")?;
+    node.launch_by(&["prlimit", &format!("--nofile={FILES}")])?;
+    node.wait_ready()?;
+    let before = node.daemon()?.pid();
+    let connect = || UnixStream::connect(node.socket());
+    let crowd = (0..2 * FILES).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
+    let told = |words: &str| {
+        wait_for(&format!("`{words}`"), LONG, || {
+            let log = lab.node("node1")?.log();
+            ensure!(log.contains(words), "{}", tail(&log, 10));
+            Ok(log.matches(words).count())
+        })
+    };
+    told("cannot accept a connection")?;
+    let directory = lab.dir().join("router");
+    let router = BirdRouter::start(lab.router("router")?, &directory, &peering)?;
+    told("raise LimitNOFILE")?;
+    drop(crowd);
+    router.wait_up()?;
+    let node = lab.node("node1")?;
+    node.wait_established(&[peering.own()], LONG)?;
+    ensure!(told("raise LimitNOFILE")? == 1, "told more than once");
+    ensure!(node.status()?["pid"] == before, "another daemon answers");
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Who else could be the peer: passwords (TCP segments signed with MD5, RFC 2385) and distance (RFC
 //! 5082).
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
     lab::Topology,
@@ -38,7 +38,8 @@ pub(super) fn password<R: Router>() -> Result<()> {
     rig.node()?.wait_route(OUTSIDE, LONG)?;
 
     rig.lab.write_resource("secret.yaml", &secret(CHANGED))?;
-    wait_for("the session to go", LONG, || {
+    wait_for("segments to be dropped and the session to go", LONG, || {
+        ensure!(dropped(&rig)? > 0, "none was dropped");
         let (peer, state) = (rig.peer()?, rig.router.state()?);
         ensure!(peer["state"] != "Established" && state != "Established", "{peer}, {state}");
         Ok(())
@@ -54,6 +55,18 @@ pub(super) fn password<R: Router>() -> Result<()> {
         ensure!(!told.contains(password), "a password is told");
     }
     Ok(())
+}
+
+/// Segments with another password that the node's kernel has dropped.
+fn dropped<R: Router>(rig: &Rig<R>) -> Result<u64> {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
+    let text = rig.node()?.namespace().enter(read)??;
+    // Names in one line, numbers in the next.
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut counters = names.split_whitespace().zip(numbers.split_whitespace());
+    let found = counters.find(|(name, _)| *name == "TCPMD5Failure");
+    Ok(found.context("the kernel counts no TCPMD5Failure")?.1.parse()?)
 }
 
 /// Both sides see that the other is one link away.
