@@ -42,38 +42,3 @@ pub fn set_ttl_security(socket: impl AsFd, ipv6: bool, hops: u8) -> io::Result<(
         _ => Err(io::Error::last_os_error()),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::net::{SocketAddr, TcpListener};
-
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
-
-    use super::*;
-    use crate::tcp_md5::tests::apart;
-
-    /// Over the loopback, which is no hop, from a listener with the highest TTL or the usual one.
-    fn reaches(address: SocketAddr) -> bool {
-        let family = match address {
-            SocketAddr::V4(_) => AddressFamily::Inet,
-            SocketAddr::V6(_) => AddressFamily::Inet6,
-        };
-        let ours = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        set_ttl_security(&ours, address.is_ipv6(), 1).unwrap();
-        setsockopt(&ours, sockopt::TcpUserTimeout, &1000).unwrap();
-        connect(ours.as_raw_fd(), &SockaddrStorage::from(address)).is_ok()
-    }
-
-    #[test]
-    fn packets_from_afar_are_dropped() {
-        apart(|| {
-            for address in ["127.0.0.1:0", "[::1]:0"] {
-                let listener = TcpListener::bind(address).unwrap();
-                let address = listener.local_addr().unwrap();
-                assert!(!reaches(address), "{address}: a TTL of 64 is from 191 hops away");
-                send_highest_ttl(&listener, address.is_ipv6()).unwrap();
-                assert!(reaches(address), "{address}");
-            }
-        });
-    }
-}
