@@ -263,7 +263,7 @@ mod tests {
             (&[refused(&[6, 0]), refused(&[2, 0])], &[1, 1, 65], "without capability 2 6"),
             (&[refused(&[])], &[1, 1, 65], "with families and AS number alone"),
             (&[refused(&[]), refused(&[])], &[], "without capabilities"),
-            (&[no_parameter.clone()], &[], "without capabilities"),
+            (&[no_parameter], &[], "without capabilities"),
             // It misses what we do not have: nothing is left out for that.
             (&[refused(&[6, 0]), refused(&[200, 0])], &[1, 1, 2, 65, 6], "with all capabilities"),
         ];

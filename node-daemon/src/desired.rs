@@ -390,4 +390,36 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{password}}}
         let both = desired("n1", &resources(&(secret("a") + &same), ASKED), &BTreeMap::new());
         assert_eq!((both.peers.len(), both.problems.len()), (2, 0));
     }
+
+    /// Each field of the resource, and what it makes of a session.
+    #[test]
+    fn a_bgp_peer_adjusts_its_session() {
+        type Change = fn(&mut PeerConfig);
+        let rows: [(&str, Change); 9] = [
+            ("{}", |_| ()),
+            (r#"{"shutdown": ""}"#, |session| session.shutdown = Some(String::new())),
+            (r#"{"passive": true}"#, |session| session.passive = true),
+            (r#"{"delayOpenSeconds": 3}"#, |session| session.delay_open = Duration::from_secs(3)),
+            (r#"{"maxPrefixes": 7}"#, |session| session.policy.max_prefixes = Some(7)),
+            (r#"{"localRole": "Customer"}"#, |session| session.policy.role = Some(Role::Customer)),
+            (r#"{"acceptASSets": true}"#, |session| session.policy.as_sets = true),
+            (r#"{"numAllowedLocalASNumbers": 2}"#, |session| session.policy.allowed_own_as = 2),
+            (r#"{"localASNumber": 65001}"#, |session| {
+                session.policy.local_asn = Asn::new(65001).ok();
+            }),
+        ];
+        for (spec, change) in rows {
+            let plain = session(
+                &Node::default(),
+                "tor1",
+                PeerKind::Global,
+                Asn::TRANS,
+                IpAddr::from([192, 0, 2, 1]),
+            );
+            let (mut adjusted, mut expected) = (plain.clone(), plain);
+            adjust(&mut adjusted, &serde_json::from_str(spec).unwrap());
+            change(&mut expected);
+            assert_eq!(adjusted, expected, "{spec}");
+        }
+    }
 }

@@ -127,7 +127,7 @@ fn quiet(lab: &Lab) -> Result<Snapshot> {
 }
 
 /// The value of a metric that has just these labels.
-fn metric(lab: &Lab, name: &str) -> Result<f64> {
+pub(crate) fn metric(lab: &Lab, name: &str) -> Result<f64> {
     let address: SocketAddr = "127.0.0.1:9190".parse()?;
     let text = lab.node("node1")?.namespace().enter(|| -> Result<String> {
         let mut stream = TcpStream::connect(address)?;

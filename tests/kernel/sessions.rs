@@ -21,7 +21,7 @@ use twill_tests::{
 };
 use twill_types::{Asn, Family, Prefix};
 
-use crate::LONG;
+use crate::{LONG, reconcile::metric};
 
 fn bgp_peer(name: &str, address: &str, more: &str) -> String {
     format!(
@@ -43,7 +43,8 @@ fn lab(more: &str) -> Result<Lab> {
         }
         topology.router(name).on("seg-a", &format!("{address}/24")).bird(bird);
     }
-    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    let node = topology.node("node1").on("seg-a", "192.168.2.11/24");
+    node.settings("metrics: {listen: \"127.0.0.1:9190\"}\n");
     topology.resource("tor1.yaml", &bgp_peer("tor1", "192.168.2.1", more));
     topology.resource("tor2.yaml", &bgp_peer("tor2", "192.168.2.2", ""));
     let mut lab = topology.build()?;
@@ -67,6 +68,10 @@ pub(crate) fn a_peer_over_its_limit_is_ended_alone() -> Result<()> {
         ensure!(sent == Some(true), "{peer}");
         Ok(())
     })?;
+    let name = "twill_bgp_notifications_total{peer=\"192.168.2.1\",direction=\"sent\",\
+                code=\"6\",subcode=\"1\"}";
+    let sent = metric(&lab, name)?;
+    ensure!(sent >= 1.0, "{name} is {sent}");
     for third in [100, 101, 102] {
         node.wait_no_route(&format!("198.51.{third}.0/24"), LONG)?;
     }
