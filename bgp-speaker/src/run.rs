@@ -188,6 +188,13 @@ impl Shell {
                 Some((deadline, _why)) => deadline.since(self.now()),
                 None => Duration::from_secs(3600),
             };
+            // A timer of the runtime expires only when its driver is looked at, which a worker that
+            // always finds a message does not do: a KEEPALIVE would wait for the end of a flood.
+            if wait.is_zero() {
+                self.input(Input::Tick);
+                self.carry_out();
+                continue;
+            }
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Stop(done)) => {
@@ -444,6 +451,11 @@ fn log(peer: PeerKey, event: &PeerEvent) {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+    use tokio::sync::Semaphore;
+    use twill_types::Asn;
+
     use super::*;
 
     #[test]
@@ -460,5 +472,36 @@ mod tests {
         assert_eq!(set(&[(one, "a"), (two, "c")]), (1, 3));
         assert_eq!(set(&[(two, "c")]), (0, 3));
         assert_eq!(set(&[(one, "a"), (two, "c")]), (4, 3));
+    }
+
+    fn config() -> SpeakerConfig {
+        SpeakerConfig {
+            router_id: Ipv4Addr::new(192, 0, 2, 1),
+            asn: Asn::new(64512).unwrap(),
+            hostname: String::new(),
+            seed: 1,
+            forwarding: BTreeSet::new(),
+            selection_deferral: Duration::from_secs(60),
+            max_paths: 16,
+        }
+    }
+
+    /// However much waits, and however little: what is due in between is done soon.
+    #[tokio::test]
+    async fn a_turn_is_bounded_in_octets_and_in_inputs() {
+        for (length, handled) in [(64 * 1024, 2), (100 * 1024, 2), (BUDGET_OCTETS, 1), (19, BUDGET)]
+        {
+            let (reports, _reported) = mpsc::unbounded_channel();
+            let mut shell = Shell::new(config(), reports);
+            let waiting = Arc::new(Semaphore::new(2 * BUDGET));
+            for _ in 0..2 * BUDGET {
+                let permit = Arc::clone(&waiting).try_acquire_owned().unwrap();
+                let bytes = vec![0xff; length];
+                shell.events.try_send(Event::Received { conn: ConnId(1), bytes, permit }).unwrap();
+            }
+            let first = shell.event_queue.recv().await.unwrap();
+            shell.events(first);
+            assert_eq!(waiting.available_permits(), handled, "pieces of {length}");
+        }
     }
 }

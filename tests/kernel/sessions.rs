@@ -180,7 +180,7 @@ impl Raw {
 }
 
 /// So many messages are the flood.
-const FLOOD: u32 = 100_000;
+const FLOOD: u32 = 300_000;
 
 /// Announces a thousand prefixes over and over, each time with other attributes, as fast as the node
 /// takes it. Gives the connection back, which has to be kept open.
@@ -221,7 +221,7 @@ fn stay_calm(mut raw: Raw, ended: &AtomicBool) -> Result<Duration> {
     Ok(longest)
 }
 
-/// While one peer sends 100,000 UPDATEs of churn, another with the shortest hold time keeps its session:
+/// While one peer sends 300,000 UPDATEs of churn, another with the shortest hold time keeps its session:
 /// KEEPALIVEs go both ways in time, and its route is in the kernel when the flood is over at the latest.
 pub(crate) fn a_flood_starves_nobody() -> Result<()> {
     let mut topology = Topology::new();
@@ -260,6 +260,7 @@ pub(crate) fn a_flood_starves_nobody() -> Result<()> {
         }
         Ok((silence, flooder??))
     })?;
-    ensure!(silence < Duration::from_secs(3), "the node said nothing for {silence:?}");
+    // One is due each second at the latest.
+    ensure!(silence < Duration::from_secs(2), "the node said nothing for {silence:?}");
     Ok(())
 }
