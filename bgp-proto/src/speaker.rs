@@ -315,6 +315,8 @@ impl Speaker {
         let (prefixes_in, prefixes_stale) = self.rib.count(peer.key);
         let negotiated = peer.established().map(|(_, negotiated)| negotiated);
         let exchange = self.exchanges.get(&peer.key);
+        // What was announced again is fresh before End-of-RIB says that this is all.
+        let kept = exchange.filter(|_| prefixes_stale > 0);
         PeerSnapshot {
             key: peer.key,
             config: peer.config.clone(),
@@ -326,8 +328,8 @@ impl Speaker {
             capabilities: negotiated.map(offer::names).unwrap_or_default(),
             prefixes_in,
             prefixes_stale,
-            stale_until: exchange.and_then(Exchange::stale_until),
-            long_lived_stale: exchange.is_some_and(Exchange::is_long_lived),
+            stale_until: kept.and_then(Exchange::stale_until),
+            long_lived_stale: kept.is_some_and(Exchange::is_long_lived),
             awaited: self.converge_by.is_some() && exchange.is_some_and(Exchange::is_awaited),
             prefixes_out: self.adj_out.count(peer.key),
             messages_in: peer.messages_in,

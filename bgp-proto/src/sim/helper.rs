@@ -335,3 +335,64 @@ fn the_long_lived_time_does_not_end_in_the_middle_of_a_synchronization() {
         assert!(script.reachable().is_empty(), "lost={lost}");
     }
 }
+
+/// Whatever peers do, stale paths have a timer, and peers that are away for good leave nothing.
+#[test]
+fn no_stale_route_stays_for_ever() {
+    let both = [Family::V4, Family::V6];
+    for seed in 0..400 {
+        let mut random = Random::new(seed);
+        let mut script = Script::new(&[], 2, long_lived);
+        for _ in 0..60 {
+            let peer = random.index(2) + 1;
+            let state = script.snapshot(peer).state;
+            let is_up = state == State::Established;
+            match random.below(8) {
+                // After a NOTIFICATION it is refused for a moment, in Idle.
+                0 | 1 if state == State::Active => script.connect(peer, &random_says(&mut random)),
+                2 if is_up => script.lose(peer),
+                3 if is_up && random.below(2) == 0 => {
+                    script.notify(peer, &Notification::new(code::CEASE, cease::RESET));
+                }
+                4 | 5 if is_up => {
+                    let some = [&[V4, V6][..], &[OTHER], &[V4]][random.index(3)];
+                    let community = [Community(1), Community::NO_LLGR][random.index(2)];
+                    script.announce_with(peer, some, 1, &[community]);
+                }
+                6 if is_up => script.end_of_rib(peer, both[random.index(2)]),
+                _ => script.wait(seconds(random.below(200))),
+            }
+            for peer in [1, 2].map(|peer| script.snapshot(peer)) {
+                assert_eq!(peer.prefixes_stale > 0, peer.stale_until.is_some(), "seed {seed}");
+                assert!(peer.stale_until.is_none_or(|at| at > script.now), "seed {seed}: late");
+            }
+        }
+        for peer in [1, 2] {
+            if script.snapshot(peer).state == State::Established {
+                script.lose(peer);
+            }
+        }
+        script.wait(seconds(4095 + 1000));
+        assert!(script.reachable().is_empty(), "seed {seed}: {:?}", script.reachable());
+        assert_eq!([1, 2].map(|peer| script.snapshot(peer).prefixes_in), [0, 0], "seed {seed}");
+    }
+}
+
+fn random_says(random: &mut Random) -> Says {
+    let mut bit = || random.below(3) > 0;
+    let (v4, v6, notification, long_lived) = (bit(), bit(), bit(), bit());
+    let mut says = Says { notification, ..Says::restart() };
+    says = says.forwarding(&[(Family::V4, v4), (Family::V6, v6)]);
+    says = says.time([0, 5, 120, 4095][random.index(4)]);
+    if long_lived {
+        let forwarding = random.below(3) > 0;
+        says = says.long_lived(forwarding, [0, 10, 900][random.index(3)]);
+    }
+    if random.below(6) == 0 {
+        says.restart = None;
+    }
+    if random.below(6) == 0 {
+        says.families = vec![Family::V4];
+    }
+    says
+}
