@@ -95,7 +95,10 @@ impl LongLivedRestartTime {
         for (family, time) in [("ipv4", self.ipv4), ("ipv6", self.ipv6)] {
             if time.is_some_and(|time| time > Self::LONGEST) {
                 let longest = Self::LONGEST;
-                report.error(&format!("{path}.{family}"), format!("a time is 0 to {longest} s"));
+                report.error(
+                    &format!("{path}.{family}"),
+                    format!("a long-lived stale time is 0 to {longest} seconds"),
+                );
             }
         }
     }

@@ -299,6 +299,16 @@ fn invalid_values_name_place_value_and_remedy() {
             "error: m.yaml:6: spec.listenPort: 65536: expected a whole number from 0 to 65535",
         ),
         (
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\nmaxRestartTime: 5000s",
+            "error: m.yaml:8: spec.maxRestartTime: `5000s` is no restart time; write whole seconds up to 4095s, such as 120s or 2m",
+        ),
+        (
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\nlongLivedRestartTime:\n  ipv4: 16777216",
+            "error: m.yaml:9: spec.longLivedRestartTime.ipv4: 16777216: a long-lived stale time is 0 to 16777215 seconds",
+        ),
+        (
             "BGPConfiguration",
             "listenPort: 0",
             "error: m.yaml:6: spec.listenPort: 0: ports are 1 to 65535; 179 is usual",
