@@ -336,9 +336,13 @@ pub(crate) fn both_ends_restart_at_once_and_lose_no_packet() -> Result<()> {
     let log = scene.node()?.log().len();
     let config = scene.lab.stop_bird("tor")?;
     scene.node_mut()?.kill9()?;
-    scene.node_mut()?.launch()?;
+    scene.node_mut()?.start()?;
+    wait_for("who is waited for to be shown", SECONDS, || {
+        let status = scene.node()?.ctl(&["node", "status"])?;
+        ensure!(status.contains(&format!("old kernel routes wait for {TOR}.")), "{status}");
+        Ok(())
+    })?;
     scene.lab.return_bird("tor", config)?;
-    scene.node_mut()?.wait_ready()?;
     scene.node()?.wait_established(&[TOR], LONG)?;
     wait_converged(scene.node()?, log)?;
     wait_helped(&scene.lab)?;
