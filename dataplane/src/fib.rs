@@ -2,17 +2,20 @@
 //!
 //! All have our protocol number; learned ones have a metric that is ours alone, so that a REPLACE
 //! never takes over somebody else's route. They are plain gateway routes (and `RTA_MULTIPATH` for
-//! several next hops), which outlive a flap of the carrier; routes by nexthop object do not.
+//! several next hops), which outlive a flap of the carrier, or name a nexthop object, which one message
+//! changes for all of them.
 
-mod diff;
+mod change;
+mod object;
 mod resolve;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-pub use diff::{FibChange, diff};
+pub use change::FibChange;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -22,6 +25,7 @@ use netlink_packet_route::{
     },
 };
 use nix::errno::Errno;
+pub use object::{Group, Object, ObjectChange, ObjectId};
 pub use resolve::Resolved;
 use twill_types::{Family, Prefix};
 
@@ -30,6 +34,7 @@ use crate::{
     message::RouteFilter,
     netlink::{Request, Socket},
     route::Route,
+    sysctl,
 };
 
 /// The metric of the routes of owned blocks: the highest there is, so that the host routes of the
@@ -54,10 +59,27 @@ impl Default for FibConfig {
 pub struct LearnedRoute {
     /// Where it leads.
     pub prefix: Prefix,
-    /// The ways there; several share the traffic (ECMP).
-    pub next_hops: BTreeSet<NextHop>,
+    /// The way there.
+    pub via: Via,
     /// The source address for packets that this node itself sends.
     pub source: Option<IpAddr>,
+}
+
+/// How a learned route says where it leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Via {
+    /// By its own next hops; several share the traffic (ECMP).
+    Hops(Arc<BTreeSet<NextHop>>),
+    /// By a group of nexthop objects.
+    Object(ObjectId),
+}
+
+/// Whether the kernel spells out the next hops of routes by nexthop object in lists and events (its
+/// `nexthop_compat_mode`); then it also has a message for each route of a group that is replaced. In the
+/// calling thread's namespace. Answers what it was before, if that was something else.
+pub fn set_compat(on: bool) -> Result<Option<bool>, Error> {
+    let before = sysctl::ensure("ipv4/nexthop_compat_mode", on.into())?;
+    Ok(before.map(|before| before != 0))
 }
 
 /// The kernel's main routing table, as far as it is ours.
@@ -78,8 +100,12 @@ impl Fib {
         let metric = self.config.metric;
         let learned = self.ours()?.into_iter().filter(|route| is_learned(route, metric));
         Ok(learned
-            .map(|Route { prefix, next_hops, source, .. }| {
-                (prefix, LearnedRoute { prefix, next_hops, source })
+            .map(|Route { prefix, next_hops, source, object, .. }| {
+                let via = match object.and_then(ObjectId::new) {
+                    Some(object) => Via::Object(object),
+                    None => Via::Hops(Arc::new(next_hops)),
+                };
+                (prefix, LearnedRoute { prefix, via, source })
             })
             .collect())
     }
@@ -175,38 +201,49 @@ fn block_route(block: Prefix) -> RouteMessage {
 }
 
 fn learned_route(route: &LearnedRoute) -> RouteMessage {
-    let direct = route.next_hops.iter().all(|hop| hop.gateway.is_none());
-    let scope = match (route.prefix.family(), direct) {
+    let family = route.prefix.family();
+    let direct = match &route.via {
+        Via::Hops(hops) => hops.iter().all(|hop| hop.gateway.is_none()),
+        Via::Object(_) => false,
+    };
+    let scope = match (family, direct) {
         (Family::V4, true) => RouteScope::Link,
         _ => RouteScope::Universe,
     };
     let mut message = message::route(route.prefix, RouteType::Unicast, scope);
     message.attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
+    match &route.via {
+        Via::Object(id) => message.attributes.push(RouteAttribute::NhId(id.0)),
+        Via::Hops(hops) => push_hops(&mut message, family, hops),
+    }
+    message
+}
+
+fn push_hops(message: &mut RouteMessage, family: Family, next_hops: &BTreeSet<NextHop>) {
     let gateway = |hop: &NextHop| {
-        hop.gateway.map(|gateway| match (route.prefix.family(), gateway) {
+        hop.gateway.map(|gateway| match (family, gateway) {
             // RFC 8950: an IPv4 route through an IPv6 router.
             (Family::V4, IpAddr::V6(v6)) => RouteAttribute::Via(RouteVia::Inet6(v6)),
             _ => RouteAttribute::Gateway(gateway.into()),
         })
     };
-    let mut hops = route.next_hops.iter();
+    let mut hops = next_hops.iter();
     if let (Some(only), None) = (hops.next(), hops.next()) {
         if only.onlink {
             message.header.flags |= RouteFlags::Onlink;
         }
         message.attributes.extend(gateway(only));
         message.attributes.push(RouteAttribute::Oif(only.ifindex));
-    } else {
-        let multipath = route.next_hops.iter().map(|hop| {
-            let mut next = RouteNextHop::default();
-            next.interface_index = hop.ifindex;
-            next.attributes = gateway(hop).into_iter().collect();
-            if hop.onlink {
-                next.flags = RouteNextHopFlags::Onlink;
-            }
-            next
-        });
-        message.attributes.push(RouteAttribute::MultiPath(multipath.collect()));
+        return;
     }
-    message
+    let multipath = next_hops.iter().map(|hop| {
+        let mut next = RouteNextHop::default();
+        next.interface_index = hop.ifindex;
+        next.attributes = gateway(hop).into_iter().collect();
+        if hop.onlink {
+            next.flags = RouteNextHopFlags::Onlink;
+        }
+        next
+    });
+    message.attributes.push(RouteAttribute::MultiPath(multipath.collect()));
 }

@@ -12,6 +12,7 @@ mod error;
 mod link;
 mod message;
 mod netlink;
+mod nexthop;
 mod route;
 mod sysctl;
 

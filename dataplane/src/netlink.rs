@@ -3,7 +3,7 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NlaBuffer, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
@@ -35,6 +35,17 @@ impl From<RouteNetlinkMessage> for Request {
     fn from(message: RouteNetlinkMessage) -> Self {
         Self { message, flags: 0 }
     }
+}
+
+/// A request of a kind that `netlink-packet-route` does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RawRequest {
+    /// `RTM_*` of `linux/rtnetlink.h`.
+    pub(crate) kind: u16,
+    /// `NLM_F_*`.
+    pub(crate) flags: u16,
+    /// What follows the netlink header, its length a multiple of 4.
+    pub(crate) payload: Vec<u8>,
 }
 
 /// What came back for one request.
@@ -103,6 +114,17 @@ pub(crate) struct Socket {
     buffer: Vec<u8>,
 }
 
+/// Appends an attribute to a payload.
+pub(crate) fn push_attribute(payload: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    const HEADER: usize = 4;
+    // Values are a few octets, groups of nexthops at most some hundred.
+    let length = u16::try_from(HEADER + value.len()).unwrap_or(u16::MAX);
+    payload.extend(length.to_ne_bytes());
+    payload.extend(kind.to_ne_bytes());
+    payload.extend_from_slice(value);
+    payload.resize(payload.len().next_multiple_of(4), 0);
+}
+
 impl Socket {
     /// Opens a socket in the calling thread's namespace.
     pub(crate) fn open() -> Result<Self, Error> {
@@ -163,6 +185,21 @@ impl Socket {
         self.exchange(&bytes, first)
     }
 
+    /// Like [`Socket::run`].
+    pub(crate) fn run_raw(&mut self, requests: &[RawRequest]) -> Result<Vec<Reply>, Error> {
+        let mut replies = Vec::with_capacity(requests.len());
+        for batch in requests.chunks(MAX_BATCH) {
+            let first = self.sequence.wrapping_add(1);
+            let mut bytes = Vec::with_capacity(batch.len() * 64);
+            for (index, request) in batch.iter().enumerate() {
+                let ack = if index + 1 == batch.len() { NLM_F_ACK } else { 0 };
+                self.append_raw(&mut bytes, request, NLM_F_REQUEST | ack);
+            }
+            replies.append(&mut self.exchange(&bytes, first)?);
+        }
+        Ok(replies)
+    }
+
     /// Sends the requests from number `first` to the last one, which asks for an acknowledgement.
     fn exchange(&mut self, bytes: &[u8], first: u32) -> Result<Vec<Reply>, Error> {
         self.send(bytes)?;
@@ -202,19 +239,10 @@ impl Socket {
         const NETCONFA_IFINDEX: u16 = 1;
         const NETCONFA_FORWARDING: u16 = 2;
         const ALL: i32 = -1;
-        const LENGTH: u32 = 28;
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut request = Vec::with_capacity(LENGTH as usize);
-        request.extend(LENGTH.to_ne_bytes());
-        request.extend(RTM_GETNETCONF.to_ne_bytes());
-        request.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-        request.extend(self.sequence.to_ne_bytes());
-        request.extend([0; 4]);
-        request.extend([u8::from(address_family(family)), 0, 0, 0]);
-        request.extend(8u16.to_ne_bytes());
-        request.extend(NETCONFA_IFINDEX.to_ne_bytes());
-        request.extend(ALL.to_ne_bytes());
-        let reply = self.exchange(&request, self.sequence)?.pop().unwrap_or_default();
+        let mut payload = vec![u8::from(address_family(family)), 0, 0, 0];
+        push_attribute(&mut payload, NETCONFA_IFINDEX, &ALL.to_ne_bytes());
+        let request = RawRequest { kind: RTM_GETNETCONF, flags: 0, payload };
+        let reply = self.run_raw(&[request])?.pop().unwrap_or_default();
         let forwards = reply.answer.as_deref().and_then(|answer| {
             NlasIterator::new(NetlinkBuffer::new_checked(answer).ok()?.payload().get(HEADER..)?)
                 .map_while(Result::ok)
@@ -252,35 +280,85 @@ impl Socket {
     ) -> Result<(Vec<T>, bool), Error> {
         let mut bytes = Vec::with_capacity(128);
         self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
-        self.send(&bytes)?;
+        let mut found = Vec::new();
+        let consistent = self.read_dump(&bytes, what, &mut |message| {
+            if let (_, NetlinkPayload::InnerMessage(message)) = decode(message)? {
+                found.extend(pick(message));
+            }
+            Ok(())
+        })?;
+        Ok((found, consistent))
+    }
+
+    /// Like [`Socket::dump`].
+    pub(crate) fn dump_raw<T>(
+        &mut self,
+        request: &RawRequest,
+        what: &'static str,
+        pick: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut bytes = Vec::with_capacity(128);
+            self.append_raw(&mut bytes, request, NLM_F_REQUEST | NLM_F_DUMP);
+            let mut found = Vec::new();
+            let consistent = self.read_dump(&bytes, what, &mut |message| {
+                found.extend(pick(message.payload()));
+                Ok(())
+            })?;
+            if consistent {
+                return Ok(found);
+            }
+        }
+        Err(Error::Interrupted(what))
+    }
+
+    /// Sends the request for a table, the last that was numbered, and hands over each of its
+    /// messages; answers whether the table stayed the same meanwhile.
+    fn read_dump(
+        &mut self,
+        request: &[u8],
+        what: &'static str,
+        handle: &mut dyn FnMut(NetlinkBuffer<&[u8]>) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        self.send(request)?;
         let sequence = self.sequence;
-        let (mut found, mut consistent, mut done) = (Vec::new(), true, false);
+        let (mut consistent, mut done) = (true, false);
         let mut failed = None;
         while !done {
-            for_each_message(self.receive()?, &mut |header, payload| {
-                if header.sequence_number != sequence {
+            for_each_raw(self.receive()?, &mut |message| {
+                if message.sequence_number() != sequence {
                     return Ok(());
                 }
-                consistent &= header.flags & NLM_F_DUMP_INTR == 0;
-                match payload {
-                    NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
-                    NetlinkPayload::Done(end) => {
-                        failed = kernel_error(end.code, &[]);
-                        done = true;
+                consistent &= message.flags() & NLM_F_DUMP_INTR == 0;
+                match message.message_type() {
+                    NLMSG_ERROR => failed = acknowledgement(message.payload())?,
+                    // The dump's own error number, if it has one.
+                    NLMSG_DONE => {
+                        let code = message.payload().first_chunk();
+                        failed = code.and_then(|code| kernel_error(i32::from_ne_bytes(*code), &[]));
                     }
-                    NetlinkPayload::Error(error) => {
-                        failed = kernel_error(error.raw_code(), &error.header);
-                        done = true;
-                    }
-                    _ => {}
+                    _ => return handle(message),
                 }
+                done = true;
                 Ok(())
             })?;
         }
         match failed {
-            None => Ok((found, consistent)),
+            None => Ok(consistent),
             Some(source) => Err(Error::kernel(format_args!("list {what}"), source)),
         }
+    }
+
+    fn append_raw(&mut self, bytes: &mut Vec<u8>, request: &RawRequest, flags: u16) {
+        const HEADER: usize = 16;
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(HEADER + request.payload.len()).unwrap_or(u32::MAX);
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(request.kind.to_ne_bytes());
+        bytes.extend((flags | request.flags).to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend_from_slice(&request.payload);
     }
 
     fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {

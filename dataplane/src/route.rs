@@ -41,6 +41,8 @@ pub(crate) struct Route {
     /// In order, without doubles; those that are dead are left out.
     pub(crate) next_hops: BTreeSet<NextHop>,
     pub(crate) source: Option<IpAddr>,
+    /// The number of the nexthop object that it names.
+    pub(crate) object: Option<u32>,
 }
 
 impl Route {
@@ -54,12 +56,14 @@ impl Route {
         };
         let mut destination = Prefix::default_route(family).address();
         let (mut metric, mut source, mut next_hops) = (0, None, BTreeSet::new());
+        let mut object = None;
         let (mut gateway, mut oif) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(address) => destination = ip(address)?,
                 RouteAttribute::Priority(priority) => metric = *priority,
                 RouteAttribute::PrefSource(address) => source = ip(address),
+                RouteAttribute::NhId(id) => object = Some(*id),
                 RouteAttribute::Oif(index) => oif = Some(*index),
                 RouteAttribute::MultiPath(hops) => {
                     let alive = |flags: RouteNextHopFlags| !flags.contains(RouteNextHopFlags::Dead);
@@ -85,6 +89,7 @@ impl Route {
             link_scope: header.scope == RouteScope::Link,
             next_hops,
             source,
+            object,
         })
     }
 }

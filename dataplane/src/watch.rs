@@ -5,7 +5,7 @@
 //! never as the whole truth, and [`Event::Resync`] as a reason to look at everything.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::VecDeque,
     fmt,
     future::poll_fn,
     io,
@@ -13,10 +13,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use netlink_packet_core::{NetlinkBuffer, NetlinkPayload};
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
+use twill_sys::ignore_netlink;
 use twill_types::{Prefix, is_host_link_name};
 
 use crate::{
@@ -24,12 +25,16 @@ use crate::{
     address::Address,
     link::is_doomed_group,
     netlink::{decode, for_each_raw, link_attributes, number},
+    nexthop::{self, RTM_DELNEXTHOP, RTM_NEWNEXTHOP, RTM_NEWNEXTHOPBUCKET},
     route::Route,
 };
 
 /// Multicast groups of `linux/rtnetlink.h`: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
-/// IPV6_ROUTE.
-const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+/// IPV6_ROUTE, NEXTHOP.
+const GROUPS: [u32; 6] = [1, 5, 7, 9, 11, 32];
+
+/// What no reader needs: a resilient group tells of each of its buckets.
+const IGNORED: [u16; 1] = [RTM_NEWNEXTHOPBUCKET];
 
 /// Room for a burst of events (a table of 10,000 routes that goes at once), in bytes.
 const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
@@ -69,6 +74,17 @@ pub enum Event {
         /// Its metric, which tells what it was.
         metric: u32,
     },
+    /// A route of ours, learned or of a block, was replaced by somebody else, by one with our protocol
+    /// number.
+    RouteChanged {
+        /// Its prefix.
+        prefix: Prefix,
+        /// Its metric, which tells what it was.
+        metric: u32,
+    },
+    /// Nexthop objects of ours were changed or removed by somebody else, and the routes that named
+    /// them are gone without a word. Many changes make one event.
+    ObjectsChanged,
     /// Routes that are not ours have changed, so next hops may resolve differently. Many changes
     /// make one event.
     ForeignRoutesChanged,
@@ -79,18 +95,20 @@ pub enum Event {
 /// The stream of events of the namespace in which it was opened.
 pub struct Events {
     socket: TokioSocket,
-    own_ports: BTreeSet<u32>,
     pending: VecDeque<Event>,
     buffer: Vec<u8>,
 }
 
 impl Events {
-    /// Subscribes. Removals of routes by the sockets with `own_ports` ([`crate::fib::Fib::port`])
-    /// are not reported. Must be called within a tokio runtime with I/O.
+    /// Subscribes. What the sockets with `own_ports` ([`crate::fib::Fib::port`]) do is not reported;
+    /// the kernel drops it, so that a large table that is written leaves room for what matters. Must
+    /// be called within a tokio runtime with I/O.
     pub fn open(own_ports: impl IntoIterator<Item = u32>) -> Result<Self, Error> {
+        let own_ports: Vec<u32> = own_ports.into_iter().collect();
         let open = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
             socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+            ignore_netlink(socket.socket_ref(), &own_ports, &IGNORED)?;
             socket.socket_ref().set_rx_buf_sz(RECEIVE_QUEUE)?;
             for group in GROUPS {
                 socket.socket_ref().add_membership(group)?;
@@ -99,7 +117,6 @@ impl Events {
         };
         Ok(Self {
             socket: open().map_err(Error::Socket)?,
-            own_ports: own_ports.into_iter().collect(),
             pending: VecDeque::new(),
             buffer: vec![0; RECEIVE_BUFFER],
         })
@@ -127,7 +144,7 @@ impl Events {
     /// Queues the events of a first datagram and of those behind it, so that many changes of
     /// foreign routes become one event.
     fn read_burst(&mut self, mut received: io::Result<usize>) -> io::Result<()> {
-        let (mut foreign, mut overrun) = (false, false);
+        let (mut many, mut overrun) = (Many::default(), false);
         let mut reads = 0;
         loop {
             match received {
@@ -136,7 +153,7 @@ impl Events {
                 Ok(_) if overrun => {}
                 Ok(length) => {
                     let datagram = &self.buffer[..length];
-                    foreign |= read_events(datagram, &self.own_ports, &mut self.pending);
+                    many.add(read_events(datagram, &mut self.pending));
                 }
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => overrun = true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -151,7 +168,13 @@ impl Events {
         }
         if overrun {
             self.pending = [Event::Resync].into();
-        } else if foreign {
+            return Ok(());
+        }
+        // First what has taken routes away.
+        if many.objects {
+            self.pending.push_front(Event::ObjectsChanged);
+        }
+        if many.foreign {
             self.pending.push_back(Event::ForeignRoutesChanged);
         }
         Ok(())
@@ -164,11 +187,29 @@ impl fmt::Debug for Events {
     }
 }
 
-/// Queues the events in a datagram; answers whether foreign routes have changed.
-fn read_events(datagram: &[u8], own_ports: &BTreeSet<u32>, events: &mut VecDeque<Event>) -> bool {
-    let mut foreign = false;
+/// Changes of which many make one event.
+#[derive(Debug, Clone, Copy, Default)]
+struct Many {
+    foreign: bool,
+    objects: bool,
+}
+
+impl Many {
+    const fn add(&mut self, other: Self) {
+        self.foreign |= other.foreign;
+        self.objects |= other.objects;
+    }
+}
+
+/// Queues the events in a datagram; answers what else has changed.
+fn read_events(datagram: &[u8], events: &mut VecDeque<Event>) -> Many {
+    let mut many = Many::default();
     let result = for_each_raw(datagram, &mut |raw| {
         if is_change_of_a_pods_link(&raw) {
+            return Ok(());
+        }
+        if matches!(raw.message_type(), RTM_NEWNEXTHOP | RTM_DELNEXTHOP) {
+            many.objects |= nexthop::is_ours(raw.payload());
             return Ok(());
         }
         let (header, payload) = decode(raw)?;
@@ -176,13 +217,18 @@ fn read_events(datagram: &[u8], own_ports: &BTreeSet<u32>, events: &mut VecDeque
             return Ok(());
         };
         match message {
-            RouteNetlinkMessage::NewRoute(route) => {
-                foreign |= Route::from_message(&route).is_some_and(|route| is_foreign(&route));
-            }
+            RouteNetlinkMessage::NewRoute(route) => match Route::from_message(&route) {
+                Some(route) if is_foreign(&route) => many.foreign = true,
+                Some(Route { ours: true, prefix, metric, .. })
+                    if header.flags & NLM_F_REPLACE != 0 =>
+                {
+                    events.push_back(Event::RouteChanged { prefix, metric });
+                }
+                _ => {}
+            },
             RouteNetlinkMessage::DelRoute(route) => match Route::from_message(&route) {
-                Some(route) if is_foreign(&route) => foreign = true,
-                Some(route) if route.ours && !own_ports.contains(&header.port_number) => {
-                    let Route { prefix, metric, .. } = route;
+                Some(route) if is_foreign(&route) => many.foreign = true,
+                Some(Route { ours: true, prefix, metric, .. }) => {
                     events.push_back(Event::RouteRemoved { prefix, metric });
                 }
                 _ => {}
@@ -195,7 +241,7 @@ fn read_events(datagram: &[u8], own_ports: &BTreeSet<u32>, events: &mut VecDeque
         // A kind of message that this program is too old for; all of ours it can read.
         tracing::debug!(%error, "a netlink event is left out");
     }
-    foreign
+    many
 }
 
 /// Whether it tells of a link of a pod, or of one that waits to be deleted. Seen without decoding it.

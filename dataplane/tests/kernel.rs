@@ -6,6 +6,7 @@ mod common;
 mod kernel {
     mod fib;
     mod node;
+    mod objects;
     mod pod_add;
     mod pod_check;
     mod pod_del;

@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use common::*;
 use twill_dataplane::{
     NextHop,
-    fib::{Fib, FibChange, FibConfig, LearnedRoute},
+    fib::{Fib, FibChange, FibConfig, LearnedRoute, Object, ObjectChange, ObjectId, Via},
     watch::{Event, Events},
 };
 
@@ -77,7 +77,7 @@ fn only_others_removals_of_our_routes_are_told() {
             let gateway = Some("192.168.2.1".parse().unwrap());
             LearnedRoute {
                 prefix: to.parse().unwrap(),
-                next_hops: BTreeSet::from([NextHop { gateway, ifindex, onlink: false }]),
+                via: Via::Hops(Arc::new([NextHop { gateway, ifindex, onlink: false }].into())),
                 source: None,
             }
         };
@@ -114,23 +114,62 @@ fn many_changes_of_foreign_routes_are_one_event() {
 
 #[test]
 fn an_overrun_asks_for_a_resync() {
-    watching(async |mut events, mut fib| {
-        // More than the receive queue holds; nobody reads meanwhile.
-        let ifindex = ip("-o link show uplink").split(':').next().unwrap().parse().unwrap();
-        let gateway = Some("192.168.2.1".parse().unwrap());
+    watching(async |mut events, _| {
+        // More than the receive queue holds, by somebody else; nobody reads meanwhile.
         let route = |index: u32| {
-            let text = format!("10.{}.{}.0/24", 20 + index / 256, index % 256);
-            FibChange::Replace(LearnedRoute {
-                prefix: text.parse().unwrap(),
-                next_hops: BTreeSet::from([NextHop { gateway, ifindex, onlink: false }]),
-                source: None,
-            })
+            format!("route add 10.{}.{}.0/24 via 192.168.2.1\n", 20 + index / 256, index % 256)
         };
-        let changes: Vec<_> = (0..20_000).map(route).collect();
-        assert_eq!(fib.apply(&changes).unwrap(), []);
+        batch(&(0..20_000).map(route).collect::<String>());
         wait_for(&mut events, |event| *event == Event::Resync).await;
         // And it goes on.
         ip("link set router down");
         wait_for(&mut events, |e| matches!(e, Event::LinkChanged(l) if l.name == "router")).await;
+    });
+}
+
+/// A large table that is written leaves room for what others do meanwhile.
+#[test]
+fn own_routes_do_not_fill_the_queue() {
+    watching(async |mut events, mut fib| {
+        let ifindex = ip("-o link show uplink").split(':').next().unwrap().parse().unwrap();
+        let gateway = Some("192.168.2.1".parse().unwrap());
+        let hops = Arc::new([NextHop { gateway, ifindex, onlink: false }].into());
+        let route = |index: u32| {
+            let text = format!("10.{}.{}.0/24", 20 + index / 256, index % 256);
+            let via = Via::Hops(Arc::clone(&hops));
+            FibChange::Replace(LearnedRoute { prefix: text.parse().unwrap(), via, source: None })
+        };
+        let changes: Vec<_> = (0..20_000).map(route).collect();
+        assert_eq!(fib.apply(&changes).unwrap(), []);
+        ip("route delete 10.20.7.0/24");
+        ip("route replace 10.20.8.0/24 via 192.168.2.2 metric 512 proto 116");
+        let prefix = |text: &str| text.parse().unwrap();
+        let removed = Event::RouteRemoved { prefix: prefix("10.20.7.0/24"), metric: 512 };
+        let ours = |e: &Event| !matches!(e, Event::LinkChanged(_));
+        assert_eq!(wait_for(&mut events, ours).await, removed);
+        let changed = Event::RouteChanged { prefix: prefix("10.20.8.0/24"), metric: 512 };
+        assert_eq!(wait_for(&mut events, ours).await, changed);
+    });
+}
+
+#[test]
+fn only_others_changes_of_our_objects_are_told() {
+    watching(async |mut events, mut fib| {
+        let ifindex = ip("-o link show uplink").split(':').next().unwrap().parse().unwrap();
+        let id = |number: u32| ObjectId::new(ObjectId::FIRST + number).unwrap();
+        for number in 0..3 {
+            let gateway = Some(IpAddr::from([192, 168, 2, 1 + number]));
+            let hop = Object::Hop(NextHop { gateway, ifindex, onlink: false });
+            let create = ObjectChange::Create(id(number.into()), hop);
+            assert_eq!(fib.apply_objects(&[create]).unwrap(), []);
+        }
+        ip("nexthop add id 77 via 192.168.2.9 dev uplink");
+        ip("nexthop flush proto 116");
+        ip("address add 10.255.255.2/32 dev lo");
+        let told = |e: &Event| !matches!(e, Event::LinkChanged(_));
+        assert_eq!(wait_for(&mut events, told).await, Event::ObjectsChanged);
+        // One for all of them.
+        assert!(matches!(wait_for(&mut events, told).await, Event::AddressAdded { .. }));
+        assert_eq!(fib.objects().unwrap(), std::collections::BTreeMap::new());
     });
 }

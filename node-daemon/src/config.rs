@@ -70,11 +70,14 @@ pub struct FibSettings {
     /// Metric of learned routes. It has to be Twill's alone: a route is recognised as ours by
     /// protocol and metric.
     pub metric: u32,
-    /// Whether routes name nexthop objects. This version installs plain and multipath gateway
-    /// routes, which is what `auto` does where nothing is gained by objects.
+    /// Whether routes name nexthop objects, so that a failover is one message. `auto`: those that have
+    /// a second next hop, for ECMP or as a backup. Plain gateway routes outlive a flap of the carrier
+    /// while the daemon is down; routes by objects do not.
     pub nexthop_objects: Switch,
-    /// The kernel's `nexthop_compat_mode`; only nexthop objects look at it.
-    pub nexthop_compat: Switch,
+    /// Off sets the kernel's `nexthop_compat_mode` to 0, so that it has no message for each route when
+    /// an object changes; other programs in the namespace then see the object's number instead of
+    /// next hops.
+    pub nexthop_compat: Toggle,
 }
 
 /// A setting that can be left to the daemon.
@@ -86,6 +89,16 @@ pub enum Switch {
     /// Always.
     On,
     /// Never.
+    Off,
+}
+
+/// A setting that is one or the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Toggle {
+    /// Yes.
+    On,
+    /// No.
     Off,
 }
 
@@ -182,7 +195,7 @@ impl Default for Datastore {
 
 impl Default for FibSettings {
     fn default() -> Self {
-        Self { metric: 512, nexthop_objects: Switch::Auto, nexthop_compat: Switch::On }
+        Self { metric: 512, nexthop_objects: Switch::Auto, nexthop_compat: Toggle::On }
     }
 }
 
@@ -249,11 +262,6 @@ impl Config {
                 config.fib.metric
             ));
         }
-        if config.fib.nexthop_objects == Switch::On {
-            return Err("fib.nexthopObjects on: this version has no nexthop objects; \
-                        use auto or off"
-                .to_owned());
-        }
         for (key, value, most) in [
             ("reconcile.intervalSeconds", config.reconcile.interval_seconds, 3600),
             ("reconcile.graceSeconds", config.reconcile.grace_seconds, 86_400),
@@ -293,7 +301,7 @@ mod tests {
         let config = Config::parse(
             "nodeName: node1\nstateDir: /s\nrunDir: /r\n\
              datastore: {type: file, directory: /d, shared: true}\n\
-             bgp: {listenPort: 1179}\nfib: {metric: 600, nexthopObjects: auto, nexthopCompat: on}\n\
+             bgp: {listenPort: 1179}\nfib: {metric: 600, nexthopObjects: on, nexthopCompat: off}\n\
              reconcile: {intervalSeconds: 5, graceSeconds: 130}\n\
              ipam: {emptyBlockGraceSeconds: 60, goneNodeGraceSeconds: 120}\n\
              metrics: {listen: \"127.0.0.1:9190\"}\nlog: {level: debug, format: text}\n",
@@ -301,7 +309,8 @@ mod tests {
         .unwrap();
         assert_eq!(config.node_name.as_deref(), Some("node1"));
         assert!(config.datastore.shared);
-        assert_eq!(config.fib.metric, 600);
+        let (nexthop_objects, nexthop_compat) = (Switch::On, Toggle::Off);
+        assert_eq!(config.fib, FibSettings { metric: 600, nexthop_objects, nexthop_compat });
         assert_eq!(config.reconcile, Reconcile { interval_seconds: 5, grace_seconds: 130 });
         assert_eq!(config.log.format, LogFormat::Text);
     }
@@ -313,6 +322,8 @@ mod tests {
             ("bgp:\n  listenPort: x\n", &["line 2", "listenPort: x"]),
             ("bgp:\n  listenPort: 0\n", &["line 2", "nonzero"]),
             ("fib: {metric: 0}", &["fib.metric 0", "1 to 4294967294"]),
+            ("fib: {nexthopCompat: auto}", &["line 1", "auto", "on", "off"]),
+            ("fib: {nexthopObjects: never}", &["line 1", "never", "auto"]),
             ("reconcile: {graceSeconds: 0}", &["reconcile.graceSeconds is 0", "1 to 86400"]),
             ("reconcile: {intervalSeconds: 3601}", &["intervalSeconds is 3601", "1 to 3600"]),
             ("reconcile: {grace: 1}", &["line 1", "grace", "graceSeconds"]),

@@ -53,6 +53,11 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ObjectLabels {
+    object: &'static str,
+}
+
 type HistogramFamily = Family<RequestLabels, Histogram, fn() -> Histogram>;
 
 /// The metrics of this process. Counters live as long as it; gauges are set from a status at each
@@ -63,6 +68,8 @@ pub(crate) struct Metrics {
     reclaimed: Family<ReasonLabels, Counter>,
     links_reclaimed: Family<ReasonLabels, Counter>,
     set_aside: Counter,
+    fib_requests: Family<ObjectLabels, Counter>,
+    routes_repaired: Counter,
 }
 
 impl Metrics {
@@ -76,12 +83,25 @@ impl Metrics {
             reclaimed: Family::default(),
             links_reclaimed: Family::default(),
             set_aside: Counter::default(),
+            fib_requests: Family::default(),
+            routes_repaired: Counter::default(),
         }
     }
 
     /// Counts a store that was damaged.
     pub(crate) fn store_set_aside(&self) {
         self.set_aside.inc();
+    }
+
+    /// Counts messages to the kernel about learned routes, and about nexthop objects.
+    pub(crate) fn fib_requests(&self, object: &'static str, messages: usize) {
+        let count = u64::try_from(messages).unwrap_or(u64::MAX);
+        self.fib_requests.get_or_create(&ObjectLabels { object }).inc_by(count);
+    }
+
+    /// Counts learned routes that others removed or changed.
+    pub(crate) fn routes_repaired(&self, routes: u64) {
+        self.routes_repaired.inc_by(routes);
     }
 
     /// Counts addresses that came back without a DEL.
@@ -123,6 +143,16 @@ impl Metrics {
             "ipam_stores_set_aside",
             "Address stores that were damaged when this process opened them",
             self.set_aside.clone(),
+        );
+        registry.register(
+            "fib_requests",
+            "Messages to the kernel about learned routes (route) and nexthop objects (nexthop)",
+            self.fib_requests.clone(),
+        );
+        registry.register(
+            "routes_repaired",
+            "Learned routes that somebody else removed or changed, and that were put back",
+            self.routes_repaired.clone(),
         );
         register_peers(&mut registry, status);
         register_faults(&mut registry, status);

@@ -16,19 +16,19 @@ use tokio::{
 use tracing::{info, warn};
 use twill_bgp_speaker::{Handle, Report};
 use twill_dataplane::{
-    fib::{Fib, FibConfig, LearnedRoute},
+    fib::{Fib, FibConfig, set_compat},
     node::{ensure_forwarding, ensure_gateway, uplink_mtu},
     watch::Events,
 };
 use twill_ipam_store::{Service, now_ms};
 use twill_k8s_api::{Condition, ObjectId};
-use twill_types::{Family, Prefix, error_chain};
+use twill_types::{Family, error_chain};
 
 use crate::{
     api::Api,
     bgp::{Bgp, Conditions, Identity},
     claims::{self, Claims, OwnedBlocks},
-    config::Config,
+    config::{Config, Toggle},
     controller::Controller,
     datastore::{self, ClaimStore, Leases, Snapshot, new_uid},
     heartbeat, host,
@@ -116,8 +116,8 @@ impl Wires {
 /// The kernel's side, made ready.
 struct Kernel {
     fib: Fib,
-    /// The routes of the process before.
-    adopted: BTreeMap<Prefix, LearnedRoute>,
+    /// With the routes of the process before.
+    routes: State,
     /// The families that the process before left routes of, learned ones or those of its blocks: only
     /// for these is it true that forwarding went on (the F bit, RFC 4724 section 4.1).
     forwarding: BTreeSet<Family>,
@@ -127,7 +127,14 @@ struct Kernel {
 impl Kernel {
     fn prepare(config: &Config) -> anyhow::Result<Self> {
         let mut fib = Fib::open(FibConfig { metric: config.fib.metric })?;
+        if config.fib.nexthop_compat == Toggle::Off && set_compat(false)?.is_some() {
+            info!("sysctl changed: net/ipv4/nexthop_compat_mode = 0");
+        }
+        // Before anything is read, so that no change after that is missed.
+        let events = Events::open([fib.port()?])?;
+        let objects = fib.objects()?;
         let adopted = fib.learned()?;
+        let routes = State::adopt(config.fib.nexthop_objects, &adopted, &objects);
         if !adopted.is_empty() {
             info!(routes = adopted.len(), "adopted the routes of the process before");
         }
@@ -137,8 +144,7 @@ impl Kernel {
         for change in ensure_forwarding(&[Family::V4, Family::V6])? {
             info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
         }
-        let events = Events::open([fib.port()?])?;
-        Ok(Self { fib, adopted, forwarding, events })
+        Ok(Self { fib, routes, forwarding, events })
     }
 }
 
@@ -301,7 +307,8 @@ impl Node<'_> {
             conflicts: wires.conflicts.clone(),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
             uplink_changed: Arc::clone(&wires.uplink_changed),
-            state: State::adopt(kernel.adopted),
+            metrics: wires.metrics.clone(),
+            state: kernel.routes,
         }
     }
 

@@ -1,32 +1,47 @@
 //! Learned routes and block routes: what the speaker wants, made true in the kernel.
 //!
-//! Desired and actual are compared, and only the difference is written. After a start the routes
-//! of the process before are adopted: they are kept until the speaker says that it knows all.
+//! Desired and actual are compared where something has changed, and only the difference is written:
+//! `table.rs` says how. After a start the routes of the process before are adopted: they are kept until
+//! the speaker says that it knows all. From then on events alone tell what happens in the kernel; the
+//! table is read again only when some of them were lost.
+
+mod groups;
+mod plan;
+mod table;
+#[cfg(test)]
+mod tests;
+mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::block_in_place,
+    time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
-use twill_bgp_proto::{Conflict, NextHopState};
+use twill_bgp_proto::{Conflict, NextHopState, RouteChange};
 use twill_bgp_speaker::{Command, Report};
 use twill_dataplane::{
-    Error, NextHop,
-    fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Resolved, diff},
+    Error, Link,
+    fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Object, ObjectChange, ObjectId, Resolved},
     watch::{Event, Events},
 };
 use twill_types::{Family, Prefix, error_chain, is_host_link_name};
 
-use crate::{bgp::Current, claims::OwnedBlocks};
+use self::{plan::Plan, table::Table};
+use crate::{bgp::Current, claims::OwnedBlocks, config::Switch, metrics::Metrics};
 
 /// Events or reports handled in one turn.
 const BUDGET: usize = 256;
+
+/// How old the picture for others may be while much is going on: it is made of all routes.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// This node's addresses: preferred sources of learned routes.
 pub(crate) type Sources = BTreeMap<Family, IpAddr>;
@@ -67,53 +82,30 @@ pub(crate) struct Routes {
     pub(crate) pod_links_lost: Arc<Notify>,
     /// Links, addresses or routes of the node itself have changed.
     pub(crate) uplink_changed: Arc<Notify>,
+    pub(crate) metrics: Metrics,
     pub(crate) state: State,
 }
 
 /// What the task knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct State {
-    /// BGP next hops of each prefix.
-    wanted: BTreeMap<Prefix, Vec<IpAddr>>,
-    /// Where each tracked BGP next hop is.
-    resolved: BTreeMap<IpAddr, Option<Resolved>>,
-    /// What is in the kernel.
-    actual: BTreeMap<Prefix, LearnedRoute>,
-    /// Routes of the process before are still kept.
-    adopting: bool,
+    table: Table,
+    /// Repairs that the metric has.
+    repairs: u64,
+    /// When the picture for others is due, if it is not what there is.
+    publish_at: Option<Instant>,
+    published: Option<Instant>,
 }
 
 impl State {
     /// A state that keeps these routes until the speaker has converged.
-    pub(crate) fn adopt(actual: BTreeMap<Prefix, LearnedRoute>) -> Self {
-        Self { actual, adopting: true, ..Self::default() }
-    }
-
-    /// The routes that follow from next hops and where they are.
-    fn desired(&self, sources: &Sources) -> BTreeMap<Prefix, LearnedRoute> {
-        let route = |(prefix, addresses): (&Prefix, &Vec<IpAddr>)| {
-            let next_hops: BTreeSet<NextHop> = addresses
-                .iter()
-                .filter_map(|address| Some((*self.resolved.get(address)?)?.next_hop(*address)))
-                .collect();
-            let source = sources.get(&prefix.family()).copied();
-            let route = LearnedRoute { prefix: *prefix, next_hops, source };
-            (!route.next_hops.is_empty()).then_some((*prefix, route))
-        };
-        self.wanted.iter().filter_map(route).collect()
-    }
-
-    /// What has to change in the kernel.
-    fn changes(&self, sources: &Sources) -> Vec<FibChange> {
-        let mut changes = diff(&self.desired(sources), &self.actual);
-        if self.adopting {
-            changes.retain(|change| match change {
-                FibChange::Replace(_) => true,
-                // A prefix that the speaker has had its say about is no longer adopted.
-                FibChange::Delete(prefix) => self.wanted.contains_key(prefix),
-            });
-        }
-        changes
+    pub(crate) fn adopt(
+        objects: Switch,
+        routes: &BTreeMap<Prefix, LearnedRoute>,
+        found: &BTreeMap<ObjectId, Object>,
+    ) -> Self {
+        let table = Table::adopt(objects, routes, found);
+        Self { table, repairs: 0, publish_at: None, published: None }
     }
 }
 
@@ -121,8 +113,13 @@ impl Routes {
     /// Runs until the kernel fails us.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         self.sync_blocks()?;
+        let sources = self.sources.borrow_and_update().clone();
+        if !sources.is_empty() {
+            self.state.table.set_sources(sources);
+        }
         self.publish();
         loop {
+            let publish_at = self.state.publish_at;
             tokio::select! {
                 report = self.reports.recv() => {
                     let Some(report) = report else { return Ok(()) };
@@ -134,6 +131,8 @@ impl Routes {
                 }
                 changed = self.sources.changed() => {
                     if changed.is_err() { return Ok(()) }
+                    let sources = self.sources.borrow_and_update().clone();
+                    self.state.table.set_sources(sources);
                 }
                 changed = self.speaker.changed() => {
                     if changed.is_err() { return Ok(()) }
@@ -141,6 +140,8 @@ impl Routes {
                     self.tell_speaker(self.states()).await;
                 }
                 event = self.events.next() => self.event(event?).await?,
+                () = async { sleep_until(publish_at.unwrap_or_else(Instant::now)).await },
+                    if publish_at.is_some() => self.publish(),
             }
             self.apply()?;
         }
@@ -160,25 +161,18 @@ impl Routes {
     async fn report(&mut self, report: Report) -> Result<(), Error> {
         match report {
             Report::Routes(changes) => {
-                for change in changes {
-                    debug!(prefix = %change.prefix, next_hops = ?change.next_hops, "route");
-                    // An empty list stays as an entry while old routes are adopted: it says that
-                    // this one can go.
-                    if change.next_hops.is_empty() && !self.state.adopting {
-                        self.state.wanted.remove(&change.prefix);
-                    } else {
-                        self.state.wanted.insert(change.prefix, change.next_hops);
-                    }
+                for RouteChange { prefix, next_hops, backup } in changes {
+                    debug!(%prefix, ?next_hops, ?backup, "route");
+                    self.state.table.want(prefix, next_hops, backup);
                 }
             }
             Report::TrackNextHops(addresses) => {
-                self.state.resolved.retain(|address, _| addresses.contains(address));
-                let mut states = BTreeMap::new();
-                for address in addresses {
-                    let resolved = block_in_place(|| self.fib.resolve(address))?;
-                    self.state.resolved.insert(address, resolved);
-                    states.insert(address, state(resolved));
-                }
+                let new = self.state.table.track(&addresses);
+                let found = block_in_place(|| self.fib.resolve_all(new))?;
+                let states = found.iter().map(|(address, way)| (*address, state(*way))).collect();
+                self.state.table.resolve(found);
+                // A next hop that is gone moves traffic before each route is looked at.
+                self.move_groups()?;
                 self.publish_next_hops();
                 self.tell_speaker(states).await;
             }
@@ -192,8 +186,7 @@ impl Routes {
                         "converged without these peers: what they alone announced is removed"
                     );
                 }
-                self.state.adopting = false;
-                self.state.wanted.retain(|_, next_hops| !next_hops.is_empty());
+                self.state.table.converged();
             }
             Report::Conflicts(conflicts) => self.tell_conflicts(conflicts),
         }
@@ -216,7 +209,8 @@ impl Routes {
     }
 
     fn states(&self) -> BTreeMap<IpAddr, NextHopState> {
-        self.state.resolved.iter().map(|(address, r)| (*address, state(*r))).collect()
+        let known = self.state.table.tracked();
+        known.map(|(address, way)| (address, state(way))).collect()
     }
 
     async fn tell_speaker(&self, states: BTreeMap<IpAddr, NextHopState>) {
@@ -226,10 +220,10 @@ impl Routes {
         }
     }
 
-    /// Something in the kernel has changed. A link that goes down takes IPv4 routes with it without
-    /// a word, so then what was written is not what is there, and all of it is read again.
+    /// Something in the kernel has changed.
     async fn event(&mut self, event: Event) -> Result<(), Error> {
-        let (blocks, routes) = match &event {
+        let table = &mut self.state.table;
+        match &event {
             // Pods come and go; their links and host routes carry nothing that is learned.
             Event::LinkDeleted(link) if is_host_link_name(&link.name) => {
                 // Without a DEL, which gives it another name: its namespace is gone.
@@ -241,77 +235,177 @@ impl Routes {
             {
                 return Ok(());
             }
-            Event::RouteRemoved { metric, .. } if *metric == BLOCK_METRIC => (true, false),
-            Event::RouteRemoved { metric, .. } if *metric != self.metric => return Ok(()),
-            Event::AddressAdded { address, .. } | Event::AddressRemoved { address, .. }
-                if !self.sources.borrow().values().any(|source| source == address) =>
-            {
+            Event::RouteRemoved { metric, prefix } | Event::RouteChanged { metric, prefix } => {
+                if *metric == BLOCK_METRIC {
+                    self.sync_blocks()?;
+                } else if *metric == self.metric {
+                    table.touched(*prefix);
+                }
                 return Ok(());
             }
-            Event::ForeignRoutesChanged => (false, false),
-            Event::Resync | Event::LinkDeleted(_) => (true, true),
-            Event::LinkChanged(_)
-            | Event::RouteRemoved { .. }
-            | Event::AddressAdded { .. }
-            | Event::AddressRemoved { .. } => (false, true),
-        };
-        debug!(?event, "the kernel has changed");
-        self.uplink_changed.notify_one();
-        if event == Event::Resync {
-            self.pod_links_lost.notify_one();
-        }
-        if blocks {
-            self.sync_blocks()?;
-        }
-        if routes {
-            self.state.actual = block_in_place(|| self.fib.learned())?;
-        }
-        let mut changed = BTreeMap::new();
-        for (address, known) in &mut self.state.resolved {
-            let resolved = block_in_place(|| self.fib.resolve(*address))?;
-            if *known != resolved {
-                *known = resolved;
-                changed.insert(*address, state(resolved));
+            Event::AddressAdded { address, .. } | Event::AddressRemoved { address, .. }
+                if table.sources.values().any(|source| source == address) =>
+            {
+                table.source_lost(Family::of(*address));
+            }
+            // The last IPv4 address of a link takes routes by it along, without a word.
+            Event::AddressRemoved { ifindex, address } if address.is_ipv4() => {
+                table.link_lost(*ifindex);
+            }
+            Event::AddressAdded { .. } | Event::AddressRemoved { .. } => return Ok(()),
+            Event::LinkChanged(link) => self.link(link, link.up && link.carrier)?,
+            Event::LinkDeleted(link) => self.link(link, false)?,
+            Event::ObjectsChanged => self.look(true)?,
+            Event::ForeignRoutesChanged => {}
+            Event::Resync => {
+                self.pod_links_lost.notify_one();
+                self.sync_blocks()?;
+                self.reload()?;
             }
         }
-        if !changed.is_empty() {
-            self.publish_next_hops();
-            self.tell_speaker(changed).await;
+        debug!(?event, "the kernel has changed");
+        self.uplink_changed.notify_one();
+        self.state.table.retry();
+        self.resolve_again().await
+    }
+
+    /// A link has another state. One that goes down, or loses its carrier, takes nexthop objects and
+    /// the routes by them along, one that goes down also IPv4 routes, all without a word.
+    fn link(&mut self, link: &Link, live: bool) -> Result<(), Error> {
+        self.state.table.link(link.index, live);
+        if !link.up || !live && link.carrier {
+            self.state.table.link_lost(link.index);
+        }
+        self.look(false)
+    }
+
+    /// Looks what is left of the nexthop objects, and moves traffic to what works.
+    fn look(&mut self, others: bool) -> Result<(), Error> {
+        if !self.state.table.groups.is_empty() {
+            let found = block_in_place(|| self.fib.objects())?;
+            self.state.table.look(&found, others);
+            self.move_groups()?;
         }
         Ok(())
+    }
+
+    fn reload(&mut self) -> Result<(), Error> {
+        warn!("events of the kernel were lost: its routes are read again");
+        let (objects, routes) = block_in_place(|| {
+            let objects = self.fib.objects()?;
+            Ok::<_, Error>((objects, self.fib.learned()?))
+        })?;
+        self.state.table.reload(&routes, &objects);
+        Ok(())
+    }
+
+    /// Looks where all next hops are.
+    async fn resolve_again(&mut self) -> Result<(), Error> {
+        let addresses: Vec<IpAddr> =
+            self.state.table.tracked().map(|(address, _)| address).collect();
+        let found = block_in_place(|| self.fib.resolve_all(addresses))?;
+        let changed = self.state.table.resolve(found);
+        if !changed.is_empty() {
+            self.move_groups()?;
+            self.publish_next_hops();
+            let states = changed.into_iter().map(|(address, way)| (address, state(way)));
+            self.tell_speaker(states.collect()).await;
+        }
+        Ok(())
+    }
+
+    /// Makes groups lead where they should, which moves all their routes at once. What has no way at
+    /// all is left for the end of the turn: the speaker may know another one.
+    fn move_groups(&mut self) -> Result<(), Error> {
+        if self.state.table.groups.is_empty() {
+            return Ok(());
+        }
+        let plan = self.plan(Plan::moves_only)?;
+        self.change_groups(&plan)
+    }
+
+    /// What is to happen to groups, with all the hops there that it takes.
+    fn plan(&mut self, part: impl Fn(Plan) -> Plan) -> Result<Plan, Error> {
+        loop {
+            let plan = part(self.state.table.plan());
+            let hops = self.state.table.missing_hops(&plan);
+            let refused = self.apply_objects(&hops)?;
+            // Each round has a hop less to try.
+            if refused.is_empty() {
+                return Ok(plan);
+            }
+            for id in refused {
+                self.state.table.hop_refused(id);
+            }
+        }
+    }
+
+    fn change_groups(&mut self, plan: &Plan) -> Result<(), Error> {
+        let changes = self.state.table.change_groups(plan);
+        for id in self.apply_objects(&changes)? {
+            let new = |change: &ObjectChange| matches!(change, ObjectChange::Create(created, _) if *created == id);
+            if changes.iter().any(new) {
+                self.state.table.group_refused(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers what was refused.
+    fn apply_objects(&mut self, changes: &[ObjectChange]) -> Result<Vec<ObjectId>, Error> {
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
+        debug!(?changes, "nexthop objects");
+        self.metrics.fib_requests("nexthop", changes.len());
+        let refused = block_in_place(|| self.fib.apply_objects(changes))?;
+        for (id, error) in &refused {
+            let change = changes.iter().find(|change| change.id() == *id);
+            warn!(?change, error = %error_chain(error), "nexthop object refused");
+        }
+        Ok(refused.into_iter().map(|(id, _)| id).collect())
     }
 
     fn apply(&mut self) -> Result<(), Error> {
-        let sources = self.sources.borrow().clone();
-        let changes = self.state.changes(&sources);
-        if changes.is_empty() {
+        let table = &mut self.state.table;
+        if table.dirty.is_empty() && !table.ways_stale {
             return Ok(());
         }
-        let refused = block_in_place(|| self.fib.apply(&changes))?;
+        let plan = self.plan(|plan| plan)?;
+        self.change_groups(&plan)?;
+        let changes = self.state.table.change_routes();
+        self.apply_routes(&changes)?;
+        let idle = self.state.table.sweep();
+        self.apply_objects(&idle)?;
         // The way to the world may be a learned one.
         self.uplink_changed.notify_one();
-        let refused: BTreeMap<Prefix, _> = refused.into_iter().collect();
-        for change in changes {
-            let prefix = change.prefix();
-            match (refused.get(&prefix), change) {
-                // The next event on the link or address that is missing brings it up again.
-                (Some(error), _) => warn!(%prefix, error = %error_chain(error), "route refused"),
-                (None, FibChange::Replace(route)) => {
-                    self.state.actual.insert(prefix, route);
-                }
-                (None, FibChange::Delete(_)) => {
-                    self.state.actual.remove(&prefix);
-                }
-            }
+        let repairs = self.state.table.repairs;
+        self.metrics.routes_repaired(repairs - std::mem::replace(&mut self.state.repairs, repairs));
+        let due = self.state.published.map(|published| published + PUBLISH_INTERVAL);
+        match due.filter(|due| *due > Instant::now()) {
+            Some(due) => self.state.publish_at = Some(due),
+            None => self.publish(),
         }
-        self.publish();
         Ok(())
     }
 
-    fn publish(&self) {
-        let installed: BTreeSet<Prefix> = self.state.actual.keys().copied().collect();
-        let wanted = self.state.wanted.iter().filter(|(_, next_hops)| !next_hops.is_empty());
-        let missing = wanted.filter(|(prefix, _)| !installed.contains(prefix)).count();
+    fn apply_routes(&mut self, changes: &[FibChange]) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.metrics.fib_requests("route", changes.len());
+        for (prefix, error) in block_in_place(|| self.fib.apply(changes))? {
+            // The next event on the link or address that is missing brings it up again.
+            warn!(%prefix, error = %error_chain(&error), "route refused");
+            self.state.table.refuse(prefix);
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        let (installed, missing) = self.state.table.installed();
+        self.state.publish_at = None;
+        self.state.published = Some(Instant::now());
         self.installed.send_modify(|told| {
             let resolved = Arc::clone(&told.resolved);
             *told = Arc::new(KernelRoutes { installed: Arc::new(installed), missing, resolved });
@@ -319,7 +413,7 @@ impl Routes {
     }
 
     fn publish_next_hops(&self) {
-        let resolved = Arc::new(self.state.resolved.clone());
+        let resolved = Arc::new(self.state.table.tracked().collect());
         self.installed.send_modify(|told| {
             *told = Arc::new(KernelRoutes { resolved, ..KernelRoutes::clone(told) });
         });
@@ -343,50 +437,5 @@ fn state(resolved: Option<Resolved>) -> NextHopState {
     match resolved {
         None => NextHopState::Unreachable,
         Some(resolved) => NextHopState::Reachable { metric: u32::from(resolved.gateway.is_some()) },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prefix(text: &str) -> Prefix {
-        text.parse().unwrap()
-    }
-
-    fn learned(text: &str) -> (Prefix, LearnedRoute) {
-        let hop =
-            NextHop { gateway: Some(IpAddr::from([192, 0, 2, 9])), ifindex: 2, onlink: false };
-        let route = LearnedRoute { prefix: prefix(text), next_hops: [hop].into(), source: None };
-        (prefix(text), route)
-    }
-
-    #[test]
-    fn adopted_routes_stay_until_the_speaker_has_converged() {
-        let mut state = State::adopt([learned("10.0.0.0/24"), learned("10.0.1.0/24")].into());
-        let sources = Sources::new();
-        assert_eq!(state.changes(&sources), []);
-        state.wanted.insert(prefix("10.0.1.0/24"), vec![]);
-        assert_eq!(state.changes(&sources), [FibChange::Delete(prefix("10.0.1.0/24"))]);
-        state.adopting = false;
-        assert_eq!(state.changes(&sources).len(), 2);
-    }
-
-    #[test]
-    fn next_hops_behind_one_router_make_one_way() {
-        let mut state = State::default();
-        let router = IpAddr::from([192, 0, 2, 1]);
-        let behind = |gateway| Some(Resolved { gateway, ifindex: 3, source: None, onlink: false });
-        let hops = [IpAddr::from([198, 51, 100, 1]), IpAddr::from([198, 51, 100, 2])];
-        state.wanted.insert(prefix("10.0.0.0/24"), hops.to_vec());
-        state.resolved.insert(hops[0], behind(Some(router)));
-        state.resolved.insert(hops[1], behind(Some(router)));
-        let desired = state.desired(&Sources::new());
-        assert_eq!(desired[&prefix("10.0.0.0/24")].next_hops.len(), 1);
-        state.resolved.insert(hops[1], behind(None));
-        assert_eq!(state.desired(&Sources::new())[&prefix("10.0.0.0/24")].next_hops.len(), 2);
-        state.resolved.insert(hops[0], None);
-        state.resolved.insert(hops[1], None);
-        assert!(state.desired(&Sources::new()).is_empty());
     }
 }

@@ -1,6 +1,9 @@
 //! Where a BGP next hop is, by the routes that are not from BGP.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::IpAddr,
+};
 
 use netlink_packet_route::{RouteNetlinkMessage, route::RouteType};
 use nix::errno::Errno;
@@ -41,6 +44,25 @@ impl Fib {
     /// Learned routes do not count: a route that says how to reach its own next hop would carry
     /// itself (RFC 4271 section 9.1.2.1).
     pub fn resolve(&mut self, address: IpAddr) -> Result<Option<Resolved>, Error> {
+        self.resolve_with(address, &mut BTreeMap::new())
+    }
+
+    /// The ways to all of these. The kernel has no lookup that leaves learned routes out; where one of
+    /// them is in the way the table is read, once for all.
+    pub fn resolve_all(
+        &mut self,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Option<Resolved>>, Error> {
+        let mut tables = BTreeMap::new();
+        let resolve = |address| Ok((address, self.resolve_with(address, &mut tables)?));
+        addresses.into_iter().map(resolve).collect()
+    }
+
+    fn resolve_with(
+        &mut self,
+        address: IpAddr,
+        tables: &mut BTreeMap<Family, Vec<Route>>,
+    ) -> Result<Option<Resolved>, Error> {
         const NO_WAY: &[Errno] =
             &[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL];
         let step = || format!("route get {address}");
@@ -56,22 +78,28 @@ impl Fib {
         let Some(entry) = read(entry) else {
             return Ok(None);
         };
-        if is_learned(&entry, self.config.metric) {
-            return self.resolve_without_learned(address);
+        if !is_learned(&entry, self.config.metric) {
+            return Ok(read(way).and_then(|way| resolved(&way, &entry)));
         }
-        Ok(read(way).and_then(|way| resolved(&way, &entry)))
-    }
-
-    /// What the kernel's lookup would find if our learned routes were not there.
-    fn resolve_without_learned(&mut self, address: IpAddr) -> Result<Option<Resolved>, Error> {
-        let routes = self.socket.routes(Family::of(address), RouteFilter::default())?;
-        let metric = self.config.metric;
+        let routes = match tables.entry(Family::of(address)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.others(Family::of(address))?),
+        };
+        // What the kernel's lookup would find.
         let best = routes
             .iter()
-            .filter(|route| route.prefix.contains(address) && !is_learned(route, metric))
+            .filter(|route| route.prefix.contains(address))
             .filter(|route| route.kind != RouteType::Unicast || !route.next_hops.is_empty())
             .max_by_key(|route| (route.prefix.length(), std::cmp::Reverse(route.metric)));
         Ok(best.and_then(|route| resolved(route, route)))
+    }
+
+    /// The routes that are not learned.
+    fn others(&mut self, family: Family) -> Result<Vec<Route>, Error> {
+        let metric = self.config.metric;
+        let mut routes = self.socket.routes(family, RouteFilter::default())?;
+        routes.retain(|route| !is_learned(route, metric));
+        Ok(routes)
     }
 }
 

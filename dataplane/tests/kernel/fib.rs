@@ -1,8 +1,8 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use twill_dataplane::{
     NextHop,
-    fib::{Fib, FibChange, FibConfig, LearnedRoute, Resolved, diff},
+    fib::{Fib, FibChange, FibConfig, LearnedRoute, Resolved, Via},
 };
 use twill_types::Prefix;
 
@@ -30,13 +30,24 @@ fn learned(to: &str, gateways: &[&str], source: Option<&str>) -> LearnedRoute {
     };
     LearnedRoute {
         prefix: prefix(to),
-        next_hops: gateways.iter().map(hop).collect(),
+        via: Via::Hops(Arc::new(gateways.iter().map(hop).collect())),
         source: source.map(|ip| ip.parse().unwrap()),
     }
 }
 
 fn table(routes: &[LearnedRoute]) -> BTreeMap<Prefix, LearnedRoute> {
     routes.iter().map(|route| (route.prefix, route.clone())).collect()
+}
+
+/// What has to change so that one table becomes another.
+fn diff(
+    desired: &BTreeMap<Prefix, LearnedRoute>,
+    actual: &BTreeMap<Prefix, LearnedRoute>,
+) -> Vec<FibChange> {
+    let new = desired.values().filter(|route| actual.get(&route.prefix) != Some(route));
+    let gone = actual.keys().filter(|prefix| !desired.contains_key(prefix));
+    let replaced = new.cloned().map(FibChange::Replace);
+    replaced.chain(gone.map(|prefix| FibChange::Delete(*prefix))).collect()
 }
 
 /// Makes the kernel's learned routes be these, and reads them back.
@@ -91,14 +102,12 @@ fn many_routes_and_the_errors_of_some() {
         let uplink_index = ifindex("uplink");
         let hop = NextHop { gateway: None, ifindex: uplink_index, onlink: false };
         let direct = |index: u32, gateway: &str| {
-            let mut route = LearnedRoute {
-                prefix: prefix(&format!("10.{}.{}.0/24", 20 + index / 256, index % 256)),
-                next_hops: [hop].into(),
-                source: None,
-            };
             let gateway = Some(gateway.parse().unwrap());
-            route.next_hops = [NextHop { gateway, ..hop }].into();
-            route
+            LearnedRoute {
+                prefix: prefix(&format!("10.{}.{}.0/24", 20 + index / 256, index % 256)),
+                via: Via::Hops(Arc::new([NextHop { gateway, ..hop }].into())),
+                source: None,
+            }
         };
         let good: Vec<_> = (0..1000).map(|index| direct(index, "192.168.2.1")).collect();
         let bad = route(1001, "203.0.113.1");
@@ -233,8 +242,11 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         assert!(onlink.onlink);
         let next = onlink.next_hop(ip_of("203.0.113.5"));
         let mut desired = table(&routes);
-        let learned =
-            LearnedRoute { prefix: prefix("10.77.0.0/24"), next_hops: [next].into(), source: None };
+        let learned = LearnedRoute {
+            prefix: prefix("10.77.0.0/24"),
+            via: Via::Hops(Arc::new([next].into())),
+            source: None,
+        };
         desired.insert(learned.prefix, learned);
         converge(&mut fib, &desired);
     });

@@ -1,0 +1,310 @@
+//! Which messages make the kernel have what the table wants.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use twill_dataplane::fib::{FibChange, LearnedRoute, ObjectChange, ObjectId, Via};
+use twill_types::Prefix;
+
+use super::{
+    groups::Held,
+    table::{Place, SetId, Table, Wanted},
+    ways::Way,
+};
+use crate::config::Switch;
+
+/// What is to happen to groups.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Where groups are to lead, those that are others than before and new ones.
+    ways: BTreeMap<ObjectId, Way>,
+    new: Vec<(ObjectId, SetId)>,
+    /// Groups that go with all their routes.
+    gone: Vec<ObjectId>,
+}
+
+impl Plan {
+    /// The part that moves traffic from one way to another.
+    pub(super) fn moves_only(self) -> Self {
+        let Self { mut ways, new, .. } = self;
+        ways.retain(|id, _| new.iter().all(|(new, _)| new != id));
+        Self { ways, new: Vec::new(), gone: Vec::new() }
+    }
+}
+
+impl Table {
+    /// What is to happen to groups. It may be asked for again if a hop of it is refused.
+    pub(super) fn plan(&mut self) -> Plan {
+        let changed = self.refresh_ways();
+        if !changed.is_empty() {
+            self.mark_routes_of(&changed);
+        }
+        self.dirty.sort_unstable();
+        self.dirty.dedup();
+        self.adopt_groups();
+        let mut plan = Plan { gone: self.take_over(), ..Plan::default() };
+        for (id, held) in &self.groups.held {
+            let Some(set) = held.set.and_then(|set| self.sets.get(&set)) else {
+                continue;
+            };
+            if plan.gone.contains(id) {
+                continue;
+            }
+            let way = set.way.as_held(held.guarded);
+            if way.hops.is_empty() {
+                plan.gone.push(*id);
+            } else if way != held.way {
+                plan.ways.insert(*id, way);
+            }
+        }
+        self.plan_new(&mut plan);
+        plan
+    }
+
+    /// Routes of these sets that do not hang on the set's group have to change with its way.
+    fn mark_routes_of(&mut self, changed: &BTreeSet<SetId>) {
+        let held = &self.groups.held;
+        let hangs = |place: &Place, set: SetId| match place {
+            Place::Object(id) => held.get(id).is_some_and(|held| held.set == Some(set)),
+            _ => false,
+        };
+        let stay = |set: &SetId| {
+            let routes = held.values().filter(|held| held.set == Some(*set));
+            routes.map(|held| held.routes).sum::<usize>() == self.wanting(*set)
+        };
+        if changed.iter().all(stay) {
+            return;
+        }
+        for (prefix, entry) in &self.entries {
+            if let Wanted::Set(set) = entry.wanted
+                && changed.contains(&set)
+                && !hangs(&entry.place, set)
+            {
+                self.dirty.push(*prefix);
+            }
+        }
+    }
+
+    /// A group from the process before becomes that of the first set which leads the same way.
+    fn adopt_groups(&mut self) {
+        if self.groups.held.values().all(|held| held.set.is_some()) {
+            return;
+        }
+        for prefix in &self.dirty {
+            let Some(entry) = self.entries.get(prefix) else {
+                continue;
+            };
+            let (Wanted::Set(set), Place::Object(id)) = (entry.wanted, &entry.place) else {
+                continue;
+            };
+            let way = self.sets.get(&set).map(|set| &set.way);
+            if let Some(held) = self.groups.held.get_mut(id)
+                && held.set.is_none()
+                && self.mode != Switch::Off
+                && way.is_some_and(|way| way.hops == held.way.hops)
+            {
+                held.set = Some(set);
+                self.group_of.entry(set).or_insert(*id);
+            }
+        }
+    }
+
+    /// Where all routes of a group want something else, the group goes along with most of them, and
+    /// with it all of them by one message. Answers groups of which no route is wanted any more.
+    fn take_over(&mut self) -> Vec<ObjectId> {
+        let mut moves: BTreeMap<ObjectId, BTreeMap<Option<SetId>, usize>> = BTreeMap::new();
+        for prefix in &self.dirty {
+            let Some(entry) = self.entries.get(prefix) else {
+                continue;
+            };
+            let to = match entry.wanted {
+                Wanted::Unsaid => continue,
+                Wanted::Nothing => None,
+                Wanted::Set(set) => Some(set),
+            };
+            if let Place::Object(id) = entry.place
+                && self.groups.held.get(&id).is_some_and(|held| to.is_none() || held.set != to)
+            {
+                *moves.entry(id).or_default().entry(to).or_default() += 1;
+            }
+        }
+        let mut gone = Vec::new();
+        for (id, moves) in moves {
+            let Some(held) = self.groups.held.get_mut(&id) else {
+                continue;
+            };
+            if moves.values().sum::<usize>() != held.routes {
+                continue;
+            }
+            let goals = moves.iter().filter_map(|(to, count)| Some((*count, (*to)?)));
+            let usable =
+                |set: &SetId| self.sets.get(set).is_some_and(|set| !set.way.hops.is_empty());
+            match goals.filter(|(_, set)| usable(set)).max() {
+                Some((_, set)) if self.mode != Switch::Off => {
+                    held.set = Some(set);
+                    self.group_of.retain(|_, known| *known != id);
+                    self.group_of.entry(set).or_insert(id);
+                }
+                Some(_) => {}
+                None => gone.push(id),
+            }
+        }
+        gone
+    }
+
+    /// Groups for sets that need one.
+    fn plan_new(&mut self, plan: &mut Plan) {
+        let mut seen = BTreeSet::new();
+        for prefix in &self.dirty {
+            let Some(Wanted::Set(set)) = self.entries.get(prefix).map(|entry| entry.wanted) else {
+                continue;
+            };
+            let has_group = self.group_of.get(&set).is_some_and(|id| !plan.gone.contains(id));
+            if has_group || !seen.insert(set) || !self.needs_group(set) {
+                continue;
+            }
+            let Some(way) = self.sets.get(&set).map(|set| set.way.clone()) else {
+                continue;
+            };
+            // Without a free number its routes are plain.
+            if let Some(id) = self.groups.free_id() {
+                let way = way.as_held(is_guarded(&way));
+                plan.ways.insert(id, way);
+                plan.new.push((id, set));
+            }
+        }
+    }
+
+    fn needs_group(&self, set: SetId) -> bool {
+        self.sets.get(&set).is_some_and(|set| match self.mode {
+            Switch::On => !set.way.hops.is_empty(),
+            Switch::Auto => set.way.has_second(),
+            Switch::Off => false,
+        })
+    }
+
+    /// The hops that the plan lacks. If one is refused, [`Table::hop_refused`] and a new plan follow.
+    pub(super) fn missing_hops(&mut self, plan: &Plan) -> Vec<ObjectChange> {
+        self.groups.missing_hops(&plan.ways)
+    }
+
+    pub(super) fn hop_refused(&mut self, id: ObjectId) {
+        if let Some(hop) = self.groups.hop_refused(id) {
+            self.reach.refused.insert(hop);
+            self.ways_stale = true;
+        }
+    }
+
+    /// The kernel refused to make a group: this one cannot, so routes are plain from now on.
+    pub(super) fn group_refused(&mut self, id: ObjectId) {
+        self.groups.forget(id);
+        self.group_gone(&[id]);
+        self.mode = Switch::Off;
+    }
+
+    /// Carries the plan out on the table: the messages about groups, first those that move traffic.
+    pub(super) fn change_groups(&mut self, plan: &Plan) -> Vec<ObjectChange> {
+        let mut changes = self.groups.change(&plan.ways);
+        changes.extend(self.groups.delete(&plan.gone));
+        self.group_gone(&plan.gone);
+        for (id, set) in &plan.new {
+            let Some(way) = plan.ways.get(id).cloned() else {
+                continue;
+            };
+            let guarded = is_guarded(&way);
+            let held = Held { set: Some(*set), way, guarded, routes: 0 };
+            changes.push(self.groups.create(*id, held));
+            self.group_of.insert(*set, *id);
+        }
+        changes
+    }
+
+    /// Carries it out for the routes that do not follow their group.
+    pub(super) fn change_routes(&mut self) -> Vec<FibChange> {
+        let mut changes = Vec::new();
+        // Routes of groups that are gone have come to it.
+        self.dirty.sort_unstable();
+        self.dirty.dedup();
+        for prefix in std::mem::take(&mut self.dirty) {
+            let Some(entry) = self.entries.get(&prefix) else {
+                continue;
+            };
+            let via = match entry.wanted {
+                Wanted::Unsaid => continue,
+                Wanted::Nothing => None,
+                Wanted::Set(set) if self.is_placed(&entry.place, set) => continue,
+                Wanted::Set(set) => self.via(set),
+            };
+            let wanted = entry.wanted;
+            match via {
+                Some(via) => {
+                    let source = self.sources.get(&prefix.family()).copied();
+                    let place = match &via {
+                        Via::Hops(hops) => Place::Plain(Arc::clone(hops)),
+                        Via::Object(id) => Place::Object(*id),
+                    };
+                    self.put(prefix, place);
+                    changes.push(FibChange::Replace(LearnedRoute { prefix, via, source }));
+                }
+                None => {
+                    if entry.place != Place::Absent {
+                        changes.push(FibChange::Delete(prefix));
+                    }
+                    self.put(prefix, Place::Absent);
+                    if wanted == Wanted::Nothing {
+                        self.entries.remove(&prefix);
+                    }
+                }
+            }
+        }
+        changes
+    }
+
+    /// Whether a route leads where its set does.
+    fn is_placed(&self, place: &Place, set: SetId) -> bool {
+        match place {
+            Place::Object(id) => self.groups.held.get(id).is_some_and(|held| held.set == Some(set)),
+            Place::Plain(hops) => match self.via(set) {
+                Some(Via::Hops(wanted)) => *hops == wanted,
+                _ => false,
+            },
+            Place::Absent | Place::Unknown => false,
+        }
+    }
+
+    fn via(&self, set: SetId) -> Option<Via> {
+        if let Some(id) = self.group_of.get(&set) {
+            return Some(Via::Object(*id));
+        }
+        let hops = &self.sets.get(&set)?.way.hops;
+        (!hops.is_empty()).then(|| Via::Hops(Arc::clone(hops)))
+    }
+
+    /// Removes objects that no route needs any more.
+    pub(super) fn sweep(&mut self) -> Vec<ObjectChange> {
+        let mut changes = self.groups.sweep();
+        let held = &self.groups.held;
+        self.group_of.retain(|_, id| held.contains_key(id));
+        if !self.adopting {
+            changes.extend(self.strays.drain(..).map(ObjectChange::Delete));
+        }
+        self.forget_sets();
+        changes
+    }
+
+    /// Learned routes in the kernel, and how many that are wanted are not.
+    pub(super) fn installed(&self) -> (BTreeSet<Prefix>, usize) {
+        let installed = self.entries.iter().filter(|(_, entry)| entry.is_installed());
+        let wanted = self.entries.values().filter(|e| matches!(e.wanted, Wanted::Set(_)));
+        let missing = wanted.filter(|entry| !entry.is_installed()).count();
+        (installed.map(|(prefix, _)| *prefix).collect(), missing)
+    }
+}
+
+/// A group of several members needs no backup: the kernel lets the others take over. One of a single
+/// member has to be able to get one.
+fn is_guarded(way: &Way) -> bool {
+    way.hops.len() == 1
+}

@@ -1,0 +1,431 @@
+//! What is to be in the kernel, and what is: pure, so that it can be tested without one.
+//!
+//! Routes with the same BGP next hops form a set. A set whose way has a second next hop has a group of
+//! nexthop objects, which its routes name; what changes the way of a set is a message about its
+//! group, not one for each route. Other sets have plain routes. Events mark what has to be looked at
+//! (`dirty`), so that a turn costs as much as has changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use twill_dataplane::{
+    NextHop,
+    fib::{LearnedRoute, Object, ObjectId, Resolved, Via},
+};
+use twill_types::{Family, Prefix};
+
+use super::{
+    Sources,
+    groups::Groups,
+    ways::{Reach, SetKey, Way},
+};
+use crate::config::Switch;
+
+/// A set of routes, as the table calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SetId(u32);
+
+/// Routes with the same BGP next hops.
+#[derive(Debug)]
+pub(super) struct Set {
+    key: Arc<SetKey>,
+    /// How many destinations want it.
+    routes: usize,
+    pub(super) way: Way,
+}
+
+/// What the speaker has said of a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Nothing yet: the route is from the process before, and stays until the speaker has converged.
+    Unsaid,
+    /// That there is no route.
+    Nothing,
+    /// Its next hops.
+    Set(SetId),
+}
+
+/// What the kernel has for a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// No route of ours.
+    Absent,
+    /// Perhaps one, and perhaps not the one that was written.
+    Unknown,
+    /// A route with its own next hops.
+    Plain(Arc<BTreeSet<NextHop>>),
+    /// A route that names a group.
+    Object(ObjectId),
+}
+
+/// One destination.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) wanted: Wanted,
+    pub(super) place: Place,
+}
+
+impl Entry {
+    pub(super) const fn is_installed(&self) -> bool {
+        matches!(self.place, Place::Plain(_) | Place::Object(_))
+    }
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) mode: Switch,
+    pub(super) sources: Sources,
+    pub(super) reach: Reach,
+    pub(super) sets: BTreeMap<SetId, Set>,
+    by_key: BTreeMap<Arc<SetKey>, SetId>,
+    last_set: u32,
+    pub(super) entries: BTreeMap<Prefix, Entry>,
+    /// Destinations whose route may have to change.
+    pub(super) dirty: Vec<Prefix>,
+    /// Routes that the kernel refused, to be tried again when something changes in it.
+    refused: BTreeSet<Prefix>,
+    pub(super) groups: Groups,
+    /// The group of each set that has one.
+    pub(super) group_of: BTreeMap<SetId, ObjectId>,
+    /// Objects from before that cannot be used.
+    pub(super) strays: Vec<ObjectId>,
+    /// Ways may be others than the sets have.
+    pub(super) ways_stale: bool,
+    pub(super) adopting: bool,
+    /// Routes that others removed or changed and that were put back.
+    pub(super) repairs: u64,
+}
+
+impl Table {
+    /// A table that keeps these routes until the speaker has converged.
+    pub(super) fn adopt(
+        mode: Switch,
+        routes: &BTreeMap<Prefix, LearnedRoute>,
+        objects: &BTreeMap<ObjectId, Object>,
+    ) -> Self {
+        let mut groups = Groups::default();
+        let strays = groups.adopt(objects);
+        let mut sources = Sources::new();
+        for route in routes.values() {
+            if let Some(source) = route.source {
+                sources.entry(route.prefix.family()).or_insert(source);
+            }
+        }
+        let entry = |(prefix, route): (&Prefix, &LearnedRoute)| {
+            let place = match &route.via {
+                _ if route.source != sources.get(&prefix.family()).copied() => Place::Unknown,
+                Via::Hops(hops) => Place::Plain(Arc::clone(hops)),
+                Via::Object(id) if groups.held.contains_key(id) => Place::Object(*id),
+                Via::Object(_) => Place::Unknown,
+            };
+            (*prefix, Entry { wanted: Wanted::Unsaid, place })
+        };
+        let entries: BTreeMap<Prefix, Entry> = routes.iter().map(entry).collect();
+        for entry in entries.values() {
+            if let Place::Object(id) = entry.place
+                && let Some(held) = groups.held.get_mut(&id)
+            {
+                held.routes += 1;
+            }
+        }
+        Self {
+            mode,
+            sources,
+            reach: Reach::default(),
+            sets: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            last_set: 0,
+            entries,
+            dirty: Vec::new(),
+            refused: BTreeSet::new(),
+            groups,
+            group_of: BTreeMap::new(),
+            strays,
+            ways_stale: false,
+            adopting: true,
+            repairs: 0,
+        }
+    }
+
+    /// The speaker's word on a destination; no next hops for no route.
+    pub(super) fn want(&mut self, prefix: Prefix, next_hops: Vec<IpAddr>, backup: Option<IpAddr>) {
+        let wanted = match next_hops.is_empty() {
+            true => Wanted::Nothing,
+            false => Wanted::Set(self.set(SetKey { family: prefix.family(), next_hops, backup })),
+        };
+        let new = Entry { wanted: Wanted::Nothing, place: Place::Absent };
+        let entry = self.entries.entry(prefix).or_insert(new);
+        let before = std::mem::replace(&mut entry.wanted, wanted);
+        // What is the same goes on being the same, and what there never was is forgotten.
+        if before == wanted && (wanted != Wanted::Nothing || entry.place != Place::Absent) {
+            return;
+        }
+        self.count(before, false);
+        self.count(wanted, true);
+        self.dirty.push(prefix);
+    }
+
+    fn set(&mut self, key: SetKey) -> SetId {
+        if let Some(known) = self.by_key.get(&key) {
+            return *known;
+        }
+        self.last_set += 1;
+        let id = SetId(self.last_set);
+        let way = self.reach.way(&key);
+        let key = Arc::new(key);
+        self.by_key.insert(Arc::clone(&key), id);
+        self.sets.insert(id, Set { key, routes: 0, way });
+        id
+    }
+
+    /// How many destinations want a set.
+    pub(super) fn wanting(&self, id: SetId) -> usize {
+        self.sets.get(&id).map_or(0, |set| set.routes)
+    }
+
+    fn count(&mut self, wanted: Wanted, more: bool) {
+        if let Wanted::Set(id) = wanted
+            && let Some(set) = self.sets.get_mut(&id)
+        {
+            set.routes = if more { set.routes + 1 } else { set.routes.saturating_sub(1) };
+        }
+    }
+
+    /// Forgets sets that no destination wants; their groups are gone already.
+    pub(super) fn forget_sets(&mut self) {
+        let idle = self.sets.iter().filter(|(_, set)| set.routes == 0).map(|(id, _)| *id);
+        for id in idle.collect::<Vec<_>>() {
+            if let Some(set) = self.sets.remove(&id) {
+                self.by_key.remove(&set.key);
+            }
+            self.group_of.remove(&id);
+        }
+        let Reach { resolved, leaving, .. } = &mut self.reach;
+        let used = |set: &Set, address: &IpAddr| {
+            set.key.next_hops.contains(address) || set.key.backup.as_ref() == Some(address)
+        };
+        leaving.retain(|address| {
+            let used = self.sets.values().any(|set| used(set, address));
+            if !used {
+                resolved.remove(address);
+            }
+            used
+        });
+    }
+
+    /// The speaker has said all: what it did not name can go.
+    pub(super) fn converged(&mut self) {
+        self.adopting = false;
+        for (prefix, entry) in &mut self.entries {
+            if entry.wanted == Wanted::Unsaid {
+                entry.wanted = Wanted::Nothing;
+                self.dirty.push(*prefix);
+            }
+        }
+    }
+
+    /// The next hops that the speaker tracks, all of them; answers those of which nothing is known.
+    pub(super) fn track(&mut self, addresses: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let known = &self.reach.resolved;
+        let leaving: BTreeSet<IpAddr> =
+            known.keys().filter(|address| !addresses.contains(address)).copied().collect();
+        self.ways_stale |= leaving != self.reach.leaving;
+        let back = |address: &IpAddr| self.reach.leaving.contains(address);
+        let new = addresses.iter().filter(|a| !known.contains_key(a) || back(a)).copied().collect();
+        self.reach.leaving = leaving;
+        new
+    }
+
+    /// The next hops that the speaker tracks, and where they are.
+    pub(super) fn tracked(&self) -> impl Iterator<Item = (IpAddr, Option<Resolved>)> {
+        let known = self.reach.resolved.iter().map(|(address, way)| (*address, *way));
+        known.filter(|(address, _)| !self.reach.leaving.contains(address))
+    }
+
+    /// Where next hops are; answers those of which something else is known now.
+    pub(super) fn resolve(
+        &mut self,
+        found: BTreeMap<IpAddr, Option<Resolved>>,
+    ) -> BTreeMap<IpAddr, Option<Resolved>> {
+        let mut changed = BTreeMap::new();
+        for (address, way) in found {
+            if self.reach.resolved.insert(address, way) != Some(way) {
+                changed.insert(address, way);
+            }
+        }
+        self.ways_stale |= !changed.is_empty();
+        changed
+    }
+
+    /// The state of a link.
+    pub(super) fn link(&mut self, ifindex: u32, live: bool) {
+        self.ways_stale |= match live {
+            true => self.reach.dead_links.remove(&ifindex),
+            false => self.reach.dead_links.insert(ifindex),
+        };
+    }
+
+    /// Something in the kernel has changed, so what it refused may work now.
+    pub(super) fn retry(&mut self) {
+        self.ways_stale |= !self.reach.refused.is_empty();
+        self.reach.refused.clear();
+        self.dirty.extend(std::mem::take(&mut self.refused));
+    }
+
+    /// Others removed or changed a route of ours.
+    pub(super) fn touched(&mut self, prefix: Prefix) {
+        let Some(entry) = self.entries.get(&prefix) else {
+            return;
+        };
+        if entry.is_installed() {
+            self.repairs += u64::from(matches!(entry.wanted, Wanted::Set(_)));
+            self.put(prefix, Place::Unknown);
+            self.dirty.push(prefix);
+        }
+    }
+
+    /// Plain routes by this link are gone, or some of them: a link that goes down says nothing of them.
+    pub(super) fn link_lost(&mut self, ifindex: u32) {
+        let by_link = |hops: &BTreeSet<NextHop>| hops.iter().any(|hop| hop.ifindex == ifindex);
+        if !self.adopting && !self.sets.values().any(|set| by_link(&set.way.hops)) {
+            return;
+        }
+        self.suspect(|_, entry| matches!(&entry.place, Place::Plain(hops) if by_link(hops)));
+    }
+
+    /// The addresses that packets of the node itself come from.
+    pub(super) fn set_sources(&mut self, sources: Sources) {
+        let before = std::mem::replace(&mut self.sources, sources);
+        for family in [Family::V4, Family::V6] {
+            if before.get(&family) != self.sources.get(&family) {
+                self.source_lost(family);
+            }
+        }
+    }
+
+    /// The source of this family's routes has come or gone: with it the kernel removes IPv4 routes, and
+    /// leaves others with what they had.
+    pub(super) fn source_lost(&mut self, family: Family) {
+        self.suspect(|prefix, entry| prefix.family() == family && entry.is_installed());
+    }
+
+    fn suspect(&mut self, which: impl Fn(&Prefix, &Entry) -> bool) {
+        for (prefix, entry) in &mut self.entries {
+            if which(prefix, entry) {
+                if let Place::Object(id) = entry.place
+                    && let Some(held) = self.groups.held.get_mut(&id)
+                {
+                    held.routes = held.routes.saturating_sub(1);
+                }
+                entry.place = Place::Unknown;
+                self.dirty.push(*prefix);
+            }
+        }
+    }
+
+    /// What is left of the objects in the kernel; `others` says whether somebody else changed them.
+    pub(super) fn look(&mut self, found: &BTreeMap<ObjectId, Object>, others: bool) {
+        let gone = self.groups.look(found);
+        self.ways_stale = true;
+        let lost = self.group_gone(&gone);
+        if others {
+            self.repairs += lost;
+        }
+    }
+
+    /// Events were lost: what is really in the kernel.
+    pub(super) fn reload(
+        &mut self,
+        routes: &BTreeMap<Prefix, LearnedRoute>,
+        objects: &BTreeMap<ObjectId, Object>,
+    ) {
+        self.look(objects, false);
+        for (prefix, route) in routes {
+            let source = self.sources.get(&prefix.family()).copied();
+            // One that is not known has our protocol number and metric, and nobody who wants it.
+            let wanted = if self.adopting { Wanted::Unsaid } else { Wanted::Nothing };
+            let new = Entry { wanted, place: Place::Unknown };
+            let entry = self.entries.entry(*prefix).or_insert(new);
+            let same = route.source == source
+                && match (&entry.place, &route.via) {
+                    (Place::Plain(known), Via::Hops(found)) => known == found,
+                    (Place::Object(known), Via::Object(found)) => known == found,
+                    _ => false,
+                };
+            if !same {
+                self.put(*prefix, Place::Unknown);
+                self.dirty.push(*prefix);
+            }
+        }
+        let lost: Vec<Prefix> = self
+            .entries
+            .iter()
+            .filter(|(prefix, entry)| entry.is_installed() && !routes.contains_key(prefix))
+            .map(|(prefix, _)| *prefix)
+            .collect();
+        for prefix in lost {
+            self.put(prefix, Place::Absent);
+            self.dirty.push(prefix);
+        }
+    }
+
+    /// These groups are gone, and their routes with them; answers how many of these are wanted.
+    pub(super) fn group_gone(&mut self, gone: &[ObjectId]) -> u64 {
+        let mut lost = 0;
+        self.group_of.retain(|_, id| !gone.contains(id));
+        if gone.is_empty() {
+            return lost;
+        }
+        for (prefix, entry) in &mut self.entries {
+            if matches!(entry.place, Place::Object(id) if gone.contains(&id)) {
+                entry.place = Place::Absent;
+                lost += u64::from(matches!(entry.wanted, Wanted::Set(_)));
+                self.dirty.push(*prefix);
+            }
+        }
+        lost
+    }
+
+    /// What the kernel has for a destination from now on.
+    pub(super) fn put(&mut self, prefix: Prefix, place: Place) {
+        let Some(entry) = self.entries.get_mut(&prefix) else {
+            return;
+        };
+        let held = &mut self.groups.held;
+        if let Place::Object(id) = place
+            && let Some(held) = held.get_mut(&id)
+        {
+            held.routes += 1;
+        }
+        if let Place::Object(id) = std::mem::replace(&mut entry.place, place)
+            && let Some(held) = held.get_mut(&id)
+        {
+            held.routes = held.routes.saturating_sub(1);
+        }
+    }
+
+    /// The kernel refused to write a route.
+    pub(super) fn refuse(&mut self, prefix: Prefix) {
+        self.put(prefix, Place::Unknown);
+        self.refused.insert(prefix);
+    }
+
+    /// Works out the ways of all sets; answers which are others than before.
+    pub(super) fn refresh_ways(&mut self) -> BTreeSet<SetId> {
+        let mut changed = BTreeSet::new();
+        if std::mem::take(&mut self.ways_stale) {
+            for (id, set) in &mut self.sets {
+                let way = self.reach.way(&set.key);
+                if set.way != way {
+                    set.way = way;
+                    changed.insert(*id);
+                }
+            }
+        }
+        changed
+    }
+}
