@@ -9,6 +9,7 @@ mod claims_storm;
 mod crash;
 mod daemon;
 mod explain;
+mod failover;
 mod gc;
 mod host;
 mod interop;
@@ -262,6 +263,12 @@ fn main() -> ExitCode {
         restart::frr_that_dies_loses_no_packet,
         restart::gobgp_keeps_the_routes_of_a_daemon_that_restarts,
         restart::nodes_that_restart_together_lose_no_packet,
+        failover::equal_paths_fail_over_at_once,
+        failover::a_backup_takes_over_at_once,
+        failover::traffic_survives_a_next_hop,
+        failover::what_others_flush_comes_back,
+        failover::a_new_daemon_adopts_the_objects,
+        failover::plain_routes_outlive_a_flap,
         explain::each_path_says_why_it_is_used_or_not,
         sessions::a_peer_over_its_limit_is_ended_alone,
         sessions::a_session_is_stopped_with_a_text,

@@ -6,6 +6,7 @@ use twill_dataplane::{
     NextHop,
     fib::{Group, Object, ObjectChange, ObjectId},
 };
+use twill_types::Family;
 
 use super::{table::SetId, ways::Way};
 
@@ -14,6 +15,8 @@ use super::{table::SetId, ways::Way};
 pub(super) struct Held {
     /// Whose routes name it; `None` while it is left from the process before.
     pub(super) set: Option<SetId>,
+    /// Of its routes.
+    pub(super) family: Family,
     /// Where it leads.
     pub(super) way: Way,
     /// Whether it can have a backup, which stays for its life.
@@ -72,7 +75,9 @@ impl Groups {
             };
             match self.way_of(group) {
                 Some(way) => {
-                    let held = Held { set: None, way, guarded: group.guarded, routes: 0 };
+                    // Nobody has a use for one without routes, of whatever family.
+                    let (set, family, routes) = (None, Family::V4, 0);
+                    let held = Held { set, family, way, guarded: group.guarded, routes };
                     self.held.insert(*id, held);
                 }
                 None => strays.push(*id),

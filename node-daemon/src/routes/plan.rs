@@ -15,6 +15,9 @@ use super::{
 };
 use crate::config::Switch;
 
+/// Routes that are written in one send.
+const FEW: usize = 128;
+
 /// What is to happen to groups.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -89,24 +92,33 @@ impl Table {
 
     /// A group from the process before becomes that of the first set which leads the same way.
     fn adopt_groups(&mut self) {
-        if self.groups.held.values().all(|held| held.set.is_some()) {
+        if self.mode == Switch::Off || self.groups.held.values().all(|held| held.set.is_some()) {
             return;
         }
         for prefix in &self.dirty {
             let Some(entry) = self.entries.get(prefix) else {
                 continue;
             };
-            let (Wanted::Set(set), Place::Object(id)) = (entry.wanted, &entry.place) else {
+            let Wanted::Set(id) = entry.wanted else {
                 continue;
             };
-            let way = self.sets.get(&set).map(|set| &set.way);
-            if let Some(held) = self.groups.held.get_mut(id)
-                && held.set.is_none()
-                && self.mode != Switch::Off
-                && way.is_some_and(|way| way.hops == held.way.hops)
-            {
-                held.set = Some(set);
-                self.group_of.entry(set).or_insert(*id);
+            let Some(set) = self.sets.get(&id) else {
+                continue;
+            };
+            if self.group_of.contains_key(&id) || set.way.hops.is_empty() {
+                continue;
+            }
+            let needs = self.needs_group(id);
+            let same = |group: ObjectId, held: &Held| {
+                let wanted = needs || entry.place == Place::Object(group);
+                let alike =
+                    held.family == set.key.family && held.way == set.way.as_held(held.guarded);
+                held.set.is_none() && held.routes > 0 && wanted && alike
+            };
+            let mut all = self.groups.held.iter_mut();
+            if let Some((group, held)) = all.find(|(group, held)| same(**group, held)) {
+                held.set = Some(id);
+                self.group_of.insert(id, *group);
             }
         }
     }
@@ -142,6 +154,8 @@ impl Table {
             let usable =
                 |set: &SetId| self.sets.get(set).is_some_and(|set| !set.way.hops.is_empty());
             match goals.filter(|(_, set)| usable(set)).max() {
+                // Few routes go to the group that there is already.
+                Some((count, set)) if count <= FEW && self.group_of.contains_key(&set) => {}
                 Some((_, set)) if self.mode != Switch::Off => {
                     held.set = Some(set);
                     self.group_of.retain(|_, known| *known != id);
@@ -213,8 +227,11 @@ impl Table {
             let Some(way) = plan.ways.get(id).cloned() else {
                 continue;
             };
+            let Some(family) = self.sets.get(set).map(|set| set.key.family) else {
+                continue;
+            };
             let guarded = is_guarded(&way);
-            let held = Held { set: Some(*set), way, guarded, routes: 0 };
+            let held = Held { set: Some(*set), family, way, guarded, routes: 0 };
             changes.push(self.groups.create(*id, held));
             self.group_of.insert(*set, *id);
         }

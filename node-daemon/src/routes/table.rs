@@ -31,7 +31,7 @@ pub(super) struct SetId(u32);
 /// Routes with the same BGP next hops.
 #[derive(Debug)]
 pub(super) struct Set {
-    key: Arc<SetKey>,
+    pub(super) key: Arc<SetKey>,
     /// How many destinations want it.
     routes: usize,
     pub(super) way: Way,
@@ -125,10 +125,11 @@ impl Table {
             (*prefix, Entry { wanted: Wanted::Unsaid, place })
         };
         let entries: BTreeMap<Prefix, Entry> = routes.iter().map(entry).collect();
-        for entry in entries.values() {
+        for (prefix, entry) in &entries {
             if let Place::Object(id) = entry.place
                 && let Some(held) = groups.held.get_mut(&id)
             {
+                held.family = prefix.family();
                 held.routes += 1;
             }
         }
