@@ -127,6 +127,11 @@ impl Events {
         poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// The next event of those that were read together with the last one.
+    pub fn queued(&mut self) -> Option<Event> {
+        self.pending.pop_front()
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Event, Error>> {
         loop {
             if let Some(event) = self.pending.pop_front() {

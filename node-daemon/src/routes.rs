@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use nix::errno::Errno;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::block_in_place,
@@ -28,7 +29,7 @@ use tracing::{debug, info, warn};
 use twill_bgp_proto::{Conflict, NextHopState, RouteChange};
 use twill_bgp_speaker::{Command, Report};
 use twill_dataplane::{
-    Error, Link,
+    Error, KernelError,
     fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Object, ObjectChange, ObjectId, Resolved},
     watch::{Event, Events},
 };
@@ -139,7 +140,7 @@ impl Routes {
                     // A new speaker knows no next hop yet.
                     self.tell_speaker(self.states()).await;
                 }
-                event = self.events.next() => self.event(event?).await?,
+                event = self.events.next() => self.events(event?).await?,
                 () = async { sleep_until(publish_at.unwrap_or_else(Instant::now)).await },
                     if publish_at.is_some() => self.publish(),
             }
@@ -220,6 +221,18 @@ impl Routes {
         }
     }
 
+    /// Takes what was read with the first one, so that what many events ask for is written together.
+    async fn events(&mut self, first: Event) -> Result<(), Error> {
+        self.event(first).await?;
+        for _ in 1..BUDGET {
+            let Some(event) = self.events.queued() else {
+                break;
+            };
+            self.event(event).await?;
+        }
+        Ok(())
+    }
+
     /// Something in the kernel has changed.
     async fn event(&mut self, event: Event) -> Result<(), Error> {
         let table = &mut self.state.table;
@@ -253,8 +266,11 @@ impl Routes {
                 table.link_lost(*ifindex);
             }
             Event::AddressAdded { .. } | Event::AddressRemoved { .. } => return Ok(()),
-            Event::LinkChanged(link) => self.link(link, link.up && link.carrier)?,
-            Event::LinkDeleted(link) => self.link(link, false)?,
+            Event::LinkChanged(link) if link.up => self.link(link.index, link.carrier)?,
+            Event::LinkChanged(link) | Event::LinkDeleted(link) => {
+                table.link_lost(link.index);
+                self.link(link.index, false)?;
+            }
             Event::ObjectsChanged => self.look(true)?,
             Event::ForeignRoutesChanged => {}
             Event::Resync => {
@@ -270,12 +286,9 @@ impl Routes {
     }
 
     /// A link has another state. One that goes down, or loses its carrier, takes nexthop objects and
-    /// the routes by them along, one that goes down also IPv4 routes, all without a word.
-    fn link(&mut self, link: &Link, live: bool) -> Result<(), Error> {
-        self.state.table.link(link.index, live);
-        if !link.up || !live && link.carrier {
-            self.state.table.link_lost(link.index);
-        }
+    /// the routes by them along without a word.
+    fn link(&mut self, ifindex: u32, live: bool) -> Result<(), Error> {
+        self.state.table.link(ifindex, live);
         self.look(false)
     }
 
@@ -334,15 +347,15 @@ impl Routes {
             if refused.is_empty() {
                 return Ok(plan);
             }
-            for id in refused {
-                self.state.table.hop_refused(id);
+            for (id, error) in refused {
+                self.state.table.hop_refused(id, error.errno == Errno::EOPNOTSUPP);
             }
         }
     }
 
     fn change_groups(&mut self, plan: &Plan) -> Result<(), Error> {
         let changes = self.state.table.change_groups(plan);
-        for id in self.apply_objects(&changes)? {
+        for (id, _) in self.apply_objects(&changes)? {
             let new = |change: &ObjectChange| matches!(change, ObjectChange::Create(created, _) if *created == id);
             if changes.iter().any(new) {
                 self.state.table.group_refused(id);
@@ -352,7 +365,10 @@ impl Routes {
     }
 
     /// Answers what was refused.
-    fn apply_objects(&mut self, changes: &[ObjectChange]) -> Result<Vec<ObjectId>, Error> {
+    fn apply_objects(
+        &mut self,
+        changes: &[ObjectChange],
+    ) -> Result<Vec<(ObjectId, KernelError)>, Error> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
@@ -363,7 +379,7 @@ impl Routes {
             let change = changes.iter().find(|change| change.id() == *id);
             warn!(?change, error = %error_chain(error), "nexthop object refused");
         }
-        Ok(refused.into_iter().map(|(id, _)| id).collect())
+        Ok(refused)
     }
 
     fn apply(&mut self) -> Result<(), Error> {

@@ -177,9 +177,9 @@ impl Groups {
         ObjectChange::Create(id, Object::Group(group))
     }
 
-    /// The kernel refused to make a group.
-    pub(super) fn forget(&mut self, id: ObjectId) {
-        self.held.remove(&id);
+    /// The kernel refused to make a group; answers whose it was.
+    pub(super) fn forget(&mut self, id: ObjectId) -> Option<SetId> {
+        self.held.remove(&id)?.set
     }
 
     /// Removes groups, with all the routes that name them.

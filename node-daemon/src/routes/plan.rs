@@ -191,8 +191,9 @@ impl Table {
         }
     }
 
-    fn needs_group(&self, set: SetId) -> bool {
-        self.sets.get(&set).is_some_and(|set| match self.mode {
+    fn needs_group(&self, id: SetId) -> bool {
+        self.sets.get(&id).is_some_and(|set| match self.mode {
+            _ if self.ungrouped.contains(&id) => false,
             Switch::On => !set.way.hops.is_empty(),
             Switch::Auto => set.way.has_second(),
             Switch::Off => false,
@@ -204,18 +205,24 @@ impl Table {
         self.groups.missing_hops(&plan.ways)
     }
 
-    pub(super) fn hop_refused(&mut self, id: ObjectId) {
+    /// The kernel refused to make a hop. `unknown` says that it has no such objects at all.
+    pub(super) fn hop_refused(&mut self, id: ObjectId, unknown: bool) {
         if let Some(hop) = self.groups.hop_refused(id) {
-            self.reach.refused.insert(hop);
             self.ways_stale = true;
+            if unknown {
+                self.mode = Switch::Off;
+            } else {
+                self.reach.refused.insert(hop);
+            }
         }
     }
 
-    /// The kernel refused to make a group: this one cannot, so routes are plain from now on.
+    /// The kernel refused to make a group: the routes of its set are plain until something changes.
     pub(super) fn group_refused(&mut self, id: ObjectId) {
-        self.groups.forget(id);
+        if let Some(set) = self.groups.forget(id) {
+            self.ungrouped.insert(set);
+        }
         self.group_gone(&[id]);
-        self.mode = Switch::Off;
     }
 
     /// Carries the plan out on the table: the messages about groups, first those that move traffic.

@@ -91,6 +91,10 @@ pub(super) struct Table {
     pub(super) groups: Groups,
     /// The group of each set that has one.
     pub(super) group_of: BTreeMap<SetId, ObjectId>,
+    /// Sets whose group the kernel refused, until something changes.
+    pub(super) ungrouped: BTreeSet<SetId>,
+    /// Sets that may have a group again.
+    regroup: BTreeSet<SetId>,
     /// Objects from before that cannot be used.
     pub(super) strays: Vec<ObjectId>,
     /// Ways may be others than the sets have.
@@ -145,6 +149,8 @@ impl Table {
             refused: BTreeSet::new(),
             groups,
             group_of: BTreeMap::new(),
+            ungrouped: BTreeSet::new(),
+            regroup: BTreeSet::new(),
             strays,
             ways_stale: false,
             adopting: true,
@@ -204,6 +210,7 @@ impl Table {
                 self.by_key.remove(&set.key);
             }
             self.group_of.remove(&id);
+            self.ungrouped.remove(&id);
         }
         let Reach { resolved, leaving, .. } = &mut self.reach;
         let used = |set: &Set, address: &IpAddr| {
@@ -272,7 +279,8 @@ impl Table {
 
     /// Something in the kernel has changed, so what it refused may work now.
     pub(super) fn retry(&mut self) {
-        self.ways_stale |= !self.reach.refused.is_empty();
+        self.regroup.append(&mut self.ungrouped);
+        self.ways_stale |= !self.reach.refused.is_empty() || !self.regroup.is_empty();
         self.reach.refused.clear();
         self.dirty.extend(std::mem::take(&mut self.refused));
     }
@@ -417,7 +425,7 @@ impl Table {
 
     /// Works out the ways of all sets; answers which are others than before.
     pub(super) fn refresh_ways(&mut self) -> BTreeSet<SetId> {
-        let mut changed = BTreeSet::new();
+        let mut changed = std::mem::take(&mut self.regroup);
         if std::mem::take(&mut self.ways_stale) {
             for (id, set) in &mut self.sets {
                 let way = self.reach.way(&set.key);

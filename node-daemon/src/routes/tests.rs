@@ -21,6 +21,8 @@ struct Kernel {
     objects: BTreeMap<ObjectId, Object>,
     routes: BTreeMap<Prefix, LearnedRoute>,
     dead_links: BTreeSet<u32>,
+    /// A kernel that has no groups.
+    refuses_groups: bool,
     /// Messages about objects, and about routes.
     messages: (usize, usize),
 }
@@ -58,6 +60,9 @@ impl Kernel {
                 if let Object::Hop(hop) = object
                     && self.dead_links.contains(&hop.ifindex)
                 {
+                    return false;
+                }
+                if matches!(object, Object::Group(_)) && self.refuses_groups {
                     return false;
                 }
                 self.objects.insert(*id, object.clone());
@@ -155,10 +160,12 @@ impl Run {
             if refused.is_empty() {
                 break plan;
             }
-            refused.iter().for_each(|hop| self.table.hop_refused(hop.id()));
+            refused.iter().for_each(|hop| self.table.hop_refused(hop.id(), false));
         };
         for change in self.table.change_groups(&plan) {
-            assert!(self.kernel.object(&change));
+            if !self.kernel.object(&change) {
+                self.table.group_refused(change.id());
+            }
         }
     }
 
@@ -414,6 +421,25 @@ fn next_hops_behind_one_router_make_one_way() {
     assert_eq!(run.turn(), (0, 2));
     assert_eq!(run.kernel.routes.len(), 0);
     assert_eq!(run.table.installed(), (BTreeSet::new(), 2));
+}
+
+/// Routes are plain where the kernel refuses groups, until it does not.
+#[test]
+fn without_groups_routes_are_plain() {
+    let mut run = Run::new(Switch::Auto);
+    run.kernel.refuses_groups = true;
+    run.reach(&[1, 2]);
+    run.want(0..10, &[1, 2], None);
+    assert_eq!(run.turn(), (3, 10));
+    run.assert_leads(0..10, &[1, 2]);
+    assert_eq!(run.kernel.objects, BTreeMap::new());
+    run.table.retry();
+    assert_eq!(run.turn(), (3, 0), "tried again, and nothing else");
+    run.kernel.refuses_groups = false;
+    run.table.retry();
+    assert_eq!(run.turn(), (3, 10));
+    run.assert_leads(0..10, &[1, 2]);
+    assert_eq!(run.kernel.objects.len(), 3);
 }
 
 /// What may happen between turns.
