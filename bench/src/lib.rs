@@ -6,6 +6,7 @@
 //! which a pod cannot be reached, or something is left behind, is no result but an error. Timing
 //! alone never fails a run.
 
+pub mod bgp;
 mod competitor;
 mod crowd;
 mod echo;

@@ -1,0 +1,313 @@
+//! The speaker beside BIRD and FRR: the same scripted peers, in turn, in the same minutes.
+//!
+//! Promise: every round of every device begins with new namespaces and a new process, and is on the
+//! same links with the same peers, which are this program's and whose messages were made before the
+//! clock starts; the time is until the result can be seen from outside (in the kernel, or at a peer);
+//! and processor time is that of all threads of the device until it has come to rest. What does not
+//! work is said, and makes the run fail. Time never does.
+
+mod config;
+mod device;
+mod failover;
+mod figures;
+mod floor;
+mod kernel;
+mod opening;
+mod peer;
+mod receive;
+mod relay;
+mod stream;
+
+use std::{io::Write, path::PathBuf, time::Duration};
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use nix::sys::utsname::uname;
+
+use self::{
+    device::Kind,
+    failover::{CAUSES, Failover},
+    figures::{Column, Figures, Unit},
+    relay::Crowd,
+    stream::Table,
+};
+
+/// After that a device that is not done does not work.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The speaker beside BIRD and FRR.
+#[derive(Debug, Parser)]
+#[command(name = "twill-bench-bgp", version)]
+struct Arguments {
+    /// Rounds; devices take turns in each.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Prefixes of a full table.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    prefixes: u32,
+    /// Prefixes of a table that is large; 0 leaves it out.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(0..=2_000_000))]
+    large: u32,
+    /// Numbers of sessions.
+    #[arg(long, value_delimiter = ',', default_values_t = [500, 1000])]
+    sessions: Vec<u16>,
+    /// Seconds of watching a device that has nothing to do; 0 leaves it out.
+    #[arg(long, default_value_t = 10)]
+    idle: u64,
+    /// Only figures whose names have this in them.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only Twill, to look at it more closely.
+    #[arg(long)]
+    alone: bool,
+    /// Where markdown, JSON and SVG go; nothing is written without.
+    #[arg(long, value_name = "DIRECTORY")]
+    out: Option<PathBuf>,
+}
+
+/// Runs the benchmark and prints the table.
+pub fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    let kinds = if arguments.alone { vec![Kind::Twill] } else { Kind::installed() };
+    let mut bench = Bench { arguments, kinds, figures: Figures::default(), reflects: Vec::new() };
+    let heading = bench.heading()?;
+    bench.measure()?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{heading}\n\n{}", bench.figures.text())?;
+    if let Some(directory) = &bench.arguments.out {
+        bench.figures.write(&heading, directory)?;
+    }
+    let failures = bench.figures.failures();
+    ensure!(failures.is_empty(), "{} of the figures could not be had", failures.len());
+    Ok(())
+}
+
+struct Bench {
+    arguments: Arguments,
+    kinds: Vec<Kind>,
+    figures: Figures,
+    /// Who passes routes on.
+    reflects: Vec<Kind>,
+}
+
+impl Bench {
+    fn heading(&self) -> Result<String> {
+        let versions = self
+            .kinds
+            .iter()
+            .map(|kind| Ok(format!("{kind} ({})", kind.version()?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(format!(
+            "{}; Linux {}, {} processors; {} rounds.\n\nBIRD and FRR are set up as a node's speaker \
+             (BIRD as Calico does it); twilld is the whole daemon. CPU is of all threads until the \
+             device rests.",
+            versions.join(", "),
+            uname()?.release().to_string_lossy(),
+            std::thread::available_parallelism()?,
+            self.arguments.rounds
+        ))
+    }
+
+    fn measure(&mut self) -> Result<()> {
+        for shared in [10, 1000] {
+            self.receive(Table { prefixes: self.arguments.prefixes, shared })?;
+        }
+        self.relay();
+        for sessions in self.arguments.sessions.clone() {
+            self.sessions(sessions);
+        }
+        self.opening();
+        self.failover();
+        self.idle();
+        self.codec()
+    }
+
+    fn wanted(&self, name: &str) -> bool {
+        self.arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    /// Calls `act` for each device in each round; each begins once, so that none always comes after
+    /// the same one. A device that fails is left out from then on.
+    fn rounds(
+        &mut self,
+        name: &str,
+        rounds: u32,
+        kinds: &[Kind],
+        mut act: impl FnMut(Kind, &mut Figures) -> Result<()>,
+    ) {
+        if !self.wanted(name) {
+            return;
+        }
+        let mut failed = Vec::new();
+        for round in 0..rounds as usize {
+            for turn in 0..kinds.len() {
+                let kind = kinds[(turn + round) % kinds.len()];
+                if failed.contains(&kind) {
+                    continue;
+                }
+                // Nobody may be reading.
+                let _ = writeln!(std::io::stderr(), "{name}: {kind}, round {}", round + 1);
+                if let Err(error) = act(kind, &mut self.figures) {
+                    self.figures.fail(&format!("{name}, {kind}"), &error);
+                    failed.push(kind);
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, table: Table) -> Result<()> {
+        let Table { prefixes, shared } = table;
+        let receive = format!("receive {prefixes}, {shared} a set");
+        let withdraw = format!("withdraw {prefixes}, {shared} a set");
+        let memory = format!("peak memory, {prefixes} received, {shared} a set");
+        if !self.wanted(&receive) {
+            return Ok(());
+        }
+        let program = floor::compile()?;
+        let (rounds, kinds) = (self.arguments.rounds, self.kinds.clone());
+        self.rounds(&receive, rounds, &kinds, |kind, figures| {
+            let received = receive::measure(kind, table, PATIENCE)?;
+            let column = Column::Device(kind);
+            figures.step(&receive, "<= 0.60 BIRD", column, received.receive);
+            figures.step(&withdraw, "<= 0.75 BIRD", column, received.withdraw);
+            let mib = mebibytes(received.peak_kib);
+            figures.add(&memory, Unit::Mebibytes, "<= 1.5 BIRD", column, mib);
+            if kind == Kind::Twill {
+                let (added, removed) = floor::measure(&program, prefixes)?;
+                figures.step(&receive, "<= 0.60 BIRD", Column::Floor, added);
+                figures.step(&withdraw, "<= 0.75 BIRD", Column::Floor, removed);
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Who passes routes on is found out first: where one does not, it is said once.
+    fn relay(&mut self) {
+        if !self.wanted("relay") && !self.wanted("full fan-out") {
+            return;
+        }
+        for kind in self.kinds.clone() {
+            let _ = writeln!(std::io::stderr(), "relay of one route: {kind}");
+            match relay::probe(kind) {
+                Ok(()) => self.reflects.push(kind),
+                Err(error) => self.figures.fail(&format!("relay of one route, {kind}"), &error),
+            }
+        }
+        let kinds = self.reflects.clone();
+        let (rounds, prefixes) = (self.arguments.rounds, self.arguments.prefixes);
+        let large = self.arguments.large;
+        for (prefixes, shared, rounds) in [(prefixes, 10, rounds), (large, 5, rounds.min(3))] {
+            if prefixes == 0 {
+                continue;
+            }
+            let name = format!("relay {prefixes}, {shared} a set");
+            let memory = format!("peak memory, {prefixes} relayed");
+            let limit = if prefixes > 500_000 { "<= 1.2 BIRD" } else { "<= 1.5 BIRD" };
+            self.rounds(&name, rounds, &kinds, |kind, figures| {
+                let table = Table { prefixes, shared };
+                let relayed = relay::one_to_one(kind, table, PATIENCE)?;
+                let column = Column::Device(kind);
+                figures.step(&name, "<= 1.0 BIRD", column, relayed.step);
+                let mib = mebibytes(relayed.peak_kib);
+                figures.add(&memory, Unit::Mebibytes, limit, column, mib);
+                Ok(())
+            });
+        }
+    }
+
+    fn sessions(&mut self, sessions: u16) {
+        let rounds = self.arguments.rounds.min(3);
+        let prefixes = if sessions >= 1000 { 1 } else { 2 };
+        let crowd = Crowd { sessions, prefixes, patience: PATIENCE };
+        let kernel = format!("{sessions} sessions, {prefixes} prefixes of each into the kernel");
+        let fan_out = format!("{sessions} sessions, {prefixes} prefixes of each, full fan-out");
+        let (all, reflecting) = (self.kinds.clone(), self.reflects.clone());
+        for (name, kinds, reflects) in [(kernel, all, false), (fan_out, reflecting, true)] {
+            self.rounds(&name, rounds, &kinds, |kind, figures| {
+                let crowded = match reflects {
+                    true => crowd.fan_out(kind)?,
+                    false => crowd.into_kernel(kind)?,
+                };
+                let column = Column::Device(kind);
+                let target = "<= 1.0 the best";
+                figures.step(&format!("{name}: Established"), target, column, crowded.established);
+                figures.step(&format!("{name}: converged"), target, column, crowded.converged);
+                let mib = mebibytes(crowded.peak_kib);
+                let memory = format!("{name}: peak memory");
+                figures.add(&memory, Unit::Mebibytes, "", column, mib);
+                Ok(())
+            });
+        }
+    }
+
+    fn opening(&mut self) {
+        let name = "start to an active session";
+        let (rounds, kinds) = (self.arguments.rounds, self.kinds.clone());
+        self.rounds(name, rounds, &kinds, |kind, figures| {
+            let wall = opening::measure(kind)?.as_secs_f64() * 1e3;
+            figures.add(name, Unit::Milliseconds, "<= 50 ms", Column::Device(kind), wall);
+            Ok(())
+        });
+    }
+
+    fn failover(&mut self) {
+        let (rounds, prefixes) = (self.arguments.rounds.min(3), self.arguments.prefixes);
+        for shared in [true, false] {
+            for cause in CAUSES {
+                for compatible in [false, true] {
+                    let ways = if shared { "ECMP" } else { "single path" };
+                    let mode = if compatible { "on" } else { "off" };
+                    let name = format!("failover {prefixes}, {ways}, {cause}, compat {mode}");
+                    let target = if compatible { "<= 150 ms" } else { "<= 20 ms" };
+                    // The mode is nothing to those that have no nexthop objects.
+                    let all = self.kinds.iter().copied();
+                    let kinds: Vec<Kind> =
+                        all.filter(|kind| !compatible || *kind != Kind::Bird).collect();
+                    self.rounds(&name, rounds, &kinds, |kind, figures| {
+                        let failover = Failover { cause, shared, compatible };
+                        let table = Table { prefixes, shared: 250 };
+                        let wall = failover.measure(kind, table, PATIENCE)?.as_secs_f64() * 1e3;
+                        figures.add(&name, Unit::Milliseconds, target, Column::Device(kind), wall);
+                        Ok(())
+                    });
+                }
+            }
+        }
+    }
+
+    fn idle(&mut self) {
+        let (watched, prefixes) = (self.arguments.idle, self.arguments.prefixes);
+        if watched == 0 {
+            return;
+        }
+        let name = format!("idle with {prefixes} routes, of a core");
+        let kinds = self.kinds.clone();
+        self.rounds(&name, 1, &kinds, |kind, figures| {
+            let table = Table { prefixes, shared: 250 };
+            let share = receive::idle(kind, table, Duration::from_secs(watched), PATIENCE)?;
+            figures.add(&name, Unit::Percent, "< 0.1 %", Column::Device(kind), share);
+            Ok(())
+        });
+    }
+
+    fn codec(&mut self) -> Result<()> {
+        if !self.wanted("codec") {
+            return Ok(());
+        }
+        for _ in 0..self.arguments.rounds {
+            let (decode, encode) = floor::codec()?;
+            let column = Column::Device(Kind::Twill);
+            for (name, value) in [("decode", decode), ("encode", encode)] {
+                let name = format!("codec: {name} a prefix, 500 in an UPDATE");
+                self.figures.add(&name, Unit::Nanoseconds, "<= 10 ns", column, value);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn mebibytes(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
