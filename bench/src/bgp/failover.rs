@@ -70,7 +70,7 @@ impl Failover {
         let _second = self.feed(&device, &runtime, far, prepended, table)?;
         let namespace = device.namespace()?;
         let ways = namespace.enter(|| Ways::new(table.prefixes))??;
-        wait_until("both next hops to have their part", patience, || Ok(ways.ready(self.shared)))
+        wait_until("both next hops to have their part", patience, || ways.ready(self.shared))
             .with_context(|| format!("{kind}"))?;
         device.cpu_at_rest()?;
         let start = Instant::now();

@@ -32,6 +32,9 @@ use self::{
     stream::Table,
 };
 
+/// After that a device that still uses a dead next hop is taken not to notice.
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// After that a device that is not done does not work.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -267,7 +270,7 @@ impl Bench {
                     self.rounds(&name, rounds, &kinds, |kind, figures| {
                         let failover = Failover { cause, shared, compatible };
                         let table = Table { prefixes, shared: 250 };
-                        let wall = failover.measure(kind, table, PATIENCE)?.as_secs_f64() * 1e3;
+                        let wall = failover.measure(kind, table, FAILOVER_PATIENCE)?.as_secs_f64() * 1e3;
                         figures.add(&name, Unit::Milliseconds, target, Column::Device(kind), wall);
                         Ok(())
                     });
