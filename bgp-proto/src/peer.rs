@@ -137,9 +137,13 @@ impl Peer {
         Some((connection, connection.negotiated.as_ref()?))
     }
 
-    pub(crate) fn owns(&self, conn: ConnId) -> bool {
-        matches!(self.dial, Dial::Opening(opening, _) if opening == conn)
-            || self.connections.iter().any(|c| c.id == conn)
+    /// Its connections: the one that is being opened, and those that are open.
+    pub(crate) fn conns(&self) -> impl Iterator<Item = ConnId> {
+        let opening = match self.dial {
+            Dial::Opening(conn, _) => Some(conn),
+            Dial::Stopped | Dial::Held(_) | Dial::Listen | Dial::Retry(_) => None,
+        };
+        opening.into_iter().chain(self.connections.iter().map(|connection| connection.id))
     }
 
     pub(crate) fn next_deadline(&self) -> Option<(Time, &'static str)> {

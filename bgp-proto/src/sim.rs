@@ -208,6 +208,7 @@ impl Net {
             return;
         }
         self.nodes[index].speaker.handle(self.now, input);
+        self.nodes[index].speaker.check_lookup();
         while let Some(output) = self.nodes[index].speaker.poll_output() {
             self.output(index, output);
         }

@@ -17,10 +17,11 @@ use crate::{
 };
 
 mod import;
+mod lookup;
 mod refresh;
 mod restart;
 
-use restart::Exchange;
+use self::{lookup::Lookup, restart::Exchange};
 
 /// The speaker.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub struct Speaker {
     exchanges: BTreeMap<PeerKey, Exchange>,
     /// Refreshes of peers that have begun (RFC 7313), and when they end at the latest.
     refreshes: BTreeMap<(PeerKey, Family), Time>,
+    lookup: Lookup,
     rib: Rib,
     adj_out: AdjRibsOut,
     outputs: VecDeque<Output>,
@@ -54,6 +56,7 @@ impl Speaker {
             peers: BTreeMap::new(),
             exchanges: BTreeMap::new(),
             refreshes: BTreeMap::new(),
+            lookup: Lookup::default(),
             outputs: VecDeque::new(),
             next_conn: 1,
             configured: false,
@@ -91,7 +94,8 @@ impl Speaker {
 
     /// When [`Input::Tick`] is due next, and for what, once all outputs are taken.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
-        let peers = self.peers.values().filter_map(Peer::next_deadline);
+        let next = self.lookup.next().and_then(|key| self.peers.get(&key));
+        let peers = next.and_then(Peer::next_deadline).into_iter();
         let restarts = self.exchanges.values().flat_map(Exchange::timers);
         let refreshes = self.refreshes.values().map(|deadline| (*deadline, "refresh timer"));
         let converge = self.converge_by.map(|deadline| (deadline, "selection deferral timer"));
@@ -141,8 +145,7 @@ impl Speaker {
 
     /// Runs `act` on the peer that a connection belongs to.
     fn with_owner(&mut self, now: Time, conn: ConnId, act: impl FnOnce(&mut Peer, &mut Sink<'_>)) {
-        let owner = self.peers.values().find(|peer| peer.owns(conn)).map(|peer| peer.key);
-        if let Some(key) = owner {
+        if let Some(key) = self.lookup.owner(conn) {
             self.with_peer(now, key, act);
         }
     }
@@ -165,6 +168,7 @@ impl Speaker {
             restarting,
         };
         act(peer, &mut sink);
+        self.lookup.note(peer);
         self.outputs.extend(outputs);
         // Of a peer that has gone over its limit no more is taken until it is back.
         let mut within = true;
@@ -189,6 +193,7 @@ impl Speaker {
         for key in gone {
             self.with_peer(now, key, Peer::deconfigure);
             self.peers.remove(&key);
+            self.lookup.forget(key);
             self.exchanges.remove(&key);
             self.adj_out.leave(key);
             self.rib.forget_peer(key);
@@ -198,7 +203,9 @@ impl Speaker {
             match self.peers.get(&key) {
                 None => {
                     let stopped = config.shutdown.is_some();
-                    self.peers.insert(key, Peer::new(key, config, now));
+                    let peer = Peer::new(key, config, now);
+                    self.lookup.note(&peer);
+                    self.peers.insert(key, peer);
                     started.push(key);
                     let exchange = Exchange::new(self.is_restarting() && !stopped);
                     self.exchanges.insert(key, exchange);

@@ -234,7 +234,7 @@ pub(crate) fn traffic_survives_a_next_hop() -> Result<()> {
         match cause {
             // Of the second link: the first has the address that the pings come from.
             "carrier" => _ = lab.fabric().ip(&format!("link set {} down", NODE_WIRES[1]))?,
-            _ => lab.stop_bird("tor2")?,
+            _ => _ = lab.stop_bird("tor2")?,
         }
         wait_ways(&lab, cause, &["192.168.2.1"], SECONDS)?;
         pinger.wait_rounds(20)?;

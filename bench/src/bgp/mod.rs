@@ -270,7 +270,8 @@ impl Bench {
                     self.rounds(&name, rounds, &kinds, |kind, figures| {
                         let failover = Failover { cause, shared, compatible };
                         let table = Table { prefixes, shared: 250 };
-                        let wall = failover.measure(kind, table, FAILOVER_PATIENCE)?.as_secs_f64() * 1e3;
+                        let wall =
+                            failover.measure(kind, table, FAILOVER_PATIENCE)?.as_secs_f64() * 1e3;
                         figures.add(&name, Unit::Milliseconds, target, Column::Device(kind), wall);
                         Ok(())
                     });

@@ -72,7 +72,6 @@ impl Lookup {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::Speaker;
 
     impl Speaker {

@@ -133,13 +133,7 @@ impl Speaker {
     }
 
     pub(super) fn tick(&mut self, now: Time) {
-        let due: Vec<PeerKey> = self
-            .peers
-            .values()
-            .filter(|peer| peer.next_deadline().is_some_and(|(deadline, _)| deadline <= now))
-            .map(|peer| peer.key)
-            .collect();
-        for key in due {
+        for key in self.lookup.due(now) {
             self.with_peer(now, key, Peer::tick);
         }
         self.tick_refreshes(now);
