@@ -12,8 +12,11 @@ PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 # What `make bench` does; BENCH="--rounds 1 --pods 16 --crowd 0" is over in seconds.
 BENCH ?= --out bench/results
 
+# What `make bench-bgp` does; `BENCH_BGP=--short` is over in half a minute.
+BENCH_BGP ?= --out bench/results
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill soak fuzz bench bench-rib build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill soak fuzz bench bench-bgp bench-rib build plugin lint fmt tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,6 +63,10 @@ bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, int
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
 	$(CARGO) build --locked --release --package twill-ipam-store --example committer
 	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH)
+
+bench-bgp: tools ## the speaker beside BIRD and FRR, into bench/results/ (root; an hour)
+	$(CARGO) build --locked --release --bin twilld --bin twill-bench-bgp
+	$(TARGET_DIR)/release/twill-bench-bgp $(BENCH_BGP)
 
 bench-rib: ## time and memory of the speaker's tables, without a network
 	$(CARGO) run --locked --release --bin twill-bench-rib -- $(BENCH_RIB)

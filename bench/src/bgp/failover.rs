@@ -20,6 +20,9 @@ use super::{
 /// The peer on the other link.
 const FAR: Ipv4Addr = Ipv4Addr::new(172, 17, 1, 1);
 
+/// How long a device may take until it has both tables in the kernel.
+const SETTLE: Duration = Duration::from_secs(60);
+
 /// How a next hop dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
@@ -54,8 +57,13 @@ pub(crate) struct Failover {
 }
 
 impl Failover {
-    /// From the cause until no route leads to the dead next hop.
-    pub(crate) fn measure(self, kind: Kind, table: Table, patience: Duration) -> Result<Duration> {
+    /// From the cause until no route leads to the dead next hop; `None` if some do after `patience`.
+    pub(crate) fn measure(
+        self,
+        kind: Kind,
+        table: Table,
+        patience: Duration,
+    ) -> Result<Option<Duration>> {
         let near = Session { peer: peer_address(0), local: DEVICE, asn: PEERS_AS };
         let far = Session { peer: FAR, local: OTHER, asn: PEERS_AS };
         let plan = Plan { sessions: vec![near, far], ..Plan::default() };
@@ -70,7 +78,7 @@ impl Failover {
         let _second = self.feed(&device, &runtime, far, prepended, table)?;
         let namespace = device.namespace()?;
         let ways = namespace.enter(|| Ways::new(table.prefixes))??;
-        wait_until("both next hops to have their part", patience, || ways.ready(self.shared))
+        wait_until("both next hops to have their part", SETTLE, || ways.ready(self.shared))
             .with_context(|| format!("{kind}"))?;
         device.cpu_at_rest()?;
         let start = Instant::now();
@@ -81,7 +89,7 @@ impl Failover {
         }
         let moved = ways.wait_moved(patience)?;
         device.finish()?;
-        Ok(moved - start)
+        Ok(moved.map(|moved| moved - start))
     }
 
     fn feed(

@@ -58,8 +58,10 @@ struct Row {
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     rows: Vec<Row>,
-    /// What did not work, and what is not there.
+    /// What did not work.
     failures: Vec<String>,
+    /// What a device does not do.
+    notes: Vec<String>,
 }
 
 impl Figures {
@@ -94,6 +96,14 @@ impl Figures {
         self.failures.push(format!("{what}: {error:#}"));
     }
 
+    /// Notes what a device does not do.
+    pub(crate) fn note(&mut self, what: &str, error: &anyhow::Error) {
+        let note = format!("{what}: {error:#}");
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
     /// What did not work.
     pub(crate) fn failures(&self) -> &[String] {
         &self.failures
@@ -125,8 +135,12 @@ impl Figures {
             column.set_cell_alignment(CellAlignment::Right);
         }
         let mut text = format!("{table}\n");
+        // Writing to a String cannot fail.
+        for note in &self.notes {
+            let _ = write!(text, "\n* {note}");
+        }
         for failure in &self.failures {
-            let _ = write!(text, "\n* {failure}");
+            let _ = write!(text, "\n* FAILED: {failure}");
         }
         text
     }
@@ -177,6 +191,7 @@ impl Figures {
         json!({
             "about": heading,
             "figures": rows.collect::<Vec<_>>(),
+            "notes": self.notes,
             "failures": self.failures,
         })
     }
@@ -225,7 +240,8 @@ mod tests {
         }
         figures.fail("relay", &anyhow::anyhow!("nothing is passed on"));
         let text = figures.text();
-        for part in ["2.0 ms", "4.0 ms", "0.50", "<= 0.60", "* relay: nothing is passed on"] {
+        for part in ["2.0 ms", "4.0 ms", "0.50", "<= 0.60", "* FAILED: relay: nothing is passed on"]
+        {
             assert!(text.contains(part), "no {part} in {text}");
         }
         assert!(figures.picture("h").contains("receive"));
