@@ -204,9 +204,10 @@ impl Row {
         all.get(all.len() / 2).copied()
     }
 
-    /// Twill's as a multiple of another's.
+    /// Twill's as a multiple of another's, if that is anything at all.
     fn ratio(&self, kind: Kind) -> Option<f64> {
-        Some(self.median(Column::Device(Kind::Twill))? / self.median(Column::Device(kind))?)
+        let base = self.median(Column::Device(kind)).filter(|base| *base > 0.0)?;
+        Some(self.median(Column::Device(Kind::Twill))? / base)
     }
 
     const fn digits(&self) -> usize {
