@@ -147,8 +147,11 @@ fn what_has_no_effect_is_told() {
         [""; 0]
     );
     assert_eq!(
-        unsupported("BGPPeer", "peerIP: 10.0.0.1\nasNumber: 1\nfilters: [a]\nttlSecurity: 1"),
-        ["spec.ttlSecurity", "spec.filters"]
+        unsupported(
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\nfilters: [a]\nreachableBy: 10.0.0.2"
+        ),
+        ["spec.reachableBy", "spec.filters"]
     );
     assert_eq!(unsupported("BGPConfiguration", "bindMode: NodeIP"), ["spec.bindMode"]);
     assert_eq!(
