@@ -12,7 +12,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 use twill_bgp_proto::{
     Conflict, ConnId, Explanation, Input, NextHopState, Output, Own, PeerConfig, PeerEvent,
-    PeerKey, PeerSnapshot, RouteChange, RouteSnapshot, Speaker, SpeakerConfig, Time,
+    PeerKey, PeerSnapshot, Reflection, RouteChange, RouteSnapshot, Speaker, SpeakerConfig, Time,
 };
 use twill_sys::set_ttl_security;
 use twill_types::Prefix;
@@ -41,6 +41,8 @@ pub enum Command {
     },
     /// What this node has, all of it.
     SetOwn(Own),
+    /// Whose routes this node passes on as a route reflector.
+    SetReflection(Option<Reflection>),
     /// Listen on this port from now on.
     Listen(u16),
     /// What became known of next hops that were asked for by [`Report::TrackNextHops`].
@@ -225,6 +227,7 @@ impl Shell {
         match command {
             Command::SetPeers { peers, passwords } => self.set_peers(peers, passwords),
             Command::SetOwn(own) => self.input(Input::SetOwn(own)),
+            Command::SetReflection(reflection) => self.input(Input::SetReflection(reflection)),
             Command::NextHops(states) => self.input(Input::NextHops(states)),
             Command::Listen(port) => self.listen(port)?,
             Command::Snapshot(reply) => {

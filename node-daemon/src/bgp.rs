@@ -144,7 +144,8 @@ impl Bgp {
         let Some((_, handle)) = self.current.borrow().clone() else {
             return;
         };
-        let Desired { peers, passwords, listen_port, .. } = wanted;
+        let Desired { peers, passwords, reflection, listen_port, .. } = wanted;
+        handle.send(Command::SetReflection(reflection)).await;
         // Keys before the socket that they are for.
         handle.send(Command::SetPeers { peers, passwords }).await;
         handle.send(Command::Listen(self.listen_port.unwrap_or(listen_port))).await;

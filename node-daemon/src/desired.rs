@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use twill_bgp_proto::{PeerConfig, PeerKey, PeerKind, PeerPolicy, SpeakerConfig, wire::Role};
+use twill_bgp_proto::{
+    PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig, wire::Role,
+};
 use twill_bgp_speaker::Password;
 use twill_k8s_api::{
     BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, Condition, Kind, LocalRole, Node,
@@ -31,6 +33,8 @@ pub(crate) struct Desired {
     pub(crate) identity: Option<Identity>,
     pub(crate) listen_port: u16,
     pub(crate) peers: BTreeMap<PeerKey, PeerConfig>,
+    /// Whose routes are passed on.
+    pub(crate) reflection: Option<Reflection>,
     /// By the peer's address.
     pub(crate) passwords: BTreeMap<IpAddr, Password>,
     pub(crate) problems: Vec<String>,
@@ -100,6 +104,7 @@ pub(crate) fn desired(
     };
     let asn = own.as_number().unwrap_or(config.asn);
     desired.identity = Some(Identity { asn, router_id });
+    desired.reflection = reflection(own, resources);
     if config.mesh {
         mesh(own, resources, &config, &mut desired);
     }
@@ -171,7 +176,7 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
         families: BTreeSet::from([Family::V4, Family::V6]),
         other_next_hop: own.address(other),
         client: false,
-        on_link: None,
+        on_link: own.subnet(same).filter(|subnet| subnet.contains(remote)),
         policy: PeerPolicy {
             max_prefixes: Some(BgpPeerSpec::DEFAULT_MAX_PREFIXES),
             ..PeerPolicy::default()
@@ -249,6 +254,7 @@ fn explicit(
     let asn = peer.spec.as_number.unwrap_or(own_asn);
     let mut session = session(own, name, kind, asn, address.ip);
     adjust(&mut session, &peer.spec);
+    session.client = is_client(own, holder.map(|(_, node)| node));
     if session.policy.role.is_some() && asn == session.policy.local_asn.unwrap_or(own_asn) {
         desired.problems.push(format!(
             "BGPPeer {name}: localRole has no meaning within AS {asn} (RFC 9234); remove it"
@@ -288,6 +294,19 @@ fn explicit(
             }
         }
     }
+}
+
+/// What a route reflector passes on: routes to the pools, unless these are to be kept quiet about.
+fn reflection(own: &Node, resources: &Snapshot) -> Option<Reflection> {
+    let cluster_id = own.route_reflector_cluster_id()?;
+    let told = resources.pools.values().filter(|pool| pool.spec.disable_bgp_export != Some(true));
+    Some(Reflection { cluster_id, pools: told.map(|pool| pool.spec.cidr).collect() })
+}
+
+/// Whether a peer is a client of this node: any is, but for the reflectors of its own cluster.
+fn is_client(own: &Node, peer: Option<&Node>) -> bool {
+    let cluster = own.route_reflector_cluster_id();
+    cluster.is_some() && peer.and_then(Node::route_reflector_cluster_id) != cluster
 }
 
 /// What a BGPPeer says of its own session.

@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use twill_types::{Asn, Block, Family};
+use twill_types::{Asn, Block, Family, Prefix};
 
 use super::{Report, Rules};
 use crate::{Metadata, Unsupported};
@@ -84,11 +84,21 @@ impl Node {
     /// Its address in a family, from the annotation; the prefix length that may stand behind it is
     /// dropped.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.address_and_length(family).map(|(address, _)| address)
+    }
+
+    /// The subnet that its address is in, if the annotation has a prefix length.
+    pub fn subnet(&self, family: Family) -> Option<Prefix> {
+        let (address, length) = self.address_and_length(family)?;
+        Prefix::masked(address, length?).ok()
+    }
+
+    fn address_and_length(&self, family: Family) -> Option<(IpAddr, Option<u8>)> {
         let key = match family {
             Family::V4 => IPV4_ADDRESS,
             Family::V6 => IPV6_ADDRESS,
         };
-        parse_address(self.annotation(key)?).filter(|address| Family::of(*address) == family)
+        parse_address(self.annotation(key)?).filter(|(address, _)| Family::of(*address) == family)
     }
 
     /// Its own AS number, when it differs from the cluster's.
@@ -107,17 +117,15 @@ impl Node {
 }
 
 /// `address` or `address/length`.
-fn parse_address(text: &str) -> Option<IpAddr> {
+fn parse_address(text: &str) -> Option<(IpAddr, Option<u8>)> {
     let (address, length) = match text.split_once('/') {
-        Some((address, length)) => (address, Some(length)),
+        Some((address, length)) => (address, Some(length.parse().ok()?)),
         None => (text, None),
     };
     let address: IpAddr = address.parse().ok()?;
-    let fits = |length: &str| {
-        length.parse::<u8>().is_ok_and(|length| length <= Family::of(address).bits())
-    };
+    let fits = length.is_none_or(|length: u8| length <= Family::of(address).bits());
     let usable = !address.is_unspecified() && !address.is_multicast();
-    (usable && length.is_none_or(fits)).then_some(address)
+    (usable && fits).then_some((address, length))
 }
 
 impl Rules for Node {
