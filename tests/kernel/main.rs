@@ -250,6 +250,7 @@ fn main() -> ExitCode {
         routing::selectors_follow_the_labels,
         routing::the_tor_switch_sample_works_as_it_stands,
         routing::a_node_is_no_transit,
+        routing::a_route_reflector_passes_pool_routes_on,
         restart::a_daemon_that_dies_or_is_replaced_loses_no_packet,
         restart::a_peer_that_announces_nothing_keeps_our_routes,
         restart::a_session_that_breaks_is_no_restart,

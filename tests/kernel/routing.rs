@@ -489,3 +489,60 @@ pub(crate) fn a_node_is_no_transit() -> Result<()> {
     }
     Ok(())
 }
+
+/// With a cluster id a node passes the routes to the pools on (RFC 4456), with the next hops that they
+/// have, to BIRDs in its AS and to the ToR of another; its restart costs none of them a route.
+pub(crate) fn a_route_reflector_passes_pool_routes_on() -> Result<()> {
+    let mut topology = Topology::new();
+    topology
+        .node("node1")
+        .annotation("projectcalico.org/RouteReflectorClusterID", "10.0.0.1")
+        .on("seg-a", "192.168.2.11/24")
+        .label("env", "prod");
+    let routers = [
+        ("rack1", "192.168.2.1", 64512, "10.10.0.64/26"),
+        ("rack2", "192.168.2.2", 64512, "198.51.100.0/24"),
+        ("tor", "192.168.2.3", 64513, "203.0.113.0/24"),
+    ];
+    for (name, address, asn, announced) in routers {
+        let neighbor = Neighbor::new("node1", "192.168.2.11", 64512).local(address);
+        topology
+            .router(name)
+            .on("seg-a", &format!("{address}/24"))
+            .bird(BirdConfig::new(address, asn).neighbor(neighbor).announce(announced));
+        topology.resource(&format!("{name}.yaml"), &peer(name, address, asn));
+    }
+    topology.resource("pool.yaml", POOL);
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    lab.node("node1")?.wait_established(&routers.map(|(_, address, ..)| address), LONG)?;
+    for router in ["rack2", "tor"] {
+        let route = lab.bird(router)?.wait_route("10.10.0.64/26", "node1", LONG)?;
+        ensure!(route.via == ["192.168.2.1 on eth0"], "{router}: {route:?}");
+    }
+    // Not beyond the pools, and not back.
+    for (name, _, _, announced) in routers {
+        for prefix in ["198.51.100.0/24", "203.0.113.0/24", announced] {
+            let told = lab.bird(name)?.routes_from("node1")?;
+            ensure!(told.iter().all(|route| route.prefix != prefix), "{name}: {told:?}");
+        }
+    }
+    let before = lab.bird("rack2")?.log().len();
+    lab.node_mut("node1")?.kill9()?;
+    lab.node_mut("node1")?.start()?;
+    lab.node("node1")?.wait_established(&routers.map(|(_, address, ..)| address), LONG)?;
+    lab.node("node1")?.wait_route("10.10.0.64/26", LONG)?;
+    wait_for("the end of the restart", LONG, || {
+        ensure!(!lab.bird("rack2")?.is_helping("node1")?);
+        Ok(())
+    })?;
+    let gone = lab.bird("rack2")?.withdrawals("node1", before);
+    ensure!(gone.is_empty(), "{gone:?}");
+    // What goes is withdrawn.
+    let plain = lab.bird("rack1")?.config().clone().withdraw("10.10.0.64/26");
+    lab.bird_mut("rack1")?.configure(plain)?;
+    for router in ["rack2", "tor"] {
+        lab.bird(router)?.wait_no_route("10.10.0.64/26", LONG)?;
+    }
+    Ok(())
+}
