@@ -281,7 +281,7 @@ impl Socket {
         let mut bytes = Vec::with_capacity(128);
         self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
         let mut found = Vec::new();
-        let consistent = self.read_dump(&bytes, what, &mut |message| {
+        let consistent = self.read_dump(&bytes, what, |message| {
             if let (_, NetlinkPayload::InnerMessage(message)) = decode(message)? {
                 found.extend(pick(message));
             }
@@ -301,7 +301,7 @@ impl Socket {
             let mut bytes = Vec::with_capacity(128);
             self.append_raw(&mut bytes, request, NLM_F_REQUEST | NLM_F_DUMP);
             let mut found = Vec::new();
-            let consistent = self.read_dump(&bytes, what, &mut |message| {
+            let consistent = self.read_dump(&bytes, what, |message| {
                 found.extend(pick(message.payload()));
                 Ok(())
             })?;
@@ -318,7 +318,7 @@ impl Socket {
         &mut self,
         request: &[u8],
         what: &'static str,
-        handle: &mut dyn FnMut(NetlinkBuffer<&[u8]>) -> Result<(), Error>,
+        mut handle: impl FnMut(NetlinkBuffer<&[u8]>) -> Result<(), Error>,
     ) -> Result<bool, Error> {
         self.send(request)?;
         let sequence = self.sequence;

@@ -70,7 +70,7 @@ mod tests {
 
     /// Runs a program on a message, as the kernel would.
     fn keeps(program: &[sock_filter], kind: u16, port: u32) -> bool {
-        let mut message = vec![0; 16];
+        let mut message = [0; 16];
         message[4..6].copy_from_slice(&kind.to_ne_bytes());
         message[12..].copy_from_slice(&port.to_ne_bytes());
         let (mut at, mut loaded) = (0, 0);
