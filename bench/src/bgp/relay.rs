@@ -20,6 +20,10 @@ use super::{
 /// How long a device may take to pass on one route until it is taken for one that passes on none.
 const PROBE: Duration = Duration::from_secs(5);
 
+/// Sessions that are being opened at a time: BIRD's queue of callers holds eight, and a SYN that it
+/// drops comes again after seconds.
+const DIALLING: usize = 8;
+
 /// What came of one round.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Relayed {
@@ -130,13 +134,19 @@ impl Crowd {
 
     async fn dial(self, reflects: bool) -> Result<Vec<Peer>> {
         let mut dialling = JoinSet::new();
-        for index in 0..self.sessions {
-            let (mut identity, _) = client(index);
-            identity.asn = if reflects { DEVICE_AS } else { PEERS_AS };
-            dialling.spawn(async move { (index, Peer::dial(identity, DEVICE).await) });
-        }
+        let mut indices = 0..self.sessions;
         let mut peers = Vec::new();
-        while let Some(dialled) = dialling.join_next().await {
+        loop {
+            while dialling.len() < DIALLING
+                && let Some(index) = indices.next()
+            {
+                let (mut identity, _) = client(index);
+                identity.asn = if reflects { DEVICE_AS } else { PEERS_AS };
+                dialling.spawn(async move { (index, Peer::dial(identity, DEVICE).await) });
+            }
+            let Some(dialled) = dialling.join_next().await else {
+                break;
+            };
             let (index, peer) = dialled?;
             peers.push((index, peer?));
         }
