@@ -65,7 +65,7 @@ fn view(peer: u8) -> ExportView {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Announce(u8, usize, PathAttributes),
+    Announce(u8, usize, Box<PathAttributes>),
     Withdraw(u8, usize),
     Flush(u8),
     Forget(u8),
@@ -112,7 +112,7 @@ fn step() -> impl Strategy<Value = Step> {
     });
     let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
     prop_oneof![
-        8 => (peer(), place(), attributes()).prop_map(|(p, n, a)| Step::Announce(p, n, a)),
+        8 => (peer(), place(), attributes()).prop_map(|(p, n, a)| Step::Announce(p, n, Box::new(a))),
         3 => (peer(), place()).prop_map(|(p, n)| Step::Withdraw(p, n)),
         1 => peer().prop_map(Step::Flush),
         1 => peer().prop_map(Step::Forget),
@@ -173,7 +173,7 @@ impl Run {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Announce(peer, place, attributes) => self.announce(peer, place, attributes),
+            Step::Announce(peer, place, attributes) => self.announce(peer, place, *attributes),
             Step::Withdraw(peer, place) => self.rib.withdraw(key(peer), nlri(place)),
             Step::Flush(peer) => self.rib.flush(key(peer)),
             Step::Forget(peer) => {
