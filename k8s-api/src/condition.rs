@@ -2,21 +2,26 @@ use serde::{Deserialize, Serialize};
 
 /// What a node says about an object, in the shape of Kubernetes' conditions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// What is said, such as `Unsupported` or `Invalid`.
     #[serde(rename = "type")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 316)))]
     pub kind: String,
     /// Whether it is so.
     pub status: ConditionStatus,
     /// Why, in one word.
+    #[cfg_attr(feature = "schema", schemars(length(max = 1024)))]
     pub reason: String,
     /// Why, for a person.
+    #[cfg_attr(feature = "schema", schemars(length(max = 32_768)))]
     pub message: String,
 }
 
 /// Whether a condition holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum ConditionStatus {
     /// It holds.
     True,

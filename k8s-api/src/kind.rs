@@ -19,6 +19,8 @@ pub enum Kind {
     BlockAffinity,
     /// `BlockRequest`: a node asks for a part of another's block (Twill's own kind).
     BlockRequest,
+    /// `CalicoNodeStatus`: what a node tells about itself.
+    NodeStatus,
     /// Kubernetes' own `Node`.
     Node,
     /// Kubernetes' own `Namespace`.
@@ -37,7 +39,7 @@ struct Names {
 
 impl Kind {
     /// Every kind, in the order in which lists show them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Node,
         Self::Namespace,
         Self::IpPool,
@@ -49,6 +51,7 @@ impl Kind {
         Self::BgpPeer,
         Self::BgpFilter,
         Self::Secret,
+        Self::NodeStatus,
     ];
 
     const fn names(self) -> Names {
@@ -70,6 +73,9 @@ impl Kind {
                 &["blockaffinity", "blockaffinities", "affinity", "affinities"],
             ),
             Self::BlockRequest => (&["BlockRequest"], &["blockrequest", "blockrequests"]),
+            Self::NodeStatus => {
+                (&["CalicoNodeStatus"], &["caliconodestatus", "caliconodestatuses"])
+            }
             Self::Node => (&["Node"], &["node", "nodes", "no"]),
             Self::Namespace => (&["Namespace"], &["namespace", "namespaces", "ns"]),
             Self::Secret => (&["Secret"], &["secret", "secrets"]),

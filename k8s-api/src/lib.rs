@@ -7,6 +7,8 @@
 //! told by [`Resource::unsupported`]. Nothing here watches, caches or decides.
 
 mod condition;
+#[cfg(feature = "schema")]
+pub mod crd;
 pub mod files;
 mod kind;
 mod kinds;
@@ -40,6 +42,11 @@ pub use kinds::{
         IpamConfig, IpamConfigSpec, VmAddressPersistence,
     },
     node::{Namespace, Node, NodeSpec},
+    node_status::{
+        AgentReport, BgpReport, LearnedFrom, LearnedFromType, NodeStatus, NodeStatusReport,
+        NodeStatusSpec, ObjectReport, PeerOrigin, PeerReport, RouteReport, RouteTable,
+        RoutesReport, SpeakerReport, SpeakerState, StatusClass,
+    },
     restart_time::{LongLivedRestartTime, RestartTime, RestartTimeError},
     secret::{Secret, SecretText},
 };

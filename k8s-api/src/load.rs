@@ -272,6 +272,7 @@ impl Context<'_> {
             Some(Kind::IpReservation) => self.typed(tree).map(Resource::IpReservation),
             Some(Kind::BlockAffinity) => self.typed(tree).map(Resource::BlockAffinity),
             Some(Kind::BlockRequest) => self.typed(tree).map(Resource::BlockRequest),
+            Some(Kind::NodeStatus) => self.typed(tree).map(Resource::NodeStatus),
             Some(Kind::Node) => self.typed(tree).map(Resource::Node),
             Some(Kind::Namespace) => self.typed(tree).map(Resource::Namespace),
             Some(Kind::Secret) => self.typed(tree).map(Resource::Secret),

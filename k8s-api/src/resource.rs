@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use crate::{
     BgpConfiguration, BgpFilter, BgpPeer, BlockAffinity, BlockRequest, IpPool, IpReservation,
-    IpamConfig, Kind, Metadata, Namespace, Node, ObjectId, Secret,
+    IpamConfig, Kind, Metadata, Namespace, Node, NodeStatus, ObjectId, Secret,
     kinds::{Report, Rules},
 };
 
@@ -27,6 +27,8 @@ pub enum Resource {
     BlockAffinity(BlockAffinity),
     /// BlockRequest.
     BlockRequest(BlockRequest),
+    /// CalicoNodeStatus.
+    NodeStatus(NodeStatus),
     /// Node.
     Node(Node),
     /// Namespace.
@@ -69,6 +71,7 @@ impl Resource {
             Self::IpReservation(_) => Some(Kind::IpReservation),
             Self::BlockAffinity(_) => Some(Kind::BlockAffinity),
             Self::BlockRequest(_) => Some(Kind::BlockRequest),
+            Self::NodeStatus(_) => Some(Kind::NodeStatus),
             Self::Node(_) => Some(Kind::Node),
             Self::Namespace(_) => Some(Kind::Namespace),
             Self::Secret(_) => Some(Kind::Secret),
@@ -87,6 +90,7 @@ impl Resource {
             Self::IpReservation(object) => &object.kind,
             Self::BlockAffinity(object) => &object.kind,
             Self::BlockRequest(object) => &object.kind,
+            Self::NodeStatus(object) => &object.kind,
             Self::Node(object) => &object.kind,
             Self::Namespace(object) => &object.kind,
             Self::Secret(object) => &object.kind,
@@ -105,6 +109,7 @@ impl Resource {
             Self::IpReservation(object) => Some(&object.metadata),
             Self::BlockAffinity(object) => Some(&object.metadata),
             Self::BlockRequest(object) => Some(&object.metadata),
+            Self::NodeStatus(object) => Some(&object.metadata),
             Self::Node(object) => Some(&object.metadata),
             Self::Namespace(object) => Some(&object.metadata),
             Self::Secret(object) => Some(&object.metadata),
@@ -153,6 +158,7 @@ impl Resource {
             Self::IpReservation(object) => Some(object),
             Self::BlockAffinity(object) => Some(object),
             Self::BlockRequest(object) => Some(object),
+            Self::NodeStatus(object) => Some(object),
             Self::Node(object) => Some(object),
             Self::Namespace(object) => Some(object),
             Self::Secret(object) => Some(object),

@@ -24,6 +24,7 @@ pub fn columns(kind: Kind, wide: bool) -> &'static [&'static str] {
         (Kind::IpReservation, _) => &["NAME", "CIDRS"],
         (Kind::BlockAffinity, _) => &["NAME", "CIDR", "NODE", "POOL", "STATE"],
         (Kind::BlockRequest, _) => &["NAME", "BLOCK", "NODE", "POOL", "LENGTH"],
+        (Kind::NodeStatus, _) => &["NAME", "NODE"],
         (Kind::Namespace, _) => &["NAME"],
         (Kind::Secret, _) => &["NAME", "KEYS"],
         (Kind::Node, false) => &["NAME"],
@@ -105,6 +106,7 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
                 secret.data.keys().chain(secret.string_data.keys()).map(String::as_str).collect();
             cells.push(keys.into_iter().collect::<Vec<_>>().join(","));
         }
+        Resource::NodeStatus(status) => cells.push(status.spec.node.clone()),
         Resource::Node(_) | Resource::Namespace(_) | Resource::BgpFilter(_) => {}
         Resource::Other(_) => cells.clear(),
     }

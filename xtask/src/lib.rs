@@ -1,11 +1,12 @@
 //! Chores of the workspace. `cargo xtask tidy` checks the rules that neither the compiler nor
 //! clippy can see: who may depend on whom, how large things get, and whether the documents still
-//! say what the tree is.
+//! say what the tree is. `cargo xtask crds` writes the files that are made from code.
 //!
 //! Promise: every finding names a file and a line, what is wrong there, and the remedy. Nothing
-//! is changed.
+//! but `conf/crds/` is changed.
 
 mod count;
+mod crds;
 mod finding;
 mod metadata;
 mod rules;
@@ -37,6 +38,8 @@ enum Command {
         #[arg(long)]
         notes: bool,
     },
+    /// Write the CustomResourceDefinitions that `k8s-api` makes to `conf/crds/`.
+    Crds,
     /// Add up the results in the output of `cargo test`, and print `N passed, N failed`.
     CountTests {
         /// Files that hold the output.
@@ -53,6 +56,7 @@ pub fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<bool> {
         .context("this crate is not inside a workspace")?;
     match cli.command {
         Command::Tidy { notes } => tidy(root, notes, out),
+        Command::Crds => crds::write(root, out),
         Command::CountTests { logs } => count_tests(&logs, out),
     }
 }

@@ -14,72 +14,94 @@ pub type BgpConfiguration = Object<BgpConfigurationSpec>;
 
 /// What a BGPConfiguration says.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct BgpConfigurationSpec {
     /// How much is logged.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 16)))]
     pub log_severity_screen: Option<String>,
     /// Whether every node peers with every other one; unset: it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_to_node_mesh_enabled: Option<bool>,
     /// The nodes' AS number; unset: [`BgpConfigurationSpec::DEFAULT_AS_NUMBER`].
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(
+            with = "Option<crate::crd::AsNumber>",
+            description = "The nodes' AS number; unset: 64512."
+        )
+    )]
     pub as_number: Option<Asn>,
     /// The port that nodes listen on; unset: 179.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 65535)))]
     pub listen_port: Option<u16>,
     /// Which addresses nodes listen on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind_mode: Option<BindMode>,
     /// Ranges of service addresses to announce.
     #[serde(rename = "serviceClusterIPs", skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 500)))]
     pub service_cluster_ips: Vec<ServiceCidr>,
     /// Ranges of external service addresses to announce.
     #[serde(rename = "serviceExternalIPs", skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 500)))]
     pub service_external_ips: Vec<ServiceCidr>,
     /// Ranges of load balancer addresses to announce.
     #[serde(rename = "serviceLoadBalancerIPs", skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 500)))]
     pub service_load_balancer_ips: Vec<ServiceCidr>,
     /// Whether load balancer ranges are announced whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_load_balancer_aggregation: Option<LoadBalancerAggregation>,
     /// Names for communities.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 500)))]
     pub communities: Vec<Community>,
     /// Which communities go with which prefixes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 500)))]
     pub prefix_advertisements: Vec<PrefixAdvertisement>,
     /// The password between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_mesh_password: Option<BgpPassword>,
     /// How long nodes keep each other's routes over a restart, such as `120s`, which is the default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Duration>"))]
     pub node_mesh_max_restart_time: Option<RestartTime>,
     /// The same as a BGPPeer's `longLivedRestartTime`, between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_mesh_long_lived_restart_time: Option<LongLivedRestartTime>,
     /// Interfaces whose addresses are not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 500), inner(length(max = 64))))]
     pub ignored_interfaces: Vec<String>,
     /// The address at which pods peer with their node, IPv4.
     #[serde(rename = "localWorkloadPeeringIPV4", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Address4>"))]
     pub local_workload_peering_ipv4: Option<Ipv4Addr>,
     /// The same in IPv6.
     #[serde(rename = "localWorkloadPeeringIPV6", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Address6>"))]
     pub local_workload_peering_ipv6: Option<Ipv6Addr>,
     /// Which of Calico's parts writes routes between nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program_cluster_routes: Option<ProgramClusterRoutes>,
     /// The metric of learned IPv4 routes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 2_147_483_646)))]
     pub ipv4_normal_route_priority: Option<u32>,
     /// The metric of learned IPv6 routes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 2_147_483_646)))]
     pub ipv6_normal_route_priority: Option<u32>,
 }
 
 /// Which addresses a node listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum BindMode {
     /// All.
     None,
@@ -89,13 +111,16 @@ pub enum BindMode {
 
 /// A range of service addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ServiceCidr {
     /// The range.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::Cidr"))]
     pub cidr: Prefix,
 }
 
 /// Whether a range is announced whole or address by address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum LoadBalancerAggregation {
     /// Whole.
     Enabled,
@@ -105,25 +130,32 @@ pub enum LoadBalancerAggregation {
 
 /// A name for a community.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Community {
     /// The name.
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
     pub name: String,
     /// `aa:nn` or `aa:nn:mm`.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::Community"))]
     pub value: String,
 }
 
 /// Communities for a prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PrefixAdvertisement {
     /// The prefix.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::Cidr"))]
     pub cidr: Prefix,
     /// Values, or names out of `communities`.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(length(max = 50), inner(length(max = 64))))]
     pub communities: Vec<String>,
 }
 
 /// Which routes between nodes Calico's BGP part writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum ProgramClusterRoutes {
     /// All.
     Enabled,

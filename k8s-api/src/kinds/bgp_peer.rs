@@ -19,25 +19,32 @@ pub type BgpPeer = Object<BgpPeerSpec>;
 
 /// What a BGPPeer says. With neither `node` nor `nodeSelector` every node has this peer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct BgpPeerSpec {
     /// The one node that has this peer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 253)))]
     pub node: Option<String>,
     /// The nodes that have this peer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Selector>"))]
     pub node_selector: Option<Selector>,
     /// Where the peer is.
     #[serde(rename = "peerIP", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::PeerAddress>"))]
     pub peer_ip: Option<PeerAddress>,
     /// The nodes that are the peers, in place of an address.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Selector>"))]
     pub peer_selector: Option<Selector>,
     /// The peer's AS number.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::AsNumber>"))]
     pub as_number: Option<Asn>,
     /// The AS number that this peer sees instead of ours.
     #[serde(rename = "localASNumber", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::AsNumber>"))]
     pub local_as_number: Option<Asn>,
     /// The older way to say `nextHopMode: Keep`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -53,6 +60,7 @@ pub struct BgpPeerSpec {
     pub source_address: Option<SourceAddress>,
     /// How long the peer keeps our routes over a restart, such as `120s`, which is the default.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Duration>"))]
     pub max_restart_time: Option<RestartTime>,
     /// How long the peer keeps stale routes of each family after the restart time (RFC 9494). Ours, not
     /// Calico's; unset: long-lived graceful restart is off.
@@ -60,21 +68,26 @@ pub struct BgpPeerSpec {
     pub long_lived_restart_time: Option<LongLivedRestartTime>,
     /// Time between keepalives, such as `30s`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Duration>"))]
     pub keepalive_time: Option<String>,
     /// How often our own AS number may stand in a received path.
     #[serde(rename = "numAllowedLocalASNumbers", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 10)))]
     pub num_allowed_local_as_numbers: Option<i32>,
     /// How many links away the peer is at the most (RFC 5082); 0 looks at no TTL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_security: Option<u8>,
     /// The gateway that leads to the peer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Address>"))]
     pub reachable_by: Option<IpAddr>,
     /// BGPFilters by name, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 100), inner(length(max = 253))))]
     pub filters: Vec<String>,
     /// Pods on the node that are the peers.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Selector>"))]
     pub local_workload_selector: Option<Selector>,
     /// Whether the selected peers get the mirror image of this session.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,6 +95,7 @@ pub struct BgpPeerSpec {
     /// Twill's own: the session is stopped, and the peer's operator told this (RFC 9003), at most 255
     /// octets; it may be empty.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 255)))]
     pub shutdown: Option<String>,
     /// Twill's own: the node waits for the peer to connect.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -89,10 +103,12 @@ pub struct BgpPeerSpec {
     /// Twill's own: how long an open connection waits for the peer's OPEN before the node sends its
     /// own (DelayOpenTime of RFC 4271 section 8.1.1), 0 to 120 seconds; unset: not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 120)))]
     pub delay_open_seconds: Option<u16>,
-    /// Twill's own: the most paths of one family that the peer may announce, from 1; unset:
-    /// [`BgpPeerSpec::DEFAULT_MAX_PREFIXES`].
+    /// Twill's own: the most paths of one family that the peer may announce, from 1; unset: two
+    /// million.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub max_prefixes: Option<u32>,
     /// Twill's own: what the node is to the peer (RFC 9234); unset: nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,6 +120,7 @@ pub struct BgpPeerSpec {
 
 /// What a node is to a peer of another AS (RFC 9234 section 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum LocalRole {
     /// It lets the peer's traffic through.
     Provider,
@@ -119,6 +136,7 @@ pub enum LocalRole {
 
 /// Which next hop is announced to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum NextHopMode {
     /// As RFC 4271 section 5.1.3 says.
     Auto,
@@ -131,6 +149,7 @@ pub enum NextHopMode {
 
 /// Which address sessions come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum SourceAddress {
     /// The node's own.
     UseNodeIP,
@@ -140,6 +159,7 @@ pub enum SourceAddress {
 
 /// Whether a mirror session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum ReversePeering {
     /// It is.
     Auto,
@@ -149,6 +169,7 @@ pub enum ReversePeering {
 
 /// Where a password is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BgpPassword {
     /// In a Secret.
@@ -158,10 +179,13 @@ pub struct BgpPassword {
 
 /// A key of a Secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SecretKeyRef {
     /// The Secret.
+    #[cfg_attr(feature = "schema", schemars(length(max = 253)))]
     pub name: String,
     /// The key in it.
+    #[cfg_attr(feature = "schema", schemars(length(max = 253)))]
     pub key: String,
     /// Whether it may be missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,48 +12,63 @@ pub type IpPool = Object<IpPoolSpec>;
 
 /// What an IPPool says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct IpPoolSpec {
-    /// All its addresses.
+    /// All its addresses, with no bit set behind the prefix length: 10.10.0.0/20. It never changes.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::Cidr"))]
     pub cidr: Prefix,
-    /// The prefix length of a block; use [`IpPoolSpec::block_size`].
+    /// The prefix length of a block: 20 to 32 in IPv4 (unset: 26), 116 to 128 in IPv6 (unset: 122).
+    /// It never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 128)))]
     pub block_size: Option<u8>,
-    /// Nodes that use it; unset: all. Use [`IpPoolSpec::selects`].
+    /// Nodes that use it; unset: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Selector>"))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = "all()")))]
     pub node_selector: Option<Selector>,
     /// Namespaces that use it; unset: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Selector>"))]
     pub namespace_selector: Option<Selector>,
     /// Whether packets to its pods travel in IP in IP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = "Never")))]
     pub ipip_mode: Option<EncapsulationMode>,
     /// Whether packets to its pods travel in VXLAN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = "Never")))]
     pub vxlan_mode: Option<EncapsulationMode>,
     /// Whether connections that leave all pools get the node's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = false)))]
     pub nat_outgoing: Option<bool>,
     /// No new addresses out of it; those in use stay.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = false)))]
     pub disabled: bool,
     /// Whether BGP keeps quiet about it.
     #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = false)))]
     pub disable_bgp_export: Option<bool>,
     /// What its addresses are for; unset: workloads and tunnels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-list-type" = "set"), length(min = 1, max = 3)))]
     pub allowed_uses: Option<Vec<AllowedUse>>,
     /// Whether it is used without being asked for by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = "Automatic")))]
     pub assignment_mode: Option<AssignmentMode>,
 }
 
 /// When packets are wrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum EncapsulationMode {
-    /// Never.
+    /// No packet is wrapped.
     Never,
-    /// Always.
+    /// Every packet to another node is wrapped.
     Always,
     /// Only to nodes in another subnet.
     CrossSubnet,
@@ -61,6 +76,7 @@ pub enum EncapsulationMode {
 
 /// What an address may be for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum AllowedUse {
     /// A pod.
     Workload,
@@ -72,6 +88,7 @@ pub enum AllowedUse {
 
 /// When a pool is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum AssignmentMode {
     /// For every pod that it selects.
     Automatic,
@@ -157,6 +174,9 @@ impl IpPoolSpec {
         };
         if uses.is_empty() {
             report.error("spec.allowedUses", "an empty list allows nothing; remove the field");
+        }
+        if (1..uses.len()).any(|end| uses[..end].contains(&uses[end])) {
+            report.error("spec.allowedUses", "names a use twice; remove one of them");
         }
         if uses.contains(&AllowedUse::Tunnel) && self.namespace_selector.is_some() {
             let message =

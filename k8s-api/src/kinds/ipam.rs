@@ -12,6 +12,7 @@ pub type IpamConfig = Object<IpamConfigSpec>;
 
 /// What an IPAMConfiguration says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct IpamConfigSpec {
     /// Nodes give out addresses of their own blocks only.
@@ -20,17 +21,20 @@ pub struct IpamConfigSpec {
     pub auto_allocate_blocks: bool,
     /// How many blocks a node may have; 0: no limit of its own.
     #[serde(skip_serializing_if = "is_zero")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 1_000_000), extend("default" = 0)))]
     pub max_blocks_per_host: u32,
     /// Whether a virtual machine keeps its address.
     #[serde(rename = "kubeVirtVMAddressPersistence", skip_serializing_if = "Option::is_none")]
     pub kube_virt_vm_address_persistence: Option<VmAddressPersistence>,
     /// How long an address rests after use, seconds.
     #[serde(skip_serializing_if = "is_zero")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 1200), extend("default" = 0)))]
     pub ip_cooldown_seconds: u32,
 }
 
 /// Whether a virtual machine keeps its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum VmAddressPersistence {
     /// It does.
     Enabled,
@@ -96,10 +100,12 @@ pub type IpReservation = Object<IpReservationSpec>;
 
 /// What an IPReservation says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct IpReservationSpec {
     /// The addresses.
     #[serde(rename = "reservedCIDRs")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 1000), with = "Vec<crate::crd::Cidr>"))]
     pub reserved_cidrs: Vec<Prefix>,
 }
 
@@ -116,27 +122,33 @@ pub type BlockAffinity = Object<BlockAffinitySpec>;
 
 /// What a BlockAffinity says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BlockAffinitySpec {
-    /// How far the claim is; Twill writes [`AffinityState::Confirmed`] only.
+    /// How far the claim is; Twill writes `confirmed` only.
     #[serde(default)]
     pub state: AffinityState,
     /// Whose it is.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub node: String,
     /// What that is.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub affinity_type: Option<AffinityType>,
     /// The block.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::BlockCidr"))]
     pub cidr: Block,
     /// The pool it was taken from (Twill's own field).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub pool: Option<String>,
     /// The network of another main plugin that it is set aside for (Twill's own field).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Dedication>"))]
     pub dedication: Option<Dedication>,
     /// Parts of it that other nodes have (Twill's own field). Its owner writes them, and as long as
     /// there is one the claim cannot go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
     pub delegations: Vec<Delegation>,
     /// Calico's mark of a claim that is about to go.
     #[serde(
@@ -149,14 +161,18 @@ pub struct BlockAffinitySpec {
 
 /// A part of a block that another node has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Delegation {
     /// The part.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::BlockCidr"))]
     pub cidr: Block,
     /// Who has it.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub node: String,
     /// The name of the BlockRequest that it answers. It is the node's until that says that it was
     /// returned, and the owner has removed this entry.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub request: String,
 }
 
@@ -165,18 +181,24 @@ pub type BlockRequest = Object<BlockRequestSpec>;
 
 /// What a BlockRequest says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BlockRequestSpec {
     /// Who asks.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub node: String,
     /// The claimed block that the part is to come from.
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::BlockCidr"))]
     pub block: Block,
     /// The pool of that block.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub pool: String,
     /// The prefix length of the part; it may be a smaller one (a larger number).
+    #[cfg_attr(feature = "schema", schemars(range(max = 128)))]
     pub length: u8,
     /// An address that has to be in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Address>"))]
     pub address: Option<IpAddr>,
 }
 
@@ -195,6 +217,7 @@ impl BlockRequest {
 
 /// What became of a BlockRequest: its status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct BlockRequestStatus {
     /// Why the owner lends nothing.
@@ -202,6 +225,7 @@ pub struct BlockRequestStatus {
     pub refused: Option<String>,
     /// The part that it got.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::BlockCidr>"))]
     pub granted: Option<Block>,
     /// Who asked does not use the part any more, or does not want one any more.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -223,7 +247,18 @@ impl BlockRequest {
 }
 
 impl Rules for BlockRequest {
-    fn check(&self, _: &mut Report) {}
+    fn check(&self, report: &mut Report) {
+        let block = self.spec.block.prefix();
+        let (least, most) = (block.length(), block.family().bits());
+        if !(least..=most).contains(&self.spec.length) {
+            report.error("spec.length", format!("a part of {block} is /{least} to /{most}"));
+        }
+        if self.spec.address.is_some_and(|address| !block.contains(address)) {
+            let message =
+                format!("is not in {block}; leave it out, or ask for a part of another block");
+            report.error("spec.address", message);
+        }
+    }
 
     fn unsupported(&self) -> Vec<Unsupported> {
         Vec::new()
@@ -232,6 +267,7 @@ impl Rules for BlockRequest {
 
 /// How far a claim is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum AffinityState {
     /// The block is the node's. Calico's older objects say so by an empty text.
@@ -246,6 +282,7 @@ pub enum AffinityState {
 
 /// What owns a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum AffinityType {
     /// A node.

@@ -6,6 +6,7 @@ pub(crate) mod bgp_peer;
 pub(crate) mod ip_pool;
 pub(crate) mod ipam;
 pub(crate) mod node;
+pub(crate) mod node_status;
 pub(crate) mod restart_time;
 pub(crate) mod secret;
 

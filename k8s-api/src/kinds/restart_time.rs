@@ -78,12 +78,15 @@ impl<'de> Deserialize<'de> for RestartTime {
 /// Long-lived stale times (RFC 9494), in seconds, 0 to 16777215. A family with a time, also with 0,
 /// keeps the peer's routes for as long as the peer asks; without one it does not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LongLivedRestartTime {
     /// Of IPv4 routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 16_777_215)))]
     pub ipv4: Option<u32>,
     /// Of IPv6 routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 16_777_215)))]
     pub ipv6: Option<u32>,
 }
 

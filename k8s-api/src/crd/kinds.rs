@@ -1,0 +1,197 @@
+//! Names, columns and rules of each kind.
+
+use serde_json::Value;
+
+use super::{
+    definition::schema_of,
+    expressions,
+    rules::Rule,
+    status::{ObjectStatus, RequestStatus},
+};
+use crate::{
+    BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, BlockRequestSpec,
+    IpPoolSpec, IpReservationSpec, IpamConfigSpec, NodeStatusReport, NodeStatusSpec,
+};
+
+/// What makes the definition of one kind.
+pub(crate) struct KindDefinition {
+    /// What stands behind `kind:`.
+    pub(crate) kind: &'static str,
+    /// The name of many, in lower case.
+    pub(crate) plural: &'static str,
+    /// Further names on kubectl's command line. No two kinds of the group may share one.
+    pub(crate) short_names: &'static [&'static str],
+    /// What it is for.
+    pub(crate) about: &'static str,
+    /// What kubectl prints behind the name.
+    pub(crate) columns: &'static [Column],
+    /// The schema of `spec`.
+    pub(crate) spec: fn() -> Value,
+    /// The schema of `status`.
+    pub(crate) status: fn() -> Value,
+    /// Rules beyond those of single fields, by the path of their node.
+    pub(crate) rules: &'static [(&'static str, &'static [Rule])],
+}
+
+/// A column of `kubectl get`.
+pub(crate) struct Column {
+    pub(crate) name: &'static str,
+    pub(crate) form: &'static str,
+    pub(crate) path: &'static str,
+    /// Only with `-o wide`.
+    pub(crate) wide: bool,
+}
+
+const fn column(name: &'static str, form: &'static str, path: &'static str) -> Column {
+    Column { name, form, path, wide: false }
+}
+
+const fn wide(name: &'static str, form: &'static str, path: &'static str) -> Column {
+    Column { name, form, path, wide: true }
+}
+
+/// All kinds. The columns are those of calicoctl, in its order; a mode or switch that is not set
+/// has a default in the schema, so that both print the same.
+pub(crate) const KINDS: [KindDefinition; 10] = [
+    KindDefinition {
+        kind: "IPPool",
+        plural: "ippools",
+        short_names: &["ipp", "ipps", "pool", "pools"],
+        about: "Addresses that pods get.",
+        columns: &[
+            column("CIDR", "string", ".spec.cidr"),
+            column("Selector", "string", ".spec.nodeSelector"),
+            wide("NAT", "boolean", ".spec.natOutgoing"),
+            wide("IPIPMode", "string", ".spec.ipipMode"),
+            wide("VXLANMode", "string", ".spec.vxlanMode"),
+            wide("Disabled", "boolean", ".spec.disabled"),
+            wide("DisableBGPExport", "boolean", ".spec.disableBGPExport"),
+            wide("AssignmentMode", "string", ".spec.assignmentMode"),
+        ],
+        spec: schema_of::<IpPoolSpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: expressions::IP_POOL,
+    },
+    KindDefinition {
+        kind: "BGPPeer",
+        plural: "bgppeers",
+        short_names: &["bgpp", "bgpps", "bp", "bps"],
+        about: "A router that nodes speak BGP with.",
+        columns: &[
+            column("PeerIP", "string", ".spec.peerIP"),
+            column("Node", "string", ".spec.node"),
+            column("NodeSelector", "string", ".spec.nodeSelector"),
+            column("ASN", "string", ".spec.asNumber"),
+            wide("LocalASN", "string", ".spec.localASNumber"),
+            wide("PeerSelector", "string", ".spec.peerSelector"),
+        ],
+        spec: schema_of::<BgpPeerSpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: expressions::BGP_PEER,
+    },
+    KindDefinition {
+        kind: "BGPConfiguration",
+        plural: "bgpconfigurations",
+        short_names: &["bgpconfig", "bgpconfigs"],
+        about: "BGP settings: of the cluster under the name default, of one node under node.NAME.",
+        columns: &[
+            column("LogSeverity", "string", ".spec.logSeverityScreen"),
+            column("MeshEnabled", "boolean", ".spec.nodeToNodeMeshEnabled"),
+            column("ASNumber", "string", ".spec.asNumber"),
+        ],
+        spec: schema_of::<BgpConfigurationSpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: expressions::BGP_CONFIGURATION,
+    },
+    KindDefinition {
+        kind: "BGPFilter",
+        plural: "bgpfilters",
+        short_names: &[],
+        about: "Rules for what peers hear and what is taken from them.",
+        columns: &[],
+        spec: schema_of::<BgpFilterSpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: expressions::BGP_FILTER,
+    },
+    // Calico's short names for this kind, ipamconfig and ipamconfigs, are the names of the next one.
+    KindDefinition {
+        kind: "IPAMConfiguration",
+        plural: "ipamconfigurations",
+        short_names: &[],
+        about: "How addresses are given out; only the one named default is read.",
+        columns: IPAM_COLUMNS,
+        spec: schema_of::<IpamConfigSpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: expressions::IPAM_CONFIG,
+    },
+    KindDefinition {
+        kind: "IPAMConfig",
+        plural: "ipamconfigs",
+        short_names: &[],
+        about: "IPAMConfiguration by the name that it has in Calico's older API group.",
+        columns: IPAM_COLUMNS,
+        spec: schema_of::<IpamConfigSpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: expressions::IPAM_CONFIG,
+    },
+    KindDefinition {
+        kind: "IPReservation",
+        plural: "ipreservations",
+        short_names: &[],
+        about: "Addresses that nobody gets.",
+        columns: &[column("CIDRs", "string", ".spec.reservedCIDRs")],
+        spec: schema_of::<IpReservationSpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: &[],
+    },
+    KindDefinition {
+        kind: "BlockAffinity",
+        plural: "blockaffinities",
+        short_names: &["affinity", "affinities"],
+        about: "The claim of a block by a node. Its name is made of the block, so that there is one.",
+        columns: &[
+            column("CIDR", "string", ".spec.cidr"),
+            column("Node", "string", ".spec.node"),
+            column("Pool", "string", ".spec.pool"),
+            column("State", "string", ".spec.state"),
+        ],
+        spec: schema_of::<BlockAffinitySpec>,
+        status: schema_of::<ObjectStatus>,
+        rules: expressions::BLOCK_AFFINITY,
+    },
+    KindDefinition {
+        kind: "BlockRequest",
+        plural: "blockrequests",
+        short_names: &[],
+        about: "A node asks for a part of another's block, or has one.",
+        columns: &[
+            column("Block", "string", ".spec.block"),
+            column("Node", "string", ".spec.node"),
+            column("Pool", "string", ".spec.pool"),
+            column("Length", "integer", ".spec.length"),
+            column("Granted", "string", ".status.granted"),
+        ],
+        spec: schema_of::<BlockRequestSpec>,
+        status: schema_of::<RequestStatus>,
+        rules: expressions::BLOCK_REQUEST,
+    },
+    KindDefinition {
+        kind: "CalicoNodeStatus",
+        plural: "caliconodestatuses",
+        short_names: &[],
+        about: "What a node tells about itself.",
+        columns: &[
+            column("Node", "string", ".spec.node"),
+            column("Updated", "date", ".status.lastUpdated"),
+        ],
+        spec: schema_of::<NodeStatusSpec>,
+        status: schema_of::<NodeStatusReport>,
+        rules: &[],
+    },
+];
+
+const IPAM_COLUMNS: &[Column] = &[
+    column("StrictAffinity", "boolean", ".spec.strictAffinity"),
+    column("AutoAllocateBlocks", "boolean", ".spec.autoAllocateBlocks"),
+    wide("MaxBlocksPerHost", "integer", ".spec.maxBlocksPerHost"),
+];
