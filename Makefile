@@ -16,7 +16,7 @@ BENCH ?= --out bench/results
 BENCH_BGP ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-crash test-storm test-kill soak fuzz bench bench-bgp bench-rib build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak fuzz bench bench-bgp bench-rib build plugin lint fmt tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -59,6 +59,11 @@ test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go
 	@hack/build-go-tools cni crictl containerd
 	$(CARGO) test --locked --package twill-tests --test runtimes
 
+test-kubernetes: build ## the CRDs on a real API server (root, Go)
+	@hack/install-tools kubernetes
+	@hack/build-go-tools kubernetes
+	$(CARGO) test --locked --package twill-tests --test kubernetes
+
 bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
 	$(CARGO) build --locked --release --package twill-ipam-store --example committer
@@ -82,7 +87,7 @@ plugin: ## the CNI plugin as it is shipped: small and static
 
 lint: ## clippy, warnings denied
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --package twill-tests --test runtimes -- -D warnings
+	$(CARGO) clippy --locked --package twill-tests --test runtimes --test kubernetes -- -D warnings
 
 fmt: ## format
 	$(CARGO) fmt --all

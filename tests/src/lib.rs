@@ -7,14 +7,15 @@
 //!
 //! A [`lab::Lab`] is a topology: nodes (each runs its own `twilld`), routers (real BIRD 2, or FRR
 //! and GoBGP by [`frr`] and [`gobgp`]) and the segments between them. [`cni`] calls plugins exactly
-//! as a container runtime does, [`ping`] counts lost packets, [`snapshot`] compares what is there
-//! before and after.
+//! as a container runtime does, [`ping`] counts lost packets, [`kubernetes`] is a real control plane,
+//! [`snapshot`] compares what is there before and after.
 
 pub mod bird;
 pub mod cni;
 pub mod demo;
 pub mod frr;
 pub mod gobgp;
+pub mod kubernetes;
 pub mod lab;
 pub mod netns;
 pub mod ping;

@@ -7,7 +7,10 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -76,6 +79,63 @@ pub fn main_after(
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
+/// A test of something that all tests of a suite share.
+pub struct SharedTest<T> {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does; an error or a panic is a failure.
+    pub run: fn(&T) -> Result<()>,
+}
+
+/// A suite out of functions, each a [`SharedTest`] by its own path.
+#[macro_export]
+macro_rules! shared_tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        &[$($crate::suite::SharedTest {
+            name: concat!(stringify!($module), "::", stringify!($name)),
+            run: $module::$name,
+        }),*]
+    };
+}
+
+/// `main` of a suite whose tests share what `start` makes: it takes long to start, and a test
+/// touches only objects of its own. The tests are threads of one process, in one sandbox.
+pub fn main_sharing<T: Send + Sync + 'static>(
+    start: fn() -> Result<T>,
+    tests: &'static [SharedTest<T>],
+) -> ExitCode {
+    if let Err(error) = sandbox::enter() {
+        complain(&format!("{error:#}"));
+        return ExitCode::FAILURE;
+    }
+    let arguments = Arguments::from_args();
+    let trial = |test: &'static SharedTest<T>, shared: Option<Arc<T>>| {
+        Trial::test(test.name, move || {
+            let shared = shared.ok_or("nothing was started for a list")?;
+            (test.run)(&shared).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    };
+    if arguments.list {
+        let trials = tests.iter().map(|test| trial(test, None)).collect();
+        return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    let shared = match start() {
+        Ok(shared) => Arc::new(shared),
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            complain_logs();
+            return ExitCode::FAILURE;
+        }
+    };
+    let trials = tests.iter().map(|test| trial(test, Some(Arc::clone(&shared)))).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if conclusion.has_failed() {
+        complain_logs();
+    }
+    drop(shared);
+    conclusion.exit_code()
+}
+
 /// A command that runs one of the suite's helpers (or tests) in a sandbox of its own.
 pub fn helper(name: &str) -> Result<Command> {
     let mut command = sandbox::nested(env::current_exe()?);
@@ -91,10 +151,15 @@ fn run_one(test: &Test) -> ExitCode {
         // The panic's own message is out already.
         Err(_) => {}
     }
+    complain_logs();
+    ExitCode::FAILURE
+}
+
+/// What programs wrote last.
+fn complain_logs() {
     for (log, end) in sandbox::logs(40) {
         complain(&format!("---- {} (end) ----\n{end}", log.display()));
     }
-    ExitCode::FAILURE
 }
 
 /// One test's process, from outside.

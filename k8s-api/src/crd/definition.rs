@@ -141,3 +141,108 @@ pub(crate) fn nodes<'a>(schema: &'a mut Value, path: &str) -> Option<&'a mut Map
     }
     node.as_object_mut()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every node of a schema, with its path.
+    fn walk(node: &Value, path: &str, visit: &mut impl FnMut(&str, &Map<String, Value>)) {
+        let Some(node) = node.as_object() else { return };
+        visit(path, node);
+        for (field, inner) in
+            node.get("properties").and_then(Value::as_object).into_iter().flatten()
+        {
+            walk(inner, &format!("{path}.{field}"), visit);
+        }
+        if let Some(items) = node.get("items") {
+            walk(items, &format!("{path}[]"), visit);
+        }
+    }
+
+    fn each_node(mut visit: impl FnMut(&str, &Map<String, Value>)) {
+        for definition in definitions() {
+            let version = &definition.manifest["spec"]["versions"][0];
+            walk(&version["schema"]["openAPIV3Schema"], &definition.name, &mut visit);
+        }
+    }
+
+    #[test]
+    fn schemas_are_structural() {
+        const KNOWN: [&str; 20] = [
+            "default",
+            "description",
+            "enum",
+            "format",
+            "items",
+            "maxItems",
+            "maxLength",
+            "maximum",
+            "minItems",
+            "minLength",
+            "minimum",
+            "pattern",
+            "properties",
+            "required",
+            "type",
+            "x-kubernetes-int-or-string",
+            "x-kubernetes-list-map-keys",
+            "x-kubernetes-list-type",
+            "x-kubernetes-validations",
+            "additionalProperties",
+        ];
+        const FORMATS: [&str; 3] = ["int32", "int64", "date-time"];
+        each_node(|path, node| {
+            let unknown: Vec<_> =
+                node.keys().filter(|key| !KNOWN.contains(&key.as_str())).collect();
+            assert!(unknown.is_empty(), "{path}: {unknown:?}");
+            let is_either = node.contains_key("x-kubernetes-int-or-string");
+            assert!(
+                node.get("type").is_some_and(Value::is_string) != is_either,
+                "{path}: {node:?}"
+            );
+            let format = node.get("format").and_then(Value::as_str);
+            assert!(format.is_none_or(|format| FORMATS.contains(&format)), "{path}: {format:?}");
+            let is_list = node.get("type") == Some(&json!("array"));
+            assert_eq!(is_list, node.contains_key("x-kubernetes-list-type"), "{path}");
+            // Without a bound, the cost of rules below a list or on a text cannot be estimated.
+            assert_eq!(is_list, node.contains_key("maxItems"), "{path}");
+        });
+    }
+
+    #[test]
+    fn every_rule_has_a_place() {
+        for kind in &KINDS {
+            let mut schema = json!({
+                "properties": {"spec": (kind.spec)(), "status": (kind.status)()}
+            });
+            for (path, _) in kind.rules {
+                assert!(nodes(&mut schema, path).is_some(), "{} has no {path}", kind.kind);
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_is_described_for_people() {
+        each_node(|path, node| {
+            // Items are described by their list, the metadata by Kubernetes.
+            let is_known = path.ends_with("[]") || path.ends_with(".metadata");
+            let text = node.get("description").and_then(Value::as_str).unwrap_or_default();
+            assert!(is_known || !text.is_empty(), "{path}");
+            assert!(!text.contains("::") && !text.contains("[`"), "{path}: {text}");
+        });
+    }
+
+    #[test]
+    fn no_two_kinds_share_a_name() {
+        let mut names = BTreeSet::new();
+        for kind in &KINDS {
+            let singular = kind.kind.to_lowercase();
+            for name in kind.short_names.iter().copied().chain([kind.plural, &singular]) {
+                assert!(names.insert(name.to_owned()), "{name} stands for two kinds");
+            }
+        }
+    }
+}

@@ -59,14 +59,21 @@ pub(super) const IP_POOL: Rules = &[
                     block_size!("self"), " == ", block_size!("oldSelf")
                 ),
                 "cannot change while the pool exists; make another pool",
-            ),
+            )
+            .saying(concat!(
+                "'cannot change from %d to %d while the pool exists; make another pool'.format([",
+                block_size!("oldSelf"),
+                ", ",
+                block_size!("self"),
+                "])"
+            )),
             Rule::of(
                 ".blockSize",
                 "!isCIDR(self.cidr) || !has(self.blockSize) || (cidr(self.cidr).ip().family() == 4 ? \
                  self.blockSize >= 20 && self.blockSize <= 32 : \
                  self.blockSize >= 116 && self.blockSize <= 128)",
                 "a block of an IPv4 pool is /20 to /32, one of an IPv6 pool /116 to /128",
-            ),
+            ).saying("'a block of /%d is of no use here; one of %s is %s'.format([self.blockSize, self.cidr, cidr(self.cidr).ip().family() == 4 ? '/20 to /32' : '/116 to /128'])"),
             Rule::of(
                 ".blockSize",
                 "!isCIDR(self.cidr) || self.disabled || !has(self.blockSize) || \
@@ -74,9 +81,8 @@ pub(super) const IP_POOL: Rules = &[
                 "a block of this size does not fit into cidr; set blockSize to its length or more",
             )
             .saying(
-                "'a block of /' + string(self.blockSize) + ' does not fit into ' + self.cidr + \
-                 '; set blockSize to ' + string(cidr(self.cidr).prefixLength()) + ' or more, or \
-                 widen cidr'",
+                "'a block of /%d does not fit into %s; set blockSize to %d or more, or widen cidr'\
+                 .format([self.blockSize, self.cidr, cidr(self.cidr).prefixLength()])",
             ),
             Rule::of(
                 ".cidr",
@@ -97,7 +103,7 @@ pub(super) const IP_POOL: Rules = &[
                 "self.ipipMode == 'Never' || !isCIDR(self.cidr) || \
                  cidr(self.cidr).ip().family() == 4",
                 "IP in IP is for IPv4 pools; write Never",
-            ),
+            ).saying("'%s is for IPv4 pools, and %s is none; write Never'.format([self.ipipMode, self.cidr])"),
             Rule::of(
                 ".namespaceSelector",
                 "!has(self.namespaceSelector) || !has(self.allowedUses) || \
@@ -188,7 +194,7 @@ pub(super) const BGP_PEER: Rules = &[(
             "!has(self.reachableBy) || !has(self.peerIP) || !isIP(self.reachableBy) || \
              (ip(self.reachableBy).family() == 6) == self.peerIP.matches('^[[]|:.*:')",
             "must be of the same family as peerIP",
-        ),
+        ).saying("'%s is of another family than %s; write a gateway of that family'.format([self.reachableBy, self.peerIP])"),
     ],
 )];
 
@@ -296,7 +302,8 @@ pub(super) const IPAM_CONFIG: Rules = &[(
             ".maxBlocksPerHost",
             "self.maxBlocksPerHost == 0 || self.strictAffinity",
             "a limit needs strictAffinity: true",
-        ),
+        )
+        .saying("'a limit of %d needs strictAffinity: true'.format([self.maxBlocksPerHost])"),
     ],
 )];
 
@@ -317,12 +324,12 @@ pub(super) const BLOCK_REQUEST: Rules = &[(
             "!isCIDR(self.block) || self.length >= cidr(self.block).prefixLength() && \
              self.length <= (cidr(self.block).ip().family() == 4 ? 32 : 128)",
             "a part is as long as its block or longer, up to 32 in IPv4 and 128 in IPv6",
-        ),
+        ).saying("'a part of /%d does not fit into %s; write its length or more, up to %d'.format([self.length, self.block, cidr(self.block).ip().family() == 4 ? 32 : 128])"),
         Rule::of(
             ".address",
             "!has(self.address) || !isCIDR(self.block) || !isIP(self.address) || \
              cidr(self.block).containsIP(self.address)",
             "is not in the block; leave it out, or ask for a part of another block",
-        ),
+        ).saying("'%s is not in %s; leave it out, or ask for a part of another block'.format([self.address, self.block])"),
     ],
 )];

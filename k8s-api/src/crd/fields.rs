@@ -62,7 +62,7 @@ const MASKED: Rule = Rule::here(
     "!isCIDR(self) || cidr(self).masked() == cidr(self)",
     "has host bits set; clear the bits behind the prefix length",
 )
-.saying("self + ' has host bits set; write ' + string(cidr(self).masked())");
+.saying("'%s has host bits set; write %s'.format([self, string(cidr(self).masked())])");
 
 field!(
     /// An address of either family.
@@ -123,11 +123,26 @@ field!(
         json!({"x-kubernetes-int-or-string": true, "maxLength": 11}),
         &[Rule::here(
             "type(self) == int ? self >= 1 && self <= 4294967295 : type(self) == string && \
-             (self.matches('^[0-9]{1,10}$') ? int(self) >= 1 && int(self) <= 4294967295 : \
-             self.matches('^[0-9]{1,5}[.][0-9]{1,5}$') && self.split('.').all(half, int(half) <= 65535) && \
-             self.split('.').exists(half, int(half) > 0))",
+             self.matches('^([0-9]{1,10}|[0-9]{1,5}[.][0-9]{1,5})$') && \
+             self.split('.').exists(part, int(part) > 0) && (self.contains('.') ? \
+             self.split('.').all(part, int(part) <= 65535) : int(self) <= 4294967295)",
             "an AS number is 1 to 4294967295, or in quotes high.low such as \"64512.1\"",
         )],
+    )
+);
+
+field!(
+    /// An [`AsNumber`] in a list of a list of a list: there the API server's budget for rules is too
+    /// small for one, so it checks the form of a text, and its range is the reader's to check.
+    PathAsNumber => with_rules(
+        json!({
+            "x-kubernetes-int-or-string": true,
+            "maxLength": 11,
+            "minimum": 1,
+            "maximum": u32::MAX,
+            "pattern": "^([0-9]{1,10}|[0-9]{1,5}[.][0-9]{1,5})$",
+        }),
+        &[],
     )
 );
 
@@ -166,6 +181,14 @@ field!(
     )
 );
 
+field!(
+    /// A [`crate::AffinityState`], with the empty text of Calico's older objects.
+    AffinityState => with_rules(
+        json!({"type": "string", "enum": ["", "confirmed", "pending", "pendingDeletion"]}),
+        &[],
+    )
+);
+
 /// A [`twill_types::Dedication`].
 #[derive(JsonSchema)]
 #[allow(dead_code, reason = "only its schema is used")]
@@ -182,7 +205,9 @@ fn text(longest: usize, rules: &[Rule]) -> Schema {
 }
 
 fn with_rules(mut schema: Value, rules: &[Rule]) -> Schema {
-    schema["x-kubernetes-validations"] = rules.iter().map(Rule::to_json).collect();
+    if !rules.is_empty() {
+        schema["x-kubernetes-validations"] = rules.iter().map(Rule::to_json).collect();
+    }
     let Value::Object(schema) = schema else { return json_schema!(true) };
     schema.into()
 }

@@ -15,6 +15,6 @@ mod structural;
 
 pub use definition::{Definition, definitions};
 pub(crate) use fields::{
-    Address, Address4, Address6, AsNumber, BlockCidr, Cidr, Community, Dedication, Duration,
-    PeerAddress, Selector,
+    Address, Address4, Address6, AffinityState, AsNumber, BlockCidr, Cidr, Community, Dedication,
+    Duration, PathAsNumber, PeerAddress, Selector,
 };

@@ -64,7 +64,7 @@ pub struct BgpFilterRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "schema",
-        schemars(length(min = 1, max = 10), with = "Option<Vec<crate::crd::AsNumber>>")
+        schemars(length(min = 1, max = 10), with = "Option<Vec<crate::crd::PathAsNumber>>")
     )]
     pub as_path_prefix: Option<Vec<Asn>>,
     /// Its metric.
@@ -146,7 +146,7 @@ pub struct AsPathPrefix {
     /// 1 to 10 numbers.
     #[cfg_attr(
         feature = "schema",
-        schemars(length(min = 1, max = 10), with = "Vec<crate::crd::AsNumber>")
+        schemars(length(min = 1, max = 10), with = "Vec<crate::crd::PathAsNumber>")
     )]
     pub prefix: Vec<Asn>,
 }

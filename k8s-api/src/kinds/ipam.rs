@@ -125,8 +125,10 @@ pub type BlockAffinity = Object<BlockAffinitySpec>;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BlockAffinitySpec {
-    /// How far the claim is; Twill writes `confirmed` only.
+    /// How far the claim is; the empty text of Calico's older objects means `confirmed`, and Twill
+    /// writes nothing else.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::crd::AffinityState"))]
     pub state: AffinityState,
     /// Whose it is.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]

@@ -1,0 +1,52 @@
+//! The CRDs on a real API server, by kubectl. Needs root, and the programs of
+//! `make test-kubernetes`.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use twill_tests::{kubernetes::ApiServer, programs, sandbox::LABS, wait::wait_until};
+
+mod cases;
+mod changes;
+mod crds;
+mod manifests;
+mod tables;
+
+/// How long the API server may take for what it does by itself.
+const LONG: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let tests = twill_tests::shared_tests![
+        crds::every_definition_is_established,
+        crds::explain_shows_the_documentation,
+        crds::the_api_server_warns_of_nothing,
+        cases::the_api_server_decides_as_the_cases_say,
+        cases::refusals_name_field_value_and_remedy,
+        cases::an_unknown_field_is_named,
+        manifests::seed_manifests_apply,
+        manifests::samples_apply,
+        tables::columns_are_those_of_calicoctl,
+        tables::short_names_work,
+        changes::what_never_changes_is_refused,
+        changes::what_may_change_changes,
+        changes::status_is_a_thing_apart,
+    ];
+    twill_tests::suite::main_sharing(start, tests)
+}
+
+/// An API server that has our definitions.
+fn start() -> Result<ApiServer> {
+    let api = ApiServer::start("kubernetes", &Path::new(LABS).join("kubernetes"))?;
+    let definitions = programs::source("conf/crds");
+    let definitions = definitions.to_string_lossy();
+    api.kubectl().run(&["create", "--filename", &definitions])?;
+    let wait = ["wait", "--for=condition=Established", "--timeout=60s", "--filename"];
+    api.kubectl().run(&[&wait[..], &[&definitions]].concat())?;
+    // Established is said a moment before the server answers for the kind.
+    wait_until("the kinds to be served", LONG, || {
+        let kinds =
+            api.kubectl().run(&["api-resources", "--api-group=projectcalico.org", "-o", "name"])?;
+        Ok(kinds.lines().count() == 10)
+    })?;
+    Ok(api)
+}
