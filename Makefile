@@ -16,7 +16,7 @@ BENCH ?= --out bench/results
 BENCH_BGP ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak fuzz bench bench-bgp bench-rib build plugin lint fmt tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak fuzz bench bench-bgp bench-rib build plugin lint fmt crds tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -91,6 +91,9 @@ lint: ## clippy, warnings denied
 
 fmt: ## format
 	$(CARGO) fmt --all
+
+crds: ## conf/crds/, from the types of k8s-api
+	$(CARGO) xtask crds
 
 tidy: ## the structure rules
 	$(CARGO) xtask tidy

@@ -4,7 +4,8 @@
 //! Promise: whatever a manifest holds, reading it never fails as a whole. Every document that is
 //! right is given back typed and checked; everything else becomes a [`Problem`] that names file,
 //! line, field, value and remedy. A field that Calico has and Twill does not act on is kept and
-//! told by [`Resource::unsupported`]. Nothing here watches, caches or decides.
+//! told by [`Resource::unsupported`]. Nothing here watches, caches or decides. With the feature
+//! `schema` the kinds are CustomResourceDefinitions, too (`crd`).
 
 mod condition;
 #[cfg(feature = "schema")]

@@ -183,7 +183,7 @@ impl Resource {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {object} as text")]
 pub struct FormatError {
-    object: ObjectId,
+    pub(crate) object: ObjectId,
     #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
+    pub(crate) source: Box<dyn std::error::Error + Send + Sync>,
 }

@@ -46,6 +46,11 @@ fn names(said: &str, field: &str) -> bool {
     ends.any(|rest| rest.starts_with([':', '.', '[']))
 }
 
+/// Whether a rule could not be computed, which refuses an object without saying why.
+fn is_broken(said: &str) -> bool {
+    ["evaluating rule", "signature for rule"].iter().any(|words| said.contains(words))
+}
+
 /// What kubectl complained about, by object: one line for each.
 fn complaints(text: &str) -> BTreeMap<String, String> {
     let complaint = |line: &str| {
@@ -76,7 +81,7 @@ pub(crate) fn the_api_server_decides_as_the_cases_say(api: &ApiServer) -> Result
             let said = complaints.remove(&case.object);
             let is_told = match (&case.refused, &said) {
                 (None, None) => true,
-                (Some(field), Some(said)) => names(said, field),
+                (Some(field), Some(said)) => names(said, field) && !is_broken(said),
                 _ => false,
             };
             if !is_told {

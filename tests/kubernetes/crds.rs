@@ -27,6 +27,18 @@ pub(crate) fn every_definition_is_established(api: &ApiServer) -> Result<()> {
     Ok(())
 }
 
+/// By what an install tells ours from Calico's: the label, and an APIService without a server.
+pub(crate) fn definitions_can_be_told_from_calicos(api: &ApiServer) -> Result<()> {
+    for definition in definitions(api)? {
+        let label = &definition["metadata"]["labels"]["app.kubernetes.io/part-of"];
+        ensure!(label == "twill", "{}: {label}", definition["metadata"]["name"]);
+    }
+    let service = api.kubectl().json(&["get", "apiservice", "v3.projectcalico.org"])?;
+    let label = &service["metadata"]["labels"]["kube-aggregator.kubernetes.io/automanaged"];
+    ensure!(label == "true" && service["spec"]["service"].is_null(), "{service:#}");
+    Ok(())
+}
+
 /// Warnings are how the API server tells of formats that it does not know, and of the like.
 pub(crate) fn the_api_server_warns_of_nothing(api: &ApiServer) -> Result<()> {
     let directory = programs::source("conf/crds");

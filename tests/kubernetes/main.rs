@@ -1,9 +1,14 @@
 //! The CRDs on a real API server, by kubectl. Needs root, and the programs of
 //! `make test-kubernetes`.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use twill_tests::{kubernetes::ApiServer, programs, sandbox::LABS, wait::wait_until};
 
 mod cases;
@@ -18,6 +23,7 @@ const LONG: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     let tests = twill_tests::shared_tests![
         crds::every_definition_is_established,
+        crds::definitions_can_be_told_from_calicos,
         crds::explain_shows_the_documentation,
         crds::the_api_server_warns_of_nothing,
         cases::the_api_server_decides_as_the_cases_say,
@@ -37,6 +43,8 @@ fn main() -> ExitCode {
 /// An API server that has our definitions.
 fn start() -> Result<ApiServer> {
     let api = ApiServer::start("kubernetes", &Path::new(LABS).join("kubernetes"))?;
+    let version = api.kubectl().run(&["version"])?;
+    writeln!(io::stderr(), "{}", version.trim_end()).context("cannot write to standard error")?;
     let definitions = programs::source("conf/crds");
     let definitions = definitions.to_string_lossy();
     api.kubectl().run(&["create", "--filename", &definitions])?;

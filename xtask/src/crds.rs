@@ -13,8 +13,7 @@ const HEADER: &str = "# Made by `cargo xtask crds` out of k8s-api/src; do not ed
 /// The files by name, as they have to be.
 fn files() -> anyhow::Result<BTreeMap<String, String>> {
     let file = |definition: crd::Definition| {
-        let yaml = definition.to_yaml();
-        let yaml = yaml.with_context(|| format!("cannot write {} as text", definition.name))?;
+        let yaml = definition.to_yaml()?;
         Ok((format!("{}.yaml", definition.name), format!("{HEADER}---\n{}\n", yaml.trim_end())))
     };
     crd::definitions().into_iter().map(file).collect()

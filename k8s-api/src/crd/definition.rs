@@ -8,7 +8,10 @@ use super::{
     rules::Rule,
     structural::structural,
 };
-use crate::API_VERSION;
+use crate::{API_VERSION, FormatError, ObjectId};
+
+/// The label by which an install knows our definitions from those of others: docs/adr/0018-crds.md.
+const PART_OF: &str = "app.kubernetes.io/part-of";
 
 /// The definition of one kind.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,8 +24,15 @@ pub struct Definition {
 
 impl Definition {
     /// The manifest in YAML, keys in alphabetical order.
-    pub fn to_yaml(&self) -> Result<String, serde_saphyr::ser::Error> {
-        serde_saphyr::to_string(&self.manifest)
+    pub fn to_yaml(&self) -> Result<String, FormatError> {
+        serde_saphyr::to_string(&self.manifest).map_err(|source| FormatError {
+            object: ObjectId {
+                kind: "customresourcedefinition".to_owned(),
+                namespace: None,
+                name: self.name.clone(),
+            },
+            source: source.into(),
+        })
     }
 }
 
@@ -48,7 +58,7 @@ fn define(kind: &KindDefinition) -> Definition {
     let mut manifest = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "labels": {PART_OF: "twill"}},
         "spec": {
             "group": group,
             "scope": "Cluster",
@@ -121,7 +131,7 @@ fn schema(kind: &KindDefinition) -> Value {
 fn add_rules(node: &mut Map<String, Value>, rules: &[Rule]) {
     let all = node.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
     if let Value::Array(all) = all {
-        all.extend(rules.iter().map(Rule::to_json));
+        all.extend(rules.iter().copied().map(Rule::to_json));
     }
 }
 

@@ -191,7 +191,7 @@ field!(
 
 /// A [`twill_types::Dedication`].
 #[derive(JsonSchema)]
-#[allow(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, reason = "only its schema is used")]
 pub(crate) struct Dedication {
     /// The network's name.
     #[schemars(length(min = 1, max = 253))]
@@ -206,7 +206,7 @@ fn text(longest: usize, rules: &[Rule]) -> Schema {
 
 fn with_rules(mut schema: Value, rules: &[Rule]) -> Schema {
     if !rules.is_empty() {
-        schema["x-kubernetes-validations"] = rules.iter().map(Rule::to_json).collect();
+        schema["x-kubernetes-validations"] = rules.iter().copied().map(Rule::to_json).collect();
     }
     let Value::Object(schema) = schema else { return json_schema!(true) };
     schema.into()

@@ -2,7 +2,7 @@
 //!
 //! Promise: what [`crate::load_manifests`] refuses, the API server refuses too, wherever the Common
 //! Expression Language can say the rule; and the API server refuses nothing that it accepts, but
-//! for what `docs/adr/0015` names. The files under `conf/crds/` are this module's output, and a
+//! for what `docs/adr/0018-crds.md` names. The files under `conf/crds/` are this module's output, and a
 //! test fails when they differ.
 
 mod definition;

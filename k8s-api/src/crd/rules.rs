@@ -36,7 +36,7 @@ impl Rule {
     }
 
     /// As it stands in a schema, under `x-kubernetes-validations`.
-    pub(crate) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(self) -> Value {
         let mut rule = json!({"rule": self.expression, "message": self.message});
         if let Some(expression) = self.message_expression {
             rule["messageExpression"] = json!(expression);

@@ -8,7 +8,7 @@ use crate::ConditionStatus;
 /// own status objects.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase")]
-#[allow(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, reason = "only its schema is used")]
 pub(crate) struct ObjectStatus {
     /// What was accepted, what was refused, and why.
     #[schemars(
@@ -22,7 +22,7 @@ pub(crate) struct ObjectStatus {
 
 /// How many nodes say what about the object.
 #[derive(JsonSchema)]
-#[allow(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, reason = "only its schema is used")]
 struct NodeCounts {
     /// Nodes that use it as it stands.
     accepted: Option<u32>,
@@ -33,7 +33,7 @@ struct NodeCounts {
 /// One condition.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase")]
-#[allow(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, reason = "only its schema is used")]
 pub(crate) struct StatusCondition {
     /// What is said, such as Accepted, Unsupported or Allocatable.
     #[schemars(rename = "type", length(min = 1, max = 316))]
@@ -58,7 +58,7 @@ pub(crate) struct StatusCondition {
 /// answers, and who asked says when the part came back.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase")]
-#[allow(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, reason = "only its schema is used")]
 pub(crate) struct RequestStatus {
     #[schemars(flatten)]
     object: ObjectStatus,
