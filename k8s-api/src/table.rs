@@ -159,9 +159,9 @@ mod tests {
                 "default true true",
             ),
             (
-                "kind: BlockAffinity\nmetadata: {name: b}\nspec: {node: n, cidr: 10.0.0.0/26, pool: p}",
+                "kind: BlockAffinity\nmetadata: {name: 0a000000-26}\nspec: {node: n, cidr: 10.0.0.0/26, pool: p}",
                 false,
-                "b 10.0.0.0/26 n p confirmed",
+                "0a000000-26 10.0.0.0/26 n p confirmed",
             ),
             (
                 "kind: Secret\nmetadata: {name: s}\ndata: {b: czNjcmV0}\nstringData: {a: hidden}",

@@ -4,37 +4,36 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use twill_tests::kubernetes::ApiServer;
 
-const OBJECTS: &str = "\
-apiVersion: projectcalico.org/v3
+/// A pool of this name, a claim of its first block, and a request for a part of that.
+fn objects(name: &str, octet: u8) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3
 kind: IPPool
-metadata: {name: changes}
-spec: {cidr: 10.78.0.0/16}
+metadata: {{name: {name}}}
+spec: {{cidr: 10.{octet}.0.0/16}}
 ---
 apiVersion: projectcalico.org/v3
 kind: BlockAffinity
-metadata: {name: 0a4e0000-26}
-spec: {node: node1, cidr: 10.78.0.0/26, pool: changes}
+metadata: {{name: 0a{octet:02x}0000-26}}
+spec: {{node: node1, cidr: 10.{octet}.0.0/26, pool: {name}}}
 ---
 apiVersion: projectcalico.org/v3
 kind: BlockRequest
-metadata: {name: changes}
-spec: {node: node2, block: 10.78.0.0/26, pool: changes, length: 29}
-";
-
-/// The objects under names of a test's own.
-fn objects(name: &str) -> String {
-    OBJECTS.replace("changes}", &format!("{name}}}")).replace("0a4e0000-26", &format!("{name}-26"))
+metadata: {{name: {name}}}
+spec: {{node: node2, block: 10.{octet}.0.0/26, pool: {name}, length: 29}}
+"
+    )
 }
 
 pub(crate) fn what_never_changes_is_refused(api: &ApiServer) -> Result<()> {
     let kubectl = api.kubectl();
-    let objects = objects("never");
+    let objects = objects("never", 78);
     kubectl.run_with_input(&["create", "-f", "-"], &objects)?;
     for (object, patch, expected) in [
         (
             "ippool/never",
-            r#"{"spec": {"cidr": "10.79.0.0/16"}}"#,
-            "spec.cidr: Invalid value: \"10.79.0.0/16\": cannot change while the pool exists; make \
+            r#"{"spec": {"cidr": "10.178.0.0/16"}}"#,
+            "spec.cidr: Invalid value: \"10.178.0.0/16\": cannot change while the pool exists; make \
              another pool",
         ),
         (
@@ -43,12 +42,12 @@ pub(crate) fn what_never_changes_is_refused(api: &ApiServer) -> Result<()> {
             "spec.blockSize: Invalid value: cannot change from 26 to 28 while the pool exists; make another pool",
         ),
         (
-            "blockaffinity/never-26",
+            "blockaffinity/0a4e0000-26",
             r#"{"spec": {"cidr": "10.78.0.64/26"}}"#,
             "spec.cidr: Invalid value: \"10.78.0.64/26\": a claim is of one block for ever",
         ),
         (
-            "blockaffinity/never-26",
+            "blockaffinity/0a4e0000-26",
             r#"{"spec": {"node": "node2"}}"#,
             "spec.node: Invalid value: \"node2\": a claim does not change hands",
         ),
@@ -66,7 +65,7 @@ pub(crate) fn what_never_changes_is_refused(api: &ApiServer) -> Result<()> {
 
 pub(crate) fn what_may_change_changes(api: &ApiServer) -> Result<()> {
     let kubectl = api.kubectl();
-    let objects = objects("may");
+    let objects = objects("may", 79);
     kubectl.run_with_input(&["create", "-f", "-"], &objects)?;
     for (object, patch) in [
         // 26 is what it is without the field.
@@ -76,10 +75,10 @@ pub(crate) fn what_may_change_changes(api: &ApiServer) -> Result<()> {
         ),
         ("ippool/may", r#"{"spec": {"blockSize": null}}"#),
         (
-            "blockaffinity/may-26",
+            "blockaffinity/0a4f0000-26",
             concat!(
                 r#"{"spec": {"state": "pendingDeletion", "delegations": "#,
-                r#"[{"cidr": "10.78.0.8/29", "node": "node2", "request": "may"}]}}"#
+                r#"[{"cidr": "10.79.0.8/29", "node": "node2", "request": "may"}]}}"#
             ),
         ),
     ] {
@@ -93,7 +92,7 @@ pub(crate) fn what_may_change_changes(api: &ApiServer) -> Result<()> {
 /// conditions of different types stand side by side.
 pub(crate) fn status_is_a_thing_apart(api: &ApiServer) -> Result<()> {
     let kubectl = api.kubectl();
-    let objects = objects("status");
+    let objects = objects("status", 80);
     kubectl.run_with_input(&["create", "-f", "-"], &objects)?;
     let patch = |part: &[&str], object: &str, patch: &str| {
         kubectl.run(&[&["patch", object, "--type=merge", "-p", patch], part].concat())
@@ -131,10 +130,10 @@ pub(crate) fn status_is_a_thing_apart(api: &ApiServer) -> Result<()> {
     patch(
         &["--subresource=status"],
         "blockrequest/status",
-        r#"{"status": {"granted": "10.78.0.8/29"}}"#,
+        r#"{"status": {"granted": "10.80.0.8/29"}}"#,
     )?;
     let arguments = ["get", "blockrequest/status", "-o", "jsonpath={.status.granted}"];
     let granted = kubectl.run(&arguments)?;
-    ensure!(granted == "10.78.0.8/29", "{granted}");
+    ensure!(granted == "10.80.0.8/29", "{granted}");
     kubectl.run_with_input(&["delete", "-f", "-"], &objects).map(drop)
 }

@@ -113,7 +113,15 @@ fn schema(kind: &KindDefinition) -> Value {
         "properties": {
             "apiVersion": text("The API group and version: projectcalico.org/v3."),
             "kind": text("The kind."),
-            "metadata": {"type": "object"},
+            // Kubernetes has the schema of the rest. Rules can be about a name only where it stands here.
+            "metadata": {
+                "type": "object",
+                "properties": {"name": {
+                    "type": "string",
+                    "maxLength": 253,
+                    "description": "The object's name.",
+                }},
+            },
             "spec": (kind.spec)(),
             "status": (kind.status)(),
         },

@@ -307,13 +307,38 @@ pub(super) const IPAM_CONFIG: Rules = &[(
     ],
 )];
 
+/// The address in a claim's name is that of its block. Of an IPv6 address only the form is checked:
+/// the server bounds the cost of reading one only where it can bound the text's length.
+const NAMED_BY_ADDRESS: &str = "\
+    !isCIDR(self.spec.cidr) || (cidr(self.spec.cidr).ip().family() == 4 ? \
+    self.metadata.name.matches('^[0-9a-f]{8}-') && [0, 1, 2, 3].all(octet, \
+    int(self.spec.cidr.split('/')[0].split('.')[octet]) == \
+    '0123456789abcdef'.indexOf(self.metadata.name.charAt(2 * octet)) * 16 + \
+    '0123456789abcdef'.indexOf(self.metadata.name.charAt(2 * octet + 1))) : \
+    self.metadata.name.matches('^[0-9a-f]{32}-'))";
+
 pub(super) const BLOCK_AFFINITY: Rules = &[
+    (
+        "",
+        &[
+            Rule::of(".metadata.name", NAMED_BY_ADDRESS, NAMED_BY_BLOCK),
+            Rule::of(
+                ".metadata.name",
+                "self.spec.cidr.split('/').size() != 2 || \
+                 self.metadata.name.endsWith('-' + self.spec.cidr.split('/')[1])",
+                NAMED_BY_BLOCK,
+            ),
+        ],
+    ),
     ("spec.cidr", &[Rule::here("self == oldSelf", "a claim is of one block for ever")]),
     (
         "spec.node",
         &[Rule::here("self == oldSelf", "a claim does not change hands; delete it, make another")],
     ),
 ];
+
+const NAMED_BY_BLOCK: &str = "a claim is named by its block: the address in 8 or 32 hexadecimal \
+                              digits, `-` and the length, such as 0a0a0040-26";
 
 pub(super) const BLOCK_REQUEST: Rules = &[(
     "spec",

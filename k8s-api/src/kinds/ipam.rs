@@ -319,7 +319,14 @@ fn bool_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::E
 }
 
 impl Rules for BlockAffinity {
-    fn check(&self, _: &mut Report) {}
+    /// Whoever makes the object has the block, so there must be one name for each.
+    fn check(&self, report: &mut Report) {
+        let right = self.spec.cidr.claim_name();
+        if self.metadata.name != right {
+            let message = format!("a claim is named by its block; write {right}");
+            report.error("metadata.name", message);
+        }
+    }
 
     fn unsupported(&self) -> Vec<Unsupported> {
         Vec::new()

@@ -125,7 +125,8 @@ fn every_field_of_calico_is_known() {
             "state: \"\"\nnode: n\ntype: host\ncidr: 10.0.0.0/26\ndeleted: \"false\"",
         ),
     ] {
-        let text = manifest(kind, "default", spec);
+        let name = if kind == "BlockAffinity" { "0a000000-26" } else { "default" };
+        let text = manifest(kind, name, spec);
         let resource = only(&text);
         assert_eq!(only(&resource.to_yaml().unwrap()), resource);
         assert_eq!(resource.kind_name(), kind);
