@@ -59,7 +59,7 @@ test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go
 	@hack/build-go-tools cni crictl containerd
 	$(CARGO) test --locked --package twill-tests --test runtimes
 
-test-kubernetes: build ## the CRDs on a real API server (root, Go)
+test-kubernetes: ## the CRDs on a real API server (root, Go)
 	@hack/install-tools kubernetes
 	@hack/build-go-tools kubernetes
 	$(CARGO) test --locked --package twill-tests --test kubernetes
