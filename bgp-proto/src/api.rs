@@ -185,6 +185,18 @@ impl PeerConfig {
             || self.tcp_key != new.tcp_key
             || self.ttl_security != new.ttl_security
     }
+
+    /// Whether what a peer has announced under `self` is as good under `new`, also while it is away.
+    /// Another password or timer changes nothing about routes; another AS or role does.
+    pub(crate) fn keeps_paths(&self, new: &Self) -> bool {
+        self.asn == new.asn
+            && self.families == new.families
+            && self.client == new.client
+            && self.policy.role == new.policy.role
+            && self.policy.local_asn == new.policy.local_asn
+            && self.policy.as_sets == new.policy.as_sets
+            && new.shutdown.is_none()
+    }
 }
 
 /// Whether and how well a next hop can be reached.

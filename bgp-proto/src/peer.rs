@@ -434,6 +434,7 @@ impl Peer {
     /// Takes a changed configuration; a session that it does not concern stays.
     pub(crate) fn reconfigure(&mut self, config: PeerConfig, sink: &mut Sink<'_>) {
         let reset = self.config.needs_reset(&config);
+        let keeps = self.config.keeps_paths(&config);
         let shutdown = config.shutdown != self.config.shutdown;
         let passive = config.passive && !self.config.passive;
         // What ended the session at the old limit may be right by the new one.
@@ -442,7 +443,8 @@ impl Peer {
         match &self.config.shutdown {
             Some(text) if shutdown => {
                 let text = text.clone();
-                return self.stop(&Notification::cease_with_text(cease::SHUTDOWN, &text), sink);
+                let said = Notification::cease_with_text(cease::SHUTDOWN, &text);
+                return self.stop(&said, false, sink);
             }
             Some(_) => return,
             None => {}
@@ -455,7 +457,7 @@ impl Peer {
         }
         if reset && self.dial != Dial::Stopped {
             // Events 8 and 3: what was wrong may be right now, so nothing is waited for.
-            self.stop(&Notification::new(code::CEASE, cease::CONFIGURATION), sink);
+            self.stop(&Notification::new(code::CEASE, cease::CONFIGURATION), keeps, sink);
         }
         if self.dial == Dial::Stopped {
             return self.start(sink);

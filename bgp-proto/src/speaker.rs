@@ -6,8 +6,8 @@ use std::{
 use twill_types::{Family, Prefix};
 
 use crate::{
-    ConnId, Explanation, Input, Output, Own, PeerConfig, PeerKey, PeerSnapshot, RouteSnapshot,
-    SpeakerConfig, Time,
+    ConnId, Explanation, Input, Output, Own, PeerConfig, PeerKey, PeerSnapshot, Reflection,
+    RouteSnapshot, SpeakerConfig, Time,
     adj_out::{AdjRibsOut, ExportView, Messages},
     offer,
     peer::{Peer, Session, Sink},
@@ -70,7 +70,7 @@ impl Speaker {
             Input::Tick => self.tick(now),
             Input::SetPeers(peers) => self.set_peers(now, peers),
             Input::SetOwn(own) => self.set_own(now, own),
-            Input::SetReflection(reflection) => self.rib.set_reflection(reflection),
+            Input::SetReflection(reflection) => self.set_reflection(now, reflection),
             Input::Connected { conn, local } => {
                 self.with_owner(now, conn, |peer, sink| peer.connected(conn, local, sink));
             }
@@ -213,7 +213,12 @@ impl Speaker {
                 Some(peer) if peer.config != config => {
                     let stopped = config.shutdown.is_some();
                     let policy = peer.config.policy.clone();
+                    let keeps = peer.config.keeps_paths(&config);
                     self.with_peer(now, key, |peer, sink| peer.reconfigure(config, sink));
+                    if !keeps {
+                        // Those of a session that was up are gone with it.
+                        self.flush_stale(key, &[Family::V4, Family::V6]);
+                    }
                     self.policy_changed(now, key, &policy);
                     if let (true, Some(exchange)) = (stopped, self.exchanges.get_mut(&key)) {
                         exchange.release();
@@ -280,6 +285,20 @@ impl Speaker {
                 Some(Role::Customer | Role::RouteServerClient | Role::Peer)
             ),
         })
+    }
+
+    /// Whose routes are passed on. What has passed a cluster is refused by it (RFC 4456 section 8), so
+    /// in another cluster all is asked for again.
+    fn set_reflection(&mut self, now: Time, reflection: Option<Reflection>) {
+        let before = self.rib.cluster_id();
+        self.rib.set_reflection(reflection);
+        if self.rib.cluster_id() == before {
+            return;
+        }
+        let internal = self.peers.values().filter(|peer| peer.config.is_internal(&self.config));
+        for key in internal.map(|peer| peer.key).collect::<Vec<_>>() {
+            self.ask_again(now, key);
+        }
     }
 
     fn set_own(&mut self, now: Time, own: Own) {

@@ -1,8 +1,9 @@
 //! What a route reflector passes on (RFC 4456), and as what.
 //!
 //! Whether a peer is told of a path is a function of the path's source and of the peer's group, so nothing
-//! is kept of it but counts. Only the peer that a path comes from is not told of it. Messages are therefore
-//! made in parts, each for all members of a group but one, and each part is encoded once.
+//! is kept of it but counts. Only the peer that a path comes from, and one that the path leads to, are not
+//! told of it. Messages are therefore made in parts, each for all members of a group but these, and each
+//! part is encoded once.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -16,40 +17,56 @@ use crate::{
     wire::{self, Community, PathAttributes},
 };
 
+/// Which members of a group are not told of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct But {
+    /// Whose path it is.
+    from: PeerKey,
+    /// Where it leads to, as it is told: nobody is told to go to himself (RFC 4271 section 5.1.3).
+    next_hop: IpAddr,
+}
+
+impl But {
+    fn is(self, peer: PeerKey) -> bool {
+        self.from == peer || self.next_hop == peer.address
+    }
+}
+
 /// How many paths the members of a group were told.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     all: usize,
-    /// Those that come from this peer, which is not told of them.
-    from: BTreeMap<PeerKey, usize>,
+    /// By who is not told of them.
+    but: BTreeMap<But, usize>,
 }
 
 impl Told {
     pub(super) fn to(&self, peer: PeerKey) -> usize {
-        self.all.saturating_sub(self.from.get(&peer).copied().unwrap_or_default())
+        let untold = self.but.iter().filter(|(but, _)| but.is(peer)).map(|(_, count)| count);
+        self.all.saturating_sub(untold.sum())
     }
 
-    fn add(&mut self, from: PeerKey) {
+    fn add(&mut self, but: But) {
         self.all += 1;
-        *self.from.entry(from).or_default() += 1;
+        *self.but.entry(but).or_default() += 1;
     }
 
-    fn remove(&mut self, from: PeerKey) {
+    fn remove(&mut self, but: But) {
         self.all = self.all.saturating_sub(1);
-        if let Some(count) = self.from.get_mut(&from) {
+        if let Some(count) = self.but.get_mut(&but) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.from.remove(&from);
+                self.but.remove(&but);
             }
         }
     }
 }
 
-/// Messages for the members of a group, but for one peer each.
+/// Messages for the members of a group, but for some.
 #[derive(Debug, Default)]
 struct Parts {
-    withdrawals: Vec<(PeerKey, Vec<u8>)>,
-    announcements: Vec<(PeerKey, Vec<u8>)>,
+    withdrawals: Vec<(But, Vec<u8>)>,
+    announcements: Vec<(But, Vec<u8>)>,
     /// Withdrawals for one peer alone.
     only: BTreeMap<PeerKey, Vec<u8>>,
 }
@@ -57,8 +74,8 @@ struct Parts {
 impl Parts {
     /// What one peer is told: withdrawals first, so that it never has more routes than it will have.
     fn to(&self, peer: PeerKey) -> Messages {
-        let others = |parts: &[(PeerKey, Vec<u8>)], bytes: &mut Vec<u8>| {
-            for (_, part) in parts.iter().filter(|(but, _)| *but != peer) {
+        let others = |parts: &[(But, Vec<u8>)], bytes: &mut Vec<u8>| {
+            for (_, part) in parts.iter().filter(|(but, _)| !but.is(peer)) {
                 bytes.extend_from_slice(part);
             }
         };
@@ -93,28 +110,25 @@ impl AdjRibsOut {
 impl Group {
     fn pass(&mut self, rib: &Rib, passes: &[Pass]) -> Parts {
         let view = self.view;
-        let told = |id: Option<Id>, prefix: Prefix| {
-            rib.passing(id?).filter(|passing| view.tells(passing, prefix.family()))
-        };
-        let mut gone: BTreeMap<PeerKey, Both> = BTreeMap::new();
+        let told = |id: Option<Id>, prefix: Prefix| view.told_but(&rib.passing(id?)?, prefix);
+        let mut gone: BTreeMap<But, Both> = BTreeMap::new();
         let mut only: BTreeMap<PeerKey, Both> = BTreeMap::new();
         let mut new: Vec<(Id, Prefix)> = Vec::new();
         for pass in passes {
             let old = told(pass.old, pass.prefix);
-            if let Some(old) = &old {
-                self.told.remove(old.peer);
+            if let Some(old) = old {
+                self.told.remove(old);
             }
-            match (&old, told(pass.new, pass.prefix).zip(pass.new)) {
+            match (old, told(pass.new, pass.prefix).zip(pass.new)) {
                 (None, None) => {}
-                (Some(old), None) => push(gone.entry(old.peer).or_default(), pass.prefix),
-                (old, Some((passing, id))) => {
-                    self.told.add(passing.peer);
+                (Some(old), None) => push(gone.entry(old).or_default(), pass.prefix),
+                (old, Some((but, id))) => {
+                    self.told.add(but);
                     new.push((id, pass.prefix));
-                    // Whose path it is now was told of the one before.
-                    if old.is_some_and(|old| old.peer != passing.peer)
-                        && self.members.contains(&passing.peer)
-                    {
-                        push(only.entry(passing.peer).or_default(), pass.prefix);
+                    // Who is not told of this one was perhaps told of the one before.
+                    if let Some(old) = old.filter(|old| *old != but) {
+                        let left = self.members_of(but).filter(|peer| !old.is(*peer));
+                        left.for_each(|peer| push(only.entry(peer).or_default(), pass.prefix));
                     }
                 }
             }
@@ -128,13 +142,29 @@ impl Group {
     }
 }
 
+impl Group {
+    /// The members that are not told of a path.
+    fn members_of(&self, but: But) -> impl Iterator<Item = PeerKey> {
+        let first = PeerKey { address: but.next_hop, port: 0 };
+        let at = self.members.range(first..).take_while(move |key| key.address == but.next_hop);
+        let from = self.members.get(&but.from).filter(|from| from.address != but.next_hop);
+        at.chain(from).copied()
+    }
+}
+
 impl ExportView {
+    /// Who is not told of a path of all peers of this view; `None` if none of them is told.
+    fn told_but(&self, passing: &Passing<'_>, prefix: Prefix) -> Option<But> {
+        let next_hop = self.tells(passing, prefix.family())?;
+        Some(But { from: passing.peer, next_hop })
+    }
+
     /// Counts what is passed on to peers of this view.
     pub(super) fn count_passed(&self, rib: &Rib) -> Told {
         let mut told = Told::default();
         for (prefix, id) in rib.all_passed() {
-            if let Some(passing) = rib.passing(id).filter(|p| self.tells(p, prefix.family())) {
-                told.add(passing.peer);
+            if let Some(but) = rib.passing(id).and_then(|p| self.told_but(&p, prefix)) {
+                told.add(but);
             }
         }
         told
@@ -142,15 +172,13 @@ impl ExportView {
 
     /// Everything that is passed on to a peer, of these families.
     pub(super) fn all_passed(&self, rib: &Rib, peer: PeerKey, families: &[Family]) -> Vec<u8> {
-        let is_told = |id: Id, family: Family| {
-            let passing = rib.passing(id);
-            passing.is_some_and(|passing| passing.peer != peer && self.tells(&passing, family))
+        let is_told = |id: Id, prefix: Prefix| {
+            let but = rib.passing(id).and_then(|passing| self.told_but(&passing, prefix));
+            but.is_some_and(|but| !but.is(peer))
         };
         let all: Vec<(Id, Prefix)> = rib
             .all_passed()
-            .filter(|(prefix, id)| {
-                families.contains(&prefix.family()) && is_told(*id, prefix.family())
-            })
+            .filter(|(prefix, id)| families.contains(&prefix.family()) && is_told(*id, *prefix))
             .map(|(prefix, id)| (id, prefix))
             .collect();
         // What cannot be encoded was not told before either.
@@ -162,10 +190,10 @@ impl ExportView {
     pub(super) fn passed_beside(&self, rib: &Rib, peer: PeerKey, other: &Self) -> Vec<u8> {
         let mut gone = Both::default();
         for (prefix, id) in rib.all_passed() {
-            if let Some(passing) = rib.passing(id).filter(|passing| passing.peer != peer)
-                && self.tells(&passing, prefix.family())
-                && !other.tells(&passing, prefix.family())
-            {
+            let Some(passing) = rib.passing(id) else { continue };
+            let is_told =
+                |view: &Self| view.told_but(&passing, prefix).is_some_and(|but| !but.is(peer));
+            if is_told(self) && !is_told(other) {
                 push(&mut gone, prefix);
             }
         }
@@ -188,56 +216,66 @@ impl ExportView {
         &self,
         rib: &Rib,
         mut paths: Vec<(Id, Prefix)>,
-        gone: &mut BTreeMap<PeerKey, Both>,
-    ) -> Vec<(PeerKey, Vec<u8>)> {
+        gone: &mut BTreeMap<But, Both>,
+    ) -> Vec<(But, Vec<u8>)> {
         // What shares its attributes shares messages.
         paths.sort_unstable_by_key(|(id, prefix)| (*id, prefix.family(), *prefix));
-        let mut parts: Vec<(PeerKey, Vec<u8>)> = Vec::new();
+        let mut parts: Vec<(But, Vec<u8>)> = Vec::new();
         for run in paths.chunk_by(|a, b| (a.0, a.1.family()) == (b.0, b.1.family())) {
             let Some((id, first)) = run.first() else { continue };
             let Some(passing) = rib.passing(*id) else { continue };
             let Some(attributes) = self.passed_attributes(&passing, first.family()) else {
                 continue;
             };
+            let but = But { from: passing.peer, next_hop: attributes.next_hop };
             let prefixes: Vec<Prefix> = run.iter().map(|(_, prefix)| *prefix).collect();
-            if parts.last().is_none_or(|(but, _)| *but != passing.peer) {
-                parts.push((passing.peer, Vec::new()));
+            if parts.last().is_none_or(|(last, _)| *last != but) {
+                parts.push((but, Vec::new()));
             }
             let Some((_, bytes)) = parts.last_mut() else { continue };
             let family = first.family();
             if !wire::encode_updates(&attributes, family, &prefixes, &self.session, bytes) {
-                let both = gone.entry(passing.peer).or_default();
+                let both = gone.entry(but).or_default();
                 prefixes.into_iter().for_each(|prefix| push(both, prefix));
             }
         }
         parts
     }
 
-    /// Whether a peer of this view is told of a path, unless it is its own.
-    fn tells(&self, passing: &Passing<'_>, family: Family) -> bool {
+    /// The next hop with which peers of this view are told of a path; `None` if they are not.
+    fn tells(&self, passing: &Passing<'_>, family: Family) -> Option<IpAddr> {
         let has = |community| passing.attributes.communities.binary_search(&community).is_ok();
-        // RFC 4456 section 6: what comes from no client goes to clients alone.
-        let by_rank =
-            !self.session.internal || passing.facts.external || passing.facts.client || self.client;
+        let (from, internal) = (passing.facts, self.session.internal);
+        let by_rank = match internal {
+            // RFC 4456 section 6: what comes from no client goes to clients alone.
+            true => from.external || from.client || self.client,
+            // What is learned outside stays inside: a reflector is no way from one rack to another.
+            false => !from.external,
+        };
         // RFC 1997.
         let stays_inside = has(Community::NO_EXPORT) || has(Community::NO_EXPORT_SUBCONFED);
-        by_rank
+        let is_told = by_rank
             // RFC 9234 section 5.
             && !(self.no_customer && passing.attributes.only_to_customer.is_some())
             // RFC 9494 section 4.3.
             && (self.long_lived || !has(Community::LLGR_STALE))
             && self.session.has(family)
-            && self.passed_next_hop(passing, family).is_some()
             && !has(Community::NO_ADVERTISE)
-            && (self.session.internal || !stays_inside)
+            && (internal || !stays_inside);
+        is_told.then(|| self.passed_next_hop(passing, family)).flatten()
     }
 
     /// The next hop of a path as it is passed on: its own inside the AS (RFC 4456 section 10), and outside
-    /// where the peer is on one link with it (RFC 4271 section 5.1.3); else this node's.
+    /// where the peer is on one link with it (RFC 4271 section 5.1.3); else this node's. One that holds on a
+    /// link alone means nothing elsewhere.
     fn passed_next_hop(&self, passing: &Passing<'_>, family: Family) -> Option<IpAddr> {
         let next_hop = passing.attributes.next_hop;
         let shared = self.on_link.is_some_and(|link| link.contains(next_hop));
-        if !self.session.internal && !shared {
+        let is_link_local = match next_hop {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if is_link_local || !self.session.internal && !shared {
             return self.next_hop(family);
         }
         let is_expressible = match (family, next_hop) {

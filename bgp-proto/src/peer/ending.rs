@@ -132,8 +132,9 @@ impl Peer {
         Some(self.connections.swap_remove(index))
     }
 
-    /// Stops until it is started again (event 2).
-    pub(super) fn stop(&mut self, notification: &Notification, sink: &mut Sink<'_>) {
+    /// Stops until it is started again (event 2). With `keeps` the peer's paths are still good, and stay
+    /// as they would for a NOTIFICATION of any kind (RFC 8538 section 4).
+    pub(super) fn stop(&mut self, notification: &Notification, keeps: bool, sink: &mut Sink<'_>) {
         if let Dial::Opening(conn, _) = self.dial {
             sink.outputs.push(Output::Close { conn });
         }
@@ -153,7 +154,10 @@ impl Peer {
                 self.since = sink.now;
                 self.flaps += 1;
                 let negotiated = Box::new(negotiated);
-                let loss = Loss::Stopped(notification.to_string());
+                let loss = match keeps {
+                    true => Loss::Notification(said),
+                    false => Loss::Stopped(notification.to_string()),
+                };
                 sink.sessions.push(Session::Down { loss, negotiated });
             }
         }
@@ -162,13 +166,13 @@ impl Peer {
 
     /// Ends the session for a new one at once: what was wrong is right now (events 8 and 3).
     pub(crate) fn restart(&mut self, notification: &Notification, sink: &mut Sink<'_>) {
-        self.stop(notification, sink);
+        self.stop(notification, true, sink);
         self.start(sink);
     }
 
     /// Says goodbye to a peer that is no longer configured (event 2; RFC 4486 subcode 3).
     pub(crate) fn deconfigure(&mut self, sink: &mut Sink<'_>) {
-        self.stop(&Notification::new(code::CEASE, cease::DECONFIGURED), sink);
+        self.stop(&Notification::new(code::CEASE, cease::DECONFIGURED), false, sink);
     }
 
     /// A connection is no more: what it was decides what is reported, and when the next try is.

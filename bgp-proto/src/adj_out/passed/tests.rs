@@ -236,7 +236,7 @@ impl Run {
         let lost = number == peer
             || has(Community::NO_ADVERTISE)
             || has(Community::LLGR_STALE) && !view.long_lived
-            || !view.session.internal && has(Community::NO_EXPORT)
+            || !view.session.internal && (has(Community::NO_EXPORT) || from.external)
             || view.session.internal && !(from.external || from.client || view.client);
         (!lost).then_some(())?;
         if view.session.internal {
@@ -245,7 +245,8 @@ impl Run {
                 attributes.originator_id = Some(from.router_id);
                 attributes.cluster_list = vec![reflection.cluster_id];
             }
-            return Some((prefix, attributes));
+            // Nobody is told to go to himself.
+            return (attributes.next_hop != key(peer).address).then_some((prefix, attributes));
         }
         attributes.as_path = attributes.as_path.prepended(asn(64512));
         (attributes.local_pref, attributes.med) = (None, None);
@@ -253,7 +254,7 @@ impl Run {
         if !view.on_link?.contains(attributes.next_hop) {
             attributes.next_hop = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
         }
-        Some((prefix, attributes))
+        (attributes.next_hop != key(peer).address).then_some((prefix, attributes))
     }
 }
 
