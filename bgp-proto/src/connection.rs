@@ -349,6 +349,10 @@ impl Connection {
         }
     }
 
+    pub(crate) const fn has_unsent(&self) -> bool {
+        self.unsent > 0
+    }
+
     /// Notes bytes that the kernel took: progress restarts the send hold timer.
     pub(crate) fn written(&mut self, count: usize, now: Time) {
         self.unsent = self.unsent.saturating_sub(count);

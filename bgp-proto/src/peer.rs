@@ -311,6 +311,11 @@ impl Peer {
         }
     }
 
+    /// Whether the session has something on its way that the kernel has not taken yet.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.established().is_some_and(|(connection, _)| connection.has_unsent())
+    }
+
     /// The kernel took bytes: the send hold timer starts again, or stops (RFC 9687).
     pub(crate) fn written(&mut self, conn: ConnId, count: usize, now: Time) {
         if let Some(connection) = self.find(conn) {

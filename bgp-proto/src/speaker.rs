@@ -83,6 +83,9 @@ impl Speaker {
             }
             Input::Written { conn, count } => {
                 self.with_owner(now, conn, |peer, sink| peer.written(conn, count, sink.now));
+                if let Some(key) = self.lookup.owner(conn) {
+                    self.answer_refresh(now, key);
+                }
             }
             Input::Closed { conn, reason } => {
                 self.with_owner(now, conn, |peer, sink| peer.closed(conn, &reason, sink));

@@ -25,6 +25,10 @@ use crate::{
     wire::{Nlri, PathAttributes},
 };
 
+/// The most paths that one peer may have to one prefix (RFC 7911 sets no bound). They are compared with
+/// each other, and sixteen next hops are the most that a route uses.
+const MOST_PATHS: usize = 64;
+
 /// One set of attributes from one peer, under one of its path identifiers.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -173,30 +177,51 @@ impl AdjRibsIn {
         dirty
     }
 
+    /// Takes in paths; says how many were not taken because there were [`MOST_PATHS`] to their prefix
+    /// already.
     pub(super) fn announce(
         &mut self,
         key: PeerKey,
         attributes: PathAttributes,
         routes: impl IntoIterator<Item = Nlri>,
-    ) {
+    ) -> usize {
+        let mut refused = 0;
         let peer = self.peer(key);
         let attributes = Arc::new(attributes);
         let mut last: Option<(u32, Id)> = None;
         for Nlri { prefix, path_id } in routes {
+            let place = *self.by_prefix.entry(prefix).or_insert_with(|| {
+                self.destinations.insert(Destination { prefix, paths: Vec::new(), dirty: false })
+            });
+            if self.is_crowded(peer, path_id, place) {
+                refused += 1;
+                continue;
+            }
             // Most messages have one identifier for all.
             let source = match last {
                 Some((id, source)) if id == path_id => source,
                 _ => self.intern(peer, path_id, &attributes),
             };
             last = Some((path_id, source));
-            let place = *self.by_prefix.entry(prefix).or_insert_with(|| {
-                self.destinations.insert(Destination { prefix, paths: Vec::new(), dirty: false })
-            });
             // The same again, as after a restart of the peer, decides nothing anew.
             if self.put(peer, source, place) {
                 self.touch(place);
             }
         }
+        refused
+    }
+
+    /// Whether a destination has as many paths of a peer as it may have, and none of this identifier.
+    fn is_crowded(&self, peer: Id, path_id: u32, place: Id) -> bool {
+        let Some(destination) = self.destinations.get(place) else {
+            return false;
+        };
+        if destination.paths.len() < MOST_PATHS {
+            return false;
+        }
+        let is_from = |path: &&Path| self.sources.get(path.source).is_some_and(|s| s.peer == peer);
+        destination.paths.iter().filter(is_from).count() >= MOST_PATHS
+            && self.position(peer, path_id, place).is_none()
     }
 
     /// The source of this name; it has to get a path.

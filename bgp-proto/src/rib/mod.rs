@@ -132,13 +132,14 @@ impl Rib {
         self.adj_in.forget(peer);
     }
 
+    /// Takes in paths of a peer; says how many were left out, as there were too many to their prefix.
     pub(crate) fn announce(
         &mut self,
         peer: PeerKey,
         attributes: PathAttributes,
         routes: impl IntoIterator<Item = Nlri>,
-    ) {
-        self.adj_in.announce(peer, attributes, routes);
+    ) -> usize {
+        self.adj_in.announce(peer, attributes, routes)
     }
 
     pub(crate) fn withdraw(&mut self, peer: PeerKey, routes: impl IntoIterator<Item = Nlri>) {

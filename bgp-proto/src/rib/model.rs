@@ -378,12 +378,12 @@ impl Run {
         match step {
             Step::Up(peer, facts) => rib.set_peer(key(peer), facts),
             Step::Announce(peer, attributes, some) => {
-                rib.announce(key(peer), attributes, routes(&some));
+                let _ = rib.announce(key(peer), attributes, routes(&some));
             }
             Step::Withdraw(peer, some) => rib.withdraw(key(peer), routes(&some)),
             Step::Replace(peer, attributes, some) => {
                 rib.withdraw(key(peer), routes(&some));
-                rib.announce(key(peer), attributes, routes(&some));
+                let _ = rib.announce(key(peer), attributes, routes(&some));
             }
             Step::KeepStale(peer, families, again) => {
                 rib.keep_stale(key(peer), &families, &again);

@@ -11,6 +11,7 @@ use crate::{
     },
 };
 
+mod changed;
 mod contained;
 mod negotiated;
 
@@ -73,6 +74,8 @@ struct Script {
     /// What the peer may send by what was negotiated: the mirror image of the speaker's.
     session: Session,
     sent: Vec<u8>,
+    /// It reads nothing, so that what is sent stays on its way.
+    deaf: bool,
     closed: bool,
     routes: BTreeMap<Prefix, Vec<IpAddr>>,
     events: Vec<PeerEvent>,
@@ -93,6 +96,7 @@ impl Script {
             conn: ConnId(u64::MAX),
             session: Session::default(),
             sent: Vec::new(),
+            deaf: false,
             closed: true,
             routes: BTreeMap::new(),
             events: Vec::new(),
@@ -111,7 +115,13 @@ impl Script {
         self.speaker.handle(self.now, input);
         while let Some(output) = self.speaker.poll_output() {
             match output {
-                Output::Send { bytes, .. } => self.sent.extend(bytes),
+                Output::Send { conn, bytes } => {
+                    let count = bytes.len();
+                    self.sent.extend(bytes);
+                    if !self.deaf {
+                        self.speaker.handle(self.now, Input::Written { conn, count });
+                    }
+                }
                 Output::Close { .. } | Output::Abort { .. } => self.closed = true,
                 Output::Routes(changes) => {
                     for change in changes {

@@ -70,19 +70,31 @@ impl Speaker {
         let import =
             Import { speaker: &self.config, peer: &peer.config, cluster_id: self.rib.cluster_id() };
         self.rib.withdraw(key, update.withdrawn.iter());
+        let mut crowded = 0;
         for (mut attributes, routes) in update.announced {
             // What replaces an accepted route without being acceptable withdraws it.
             if import.admits(&mut attributes) {
-                self.rib.announce(key, attributes, routes.iter());
+                crowded += self.rib.announce(key, attributes, routes.iter());
             } else {
                 self.rib.withdraw(key, routes.iter());
             }
         }
+        self.tell_crowded(key, crowded);
         if let Some(family) = update.end_of_rib {
             self.outputs.push_back(Output::Event(key, PeerEvent::EndOfRib(family)));
             self.synchronized(key, family);
         }
         self.within_limit(now, key)
+    }
+
+    /// Tells once in a session that paths were left out.
+    fn tell_crowded(&mut self, key: PeerKey, count: usize) {
+        if let Some(exchange) = self.exchanges.get_mut(&key).filter(|_| count > 0)
+            && !std::mem::replace(&mut exchange.crowded, true)
+        {
+            let text = "more paths to one prefix than are kept; the others are left out".to_owned();
+            self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
+        }
     }
 
     /// Ends the session of a peer that is over its limit.

@@ -19,13 +19,28 @@ impl Speaker {
     pub(super) fn refresh(&mut self, now: Time, key: PeerKey, refresh: RouteRefresh) {
         match refresh.subtype {
             RouteRefresh::REQUEST => {
-                let messages = self.adj_out.refresh(&self.rib, key, refresh.family);
-                self.send_established(now, key, messages);
+                if let Some(exchange) = self.exchanges.get_mut(&key) {
+                    exchange.asked.insert(refresh.family);
+                }
+                self.answer_refresh(now, key);
             }
             RouteRefresh::BEGIN => self.begin_refresh(now, key, refresh.family),
             RouteRefresh::END => self.end_refresh(key, refresh.family),
             // The codec lets no other pass.
             _ => {}
+        }
+    }
+
+    /// Tells again what was asked for, one family after the other, and each once the peer has taken what
+    /// was sent before: one that asks faster than it reads is not answered more often than that.
+    pub(super) fn answer_refresh(&mut self, now: Time, key: PeerKey) {
+        if self.peers.get(&key).is_none_or(Peer::has_unsent) {
+            return;
+        }
+        let asked = self.exchanges.get_mut(&key).and_then(|exchange| exchange.asked.pop_first());
+        if let Some(family) = asked {
+            let messages = self.adj_out.refresh(&self.rib, key, family);
+            self.send_established(now, key, messages);
         }
     }
 

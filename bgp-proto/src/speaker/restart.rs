@@ -44,6 +44,10 @@ pub(super) struct Exchange {
     /// Families whose End-of-RIB has not come since the session is up.
     pub(super) awaited: BTreeSet<Family>,
     hold: Hold,
+    /// Families of which the peer has asked for everything again while it had not taken what was sent.
+    pub(super) asked: BTreeSet<Family>,
+    /// Paths were left out since the session is up.
+    pub(super) crowded: bool,
     /// Families whose End-of-RIB waits until this node has heard everything itself.
     owed: BTreeSet<Family>,
 }
@@ -265,6 +269,8 @@ impl Speaker {
         let before = self.exchanges.get_mut(&key).map(|exchange| {
             exchange.awaited.clear();
             exchange.owed.clear();
+            exchange.asked.clear();
+            exchange.crowded = false;
             std::mem::take(&mut exchange.kept)
         });
         let before = before.unwrap_or_default();

@@ -162,7 +162,10 @@ impl Run {
 
     fn announce(&mut self, peer: u8, place: usize, mut attributes: PathAttributes) {
         if let (Family::V6, IpAddr::V4(v4)) = (prefix(place).family(), attributes.next_hop) {
-            attributes.next_hop = v4.to_ipv6_mapped().into();
+            attributes.next_hop = match v4.octets() {
+                [.., 200] => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into(),
+                _ => v4.to_ipv6_mapped().into(),
+            };
         }
         let next_hop = attributes.next_hop;
         self.rib.set_peer(key(peer), facts(peer));
@@ -239,6 +242,10 @@ impl Run {
             || !view.session.internal && (has(Community::NO_EXPORT) || from.external)
             || view.session.internal && !(from.external || from.client || view.client);
         (!lost).then_some(())?;
+        let own = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
+        if matches!(attributes.next_hop, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            attributes.next_hop = own;
+        }
         if view.session.internal {
             attributes.local_pref = Some(attributes.local_pref.unwrap_or(100));
             if !from.external {
@@ -252,7 +259,7 @@ impl Run {
         (attributes.local_pref, attributes.med) = (None, None);
         attributes.only_to_customer = Some(64512);
         if !view.on_link?.contains(attributes.next_hop) {
-            attributes.next_hop = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
+            attributes.next_hop = own;
         }
         (attributes.next_hop != key(peer).address).then_some((prefix, attributes))
     }

@@ -171,3 +171,37 @@ fn a_shutdown_tells_its_text() {
     let restarted = Notification::cease_with_text(cease::SHUTDOWN, "again");
     assert_eq!(script.speaker.peers()[0].info, restarted.to_string());
 }
+
+/// One that asks for everything again and again, and does not read, is answered once, and once more when it
+/// has read that.
+#[test]
+fn a_flood_of_refreshes_fills_no_memory() {
+    let mut script = Script::established(everything());
+    script.sent.clear();
+    script.deaf = true;
+    let one = wire::encode_route_refresh(RouteRefresh { family: Family::V4, subtype: 0 });
+    for _ in 0..1000 {
+        script.say(one.repeat(100));
+    }
+    let once = script.sent.len();
+    assert_eq!(script.heard().len(), 3, "BoRR, a route, EoRR");
+    assert_eq!(script.state(), State::Established);
+    script.deaf = false;
+    let conn = script.conn;
+    script.input(Input::Written { conn, count: once });
+    assert_eq!(script.heard().len(), 3, "once for all of them");
+}
+
+/// Each of a peer's paths to a prefix is compared with the others.
+#[test]
+fn paths_to_one_prefix_are_bounded() {
+    let mut script = Script::established(everything());
+    let all: Vec<Nlri> = (0..100_000).map(|id| nlri("198.51.100.0/24", id)).collect();
+    script.announce(&attributes("192.0.2.2"), &all);
+    assert_eq!(script.speaker.peers()[0].prefixes_in, 64);
+    let told = |event: &PeerEvent| matches!(event, PeerEvent::BadUpdate { .. });
+    assert_eq!(script.events.iter().filter(|event| told(event)).count(), 1);
+    // Those that are there can change and go.
+    script.announce(&attributes("192.0.2.3"), &[nlri("198.51.100.0/24", 63)]);
+    assert_eq!(script.routes[&prefix("198.51.100.0/24")].len(), 2);
+}
