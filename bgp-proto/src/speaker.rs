@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -306,8 +306,16 @@ impl Speaker {
 
     fn set_own(&mut self, now: Time, own: Own) {
         let announced = own.prefixes.iter().filter(|(_, announced)| **announced);
-        let originated = announced.map(|(prefix, _)| *prefix).collect();
+        let originated: BTreeSet<Prefix> = announced.map(|(prefix, _)| *prefix).collect();
+        // What becomes another's is withdrawn before a reflector passes the other's path on, and the
+        // other's is withdrawn before what becomes this node's is announced.
+        self.originate(now, &originated & self.adj_out.originated());
         self.rib.set_own(own);
+        self.settle(now);
+        self.originate(now, originated);
+    }
+
+    fn originate(&mut self, now: Time, originated: BTreeSet<Prefix>) {
         for (key, messages) in self.adj_out.originate(originated) {
             self.send_established(now, key, messages);
         }

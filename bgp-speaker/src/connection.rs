@@ -3,7 +3,10 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -63,6 +66,8 @@ pub(crate) struct Connection {
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
     reset: oneshot::Sender<()>,
+    /// What comes in is thrown away.
+    finished: Arc<AtomicBool>,
 }
 
 impl Connection {
@@ -74,11 +79,13 @@ impl Connection {
         // and stops sending to a peer that does not read (RFC 9687 ends such a session).
         let (outgoing, queue) = mpsc::unbounded_channel();
         let (reset, asked) = oneshot::channel();
+        let finished = Arc::new(AtomicBool::new(false));
         Self {
             outgoing,
-            reader: tokio::spawn(read_all(conn, read, events.clone())),
+            reader: tokio::spawn(read_all(conn, read, Arc::clone(&finished), events.clone())),
             writer: tokio::spawn(write_or_reset(conn, write, queue, asked, events)),
             reset,
+            finished,
         }
     }
 
@@ -87,16 +94,19 @@ impl Connection {
         let _ = self.outgoing.send(bytes);
     }
 
-    /// Sends what is queued, then closes, in the background: the peer gets the NOTIFICATION.
+    /// Sends what is queued, then closes, in the background: the peer gets the NOTIFICATION. Until it
+    /// has closed its side, what it still sends is read and thrown away: a socket that is closed with
+    /// something unread resets the connection, and takes what the peer has not read yet along.
     pub(crate) fn finish(self) {
-        self.reader.abort();
-        let Self { outgoing, writer, .. } = self;
+        let Self { outgoing, reader, writer, finished, .. } = self;
+        finished.store(true, Ordering::Relaxed);
         // The writer ends when its queue is empty and has no sender any more.
         drop(outgoing);
         tokio::spawn(async move {
-            let abort = writer.abort_handle();
-            if tokio::time::timeout(LINGER, writer).await.is_err() {
-                abort.abort();
+            let tasks = [writer.abort_handle(), reader.abort_handle()];
+            let both = async { (writer.await, reader.await) };
+            if tokio::time::timeout(LINGER, both).await.is_err() {
+                tasks.iter().for_each(tokio::task::AbortHandle::abort);
             }
         });
     }
@@ -179,7 +189,12 @@ fn socket(local: Option<IpAddr>, remote: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-async fn read_all(conn: ConnId, mut read: impl AsyncRead + Unpin, events: mpsc::Sender<Event>) {
+async fn read_all(
+    conn: ConnId,
+    mut read: impl AsyncRead + Unpin,
+    finished: Arc<AtomicBool>,
+    events: mpsc::Sender<Event>,
+) {
     let mut buffer = vec![0; READ_BUFFER];
     let pieces = Arc::new(Semaphore::new(PIECES));
     let reason = loop {
@@ -189,6 +204,7 @@ async fn read_all(conn: ConnId, mut read: impl AsyncRead + Unpin, events: mpsc::
         };
         match read.read(&mut buffer).await {
             Ok(0) => break "the peer closed the connection".to_owned(),
+            Ok(_) if finished.load(Ordering::Relaxed) => {}
             Ok(count) => {
                 let bytes = buffer.get(..count).unwrap_or_default().to_vec();
                 if events.send(Event::Received { conn, bytes, permit }).await.is_err() {
@@ -260,7 +276,7 @@ mod tests {
         let (events, mut heard) = mpsc::channel(1024);
         let (flood, calm) = (ConnId(1), ConnId(2));
         let (ours, mut theirs) = tokio::io::duplex(READ_BUFFER);
-        let reader = tokio::spawn(read_all(flood, ours, events.clone()));
+        let reader = tokio::spawn(read_all(flood, ours, Arc::default(), events.clone()));
         let flooder =
             tokio::spawn(
                 async move { while theirs.write_all(&[0xff; READ_BUFFER]).await.is_ok() {} },
@@ -273,7 +289,7 @@ mod tests {
             }
         }
         let (ours, mut theirs) = tokio::io::duplex(READ_BUFFER);
-        let other = tokio::spawn(read_all(calm, ours, events));
+        let other = tokio::spawn(read_all(calm, ours, Arc::default(), events));
         theirs.write_all(&[1]).await.unwrap();
         for expected in [calm, flood] {
             match heard.recv().await {
@@ -310,5 +326,31 @@ mod tests {
         drop(outgoing);
         writer.await.unwrap();
         assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0, "it is closed at the end");
+    }
+    /// What a peer sends after the end is thrown away, and does not take our last word along.
+    #[tokio::test]
+    async fn who_is_still_talking_hears_the_last_word() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        let (events, mut heard) = mpsc::channel(16);
+        let connection = Connection::start(ConnId(1), ours, events);
+        let (mut read, mut write) = theirs.into_split();
+        let talker = tokio::spawn(async move {
+            for _ in 0..64 {
+                write.write_all(&[0xff; READ_BUFFER]).await?;
+            }
+            write.shutdown().await
+        });
+        // In the middle of it.
+        heard.recv().await.unwrap();
+        let speaker = tokio::spawn(async move { while heard.recv().await.is_some() {} });
+        connection.send(b"goodbye".to_vec());
+        connection.finish();
+        let mut said = Vec::new();
+        read.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"goodbye");
+        talker.await.unwrap().unwrap();
+        speaker.await.unwrap();
     }
 }

@@ -174,3 +174,19 @@ fn one_of_two_reflectors_is_enough() {
     assert!(hears(&net, 1));
     assert_eq!(net.nodes[2].routes[&block(3)], [address(3)]);
 }
+
+/// A block that a reflector has passed on becomes its own, and another's again: nobody loses it.
+#[test]
+fn what_was_passed_on_becomes_ones_own_and_back() {
+    let asns = [64512; 3];
+    let mut net = star(&asns, 1, &[1, 2]);
+    let leads_to =
+        |net: &Net, node: usize| net.nodes[2].routes.get(&block(1)) == Some(&vec![address(node)]);
+    net.run_until("the client's", SECONDS_10, |net| leads_to(net, 1));
+    for (own, owner) in [(blocks(&[0, 1]), 0), (blocks(&[0]), 1)] {
+        net.input(0, Input::SetOwn(Own::announced(own)));
+        net.run_until("the new way", SECONDS_10, |net| leads_to(net, owner));
+        net.run_for(SECONDS_10);
+        assert!(leads_to(&net, owner));
+    }
+}
