@@ -10,4 +10,4 @@ mod password;
 mod run;
 
 pub use password::{Password, PasswordError};
-pub use run::{Command, Handle, Report, ShellError, Snapshot, start};
+pub use run::{Command, Handle, Pictured, Report, ShellError, Snapshot, start};

@@ -48,12 +48,21 @@ pub enum Command {
     /// What became known of next hops that were asked for by [`Report::TrackNextHops`].
     NextHops(BTreeMap<IpAddr, NextHopState>),
     /// A picture for people.
-    Snapshot(oneshot::Sender<Snapshot>),
+    Snapshot(Pictured, oneshot::Sender<Snapshot>),
     /// All that is known of a prefix, or of the most specific one that covers it.
     Explain(Prefix, oneshot::Sender<Option<Explanation>>),
     /// The process ends: leave as for a restart, without NOTIFICATION, so that peers keep our
     /// routes (RFC 4724). Answered when it is done.
     Stop(oneshot::Sender<()>),
+}
+
+/// What a picture shows. Routes are many, and the speaker does nothing else while it copies them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pictured {
+    /// Sessions alone.
+    Sessions,
+    /// Sessions and routes.
+    All,
 }
 
 /// A picture of all sessions and routes.
@@ -63,7 +72,7 @@ pub struct Snapshot {
     pub taken_at: Time,
     /// Sessions, by peer.
     pub peers: Vec<PeerSnapshot>,
-    /// Every path.
+    /// Every path, if asked for.
     pub routes: Vec<RouteSnapshot>,
 }
 
@@ -111,9 +120,9 @@ impl Handle {
     }
 
     /// A picture of all sessions and routes; empty if the speaker is gone.
-    pub async fn snapshot(&self) -> Snapshot {
+    pub async fn snapshot(&self, of: Pictured) -> Snapshot {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Snapshot(reply)).await;
+        self.send(Command::Snapshot(of, reply)).await;
         answer.await.unwrap_or_default()
     }
 
@@ -230,11 +239,14 @@ impl Shell {
             Command::SetReflection(reflection) => self.input(Input::SetReflection(reflection)),
             Command::NextHops(states) => self.input(Input::NextHops(states)),
             Command::Listen(port) => self.listen(port)?,
-            Command::Snapshot(reply) => {
+            Command::Snapshot(of, reply) => {
                 let snapshot = Snapshot {
                     taken_at: self.now(),
                     peers: self.speaker.peers(),
-                    routes: self.speaker.routes(),
+                    routes: match of {
+                        Pictured::Sessions => Vec::new(),
+                        Pictured::All => self.speaker.routes(),
+                    },
                 };
                 let _ = reply.send(snapshot);
             }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use tokio::{sync::watch, task::block_in_place};
 use tracing::debug;
+use twill_bgp_speaker::Pictured;
 use twill_k8s_api::files::Claim;
 use twill_rpc::message::{
     Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
@@ -162,10 +163,11 @@ impl Api {
             })),
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
             Request::BgpPeers => {
-                Ok(Response::BgpPeers(bgp::peer_statuses(&self.speaker_picture().await)))
+                let picture = self.speaker_picture(Pictured::Sessions).await;
+                Ok(Response::BgpPeers(bgp::peer_statuses(&picture)))
             }
             Request::BgpRoutes(request) => {
-                let picture = self.speaker_picture().await;
+                let picture = self.speaker_picture(Pictured::All).await;
                 let kernel = Arc::clone(&self.installed.borrow());
                 let routes = bgp::route_statuses(&picture, request.within, &kernel.installed);
                 Ok(Response::BgpRoutes(routes))
@@ -203,17 +205,17 @@ impl Api {
         }
     }
 
-    async fn speaker_picture(&self) -> twill_bgp_speaker::Snapshot {
+    async fn speaker_picture(&self, of: Pictured) -> twill_bgp_speaker::Snapshot {
         let current = self.speaker.borrow().clone();
         match current {
-            Some((_, speaker)) => speaker.snapshot().await,
+            Some((_, speaker)) => speaker.snapshot(of).await,
             None => twill_bgp_speaker::Snapshot::default(),
         }
     }
 
     /// The state of the node.
     pub(crate) async fn node_status(&self) -> Result<NodeStatus, RpcError> {
-        let picture = self.speaker_picture().await;
+        let picture = self.speaker_picture(Pictured::Sessions).await;
         let identity = self.speaker.borrow().as_ref().map(|(identity, _)| *identity);
         let resources = Arc::clone(&self.resources.borrow());
         let own = resources.nodes.get(&self.node);
