@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use twill_types::Family;
-
 use super::{Dial, Loss, Peer, Session, Sink};
 use crate::{
     ConnId, Output, PeerEvent, State,
@@ -39,21 +37,23 @@ fn is_collision(loss: &Loss) -> bool {
     matches!(loss, Loss::Notification(n) if n.code == code::CEASE && n.subcode == cease::COLLISION)
 }
 
-/// Whether one side had more prefixes than the other takes.
+/// Whether one side had more than the other takes.
 fn is_limit(loss: &Loss) -> bool {
     let Loss::Notification(notification) = loss else {
         return false;
     };
     let inner = notification.inner();
     let reason = inner.as_ref().unwrap_or(notification);
-    reason.code == code::CEASE && reason.subcode == cease::MAX_PREFIXES
+    reason.code == code::CEASE && matches!(reason.subcode, cease::MAX_PREFIXES | cease::RESOURCES)
 }
 
 /// After a session that is not to come back soon the peer shall not keep our routes: one that would is
 /// told so by a Hard Reset around what is said (RFC 8538 section 3.1).
 fn goodbye(notification: &Notification, connection: &Connection) -> Notification {
-    let last =
-        matches!(notification.subcode, cease::DECONFIGURED | cease::SHUTDOWN | cease::MAX_PREFIXES);
+    let last = matches!(
+        notification.subcode,
+        cease::DECONFIGURED | cease::SHUTDOWN | cease::MAX_PREFIXES | cease::RESOURCES
+    );
     if !last || !connection.negotiated.as_ref().is_some_and(|n| n.notification_restart) {
         return notification.clone();
     }
@@ -97,9 +97,9 @@ impl Peer {
     }
 
     /// Ends the session of a peer that announces more than it may (event 8; RFC 4486 section 4).
-    pub(crate) fn contain(&mut self, family: Family, limit: u32, sink: &mut Sink<'_>) {
+    pub(crate) fn contain(&mut self, said: &Notification, sink: &mut Sink<'_>) {
         if let Some((connection, _)) = self.established() {
-            let said = goodbye(&Notification::max_prefixes(family, limit), connection);
+            let said = goodbye(said, connection);
             self.fail(connection.id, said, sink);
         }
     }

@@ -81,6 +81,8 @@ pub(super) struct Table {
     stale: [usize; 2],
     /// By path identifier, of which there is but 0 without ADD-PATH.
     sources: BTreeMap<u32, BTreeMap<Arc<PathAttributes>, Id>>,
+    /// What all these take, in octets.
+    weight: usize,
     /// Where it may have a path; some more than once, some no more.
     places: Vec<Id>,
 }
@@ -118,6 +120,7 @@ impl AdjRibsIn {
                 count: [0; 2],
                 stale: [0; 2],
                 sources: BTreeMap::new(),
+                weight: 0,
                 places: Vec::new(),
             })
         })
@@ -243,6 +246,7 @@ impl AdjRibsIn {
             new.next_hop = state;
         }
         if let Some(table) = self.peers.get_mut(peer) {
+            table.weight += attributes.weight();
             table.sources.entry(path_id).or_default().insert(Arc::clone(attributes), source);
         }
         source
@@ -268,6 +272,7 @@ impl AdjRibsIn {
             if let Some(table) = self.peers.get_mut(gone.peer)
                 && let Some(sources) = table.sources.get_mut(&gone.path_id)
             {
+                table.weight -= gone.attributes.weight();
                 sources.remove(&gone.attributes);
                 if sources.is_empty() {
                     table.sources.remove(&gone.path_id);
@@ -424,6 +429,12 @@ impl AdjRibsIn {
         table.map_or([(0, 0); 2], |table| {
             [(table.count[0], table.stale[0]), (table.count[1], table.stale[1])]
         })
+    }
+
+    /// What the attributes of a peer's paths take, in octets.
+    pub(super) fn weight(&self, key: PeerKey) -> usize {
+        let table = self.by_key.get(&key).and_then(|peer| self.peers.get(*peer));
+        table.map_or(0, |table| table.weight)
     }
 
     /// A peer's paths of a family: all, and stale ones.

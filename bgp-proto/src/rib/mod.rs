@@ -366,6 +366,11 @@ impl Rib {
         self.adj_in.count(peer)
     }
 
+    /// What the attributes of a peer's paths take, in octets.
+    pub(crate) fn weight(&self, peer: PeerKey) -> usize {
+        self.adj_in.weight(peer)
+    }
+
     /// Paths of a peer of one family: all, and stale ones.
     pub(crate) fn count_of(&self, peer: PeerKey, family: Family) -> (usize, usize) {
         self.adj_in.count_of(peer, family)

@@ -7,8 +7,13 @@ use twill_types::{Asn, Family};
 use super::Speaker;
 use crate::{
     Output, PeerConfig, PeerEvent, PeerKey, PeerPolicy, SpeakerConfig, Time,
-    wire::{PathAttributes, Role, UpdateIn},
+    wire::{Notification, PathAttributes, Role, UpdateIn, cease, code},
 };
+
+/// What the attributes of a peer's paths may take for each path that it may announce, in octets: several
+/// times what they do in the Internet. A peer with few paths may have more for each of them.
+const WEIGHT_OF_A_PATH: usize = 256;
+const LEAST_WEIGHT: usize = 1024 * 1024;
 
 /// What decides whether a route of a peer is taken.
 #[derive(Debug, Clone, Copy)]
@@ -98,23 +103,31 @@ impl Speaker {
     }
 
     /// Ends the session of a peer that is over its limit.
+    pub(super) fn within_limit(&mut self, now: Time, key: PeerKey) -> bool {
+        let Some(said) = self.over_limit(key) else {
+            return true;
+        };
+        self.with_peer(now, key, |peer, sink| peer.contain(&said, sink));
+        false
+    }
+
+    /// What to say to a peer that is over its limit.
     ///
     /// Stale paths are what the peer may be about to announce again, so they count only where they
     /// would be as many again: memory is bounded by twice the limit.
-    pub(super) fn within_limit(&mut self, now: Time, key: PeerKey) -> bool {
-        let limit = self.peers.get(&key).and_then(|peer| peer.config.policy.max_prefixes);
-        let Some(limit) = limit else {
-            return true;
-        };
+    fn over_limit(&self, key: PeerKey) -> Option<Notification> {
+        let limit = self.peers.get(&key)?.config.policy.max_prefixes?;
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
-        let over = [Family::V4, Family::V6].into_iter().find(|family| {
+        // How many paths there are says nothing about what comes with them.
+        if self.rib.weight(key) > most.saturating_mul(WEIGHT_OF_A_PATH).max(LEAST_WEIGHT) {
+            return Some(Notification::new(code::CEASE, cease::RESOURCES));
+        }
+        let is_over = |family: &Family| {
             let (all, stale) = self.rib.count_of(key, *family);
             all - stale > most || all > most.saturating_mul(2)
-        });
-        if let Some(family) = over {
-            self.with_peer(now, key, |peer, sink| peer.contain(family, limit, sink));
-        }
-        over.is_none()
+        };
+        let family = [Family::V4, Family::V6].into_iter().find(is_over)?;
+        Some(Notification::max_prefixes(family, limit))
     }
 
     /// What the peer was refused may be taken now, and the other way round, so it is asked for

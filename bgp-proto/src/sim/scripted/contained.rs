@@ -205,3 +205,23 @@ fn paths_to_one_prefix_are_bounded() {
     script.announce(&attributes("192.0.2.3"), &[nlri("198.51.100.0/24", 63)]);
     assert_eq!(script.routes[&prefix("198.51.100.0/24")].len(), 2);
 }
+
+/// Few paths with much in them are too many as well.
+#[test]
+fn what_comes_with_the_paths_is_bounded() {
+    let mut script = Script::new(|config| config.policy.max_prefixes = Some(1000));
+    script.establish(without(is_add_path));
+    script.end_of_rib();
+    script.sent.clear();
+    for n in 0..100_u32 {
+        let mut attributes = attributes("192.0.2.2");
+        attributes.unknown = vec![wire::RawAttribute { kind: 200, value: vec![1; 48_000] }];
+        attributes.med = Some(n);
+        script.announce(&attributes, &many(n + 1)[n as usize..]);
+        if script.closed {
+            break;
+        }
+    }
+    assert_eq!(script.heard(), ["Cease/Hard Reset (6/9): Cease/Out of Resources (6/8)"]);
+    assert!(script.known().is_empty());
+}
