@@ -16,7 +16,10 @@ use std::{
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt},
+};
 use twill_sys::ignore_netlink;
 use twill_types::{Prefix, is_host_link_name};
 
@@ -109,7 +112,8 @@ impl Events {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
             socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
             ignore_netlink(socket.socket_ref(), &own_ports, &IGNORED)?;
-            socket.socket_ref().set_rx_buf_sz(RECEIVE_QUEUE)?;
+            // Past net.core.rmem_max, which is 208 KiB on most machines; NET_ADMIN may.
+            setsockopt(socket.socket_ref(), sockopt::RcvBufForce, &RECEIVE_QUEUE)?;
             for group in GROUPS {
                 socket.socket_ref().add_membership(group)?;
             }
