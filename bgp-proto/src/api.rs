@@ -157,6 +157,32 @@ pub struct PeerPolicy {
 }
 
 impl PeerConfig {
+    /// A session that dials at once and has nothing special: both families, a hold time of 90 s (RFC
+    /// 4271 section 10: three lost KEEPALIVEs; who needs it sooner has a link that tells), a restart
+    /// time of 120 s (BIRD's), no long-lived restart, no limit and no role ([`PeerPolicy::default`]),
+    /// unsigned segments of any TTL.
+    pub fn new(name: &str, kind: PeerKind, asn: Asn) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            asn,
+            local_address: None,
+            passive: false,
+            delay_open: Duration::ZERO,
+            shutdown: None,
+            hold_time: 90,
+            restart_time: 120,
+            long_lived: BTreeMap::new(),
+            families: [Family::V4, Family::V6].into(),
+            other_next_hop: None,
+            client: false,
+            on_link: None,
+            policy: PeerPolicy::default(),
+            tcp_key: 0,
+            ttl_security: None,
+        }
+    }
+
     /// The AS that the node `speaker` is in towards this peer.
     pub(crate) fn local_asn(&self, speaker: &SpeakerConfig) -> Asn {
         self.policy.local_asn.unwrap_or(speaker.asn)
@@ -166,9 +192,7 @@ impl PeerConfig {
     pub(crate) fn is_internal(&self, speaker: &SpeakerConfig) -> bool {
         self.local_asn(speaker) == self.asn
     }
-}
 
-impl PeerConfig {
     /// Whether going from `self` to `new` needs a new session: what was said in the OPEN, and
     /// where the session runs, cannot change under it.
     pub(crate) fn needs_reset(&self, new: &Self) -> bool {
@@ -446,6 +470,26 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
+}
+
+/// Why a peer is not asked for its routes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RefreshError {
+    /// Nobody is configured with that address and port.
+    #[error("there is no such session on this node; `twillctl bgp peers` lists them")]
+    NoPeer,
+    /// There is nobody to ask.
+    #[error("the session is {0}; a peer can be asked when it is Established")]
+    NotEstablished(State),
+    /// Only a new session brings the routes again.
+    #[error(
+        "the peer has not announced route refresh (RFC 2918); its routes come again with a new \
+         session"
+    )]
+    NoRouteRefresh,
+    /// The family was not negotiated.
+    #[error("the session does not carry {0} routes; ask for the other family, or for all")]
+    NoFamily(Family),
 }
 
 /// One session, for people.

@@ -244,7 +244,7 @@ impl Connection {
         offer: &Offer<'_>,
     ) -> Result<(), Notification> {
         if open.asn != offer.peer.asn {
-            return Err(Notification::new(code::OPEN, open_error::BAD_PEER_AS));
+            return Err(Notification::bad_peer_as(open.asn));
         }
         let internal = offer.internal();
         // RFC 6286 section 2.3: unique within an AS.

@@ -25,8 +25,8 @@ pub mod wire;
 
 pub use api::{
     Conflict, ConnId, Input, NextHopState, NotificationCount, Output, Own, PathKey, PeerConfig,
-    PeerEvent, PeerKey, PeerKind, PeerPolicy, PeerSnapshot, Reflection, RouteChange, RouteSnapshot,
-    SpeakerConfig, State, UpdateErrorCount,
+    PeerEvent, PeerKey, PeerKind, PeerPolicy, PeerSnapshot, Reflection, RefreshError, RouteChange,
+    RouteSnapshot, SpeakerConfig, State, UpdateErrorCount,
 };
 pub use decision::Step;
 pub use explain::{Explanation, Outcome, PathExplanation, Unusable};

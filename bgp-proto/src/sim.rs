@@ -17,7 +17,7 @@ use twill_types::{Asn, Family, Prefix};
 
 use crate::{
     Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerKind,
-    PeerPolicy, Speaker, SpeakerConfig, State, Time,
+    Speaker, SpeakerConfig, State, Time,
 };
 
 const DELAY: Duration = Duration::from_millis(3);
@@ -125,24 +125,10 @@ fn config(index: usize, asn: u32, restarting: bool, seed: u64) -> SpeakerConfig 
 
 fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
     let key = PeerKey { address: address(index), port: 179 };
+    let asn = Asn::new(asn).unwrap();
     let config = PeerConfig {
-        name: format!("node{index}"),
-        kind: PeerKind::Mesh,
-        asn: Asn::new(asn).unwrap(),
-        local_address: None,
-        passive: false,
-        delay_open: Duration::ZERO,
-        shutdown: None,
         hold_time: 9,
-        restart_time: 120,
-        long_lived: BTreeMap::new(),
-        families: BTreeSet::from([Family::V4, Family::V6]),
-        other_next_hop: None,
-        client: false,
-        on_link: None,
-        policy: PeerPolicy::default(),
-        tcp_key: 0,
-        ttl_security: None,
+        ..PeerConfig::new(&format!("node{index}"), PeerKind::Mesh, asn)
     };
     (key, config)
 }

@@ -12,10 +12,11 @@ use tokio::{
 use tracing::{debug, info, warn};
 use twill_bgp_proto::{
     Conflict, ConnId, Explanation, Input, NextHopState, Output, Own, PeerConfig, PeerEvent,
-    PeerKey, PeerSnapshot, Reflection, RouteChange, RouteSnapshot, Speaker, SpeakerConfig, Time,
+    PeerKey, PeerSnapshot, Reflection, RefreshError, RouteChange, RouteSnapshot, Speaker,
+    SpeakerConfig, Time,
 };
 use twill_sys::set_ttl_security;
-use twill_types::Prefix;
+use twill_types::{Family, Prefix};
 
 use crate::{
     connection::{self, Connection, Event, Protection},
@@ -51,6 +52,9 @@ pub enum Command {
     Snapshot(Pictured, oneshot::Sender<Snapshot>),
     /// All that is known of a prefix, or of the most specific one that covers it.
     Explain(Prefix, oneshot::Sender<Option<Explanation>>),
+    /// Ask a peer for its routes of a family, or of all, again (RFC 2918); answered with the families
+    /// that were asked for.
+    Refresh(PeerKey, Option<Family>, oneshot::Sender<Result<Vec<Family>, RefreshError>>),
     /// The process ends: leave as for a restart, without NOTIFICATION, so that peers keep our
     /// routes (RFC 4724). Answered when it is done.
     Stop(oneshot::Sender<()>),
@@ -131,6 +135,18 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Explain(prefix, reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// Asks a peer for its routes of a family, or of all, again; which were asked for. A speaker that is
+    /// gone has no peers.
+    pub async fn refresh(
+        &self,
+        peer: PeerKey,
+        family: Option<Family>,
+    ) -> Result<Vec<Family>, RefreshError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Refresh(peer, family, reply)).await;
+        answer.await.unwrap_or(Err(RefreshError::NoPeer))
     }
 
     /// Leaves all sessions as for a restart.
@@ -252,6 +268,9 @@ impl Shell {
             }
             Command::Explain(prefix, reply) => {
                 let _ = reply.send(self.speaker.explain(self.now(), prefix));
+            }
+            Command::Refresh(peer, family, reply) => {
+                let _ = reply.send(self.speaker.request_refresh(self.now(), peer, family));
             }
             // Handled by the loop, which it ends.
             Command::Stop(_) => {}

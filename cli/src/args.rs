@@ -1,8 +1,11 @@
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand};
 use twill_k8s_api::Kind;
-use twill_types::Prefix;
+use twill_types::{Family, Prefix};
 
 use crate::{
     ipam::IpamCommand,
@@ -111,6 +114,44 @@ pub(crate) enum BgpCommand {
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,
     },
+    /// Have a peer tell all its routes again, in the session that it has (RFC 2918).
+    Refresh {
+        /// Its address, with `:PORT` if it has several sessions.
+        #[arg(value_parser = peer)]
+        peer: Peer,
+        /// ipv4 or ipv6; all families of the session without it.
+        #[arg(long, value_parser = family)]
+        family: Option<Family>,
+        /// How to print.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Format,
+    },
+}
+
+/// A session's peer, as `twillctl bgp peers` lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) address: IpAddr,
+    /// `None` where the address has one session.
+    pub(crate) port: Option<u16>,
+}
+
+/// `ADDRESS`, `ADDRESS:PORT`, `[ADDRESS]:PORT`.
+fn peer(text: &str) -> Result<Peer, std::net::AddrParseError> {
+    if let Ok(address) = text.parse() {
+        return Ok(Peer { address, port: None });
+    }
+    let socket: SocketAddr = text.parse()?;
+    Ok(Peer { address: socket.ip(), port: Some(socket.port()) })
+}
+
+/// `ipv4` or `ipv6`.
+fn family(text: &str) -> Result<Family, String> {
+    match text {
+        "ipv4" => Ok(Family::V4),
+        "ipv6" => Ok(Family::V6),
+        _ => Err("there are: ipv4, ipv6".to_owned()),
+    }
 }
 
 /// A prefix, or an address as the prefix of it alone.
@@ -138,6 +179,8 @@ mod tests {
             &["twillctl", "apply"],
             &["twillctl", "get", "pod"],
             &["twillctl", "bgp", "routes", "--within", "10.0.0.1/8"],
+            &["twillctl", "bgp", "refresh", "tor1"],
+            &["twillctl", "bgp", "refresh", "192.0.2.1", "--family", "vpnv4"],
             &["twillctl", "node", "status", "-o", "name"],
         ] {
             let error = Cli::try_parse_from(arguments).unwrap_err();

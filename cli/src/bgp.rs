@@ -1,7 +1,9 @@
-//! `twillctl bgp peers` and `twillctl bgp routes`.
+//! `twillctl bgp peers`, `twillctl bgp routes` and `twillctl bgp refresh`.
+
+use std::net::IpAddr;
 
 use jiff::Timestamp;
-use twill_rpc::message::{PeerStatus, RouteStatus};
+use twill_rpc::message::{PeerStatus, Refreshed, RouteStatus};
 
 use crate::{
     node::{info, is_up, kind},
@@ -125,6 +127,12 @@ fn state(route: &RouteStatus) -> String {
     let words = [(route.best, "best"), (route.installed, "installed"), (route.stale, "stale")];
     let words: Vec<_> = words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect();
     or_dash(words.join(", "))
+}
+
+pub(crate) fn refreshed(address: IpAddr, refreshed: &Refreshed) -> String {
+    let families: Vec<String> = refreshed.families.iter().map(ToString::to_string).collect();
+    let peer = peer_address(address, refreshed.port);
+    format!("{peer} was asked for its {} routes again.\n", families.join(" and "))
 }
 
 /// A peer, and which of its paths if it tells several (RFC 7911).

@@ -22,12 +22,12 @@ use std::{io::Write, time::Duration};
 use jiff::{Timestamp, tz::TimeZone};
 use twill_rpc::{
     Client, ClientError,
-    message::{ExplainRequest, RoutesRequest},
+    message::{ExplainRequest, RefreshRequest, RoutesRequest},
 };
 
 pub use crate::args::Cli;
 use crate::{
-    args::{BgpCommand, Command, NodeCommand},
+    args::{BgpCommand, Command, NodeCommand, Peer},
     config::Paths,
     output::emit,
     version::Version,
@@ -80,6 +80,11 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
         Command::Bgp(BgpCommand::Explain { prefix, output }) => {
             let explained = connect()?.bgp_explain(ExplainRequest { prefix: *prefix })?;
             emit(out, *output, &explained, |wide| explain::text(&explained, wide))
+        }
+        Command::Bgp(BgpCommand::Refresh { peer: Peer { address, port }, family, output }) => {
+            let request = RefreshRequest { address: *address, port: *port, family: *family };
+            let refreshed = connect()?.bgp_refresh(request)?;
+            emit(out, *output, &refreshed, |_| bgp::refreshed(*address, &refreshed))
         }
         Command::Version { client: only_client, output } => {
             let welcome = || Ok::<_, ClientError>(connect()?.welcome()?.clone());

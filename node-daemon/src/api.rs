@@ -62,6 +62,7 @@ impl Api {
             | Request::BgpPeers
             | Request::BgpRoutes(_)
             | Request::BgpExplain(_)
+            | Request::BgpRefresh(_)
             | Request::IpamShow
             | Request::IpamFind(_)
             | Request::IpamRelease(_)
@@ -181,6 +182,11 @@ impl Api {
                 let kernel = Arc::clone(&self.installed.borrow());
                 let explained = explain::explained(request.prefix, explanation, &kernel);
                 Ok(Response::BgpExplained(Box::new(explained)))
+            }
+            Request::BgpRefresh(request) => {
+                let current = self.speaker.borrow().clone();
+                let speaker = current.map(|(_, speaker)| speaker);
+                bgp::refresh(speaker, request).await.map(Response::BgpRefreshed)
             }
             Request::IpamShow => Ok(Response::IpamShow(self.ipam_status()?)),
             Request::IpamFind(what) => Ok(Response::IpamFound(Box::new(self.find(&what)?))),

@@ -11,13 +11,15 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use twill_bgp_proto::{
-    NotificationCount, Own, PeerKind, PeerSnapshot, RouteSnapshot, SpeakerConfig, Time,
-    UpdateErrorCount,
+    NotificationCount, Own, PeerKey, PeerKind, PeerSnapshot, RefreshError, RouteSnapshot,
+    SpeakerConfig, Time, UpdateErrorCount,
 };
 use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
 use twill_ipam_store::now_ms;
 use twill_k8s_api::{Condition, ObjectId};
-use twill_rpc::message::{self, PeerStatus, RouteStatus};
+use twill_rpc::message::{
+    self, ErrorKind, PeerStatus, RefreshRequest, Refreshed, RouteStatus, RpcError,
+};
 use twill_types::{Asn, Family, Prefix};
 
 use crate::{
@@ -164,6 +166,36 @@ impl Bgp {
         };
         handle.send(Command::SetOwn(own)).await;
     }
+}
+
+/// Asks a peer for its routes again. Without a port in the request it is the one session with that address.
+pub(crate) async fn refresh(
+    speaker: Option<Handle>,
+    request: RefreshRequest,
+) -> Result<Refreshed, RpcError> {
+    let RefreshRequest { address, port, family } = request;
+    let refused = |why: String| RpcError {
+        kind: ErrorKind::Invalid,
+        message: format!("{address} cannot be asked for its routes: {why}"),
+    };
+    let speaker = speaker.ok_or_else(|| refused(RefreshError::NoPeer.to_string()))?;
+    let port = match port {
+        Some(port) => port,
+        None => {
+            let peers = speaker.snapshot().await.peers;
+            let with_it = peers.iter().map(|peer| peer.key).filter(|key| key.address == address);
+            match with_it.map(|key| key.port).collect::<Vec<_>>()[..] {
+                [] => return Err(refused(RefreshError::NoPeer.to_string())),
+                [port] => port,
+                ref several => {
+                    let why = format!("it has sessions on the ports {several:?}; name one");
+                    return Err(refused(why));
+                }
+            }
+        }
+    };
+    let asked = speaker.refresh(PeerKey { address, port }, family).await;
+    asked.map(|families| Refreshed { port, families }).map_err(|error| refused(error.to_string()))
 }
 
 /// The sessions as messages show them.

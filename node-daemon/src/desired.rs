@@ -2,11 +2,7 @@
 
 mod restart;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use twill_bgp_proto::{
     PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig, wire::Role,
@@ -22,9 +18,6 @@ use crate::{bgp::Identity, datastore::Snapshot, passwords};
 
 /// BGP's own port (RFC 4271 section 3).
 const BGP_PORT: u16 = 179;
-/// Seconds. Peers that speak BFD or have a link that tells can be noticed sooner; three lost
-/// KEEPALIVEs in 90 s are what most routers use.
-const HOLD_TIME: u16 = 90;
 
 /// What BGP should look like on this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -163,26 +156,15 @@ fn session(own: &Node, name: &str, kind: PeerKind, asn: Asn, remote: IpAddr) -> 
         Family::V6 => (Family::V6, Family::V4),
     };
     PeerConfig {
-        name: name.to_owned(),
-        kind,
-        asn,
         local_address: own.address(same),
-        passive: false,
-        delay_open: Duration::ZERO,
-        shutdown: None,
-        hold_time: HOLD_TIME,
         restart_time: restart::time(None),
-        long_lived: BTreeMap::new(),
-        families: BTreeSet::from([Family::V4, Family::V6]),
         other_next_hop: own.address(other),
-        client: false,
         on_link: own.subnet(same).filter(|subnet| subnet.contains(remote)),
         policy: PeerPolicy {
             max_prefixes: Some(BgpPeerSpec::DEFAULT_MAX_PREFIXES),
             ..PeerPolicy::default()
         },
-        tcp_key: 0,
-        ttl_security: None,
+        ..PeerConfig::new(name, kind, asn)
     }
 }
 

@@ -23,8 +23,8 @@ use crate::{
         AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, ExplainRequest,
         Explained, Held, Hello, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
         IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, IpamStatus, NodeStatus,
-        PROTOCOL_VERSION, PeerStatus, Readiness, Release, Released, Request, Response, RouteStatus,
-        RoutesRequest, RpcError, Welcome,
+        PROTOCOL_VERSION, PeerStatus, Readiness, RefreshRequest, Refreshed, Release, Released,
+        Request, Response, RouteStatus, RoutesRequest, RpcError, Welcome,
     },
 };
 
@@ -252,6 +252,14 @@ impl Client {
         }
     }
 
+    /// Asks a peer for its routes again.
+    pub fn bgp_refresh(&mut self, request: RefreshRequest) -> Result<Refreshed, ClientError> {
+        match self.call(&Request::BgpRefresh(request))? {
+            Response::BgpRefreshed(refreshed) => Ok(refreshed),
+            other => Err(self.unexpected("BgpRefreshed", &other)),
+        }
+    }
+
     /// Pools and blocks of this node.
     pub fn ipam_show(&mut self) -> Result<IpamStatus, ClientError> {
         match self.call(&Request::IpamShow)? {
@@ -343,6 +351,7 @@ impl Client {
             Response::BgpPeers(_) => "BgpPeers",
             Response::BgpRoutes(_) => "BgpRoutes",
             Response::BgpExplained(_) => "BgpExplained",
+            Response::BgpRefreshed(_) => "BgpRefreshed",
             Response::IpamShow(_) => "IpamShow",
             Response::IpamFound(_) => "IpamFound",
             Response::IpamReleased(_) => "IpamReleased",

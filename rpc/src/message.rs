@@ -6,7 +6,8 @@ mod ipam;
 use std::net::IpAddr;
 
 pub use bgp::{
-    ExplainRequest, Explained, ExplainedNextHop, ExplainedPath, NotificationCount, UpdateErrorCount,
+    ExplainRequest, Explained, ExplainedNextHop, ExplainedPath, NotificationCount, RefreshRequest,
+    Refreshed, UpdateErrorCount,
 };
 pub use ipam::{
     AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
@@ -66,6 +67,8 @@ pub enum Request {
     BgpRoutes(RoutesRequest),
     /// Why the route to a prefix is what it is.
     BgpExplain(ExplainRequest),
+    /// Ask a peer for its routes again.
+    BgpRefresh(RefreshRequest),
     /// Pools and blocks of this node.
     IpamShow,
     /// What there is to say about an address, or about who has some.
@@ -101,6 +104,8 @@ pub enum Response {
     BgpRoutes(Vec<RouteStatus>),
     /// To [`Request::BgpExplain`].
     BgpExplained(Box<Explained>),
+    /// To [`Request::BgpRefresh`].
+    BgpRefreshed(Refreshed),
     /// To [`Request::IpamShow`].
     IpamShow(IpamStatus),
     /// To [`Request::IpamFind`].

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use twill_bgp_proto::{
-    ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerKey, PeerKind, PeerPolicy, Speaker,
+    ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerKey, PeerKind, Speaker,
     SpeakerConfig, Time,
     wire::{
         self, AsPath, Capability, GracefulRestart, GracefulRestartFamily, Open, Origin,
@@ -141,23 +141,10 @@ impl Bench {
 
     fn configure(&mut self, peers: &[PeerKey]) -> Result<()> {
         let config = PeerConfig {
-            name: String::new(),
-            kind: PeerKind::Global,
-            asn: Asn::new(64513)?,
-            local_address: None,
             passive: true,
             hold_time: 0,
-            restart_time: 120,
-            long_lived: BTreeMap::new(),
-            families: BTreeSet::from([Family::V4]),
-            other_next_hop: None,
-            client: false,
-            on_link: None,
-            policy: PeerPolicy::default(),
-            tcp_key: 0,
-            ttl_security: None,
-            delay_open: Duration::ZERO,
-            shutdown: None,
+            families: [Family::V4].into(),
+            ..PeerConfig::new("", PeerKind::Global, Asn::new(64513)?)
         };
         self.input(Input::SetPeers(peers.iter().map(|key| (*key, config.clone())).collect()));
         Ok(())

@@ -1,15 +1,12 @@
 //! A peer by itself: what goes in and what comes out, one input at a time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use twill_types::{Asn, Family};
 
 use super::*;
 use crate::{
-    PeerKind, PeerPolicy,
+    PeerKind,
     wire::{Capability, GracefulRestart, MessageType, Open},
 };
 
@@ -39,23 +36,8 @@ fn local() -> SocketAddr {
 
 fn config() -> PeerConfig {
     PeerConfig {
-        name: "tor".to_owned(),
-        kind: PeerKind::Global,
-        asn: Asn::new(64513).unwrap(),
-        local_address: None,
-        passive: false,
-        delay_open: Duration::ZERO,
-        shutdown: None,
-        hold_time: 90,
-        restart_time: 120,
-        long_lived: BTreeMap::new(),
         families: [Family::V4].into(),
-        other_next_hop: None,
-        client: false,
-        on_link: None,
-        policy: PeerPolicy::default(),
-        tcp_key: 0,
-        ttl_security: None,
+        ..PeerConfig::new("tor", PeerKind::Global, Asn::new(64513).unwrap())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{
-    UpdateErrorCount,
+    RefreshError, UpdateErrorCount,
     wire::{
         self, AddPathFamily, AsPath, Capability, GracefulRestart, GracefulRestartFamily,
         MessageType, NextHopEncoding, Nlri, Notification, Open, Origin, PathAttributes, Role,

@@ -6,7 +6,7 @@ use twill_types::Family;
 
 use super::Speaker;
 use crate::{
-    PeerKey, Time,
+    PeerKey, RefreshError, Time,
     peer::Peer,
     wire::{Notification, RouteRefresh, cease, code},
 };
@@ -85,6 +85,35 @@ impl Speaker {
         for (key, family) in late {
             self.end_refresh(key, family);
         }
+    }
+
+    /// Asks a peer for its routes of a family again, or of all that the session has (RFC 2918 section
+    /// 4); returns which were asked for. What the peer does not tell again stays, unless it says where its
+    /// answer begins and ends (RFC 7313).
+    pub fn request_refresh(
+        &mut self,
+        now: Time,
+        key: PeerKey,
+        family: Option<Family>,
+    ) -> Result<Vec<Family>, RefreshError> {
+        let peer = self.peers.get(&key).ok_or(RefreshError::NoPeer)?;
+        let (_, negotiated) =
+            peer.established().ok_or_else(|| RefreshError::NotEstablished(peer.state()))?;
+        if !negotiated.route_refresh {
+            return Err(RefreshError::NoRouteRefresh);
+        }
+        let has = |family: &Family| negotiated.session.has(*family);
+        let families: Vec<Family> = match family {
+            Some(family) if !has(&family) => return Err(RefreshError::NoFamily(family)),
+            Some(family) => vec![family],
+            None => [Family::V4, Family::V6].into_iter().filter(has).collect(),
+        };
+        self.with_peer(now, key, |peer, sink| {
+            for family in &families {
+                peer.ask_again(*family, sink);
+            }
+        });
+        Ok(families)
     }
 
     /// Asks a peer for everything again. One that cannot be asked gets a new session.

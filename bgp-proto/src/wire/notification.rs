@@ -1,6 +1,6 @@
 use std::fmt;
 
-use twill_types::Family;
+use twill_types::{Asn, Family};
 
 use super::{SAFI_UNICAST, afi, capability::truncated, family_of};
 
@@ -127,6 +127,27 @@ impl Notification {
         let mut data = vec![u8::try_from(text.len()).unwrap_or(0)];
         data.extend_from_slice(text);
         Self { code: code::CEASE, subcode, data }
+    }
+
+    /// The peer is of another AS than is expected (RFC 4271 section 6.2). The RFC has no data for it;
+    /// the number that was seen, as BIRD and FRR send it.
+    pub fn bad_peer_as(seen: Asn) -> Self {
+        let data = seen.get().to_be_bytes().to_vec();
+        Self { code: code::OPEN, subcode: open_error::BAD_PEER_AS, data }
+    }
+
+    /// The AS number that a [`Notification::bad_peer_as`] names. Senders may leave it out, or write
+    /// it in 2 octets.
+    pub fn refused_as(&self) -> Option<u32> {
+        match (self.code, self.subcode, self.data.as_slice()) {
+            (code::OPEN, open_error::BAD_PEER_AS, &[high, low]) => {
+                Some(u16::from_be_bytes([high, low]).into())
+            }
+            (code::OPEN, open_error::BAD_PEER_AS, &[a, b, c, d]) => {
+                Some(u32::from_be_bytes([a, b, c, d]))
+            }
+            _ => None,
+        }
     }
 
     /// A Cease for more prefixes of a family than `limit` (RFC 4486 section 4: the data is AFI, SAFI and
@@ -283,6 +304,9 @@ impl fmt::Display for Notification {
         }
         if let Some((family, limit)) = self.prefix_limit() {
             return write!(f, ": more than {limit} {family} prefixes");
+        }
+        if let Some(asn) = self.refused_as() {
+            return write!(f, ": AS {asn}");
         }
         match self.text() {
             Text::Text(text) => write!(f, ": {text:?}"),

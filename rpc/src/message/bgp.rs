@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use twill_types::Prefix;
+use twill_types::{Family, Prefix};
 
 /// How often a NOTIFICATION came or went. Part of [`PeerStatus`](super::PeerStatus).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,30 @@ pub struct UpdateErrorCount {
 pub struct ExplainRequest {
     /// About this prefix, or the most specific one that covers it.
     pub prefix: Prefix,
+}
+
+/// Body of [`Request::BgpRefresh`](super::Request::BgpRefresh).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefreshRequest {
+    /// The peer's address.
+    pub address: IpAddr,
+    /// Its port; `None` where the address has one session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Routes of this family; `None` for all that the session has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
+}
+
+/// Body of [`Response::BgpRefreshed`](super::Response::BgpRefreshed).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refreshed {
+    /// The peer's port.
+    pub port: u16,
+    /// Families that it was asked for. Its answer comes later.
+    pub families: Vec<Family>,
 }
 
 /// Body of [`Response::BgpExplained`](super::Response::BgpExplained).

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use tokio::sync::{mpsc, oneshot};
-use twill_bgp_proto::{Own, PeerConfig, PeerKey, PeerKind, PeerPolicy, SpeakerConfig};
+use twill_bgp_proto::{Own, PeerConfig, PeerKey, PeerKind, SpeakerConfig};
 use twill_bgp_speaker::Command;
 use twill_tests::{netns::Namespace, wait::wait_for};
 use twill_types::{Asn, Family, Prefix};
@@ -96,23 +96,9 @@ async fn speak(own: Own, stopped: oneshot::Receiver<()>) -> Result<()> {
         max_paths: 16,
     };
     let router = PeerConfig {
-        name: "router".to_owned(),
-        kind: PeerKind::Global,
-        asn: Asn::new(64513)?,
         local_address: Some(NODE.parse()?),
-        passive: false,
-        delay_open: Duration::ZERO,
-        shutdown: None,
-        hold_time: 90,
-        restart_time: 120,
         families: [Family::V4].into(),
-        other_next_hop: None,
-        long_lived: BTreeMap::new(),
-        client: false,
-        on_link: None,
-        policy: PeerPolicy::default(),
-        tcp_key: 0,
-        ttl_security: None,
+        ..PeerConfig::new("router", PeerKind::Global, Asn::new(64513)?)
     };
     let address: IpAddr = ROUTER.parse()?;
     let peers = BTreeMap::from([(PeerKey { address, port: 179 }, router)]);

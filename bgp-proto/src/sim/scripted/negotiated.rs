@@ -325,3 +325,46 @@ fn our_own_as_in_a_path_is_taken_where_it_is_allowed() {
     script.configure(|config| config.policy.allowed_own_as = 1);
     assert_eq!(script.heard(), ["Cease/Other Configuration Change (6/6)"]);
 }
+
+/// An operator may ask a peer for its routes again, and hears why where it cannot be asked.
+#[test]
+fn a_peer_is_asked_again_by_hand() {
+    let mut script = Script::new(|_| ());
+    let ask = |script: &mut Script, family| {
+        let asked = script.speaker.request_refresh(script.now, script.key, family);
+        script.input(Input::Tick);
+        asked
+    };
+    assert_eq!(ask(&mut script, None), Err(RefreshError::NotEstablished(State::Active)));
+    script.establish(everything());
+    script.end_of_rib();
+    script.heard();
+    assert_eq!(ask(&mut script, None), Ok(vec![Family::V4, Family::V6]));
+    assert_eq!(script.heard(), ["RouteRefresh 0", "RouteRefresh 0"]);
+    assert_eq!(ask(&mut script, Some(Family::V6)), Ok(vec![Family::V6]));
+    assert_eq!(script.heard(), ["RouteRefresh 0"]);
+
+    let v4 = without(|c| matches!(c, Capability::MultiProtocol(Family::V6)));
+    let mut script = Script::established(v4);
+    assert_eq!(ask(&mut script, Some(Family::V6)), Err(RefreshError::NoFamily(Family::V6)));
+    let mut script = Script::established(plain());
+    assert_eq!(ask(&mut script, None), Err(RefreshError::NoRouteRefresh));
+    script.key.port += 1;
+    assert_eq!(ask(&mut script, None), Err(RefreshError::NoPeer));
+    assert_eq!(script.heard(), Vec::<String>::new());
+}
+
+/// Which AS the peer said is told to both operators.
+#[test]
+fn a_wrong_as_is_named() {
+    let mut script = Script::new(|config| config.asn = Asn::new(64999).unwrap());
+    script.open(plain());
+    let said = script.heard();
+    assert_eq!(said, [format!("OPEN Message Error/Bad Peer AS (2/2): AS {PEER}")]);
+    assert!(script.speaker.peers()[0].info.contains(&said[0]), "{:?}", script.speaker.peers());
+    // Some write it in 2 octets, or not at all.
+    for (data, text) in [(&[0xfc, 0x01][..], "(2/2): AS 64513"), (&[], "(2/2)"), (&[1], "(2/2)")] {
+        let told = Notification::new(code::OPEN, 2).with_data(data).to_string();
+        assert!(told.ends_with(text), "{told}");
+    }
+}
