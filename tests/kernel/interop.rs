@@ -11,6 +11,8 @@ mod faults;
 mod frr_router;
 mod gobgp_router;
 mod large;
+mod negotiated;
+mod reflected;
 mod rig;
 mod router;
 mod routes;
@@ -48,14 +50,29 @@ macro_rules! matrix {
             large::large_table_out,
             signed::password,
             signed::ttl_security,
+            negotiated::refresh_asked,
+            negotiated::no_common_family,
+            negotiated::add_path,
+            reflected::communities_passed_on,
             $($group::$more,)*
         ]);)*
     };
 }
 
 matrix! {
-    bird: crate::interop::bird_router::BirdRouter, and [routes::refresh];
-    frr: crate::interop::frr_router::FrrRouter, and [routes::refresh];
+    bird: crate::interop::bird_router::BirdRouter, and [
+        routes::refresh,
+        negotiated::enhanced_refresh,
+        negotiated::extended_messages,
+        negotiated::roles,
+    ];
+    frr: crate::interop::frr_router::FrrRouter, and [
+        routes::refresh,
+        negotiated::enhanced_refresh,
+        negotiated::extended_messages,
+        negotiated::roles,
+        negotiated::no_common_family_heard,
+    ];
     // It never asks for routes again: it keeps what it has refused.
     gobgp: crate::interop::gobgp_router::GobgpRouter, and [];
 }

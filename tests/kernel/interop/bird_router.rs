@@ -9,13 +9,49 @@ use twill_tests::{
     process::Daemon,
 };
 
-use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, ROUTER6, Router};
+use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, ROUTER6, Router, SECOND};
 
 /// BIRD with one protocol, `node`.
 #[derive(Debug)]
 pub(super) struct BirdRouter {
     bird: Bird,
     peering: Peering,
+}
+
+/// What is spoken of in the session.
+fn channels(peering: &Peering) -> String {
+    if peering.foreign_family {
+        return "  vpn4 mpls { table foreign; import all; export none; };\n".to_owned();
+    }
+    let families = [("ipv4", ROUTER), ("ipv6", ROUTER6)];
+    let spoken = families.iter().take(if peering.no_capabilities { 1 } else { 2 });
+    let paths = if peering.add_path { " add paths tx;" } else { "" };
+    let channel = |(family, own): &(&str, &str)| {
+        format!(
+            "  {family} {{ import all; export where source = RTS_STATIC; next hop address {own};\
+             {paths} }};\n"
+        )
+    };
+    spoken.map(channel).collect()
+}
+
+/// Statements that mark the IPv4 outside.
+fn marks(peering: &Peering) -> String {
+    let mut text = String::new();
+    if peering.communities {
+        text += "bgp_community.add((64513,7)); bgp_large_community.add((64513,1,2)); \
+                 bgp_ext_community.add((rt,64513,9));";
+    }
+    for number in peering.crowd() {
+        let _ = write!(text, " bgp_large_community.add((64513,8,{number}));");
+    }
+    text
+}
+
+/// The communities of one kind in what BIRD prints, `(64513,7) (64513,8)`.
+fn communities(text: &str) -> impl Iterator<Item = String> + '_ {
+    let each = text.split(')').map(|one| one.trim().trim_start_matches('('));
+    each.filter(|one| !one.is_empty()).map(|one| one.replace(", ", ":").replace(',', ":"))
 }
 
 fn config(peering: &Peering, announced: bool) -> BirdConfig {
@@ -36,36 +72,39 @@ fn config(peering: &Peering, announced: bool) -> BirdConfig {
     if peering.ttl_security {
         text += "  direct;\n  ttl security on;\n";
     }
+    if let Some(role) = peering.role {
+        let _ = writeln!(text, "  local role {role};");
+    }
+    if peering.crowd {
+        text += "  enable extended messages on;\n";
+    }
     if let Some(password) = peering.password {
         let _ = writeln!(text, "  password \"{password}\";");
     }
-    for (family, own) in [("ipv4", ROUTER), ("ipv6", ROUTER6)] {
-        if family == "ipv4" || !peering.no_capabilities {
-            let _ = writeln!(
-                text,
-                "  {family} {{ import all; export where source = RTS_STATIC; next hop address \
-                 {own}; }};"
-            );
-        }
-    }
+    text += &channels(peering);
     text += "}\n";
     if announced {
-        let communities = match peering.communities {
-            true => {
-                " { bgp_community.add((64513,7)); bgp_large_community.add((64513,1,2)); \
-                 bgp_ext_community.add((rt,64513,9)); }"
-            }
-            false => "",
-        };
         let _ = writeln!(
             text,
-            "protocol static outside {{ ipv4; route {OUTSIDE} blackhole{communities}; }}"
+            "protocol static outside {{ ipv4; route {OUTSIDE} blackhole {{ {} }}; }}",
+            marks(peering)
+        );
+    }
+    if peering.add_path {
+        let mark = SECOND.replace(':', ",");
+        let _ = writeln!(
+            text,
+            "protocol static second {{ ipv4 {{ preference 190; }}; route {OUTSIDE} blackhole {{ \
+             bgp_community.add(({mark})); }}; }}"
         );
     }
     if peering.more > 0 {
         let routes: String =
             peering.more().map(|prefix| format!("  route {prefix} blackhole;\n")).collect();
         let _ = writeln!(text, "protocol static more {{ ipv4;\n{routes}}}");
+    }
+    if peering.foreign_family {
+        text = format!("vpn4 table foreign;\n{text}");
     }
     BirdConfig::new(ROUTER, *asn).announce(OUTSIDE6).extra(&text)
 }
@@ -100,7 +139,11 @@ impl Router for BirdRouter {
         };
         let local_pref = attribute("BGP.local_pref:").and_then(|value| value.parse().ok());
         let as_path = attribute("BGP.as_path:").unwrap_or_default();
-        Ok(Some(Learned { as_path, local_pref }))
+        let kinds = ["BGP.community:", "BGP.large_community:", "BGP.ext_community:"];
+        let texts = kinds.iter().filter_map(|kind| attribute(kind));
+        let communities = texts.flat_map(|text| communities(&text).collect::<Vec<_>>()).collect();
+        let only_to_customer = attribute("BGP.otc:").and_then(|value| value.parse().ok());
+        Ok(Some(Learned { as_path, local_pref, communities, only_to_customer }))
     }
 
     fn prefixes(&self) -> Result<usize> {

@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use twill_tests::{frr::Frr, netns::Namespace, process::Daemon};
 
-use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, Router};
+use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, Router, SECOND};
+
+/// Where its second path to the outside goes.
+const SECOND_HOP: &str = "192.168.2.99";
 
 /// FRR with one neighbor.
 #[derive(Debug)]
@@ -34,24 +37,58 @@ fn config(peering: &Peering) -> String {
     if peering.ttl_security {
         let _ = writeln!(text, " neighbor {node} ttl-security hops 1");
     }
+    if peering.foreign_family {
+        // Its OPEN waits, so that it judges the node's first.
+        let _ = writeln!(text, " neighbor {node} timers delayopen 10");
+    }
+    if let Some(role) = peering.role {
+        let _ = writeln!(text, " neighbor {node} local-role {role}");
+    }
     if let Some(password) = peering.password {
         let _ = writeln!(text, " neighbor {node} password {password}");
     }
-    let map = if peering.communities { " route-map marked" } else { "" };
-    let _ = writeln!(text, " address-family ipv4 unicast\n  network {OUTSIDE}{map}");
+    text += &families(peering);
+    text += "exit\n";
+    if peering.communities {
+        text += "route-map marked permit 10\n set community 64513:7\n \
+                 set large-community 64513:1:2\n set extcommunity rt 64513:9\nexit\n";
+    }
+    let crowd: Vec<u32> = peering.crowd().collect();
+    // A line of its configuration holds no more of them.
+    for (index, some) in crowd.chunks(50).enumerate() {
+        let some: String = some.iter().map(|number| format!(" 64513:8:{number}")).collect();
+        let _ = writeln!(
+            text,
+            "route-map marked permit {}\n set large-community{some} additive\n on-match next\nexit",
+            20 + index
+        );
+    }
+    let _ = writeln!(text, "route-map second permit 10\n set community {SECOND}\nexit");
+    text
+}
+
+/// What is spoken of in the session.
+fn families(peering: &Peering) -> String {
+    let node = peering.node();
+    let activate = format!("  neighbor {node} activate\n exit-address-family\n");
+    if peering.foreign_family {
+        return format!(" address-family ipv4 vpn\n{activate}");
+    }
+    let map = if peering.communities || peering.crowd { " route-map marked" } else { "" };
+    let mut text = format!(" address-family ipv4 unicast\n  network {OUTSIDE}{map}\n");
     for prefix in peering.more() {
         let _ = writeln!(text, "  network {prefix}");
     }
-    let _ = writeln!(text, "  neighbor {node} activate\n exit-address-family");
-    if !peering.no_capabilities {
+    if peering.add_path {
         let _ = writeln!(
             text,
-            " address-family ipv6 unicast\n  network {OUTSIDE6}\n  neighbor {node} activate\n \
-             exit-address-family"
+            "  redistribute kernel route-map second\n  neighbor {node} addpath-tx-all-paths"
         );
     }
-    text += "exit\nroute-map marked permit 10\n set community 64513:7\n \
-             set large-community 64513:1:2\n set extcommunity rt 64513:9\nexit\n";
+    text += &activate;
+    if !peering.no_capabilities {
+        let _ = write!(text, " address-family ipv6 unicast\n  network {OUTSIDE6}\n{activate}");
+    }
     text
 }
 
@@ -69,6 +106,10 @@ impl FrrRouter {
 
 impl Router for FrrRouter {
     fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self> {
+        if peering.add_path {
+            // Its second path is a route that somebody else has made.
+            namespace.ip(&format!("route add {OUTSIDE} via {SECOND_HOP}"))?;
+        }
         let frr = Frr::start(namespace, &config(peering), dir)?;
         Ok(Self { frr, peering: peering.clone() })
     }
@@ -103,6 +144,13 @@ impl Router for FrrRouter {
                 path => path.to_owned(),
             },
             local_pref: path["locPrf"].as_u64().or_else(|| path["localPref"].as_u64()),
+            communities: ["community", "largeCommunity", "extendedCommunity"]
+                .iter()
+                .filter_map(|kind| path[kind]["string"].as_str())
+                .flat_map(str::split_whitespace)
+                .map(str::to_lowercase)
+                .collect(),
+            only_to_customer: path["otc"].as_u64(),
         }))
     }
 

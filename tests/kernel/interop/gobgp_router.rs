@@ -1,6 +1,6 @@
 //! GoBGP as the peer of a row.
 
-use std::{fmt::Write as _, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, path::Path};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use twill_tests::{
     process::Daemon,
 };
 
-use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, ROUTER6, Router};
+use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, ROUTER6, Router, SECOND};
 
 /// The AS of the router behind it, and the addresses of the loopback that the two talk over.
 const BEHIND_AS: u32 = 64599;
@@ -36,14 +36,18 @@ fn config(peering: &Peering) -> String {
          timers: {{config: {{connect-retry: 1, hold-time: {hold_time}, keepalive-interval: {}, \
          idle-hold-time-after-reset: 1}}}}\n  \
          transport: {{config: {{local-address: \"{}\", passive-mode: {}}}}}\n  \
-         afi-safis:\n  - config: {{afi-safi-name: ipv4-unicast}}\n",
+         afi-safis:\n  - config: {{afi-safi-name: {}}}\n",
         peering.node(),
         peering.password.map(|text| format!(", auth-password: {text}")).unwrap_or_default(),
         hold_time / 3,
         peering.own(),
         peering.passive,
+        if peering.foreign_family { "l3vpn-ipv4-unicast" } else { "ipv4-unicast" },
     );
-    if !peering.no_capabilities {
+    if peering.add_path {
+        text += "    add-paths: {config: {send-max: 8}}\n";
+    }
+    if !peering.no_capabilities && !peering.foreign_family {
         text += "  - config: {afi-safi-name: ipv6-unicast}\n";
     }
     if peering.ttl_security {
@@ -70,6 +74,23 @@ fn behind(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Bird> 
     Bird::start(namespace, config, dir)
 }
 
+/// Communities of all kinds, from the attributes of the types 8, 16 and 32.
+fn communities(attributes: &[Value]) -> BTreeSet<String> {
+    let of_type = |number: u64| attributes.iter().filter(move |a| a["type"] == number);
+    let values = |attribute: &Value, name: &str| attribute[name].as_array().cloned();
+    let plain = of_type(8).filter_map(|a| values(a, "communities")).flatten();
+    let plain = plain.filter_map(|one| one.as_u64());
+    let plain = plain.map(|one| format!("{}:{}", one >> 16, one & 0xffff));
+    let extended = of_type(16).filter_map(|a| values(a, "value")).flatten();
+    let extended = extended.map(|one| format!("rt:{}", one["value"].as_str().unwrap_or_default()));
+    let large = of_type(32).filter_map(|a| values(a, "value")).flatten();
+    let large = large.map(|one| {
+        let parts = ["ASN", "LocalData1", "LocalData2"].map(|part| one[part].to_string());
+        parts.join(":")
+    });
+    plain.chain(extended).chain(large).collect()
+}
+
 impl GobgpRouter {
     fn neighbor(&self) -> Result<Value> {
         self.gobgp.neighbor(self.peering.node())
@@ -77,6 +98,9 @@ impl GobgpRouter {
 }
 
 impl Router for GobgpRouter {
+    // With one connection in hand it closes each further one at once.
+    const TELLS_OF_COLLISIONS: bool = false;
+
     fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self> {
         let gobgp = Gobgp::start(namespace, &config(peering), dir)?;
         let behind = match peering.more {
@@ -89,6 +113,10 @@ impl Router for GobgpRouter {
         };
         let mut router = Self { gobgp, peering: peering.clone(), _behind: behind };
         router.announce(true)?;
+        if peering.add_path {
+            let rib = ["global", "rib", "add", "-a", "ipv4", OUTSIDE, "identifier", "2"];
+            router.gobgp.command(&[&rib[..], &["community", SECOND]].concat())?;
+        }
         if !peering.no_capabilities {
             // Left to itself it announces the session's IPv4 address as the next hop, mapped.
             let rib = ["global", "rib", "add", "-a", "ipv6", OUTSIDE6, "nexthop", ROUTER6];
@@ -134,7 +162,12 @@ impl Router for GobgpRouter {
         let asns = asns.iter().flat_map(|segment| segment["asns"].as_array()).flatten();
         let as_path: Vec<String> = asns.map(ToString::to_string).collect();
         let local_pref = of_type(5).and_then(|a| a["value"].as_u64());
-        Ok(Some(Learned { as_path: as_path.join(" "), local_pref }))
+        Ok(Some(Learned {
+            as_path: as_path.join(" "),
+            local_pref,
+            communities: communities(&attributes),
+            only_to_customer: None,
+        }))
     }
 
     fn prefixes(&self) -> Result<usize> {

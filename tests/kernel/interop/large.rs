@@ -50,32 +50,45 @@ pub(super) fn large_table_out<R: Router>() -> Result<()> {
     let speaker = Speaker::start(lab.node("node1")?.namespace(), own)?;
     router.wait_up()?;
     let many = usize::try_from(MANY)?;
-    wait_for("all routes of the speaker at the router", LONG, || {
-        let prefixes = router.prefixes()?;
-        ensure!(prefixes == many, "{prefixes}");
-        Ok(())
-    })?;
+    let counted = |wanted: usize| {
+        wait_for(&format!("{wanted} routes of the speaker at the router"), LONG, || {
+            let prefixes = router.prefixes()?;
+            ensure!(prefixes == wanted, "{prefixes}");
+            Ok(())
+        })
+    };
+    counted(many)?;
+    speaker.set_own(Own::default())?;
+    counted(0)?;
     speaker.stop()
 }
 
 /// A speaker without a daemon, on a thread of its own in the node's namespace.
 struct Speaker {
     stop: oneshot::Sender<()>,
+    own: mpsc::UnboundedSender<Own>,
     thread: thread::JoinHandle<Result<()>>,
 }
 
 impl Speaker {
     fn start(namespace: &Namespace, own: Own) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
+        let (owns, owned) = mpsc::unbounded_channel();
+        owns.send(own)?;
         let path = namespace.path().to_owned();
         let thread = thread::spawn(move || -> Result<()> {
             let netns = twill_sys::Netns::open(path)?;
             twill_sys::in_netns(&netns, || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(speak(own, stopped))
+                runtime.block_on(speak(owned, stopped))
             })?
         });
-        Ok(Self { stop, thread })
+        Ok(Self { stop, own: owns, thread })
+    }
+
+    /// What it announces from now on.
+    fn set_own(&self, own: Own) -> Result<()> {
+        self.own.send(own).context("the speaker has ended")
     }
 
     fn stop(self) -> Result<()> {
@@ -85,7 +98,10 @@ impl Speaker {
 }
 
 /// Speaks with the router as the node would, until it is told to stop.
-async fn speak(own: Own, stopped: oneshot::Receiver<()>) -> Result<()> {
+async fn speak(
+    mut owned: mpsc::UnboundedReceiver<Own>,
+    mut stopped: oneshot::Receiver<()>,
+) -> Result<()> {
     let config = SpeakerConfig {
         router_id: NODE.parse()?,
         asn: Asn::new(64512)?,
@@ -105,10 +121,16 @@ async fn speak(own: Own, stopped: oneshot::Receiver<()>) -> Result<()> {
     // What it reports is for a kernel that there is not.
     let (reports, _reported) = mpsc::unbounded_channel();
     let (handle, speaker) = twill_bgp_speaker::start(config, reports);
+    let own = owned.recv().await.context("the test went away")?;
     handle.send(Command::SetOwn(own)).await;
     handle.send(Command::SetPeers { peers, passwords: BTreeMap::new() }).await;
     handle.send(Command::Listen(179)).await;
-    stopped.await.context("the test went away")?;
+    loop {
+        tokio::select! {
+            Some(own) = owned.recv() => handle.send(Command::SetOwn(own)).await,
+            told = &mut stopped => break told.context("the test went away")?,
+        }
+    }
     handle.stop().await;
     Ok(speaker.await??)
 }

@@ -1,6 +1,6 @@
 //! What a row asks of a peer, whichever it is.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Result, ensure};
 use twill_tests::{netns::Namespace, process::Daemon, wait::wait_for};
@@ -21,6 +21,12 @@ pub(super) const OUTSIDE6: &str = "2001:db8:ff::/64";
 
 /// The communities of a [`Peering`] with `communities`, as the node prints them.
 pub(super) const COMMUNITIES: [&str; 3] = ["64513:7", "64513:1:2", "rt:64513:9"];
+
+/// Of a second path to the outside.
+pub(super) const SECOND: &str = "64513:2";
+
+/// Large communities of a [`Peering`] with `crowd`: `64513:8:0` and so on.
+pub(super) const CROWD: u32 = 400;
 
 /// A router with one session, with the node. Both families are negotiated, and the outside is
 /// announced in both.
@@ -44,6 +50,15 @@ pub(super) struct Peering {
     pub(super) password: Option<&'static str>,
     /// The IPv4 outside has [`COMMUNITIES`].
     pub(super) communities: bool,
+    /// The IPv4 outside has [`CROWD`] large communities more: 12 octets each (RFC 8092), which a message
+    /// of 4,096 octets does not hold (RFC 8654).
+    pub(super) crowd: bool,
+    /// It has a second path to the IPv4 outside, marked with [`SECOND`], and sends both (RFC 7911).
+    pub(super) add_path: bool,
+    /// It speaks VPN-IPv4 alone (RFC 4364), a family that the node has not.
+    pub(super) foreign_family: bool,
+    /// What it is to the node, as RFC 9234 names roles, in lower case.
+    pub(super) role: Option<&'static str>,
     /// More announced: 10,000 networks of 30 bits, or a part of them, from 10.200.0.0 on.
     pub(super) more: u32,
 }
@@ -60,6 +75,10 @@ impl Default for Peering {
             ttl_security: false,
             password: None,
             communities: false,
+            crowd: false,
+            add_path: false,
+            foreign_family: false,
+            role: None,
             more: 0,
         }
     }
@@ -74,6 +93,11 @@ impl Peering {
     /// The node's.
     pub(super) fn node(&self) -> &'static str {
         if self.over_ipv6 { NODE6 } else { NODE }
+    }
+
+    /// The third parts of the large communities of a crowd.
+    pub(super) fn crowd(&self) -> std::ops::Range<u32> {
+        0..if self.crowd { CROWD } else { 0 }
     }
 
     /// Prefixes beyond the outside.
@@ -95,10 +119,18 @@ pub(super) struct Learned {
     pub(super) as_path: String,
     /// As iBGP carries it.
     pub(super) local_pref: Option<u64>,
+    /// All kinds of them, as the node prints them.
+    pub(super) communities: BTreeSet<String>,
+    /// The AS number of Only to Customer (RFC 9234 section 5).
+    pub(super) only_to_customer: Option<u64>,
 }
 
 /// A peer of the node.
 pub(super) trait Router: Sized {
+    /// Whether it has two connections for a while when both ends dial, so that one side has to tell the
+    /// other which is left.
+    const TELLS_OF_COLLISIONS: bool = true;
+
     /// Starts it in a namespace, with its files in a directory.
     fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self>;
 

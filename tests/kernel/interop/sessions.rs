@@ -11,6 +11,7 @@ use twill_tests::{
 
 use super::{
     bird_router::BirdRouter,
+    negotiated::notified,
     rig::{BLOCK, BLOCK6, Rig, bgp_peer, lab},
     router::{OUTSIDE, OUTSIDE6, Peering, Router},
 };
@@ -68,30 +69,37 @@ pub(super) fn who_dials<R: Router>() -> Result<()> {
     Ok(())
 }
 
-/// Both dial at once: one connection is left, and it stays (RFC 4271 section 6.8).
+/// The OPEN of the connection that the node opens waits on its way, so that the router opens one of its
+/// own in the meantime.
+const HELD: &str = "table ip held { chain c { type filter hook output priority 0; \
+                    tcp dport 179 tcp flags & psh == psh drop; }; }";
+
+/// Both dial at once: one side tells the other by a Cease 6/7 which connection is left, and it stays
+/// (RFC 4271 section 6.8).
 pub(super) fn collision<R: Router>() -> Result<()> {
     let mut rig = Rig::<R>::up(Peering { hold_time: 3, ..Peering::default() })?;
-    for _ in 0..2 {
-        rig.lab.node_mut("node1")?.stop()?;
-        wait_for("the router to lose the session", LONG, || {
-            ensure!(rig.router.state()? != "Established");
-            Ok(())
-        })?;
-        // The kernel answers in its place: the node's connection is open before the router, whose
-        // own attempt is due by then, hears of it.
-        rig.router.daemon().signal(Signal::SIGSTOP)?;
-        rig.lab.node_mut("node1")?.start()?;
-        let dialled = wait_for("the node to dial", LONG, || {
-            let peer = rig.peer()?;
-            ensure!(peer["state"] == "OpenSent", "{peer}");
-            Ok(())
-        });
-        rig.router.daemon().signal(Signal::SIGCONT)?;
-        dialled?;
-        rig.wait_up()?;
-        stays(&rig)?;
-    }
-    Ok(())
+    rig.lab.node_mut("node1")?.stop()?;
+    wait_for("the router to lose the session", LONG, || {
+        ensure!(rig.router.state()? != "Established");
+        Ok(())
+    })?;
+    nft(&rig, HELD)?;
+    rig.lab.node_mut("node1")?.start()?;
+    wait_for("a collision", LONG, || {
+        let peer = rig.peer()?;
+        let told = notified(&peer, true, 6, 7) || notified(&peer, false, 6, 7);
+        let closed = peer["info"] == "the peer closed the connection";
+        ensure!(if R::TELLS_OF_COLLISIONS { told } else { closed }, "{peer}");
+        Ok(())
+    })?;
+    nft(&rig, "delete table ip held")?;
+    rig.wait_up()?;
+    stays(&rig)
+}
+
+fn nft<R: Router>(rig: &Rig<R>, rules: &str) -> Result<()> {
+    let output = rig.node()?.namespace().output(Command::new("nft").arg(rules))?;
+    check("nft (package nftables)", &output).map(drop)
 }
 
 /// There is one connection, and KEEPALIVEs go on over it.

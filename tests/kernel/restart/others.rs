@@ -13,22 +13,27 @@ use twill_tests::{
     watch::RouteWatch,
 };
 
-use super::{End, INTERVAL, NODE, OUTSIDE, POOL, TOR, ends, peer, wait_converged, wait_fresh};
+use super::{End, INTERVAL, NODE, OUTSIDE, POOL, TOR, ends, nft, peer, wait_converged, wait_fresh};
 use crate::LONG;
 
 /// A node with a pod, and a machine for a router.
 fn lab() -> Result<Lab> {
+    lab_with("")
+}
+
+/// The same; `more` is added to the spec of the BGPPeer.
+pub(super) fn lab_with(more: &str) -> Result<Lab> {
     let mut topology = Topology::new();
     topology.router("tor").on("seg-a", "192.168.2.1/24").local("198.51.100.1/24");
     topology.node("node1").on("seg-a", "192.168.2.11/24").gateway(TOR);
-    topology.resource("pool.yaml", POOL).resource("tor.yaml", &peer(""));
+    topology.resource("pool.yaml", POOL).resource("tor.yaml", &peer(more));
     let mut lab = topology.build()?;
     lab.start_all()?;
     Ok(lab)
 }
 
 /// A pod, and the block of its node.
-fn pod(lab: &mut Lab) -> Result<(Pod, String)> {
+pub(super) fn pod(lab: &mut Lab) -> Result<(Pod, String)> {
     lab.node("node1")?.wait_established(&[TOR], LONG)?;
     let pod = lab.add_pod("node1", "web")?;
     let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
@@ -43,11 +48,11 @@ fn restart(lab: &mut Lab, name: &str, end: End) -> Result<()> {
     wait_converged(lab.node("node1")?, log)
 }
 
-/// FRR, which restarts gracefully and says that it kept forwarding.
-fn start_frr(lab: &Lab) -> Result<Frr> {
+/// FRR, which restarts gracefully and says that it kept forwarding; with `more` below its `router bgp`.
+pub(super) fn start_frr(lab: &Lab, more: &str) -> Result<Frr> {
     let bgpd = format!(
         "router bgp 64513\n no bgp ebgp-requires-policy\n no bgp network import-check\n \
-         bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n \
+         bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n{more} \
          neighbor {NODE} remote-as 64512\n neighbor {NODE} timers connect 1\n network {OUTSIDE}\n"
     );
     Frr::start(lab.router("tor")?, &bgpd, &lab.dir().join("frr"))
@@ -56,7 +61,7 @@ fn start_frr(lab: &Lab) -> Result<Frr> {
 /// FRR keeps the routes of a daemon that dies or is replaced, and forwards by them.
 pub(crate) fn frr_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
     let mut lab = lab()?;
-    let frr = start_frr(&lab)?;
+    let frr = start_frr(&lab, "")?;
     let (pod, block) = pod(&mut lab)?;
     frr.wait_route(&block, NODE, LONG)?;
     wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
@@ -80,7 +85,7 @@ pub(crate) fn frr_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
 /// The routes of an FRR that dies are kept until it is back.
 pub(crate) fn frr_that_dies_loses_no_packet() -> Result<()> {
     let mut lab = lab()?;
-    let mut frr = start_frr(&lab)?;
+    let mut frr = start_frr(&lab, "")?;
     let (pod, block) = pod(&mut lab)?;
     frr.wait_route(&block, NODE, LONG)?;
     lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
@@ -116,19 +121,56 @@ fn unharmed(pinger: Pinger, watches: &[RouteWatch]) -> Result<()> {
     watches.iter().try_for_each(RouteWatch::nothing_deleted)
 }
 
+/// GoBGP with one neighbor; `restart` stands in its graceful restart, `family` below its IPv4.
+pub(super) fn start_gobgp(lab: &Lab, restart: &str, family: &str) -> Result<Gobgp> {
+    let yaml = format!(
+        "global: {{config: {{as: 64513, router-id: {TOR}}}}}\nneighbors:\n\
+         - config: {{neighbor-address: {NODE}, peer-as: 64512}}\n  \
+         timers: {{config: {{connect-retry: 1, idle-hold-time-after-reset: 1}}}}\n  \
+         graceful-restart: {{config: {{enabled: true, {restart}}}}}\n  \
+         afi-safis:\n  - config: {{afi-safi-name: ipv4-unicast}}\n    \
+         mp-graceful-restart: {{config: {{enabled: true}}}}\n{family}"
+    );
+    Gobgp::start(lab.router("tor")?, &yaml, &lab.dir().join("gobgp"))
+}
+
+/// The routes of a GoBGP that dies are kept until it is back. It has no routes in its kernel: that one
+/// has a static one.
+pub(crate) fn gobgp_that_dies_loses_no_packet() -> Result<()> {
+    let mut lab = lab()?;
+    let mut gobgp = start_gobgp(&lab, "restart-time: 120", "")?;
+    let announce = ["global", "rib", "add", "-a", "ipv4", OUTSIDE];
+    gobgp.command(&announce)?;
+    let (pod, block) = pod(&mut lab)?;
+    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+    let tor = lab.router("tor")?;
+    tor.ip(&format!("route add {block} via {NODE}"))?;
+    wait_for("traffic", LONG, || ping::reaches(tor, pod.address()?))?;
+    let watches = [RouteWatch::start(&lab, "node1")?];
+    let flaps = lab.node("node1")?.peer(TOR)?["flaps"].clone();
+    let pinger = traffic(&lab, &pod)?;
+    // It has to have its route again before it tells that it has told everything.
+    let rules = "table ip held { chain c { type filter hook input priority 0; tcp dport 179 drop; \
+                 tcp sport 179 drop; }; }";
+    nft(&lab, rules)?;
+    gobgp.restart(tor, &["--graceful-restart"])?;
+    gobgp.command(&announce)?;
+    nft(&lab, "delete table ip held")?;
+    wait_for("another session", LONG, || {
+        let peer = lab.node("node1")?.peer(TOR)?;
+        ensure!(peer["flaps"] != flaps && peer["state"] == "Established", "{peer}");
+        Ok(())
+    })?;
+    wait_fresh(lab.node("node1")?)?;
+    gobgp.wait_route(&block, NODE, LONG)?;
+    unharmed(pinger, &watches)
+}
+
 /// GoBGP helps only where it is configured to; its table is watched, as it has no kernel routes.
 pub(crate) fn gobgp_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
     let mut lab = lab()?;
     let dir = lab.dir().join("gobgp");
-    let yaml = format!(
-        "global: {{config: {{as: 64513, router-id: {TOR}}}}}\nneighbors:\n\
-         - config: {{neighbor-address: {NODE}, peer-as: 64512}}\n  \
-         timers: {{config: {{connect-retry: 1}}}}\n  \
-         graceful-restart: {{config: {{enabled: true, restart-time: 120}}}}\n  \
-         afi-safis:\n  - config: {{afi-safi-name: ipv4-unicast}}\n    \
-         mp-graceful-restart: {{config: {{enabled: true}}}}\n"
-    );
-    let gobgp = Gobgp::start(lab.router("tor")?, &yaml, &dir)?;
+    let gobgp = start_gobgp(&lab, "restart-time: 120", "")?;
     let (_pod, block) = pod(&mut lab)?;
     gobgp.wait_route(&block, NODE, LONG)?;
     let log = dir.join("monitor.log");

@@ -1,0 +1,147 @@
+//! Long-lived graceful restart (RFC 9494) and resets that keep routes (RFC 8538), with FRR and GoBGP at
+//! the other end.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use twill_tests::{lab::Lab, wait::wait_for, watch::RouteWatch};
+
+use super::{
+    OUTSIDE, TOR,
+    others::{lab_with, pod, start_frr, start_gobgp},
+};
+use crate::{LONG, SECONDS};
+
+/// Of the BGPPeer of a node that helps for a minute.
+const HELPS: &str = ", longLivedRestartTime: {ipv4: 60}";
+/// Of one that is away for longer than its restart time.
+const STAYS_AWAY: &str = ", maxRestartTime: 1s, longLivedRestartTime: {ipv4: 60}";
+/// Lines of an FRR with a restart time of 2 s.
+const FRR_LINES: &str = " bgp graceful-restart restart-time 2\n \
+                         bgp long-lived-graceful-restart stale-time 60\n";
+/// The same of GoBGP: for the neighbor, and for its family.
+const GOBGP_RESTART: &str = "restart-time: 2, long-lived-enabled: true";
+const GOBGP_FAMILY: &str = "    long-lived-graceful-restart: {config: {enabled: true, \
+                            restart-time: 60}}\n";
+
+/// The routes of a peer that is gone are the last resort, and forwarded by.
+fn wait_last_resort(lab: &Lab) -> Result<()> {
+    let node = lab.node("node1")?;
+    wait_for("long-lived stale routes", SECONDS, || {
+        let peer = node.peer(TOR)?;
+        ensure!(peer["longLivedStale"] == true && peer["prefixesStale"] == 1, "{peer}");
+        Ok(())
+    })?;
+    let explained = node.ctl(&["bgp", "explain", OUTSIDE, "-o", "wide"])?;
+    ensure!(explained.contains("65535:6"), "no LLGR_STALE: {explained}");
+    node.wait_route(OUTSIDE, SECONDS)?;
+    Ok(())
+}
+
+/// FRR dies and stays away: its routes are the last resort after its restart time.
+pub(crate) fn frr_that_stays_away_is_the_last_resort() -> Result<()> {
+    let lab = lab_with(HELPS)?;
+    let frr = start_frr(&lab, FRR_LINES)?;
+    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+    let watch = RouteWatch::start(&lab, "node1")?;
+    frr.bgpd().signal(Signal::SIGKILL)?;
+    wait_last_resort(&lab)?;
+    watch.nothing_deleted()
+}
+
+/// The same with GoBGP.
+pub(crate) fn gobgp_that_stays_away_is_the_last_resort() -> Result<()> {
+    let lab = lab_with(HELPS)?;
+    let gobgp = start_gobgp(&lab, GOBGP_RESTART, GOBGP_FAMILY)?;
+    gobgp.command(&["global", "rib", "add", "-a", "ipv4", OUTSIDE])?;
+    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+    let watch = RouteWatch::start(&lab, "node1")?;
+    gobgp.daemon().signal(Signal::SIGKILL)?;
+    wait_last_resort(&lab)?;
+    watch.nothing_deleted()
+}
+
+/// FRR has the routes of a node that stays away as its last resort, and good ones when it is back.
+pub(crate) fn a_node_that_stays_away_is_the_last_resort_of_frr() -> Result<()> {
+    let mut lab = lab_with(STAYS_AWAY)?;
+    let frr = start_frr(&lab, " bgp long-lived-graceful-restart stale-time 60\n")?;
+    let (_pod, block) = pod(&mut lab)?;
+    let marked = |wanted: bool| {
+        wait_for(&format!("LLGR_STALE to be {wanted}"), LONG, || {
+            let paths = frr.paths(&block)?;
+            let is_marked = |path: &Value| {
+                let text = path["community"]["string"].as_str().unwrap_or_default();
+                text.contains("llgr-stale")
+            };
+            ensure!(paths.len() == 1 && is_marked(&paths[0]) == wanted, "{paths:?}");
+            Ok(())
+        })
+    };
+    marked(false)?;
+    lab.node_mut("node1")?.stop()?;
+    marked(true)?;
+    lab.node_mut("node1")?.start()?;
+    marked(false)
+}
+
+/// The same with GoBGP.
+pub(crate) fn a_node_that_stays_away_is_the_last_resort_of_gobgp() -> Result<()> {
+    let mut lab = lab_with(STAYS_AWAY)?;
+    let restart = "restart-time: 120, long-lived-enabled: true";
+    let gobgp = start_gobgp(&lab, restart, GOBGP_FAMILY)?;
+    let (_pod, block) = pod(&mut lab)?;
+    let marked = |wanted: bool| {
+        wait_for(&format!("LLGR_STALE to be {wanted}"), LONG, || {
+            let paths = gobgp.paths(&block)?;
+            // Attribute 8 is COMMUNITIES (RFC 1997); LLGR_STALE is 65535:6.
+            let attributes = paths.iter().flat_map(|path| path["attrs"].as_array()).flatten();
+            let plain = attributes.filter(|attribute| attribute["type"] == 8);
+            let numbers = plain.flat_map(|attribute| attribute["communities"].as_array()).flatten();
+            let is_marked = numbers.into_iter().any(|number| *number == 0xffff_0006_u32);
+            ensure!(paths.len() == 1 && is_marked == wanted, "{paths:?}");
+            Ok(())
+        })
+    };
+    marked(false)?;
+    lab.node_mut("node1")?.stop()?;
+    marked(true)?;
+    lab.node_mut("node1")?.start()?;
+    marked(false)
+}
+
+/// A Cease that is no Hard Reset is as good as a restart where both sides say so (RFC 8538): `reset`
+/// makes the peer send one, and no route is deleted until it is back.
+fn reset_keeps_routes(lab: &Lab, reset: impl FnOnce() -> Result<()>) -> Result<()> {
+    let node = lab.node("node1")?;
+    node.wait_established(&[TOR], LONG)?;
+    node.wait_route(OUTSIDE, LONG)?;
+    let (before, watch) = (node.peer(TOR)?, RouteWatch::start(lab, "node1")?);
+    reset()?;
+    wait_for("another session", LONG, || {
+        let peer = node.peer(TOR)?;
+        let counts = peer["notifications"].as_array().cloned().unwrap_or_default();
+        let cease = |one: &Value| one["sent"] == false && one["code"] == 6 && one["subcode"] == 4;
+        ensure!(counts.iter().any(cease), "{peer}");
+        ensure!(peer["flaps"] != before["flaps"] && peer["state"] == "Established", "{peer}");
+        ensure!(peer["prefixesStale"] == 0 && peer["prefixesIn"] == 1, "{peer}");
+        Ok(())
+    })?;
+    watch.nothing_deleted()
+}
+
+/// FRR resets the session.
+pub(crate) fn frr_that_tells_of_its_reset_keeps_its_routes() -> Result<()> {
+    let lab = lab_with("")?;
+    let soft = " bgp graceful-restart notification\n no bgp hard-administrative-reset\n";
+    let frr = start_frr(&lab, soft)?;
+    reset_keeps_routes(&lab, || frr.command(&["clear bgp *"]).map(drop))
+}
+
+/// GoBGP resets the session.
+pub(crate) fn gobgp_that_tells_of_its_reset_keeps_its_routes() -> Result<()> {
+    let lab = lab_with("")?;
+    let restart = "restart-time: 120, notification-enabled: true";
+    let gobgp = start_gobgp(&lab, restart, "")?;
+    gobgp.command(&["global", "rib", "add", "-a", "ipv4", OUTSIDE])?;
+    reset_keeps_routes(&lab, || gobgp.command(&["neighbor", super::NODE, "reset"]).map(drop))
+}
