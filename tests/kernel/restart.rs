@@ -5,9 +5,9 @@ mod others;
 
 pub(crate) use long_lived::{
     a_node_that_stays_away_is_the_last_resort_of_frr,
-    a_node_that_stays_away_is_the_last_resort_of_gobgp, frr_that_stays_away_is_the_last_resort,
-    frr_that_tells_of_its_reset_keeps_its_routes, gobgp_that_stays_away_is_the_last_resort,
-    gobgp_that_tells_of_its_reset_keeps_its_routes,
+    a_node_that_stays_away_is_the_last_resort_of_gobgp, frr_that_resets_a_session_keeps_its_routes,
+    frr_that_stays_away_is_the_last_resort, gobgp_that_resets_a_session_keeps_its_routes,
+    gobgp_that_stays_away_is_the_last_resort,
 };
 pub(crate) use others::{
     frr_keeps_the_routes_of_a_daemon_that_restarts, frr_that_dies_loses_no_packet,

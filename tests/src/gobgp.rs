@@ -19,6 +19,9 @@ use crate::{
 /// The state that GoBGP calls ESTABLISHED in its JSON.
 const ESTABLISHED: u64 = 6;
 
+/// The name of its socket.
+const SOCKET: &str = "gobgpd.sock";
+
 /// How long it may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,8 @@ impl Gobgp {
     pub fn restart(&mut self, namespace: &Namespace, arguments: &[&str]) -> Result<()> {
         self.daemon.signal(nix::sys::signal::Signal::SIGKILL)?;
         self.daemon.wait(PATIENCE)?;
+        // It takes no socket's place that is there.
+        fs::remove_file(self.dir.join(SOCKET)).context("cannot remove GoBGP's socket")?;
         self.daemon = spawn(namespace, &self.dir, arguments)?;
         self.wait_served()
     }
@@ -144,5 +149,5 @@ fn cli(dir: &Path, arguments: &[&str]) -> Result<String> {
 
 /// A unix socket, so that one is asked from outside its network namespace.
 fn socket(dir: &Path) -> String {
-    format!("unix://{}", dir.join("gobgpd.sock").display())
+    format!("unix://{}", dir.join(SOCKET).display())
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use twill_tests::{lab::Lab, wait::wait_for, watch::RouteWatch};
 
 use super::{
-    OUTSIDE, TOR,
+    NODE, OUTSIDE, TOR,
     others::{lab_with, pod, start_frr, start_gobgp},
 };
 use crate::{LONG, SECONDS};
@@ -109,39 +109,43 @@ pub(crate) fn a_node_that_stays_away_is_the_last_resort_of_gobgp() -> Result<()>
     marked(false)
 }
 
-/// A Cease that is no Hard Reset is as good as a restart where both sides say so (RFC 8538): `reset`
-/// makes the peer send one, and no route is deleted until it is back.
-fn reset_keeps_routes(lab: &Lab, reset: impl FnOnce() -> Result<()>) -> Result<()> {
-    let node = lab.node("node1")?;
-    node.wait_established(&[TOR], LONG)?;
-    node.wait_route(OUTSIDE, LONG)?;
-    let (before, watch) = (node.peer(TOR)?, RouteWatch::start(lab, "node1")?);
-    reset()?;
-    wait_for("another session", LONG, || {
-        let peer = node.peer(TOR)?;
+/// Waits until the peer has reset the session by a Cease that is no Hard Reset, which is as good as a
+/// restart where both sides say so (RFC 8538), and the node has said what else is wanted of it.
+fn wait_reset(lab: &Lab, wanted: impl Fn(&Value) -> bool) -> Result<()> {
+    wait_for("the reset", LONG, || {
+        let peer = lab.node("node1")?.peer(TOR)?;
         let counts = peer["notifications"].as_array().cloned().unwrap_or_default();
         let cease = |one: &Value| one["sent"] == false && one["code"] == 6 && one["subcode"] == 4;
-        ensure!(counts.iter().any(cease), "{peer}");
-        ensure!(peer["flaps"] != before["flaps"] && peer["state"] == "Established", "{peer}");
-        ensure!(peer["prefixesStale"] == 0 && peer["prefixesIn"] == 1, "{peer}");
+        ensure!(counts.iter().any(cease) && wanted(&peer), "{peer}");
         Ok(())
+    })
+}
+
+/// FRR resets the session, and is back at once.
+pub(crate) fn frr_that_resets_a_session_keeps_its_routes() -> Result<()> {
+    let lab = lab_with("")?;
+    let soft = " bgp graceful-restart notification\n no bgp hard-administrative-reset\n";
+    let frr = start_frr(&lab, soft)?;
+    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+    let watch = RouteWatch::start(&lab, "node1")?;
+    let flaps = lab.node("node1")?.peer(TOR)?["flaps"].clone();
+    frr.command(&["clear bgp *"])?;
+    wait_reset(&lab, |peer| {
+        let fresh = peer["prefixesStale"] == 0 && peer["prefixesIn"] == 1;
+        peer["flaps"] != flaps && peer["state"] == "Established" && fresh
     })?;
     watch.nothing_deleted()
 }
 
-/// FRR resets the session.
-pub(crate) fn frr_that_tells_of_its_reset_keeps_its_routes() -> Result<()> {
+/// GoBGP resets the session; it takes no connection for half a minute after that.
+pub(crate) fn gobgp_that_resets_a_session_keeps_its_routes() -> Result<()> {
     let lab = lab_with("")?;
-    let soft = " bgp graceful-restart notification\n no bgp hard-administrative-reset\n";
-    let frr = start_frr(&lab, soft)?;
-    reset_keeps_routes(&lab, || frr.command(&["clear bgp *"]).map(drop))
-}
-
-/// GoBGP resets the session.
-pub(crate) fn gobgp_that_tells_of_its_reset_keeps_its_routes() -> Result<()> {
-    let lab = lab_with("")?;
-    let restart = "restart-time: 120, notification-enabled: true";
-    let gobgp = start_gobgp(&lab, restart, "")?;
+    let gobgp = start_gobgp(&lab, "restart-time: 120, notification-enabled: true", "")?;
     gobgp.command(&["global", "rib", "add", "-a", "ipv4", OUTSIDE])?;
-    reset_keeps_routes(&lab, || gobgp.command(&["neighbor", super::NODE, "reset"]).map(drop))
+    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+    let watch = RouteWatch::start(&lab, "node1")?;
+    gobgp.command(&["neighbor", NODE, "reset"])?;
+    wait_reset(&lab, |peer| peer["prefixesStale"] == 1)?;
+    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+    watch.nothing_deleted()
 }
