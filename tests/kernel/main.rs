@@ -281,6 +281,7 @@ fn main() -> ExitCode {
         sessions::a_peer_over_its_limit_is_ended_alone,
         sessions::a_session_is_stopped_with_a_text,
         sessions::a_flood_starves_nobody,
+        sessions::a_refused_capability_is_left_out,
         interop::bird::families,
         interop::bird::over_ipv6,
         interop::bird::ibgp,

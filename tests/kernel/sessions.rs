@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use twill_bgp_proto::wire::{
     self, AsPath, Capability, MessageType, Notification, Open, Origin, PathAttributes, Session,
+    code, open_error,
 };
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
@@ -115,8 +116,8 @@ struct Raw {
 }
 
 impl Raw {
-    /// Opens a session from a machine to the node.
-    fn establish(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<Self> {
+    /// Connects from a machine to the node, and exchanges OPENs with it; the node's is given back.
+    fn open(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<(Self, Open)> {
         let node = SocketAddr::from(([192, 168, 2, 11], 179));
         let stream = wait_for("the node to accept", LONG, || {
             Ok(machine.enter(|| TcpStream::connect_timeout(&node, LONG))??)
@@ -132,10 +133,22 @@ impl Raw {
         ensure!(kind == MessageType::Open, "{kind:?} {body:?}");
         let theirs = wire::decode_open(&body).map_err(|refused| anyhow!("{refused}"))?;
         raw.session = Session::negotiate(&open.capabilities, &theirs, false);
+        Ok((raw, theirs))
+    }
+
+    /// Opens a session from a machine to the node.
+    fn establish(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<Self> {
+        let (raw, _) = Self::open(machine, identifier, hold_time)?;
+        raw.confirm()
+    }
+
+    /// The second half of it.
+    fn confirm(mut self) -> Result<Self> {
+        let raw = &mut self;
         raw.stream.write_all(&wire::encode_keepalive())?;
         let (kind, _) = raw.message()?;
         ensure!(kind == MessageType::Keepalive, "{kind:?}");
-        Ok(raw)
+        Ok(self)
     }
 
     /// The next message.
@@ -177,6 +190,51 @@ impl Raw {
         ensure!(fits, "no room for one route");
         Ok(bytes)
     }
+}
+
+/// A capability that a router refuses by its number (RFC 5492 section 5) is missing from the next OPEN,
+/// and the operator reads why.
+pub(crate) fn a_refused_capability_is_left_out() -> Result<()> {
+    let identifier = Ipv4Addr::new(192, 168, 2, 1);
+    let mut topology = Topology::new();
+    topology.router("tor1").on("seg-a", "192.168.2.1/24");
+    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    topology.resource("tor1.yaml", &bgp_peer("tor1", "192.168.2.1", ", passive: true"));
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    let (tor1, node) = (lab.router("tor1")?, lab.node("node1")?);
+    let offers =
+        |open: &Open| open.capabilities.iter().any(|c| matches!(c, Capability::AddPath(_)));
+
+    let (mut raw, theirs) = Raw::open(tor1, identifier, 90)?;
+    ensure!(offers(&theirs), "{theirs:?}");
+    let add_path = Notification::new(code::OPEN, open_error::CAPABILITY).with_data(&[69, 0]);
+    raw.stream.write_all(&wire::encode_notification(&add_path))?;
+    wait_for("the refusal to be told", LONG, || {
+        let peer = node.peer("192.168.2.1")?;
+        let info = peer["info"].as_str().unwrap_or_default();
+        ensure!(
+            info.starts_with("received OPEN Message Error/Unsupported Capability (2/7)"),
+            "{peer}"
+        );
+        ensure!(info.ends_with("the next OPEN goes without capability 69"), "{peer}");
+        Ok(())
+    })?;
+    // For as long as the node holds the peer, it closes what it is offered.
+    let (raw, theirs) = wait_for("another OPEN", LONG, || Raw::open(tor1, identifier, 90))?;
+    ensure!(!offers(&theirs), "{theirs:?}");
+    let _raw = raw.confirm()?;
+    node.wait_established(&["192.168.2.1"], LONG)?;
+    // It cannot be asked for its routes again.
+    for (arguments, why) in [
+        (&["192.168.2.1"][..], "the peer has not announced route refresh (RFC 2918)"),
+        (&["192.168.2.9", "--family", "ipv6"], "there is no such session on this node"),
+    ] {
+        let output = node.ctl_output(&[&["bgp", "refresh"], arguments].concat())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(1) && said.contains(why), "{said}");
+    }
+    Ok(())
 }
 
 /// So many messages are the flood.

@@ -18,13 +18,15 @@ pub(super) fn refused_asn<R: Router>() -> Result<()> {
     let peering = Peering::default();
     let wrong = Peering { asn: NOBODY, ..peering.clone() };
     let mut rig = Rig::<R>::start_with(peering.clone(), &bgp_peer(&wrong, ""))?;
-    rig.wait_down("sent OPEN Message Error/Bad Peer AS (2/2)")?;
+    rig.wait_down(&format!("sent OPEN Message Error/Bad Peer AS (2/2): AS {}", peering.asn))?;
     wait_until("the router to hear of it", LONG, || rig.router.heard_bad_peer_as())?;
     rig.lab.write_resource("router.yaml", &bgp_peer(&peering, ""))?;
     rig.wait_up()?;
     // The router takes the node for another one.
     rig.router.reconfigure(&Peering { node_asn: NOBODY, ..peering.clone() })?;
-    rig.wait_down("received OPEN Message Error/Bad Peer AS (2/2)")?;
+    let received = "received OPEN Message Error/Bad Peer AS (2/2)";
+    let named = format!("{received}: AS {}", peering.node_asn);
+    rig.wait_down(if R::NAMES_BAD_AS { &named } else { received })?;
     rig.router.reconfigure(&peering)?;
     rig.wait_up()
 }

@@ -100,6 +100,7 @@ impl GobgpRouter {
 impl Router for GobgpRouter {
     // With one connection in hand it closes each further one at once.
     const TELLS_OF_COLLISIONS: bool = false;
+    const NAMES_BAD_AS: bool = false;
 
     fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self> {
         let gobgp = Gobgp::start(namespace, &config(peering), dir)?;

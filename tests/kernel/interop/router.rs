@@ -130,6 +130,8 @@ pub(super) trait Router: Sized {
     /// Whether it has two connections for a while when both ends dial, so that one side has to tell the
     /// other which is left.
     const TELLS_OF_COLLISIONS: bool = true;
+    /// Whether it says which AS number it refuses.
+    const NAMES_BAD_AS: bool = true;
 
     /// Starts it in a namespace, with its files in a directory.
     fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self>;
