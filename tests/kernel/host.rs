@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
-    lab::Topology,
+    lab::{Lab, Topology},
     netns::Namespace,
     programs,
     snapshot::Snapshot,
@@ -182,4 +182,67 @@ pub(crate) fn the_documented_changes_are_the_real_ones() -> Result<()> {
         ensure!(lab.node("node1")?.namespace().ip(&format!("link show {link}")).is_err());
         Ok(())
     })
+}
+
+/// The commands of the page, in their order, leave nothing of Twill's in the tables of a node that it is
+/// gone from, nexthop objects included.
+pub(crate) fn the_documented_commands_remove_all_routes() -> Result<()> {
+    let page = fs::read_to_string(programs::source("docs/host-changes.md"))?;
+    let commands: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("ip ")).collect();
+    ensure!(!commands.is_empty(), "the page has no commands");
+    let mut topology = Topology::new();
+    for (name, address, address6) in
+        [("tor1", "192.168.2.1", "2001:db8:2::1"), ("tor2", "192.168.2.2", "2001:db8:2::2")]
+    {
+        let neighbors = [("node4", address, "192.168.2.11"), ("node6", address6, "2001:db8:2::11")];
+        let bird = neighbors.into_iter().fold(
+            BirdConfig::new(address, 64513)
+                .announce("198.51.100.0/24")
+                .announce("2001:db8:ff::/64"),
+            |bird, (protocol, own, node)| {
+                bird.neighbor(Neighbor::new(protocol, node, 64512).local(own))
+            },
+        );
+        topology
+            .router(name)
+            .on("seg-a", &format!("{address}/24"))
+            .on("seg-a", &format!("{address6}/64"))
+            .bird(bird);
+        for (number, address) in [(4, address), (6, address6)] {
+            topology.resource(
+                &format!("{name}-{number}.yaml"),
+                &format!(
+                    "apiVersion: projectcalico.org/v3\nkind: BGPPeer\n\
+                     metadata: {{name: {name}-{number}}}\n\
+                     spec: {{peerIP: \"{address}\", asNumber: 64513}}\n"
+                ),
+            );
+        }
+    }
+    topology.node("node1").on("seg-a", "192.168.2.11/24").on("seg-a", "2001:db8:2::11/64");
+    topology.resource(
+        "pool.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\n\
+         spec: {cidr: 10.10.0.0/20, blockSize: 26}\n",
+    );
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    let own = |lab: &Lab| -> Result<String> {
+        let node = lab.node("node1")?.namespace();
+        let tables = ["route show proto 116", "-6 route show proto 116", "nexthop show proto 116"];
+        tables.into_iter().map(|table| node.ip(table)).collect()
+    };
+    wait_for("routes that name objects", LONG, || {
+        let own = own(&lab)?;
+        let shared = own.lines().filter(|line| line.contains(" nhid ")).count();
+        ensure!(shared == 2 && own.contains("group"), "{own}");
+        Ok(())
+    })?;
+    lab.node_mut("node1")?.stop()?;
+    for command in commands {
+        lab.node("node1")?.namespace().ip(command)?;
+    }
+    let left = own(&lab)?;
+    ensure!(left.trim().is_empty(), "{left}");
+    Ok(())
 }

@@ -193,6 +193,7 @@ fn main() -> ExitCode {
         ipam_check::what_is_configured_is_shown_and_holds,
         ipam_check::a_living_pod_keeps_its_address_whatever_is_mended_meanwhile,
         host::the_documented_changes_are_the_real_ones,
+        host::the_documented_commands_remove_all_routes,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,
         operator::a_second_daemon_does_not_touch_the_store_of_the_first,
