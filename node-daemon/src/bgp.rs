@@ -14,7 +14,7 @@ use twill_bgp_proto::{
     NotificationCount, Own, PeerKey, PeerKind, PeerSnapshot, RefreshError, RouteSnapshot,
     SpeakerConfig, Time, UpdateErrorCount,
 };
-use twill_bgp_speaker::{Command, Handle, Report, ShellError, Snapshot as Picture};
+use twill_bgp_speaker::{Command, Handle, Pictured, Report, ShellError, Snapshot as Picture};
 use twill_ipam_store::now_ms;
 use twill_k8s_api::{Condition, ObjectId};
 use twill_rpc::message::{
@@ -182,7 +182,7 @@ pub(crate) async fn refresh(
     let port = match port {
         Some(port) => port,
         None => {
-            let peers = speaker.snapshot().await.peers;
+            let peers = speaker.snapshot(Pictured::Sessions).await.peers;
             let with_it = peers.iter().map(|peer| peer.key).filter(|key| key.address == address);
             match with_it.map(|key| key.port).collect::<Vec<_>>()[..] {
                 [] => return Err(refused(RefreshError::NoPeer.to_string())),

@@ -81,14 +81,27 @@ impl Says {
     }
 }
 
+/// A peer's end of its last connection.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) conn: ConnId,
+    /// The speaker has closed it, or the peer has.
+    pub(super) closed: bool,
+    /// Everything that came, but for what a test has taken out.
+    pub(super) sent: Vec<u8>,
+}
+
 /// The speaker is node 0; peers are 1, 2, ...
 pub(super) struct Script {
     pub(super) speaker: Speaker,
     pub(super) now: Time,
-    connections: BTreeMap<usize, ConnId>,
+    /// Peers read nothing, so that what is sent stays on its way.
+    pub(super) deaf: bool,
+    /// What is configured.
+    peers: BTreeMap<PeerKey, PeerConfig>,
+    /// The last connection of each peer.
+    ends: BTreeMap<usize, End>,
     next: u64,
-    /// Everything sent to each peer since its connection was opened.
-    sent: BTreeMap<usize, Vec<u8>>,
     pub(super) routes: BTreeMap<Prefix, Vec<IpAddr>>,
     pub(super) converged: Option<Vec<PeerKey>>,
     pub(super) events: Vec<PeerEvent>,
@@ -107,9 +120,10 @@ impl Script {
         let mut script = Self {
             speaker: Speaker::new(config, Time::ZERO),
             now: Time::ZERO,
-            connections: BTreeMap::new(),
+            deaf: false,
+            peers: BTreeMap::new(),
+            ends: BTreeMap::new(),
             next: u64::MAX,
-            sent: BTreeMap::new(),
             routes: BTreeMap::new(),
             converged: None,
             events: Vec::new(),
@@ -121,8 +135,15 @@ impl Script {
             change(&mut config);
             (key, config)
         };
-        script.input(Input::SetPeers((1..=peers).map(configured).collect()));
+        script.peers = (1..=peers).map(configured).collect();
+        script.input(Input::SetPeers(script.peers.clone()));
         script
+    }
+
+    /// Changes what is configured of each peer.
+    pub(super) fn configure(&mut self, change: impl Fn(&mut PeerConfig)) {
+        self.peers.values_mut().for_each(change);
+        self.input(Input::SetPeers(self.peers.clone()));
     }
 
     pub(super) fn input(&mut self, input: Input) {
@@ -130,13 +151,20 @@ impl Script {
         while let Some(output) = self.speaker.poll_output() {
             match output {
                 Output::Send { conn, bytes } => {
-                    let to = self.connections.iter().find(|(_, known)| **known == conn);
-                    if let Some(peer) = to.map(|(peer, _)| *peer) {
-                        self.sent.entry(peer).or_default().extend(bytes);
+                    let count = bytes.len();
+                    if !self.deaf {
+                        self.speaker.handle(self.now, Input::Written { conn, count });
+                    }
+                    let end = self.ends.values_mut().find(|end| end.conn == conn);
+                    if let Some(end) = end {
+                        end.sent.extend(bytes);
                     }
                 }
                 Output::Close { conn } | Output::Abort { conn } => {
-                    self.connections.retain(|_, known| *known != conn);
+                    let end = self.ends.values_mut().find(|end| end.conn == conn);
+                    if let Some(end) = end {
+                        end.closed = true;
+                    }
                 }
                 Output::Routes(changes) => {
                     for change in changes {
@@ -156,22 +184,30 @@ impl Script {
         }
     }
 
-    /// The peer connects, says this, and confirms.
-    pub(super) fn connect(&mut self, peer: usize, says: &Says) {
+    /// The peer connects to this address of the speaker.
+    pub(super) fn dial(&mut self, peer: usize, to: IpAddr) {
         let conn = ConnId(self.next);
         self.next -= 1;
-        self.connections.insert(peer, conn);
-        self.sent.remove(&peer);
-        let local = SocketAddr::new(address(0), 179);
+        self.ends.insert(peer, End { conn, closed: false, sent: Vec::new() });
+        let local = SocketAddr::new(to, 179);
         let remote = SocketAddr::new(address(peer), 40000);
         self.input(Input::Accepted { conn, local, remote });
+    }
+
+    /// The peer connects, says this, and confirms.
+    pub(super) fn connect(&mut self, peer: usize, says: &Says) {
+        self.dial(peer, address(0));
         self.send(peer, wire::encode_open(&says.open(peer)));
         self.send(peer, wire::encode_keepalive());
         assert_eq!(self.snapshot(peer).state, State::Established);
     }
 
+    pub(super) fn end(&mut self, peer: usize) -> &mut End {
+        self.ends.get_mut(&peer).unwrap()
+    }
+
     pub(super) fn send(&mut self, peer: usize, bytes: Vec<u8>) {
-        let conn = self.connections[&peer];
+        let conn = self.ends[&peer].conn;
         self.input(Input::Received { conn, bytes });
     }
 
@@ -212,7 +248,9 @@ impl Script {
 
     /// The peer's connection breaks without a word.
     pub(super) fn lose(&mut self, peer: usize) {
-        let conn = self.connections.remove(&peer).unwrap();
+        let end = self.end(peer);
+        end.closed = true;
+        let conn = end.conn;
         self.input(Input::Closed { conn, reason: "reset".to_owned() });
     }
 
@@ -252,7 +290,7 @@ impl Script {
 
     /// What the peer was told since it connected, message by message.
     pub(super) fn told(&self, peer: usize) -> Vec<(MessageType, Vec<u8>)> {
-        let mut rest = self.sent.get(&peer).map_or(&[][..], Vec::as_slice);
+        let mut rest = self.ends.get(&peer).map_or(&[][..], |end| end.sent.as_slice());
         let mut all = Vec::new();
         while let Some(frame) = wire::frame(rest, wire::MAX_MESSAGE).unwrap() {
             all.push((frame.kind, frame.body.to_vec()));

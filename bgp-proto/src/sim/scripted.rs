@@ -1,7 +1,9 @@
 //! One speaker and a peer that says exactly what a test wants it to say: what is negotiated, and what
 //! follows from it.
 
-use super::*;
+use std::ops::{Deref, DerefMut};
+
+use super::{script::Script, *};
 use crate::{
     RefreshError, UpdateErrorCount,
     wire::{
@@ -63,109 +65,71 @@ fn attributes(next_hop: &str) -> PathAttributes {
     PathAttributes::new(Origin::Igp, path, next_hop.parse().unwrap())
 }
 
-/// The speaker, and one connection of the peer.
-struct Script {
-    speaker: Speaker,
-    now: Time,
+/// A script with one peer, which says what was negotiated.
+struct Single {
+    script: Script,
     key: PeerKey,
-    config: PeerConfig,
-    local: SocketAddr,
-    conn: ConnId,
+    /// The address of the speaker that the peer dials.
+    local: IpAddr,
     /// What the peer may send by what was negotiated: the mirror image of the speaker's.
     session: Session,
-    sent: Vec<u8>,
-    /// It reads nothing, so that what is sent stays on its way.
-    deaf: bool,
-    closed: bool,
-    routes: BTreeMap<Prefix, Vec<IpAddr>>,
-    events: Vec<PeerEvent>,
 }
 
-impl Script {
+/// The number of its peer.
+const ONE: usize = 1;
+
+impl Deref for Single {
+    type Target = Script;
+
+    fn deref(&self) -> &Script {
+        &self.script
+    }
+}
+
+impl DerefMut for Single {
+    fn deref_mut(&mut self) -> &mut Script {
+        &mut self.script
+    }
+}
+
+impl Single {
     /// With a passive peer, so that all connections are the peer's.
-    fn new(change: impl FnOnce(&mut PeerConfig)) -> Self {
-        let (key, mut config) = peer(1, PEER);
-        config.passive = true;
-        change(&mut config);
-        let mut script = Self {
-            speaker: Speaker::new(super::config(0, 64512, false, 1), Time::ZERO),
-            now: Time::ZERO,
-            key,
-            config,
-            local: SocketAddr::new(address(0), 179),
-            conn: ConnId(u64::MAX),
-            session: Session::default(),
-            sent: Vec::new(),
-            deaf: false,
-            closed: true,
-            routes: BTreeMap::new(),
-            events: Vec::new(),
-        };
-        script.input(Input::SetOwn(Own::announced([block(0)])));
-        script.configure(|_| ());
-        script
-    }
-
-    fn configure(&mut self, change: impl FnOnce(&mut PeerConfig)) {
-        change(&mut self.config);
-        self.input(Input::SetPeers([(self.key, self.config.clone())].into()));
-    }
-
-    fn input(&mut self, input: Input) {
-        self.speaker.handle(self.now, input);
-        while let Some(output) = self.speaker.poll_output() {
-            match output {
-                Output::Send { conn, bytes } => {
-                    let count = bytes.len();
-                    self.sent.extend(bytes);
-                    if !self.deaf {
-                        self.speaker.handle(self.now, Input::Written { conn, count });
-                    }
-                }
-                Output::Close { .. } | Output::Abort { .. } => self.closed = true,
-                Output::Routes(changes) => {
-                    for change in changes {
-                        match change.next_hops.is_empty() {
-                            true => self.routes.remove(&change.prefix),
-                            false => self.routes.insert(change.prefix, change.next_hops),
-                        };
-                    }
-                }
-                Output::TrackNextHops(next_hops) => {
-                    let state = NextHopState::Reachable { metric: 0 };
-                    let states = next_hops.into_iter().map(|next_hop| (next_hop, state)).collect();
-                    self.speaker.handle(self.now, Input::NextHops(states));
-                }
-                Output::Event(_, event) => self.events.push(event),
-                Output::Connect { .. } | Output::Converged { .. } | Output::Conflicts(_) => {}
-            }
-        }
-    }
-
-    /// Lets time pass, timer by timer.
-    fn wait(&mut self, time: Duration) {
-        let end = self.now + time;
-        while let Some((deadline, _)) = self.speaker.poll_timeout().filter(|(at, _)| *at <= end) {
-            self.now = self.now.max(deadline);
-            self.input(Input::Tick);
-        }
-        self.now = end;
+    fn new(change: impl Fn(&mut PeerConfig)) -> Self {
+        let (key, _) = peer(ONE, PEER);
+        let script = Script::new(&[], 1, change);
+        Self { script, key, local: address(0), session: Session::default() }
     }
 
     fn say(&mut self, bytes: Vec<u8>) {
-        self.input(Input::Received { conn: self.conn, bytes });
+        self.send(ONE, bytes);
+    }
+
+    /// The connection breaks without a word.
+    fn break_off(&mut self) {
+        self.lose(ONE);
+    }
+
+    fn is_closed(&mut self) -> bool {
+        self.end(ONE).closed
+    }
+
+    /// What came and was not taken out.
+    fn sent(&mut self) -> &mut Vec<u8> {
+        &mut self.end(ONE).sent
+    }
+
+    /// The first UPDATE among it.
+    fn first_update(&self) -> wire::UpdateIn {
+        let told = self.told(ONE);
+        let (_, body) = told.iter().find(|(kind, _)| *kind == MessageType::Update).unwrap();
+        wire::decode_update(body, &self.session).unwrap()
     }
 
     /// Dials, and returns the OPEN that comes.
     fn dial(&mut self) -> Open {
-        self.sent.clear();
-        self.closed = false;
-        self.conn = ConnId(self.conn.0 - 1);
-        let remote = SocketAddr::new(self.key.address, 4000);
-        self.input(Input::Accepted { conn: self.conn, local: self.local, remote });
-        let frame = wire::frame(&self.sent, wire::MAX_MESSAGE).unwrap().expect("an OPEN");
-        assert_eq!(frame.kind, MessageType::Open);
-        wire::decode_open(frame.body).unwrap()
+        let local = self.local;
+        self.script.dial(ONE, local);
+        self.opened(ONE)
     }
 
     /// Dials and answers with an OPEN of these capabilities.
@@ -175,7 +139,7 @@ impl Script {
         let identifier = [192, 0, 2, 2].into();
         let open = Open { asn, hold_time: 0, identifier, capabilities };
         self.session = Session::negotiate(&open.capabilities, &theirs, false);
-        self.sent.clear();
+        self.sent().clear();
         self.say(wire::encode_open(&open));
     }
 
@@ -191,7 +155,7 @@ impl Script {
         let mut script = Self::new(|_| ());
         script.establish(capabilities);
         script.end_of_rib();
-        script.sent.clear();
+        script.sent().clear();
         script
     }
 
@@ -230,7 +194,7 @@ impl Script {
 
     /// The messages that came since the last call, in short.
     fn heard(&mut self) -> Vec<String> {
-        let sent = std::mem::take(&mut self.sent);
+        let sent = std::mem::take(self.sent());
         let mut rest = sent.as_slice();
         let mut heard = Vec::new();
         while let Some(frame) = wire::frame(rest, wire::MAX_EXTENDED).unwrap() {
@@ -253,9 +217,5 @@ impl Script {
             rest = &rest[frame.length..];
         }
         heard
-    }
-
-    fn known(&self) -> Vec<String> {
-        self.routes.keys().map(ToString::to_string).collect()
     }
 }

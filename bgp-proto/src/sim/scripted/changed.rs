@@ -5,17 +5,17 @@ use super::*;
 const ROUTE: &str = "198.51.100.0/24";
 
 /// A session with graceful restart, and one route of the peer.
-fn with_a_route() -> Script {
-    let mut script = Script::established(without(is_add_path));
+fn with_a_route() -> Single {
+    let mut script = Single::established(without(is_add_path));
     script.announce(&attributes("192.0.2.2"), &[nlri(ROUTE, 0)]);
-    assert_eq!(script.known().len(), 1);
+    assert_eq!(script.reachable().len(), 1);
     script
 }
 
-fn away() -> Script {
+fn away() -> Single {
     let mut script = with_a_route();
-    script.input(Input::Closed { conn: script.conn, reason: "gone".into() });
-    assert_eq!(script.known().len(), 1, "kept for its return");
+    script.break_off();
+    assert_eq!(script.reachable().len(), 1, "kept for its return");
     script
 }
 
@@ -47,10 +47,10 @@ fn a_new_session_with_the_same_peer_keeps_its_routes() {
             script.heard().last().map(String::as_str),
             Some("Cease/Other Configuration Change (6/6)")
         );
-        assert_eq!(script.known().len(), 1);
+        assert_eq!(script.reachable().len(), 1);
         let mut script = away();
         script.configure(change);
-        assert_eq!(script.known().len(), 1);
+        assert_eq!(script.reachable().len(), 1);
     }
 }
 
@@ -59,9 +59,9 @@ fn another_peer_takes_over_no_routes() {
     for change in ABOUT_THE_PEER {
         let mut script = with_a_route();
         script.configure(change);
-        assert_eq!(script.known(), Vec::<String>::new());
+        assert_eq!(script.reachable(), Vec::<String>::new());
         let mut script = away();
         script.configure(change);
-        assert_eq!(script.known(), Vec::<String>::new(), "while it is away");
+        assert_eq!(script.reachable(), Vec::<String>::new(), "while it is away");
     }
 }

@@ -6,11 +6,11 @@ fn many(count: u32) -> Vec<Nlri> {
 }
 
 /// A session of a peer that may announce ten prefixes.
-fn limited(capabilities: Vec<Capability>) -> Script {
-    let mut script = Script::new(|config| config.policy.max_prefixes = Some(10));
+fn limited(capabilities: Vec<Capability>) -> Single {
+    let mut script = Single::new(|config| config.policy.max_prefixes = Some(10));
     script.establish(capabilities);
     script.end_of_rib();
-    script.sent.clear();
+    script.sent().clear();
     script
 }
 
@@ -23,13 +23,16 @@ fn a_peer_over_its_limit_is_ended_and_held() {
     for (capabilities, said) in [(all, hard.as_str()), (plain(), said)] {
         let mut script = limited(capabilities.clone());
         script.announce(&attributes("192.0.2.2"), &many(10));
-        assert_eq!((script.known().len(), script.state()), (10, State::Established));
+        assert_eq!((script.reachable().len(), script.state()), (10, State::Established));
         // The same again is no more than before.
         script.announce(&attributes("192.0.2.3"), &many(10));
         assert_eq!(script.state(), State::Established);
         script.announce(&attributes("192.0.2.2"), &many(11));
         assert_eq!(script.heard(), [said]);
-        assert_eq!((script.known(), script.state(), script.closed), (vec![], State::Idle, true));
+        assert_eq!(
+            (script.reachable(), script.state(), script.is_closed()),
+            (vec![], State::Idle, true)
+        );
         assert_eq!(script.speaker.peers()[0].info, format!("sent {said}"));
         // It is held for a minute, whatever it does.
         script.wait(Duration::from_secs(44));
@@ -59,7 +62,7 @@ fn nothing_is_taken_after_the_end() {
         assert!(fits);
     }
     script.say(bytes);
-    assert_eq!((script.known(), script.state()), (vec![], State::Idle));
+    assert_eq!((script.reachable(), script.state()), (vec![], State::Idle));
     assert_eq!(script.speaker.peers()[0].prefixes_in, 0);
 }
 
@@ -110,11 +113,11 @@ fn with_set() -> PathAttributes {
 #[test]
 fn as_sets_are_withdrawn_unless_they_are_accepted() {
     for (accepted, known, count) in [(false, 0, 1), (true, 1, 0)] {
-        let mut script = Script::new(|config| config.policy.as_sets = accepted);
+        let mut script = Single::new(|config| config.policy.as_sets = accepted);
         script.establish(plain());
         script.announce(&attributes("192.0.2.2"), &many(1));
         script.announce(&with_set(), &many(1));
-        assert_eq!(script.known().len(), known);
+        assert_eq!(script.reachable().len(), known);
         let errors = script.speaker.peers()[0].update_errors.clone();
         let expected = UpdateErrorCount { disposition: "treat-as-withdraw", attribute: 2, count };
         assert_eq!(errors, vec![expected; usize::from(!accepted)]);
@@ -124,12 +127,12 @@ fn as_sets_are_withdrawn_unless_they_are_accepted() {
 /// Of many errors few are told, and all are counted; the number comes when the minute is over.
 #[test]
 fn errors_do_not_flood_the_log() {
-    let mut script = Script::established(plain());
+    let mut script = Single::established(plain());
     script.events.clear();
     for _ in 0..1000 {
         script.announce(&with_set(), &many(1));
     }
-    let told = |script: &Script| {
+    let told = |script: &Single| {
         let is_told = |event: &&PeerEvent| matches!(event, PeerEvent::BadUpdate { .. });
         script.events.iter().filter(is_told).count()
     };
@@ -144,7 +147,7 @@ fn errors_do_not_flood_the_log() {
 /// An UPDATE that ends the session says in what it was wrong, not only which code it got.
 #[test]
 fn a_fault_that_resets_is_named() {
-    let mut script = Script::established(plain());
+    let mut script = Single::established(plain());
     // A prefix of 33 bits.
     let mut update = vec![0xff; 16];
     update.extend([0, 24, 2, 0, 0, 0, 0, 33]);
@@ -160,10 +163,10 @@ fn a_fault_that_resets_is_named() {
 /// The peer's operator reads why, and so does ours.
 #[test]
 fn a_shutdown_tells_its_text() {
-    let mut script = Script::established(plain());
+    let mut script = Single::established(plain());
     script.configure(|config| config.shutdown = Some("rack 7 is moved".to_owned()));
     let said = "Cease/Administrative Shutdown (6/2): \"rack 7 is moved\"";
-    assert_eq!((script.heard(), script.closed), (vec![said.to_owned()], true));
+    assert_eq!((script.heard(), script.is_closed()), (vec![said.to_owned()], true));
     assert_eq!(script.speaker.peers()[0].info, said);
     script.configure(|config| config.shutdown = None);
     assert_eq!(script.state(), State::Active);
@@ -176,18 +179,18 @@ fn a_shutdown_tells_its_text() {
 /// has read that.
 #[test]
 fn a_flood_of_refreshes_fills_no_memory() {
-    let mut script = Script::established(everything());
-    script.sent.clear();
+    let mut script = Single::established(everything());
+    script.sent().clear();
     script.deaf = true;
     let one = wire::encode_route_refresh(RouteRefresh { family: Family::V4, subtype: 0 });
     for _ in 0..1000 {
         script.say(one.repeat(100));
     }
-    let once = script.sent.len();
+    let once = script.sent().len();
     assert_eq!(script.heard().len(), 3, "BoRR, a route, EoRR");
     assert_eq!(script.state(), State::Established);
     script.deaf = false;
-    let conn = script.conn;
+    let conn = script.end(ONE).conn;
     script.input(Input::Written { conn, count: once });
     assert_eq!(script.heard().len(), 3, "once for all of them");
 }
@@ -195,7 +198,7 @@ fn a_flood_of_refreshes_fills_no_memory() {
 /// Each of a peer's paths to a prefix is compared with the others.
 #[test]
 fn paths_to_one_prefix_are_bounded() {
-    let mut script = Script::established(everything());
+    let mut script = Single::established(everything());
     let all: Vec<Nlri> = (0..100_000).map(|id| nlri("198.51.100.0/24", id)).collect();
     script.announce(&attributes("192.0.2.2"), &all);
     assert_eq!(script.speaker.peers()[0].prefixes_in, 64);
@@ -209,19 +212,19 @@ fn paths_to_one_prefix_are_bounded() {
 /// Few paths with much in them are too many as well.
 #[test]
 fn what_comes_with_the_paths_is_bounded() {
-    let mut script = Script::new(|config| config.policy.max_prefixes = Some(1000));
+    let mut script = Single::new(|config| config.policy.max_prefixes = Some(1000));
     script.establish(without(is_add_path));
     script.end_of_rib();
-    script.sent.clear();
+    script.sent().clear();
     for n in 0..100_u32 {
         let mut attributes = attributes("192.0.2.2");
         attributes.unknown = vec![wire::RawAttribute { kind: 200, value: vec![1; 48_000] }];
         attributes.med = Some(n);
         script.announce(&attributes, &many(n + 1)[n as usize..]);
-        if script.closed {
+        if script.is_closed() {
             break;
         }
     }
     assert_eq!(script.heard(), ["Cease/Hard Reset (6/9): Cease/Out of Resources (6/8)"]);
-    assert!(script.known().is_empty());
+    assert!(script.reachable().is_empty());
 }

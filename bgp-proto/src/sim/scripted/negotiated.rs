@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn capabilities_that_both_have_are_in_force_and_told() {
-    let mut script = Script::new(|config| config.policy.role = Some(Role::Customer));
+    let mut script = Single::new(|config| config.policy.role = Some(Role::Customer));
     let mut theirs = everything();
     theirs.push(Capability::Role(Role::Provider));
     script.establish(theirs);
@@ -24,7 +24,7 @@ fn capabilities_that_both_have_are_in_force_and_told() {
         ]
     );
     assert_eq!(peer.hostname.as_deref(), Some("tor1"));
-    let mut script = Script::new(|_| ());
+    let mut script = Single::new(|_| ());
     script.establish(plain());
     assert_eq!(
         script.speaker.peers()[0].capabilities,
@@ -35,7 +35,7 @@ fn capabilities_that_both_have_are_in_force_and_told() {
 /// We offer to receive several paths, and never to send them.
 #[test]
 fn several_paths_of_one_peer_share_the_traffic() {
-    let mut script = Script::established(everything());
+    let mut script = Single::established(everything());
     let shared = "198.51.100.0/24";
     script.announce(&attributes("192.0.2.7"), &[nlri(shared, 7)]);
     script.announce(&attributes("192.0.2.9"), &[nlri(shared, 9), nlri("198.51.101.0/24", 7)]);
@@ -54,19 +54,19 @@ fn several_paths_of_one_peer_share_the_traffic() {
     script.withdraw(&[nlri(shared, 7), nlri(shared, 1)]);
     assert_eq!(script.routes[&prefix(shared)], [hops[1]]);
     script.withdraw(&[nlri(shared, 9)]);
-    assert_eq!(script.known(), ["198.51.101.0/24"]);
+    assert_eq!(script.reachable(), ["198.51.101.0/24"]);
     assert!(!script.session.add_path.receive_ipv4, "what we tell has no identifiers");
 }
 
 /// RFC 4724 and RFC 7911 together: all paths of a peer are kept, and the unrefreshed ones go.
 #[test]
 fn several_paths_survive_a_restart() {
-    let mut script = Script::established(everything());
+    let mut script = Single::established(everything());
     let shared = "198.51.100.0/24";
     for (id, next_hop) in [(1, "192.0.2.7"), (2, "192.0.2.8"), (3, "192.0.2.9")] {
         script.announce(&attributes(next_hop), &[nlri(shared, id)]);
     }
-    script.input(Input::Closed { conn: script.conn, reason: "reset".to_owned() });
+    script.break_off();
     assert_eq!(script.speaker.peers()[0].prefixes_stale, 3);
     script.establish(everything());
     script.announce(&attributes("192.0.2.9"), &[nlri(shared, 3)]);
@@ -78,10 +78,10 @@ fn several_paths_survive_a_restart() {
 const TWO: [&str; 2] = ["198.51.100.0/24", "198.51.101.0/24"];
 
 /// A peer that has announced two routes.
-fn with_two(capabilities: Vec<Capability>) -> Script {
-    let mut script = Script::established(capabilities);
+fn with_two(capabilities: Vec<Capability>) -> Single {
+    let mut script = Single::established(capabilities);
     script.announce(&attributes("192.0.2.2"), &TWO.map(|text| nlri(text, 0)));
-    assert_eq!(script.known(), TWO);
+    assert_eq!(script.reachable(), TWO);
     script
 }
 
@@ -93,12 +93,12 @@ fn a_refresh_ends_what_is_not_told_again() {
     script.refresh(RouteRefresh::BEGIN);
     assert_eq!(script.speaker.peers()[0].prefixes_stale, 2);
     script.announce(&attributes("192.0.2.2"), &one);
-    assert_eq!(script.known(), TWO, "stale routes are used until the end");
+    assert_eq!(script.reachable(), TWO, "stale routes are used until the end");
     script.refresh(RouteRefresh::END);
-    assert_eq!(script.known(), [TWO[0]]);
+    assert_eq!(script.reachable(), [TWO[0]]);
     // An end without a beginning is nothing.
     script.refresh(RouteRefresh::END);
-    assert_eq!(script.known(), [TWO[0]]);
+    assert_eq!(script.reachable(), [TWO[0]]);
 
     // One that begins again vouches for nothing that was told before.
     let mut script = with_two(without(is_add_path));
@@ -107,31 +107,31 @@ fn a_refresh_ends_what_is_not_told_again() {
     script.refresh(RouteRefresh::BEGIN);
     assert_eq!(script.speaker.peers()[0].prefixes_stale, 2);
     script.refresh(RouteRefresh::END);
-    assert_eq!(script.known(), [""; 0]);
+    assert_eq!(script.reachable(), [""; 0]);
 
     // An End-of-RIB is no end of a refresh.
     let mut script = with_two(without(is_add_path));
     script.refresh(RouteRefresh::BEGIN);
     script.end_of_rib();
-    assert_eq!(script.known(), TWO);
+    assert_eq!(script.reachable(), TWO);
 
     // One that is never ended ends by itself.
     script.announce(&attributes("192.0.2.2"), &one);
     script.wait(Duration::from_secs(359));
-    assert_eq!(script.known(), TWO);
+    assert_eq!(script.reachable(), TWO);
     script.wait(Duration::from_secs(1));
-    assert_eq!(script.known(), [TWO[0]]);
+    assert_eq!(script.reachable(), [TWO[0]]);
 }
 
 /// RFC 7313 section 4: in the initial exchange of a peer with graceful restart it means nothing.
 #[test]
 fn a_refresh_before_the_end_of_rib_is_ignored() {
-    let mut script = Script::new(|_| ());
+    let mut script = Single::new(|_| ());
     script.establish(without(is_add_path));
     script.announce(&attributes("192.0.2.2"), &[nlri(TWO[0], 0)]);
     script.refresh(RouteRefresh::BEGIN);
     script.refresh(RouteRefresh::END);
-    assert_eq!(script.known(), [TWO[0]]);
+    assert_eq!(script.reachable(), [TWO[0]]);
 }
 
 /// The session is lost in the middle: graceful restart keeps all, not only what was told twice.
@@ -140,21 +140,21 @@ fn a_session_lost_in_a_refresh_keeps_its_routes() {
     let mut script = with_two(without(is_add_path));
     script.refresh(RouteRefresh::BEGIN);
     script.announce(&attributes("192.0.2.2"), &[nlri(TWO[0], 0)]);
-    script.input(Input::Closed { conn: script.conn, reason: "reset".to_owned() });
-    assert_eq!(script.known(), TWO);
+    script.break_off();
+    assert_eq!(script.reachable(), TWO);
     script.establish(without(is_add_path));
     script.wait(Duration::from_secs(359));
-    assert_eq!(script.known(), TWO, "the refresh is over");
+    assert_eq!(script.reachable(), TWO, "the refresh is over");
 }
 
 #[test]
 fn a_replay_has_a_beginning_and_an_end_where_that_is_understood() {
     let update = "[\"10.0.0.0/24\"] via 192.0.2.1";
-    let mut script = Script::established(everything());
+    let mut script = Single::established(everything());
     script.refresh(RouteRefresh::REQUEST);
     assert_eq!(script.heard(), ["RouteRefresh 1", update, "RouteRefresh 2"]);
     let mut script =
-        Script::established(without(|c| matches!(c, Capability::EnhancedRouteRefresh)));
+        Single::established(without(|c| matches!(c, Capability::EnhancedRouteRefresh)));
     script.refresh(RouteRefresh::REQUEST);
     assert_eq!(script.heard(), [update]);
 }
@@ -164,11 +164,11 @@ fn a_replay_has_a_beginning_and_an_end_where_that_is_understood() {
 fn long_messages_need_both_sides() {
     let mut long = attributes("192.0.2.2");
     long.unknown = vec![wire::RawAttribute { kind: 99, value: vec![7; 5000] }];
-    let mut script = Script::established(everything());
+    let mut script = Single::established(everything());
     script.announce(&long, &[nlri(TWO[0], 0)]);
-    assert_eq!(script.known(), [TWO[0]]);
+    assert_eq!(script.reachable(), [TWO[0]]);
 
-    let mut script = Script::established(without(|c| matches!(c, Capability::ExtendedMessage)));
+    let mut script = Single::established(without(|c| matches!(c, Capability::ExtendedMessage)));
     script.session.extended_message = true;
     script.announce(&long, &[nlri(TWO[0], 0)]);
     let heard = script.heard();
@@ -178,7 +178,7 @@ fn long_messages_need_both_sides() {
 /// RFC 8950, received and sent; without it an IPv4 route over IPv6 is an error.
 #[test]
 fn ipv4_goes_over_ipv6_where_both_can() {
-    let mut script = Script::established(without(is_add_path));
+    let mut script = Single::established(without(is_add_path));
     script.announce(&attributes("2001:db8::7"), &[nlri(TWO[0], 0)]);
     assert_eq!(script.routes[&prefix(TWO[0])], ["2001:db8::7".parse::<IpAddr>().unwrap()]);
 
@@ -186,36 +186,34 @@ fn ipv4_goes_over_ipv6_where_both_can() {
     for (capabilities, expected) in
         [(without(is_add_path), "[\"10.0.0.0/24\"] via 2001:db8::1"), (rigid, "End-of-RIB IPv4")]
     {
-        let mut script = Script::new(|_| ());
+        let mut script = Single::new(|_| ());
         // A session over IPv6, of a node that has no IPv4 address.
-        script.local = SocketAddr::new("2001:db8::1".parse().unwrap(), 179);
+        script.local = "2001:db8::1".parse().unwrap();
         script.establish(capabilities);
-        script.sent.drain(..wire::encode_keepalive().len());
-        assert_eq!(script.heard()[0], expected);
+        assert_eq!(script.heard()[1], expected);
     }
 }
 
 #[test]
 fn a_session_without_a_family_is_refused() {
-    let mut script = Script::new(|_| ());
+    let mut script = Single::new(|_| ());
     // L3VPN routes and nothing else.
     let vpn = Capability::Unknown { code: 1, value: vec![0, 1, 0, 128] };
     script.open(vec![vpn, Capability::FourOctetAs(Asn::new(PEER).unwrap())]);
-    let frame = wire::frame(&script.sent, wire::MAX_MESSAGE).unwrap().unwrap();
-    let said = Notification::decode(frame.body);
+    let said = Notification::decode(&script.told(ONE)[0].1);
     assert_eq!((said.code, said.subcode), (code::OPEN, open_error::CAPABILITY));
     assert_eq!(said.data, [1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1], "it names what it misses");
-    assert!(script.closed);
+    assert!(script.is_closed());
 }
 
 /// RFC 5492 section 3: what the peer does not like is left out, and the session comes up without.
 #[test]
 fn a_refused_capability_is_left_out_of_the_next_open() {
-    let mut script = Script::new(|_| ());
+    let mut script = Single::new(|_| ());
     let codes = |open: &Open| open.capabilities.iter().map(Capability::code).collect::<Vec<_>>();
     let all = codes(&script.dial());
     assert_eq!(all, [1, 1, 2, 5, 6, 64, 65, 69, 70, 73]);
-    let refuse = |script: &mut Script, data: &[u8]| {
+    let refuse = |script: &mut Single, data: &[u8]| {
         let said = Notification::new(code::OPEN, open_error::CAPABILITY).with_data(data);
         script.say(wire::encode_notification(&said));
         script.wait(Duration::from_secs(30));
@@ -225,14 +223,13 @@ fn a_refused_capability_is_left_out_of_the_next_open() {
     assert_eq!(refuse(&mut script, &[]), [1, 1, 65]);
     let info = script.speaker.peers()[0].info.clone();
     assert!(info.ends_with("the next OPEN goes with families and AS number alone"), "{info}");
-    script.closed = true;
     script.establish(everything());
     let peer = &script.speaker.peers()[0];
     assert_eq!(peer.capabilities, ["IPv4 unicast", "IPv6 unicast", "4-octet AS", "route refresh"]);
     // No graceful restart either: we did not offer it.
     script.announce(&attributes("192.0.2.2"), &[nlri(TWO[0], 0)]);
-    script.input(Input::Closed { conn: script.conn, reason: "reset".to_owned() });
-    assert_eq!(script.known(), [""; 0]);
+    script.break_off();
+    assert_eq!(script.reachable(), [""; 0]);
 }
 
 #[test]
@@ -246,7 +243,7 @@ fn roles_have_to_fit() {
         (Some(Role::Customer), None, true),
         (None, Some(Role::Customer), true),
     ] {
-        let mut script = Script::new(|config| config.policy.role = ours);
+        let mut script = Single::new(|config| config.policy.role = ours);
         let mut capabilities = plain();
         capabilities.extend(theirs.map(Capability::Role));
         script.open(capabilities);
@@ -262,41 +259,36 @@ fn roles_have_to_fit() {
 /// RFC 9234 section 5: a leak withdraws what was there, and what we tell a customer is marked.
 #[test]
 fn leaks_are_refused_and_routes_to_customers_marked() {
-    let mut script = Script::new(|config| config.policy.role = Some(Role::Provider));
+    let mut script = Single::new(|config| config.policy.role = Some(Role::Provider));
     script.establish(plain());
-    let frame = wire::frame(&script.sent, wire::MAX_MESSAGE).unwrap().unwrap();
-    let update = &script.sent[frame.length..];
-    let frame = wire::frame(update, wire::MAX_MESSAGE).unwrap().unwrap();
-    let told = wire::decode_update(frame.body, &script.session).unwrap();
+    let told = script.first_update();
     assert_eq!(told.announced[0].0.only_to_customer, Some(64512));
 
     script.announce(&attributes("192.0.2.2"), &[nlri(TWO[0], 0)]);
-    assert_eq!(script.known(), [TWO[0]]);
+    assert_eq!(script.reachable(), [TWO[0]]);
     let mut leak = attributes("192.0.2.2");
     leak.only_to_customer = Some(64999);
     script.announce(&leak, &[nlri(TWO[0], 0)]);
-    assert_eq!(script.known(), [""; 0]);
+    assert_eq!(script.reachable(), [""; 0]);
 }
 
 /// Towards the peer the node is in another AS: in the OPEN, in its paths, and where its routes come back.
 #[test]
 fn a_local_as_is_all_that_the_peer_sees() {
     let local = Asn::new(4_200_000_000).unwrap();
-    let mut script = Script::new(|config| config.policy.local_asn = Some(local));
+    let mut script = Single::new(|config| config.policy.local_asn = Some(local));
     assert_eq!(script.dial().asn, local);
     script.establish(plain());
-    script.sent.drain(..wire::encode_keepalive().len());
-    let frame = wire::frame(&script.sent, wire::MAX_MESSAGE).unwrap().unwrap();
-    let told = wire::decode_update(frame.body, &script.session).unwrap();
+    let told = script.first_update();
     assert_eq!(told.announced[0].0.as_path, AsPath::sequence([local]));
     for own in [local, Asn::new(64512).unwrap()] {
         let mut looped = attributes("192.0.2.2");
         looped.as_path = AsPath::sequence([Asn::new(PEER).unwrap(), own]);
         script.announce(&looped, &[nlri(TWO[0], 0)]);
-        assert_eq!(script.known(), [""; 0], "{own}");
+        assert_eq!(script.reachable(), [""; 0], "{own}");
     }
     // In the peer's AS the session is internal.
-    let mut script = Script::new(|config| config.policy.local_asn = Asn::new(PEER).ok());
+    let mut script = Single::new(|config| config.policy.local_asn = Asn::new(PEER).ok());
     script.open(plain());
     script.say(wire::encode_keepalive());
     assert_eq!(script.state(), State::Established);
@@ -310,18 +302,18 @@ fn a_local_as_is_all_that_the_peer_sees() {
 fn our_own_as_in_a_path_is_taken_where_it_is_allowed() {
     let mut through_us = attributes("192.0.2.2");
     through_us.as_path = AsPath::sequence([PEER, 64512].map(|asn| Asn::new(asn).unwrap()));
-    let mut script = Script::established(without(is_add_path));
+    let mut script = Single::established(without(is_add_path));
     script.announce(&through_us, &[nlri(TWO[0], 0)]);
-    assert_eq!(script.known(), [""; 0]);
+    assert_eq!(script.reachable(), [""; 0]);
     script.configure(|config| config.policy.allowed_own_as = 1);
     assert_eq!(script.heard(), ["RouteRefresh 0", "RouteRefresh 0"]);
     script.announce(&through_us, &[nlri(TWO[0], 0)]);
-    assert_eq!(script.known(), [TWO[0]]);
+    assert_eq!(script.reachable(), [TWO[0]]);
     through_us.as_path = through_us.as_path.prepended(Asn::new(64512).unwrap());
     script.announce(&through_us, &[nlri(TWO[0], 0)]);
-    assert_eq!(script.known(), [""; 0], "it is there twice");
+    assert_eq!(script.reachable(), [""; 0], "it is there twice");
 
-    let mut script = Script::established(plain());
+    let mut script = Single::established(plain());
     script.configure(|config| config.policy.allowed_own_as = 1);
     assert_eq!(script.heard(), ["Cease/Other Configuration Change (6/6)"]);
 }
@@ -329,9 +321,10 @@ fn our_own_as_in_a_path_is_taken_where_it_is_allowed() {
 /// An operator may ask a peer for its routes again, and hears why where it cannot be asked.
 #[test]
 fn a_peer_is_asked_again_by_hand() {
-    let mut script = Script::new(|_| ());
-    let ask = |script: &mut Script, family| {
-        let asked = script.speaker.request_refresh(script.now, script.key, family);
+    let mut script = Single::new(|_| ());
+    let ask = |script: &mut Single, family| {
+        let (now, key) = (script.now, script.key);
+        let asked = script.speaker.request_refresh(now, key, family);
         script.input(Input::Tick);
         asked
     };
@@ -345,9 +338,9 @@ fn a_peer_is_asked_again_by_hand() {
     assert_eq!(script.heard(), ["RouteRefresh 0"]);
 
     let v4 = without(|c| matches!(c, Capability::MultiProtocol(Family::V6)));
-    let mut script = Script::established(v4);
+    let mut script = Single::established(v4);
     assert_eq!(ask(&mut script, Some(Family::V6)), Err(RefreshError::NoFamily(Family::V6)));
-    let mut script = Script::established(plain());
+    let mut script = Single::established(plain());
     assert_eq!(ask(&mut script, None), Err(RefreshError::NoRouteRefresh));
     script.key.port += 1;
     assert_eq!(ask(&mut script, None), Err(RefreshError::NoPeer));
@@ -357,7 +350,7 @@ fn a_peer_is_asked_again_by_hand() {
 /// Which AS the peer said is told to both operators.
 #[test]
 fn a_wrong_as_is_named() {
-    let mut script = Script::new(|config| config.asn = Asn::new(64999).unwrap());
+    let mut script = Single::new(|config| config.asn = Asn::new(64999).unwrap());
     script.open(plain());
     let said = script.heard();
     assert_eq!(said, [format!("OPEN Message Error/Bad Peer AS (2/2): AS {PEER}")]);
