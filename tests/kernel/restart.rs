@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
     lab::{Lab, Node, Pod, Topology},
@@ -168,6 +169,15 @@ fn wait_fresh(node: &Node) -> Result<()> {
     })
 }
 
+/// Waits until a session with the ToR is up that is not the one of `before`.
+fn wait_another_session(node: &Node, before: &Value) -> Result<Value> {
+    wait_for("another session", LONG, || {
+        let peer = node.peer(TOR)?;
+        ensure!(peer["flaps"] != before["flaps"] && peer["state"] == "Established", "{peer}");
+        Ok(peer)
+    })
+}
+
 /// Ends a node's daemon and starts another.
 type End = fn(&mut Node) -> Result<()>;
 
@@ -219,11 +229,7 @@ pub(crate) fn a_session_that_breaks_is_no_restart() -> Result<()> {
     nft(&scene.lab, &connection.rule("input", "reject with tcp reset"))?;
     // A route refresh is the quickest way to make the node send something.
     scene.lab.bird("tor")?.command("reload in node1")?;
-    wait_for("another session", LONG, || {
-        let peer = scene.node()?.peer(TOR)?;
-        ensure!(peer["flaps"] != before["flaps"] && peer["state"] == "Established", "{peer}");
-        Ok(())
-    })?;
+    wait_another_session(scene.node()?, &before)?;
     wait_helped(&scene.lab)?;
     wait_fresh(scene.node()?)?;
     // BIRD itself clears F after a session that broke, so what the node has of it goes for a moment,
@@ -305,11 +311,7 @@ pub(crate) fn a_router_whose_fins_are_dropped_is_back_at_once() -> Result<()> {
         Ok(())
     })?;
     let back = Instant::now();
-    let peer = wait_for("the new session", LONG, || {
-        let peer = scene.node()?.peer(TOR)?;
-        ensure!(peer["flaps"] != before["flaps"] && peer["state"] == "Established", "{peer}");
-        Ok(peer)
-    })?;
+    let peer = wait_another_session(scene.node()?, &before)?;
     let took = back.elapsed();
     ensure!(took < Duration::from_secs(1), "Established after {took:?}: {peer}");
     wait_fresh(scene.node()?)?;

@@ -61,19 +61,13 @@ pub(crate) fn gobgp_that_stays_away_is_the_last_resort() -> Result<()> {
     watch.nothing_deleted()
 }
 
-/// FRR has the routes of a node that stays away as its last resort, and good ones when it is back.
-pub(crate) fn a_node_that_stays_away_is_the_last_resort_of_frr() -> Result<()> {
-    let mut lab = lab_with(STAYS_AWAY)?;
-    let frr = start_frr(&lab, " bgp long-lived-graceful-restart stale-time 60\n")?;
-    let (_pod, block) = pod(&mut lab)?;
+/// The node stays away, and is back: the path that the peer has of it is marked in between; `marks` are
+/// those of all its paths to the node's block.
+fn is_last_resort_and_back(lab: &mut Lab, marks: impl Fn() -> Result<Vec<bool>>) -> Result<()> {
     let marked = |wanted: bool| {
         wait_for(&format!("LLGR_STALE to be {wanted}"), LONG, || {
-            let paths = frr.paths(&block)?;
-            let is_marked = |path: &Value| {
-                let text = path["community"]["string"].as_str().unwrap_or_default();
-                text.contains("llgr-stale")
-            };
-            ensure!(paths.len() == 1 && is_marked(&paths[0]) == wanted, "{paths:?}");
+            let found = marks()?;
+            ensure!(found == [wanted], "{found:?}");
             Ok(())
         })
     };
@@ -84,29 +78,31 @@ pub(crate) fn a_node_that_stays_away_is_the_last_resort_of_frr() -> Result<()> {
     marked(false)
 }
 
+/// FRR has the routes of a node that stays away as its last resort, and good ones when it is back.
+pub(crate) fn a_node_that_stays_away_is_the_last_resort_of_frr() -> Result<()> {
+    let mut lab = lab_with(STAYS_AWAY)?;
+    let frr = start_frr(&lab, " bgp long-lived-graceful-restart stale-time 60\n")?;
+    let (_pod, block) = pod(&mut lab)?;
+    let is_marked = |path: &Value| {
+        path["community"]["string"].as_str().is_some_and(|text| text.contains("llgr-stale"))
+    };
+    is_last_resort_and_back(&mut lab, || Ok(frr.paths(&block)?.iter().map(is_marked).collect()))
+}
+
 /// The same with GoBGP.
 pub(crate) fn a_node_that_stays_away_is_the_last_resort_of_gobgp() -> Result<()> {
     let mut lab = lab_with(STAYS_AWAY)?;
     let restart = "restart-time: 120, long-lived-enabled: true";
     let gobgp = start_gobgp(&lab, restart, GOBGP_FAMILY)?;
     let (_pod, block) = pod(&mut lab)?;
-    let marked = |wanted: bool| {
-        wait_for(&format!("LLGR_STALE to be {wanted}"), LONG, || {
-            let paths = gobgp.paths(&block)?;
-            // Attribute 8 is COMMUNITIES (RFC 1997); LLGR_STALE is 65535:6.
-            let attributes = paths.iter().flat_map(|path| path["attrs"].as_array()).flatten();
-            let plain = attributes.filter(|attribute| attribute["type"] == 8);
-            let numbers = plain.flat_map(|attribute| attribute["communities"].as_array()).flatten();
-            let is_marked = numbers.into_iter().any(|number| *number == 0xffff_0006_u32);
-            ensure!(paths.len() == 1 && is_marked == wanted, "{paths:?}");
-            Ok(())
-        })
+    // Attribute 8 is COMMUNITIES (RFC 1997); LLGR_STALE is 65535:6.
+    let is_marked = |path: &Value| {
+        let attributes = path["attrs"].as_array().into_iter().flatten();
+        let plain = attributes.filter(|attribute| attribute["type"] == 8);
+        let mut numbers = plain.flat_map(|plain| plain["communities"].as_array()).flatten();
+        numbers.any(|number| *number == 0xffff_0006_u32)
     };
-    marked(false)?;
-    lab.node_mut("node1")?.stop()?;
-    marked(true)?;
-    lab.node_mut("node1")?.start()?;
-    marked(false)
+    is_last_resort_and_back(&mut lab, || Ok(gobgp.paths(&block)?.iter().map(is_marked).collect()))
 }
 
 /// Waits until the peer has reset the session by a Cease that is no Hard Reset, which is as good as a

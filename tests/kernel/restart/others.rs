@@ -13,7 +13,10 @@ use twill_tests::{
     watch::RouteWatch,
 };
 
-use super::{End, INTERVAL, NODE, OUTSIDE, POOL, TOR, ends, nft, peer, wait_converged, wait_fresh};
+use super::{
+    End, INTERVAL, NODE, OUTSIDE, POOL, TOR, ends, nft, peer, wait_another_session, wait_converged,
+    wait_fresh,
+};
 use crate::LONG;
 
 /// A node with a pod, and a machine for a router.
@@ -91,14 +94,10 @@ pub(crate) fn frr_that_dies_loses_no_packet() -> Result<()> {
     lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
     wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
     let watches = [RouteWatch::start(&lab, "node1")?];
-    let flaps = lab.node("node1")?.peer(TOR)?["flaps"].clone();
+    let before = lab.node("node1")?.peer(TOR)?;
     let pinger = traffic(&lab, &pod)?;
     frr.restart_bgpd(lab.router("tor")?)?;
-    wait_for("another session", LONG, || {
-        let peer = lab.node("node1")?.peer(TOR)?;
-        ensure!(peer["flaps"] != flaps && peer["state"] == "Established", "{peer}");
-        Ok(())
-    })?;
+    wait_another_session(lab.node("node1")?, &before)?;
     wait_fresh(lab.node("node1")?)?;
     frr.wait_route(&block, NODE, LONG)?;
     unharmed(pinger, &watches)
@@ -147,7 +146,7 @@ pub(crate) fn gobgp_that_dies_loses_no_packet() -> Result<()> {
     tor.ip(&format!("route add {block} via {NODE}"))?;
     wait_for("traffic", LONG, || ping::reaches(tor, pod.address()?))?;
     let watches = [RouteWatch::start(&lab, "node1")?];
-    let flaps = lab.node("node1")?.peer(TOR)?["flaps"].clone();
+    let before = lab.node("node1")?.peer(TOR)?;
     let pinger = traffic(&lab, &pod)?;
     // It has to have its route again before it tells that it has told everything.
     let rules = "table ip held { chain c { type filter hook input priority 0; tcp dport 179 drop; \
@@ -156,11 +155,7 @@ pub(crate) fn gobgp_that_dies_loses_no_packet() -> Result<()> {
     gobgp.restart(tor, &["--graceful-restart"])?;
     gobgp.command(&announce)?;
     nft(&lab, "delete table ip held")?;
-    wait_for("another session", LONG, || {
-        let peer = lab.node("node1")?.peer(TOR)?;
-        ensure!(peer["flaps"] != flaps && peer["state"] == "Established", "{peer}");
-        Ok(())
-    })?;
+    wait_another_session(lab.node("node1")?, &before)?;
     wait_fresh(lab.node("node1")?)?;
     gobgp.wait_route(&block, NODE, LONG)?;
     unharmed(pinger, &watches)
