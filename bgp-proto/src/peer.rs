@@ -195,7 +195,8 @@ impl Peer {
             Dial::Opening(conn, deadline) if deadline <= sink.now => {
                 "cannot connect: no answer".clone_into(&mut self.info);
                 sink.outputs.push(Output::Close { conn });
-                self.connect(sink);
+                // It may have become passive in the meantime.
+                self.begin(sink);
             }
             Dial::Stopped | Dial::Listen | Dial::Held(_) | Dial::Retry(_) | Dial::Opening(..) => {}
         }
@@ -432,7 +433,6 @@ impl Peer {
         self.since = sink.now;
         self.was_up = true;
         self.info = "Established".to_owned();
-        sink.outputs.push(Output::Event(self.key, PeerEvent::Up));
         sink.sessions.push(Session::Up);
     }
 

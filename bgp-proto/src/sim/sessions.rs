@@ -1,6 +1,7 @@
 //! Sessions that come up, collide, break and come back. A failure names its seed.
 
 use super::*;
+use crate::wire;
 
 const SEEDS: u64 = 200;
 const PAIRS: [[u32; 2]; 3] = [[64512, 64512], [64512, 64513], [64513, 64512]];
@@ -157,6 +158,28 @@ fn a_peer_whose_fins_were_dropped_is_back_within_a_second() {
             assert!(!net.nodes[0].events.iter().any(flushed), "{name}: routes were flushed");
         }
     }
+}
+
+/// Whoever reads the log has the state in the last line, also where a peer that is back says all at once.
+#[test]
+fn a_session_is_down_before_the_one_that_replaces_it_is_up() {
+    let mut net = Net::mesh(&[64512, 64513], 1);
+    net.run_until("mesh", SECONDS_10, Net::is_full);
+    net.run_for(SECONDS_10);
+    net.kill(1, true);
+    let conn = ConnId(net.next_accepted);
+    let [local, remote] = [0, 1].map(|node| SocketAddr::new(address(node), 179));
+    net.input(0, Input::Accepted { conn, local, remote });
+    let (asn, identifier) = (Asn::new(64513).unwrap(), [192, 0, 2, 2].into());
+    let open = wire::Open { asn, hold_time: 9, identifier, capabilities: Vec::new() };
+    let bytes = [wire::encode_open(&open), wire::encode_keepalive()].concat();
+    net.input(0, Input::Received { conn, bytes });
+    let told = net.nodes[0].events.iter().filter_map(|(_, event)| match event {
+        PeerEvent::Up => Some(true),
+        PeerEvent::Down { .. } => Some(false),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [true, false, true]);
 }
 
 #[test]

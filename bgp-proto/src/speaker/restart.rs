@@ -190,6 +190,8 @@ impl Speaker {
     }
 
     pub(super) fn up(&mut self, now: Time, key: PeerKey) {
+        // After the end of the session that this one may replace.
+        self.outputs.push_back(Output::Event(key, PeerEvent::Up));
         let Some((_, negotiated)) = self.peers.get(&key).and_then(Peer::established) else {
             return;
         };

@@ -46,6 +46,17 @@ fn attempts_back_off_from_100_ms_to_30_s() {
     assert!(rig.left("connect retry timer") <= MS(100));
 }
 
+/// An attempt that was under way when the peer became passive is the last one.
+#[test]
+fn a_peer_that_became_passive_is_not_dialled_again() {
+    let mut rig = Rig::new(config());
+    rig.start();
+    rig.act(|peer, sink| peer.reconfigure(PeerConfig { passive: true, ..config() }, sink));
+    rig.take_actions();
+    rig.expire("connect retry timer");
+    assert_eq!((rig.take_actions(), rig.peer.state()), (vec!["close".to_owned()], State::Active));
+}
+
 #[test]
 fn errors_are_damped_until_a_session_lasts() {
     let mut rig = Rig::new(config());
