@@ -124,6 +124,28 @@ fn whose_path_it_is_is_not_told_of_it() {
     assert_eq!((knows(&net, 1), knows(&net, 2)), (1, 0));
 }
 
+/// What was passed on, and is announced by the reflector itself from now on, is not withdrawn; and what it
+/// gives up is passed on again.
+#[test]
+fn what_was_passed_on_may_become_its_own() {
+    let asns = [64512; 4];
+    let mut net = star(&asns, 1, &[1, 2, 3]);
+    let shared = prefix("10.0.3.0/24");
+    net.input(3, Input::SetOwn(Own::default()));
+    net.input(1, Input::SetOwn(Own::announced([block(1), shared])));
+    let over =
+        |net: &Net, node: usize| net.nodes[2].routes.get(&shared) == Some(&vec![address(node)]);
+    net.run_until("what is passed on", SECONDS_10, |net| over(net, 1));
+    for (own, node) in [(vec![block(0), shared], 0), (vec![block(0)], 1)] {
+        net.input(0, Input::SetOwn(Own::announced(own)));
+        net.run_until("the other one", SECONDS_10, |net| over(net, node));
+        net.run_for(SECONDS_10);
+        assert!(over(&net, node), "{node}: {:?}", net.nodes[2].routes);
+        let peer = net.nodes[0].speaker.peers().remove(1);
+        assert_eq!(peer.prefixes_out, 3, "{node}");
+    }
+}
+
 /// A reflector that has restarted says that this was all when it has heard everything itself: what it
 /// reflected before is not given up in between.
 #[test]
