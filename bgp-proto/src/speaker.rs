@@ -107,7 +107,14 @@ impl Speaker {
 
     /// The next thing to be done outside. Routes are decided on here: whoever hands several inputs over
     /// before it asks has peers told, and the kernel changed, once for all of them.
+    ///
+    /// Next hops that are lost with their peer are told before the decision, which takes time in
+    /// proportion to what the peer had announced. So what is answered is best done before more is
+    /// asked for.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(next_hops) = self.rib.surviving_next_hops() {
+            return Some(Output::TrackNextHops(next_hops));
+        }
         if let Some(now) = self.unsettled.take() {
             self.settle(now);
         }

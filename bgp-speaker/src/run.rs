@@ -219,7 +219,7 @@ impl Shell {
             // always finds a message does not do: a KEEPALIVE would wait for the end of a flood.
             if wait.is_zero() {
                 self.input(Input::Tick);
-                self.carry_out();
+                self.carry_out().await;
                 continue;
             }
             tokio::select! {
@@ -239,7 +239,7 @@ impl Shell {
                 Some(accepted) = self.accepted_queue.recv() => self.accepted(accepted),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
             }
-            self.carry_out();
+            self.carry_out().await;
         }
     }
 
@@ -377,7 +377,7 @@ impl Shell {
         }
     }
 
-    fn carry_out(&mut self) {
+    async fn carry_out(&mut self) {
         while let Some(output) = self.speaker.poll_output() {
             match output {
                 Output::Connect { conn, remote, local } => {
@@ -408,7 +408,12 @@ impl Shell {
                     }
                 }
                 Output::Routes(changes) => self.report(Report::Routes(changes)),
-                Output::TrackNextHops(next_hops) => self.report(Report::TrackNextHops(next_hops)),
+                Output::TrackNextHops(next_hops) => {
+                    self.report(Report::TrackNextHops(next_hops));
+                    // Whoever moves traffic off a lost one was woken on this thread, and would wait
+                    // for the end of the decision, which the next output is behind.
+                    tokio::task::yield_now().await;
+                }
                 Output::Converged { unheard } => self.report(Report::Converged { unheard }),
                 Output::Conflicts(conflicts) => self.report(Report::Conflicts(conflicts)),
                 Output::Event(peer, event) => log(peer, &event),

@@ -423,6 +423,14 @@ impl AdjRibsIn {
         self.drop_paths(key, |_, _| true);
     }
 
+    /// The next hops that are left without these peers, if these are others than now.
+    pub(super) fn next_hops_without(&mut self, lost: &[PeerKey]) -> Option<BTreeSet<IpAddr>> {
+        let lost: Vec<Id> = lost.iter().filter_map(|key| self.by_key.get(key).copied()).collect();
+        let is_lost =
+            |source: Id| self.sources.get(source).is_none_or(|source| lost.contains(&source.peer));
+        self.next_hops.without(is_lost)
+    }
+
     /// A peer's paths of each family: all, and stale ones.
     pub(super) fn counts(&self, key: PeerKey) -> [(usize, usize); 2] {
         let table = self.by_key.get(&key).and_then(|peer| self.peers.get(*peer));

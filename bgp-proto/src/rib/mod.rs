@@ -64,6 +64,10 @@ pub(crate) struct Rib {
     loc: LocRib,
     passed: Passed,
     max_paths: usize,
+    /// Peers whose paths all go with the next decision.
+    lost: Vec<PeerKey>,
+    /// How many of these [`Rib::surviving_next_hops`] has looked at.
+    lost_told: usize,
 }
 
 impl Rib {
@@ -139,6 +143,7 @@ impl Rib {
         attributes: PathAttributes,
         routes: impl IntoIterator<Item = Nlri>,
     ) -> usize {
+        self.flush_lost();
         self.adj_in.announce(peer, attributes, routes)
     }
 
@@ -174,9 +179,29 @@ impl Rib {
         self.adj_in.flush_stale(peer, families)
     }
 
-    /// Drops everything from a peer.
+    /// Drops everything from a peer with the next decision. What that costs is in proportion to its
+    /// table, and [`Rib::surviving_next_hops`] can be told before.
     pub(crate) fn flush(&mut self, peer: PeerKey) {
-        self.adj_in.flush(peer);
+        if !self.lost.contains(&peer) {
+            self.lost.push(peer);
+        }
+    }
+
+    fn flush_lost(&mut self) {
+        self.lost_told = 0;
+        for peer in std::mem::take(&mut self.lost) {
+            self.adj_in.flush(peer);
+        }
+    }
+
+    /// The next hops to track from now on, if some go with the peers that were lost since the last
+    /// decision. [`Rib::take_next_hops`] tells them again after it.
+    pub(crate) fn surviving_next_hops(&mut self) -> Option<BTreeSet<IpAddr>> {
+        if self.lost_told == self.lost.len() {
+            return None;
+        }
+        self.lost_told = self.lost.len();
+        self.adj_in.next_hops_without(&self.lost)
     }
 
     /// What this node has from now on. Paths to parts of it stay, unused: it may be somebody else's
@@ -202,6 +227,7 @@ impl Rib {
 
     /// Decides anew for what has changed since the last time.
     pub(crate) fn recompute(&mut self) -> Vec<RouteChange> {
+        self.flush_lost();
         let mut changes = Vec::new();
         let mut selection = Selection::default();
         for place in self.adj_in.take_dirty() {
@@ -363,17 +389,17 @@ impl Rib {
 
     /// Paths of a peer: all, and stale ones.
     pub(crate) fn count(&self, peer: PeerKey) -> (usize, usize) {
-        self.adj_in.count(peer)
+        if self.lost.contains(&peer) { (0, 0) } else { self.adj_in.count(peer) }
     }
 
     /// What the attributes of a peer's paths take, in octets.
     pub(crate) fn weight(&self, peer: PeerKey) -> usize {
-        self.adj_in.weight(peer)
+        if self.lost.contains(&peer) { 0 } else { self.adj_in.weight(peer) }
     }
 
     /// Paths of a peer of one family: all, and stale ones.
     pub(crate) fn count_of(&self, peer: PeerKey, family: Family) -> (usize, usize) {
-        self.adj_in.count_of(peer, family)
+        if self.lost.contains(&peer) { (0, 0) } else { self.adj_in.count_of(peer, family) }
     }
 
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = RouteSnapshot> {

@@ -62,6 +62,21 @@ impl NextHops {
         }
     }
 
+    /// What is left to track when these sources go, if that is another set than now; it counts as one
+    /// that has changed then.
+    pub(super) fn without(&mut self, is_lost: impl Fn(Id) -> bool) -> Option<BTreeSet<IpAddr>> {
+        let stays = |tracked: &Tracked| {
+            tracked.sources.is_empty() || tracked.sources.iter().any(|source| !is_lost(*source))
+        };
+        let left = self.tracked.iter().filter(|(_, tracked)| stays(tracked));
+        let left: BTreeSet<IpAddr> = left.map(|(address, _)| *address).collect();
+        if left.len() == self.tracked.len() {
+            return None;
+        }
+        self.changed = true;
+        Some(left)
+    }
+
     /// Takes note of a state; says which sources it matters to, which are none if nothing changed.
     pub(super) fn learn(&mut self, address: IpAddr, state: NextHopState) -> Vec<Id> {
         let Some(tracked) = self.tracked.get_mut(&address) else {

@@ -15,6 +15,7 @@ use crate::{
 
 mod changed;
 mod contained;
+mod lost;
 mod negotiated;
 
 const PEER: u32 = 64513;
