@@ -70,7 +70,7 @@ bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, int
 	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH)
 
 bench-bgp: tools ## the speaker beside BIRD and FRR, into bench/results/ (root; an hour)
-	$(CARGO) build --locked --release --bin twilld --bin twill-bench-bgp
+	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench-bgp
 	$(TARGET_DIR)/release/twill-bench-bgp $(BENCH_BGP)
 
 bench-rib: ## time and memory of the speaker's tables, without a network

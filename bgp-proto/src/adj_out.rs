@@ -64,9 +64,9 @@ impl Messages {
         }
     }
 
-    fn extend(&mut self, bytes: Vec<u8>) {
-        self.count += count_messages(&bytes);
-        self.bytes.extend(bytes);
+    fn extend(&mut self, bytes: &[u8]) {
+        self.count += count_messages(bytes);
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// With a BoRR before it and an EoRR behind it.
@@ -134,7 +134,7 @@ impl AdjRibsOut {
         let announced = &group.announced;
         let table = group.table.get_or_insert_with(|| view.messages(&[], announced.iter()));
         let mut messages = table.clone();
-        messages.extend(view.all_passed(rib, peer, &[Family::V4, Family::V6]));
+        messages.extend(&view.all_passed(rib, peer, &[Family::V4, Family::V6]));
         messages
     }
 
@@ -157,7 +157,7 @@ impl AdjRibsOut {
         let new = view.announces(&self.originated);
         let gone: Vec<Prefix> = old.difference(&new).copied().collect();
         let mut messages = view.messages(&gone, std::iter::empty());
-        messages.extend(before.passed_beside(rib, peer, &view));
+        messages.extend(&before.passed_beside(rib, peer, &view));
         messages.bytes.extend(table.bytes);
         messages.count += table.count;
         messages
@@ -171,7 +171,7 @@ impl AdjRibsOut {
         };
         let again = group.announced.iter().filter(|prefix| prefix.family() == family);
         let mut messages = group.view.messages(&[], again);
-        messages.extend(group.view.all_passed(rib, peer, &[family]));
+        messages.extend(&group.view.all_passed(rib, peer, &[family]));
         match group.view.session.enhanced_refresh {
             true => messages.between(family),
             false => messages,

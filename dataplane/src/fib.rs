@@ -8,6 +8,7 @@
 mod change;
 mod object;
 mod resolve;
+mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,13 +17,10 @@ use std::{
 };
 
 pub use change::FibChange;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    route::{
-        RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags, RouteScope,
-        RouteType, RouteVia,
-    },
+    route::{RouteAttribute, RouteMessage, RouteScope, RouteType},
 };
 use nix::errno::Errno;
 pub use object::{Group, Object, ObjectChange, ObjectId};
@@ -114,11 +112,12 @@ impl Fib {
     /// has gone is no error.
     pub fn apply(&mut self, changes: &[FibChange]) -> Result<Vec<(Prefix, KernelError)>, Error> {
         let metric = self.config.metric;
-        let replies = self.socket.run(changes.iter().map(|change| change.request(metric)))?;
-        let refused = changes.iter().zip(replies).filter_map(|(change, reply)| {
-            let gone =
-                |e: &KernelError| matches!(change, FibChange::Delete(_)) && e.errno == Errno::ESRCH;
-            Some((change.prefix(), reply.error.filter(|error| !gone(error))?))
+        let write = |change: &FibChange, request: &mut _| wire::write(change, metric, request);
+        let errors = self.socket.run_each(changes, write)?;
+        let refused = errors.into_iter().filter_map(|(index, error)| {
+            let change = changes.get(index)?;
+            let gone = matches!(change, FibChange::Delete(_)) && error.errno == Errno::ESRCH;
+            (!gone).then_some((change.prefix(), error))
         });
         Ok(refused.collect())
     }
@@ -165,27 +164,6 @@ impl Fib {
     }
 }
 
-impl FibChange {
-    /// The request that makes it, with the metric of learned routes.
-    fn request(&self, metric: u32) -> Request {
-        let priority = RouteAttribute::Priority(metric);
-        match self {
-            Self::Replace(route) => {
-                let mut message = learned_route(route);
-                message.attributes.push(priority);
-                let message = RouteNetlinkMessage::NewRoute(message);
-                Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
-            }
-            Self::Delete(prefix) => {
-                // Scope NOWHERE is the wildcard; the protocol keeps others' routes safe.
-                let mut message = message::route(*prefix, RouteType::Unicast, RouteScope::NoWhere);
-                message.attributes.push(priority);
-                RouteNetlinkMessage::DelRoute(message).into()
-            }
-        }
-    }
-}
-
 fn is_learned(route: &Route, metric: u32) -> bool {
     route.ours && route.kind == RouteType::Unicast && route.metric == metric
 }
@@ -198,52 +176,4 @@ fn block_route(block: Prefix) -> RouteMessage {
     let mut message = message::route(block, RouteType::Unreachable, RouteScope::Universe);
     message.attributes.push(RouteAttribute::Priority(BLOCK_METRIC));
     message
-}
-
-fn learned_route(route: &LearnedRoute) -> RouteMessage {
-    let family = route.prefix.family();
-    let direct = match &route.via {
-        Via::Hops(hops) => hops.iter().all(|hop| hop.gateway.is_none()),
-        Via::Object(_) => false,
-    };
-    let scope = match (family, direct) {
-        (Family::V4, true) => RouteScope::Link,
-        _ => RouteScope::Universe,
-    };
-    let mut message = message::route(route.prefix, RouteType::Unicast, scope);
-    message.attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
-    match &route.via {
-        Via::Object(id) => message.attributes.push(RouteAttribute::NhId(id.0)),
-        Via::Hops(hops) => push_hops(&mut message, family, hops),
-    }
-    message
-}
-
-fn push_hops(message: &mut RouteMessage, family: Family, next_hops: &BTreeSet<NextHop>) {
-    let gateway = |hop: &NextHop| {
-        hop.gateway.map(|gateway| match (family, gateway) {
-            // RFC 8950: an IPv4 route through an IPv6 router.
-            (Family::V4, IpAddr::V6(v6)) => RouteAttribute::Via(RouteVia::Inet6(v6)),
-            _ => RouteAttribute::Gateway(gateway.into()),
-        })
-    };
-    let mut hops = next_hops.iter();
-    if let (Some(only), None) = (hops.next(), hops.next()) {
-        if only.onlink {
-            message.header.flags |= RouteFlags::Onlink;
-        }
-        message.attributes.extend(gateway(only));
-        message.attributes.push(RouteAttribute::Oif(only.ifindex));
-        return;
-    }
-    let multipath = next_hops.iter().map(|hop| {
-        let mut next = RouteNextHop::default();
-        next.interface_index = hop.ifindex;
-        next.attributes = gateway(hop).into_iter().collect();
-        if hop.onlink {
-            next.flags = RouteNextHopFlags::Onlink;
-        }
-        next
-    });
-    message.attributes.push(RouteAttribute::MultiPath(multipath.collect()));
 }

@@ -200,6 +200,33 @@ impl Socket {
         Ok(replies)
     }
 
+    /// Executes one request for each of the items, which `write` fills into an empty one; answers the
+    /// errors, each with the index of its item. Nothing is kept of a request but its error.
+    pub(crate) fn run_each<T>(
+        &mut self,
+        items: &[T],
+        write: impl Fn(&T, &mut RawRequest),
+    ) -> Result<Vec<(usize, KernelError)>, Error> {
+        let mut errors = Vec::new();
+        let mut request = RawRequest { kind: 0, flags: 0, payload: Vec::new() };
+        let mut bytes = Vec::new();
+        for (number, batch) in items.chunks(MAX_BATCH).enumerate() {
+            let first = self.sequence.wrapping_add(1);
+            bytes.clear();
+            for (index, item) in batch.iter().enumerate() {
+                request.payload.clear();
+                write(item, &mut request);
+                let ack = if index + 1 == batch.len() { NLM_F_ACK } else { 0 };
+                self.append_raw(&mut bytes, &request, NLM_F_REQUEST | ack);
+            }
+            let replies = self.exchange(&bytes, first)?.into_iter().enumerate();
+            let of_item =
+                |(index, reply): (usize, Reply)| Some((number * MAX_BATCH + index, reply.error?));
+            errors.extend(replies.filter_map(of_item));
+        }
+        Ok(errors)
+    }
+
     /// Sends the requests from number `first` to the last one, which asks for an acknowledgement.
     fn exchange(&mut self, bytes: &[u8], first: u32) -> Result<Vec<Reply>, Error> {
         self.send(bytes)?;

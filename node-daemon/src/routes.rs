@@ -41,6 +41,10 @@ use crate::{bgp::Current, claims::OwnedBlocks, config::Switch, metrics::Metrics}
 /// Events or reports handled in one turn.
 const BUDGET: usize = 256;
 
+/// Routes written in one turn, which takes some tens of milliseconds. A next hop or a link that is lost
+/// meanwhile does not wait for the rest of a table.
+const WRITES: usize = 8192;
+
 /// How old the picture for others may be while much is going on: it is made of all routes.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -143,6 +147,7 @@ impl Routes {
                 event = self.events.next() => self.events(event?).await?,
                 () = async { sleep_until(publish_at.unwrap_or_else(Instant::now)).await },
                     if publish_at.is_some() => self.publish(),
+                () = std::future::ready(()), if !self.state.table.due.is_empty() => {}
             }
             self.apply()?;
         }
@@ -384,15 +389,17 @@ impl Routes {
 
     fn apply(&mut self) -> Result<(), Error> {
         let table = &mut self.state.table;
-        if table.dirty.is_empty() && !table.ways_stale {
+        if table.dirty.is_empty() && table.due.is_empty() && !table.ways_stale {
             return Ok(());
         }
         let plan = self.plan(|plan| plan)?;
         self.change_groups(&plan)?;
-        let changes = self.state.table.change_routes();
+        let changes = self.state.table.change_routes(WRITES);
         self.apply_routes(&changes)?;
-        let idle = self.state.table.sweep();
-        self.apply_objects(&idle)?;
+        if self.state.table.due.is_empty() {
+            let idle = self.state.table.sweep();
+            self.apply_objects(&idle)?;
+        }
         // The way to the world may be a learned one.
         self.uplink_changed.notify_one();
         let repairs = self.state.table.repairs;

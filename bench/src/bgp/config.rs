@@ -102,8 +102,10 @@ impl Plan {
         text
     }
 
-    /// BGPPeers for Twill.
+    /// BGPPeers for Twill; and a pool of all prefixes, for a node passes nothing else on.
     pub(crate) fn manifests(&self) -> String {
+        let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: all}\n\
+                    spec: {cidr: 8.0.0.0/5}\n";
         let manifest = |(index, session): (usize, &Session)| {
             let source = match session.local {
                 DEVICE => "UseNodeIP",
@@ -115,7 +117,9 @@ impl Plan {
                 session.peer, session.asn
             )
         };
-        self.sessions.iter().enumerate().map(manifest).collect::<Vec<_>>().join("---\n")
+        let sessions = self.sessions.iter().enumerate().map(manifest);
+        let pool = self.reflects.then(|| pool.to_owned());
+        sessions.chain(pool).collect::<Vec<_>>().join("---\n")
     }
 }
 

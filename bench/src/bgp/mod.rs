@@ -20,7 +20,7 @@ mod stream;
 
 use std::{io::Write, path::PathBuf, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use nix::sys::utsname::uname;
 
@@ -201,7 +201,7 @@ impl Bench {
             let _ = writeln!(std::io::stderr(), "relay of one route: {kind}");
             match relay::probe(kind) {
                 Ok(()) => self.reflects.push(kind),
-                Err(error) => self.figures.note(&format!("relay of one route, {kind}"), &error),
+                Err(error) => self.figures.fail(&format!("relay of one route, {kind}"), &error),
             }
         }
         let kinds = self.reflects.clone();
@@ -294,10 +294,12 @@ impl Bench {
                     let wall = wall.as_secs_f64() * 1e3;
                     figures.add(&name, Unit::Milliseconds, target, Column::Device(kind), wall);
                 }
-                None => {
+                // What the others do not do is a result as well.
+                None if kind != Kind::Twill => {
                     let late = anyhow::anyhow!("not within {FAILOVER_PATIENCE:?}");
                     figures.note(&format!("{name}, {kind}"), &late);
                 }
+                None => bail!("not within {FAILOVER_PATIENCE:?}"),
             }
             Ok(())
         });

@@ -5,7 +5,11 @@
 //! told of it. Messages are therefore made in parts, each for all members of a group but these, and each
 //! part is encoded once.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::Range,
+};
 
 use twill_types::{Family, Prefix};
 
@@ -62,11 +66,69 @@ impl Told {
     }
 }
 
-/// Messages for the members of a group, but for some.
+/// Messages in a row, each for all members of a group but some: encoded and counted once, for however
+/// many members there are.
+#[derive(Debug, Default)]
+struct Row {
+    bytes: Vec<u8>,
+    count: u64,
+    /// What is not for this peer, in order.
+    without: BTreeMap<PeerKey, Vec<Part>>,
+}
+
+/// A part of a row.
+#[derive(Debug)]
+struct Part {
+    octets: Range<usize>,
+    messages: u64,
+}
+
+impl Row {
+    /// Adds what `encode` writes, which is for all but these peers.
+    fn add<T>(
+        &mut self,
+        but: impl Iterator<Item = PeerKey>,
+        encode: impl FnOnce(&mut Vec<u8>) -> T,
+    ) -> T {
+        let start = self.bytes.len();
+        let result = encode(&mut self.bytes);
+        let octets = start..self.bytes.len();
+        let messages = count_messages(self.bytes.get(start..).unwrap_or_default());
+        self.count += messages;
+        for peer in but {
+            let parts = self.without.entry(peer).or_default();
+            match parts.last_mut() {
+                Some(last) if last.octets.end == start => {
+                    last.octets.end = octets.end;
+                    last.messages += messages;
+                }
+                _ => parts.push(Part { octets: octets.clone(), messages }),
+            }
+        }
+        result
+    }
+
+    /// Appends what is for a peer.
+    fn write_for(&self, peer: PeerKey, messages: &mut Messages) {
+        let mut at = 0;
+        let mut append = |octets: Range<usize>| {
+            messages.bytes.extend_from_slice(self.bytes.get(octets).unwrap_or_default());
+        };
+        messages.count += self.count;
+        for part in self.without.get(&peer).into_iter().flatten() {
+            append(at..part.octets.start);
+            at = part.octets.end;
+            messages.count -= part.messages;
+        }
+        append(at..self.bytes.len());
+    }
+}
+
+/// What the members of a group are told.
 #[derive(Debug, Default)]
 struct Parts {
-    withdrawals: Vec<(But, Vec<u8>)>,
-    announcements: Vec<(But, Vec<u8>)>,
+    withdrawals: Row,
+    announcements: Row,
     /// Withdrawals for one peer alone.
     only: BTreeMap<PeerKey, Vec<u8>>,
 }
@@ -74,16 +136,14 @@ struct Parts {
 impl Parts {
     /// What one peer is told: withdrawals first, so that it never has more routes than it will have.
     fn to(&self, peer: PeerKey) -> Messages {
-        let others = |parts: &[(But, Vec<u8>)], bytes: &mut Vec<u8>| {
-            for (_, part) in parts.iter().filter(|(but, _)| !but.is(peer)) {
-                bytes.extend_from_slice(part);
-            }
-        };
-        let mut bytes = Vec::new();
-        others(&self.withdrawals, &mut bytes);
-        bytes.extend(self.only.get(&peer).into_iter().flatten());
-        others(&self.announcements, &mut bytes);
-        Messages { count: count_messages(&bytes), bytes }
+        let mut messages = Messages::default();
+        messages.bytes.reserve_exact(self.withdrawals.bytes.len() + self.announcements.bytes.len());
+        self.withdrawals.write_for(peer, &mut messages);
+        if let Some(only) = self.only.get(&peer) {
+            messages.extend(only);
+        }
+        self.announcements.write_for(peer, &mut messages);
+        messages
     }
 }
 
@@ -127,29 +187,36 @@ impl Group {
                     new.push((id, pass.prefix));
                     // Who is not told of this one was perhaps told of the one before.
                     if let Some(old) = old.filter(|old| *old != but) {
-                        let left = self.members_of(but).filter(|peer| !old.is(*peer));
+                        let left = untold(&self.members, but).filter(|peer| !old.is(*peer));
                         left.for_each(|peer| push(only.entry(peer).or_default(), pass.prefix));
                     }
                 }
             }
         }
-        let announcements = view.announce(rib, new, &mut gone);
+        let announcements = view.announce(rib, new, &self.members, &mut gone);
+        let mut withdrawals = Row::default();
+        for (but, both) in &gone {
+            withdrawals.add(untold(&self.members, *but), |bytes| view.withdraw(both, bytes));
+        }
+        let withdrawn = |both: &Both| {
+            let mut bytes = Vec::new();
+            view.withdraw(both, &mut bytes);
+            bytes
+        };
         Parts {
-            withdrawals: gone.iter().map(|(but, both)| (*but, view.withdraw(both))).collect(),
+            withdrawals,
             announcements,
-            only: only.iter().map(|(peer, both)| (*peer, view.withdraw(both))).collect(),
+            only: only.iter().map(|(peer, both)| (*peer, withdrawn(both))).collect(),
         }
     }
 }
 
-impl Group {
-    /// The members that are not told of a path.
-    fn members_of(&self, but: But) -> impl Iterator<Item = PeerKey> {
-        let first = PeerKey { address: but.next_hop, port: 0 };
-        let at = self.members.range(first..).take_while(move |key| key.address == but.next_hop);
-        let from = self.members.get(&but.from).filter(|from| from.address != but.next_hop);
-        at.chain(from).copied()
-    }
+/// The members of a group that are not told of a path.
+fn untold(members: &BTreeSet<PeerKey>, but: But) -> impl Iterator<Item = PeerKey> {
+    let first = PeerKey { address: but.next_hop, port: 0 };
+    let at = members.range(first..).take_while(move |key| key.address == but.next_hop);
+    let from = members.get(&but.from).filter(|from| from.address != but.next_hop);
+    at.chain(from).copied()
 }
 
 impl ExportView {
@@ -182,8 +249,7 @@ impl ExportView {
             .map(|(prefix, id)| (id, prefix))
             .collect();
         // What cannot be encoded was not told before either.
-        let parts = self.announce(rib, all, &mut BTreeMap::new());
-        parts.into_iter().flat_map(|(_, bytes)| bytes).collect()
+        self.announce(rib, all, &BTreeSet::new(), &mut BTreeMap::new()).bytes
     }
 
     /// What is passed on to a peer of this view, and not to one of another.
@@ -197,49 +263,49 @@ impl ExportView {
                 push(&mut gone, prefix);
             }
         }
-        self.withdraw(&gone)
-    }
-
-    fn withdraw(&self, both: &Both) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (family, gone) in [Family::V4, Family::V6].into_iter().zip(both) {
-            if !gone.is_empty() {
-                wire::encode_withdrawals(family, gone, &self.session, &mut bytes);
-            }
-        }
+        self.withdraw(&gone, &mut bytes);
         bytes
     }
 
-    /// Messages for paths, in parts by the peer that each is from. Those whose attributes leave no room for
-    /// them in a message are withdrawn (RFC 4271 section 9.2).
+    fn withdraw(&self, both: &Both, bytes: &mut Vec<u8>) {
+        for (family, gone) in [Family::V4, Family::V6].into_iter().zip(both) {
+            if !gone.is_empty() {
+                wire::encode_withdrawals(family, gone, &self.session, bytes);
+            }
+        }
+    }
+
+    /// Messages for paths, each for all members but those that are not told of it. Paths whose attributes
+    /// leave no room for them in a message are withdrawn (RFC 4271 section 9.2).
     fn announce(
         &self,
         rib: &Rib,
         mut paths: Vec<(Id, Prefix)>,
+        members: &BTreeSet<PeerKey>,
         gone: &mut BTreeMap<But, Both>,
-    ) -> Vec<(But, Vec<u8>)> {
+    ) -> Row {
         // What shares its attributes shares messages.
         paths.sort_unstable_by_key(|(id, prefix)| (*id, prefix.family(), *prefix));
-        let mut parts: Vec<(But, Vec<u8>)> = Vec::new();
+        let mut row = Row::default();
         for run in paths.chunk_by(|a, b| (a.0, a.1.family()) == (b.0, b.1.family())) {
             let Some((id, first)) = run.first() else { continue };
             let Some(passing) = rib.passing(*id) else { continue };
             let Some(attributes) = self.passed_attributes(&passing, first.family()) else {
                 continue;
             };
-            let but = But { from: passing.peer, next_hop: attributes.next_hop };
             let prefixes: Vec<Prefix> = run.iter().map(|(_, prefix)| *prefix).collect();
-            if parts.last().is_none_or(|(last, _)| *last != but) {
-                parts.push((but, Vec::new()));
-            }
-            let Some((_, bytes)) = parts.last_mut() else { continue };
             let family = first.family();
-            if !wire::encode_updates(&attributes, family, &prefixes, &self.session, bytes) {
+            let encode = |bytes: &mut Vec<u8>| {
+                wire::encode_updates(&attributes, family, &prefixes, &self.session, bytes)
+            };
+            let but = But { from: passing.peer, next_hop: attributes.next_hop };
+            if !row.add(untold(members, but), encode) {
                 let both = gone.entry(but).or_default();
                 prefixes.into_iter().for_each(|prefix| push(both, prefix));
             }
         }
-        parts
+        row
     }
 
     /// The next hop with which peers of this view are told of a path; `None` if they are not.

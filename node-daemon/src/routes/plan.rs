@@ -18,6 +18,11 @@ use crate::config::Switch;
 /// Routes that are written in one send.
 const FEW: usize = 128;
 
+/// Every so many of a sorted table are written first, then those beside them. In the order of prefixes
+/// the kernel's trie (`net/ipv4/fib_trie.c`) grows or shrinks the same nodes again and again: to delete
+/// 100,000 routes takes it 2.3 times as long, to add them 1.15 times.
+const STRIDE: usize = 8;
+
 /// What is to happen to groups.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -126,6 +131,9 @@ impl Table {
     /// Where all routes of a group want something else, the group goes along with most of them, and
     /// with it all of them by one message. Answers groups of which no route is wanted any more.
     fn take_over(&mut self) -> Vec<ObjectId> {
+        if self.groups.held.is_empty() {
+            return Vec::new();
+        }
         let mut moves: BTreeMap<ObjectId, BTreeMap<Option<SetId>, usize>> = BTreeMap::new();
         for prefix in &self.dirty {
             let Some(entry) = self.entries.get(prefix) else {
@@ -170,15 +178,10 @@ impl Table {
 
     /// Groups for sets that need one.
     fn plan_new(&mut self, plan: &mut Plan) {
-        let mut seen = BTreeSet::new();
-        for prefix in &self.dirty {
-            let Some(Wanted::Set(set)) = self.entries.get(prefix).map(|entry| entry.wanted) else {
-                continue;
-            };
-            let has_group = self.group_of.get(&set).is_some_and(|id| !plan.gone.contains(id));
-            if has_group || !seen.insert(set) || !self.needs_group(set) {
-                continue;
-            }
+        let lacks = |set: &SetId| self.group_of.get(set).is_none_or(|id| plan.gone.contains(id));
+        let wanting = self.sets.keys().copied().filter(|set| self.wanting(*set) > 0);
+        let new: Vec<SetId> = wanting.filter(lacks).filter(|set| self.needs_group(*set)).collect();
+        for set in new {
             let Some(way) = self.sets.get(&set).map(|set| set.way.clone()) else {
                 continue;
             };
@@ -245,13 +248,23 @@ impl Table {
         changes
     }
 
-    /// Carries it out for the routes that do not follow their group.
-    pub(super) fn change_routes(&mut self) -> Vec<FibChange> {
+    /// Carries it out for routes that do not follow their group, at most `limit` of them. The rest are
+    /// [`Table::due`], and until they are written no object is idle.
+    pub(super) fn change_routes(&mut self, limit: usize) -> Vec<FibChange> {
         let mut changes = Vec::new();
         // Routes of groups that are gone have come to it.
-        self.dirty.sort_unstable();
-        self.dirty.dedup();
-        for prefix in std::mem::take(&mut self.dirty) {
+        if !self.dirty.is_empty() {
+            self.due.append(&mut self.dirty);
+            // Stable, for it makes use of runs that are sorted already.
+            self.due.sort();
+            self.due.dedup();
+            self.due = spread(&self.due);
+        }
+        while changes.len() < limit {
+            let Some(prefix) = self.due.pop() else {
+                self.due = Vec::new();
+                break;
+            };
             let Some(entry) = self.entries.get(&prefix) else {
                 continue;
             };
@@ -325,6 +338,11 @@ impl Table {
         let missing = wanted.filter(|entry| !entry.is_installed()).count();
         (installed.map(|(prefix, _)| *prefix).collect(), missing)
     }
+}
+
+/// Sorted prefixes in an order that is easy on the kernel.
+fn spread(sorted: &[Prefix]) -> Vec<Prefix> {
+    (0..STRIDE).flat_map(|start| sorted.iter().skip(start).step_by(STRIDE)).copied().collect()
 }
 
 /// A group of several members needs no backup: the kernel lets the others take over. One of a single

@@ -86,6 +86,8 @@ pub(super) struct Table {
     pub(super) entries: BTreeMap<Prefix, Entry>,
     /// Destinations whose route may have to change.
     pub(super) dirty: Vec<Prefix>,
+    /// Those of them that a plan has seen, and whose routes are still to be written, from the end on.
+    pub(super) due: Vec<Prefix>,
     /// Routes that the kernel refused, to be tried again when something changes in it.
     refused: BTreeSet<Prefix>,
     pub(super) groups: Groups,
@@ -146,6 +148,7 @@ impl Table {
             last_set: 0,
             entries,
             dirty: Vec::new(),
+            due: Vec::new(),
             refused: BTreeSet::new(),
             groups,
             group_of: BTreeMap::new(),

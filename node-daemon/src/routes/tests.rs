@@ -177,12 +177,20 @@ impl Run {
 
     /// The messages that it took, without the clearing up.
     fn turn(&mut self) -> (usize, usize) {
+        self.turn_of(usize::MAX)
+    }
+
+    /// The same with a limit to the routes that are written; what is due then is not cleared up.
+    fn turn_of(&mut self, limit: usize) -> (usize, usize) {
         self.kernel.messages = (0, 0);
         self.objects(|plan| plan);
-        for change in self.table.change_routes() {
+        for change in self.table.change_routes(limit) {
             self.kernel.route(&change);
         }
         let messages = self.kernel.messages;
+        if !self.table.due.is_empty() {
+            return messages;
+        }
         for change in self.table.sweep() {
             assert!(self.kernel.object(&change));
         }
@@ -270,6 +278,29 @@ fn one_next_hop_makes_plain_routes_and_two_a_group() {
         assert_eq!(run.turn().1, 10);
         assert_eq!(run.kernel.objects.is_empty(), mode == Switch::Off);
     }
+}
+
+/// A table is written in parts, each spread over all of it, and a next hop that dies in between moves
+/// what is written at once.
+#[test]
+fn a_turn_writes_so_many_routes_and_no_more() {
+    let mut run = Run::new(Switch::Auto);
+    run.reach(&[1, 2]);
+    run.want(ALL, &[1, 2], None);
+    assert_eq!(run.turn_of(600), (3, 600));
+    let written = |run: &Run, numbers: &[u8]| {
+        let hops: BTreeSet<NextHop> = numbers.iter().map(|number| hop(*number)).collect();
+        ALL.filter(|route| run.kernel.hops(prefix(*route)) == hops).count()
+    };
+    assert_eq!((written(&run, &[1, 2]), written(&run, &[])), (600, 400));
+    run.table.track(&[address(2)].into());
+    assert_eq!(run.moves(), (1, 0));
+    assert_eq!((written(&run, &[2]), written(&run, &[])), (600, 400));
+    run.want(ALL, &[2], None);
+    assert_eq!(run.turn_of(300), (0, 300), "the group has become that of the new set");
+    assert_eq!(run.turn_of(300), (0, 100));
+    run.assert_leads(ALL, &[2]);
+    assert_eq!(run.turn(), (0, 0));
 }
 
 /// ECMP and a backup, for each cause: what moves the traffic of all routes, and what follows.
@@ -452,6 +483,8 @@ enum Step {
     Live(u8),
     Flush,
     Moves,
+    /// One that leaves routes to be written.
+    Part(usize),
     Turn,
 }
 
@@ -466,6 +499,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1u8..=4).prop_map(Step::Live),
         1 => Just(Step::Flush),
         1 => Just(Step::Moves),
+        2 => (1usize..6).prop_map(Step::Part),
         5 => Just(Step::Turn),
     ]
 }
@@ -518,6 +552,7 @@ proptest! {
                     run.look(true);
                 }
                 Step::Moves => _ = run.moves(),
+                Step::Part(limit) => _ = run.turn_of(limit),
                 Step::Turn => {
                     run.turn();
                     check(&run, mode, &wanted, &reached);
