@@ -77,6 +77,7 @@ matrix! {
     gobgp: crate::interop::gobgp_router::GobgpRouter, and [];
 }
 
+pub(crate) use reflected::nodes_reach_each_other_by_a_reflector;
 pub(crate) use sessions::a_lack_of_files_is_outlived;
 pub(crate) use signed::{
     a_changed_password_resets_one_session, a_missing_secret_is_named_and_opens_nothing,

@@ -350,6 +350,7 @@ fn main() -> ExitCode {
         interop::gobgp::add_path,
         interop::gobgp::communities_passed_on,
         interop::the_page_names_every_cell,
+        interop::nodes_reach_each_other_by_a_reflector,
         interop::a_lack_of_files_is_outlived,
         interop::a_missing_secret_is_named_and_opens_nothing,
         interop::a_changed_password_resets_one_session,
