@@ -16,6 +16,7 @@ mod api;
 mod connection;
 mod decision;
 mod explain;
+pub mod fuzz;
 mod offer;
 mod peer;
 mod rib;

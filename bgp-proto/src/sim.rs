@@ -6,6 +6,7 @@ mod restarts;
 mod script;
 mod scripted;
 mod sessions;
+mod topologies;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,6 +36,8 @@ struct Node {
     converged: Option<Vec<PeerKey>>,
     conflicts: Vec<Conflict>,
     events: Vec<(PeerKey, PeerEvent)>,
+    /// Its next timer, as of its last input.
+    deadline: Option<Time>,
 }
 
 struct Net {
@@ -136,6 +139,15 @@ fn peer(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
 impl Net {
     /// A full mesh of nodes with these AS numbers, each announcing its block.
     fn mesh(asns: &[u32], seed: u64) -> Self {
+        let mut net = Self::apart(asns, seed);
+        for index in 0..asns.len() {
+            net.configure(index, asns);
+        }
+        net
+    }
+
+    /// Nodes with these AS numbers that know nothing of each other.
+    fn apart(asns: &[u32], seed: u64) -> Self {
         let mut net = Self {
             now: Time::ZERO,
             nodes: Vec::new(),
@@ -160,10 +172,8 @@ impl Net {
                 converged: None,
                 conflicts: Vec::new(),
                 events: Vec::new(),
+                deadline: None,
             });
-        }
-        for index in 0..asns.len() {
-            net.configure(index, asns);
         }
         net
     }
@@ -198,6 +208,8 @@ impl Net {
         while let Some(output) = self.nodes[index].speaker.poll_output() {
             self.output(index, output);
         }
+        let node = &mut self.nodes[index];
+        node.deadline = node.speaker.poll_timeout().map(|(deadline, _)| deadline);
     }
 
     fn output(&mut self, index: usize, output: Output) {
@@ -306,14 +318,13 @@ impl Net {
     /// When something happens next.
     fn next(&self) -> Option<Time> {
         let live = self.nodes.iter().filter(|node| node.alive);
-        let timers = live.filter_map(|node| Some(node.speaker.poll_timeout()?.0));
+        let timers = live.filter_map(|node| node.deadline);
         timers.chain(self.queue.keys().map(|(at, _)| *at)).min()
     }
 
     fn step(&mut self) -> bool {
-        let timer = |node: &Node| node.speaker.poll_timeout().map(|(deadline, _)| deadline);
         let timers = self.nodes.iter().enumerate().filter(|(_, node)| node.alive);
-        let next_timer = timers.filter_map(|(i, node)| Some((timer(node)?, i))).min();
+        let next_timer = timers.filter_map(|(i, node)| Some((node.deadline?, i))).min();
         let next_message = self.queue.keys().next().copied();
         match (next_timer, next_message) {
             (Some((deadline, index)), message) if message.is_none_or(|(at, _)| deadline < at) => {

@@ -1,0 +1,359 @@
+//! A shell without sockets, a kernel without routes, and peers without processes: all that a speaker
+//! sees of the world, and what it has promised to each of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use twill_types::{Family, Prefix};
+
+use super::{Observe, remote::Remote};
+use crate::{
+    Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, Reflection,
+    RouteChange, Speaker, SpeakerConfig, State, Time,
+};
+
+/// The speaker's addresses.
+pub(super) const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 100));
+pub(super) const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100));
+/// The speaker's AS.
+pub(super) const ASN: u32 = 64512;
+
+/// So many outputs, and two for each message, may follow from one input, whatever it is.
+const OUTPUTS: usize = 64;
+/// After so many ticks at one time no timer is due any more.
+const TICKS: usize = 16;
+/// Timers in one step of time that are waited for one by one.
+const TIMERS: usize = 200;
+
+pub(super) struct World<'a> {
+    pub(super) speaker: Speaker,
+    pub(super) now: Time,
+    pub(super) peers: BTreeMap<PeerKey, PeerConfig>,
+    pub(super) own: Own,
+    pub(super) reflects: bool,
+    /// The far ends of open connections.
+    pub(super) ends: BTreeMap<ConnId, Remote>,
+    /// Connections that the speaker has asked for.
+    pub(super) dialling: BTreeMap<ConnId, PeerKey>,
+    /// Next hops that the speaker wants to know about, and what it was told.
+    pub(super) tracked: BTreeMap<IpAddr, Option<NextHopState>>,
+    /// It is told at once.
+    pub(super) answers: bool,
+    /// The kernel's routes.
+    pub(super) kernel: BTreeMap<Prefix, RouteChange>,
+    /// What was sent on each connection.
+    pub(super) sent: BTreeMap<ConnId, Vec<u8>>,
+    dialled: u64,
+    accepted: u64,
+    conflicts: Vec<Conflict>,
+    converged: bool,
+    up: BTreeSet<PeerKey>,
+    /// Octets that peers have sent.
+    octets: usize,
+    observe: Observe<'a>,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(forwarding: BTreeSet<Family>, observe: Observe<'a>) -> Self {
+        let config = SpeakerConfig {
+            router_id: Ipv4Addr::new(192, 0, 2, 100),
+            asn: super::say::asn(ASN),
+            hostname: "node".to_owned(),
+            seed: 7,
+            forwarding,
+            selection_deferral: Duration::from_secs(60),
+            max_paths: 4,
+        };
+        Self {
+            speaker: Speaker::new(config, Time::ZERO),
+            now: Time::ZERO,
+            peers: BTreeMap::new(),
+            own: Own::default(),
+            reflects: false,
+            ends: BTreeMap::new(),
+            dialling: BTreeMap::new(),
+            tracked: BTreeMap::new(),
+            answers: true,
+            kernel: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            dialled: 0,
+            accepted: u64::MAX,
+            conflicts: Vec::new(),
+            converged: false,
+            up: BTreeSet::new(),
+            octets: 0,
+            observe,
+        }
+    }
+
+    /// Hands one input over, does what the speaker wants done, and holds it to its promises.
+    pub(super) fn input(&mut self, input: Input) {
+        self.turn(input);
+        while self.answers && self.tracked.values().any(Option::is_none) {
+            let unknown = self.tracked.iter().filter(|(_, state)| state.is_none());
+            let state = NextHopState::Reachable { metric: 0 };
+            let states = unknown.map(|(address, _)| (*address, state)).collect();
+            self.learn(states);
+        }
+        self.check();
+    }
+
+    /// The kernel says what it knows of next hops.
+    pub(super) fn learn(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
+        for (address, state) in &states {
+            if let Some(known) = self.tracked.get_mut(address) {
+                *known = Some(*state);
+            }
+        }
+        self.turn(Input::NextHops(states));
+    }
+
+    fn turn(&mut self, input: Input) {
+        let most = OUTPUTS + self.messages_in(&input) * 2;
+        let octets = match &input {
+            Input::Received { bytes, .. } => bytes.len(),
+            _ => 0,
+        };
+        self.octets += octets;
+        let (speaker, now, mut input) = (&mut self.speaker, self.now, Some(input));
+        let mut outputs = Vec::new();
+        (self.observe)(self.octets, &mut || {
+            if let Some(input) = input.take() {
+                speaker.handle(now, input);
+            }
+            while let Some(output) = speaker.poll_output() {
+                outputs.push(output);
+                assert!(outputs.len() <= most, "no end of outputs: {:?}", outputs.last());
+            }
+        });
+        for output in outputs {
+            self.output(output);
+        }
+    }
+
+    /// How many messages may become whole by an input.
+    fn messages_in(&self, input: &Input) -> usize {
+        match input {
+            // What has come before is less than a message.
+            Input::Received { bytes, .. } => 1 + bytes.len() / crate::wire::HEADER_LENGTH,
+            Input::SetOwn(_) | Input::SetPeers(_) | Input::SetReflection(_) => self.peers.len(),
+            _ => 0,
+        }
+    }
+
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Connect { conn, remote, local } => self.connect(conn, remote, local),
+            Output::Send { conn, bytes } => match self.ends.get_mut(&conn) {
+                Some(end) => {
+                    end.read(&bytes);
+                    self.sent.entry(conn).or_default().extend(bytes);
+                }
+                None => panic!("octets are sent on {conn:?}, which is not open"),
+            },
+            Output::Close { conn } | Output::Abort { conn } => {
+                let known =
+                    self.ends.remove(&conn).is_some() | self.dialling.remove(&conn).is_some();
+                assert!(known, "{conn:?} is closed, which is not open");
+            }
+            Output::Routes(changes) => changes.into_iter().for_each(|change| self.route(change)),
+            Output::TrackNextHops(addresses) => {
+                let old = std::mem::take(&mut self.tracked);
+                let known = |address: &IpAddr| old.get(address).copied().flatten();
+                self.tracked = addresses.iter().map(|a| (*a, known(a))).collect();
+            }
+            Output::Converged { .. } => {
+                assert!(!self.converged, "a restart is over twice");
+                self.converged = true;
+            }
+            Output::Conflicts(conflicts) => self.conflicts = conflicts,
+            Output::Event(peer, PeerEvent::Up) => {
+                assert!(self.up.insert(peer), "{peer} is up twice");
+            }
+            Output::Event(peer, PeerEvent::Down { .. }) => {
+                assert!(self.up.remove(&peer), "{peer} is down twice");
+            }
+            Output::Event(..) => {}
+        }
+    }
+
+    fn connect(&mut self, conn: ConnId, remote: SocketAddr, local: Option<IpAddr>) {
+        assert!(conn.0 > self.dialled, "{conn:?} has been before");
+        self.dialled = conn.0;
+        let key = PeerKey { address: remote.ip(), port: remote.port() };
+        let Some(config) = self.peers.get(&key) else {
+            panic!("{remote} is no peer");
+        };
+        assert!(!config.passive && config.shutdown.is_none(), "{remote} is not to be dialled");
+        assert_eq!(local, config.local_address, "the wrong address");
+        assert!(!self.dialling.values().any(|other| *other == key), "{remote} is dialled twice");
+        self.dialling.insert(conn, key);
+    }
+
+    fn route(&mut self, change: RouteChange) {
+        let old = self.kernel.get(&change.prefix);
+        assert_ne!(old, Some(&change), "a route that is there is set");
+        if change.next_hops.is_empty() {
+            assert!(old.is_some(), "{}: a route that is not there is removed", change.prefix);
+            self.kernel.remove(&change.prefix);
+        } else {
+            assert!(change.next_hops.is_sorted_by(|a, b| a < b), "{:?}", change.next_hops);
+            self.kernel.insert(change.prefix, change);
+        }
+    }
+
+    /// A peer, or a stranger, connects.
+    pub(super) fn accept(&mut self, address: IpAddr, local: IpAddr) -> ConnId {
+        let conn = ConnId(self.accepted);
+        self.accepted -= 1;
+        let key = self.peers.keys().find(|key| key.address == address).copied();
+        let local = SocketAddr::new(local, 179);
+        self.ends.insert(conn, Remote::new(key, local, self.is_internal(key)));
+        self.input(Input::Accepted { conn, local, remote: SocketAddr::new(address, 40000) });
+        conn
+    }
+
+    /// A connection that was asked for opens.
+    pub(super) fn connected(&mut self, conn: ConnId) {
+        let Some(key) = self.dialling.remove(&conn) else {
+            return;
+        };
+        let local = if key.address.is_ipv4() { V4 } else { V6 };
+        let local = SocketAddr::new(local, 50000);
+        self.ends.insert(conn, Remote::new(Some(key), local, self.is_internal(Some(key))));
+        self.input(Input::Connected { conn, local });
+    }
+
+    fn is_internal(&self, key: Option<PeerKey>) -> bool {
+        let config = key.and_then(|key| self.peers.get(&key));
+        config.is_some_and(|config| {
+            config.policy.local_asn.map_or(ASN, twill_types::Asn::get) == config.asn.get()
+        })
+    }
+
+    /// Delivers up to `count` octets of what an end has to say.
+    pub(super) fn deliver(&mut self, conn: ConnId, count: usize) {
+        let bytes = self.ends.get_mut(&conn).map(|end| end.deliver(count)).unwrap_or_default();
+        if !bytes.is_empty() {
+            self.input(Input::Received { conn, bytes });
+        }
+    }
+
+    /// Lets time pass, timer by timer; where there are very many of them, the last ones are late.
+    pub(super) fn elapse(&mut self, time: Duration) {
+        let end = self.now + time;
+        let mut timers = 0;
+        while let Some((deadline, _)) = self.speaker.poll_timeout().filter(|(at, _)| *at <= end) {
+            timers += 1;
+            self.now = if timers > TIMERS { end } else { self.now.max(deadline) };
+            self.tick();
+        }
+        self.now = end;
+    }
+
+    /// Timers that are due end.
+    pub(super) fn tick(&mut self) {
+        for _ in 0..TICKS {
+            self.input(Input::Tick);
+            if self.speaker.poll_timeout().is_none_or(|(at, _)| at > self.now) {
+                return;
+            }
+        }
+        panic!("{:?} is due again and again", self.speaker.poll_timeout());
+    }
+
+    fn check(&self) {
+        self.check_peers();
+        self.check_kernel();
+        for conflict in &self.conflicts {
+            assert!(self.own.prefixes.contains_key(&conflict.ours), "{conflict:?}");
+            assert!(conflict.ours.covers(conflict.prefix), "{conflict:?}");
+        }
+    }
+
+    fn check_peers(&self) {
+        let (snapshots, routes) = (self.speaker.peers(), self.speaker.routes());
+        assert!(snapshots.iter().map(|peer| &peer.key).eq(self.peers.keys()), "other peers");
+        for peer in snapshots {
+            let key = peer.key;
+            let is_up = peer.state == State::Established;
+            assert_eq!(is_up, self.up.contains(&key), "{key} is {}", peer.state);
+            let of_it = routes.iter().filter(|route| route.from == Some(key));
+            let (all, stale) =
+                of_it.fold((0, 0), |(all, stale), r| (all + 1, stale + usize::from(r.stale)));
+            assert_eq!((peer.prefixes_in, peer.prefixes_stale), (all, stale), "{key}");
+            assert_eq!(peer.stale_until.is_some(), peer.stale_until.is_some() && stale > 0);
+            let mut told = self.ends.values().filter(|end| end.peer == Some(key) && end.told);
+            let end = told.next();
+            assert!(told.next().is_none(), "two sessions with {key}");
+            assert!(is_up || end.is_none(), "{key} is told something without a session");
+            let known = end.map_or(0, |end| end.table.len());
+            assert_eq!(peer.prefixes_out, known, "{key} knows {:?}", end.map(|end| &end.table));
+            if let Some(end) = end {
+                self.check_table(end, &peer.config);
+            }
+        }
+    }
+
+    /// A peer knows what is announced, and nothing beside it from who is no reflector.
+    fn check_table(&self, end: &Remote, config: &PeerConfig) {
+        let Some(session) = end.session() else {
+            panic!("a session without an OPEN");
+        };
+        let has = |family| {
+            let ends = [Some(end.local.ip()), config.other_next_hop];
+            ends.into_iter().flatten().any(|address| Family::of(address) == family)
+        };
+        let announced = self.own.prefixes.iter().filter(|(_, announced)| **announced);
+        let wanted: BTreeSet<Prefix> = announced
+            .map(|(prefix, _)| *prefix)
+            .filter(|prefix| {
+                let family = prefix.family();
+                let over_v6 = family == Family::V4 && session.extended_next_hop && has(Family::V6);
+                session.has(family) && (has(family) || over_v6)
+            })
+            .collect();
+        let known: BTreeSet<Prefix> = end.table.keys().copied().collect();
+        assert!(wanted.is_subset(&known), "announced are {wanted:?}, known {known:?}");
+        assert!(self.reflects || known == wanted, "announced are {wanted:?}, known {known:?}");
+    }
+
+    /// The kernel has what the paths in use say, over next hops that can be reached.
+    fn check_kernel(&self) {
+        let mut wanted: BTreeMap<Prefix, BTreeSet<IpAddr>> = BTreeMap::new();
+        for route in self.speaker.routes().into_iter().filter(|route| route.best) {
+            if let Some(attributes) = route.attributes {
+                wanted.entry(route.prefix).or_default().insert(attributes.next_hop);
+            }
+        }
+        assert!(self.kernel.keys().eq(wanted.keys()), "{:?} instead of {wanted:?}", self.kernel);
+        for (prefix, next_hops) in &wanted {
+            let change = &self.kernel[prefix];
+            assert!(change.next_hops.iter().eq(next_hops), "{change:?} instead of {next_hops:?}");
+            for next_hop in next_hops.iter().chain(&change.backup) {
+                let known = self.tracked.get(next_hop);
+                let reachable = matches!(known, Some(Some(NextHopState::Reachable { .. })));
+                assert!(reachable, "{change:?} over {next_hop}: {known:?}");
+            }
+        }
+    }
+
+    /// Sets what the node has.
+    pub(super) fn set_own(&mut self, own: Own) {
+        self.own = own.clone();
+        self.input(Input::SetOwn(own));
+    }
+
+    pub(super) fn set_peers(&mut self, peers: BTreeMap<PeerKey, PeerConfig>) {
+        self.peers.clone_from(&peers);
+        self.input(Input::SetPeers(peers));
+    }
+
+    pub(super) fn set_reflection(&mut self, reflection: Option<Reflection>) {
+        self.reflects = reflection.is_some();
+        self.input(Input::SetReflection(reflection));
+    }
+}
