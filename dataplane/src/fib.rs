@@ -25,10 +25,10 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 pub use object::{Group, Object, ObjectChange, ObjectId};
 pub use resolve::Resolved;
-use twill_types::{Family, Prefix};
+use twill_types::{Family, Prefix, is_host_link_name};
 
 use crate::{
-    Error, KernelError, NextHop, message,
+    Error, KernelError, Link, NextHop, message,
     message::RouteFilter,
     netlink::{Request, Socket},
     route::Route,
@@ -98,6 +98,7 @@ impl Fib {
         let metric = self.config.metric;
         let learned = self.ours()?.into_iter().filter(|route| is_learned(route, metric));
         Ok(learned
+            .filter(|route| route.metric == metric)
             .map(|Route { prefix, next_hops, source, object, .. }| {
                 let via = match object.and_then(ObjectId::new) {
                     Some(object) => Via::Object(object),
@@ -106,6 +107,14 @@ impl Fib {
                 (prefix, LearnedRoute { prefix, via, source })
             })
             .collect())
+    }
+
+    /// The links, but for those of pods, that carry nothing: down, or without a carrier.
+    pub fn dead_links(&mut self) -> Result<BTreeSet<u32>, Error> {
+        let dead = |link: &Link| !link.up || !link.carrier;
+        let links = self.socket.all_links()?.into_iter();
+        let links = links.filter(|link| !is_host_link_name(&link.name) && !link.is_doomed());
+        Ok(links.filter(dead).map(|link| link.index).collect())
     }
 
     /// Makes the changes, in order; answers those that the kernel refused. A route to delete that
@@ -120,6 +129,20 @@ impl Fib {
             (!gone).then_some((change.prefix(), error))
         });
         Ok(refused.collect())
+    }
+
+    /// Removes learned routes of another metric than the present one, which a process before has left:
+    /// with a lower one they would win for ever. Answers how many there were.
+    pub fn remove_former(&mut self) -> Result<usize, Error> {
+        let metric = self.config.metric;
+        let mut former = self.ours()?;
+        former.retain(|route| is_learned(route, metric) && route.metric != metric);
+        let write = |route: &Route, request: &mut _| {
+            wire::write(&FibChange::Delete(route.prefix), route.metric, request);
+        };
+        // What somebody else has removed meanwhile is gone as well.
+        self.socket.run_each(&former, write)?;
+        Ok(former.len())
     }
 
     /// The blocks that have their unreachable route.
@@ -164,8 +187,12 @@ impl Fib {
     }
 }
 
+/// Whether a route is a learned one, also by a metric of a process before. Host routes of pods have our
+/// protocol number, too, and lead to a link without a router.
 fn is_learned(route: &Route, metric: u32) -> bool {
-    route.ours && route.kind == RouteType::Unicast && route.metric == metric
+    let by_router =
+        route.object.is_some() || route.next_hops.iter().any(|hop| hop.gateway.is_some());
+    route.ours && route.kind == RouteType::Unicast && (route.metric == metric || by_router)
 }
 
 fn is_block(route: &Route) -> bool {

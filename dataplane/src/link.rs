@@ -151,6 +151,14 @@ impl Socket {
         Ok(self.link(index)?.map_or_else(|| format!("if{index}"), |link| link.name))
     }
 
+    /// All links.
+    pub(crate) fn all_links(&mut self) -> Result<Vec<Link>, Error> {
+        self.dump(&message::list_links(), "links", |message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(&message)),
+            _ => None,
+        })
+    }
+
     /// The veth links that fulfil a condition.
     pub(crate) fn links(&mut self, is_wanted: impl Fn(&Link) -> bool) -> Result<Vec<Link>, Error> {
         self.dump(&message::list_veths(), "links", |message| match message {

@@ -130,6 +130,11 @@ pub(crate) fn get_link(index: u32) -> Request {
     RouteNetlinkMessage::GetLink(link(index, vec![skip_stats()])).into()
 }
 
+/// Asks for all links, without their counters.
+pub(crate) fn list_links() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetLink(link(0, vec![skip_stats()]))
+}
+
 /// Asks for all veth links.
 pub(crate) fn list_veths() -> RouteNetlinkMessage {
     let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]);

@@ -35,7 +35,10 @@ use twill_dataplane::{
 };
 use twill_types::{Family, Prefix, error_chain, is_host_link_name};
 
-use self::{plan::Plan, table::Table};
+use self::{
+    plan::{Plan, Refusal},
+    table::Table,
+};
 use crate::{bgp::Current, claims::OwnedBlocks, config::Switch, metrics::Metrics};
 
 /// Events or reports handled in one turn.
@@ -118,6 +121,8 @@ impl Routes {
     /// Runs until the kernel fails us.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         self.sync_blocks()?;
+        let dead = block_in_place(|| self.fib.dead_links())?;
+        self.state.table.set_dead_links(dead);
         let sources = self.sources.borrow_and_update().clone();
         if !sources.is_empty() {
             self.state.table.set_sources(sources);
@@ -147,7 +152,7 @@ impl Routes {
                 event = self.events.next() => self.events(event?).await?,
                 () = async { sleep_until(publish_at.unwrap_or_else(Instant::now)).await },
                     if publish_at.is_some() => self.publish(),
-                () = std::future::ready(()), if !self.state.table.due.is_empty() => {}
+                () = std::future::ready(()), if self.state.table.is_behind() => {}
             }
             self.apply()?;
         }
@@ -193,6 +198,10 @@ impl Routes {
                     );
                 }
                 self.state.table.converged();
+                let former = block_in_place(|| self.fib.remove_former())?;
+                if former > 0 {
+                    info!(routes = former, "removed learned routes of another metric (fib.metric)");
+                }
             }
             Report::Conflicts(conflicts) => self.tell_conflicts(conflicts),
         }
@@ -287,7 +296,11 @@ impl Routes {
         debug!(?event, "the kernel has changed");
         self.uplink_changed.notify_one();
         self.state.table.retry();
-        self.resolve_again().await
+        self.resolve_again().await?;
+        if let Event::LinkDeleted(link) = event {
+            self.state.table.forget_link(link.index);
+        }
+        Ok(())
     }
 
     /// A link has another state. One that goes down, or loses its carrier, takes nexthop objects and
@@ -309,10 +322,11 @@ impl Routes {
 
     fn reload(&mut self) -> Result<(), Error> {
         warn!("events of the kernel were lost: its routes are read again");
-        let (objects, routes) = block_in_place(|| {
-            let objects = self.fib.objects()?;
-            Ok::<_, Error>((objects, self.fib.learned()?))
+        let (dead, objects, routes) = block_in_place(|| {
+            let (dead, objects) = (self.fib.dead_links()?, self.fib.objects()?);
+            Ok::<_, Error>((dead, objects, self.fib.learned()?))
         })?;
+        self.state.table.set_dead_links(dead);
         self.state.table.reload(&routes, &objects);
         Ok(())
     }
@@ -353,18 +367,25 @@ impl Routes {
                 return Ok(plan);
             }
             for (id, error) in refused {
-                self.state.table.hop_refused(id, error.errno == Errno::EOPNOTSUPP);
+                self.state.table.hop_refused(id, refusal(&error));
             }
         }
     }
 
     fn change_groups(&mut self, plan: &Plan) -> Result<(), Error> {
         let changes = self.state.table.change_groups(plan);
-        for (id, _) in self.apply_objects(&changes)? {
+        let mut others = false;
+        for (id, error) in self.apply_objects(&changes)? {
             let new = |change: &ObjectChange| matches!(change, ObjectChange::Create(created, _) if *created == id);
-            if changes.iter().any(new) {
-                self.state.table.group_refused(id);
+            match changes.iter().any(new) {
+                true => self.state.table.group_refused(id, refusal(&error)),
+                false => others = true,
             }
+        }
+        // One that did not become what it should be is looked at: what it is now is not known.
+        if others {
+            let found = block_in_place(|| self.fib.objects())?;
+            self.state.table.look(&found, false);
         }
         Ok(())
     }
@@ -452,6 +473,14 @@ impl Routes {
             warn!(%prefix, error = %error_chain(&error), "block route refused");
         }
         Ok(())
+    }
+}
+
+fn refusal(error: &KernelError) -> Refusal {
+    match error.errno {
+        Errno::EEXIST => Refusal::NumberTaken,
+        Errno::EOPNOTSUPP => Refusal::Unknown,
+        _ => Refusal::Other,
     }
 }
 

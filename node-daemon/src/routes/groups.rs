@@ -32,11 +32,18 @@ pub(super) struct Groups {
     hops: BTreeMap<NextHop, ObjectId>,
     /// The number that was given last.
     last: ObjectId,
+    /// Numbers that somebody else has taken.
+    foreign: BTreeSet<ObjectId>,
 }
 
 impl Default for Groups {
     fn default() -> Self {
-        Self { held: BTreeMap::new(), hops: BTreeMap::new(), last: ObjectId::MAX }
+        Self {
+            held: BTreeMap::new(),
+            hops: BTreeMap::new(),
+            last: ObjectId::MAX,
+            foreign: BTreeSet::new(),
+        }
     }
 }
 
@@ -51,7 +58,8 @@ impl Groups {
         let range = ObjectId::LAST - ObjectId::FIRST;
         for _ in 0..=range {
             self.last = self.last.next();
-            if !self.held.contains_key(&self.last) && !taken.contains(&self.last) {
+            let known = [&taken, &self.foreign].iter().any(|ids| ids.contains(&self.last));
+            if !known && !self.held.contains_key(&self.last) {
                 return Some(self.last);
             }
         }
@@ -129,6 +137,11 @@ impl Groups {
             Some(ObjectChange::Create(id, Object::Hop(hop)))
         };
         missing.into_iter().filter_map(create).collect()
+    }
+
+    /// Somebody else has taken a number of our range.
+    pub(super) fn number_taken(&mut self, id: ObjectId) {
+        self.foreign.insert(id);
     }
 
     /// The kernel refused to make an object; answers the hop that it was.

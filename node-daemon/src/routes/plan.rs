@@ -23,6 +23,17 @@ const FEW: usize = 128;
 /// 100,000 routes takes it 2.3 times as long, to add them 1.15 times.
 const STRIDE: usize = 8;
 
+/// Why the kernel did not make an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Somebody else has an object of this number.
+    NumberTaken,
+    /// It knows no such objects.
+    Unknown,
+    /// Another reason, which may pass.
+    Other,
+}
+
 /// What is to happen to groups.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -208,22 +219,28 @@ impl Table {
         self.groups.missing_hops(&plan.ways)
     }
 
-    /// The kernel refused to make a hop. `unknown` says that it has no such objects at all.
-    pub(super) fn hop_refused(&mut self, id: ObjectId, unknown: bool) {
+    /// The kernel refused to make a hop.
+    pub(super) fn hop_refused(&mut self, id: ObjectId, why: Refusal) {
         if let Some(hop) = self.groups.hop_refused(id) {
             self.ways_stale = true;
-            if unknown {
-                self.mode = Switch::Off;
-            } else {
-                self.reach.refused.insert(hop);
+            match why {
+                Refusal::NumberTaken => self.groups.number_taken(id),
+                Refusal::Unknown => self.mode = Switch::Off,
+                Refusal::Other => drop(self.reach.refused.insert(hop)),
             }
         }
     }
 
-    /// The kernel refused to make a group: the routes of its set are plain until something changes.
-    pub(super) fn group_refused(&mut self, id: ObjectId) {
-        if let Some(set) = self.groups.forget(id) {
-            self.ungrouped.insert(set);
+    /// The kernel refused to make a group. Where only its number was the reason there is another one in
+    /// the next turn; else the routes of its set are plain until something changes.
+    pub(super) fn group_refused(&mut self, id: ObjectId, why: Refusal) {
+        let set = self.groups.forget(id);
+        if why == Refusal::NumberTaken {
+            self.groups.number_taken(id);
+            self.ways_stale = true;
+            self.regroup.extend(set);
+        } else {
+            self.ungrouped.extend(set);
         }
         self.group_gone(&[id]);
     }

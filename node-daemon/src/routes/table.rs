@@ -96,7 +96,7 @@ pub(super) struct Table {
     /// Sets whose group the kernel refused, until something changes.
     pub(super) ungrouped: BTreeSet<SetId>,
     /// Sets that may have a group again.
-    regroup: BTreeSet<SetId>,
+    pub(super) regroup: BTreeSet<SetId>,
     /// Objects from before that cannot be used.
     pub(super) strays: Vec<ObjectId>,
     /// Ways may be others than the sets have.
@@ -278,6 +278,22 @@ impl Table {
             true => self.reach.dead_links.remove(&ifindex),
             false => self.reach.dead_links.insert(ifindex),
         };
+    }
+
+    /// Whether there is something to do without anything having changed.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.due.is_empty() || !self.regroup.is_empty()
+    }
+
+    /// All links that carry nothing.
+    pub(super) fn set_dead_links(&mut self, dead: BTreeSet<u32>) {
+        self.ways_stale |= self.reach.dead_links != dead;
+        self.reach.dead_links = dead;
+    }
+
+    /// A link is gone, and nothing leads by it any more.
+    pub(super) fn forget_link(&mut self, ifindex: u32) {
+        self.reach.dead_links.remove(&ifindex);
     }
 
     /// Something in the kernel has changed, so what it refused may work now.

@@ -12,7 +12,10 @@ use twill_dataplane::{
 };
 use twill_types::Prefix;
 
-use super::{plan::Plan, table::Table};
+use super::{
+    plan::{Plan, Refusal},
+    table::Table,
+};
 use crate::config::Switch;
 
 /// What the kernel has.
@@ -160,11 +163,11 @@ impl Run {
             if refused.is_empty() {
                 break plan;
             }
-            refused.iter().for_each(|hop| self.table.hop_refused(hop.id(), false));
+            refused.iter().for_each(|hop| self.table.hop_refused(hop.id(), Refusal::Other));
         };
         for change in self.table.change_groups(&plan) {
             if !self.kernel.object(&change) {
-                self.table.group_refused(change.id());
+                self.table.group_refused(change.id(), Refusal::Other);
             }
         }
     }

@@ -65,14 +65,16 @@ fn told(shape: &Shape, tables: &Tables, from: usize, to: usize, prefix: Prefix) 
     (!came_back).then_some(Known { external, from, ..known })
 }
 
-/// What a reflector passes on (RFC 4456 section 6), and nobody else does.
+/// What a reflector passes on (RFC 4456 section 6), and nobody else does. What comes from outside of the
+/// AS is for the AS only.
 fn passed(shape: &Shape, best: Known, from: usize, to: usize, prefix: Prefix) -> Option<Known> {
     let reflector = shape.reflectors.get(&from)?;
     let external = shape.asns[from] != shape.asns[to];
     let covered = pools().iter().any(|pool| pool.covers(prefix));
     let client = |node: usize| reflector.clients.contains(&node);
     let by_rank = external || best.external || client(best.from) || client(to);
-    if !covered || best.from == to || !by_rank {
+    let transit = external && best.external;
+    if !covered || best.from == to || !by_rank || transit {
         return None;
     }
     let mut known = best;
