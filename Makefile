@@ -16,7 +16,7 @@ BENCH ?= --out bench/results
 BENCH_BGP ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak fuzz bench bench-bgp bench-rib build plugin lint fmt crds tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak simulate fuzz bench bench-bgp bench-rib build plugin lint fmt crds tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,10 +48,14 @@ test-kill: ## the store's process killed, and its files damaged, 500 times
 	TWILL_KILL_ROUNDS=$(or $(ROUNDS),500) \
 	    $(CARGO) test --locked --package twill-ipam-store --test kill -- --nocapture
 
-soak: ## 50 million damaged BGP messages (MESSAGES=, SEED=), into bgp-proto/soak/ (minutes)
-	@bgp-proto/soak/run $(or $(MESSAGES),50000000) $(or $(SEED),$$(date +%s))
+soak: ## 50 million damaged BGP messages, a million streams of events (MESSAGES=, STREAMS=, SEED=), into bgp-proto/soak/ (minutes)
+	@bgp-proto/soak/run $(or $(MESSAGES),50000000) $(or $(STREAMS),1000000) $(or $(SEED),$$(date +%s))
 
-fuzz: ## the codec's fuzz targets, SECONDS_EACH (60) seconds each; needs `cargo install cargo-fuzz --locked`
+simulate: ## 10,000 networks of speakers in virtual time (NETWORKS=, SEED=) (minutes)
+	TWILL_SIMULATIONS=$(or $(NETWORKS),10000) TWILL_SEED=$(or $(SEED),$$(date +%s)) \
+	    $(CARGO) test --locked --release --package twill-bgp-proto --lib -- any_network --nocapture
+
+fuzz: ## the fuzz targets of the codec and the speaker, SECONDS_EACH (60) seconds each; needs `cargo install cargo-fuzz --locked`
 	@fuzz/run $(or $(SECONDS_EACH),60)
 
 test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go)

@@ -6,6 +6,7 @@ mod borrow;
 mod checklist;
 mod claims;
 mod claims_storm;
+mod contained;
 mod crash;
 mod daemon;
 mod explain;
@@ -281,6 +282,9 @@ fn main() -> ExitCode {
         explain::each_path_says_why_it_is_used_or_not,
         sessions::a_peer_over_its_limit_is_ended_alone,
         sessions::a_session_is_stopped_with_a_text,
+        contained::a_peer_that_resets_at_every_octet_is_forgotten,
+        contained::a_peer_that_stalls_in_a_message_is_ended_by_the_hold_timer,
+        contained::a_peer_that_sends_single_octets_is_understood,
         sessions::a_flood_starves_nobody,
         sessions::a_refused_capability_is_left_out,
         interop::bird::families,

@@ -109,55 +109,75 @@ pub(crate) fn a_session_is_stopped_with_a_text() -> Result<()> {
 }
 
 /// A peer made of this suite's own bytes.
-struct Raw {
-    stream: TcpStream,
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
     session: Session,
     received: Vec<u8>,
 }
 
 impl Raw {
-    /// Connects from a machine to the node, and exchanges OPENs with it; the node's is given back.
-    fn open(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<(Self, Open)> {
+    /// Opens a session from a machine to the node.
+    pub(crate) fn establish(
+        machine: &Namespace,
+        identifier: Ipv4Addr,
+        hold_time: u16,
+    ) -> Result<Self> {
+        let (mut raw, _) = Self::exchange(machine, identifier, hold_time)?;
+        raw.stream.write_all(&wire::encode_keepalive())?;
+        raw.confirmed()?;
+        Ok(raw)
+    }
+
+    /// Connects, and exchanges OPENs with the node; the node's is given back.
+    fn exchange(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<(Self, Open)> {
+        let mut raw = Self::connect(machine)?;
+        let open = Self::open(identifier, hold_time)?;
+        raw.stream.write_all(&wire::encode_open(&open))?;
+        let theirs = raw.confirm(&open)?;
+        Ok((raw, theirs))
+    }
+
+    /// Connects to the node.
+    pub(crate) fn connect(machine: &Namespace) -> Result<Self> {
         let node = SocketAddr::from(([192, 168, 2, 11], 179));
         let stream = wait_for("the node to accept", LONG, || {
             Ok(machine.enter(|| TcpStream::connect_timeout(&node, LONG))??)
         })?;
         stream.set_read_timeout(Some(LONG))?;
+        Ok(Self { stream, session: Session::default(), received: Vec::new() })
+    }
+
+    /// What it says of itself.
+    pub(crate) fn open(identifier: Ipv4Addr, hold_time: u16) -> Result<Open> {
         let asn = Asn::new(64513)?;
         let capabilities =
             vec![Capability::MultiProtocol(Family::V4), Capability::FourOctetAs(asn)];
-        let open = Open { asn, hold_time, identifier, capabilities };
-        let mut raw = Self { stream, session: Session::default(), received: Vec::new() };
-        raw.stream.write_all(&wire::encode_open(&open))?;
-        let (kind, body) = raw.message()?;
+        Ok(Open { asn, hold_time, identifier, capabilities })
+    }
+
+    /// Reads the node's OPEN.
+    pub(crate) fn confirm(&mut self, open: &Open) -> Result<Open> {
+        let (kind, body) = self.message()?;
         ensure!(kind == MessageType::Open, "{kind:?} {body:?}");
         let theirs = wire::decode_open(&body).map_err(|refused| anyhow!("{refused}"))?;
-        raw.session = Session::negotiate(&open.capabilities, &theirs, false);
-        Ok((raw, theirs))
+        self.session = Session::negotiate(&open.capabilities, &theirs, false);
+        Ok(theirs)
     }
 
-    /// Opens a session from a machine to the node.
-    fn establish(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<Self> {
-        let (raw, _) = Self::open(machine, identifier, hold_time)?;
-        raw.confirm()
-    }
-
-    /// The second half of it.
-    fn confirm(mut self) -> Result<Self> {
-        let raw = &mut self;
-        raw.stream.write_all(&wire::encode_keepalive())?;
-        let (kind, _) = raw.message()?;
+    /// Reads the KEEPALIVE that confirms its OPEN.
+    pub(crate) fn confirmed(&mut self) -> Result<()> {
+        let (kind, _) = self.message()?;
         ensure!(kind == MessageType::Keepalive, "{kind:?}");
-        Ok(self)
+        Ok(())
     }
 
     /// The next message.
-    fn message(&mut self) -> Result<(MessageType, Vec<u8>)> {
+    pub(crate) fn message(&mut self) -> Result<(MessageType, Vec<u8>)> {
         self.poll()?.context("no message came")
     }
 
     /// The next message; `None` if there is none within the stream's timeout.
-    fn poll(&mut self) -> Result<Option<(MessageType, Vec<u8>)>> {
+    pub(crate) fn poll(&mut self) -> Result<Option<(MessageType, Vec<u8>)>> {
         let mut piece = [0; 4096];
         loop {
             let frame = wire::frame(&self.received, wire::MAX_MESSAGE);
@@ -180,7 +200,7 @@ impl Raw {
         }
     }
 
-    fn update(&self, prefix: Prefix, next_hop: IpAddr, med: u32) -> Result<Vec<u8>> {
+    pub(crate) fn update(&self, prefix: Prefix, next_hop: IpAddr, med: u32) -> Result<Vec<u8>> {
         let mut attributes =
             PathAttributes::new(Origin::Igp, AsPath::sequence([Asn::new(64513)?]), next_hop);
         attributes.med = Some(med);
@@ -206,7 +226,7 @@ pub(crate) fn a_refused_capability_is_left_out() -> Result<()> {
     let offers =
         |open: &Open| open.capabilities.iter().any(|c| matches!(c, Capability::AddPath(_)));
 
-    let (mut raw, theirs) = Raw::open(tor1, identifier, 90)?;
+    let (mut raw, theirs) = Raw::exchange(tor1, identifier, 90)?;
     ensure!(offers(&theirs), "{theirs:?}");
     let add_path = Notification::new(code::OPEN, open_error::CAPABILITY).with_data(&[69, 0]);
     raw.stream.write_all(&wire::encode_notification(&add_path))?;
@@ -221,9 +241,10 @@ pub(crate) fn a_refused_capability_is_left_out() -> Result<()> {
         Ok(())
     })?;
     // For as long as the node holds the peer, it closes what it is offered.
-    let (raw, theirs) = wait_for("another OPEN", LONG, || Raw::open(tor1, identifier, 90))?;
+    let (mut raw, theirs) = wait_for("another OPEN", LONG, || Raw::exchange(tor1, identifier, 90))?;
     ensure!(!offers(&theirs), "{theirs:?}");
-    let _raw = raw.confirm()?;
+    raw.stream.write_all(&wire::encode_keepalive())?;
+    raw.confirmed()?;
     node.wait_established(&["192.168.2.1"], LONG)?;
     // It cannot be asked for its routes again.
     for (arguments, why) in [
@@ -260,7 +281,7 @@ fn flood(raw: Raw) -> JoinHandle<Result<Raw>> {
 const CALM: Duration = Duration::from_millis(500);
 
 /// Sends KEEPALIVEs until `ended`; gives the longest time in which the node said nothing.
-fn stay_calm(mut raw: Raw, ended: &AtomicBool) -> Result<Duration> {
+pub(crate) fn stay_calm(mut raw: Raw, ended: &AtomicBool) -> Result<Duration> {
     raw.stream.set_read_timeout(Some(CALM))?;
     let (mut longest, mut heard, mut said) = (Duration::ZERO, Instant::now(), Instant::now());
     while !ended.load(Ordering::Relaxed) {
@@ -279,9 +300,8 @@ fn stay_calm(mut raw: Raw, ended: &AtomicBool) -> Result<Duration> {
     Ok(longest)
 }
 
-/// While one peer sends 300,000 UPDATEs of churn, another with the shortest hold time keeps its session:
-/// KEEPALIVEs go both ways in time, and its route is in the kernel when the flood is over at the latest.
-pub(crate) fn a_flood_starves_nobody() -> Result<()> {
+/// A node with two ToRs on which nothing runs; it waits for them.
+pub(crate) fn silent_tors() -> Result<Lab> {
     let mut topology = Topology::new();
     for (name, address) in [("tor1", "192.168.2.1"), ("tor2", "192.168.2.2")] {
         topology.router(name).on("seg-a", &format!("{address}/24"));
@@ -291,6 +311,13 @@ pub(crate) fn a_flood_starves_nobody() -> Result<()> {
     topology.node("node1").on("seg-a", "192.168.2.11/24").log_level("warn");
     let mut lab = topology.build()?;
     lab.start_all()?;
+    Ok(lab)
+}
+
+/// While one peer sends 300,000 UPDATEs of churn, another with the shortest hold time keeps its session:
+/// KEEPALIVEs go both ways in time, and its route is in the kernel when the flood is over at the latest.
+pub(crate) fn a_flood_starves_nobody() -> Result<()> {
+    let lab = silent_tors()?;
     let tor1 = Raw::establish(lab.router("tor1")?, Ipv4Addr::new(192, 168, 2, 1), 0)?;
     let mut tor2 = Raw::establish(lab.router("tor2")?, Ipv4Addr::new(192, 168, 2, 2), 3)?;
     let node = lab.node("node1")?;

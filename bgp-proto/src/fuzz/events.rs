@@ -293,7 +293,6 @@ fn configure(world: &mut World<'_>, choices: &mut Choices<'_>) {
         change(&mut config, choices, number);
         peers.insert(key(number), config);
     }
-    // A session's far end knows what it was made for.
     world.set_peers(peers);
 }
 
@@ -374,5 +373,4 @@ fn next_hops(world: &mut World<'_>, choices: &mut Choices<'_>) {
     // One that nobody has asked about.
     states.insert(address(3), NextHopState::Reachable { metric: 1 });
     world.learn(states);
-    world.input(Input::Tick);
 }
