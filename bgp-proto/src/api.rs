@@ -397,8 +397,9 @@ pub enum Output {
 pub struct RouteChange {
     /// The destination.
     pub prefix: Prefix,
-    /// BGP next hops to share the traffic, sorted; none means remove.
-    pub next_hops: Vec<IpAddr>,
+    /// BGP next hops to share the traffic, sorted; none means remove. Destinations with the same paths
+    /// have them in common.
+    pub next_hops: Arc<[IpAddr]>,
     /// With one next hop: that of the path which would be the best without it, if there is any.
     pub backup: Option<IpAddr>,
 }

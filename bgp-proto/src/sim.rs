@@ -227,7 +227,8 @@ impl Net {
                     if change.next_hops.is_empty() {
                         self.nodes[index].routes.remove(&change.prefix);
                     } else {
-                        self.nodes[index].routes.insert(change.prefix, change.next_hops);
+                        let next_hops = change.next_hops.to_vec();
+                        self.nodes[index].routes.insert(change.prefix, next_hops);
                     }
                 }
             }

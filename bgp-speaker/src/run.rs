@@ -410,8 +410,8 @@ impl Shell {
                 Output::Routes(changes) => self.report(Report::Routes(changes)),
                 Output::TrackNextHops(next_hops) => {
                     self.report(Report::TrackNextHops(next_hops));
-                    // Whoever moves traffic off a lost one was woken on this thread, and would wait
-                    // for the end of the decision, which the next output is behind.
+                    // Whoever moves traffic off a lost one was woken on this thread, and would wait for
+                    // the end of the decision, which the next output may be behind.
                     tokio::task::yield_now().await;
                 }
                 Output::Converged { unheard } => self.report(Report::Converged { unheard }),

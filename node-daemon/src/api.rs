@@ -170,7 +170,7 @@ impl Api {
             Request::BgpRoutes(request) => {
                 let picture = self.speaker_picture(Pictured::All).await;
                 let kernel = Arc::clone(&self.installed.borrow());
-                let routes = bgp::route_statuses(&picture, request.within, &kernel.installed);
+                let routes = bgp::route_statuses(&picture, request.within, &kernel);
                 Ok(Response::BgpRoutes(routes))
             }
             Request::BgpExplain(request) => {
@@ -247,7 +247,7 @@ impl Api {
             in_sync: self.ipam.view.borrow().ready,
             peers: bgp::peer_statuses(&picture),
             blocks: count(blocks.len()),
-            kernel_routes: count(self.installed.borrow().installed.len()),
+            kernel_routes: count(self.installed.borrow().count()),
             problems,
         })
     }

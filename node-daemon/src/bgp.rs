@@ -28,6 +28,7 @@ use crate::{
     desired::{Desired, desired},
     explain::{communities, milliseconds},
     problems,
+    routes::KernelRoutes,
 };
 
 /// After a restart, old kernel routes are kept at the most this long for peers that have not sent
@@ -247,21 +248,21 @@ fn update_error_count(counted: &UpdateErrorCount) -> message::UpdateErrorCount {
     message::UpdateErrorCount { disposition: disposition.to_owned(), attribute, count }
 }
 
-/// The routes as messages show them. `installed` says whether the kernel has a learned route.
+/// The routes as messages show them; `kernel` knows which learned ones are in use.
 pub(crate) fn route_statuses(
     picture: &Picture,
     within: Option<Prefix>,
-    installed: &BTreeSet<Prefix>,
+    kernel: &KernelRoutes,
 ) -> Vec<RouteStatus> {
     picture
         .routes
         .iter()
         .filter(|route| within.is_none_or(|within| within.covers(route.prefix)))
-        .map(|route| route_status(route, installed))
+        .map(|route| route_status(route, kernel))
         .collect()
 }
 
-fn route_status(route: &RouteSnapshot, installed: &BTreeSet<Prefix>) -> RouteStatus {
+fn route_status(route: &RouteSnapshot, kernel: &KernelRoutes) -> RouteStatus {
     let attributes = route.attributes.as_deref();
     RouteStatus {
         prefix: route.prefix,
@@ -269,7 +270,7 @@ fn route_status(route: &RouteSnapshot, installed: &BTreeSet<Prefix>) -> RouteSta
         from: route.from.map(|peer| peer.address),
         path_id: route.path_id,
         best: route.best,
-        installed: route.from.is_none() || route.best && installed.contains(&route.prefix),
+        installed: route.from.is_none() || route.best && kernel.has(route.prefix),
         stale: route.stale,
         as_path: attributes.map(|attributes| attributes.as_path.to_string()).unwrap_or_default(),
         origin: attributes.map_or("IGP".to_owned(), |attributes| attributes.origin.to_string()),

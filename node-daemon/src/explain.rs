@@ -36,7 +36,7 @@ pub(crate) fn explained(
         own: explanation.own,
         announced: explanation.announced,
         lent: explanation.lent,
-        installed: kernel.installed.contains(&explanation.prefix),
+        installed: kernel.has(explanation.prefix),
         next_hops: explanation.next_hops,
         max_paths: u32::try_from(explanation.max_paths).unwrap_or(u32::MAX),
         paths: explanation.paths.iter().map(|path| explained_path(path, kernel)).collect(),

@@ -12,17 +12,12 @@ mod table;
 mod tests;
 mod ways;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use nix::errno::Errno;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::block_in_place,
+    task::{block_in_place, yield_now},
     time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
@@ -51,17 +46,40 @@ const WRITES: usize = 8192;
 /// How old the picture for others may be while much is going on: it is made of all routes.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The same while a table is being written, when each picture is soon out of date.
+const PUBLISH_INTERVAL_BUSY: Duration = Duration::from_millis(500);
+
 /// This node's addresses: preferred sources of learned routes.
 pub(crate) type Sources = BTreeMap<Family, IpAddr>;
 
 /// Learned routes, as far as they are in the kernel.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KernelRoutes {
-    pub(crate) installed: Arc<BTreeSet<Prefix>>,
+    /// In order.
+    installed: Arc<Vec<Prefix>>,
     /// How many that the speaker wants are not.
     pub(crate) missing: usize,
     /// Where each tracked BGP next hop is.
     pub(crate) resolved: Arc<BTreeMap<IpAddr, Option<Resolved>>>,
+}
+
+impl KernelRoutes {
+    /// How many are there.
+    pub(crate) fn count(&self) -> usize {
+        self.installed.len()
+    }
+
+    /// Whether the route of a destination is there.
+    pub(crate) fn has(&self, prefix: Prefix) -> bool {
+        self.installed.binary_search(&prefix).is_ok()
+    }
+
+    /// The destinations inside a prefix, in order.
+    pub(crate) fn within(&self, outer: Prefix) -> impl Iterator<Item = Prefix> {
+        let start = self.installed.partition_point(|prefix| *prefix < outer);
+        let from = self.installed.get(start..).unwrap_or_default();
+        from.iter().copied().take_while(move |prefix| outer.covers(*prefix))
+    }
 }
 
 /// Somebody else announces what this node has.
@@ -152,7 +170,8 @@ impl Routes {
                 event = self.events.next() => self.events(event?).await?,
                 () = async { sleep_until(publish_at.unwrap_or_else(Instant::now)).await },
                     if publish_at.is_some() => self.publish(),
-                () = std::future::ready(()), if self.state.table.is_behind() => {}
+                // The rest of what is to be written, after whatever else there is.
+                () = yield_now(), if self.state.table.is_behind() => {}
             }
             self.apply()?;
         }
@@ -417,15 +436,17 @@ impl Routes {
         self.change_groups(&plan)?;
         let changes = self.state.table.change_routes(WRITES);
         self.apply_routes(&changes)?;
+        let mut interval = PUBLISH_INTERVAL_BUSY;
         if self.state.table.due.is_empty() {
             let idle = self.state.table.sweep();
             self.apply_objects(&idle)?;
+            // The way to the world may be a learned one.
+            self.uplink_changed.notify_one();
+            interval = PUBLISH_INTERVAL;
         }
-        // The way to the world may be a learned one.
-        self.uplink_changed.notify_one();
         let repairs = self.state.table.repairs;
         self.metrics.routes_repaired(repairs - std::mem::replace(&mut self.state.repairs, repairs));
-        let due = self.state.published.map(|published| published + PUBLISH_INTERVAL);
+        let due = self.state.published.map(|published| published + interval);
         match due.filter(|due| *due > Instant::now()) {
             Some(due) => self.state.publish_at = Some(due),
             None => self.publish(),

@@ -31,6 +31,11 @@ pub(crate) struct Plan {
     pub(crate) dials: bool,
     /// It passes on what it learns: all peers are clients of it as a route reflector (RFC 4456).
     pub(crate) reflects: bool,
+    /// BIRD and FRR write no routes to the kernel. Twill always does.
+    pub(crate) kernel_off: bool,
+    /// All of Twill's routes name nexthop objects; by default those with one next hop do not, for a flap
+    /// of the carrier would take them along.
+    pub(crate) objects_on: bool,
     /// Seconds between BIRD's looks at all kernel routes. Its default is 60; Calico has 2.
     pub(crate) bird_scan: Option<u32>,
 }
@@ -54,12 +59,13 @@ impl Plan {
     pub(crate) fn bird(&self) -> String {
         let scan = self.bird_scan.unwrap_or(60);
         let export = if self.reflects { "all" } else { "none" };
+        let kernel = if self.kernel_off { "none" } else { "where source = RTS_BGP" };
         let mut text = format!(
             "log stderr {{ warning, error, fatal, bug }};\nrouter id {DEVICE};\n\
              protocol device {{ scan time {scan}; }}\n\
              protocol direct {{ ipv4; interface \"eth*\"; }}\n\
              protocol kernel {{ learn; persist; scan time {scan}; merge paths on;\n  \
-             ipv4 {{ import none; export where source = RTS_BGP; }}; }}\n"
+             ipv4 {{ import none; export {kernel}; }}; }}\n"
         );
         for (index, Session { peer, local, asn }) in self.sessions.iter().enumerate() {
             // Writing to a String cannot fail.

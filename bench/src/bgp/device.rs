@@ -103,6 +103,9 @@ impl Device {
             device.annotation(key, &DEVICE.to_string());
         }
         device.annotation("projectcalico.org/IPv4Address", &format!("{DEVICE}/16"));
+        if plan.objects_on && kind == Kind::Twill {
+            device.settings("fib: {nexthopObjects: on}\n");
+        }
         let near = topology.router("near-peers");
         for index in 0..u16::try_from(plan.sessions.len().max(1))? {
             near.on("near", &format!("{}/16", peer_address(index)));
@@ -149,6 +152,9 @@ impl Device {
             command.arg("-f").arg(dir.join(format!("{program}.conf")));
             command.arg("-i").arg(dir.join(format!("{program}.pid")));
             command.arg("-z").arg(dir.join("zserv.api")).arg("--vty_socket").arg(dir);
+            if program == "bgpd" && self.plan.kernel_off {
+                command.arg("--no_kernel");
+            }
             self.spawn(&mut command, dir)?;
             if program == "zebra" {
                 wait_for("zebra's socket", PATIENCE, || Ok(fs::metadata(dir.join("zserv.api"))?))?;

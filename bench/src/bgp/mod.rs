@@ -176,7 +176,7 @@ impl Bench {
         let program = floor::compile()?;
         let (rounds, kinds) = (self.arguments.rounds, self.kinds.clone());
         self.rounds(&receive, rounds, &kinds, |kind, figures| {
-            let received = receive::measure(kind, table, PATIENCE)?;
+            let received = receive::measure(kind, table, false, PATIENCE)?;
             let column = Column::Device(kind);
             figures.step(&receive, "<= 0.60 BIRD", column, received.receive);
             figures.step(&withdraw, "<= 0.75 BIRD", column, received.withdraw);
@@ -187,6 +187,12 @@ impl Bench {
                 figures.step(&receive, "<= 0.60 BIRD", Column::Floor, added);
                 figures.step(&withdraw, "<= 0.75 BIRD", Column::Floor, removed);
             }
+            Ok(())
+        });
+        let by_object = format!("{receive}, all by nexthop objects");
+        self.rounds(&by_object, rounds, &[Kind::Twill], |kind, figures| {
+            let received = receive::measure(kind, table, true, PATIENCE)?;
+            figures.step(&by_object, "", Column::Device(kind), received.receive);
             Ok(())
         });
         Ok(())
@@ -216,11 +222,21 @@ impl Bench {
             let limit = if prefixes > 500_000 { "<= 1.2 BIRD" } else { "<= 1.5 BIRD" };
             self.rounds(&name, rounds, &kinds, |kind, figures| {
                 let table = Table { prefixes, shared };
-                let relayed = relay::one_to_one(kind, table, PATIENCE)?;
+                let relayed = relay::one_to_one(kind, table, false, PATIENCE)?;
                 let column = Column::Device(kind);
                 figures.step(&name, "<= 1.0 BIRD", column, relayed.step);
                 let mib = mebibytes(relayed.peak_kib);
                 figures.add(&memory, Unit::Mebibytes, limit, column, mib);
+                Ok(())
+            });
+            // What is left of it without a kernel, to know both parts.
+            let others: Vec<Kind> =
+                kinds.iter().copied().filter(|kind| *kind != Kind::Twill).collect();
+            let name = format!("{name}, kernel routes off");
+            self.rounds(&name, rounds, &others, |kind, figures| {
+                let table = Table { prefixes, shared };
+                let relayed = relay::one_to_one(kind, table, true, PATIENCE)?;
+                figures.step(&name, "", Column::Device(kind), relayed.step);
                 Ok(())
             });
         }

@@ -36,8 +36,7 @@ struct Fed {
 }
 
 impl Fed {
-    fn start(kind: Kind, scan: Option<u32>, patience: Duration) -> Result<Self> {
-        let plan = Plan { bird_scan: scan, ..Plan::with_peers(1, false) };
+    fn start(kind: Kind, plan: Plan, patience: Duration) -> Result<Self> {
         let device = Device::start(kind, plan)?;
         let runtime = peer::runtime()?;
         let address = peer_address(0);
@@ -67,9 +66,15 @@ impl Fed {
     }
 }
 
-/// One round: all in, all out.
-pub(crate) fn measure(kind: Kind, table: Table, patience: Duration) -> Result<Received> {
-    let mut fed = Fed::start(kind, None, patience)?;
+/// One round: all in, all out. With `objects_on` Twill's routes name nexthop objects.
+pub(crate) fn measure(
+    kind: Kind,
+    table: Table,
+    objects_on: bool,
+    patience: Duration,
+) -> Result<Received> {
+    let plan = Plan { objects_on, ..Plan::with_peers(1, false) };
+    let mut fed = Fed::start(kind, plan, patience)?;
     let announce = fed.announcer.announce(0, table)?;
     let withdraw = fed.announcer.withdraw(0, table.prefixes)?;
     let receive = fed.step(&announce, table.prefixes).context("announced")?;
@@ -82,7 +87,8 @@ pub(crate) fn measure(kind: Kind, table: Table, patience: Duration) -> Result<Re
 /// How much of a core a device takes that has a table and nothing to do, in percent.
 pub(crate) fn idle(kind: Kind, table: Table, watched: Duration, patience: Duration) -> Result<f64> {
     // What Calico sets: BIRD looks at all kernel routes every two seconds.
-    let mut fed = Fed::start(kind, Some(2), patience)?;
+    let plan = Plan { bird_scan: Some(2), ..Plan::with_peers(1, false) };
+    let mut fed = Fed::start(kind, plan, patience)?;
     let announce = fed.announcer.announce(0, table)?;
     fed.step(&announce, table.prefixes)?;
     let before = fed.device.cpu()?;

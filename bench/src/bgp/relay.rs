@@ -43,12 +43,18 @@ fn end(patience: Duration) -> tokio::time::Instant {
 
 /// Whether a device passes routes on at all.
 pub(crate) fn probe(kind: Kind) -> Result<()> {
-    one_to_one(kind, Table { prefixes: 1, shared: 1 }, PROBE).map(drop)
+    one_to_one(kind, Table { prefixes: 1, shared: 1 }, false, PROBE).map(drop)
 }
 
-/// From the first octet that is written until the last prefix is read at the other client.
-pub(crate) fn one_to_one(kind: Kind, table: Table, patience: Duration) -> Result<Relayed> {
-    let device = Device::start(kind, Plan::with_peers(2, true))?;
+/// From the first octet that is written until the last prefix is read at the other client. With
+/// `kernel_off` BIRD and FRR write none of it to the kernel.
+pub(crate) fn one_to_one(
+    kind: Kind,
+    table: Table,
+    kernel_off: bool,
+    patience: Duration,
+) -> Result<Relayed> {
+    let device = Device::start(kind, Plan { kernel_off, ..Plan::with_peers(2, true) })?;
     let runtimes = [peer::runtime()?, peer::runtime()?];
     let (sender, announcer) = client(0);
     let (receiver, _) = client(1);

@@ -109,7 +109,7 @@ impl Bench {
                     for change in changes {
                         match change.next_hops.is_empty() {
                             true => self.kernel.remove(&change.prefix),
-                            false => self.kernel.insert(change.prefix, change.next_hops),
+                            false => self.kernel.insert(change.prefix, change.next_hops.to_vec()),
                         };
                     }
                 }

@@ -5,6 +5,7 @@
 //! they are compared. Each peer has a list of the destinations that it may have a path to, so that the
 //! end of its session costs as much as it has announced, however large the others' tables are.
 
+mod paths;
 mod stale;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 
 use twill_types::{Family, Prefix};
 
+use self::paths::Paths;
 use super::{
     next_hops::NextHops,
     slab::{Id, Slab},
@@ -63,7 +65,7 @@ pub(super) struct Path {
 #[derive(Debug)]
 pub(super) struct Destination {
     pub(super) prefix: Prefix,
-    pub(super) paths: Vec<Path>,
+    pub(super) paths: Paths,
     /// It is in [`AdjRibsIn::dirty`].
     dirty: bool,
 }
@@ -194,7 +196,8 @@ impl AdjRibsIn {
         let mut last: Option<(u32, Id)> = None;
         for Nlri { prefix, path_id } in routes {
             let place = *self.by_prefix.entry(prefix).or_insert_with(|| {
-                self.destinations.insert(Destination { prefix, paths: Vec::new(), dirty: false })
+                let paths = Paths::default();
+                self.destinations.insert(Destination { prefix, paths, dirty: false })
             });
             if self.is_crowded(peer, path_id, place) {
                 refused += 1;
@@ -323,10 +326,6 @@ impl AdjRibsIn {
             None => {
                 table.count[family] += 1;
                 table.places.push(place);
-                // Most destinations have one path, or one by each ToR.
-                if destination.paths.len() < 4 {
-                    destination.paths.reserve_exact(1);
-                }
                 destination.paths.push(new);
                 self.tidy_places(peer);
                 true
@@ -359,7 +358,9 @@ impl AdjRibsIn {
             return;
         };
         let family = index(destination.prefix.family());
-        let path = destination.paths.remove(position);
+        let Some(path) = destination.paths.remove(position) else {
+            return;
+        };
         table.count[family] -= 1;
         table.stale[family] -= usize::from(path.round != table.round[family]);
         self.release(path.source, 1);

@@ -15,7 +15,7 @@ use crate::{Conflict, Own, PeerKey};
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Forwarding {
     /// Sorted; none if there is no way.
-    pub(super) next_hops: Vec<IpAddr>,
+    pub(super) next_hops: Arc<[IpAddr]>,
     /// What takes the place of a single next hop that is lost.
     pub(super) backup: Option<IpAddr>,
 }

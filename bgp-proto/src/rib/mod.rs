@@ -267,7 +267,7 @@ impl Rib {
         decide(&mut candidates, self.max_paths, &mut |_| {});
         let next_hops: BTreeSet<IpAddr> =
             candidates.iter().map(|candidate| candidate.attributes.next_hop).collect();
-        let next_hops: Vec<IpAddr> = next_hops.into_iter().collect();
+        let next_hops: Arc<[IpAddr]> = next_hops.into_iter().collect();
         let backup = match next_hops[..] {
             [only] => self.best_without(destination, only),
             _ => None,

@@ -404,7 +404,7 @@ impl Run {
 
     fn decide(&mut self) {
         for change in self.rib.recompute() {
-            let now = (change.next_hops, change.backup);
+            let now = (change.next_hops.to_vec(), change.backup);
             let before = match now.0.is_empty() {
                 true => self.kernel.remove(&change.prefix),
                 false => self.kernel.insert(change.prefix, now.clone()),

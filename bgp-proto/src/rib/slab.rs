@@ -1,11 +1,14 @@
-/// The name of an entry: four octets where a pointer would have eight, and without its fate.
+use std::num::NonZeroU32;
+
+/// The name of an entry, its place counted from 1: four octets where a pointer would have eight, also
+/// where there may be none, and without its fate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Id(u32);
+pub(crate) struct Id(NonZeroU32);
 
 impl Id {
     /// As a place in a list that runs parallel to the slab.
     pub(super) const fn index(self) -> usize {
-        self.0 as usize
+        self.0.get() as usize - 1
     }
 }
 
@@ -30,10 +33,10 @@ impl<T> Slab<T> {
             *entry = Some(value);
             return id;
         }
-        // 4 billion entries would take more memory than there is.
-        let id = Id(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
         self.entries.push(Some(value));
-        id
+        // 4 billion entries would take more memory than there is. After a push there is one.
+        let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        Id(NonZeroU32::new(number).unwrap_or(NonZeroU32::MAX))
     }
 
     pub(super) fn get(&self, id: Id) -> Option<&T> {

@@ -63,7 +63,7 @@ struct Sum {
 fn run(target: Target, input: &[u8], sum: &mut Sum) {
     let _shown = Shown(target, input);
     target.run(input, &mut |octets, turn| {
-        let taken = measure(|| turn());
+        let taken = measure(turn);
         let limit = TIMES * octets as u64 + FIXED;
         assert!(taken.bytes_max <= limit, "{} octets after {octets}", taken.bytes_max);
         sum.turns += 1;

@@ -257,9 +257,8 @@ impl Claims {
     /// missing was lost, and not given back.
     fn learned_in(&self, pool: Prefix, block_size: u8) -> Vec<Block> {
         let learned = Arc::clone(&self.learned.borrow());
-        let inside = learned.installed.range(pool..).take_while(|prefix| pool.covers(**prefix));
-        let blocks = inside.filter(|prefix| prefix.length() >= block_size);
-        blocks.filter_map(|prefix| Block::new(*prefix).ok()).collect()
+        let blocks = learned.within(pool).filter(|prefix| prefix.length() >= block_size);
+        blocks.filter_map(|prefix| Block::new(prefix).ok()).collect()
     }
 
     /// Claims one block and takes it into use; answers the claim that is in the way, if another

@@ -8,7 +8,10 @@ use twill_dataplane::{
 };
 use twill_types::Family;
 
-use super::{table::SetId, ways::Way};
+use super::{
+    table::{Place, SetId},
+    ways::Way,
+};
 
 /// A group that is in the kernel.
 #[derive(Debug, Clone)]
@@ -50,6 +53,22 @@ impl Default for Groups {
 impl Groups {
     pub(super) fn is_empty(&self) -> bool {
         self.held.is_empty() && self.hops.is_empty()
+    }
+
+    /// A route is somewhere else from now on; answers where it was.
+    pub(super) fn put(&mut self, place: &mut Place, new: Place) -> Place {
+        if let Place::Object(id) = new
+            && let Some(held) = self.held.get_mut(&id)
+        {
+            held.routes += 1;
+        }
+        let before = std::mem::replace(place, new);
+        if let Place::Object(id) = before
+            && let Some(held) = self.held.get_mut(&id)
+        {
+            held.routes = held.routes.saturating_sub(1);
+        }
+        before
     }
 
     /// A number that no object has; `None` if all are taken.

@@ -1,7 +1,7 @@
 //! Which messages make the kernel have what the table wants.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry as MapEntry},
     sync::Arc,
 };
 
@@ -9,7 +9,7 @@ use twill_dataplane::fib::{FibChange, LearnedRoute, ObjectChange, ObjectId, Via}
 use twill_types::Prefix;
 
 use super::{
-    groups::Held,
+    groups::{Groups, Held},
     table::{Place, SetId, Table, Wanted},
     ways::Way,
 };
@@ -277,55 +277,46 @@ impl Table {
             self.due.dedup();
             self.due = spread(&self.due);
         }
+        let ways: BTreeMap<SetId, Option<Via>> =
+            self.sets.keys().map(|set| (*set, self.via(*set))).collect();
         while changes.len() < limit {
             let Some(prefix) = self.due.pop() else {
                 self.due = Vec::new();
                 break;
             };
-            let Some(entry) = self.entries.get(&prefix) else {
+            let MapEntry::Occupied(mut occupied) = self.entries.entry(prefix) else {
                 continue;
             };
+            let entry = occupied.get_mut();
             let via = match entry.wanted {
                 Wanted::Unsaid => continue,
                 Wanted::Nothing => None,
-                Wanted::Set(set) if self.is_placed(&entry.place, set) => continue,
-                Wanted::Set(set) => self.via(set),
+                Wanted::Set(set) => {
+                    let via = ways.get(&set).and_then(Option::as_ref);
+                    if is_placed(&self.groups, &entry.place, set, via) {
+                        continue;
+                    }
+                    via.cloned()
+                }
             };
-            let wanted = entry.wanted;
+            let place = via.as_ref().map_or(Place::Absent, Place::of);
+            let before = self.groups.put(&mut entry.place, place);
             match via {
                 Some(via) => {
                     let source = self.sources.get(&prefix.family()).copied();
-                    let place = match &via {
-                        Via::Hops(hops) => Place::Plain(Arc::clone(hops)),
-                        Via::Object(id) => Place::Object(*id),
-                    };
-                    self.put(prefix, place);
                     changes.push(FibChange::Replace(LearnedRoute { prefix, via, source }));
                 }
                 None => {
-                    if entry.place != Place::Absent {
+                    if before != Place::Absent {
                         changes.push(FibChange::Delete(prefix));
                     }
-                    self.put(prefix, Place::Absent);
-                    if wanted == Wanted::Nothing {
-                        self.entries.remove(&prefix);
+                    if entry.wanted == Wanted::Nothing {
+                        occupied.remove();
                     }
                 }
             }
         }
         changes
-    }
-
-    /// Whether a route leads where its set does.
-    fn is_placed(&self, place: &Place, set: SetId) -> bool {
-        match place {
-            Place::Object(id) => self.groups.held.get(id).is_some_and(|held| held.set == Some(set)),
-            Place::Plain(hops) => match self.via(set) {
-                Some(Via::Hops(wanted)) => *hops == wanted,
-                _ => false,
-            },
-            Place::Absent | Place::Unknown => false,
-        }
     }
 
     fn via(&self, set: SetId) -> Option<Via> {
@@ -348,12 +339,27 @@ impl Table {
         changes
     }
 
-    /// Learned routes in the kernel, and how many that are wanted are not.
-    pub(super) fn installed(&self) -> (BTreeSet<Prefix>, usize) {
-        let installed = self.entries.iter().filter(|(_, entry)| entry.is_installed());
-        let wanted = self.entries.values().filter(|e| matches!(e.wanted, Wanted::Set(_)));
-        let missing = wanted.filter(|entry| !entry.is_installed()).count();
-        (installed.map(|(prefix, _)| *prefix).collect(), missing)
+    /// Learned routes in the kernel, in order, and how many that are wanted are not.
+    pub(super) fn installed(&self) -> (Vec<Prefix>, usize) {
+        let mut installed = Vec::with_capacity(self.entries.len());
+        let mut missing = 0;
+        for (prefix, entry) in &self.entries {
+            if entry.is_installed() {
+                installed.push(*prefix);
+            } else {
+                missing += usize::from(matches!(entry.wanted, Wanted::Set(_)));
+            }
+        }
+        (installed, missing)
+    }
+}
+
+/// Whether a route leads where its set does, which is by `via`.
+fn is_placed(groups: &Groups, place: &Place, set: SetId, via: Option<&Via>) -> bool {
+    match (place, via) {
+        (Place::Object(id), _) => groups.held.get(id).is_some_and(|held| held.set == Some(set)),
+        (Place::Plain(hops), Some(Via::Hops(wanted))) => hops == wanted,
+        (Place::Plain(_) | Place::Absent | Place::Unknown, _) => false,
     }
 }
 

@@ -61,6 +61,16 @@ pub(super) enum Place {
     Object(ObjectId),
 }
 
+impl Place {
+    /// That of a route by this.
+    pub(super) fn of(via: &Via) -> Self {
+        match via {
+            Via::Hops(hops) => Self::Plain(Arc::clone(hops)),
+            Via::Object(id) => Self::Object(*id),
+        }
+    }
+}
+
 /// One destination.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -162,7 +172,12 @@ impl Table {
     }
 
     /// The speaker's word on a destination; no next hops for no route.
-    pub(super) fn want(&mut self, prefix: Prefix, next_hops: Vec<IpAddr>, backup: Option<IpAddr>) {
+    pub(super) fn want(
+        &mut self,
+        prefix: Prefix,
+        next_hops: Arc<[IpAddr]>,
+        backup: Option<IpAddr>,
+    ) {
         let wanted = match next_hops.is_empty() {
             true => Wanted::Nothing,
             false => Wanted::Set(self.set(SetKey { family: prefix.family(), next_hops, backup })),
@@ -423,17 +438,7 @@ impl Table {
         let Some(entry) = self.entries.get_mut(&prefix) else {
             return;
         };
-        let held = &mut self.groups.held;
-        if let Place::Object(id) = place
-            && let Some(held) = held.get_mut(&id)
-        {
-            held.routes += 1;
-        }
-        if let Place::Object(id) = std::mem::replace(&mut entry.place, place)
-            && let Some(held) = held.get_mut(&id)
-        {
-            held.routes = held.routes.saturating_sub(1);
-        }
+        self.groups.put(&mut entry.place, place);
     }
 
     /// The kernel refused to write a route.

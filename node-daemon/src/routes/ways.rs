@@ -16,7 +16,7 @@ pub(super) struct SetKey {
     /// have objects of their own.
     pub(super) family: Family,
     /// BGP next hops that share the traffic; at least one.
-    pub(super) next_hops: Vec<IpAddr>,
+    pub(super) next_hops: Arc<[IpAddr]>,
     /// What takes the place of a single next hop that is lost.
     pub(super) backup: Option<IpAddr>,
 }
