@@ -57,7 +57,7 @@ fn communities(text: &str) -> impl Iterator<Item = String> + '_ {
 fn config(peering: &Peering, announced: bool) -> BirdConfig {
     let Peering { asn, node_asn, hold_time, .. } = peering;
     let mut text = format!(
-        "protocol bgp node {{\n  local {} as {asn};\n  neighbor {} as {node_asn};\n  \
+        "protocol bgp node {{\n  debug {{ states, routes, events, packets }};\n  local {} as {asn};\n  neighbor {} as {node_asn};\n  \
          hold time {hold_time};\n  error wait time 1, 1;\n  connect delay time 0;\n  \
          connect retry time 1;\n",
         peering.own(),
@@ -170,6 +170,11 @@ impl Router for BirdRouter {
 
     fn daemon(&self) -> &Daemon {
         self.bird.daemon()
+    }
+
+    fn heard_replay(&self) -> Result<bool> {
+        let log = self.bird.log();
+        Ok(log.contains("Got BEGIN-OF-RR") && log.contains("Got END-OF-RR"))
     }
 
     fn heard_bad_peer_as(&self) -> Result<bool> {

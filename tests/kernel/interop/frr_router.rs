@@ -178,6 +178,11 @@ impl Router for FrrRouter {
         self.frr.bgpd()
     }
 
+    fn heard_replay(&self) -> Result<bool> {
+        let log = self.frr.log();
+        Ok(log.contains("rcvd route-refresh (BoRR)") && log.contains("stopping BoRR timer"))
+    }
+
     fn heard_bad_peer_as(&self) -> Result<bool> {
         Ok(self.frr.log().contains("2/2 (OPEN Message Error/Bad Peer AS)"))
     }

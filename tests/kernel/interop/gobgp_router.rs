@@ -197,6 +197,11 @@ impl Router for GobgpRouter {
         self.gobgp.daemon()
     }
 
+    fn heard_replay(&self) -> Result<bool> {
+        // It does not ask.
+        Ok(false)
+    }
+
     fn heard_bad_peer_as(&self) -> Result<bool> {
         // It does not log what it hears before Established.
         let neighbor = self.neighbor()?;

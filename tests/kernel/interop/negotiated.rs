@@ -146,6 +146,7 @@ pub(super) fn enhanced_refresh<R: Router>() -> Result<()> {
     wait_for("the routes to come again", LONG, || {
         ensure!(rig.router.updates()? > updates, "{updates} UPDATEs, as before");
         ensure!(rig.router.path(BLOCK)?.is_some(), "the path to {BLOCK} is gone");
+        ensure!(rig.router.heard_replay()?, "no beginning or no end");
         Ok(())
     })
 }

@@ -166,6 +166,9 @@ pub(super) trait Router: Sized {
     /// Whether the node has told it that it is of the wrong AS (RFC 4271 section 6.2).
     fn heard_bad_peer_as(&self) -> Result<bool>;
 
+    /// Whether it has heard where the node's answer to [`Router::ask_again`] begins and ends (RFC 7313).
+    fn heard_replay(&self) -> Result<bool>;
+
     /// Waits until the session is Established.
     fn wait_up(&self) -> Result<()> {
         wait_for("the router's session", LONG, || {
