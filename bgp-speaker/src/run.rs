@@ -9,7 +9,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use twill_bgp_proto::{
     Conflict, ConnId, Explanation, Input, NextHopState, Output, Own, PeerConfig, PeerEvent,
     PeerKey, PeerSnapshot, Reflection, RefreshError, RouteChange, RouteSnapshot, Speaker,
@@ -302,13 +302,19 @@ impl Shell {
         if self.listener.as_ref().is_some_and(|(current, _)| *current == port) {
             return Ok(());
         }
-        // The old one goes first: it may be the same port in another family.
-        self.listener = None;
-        let listener = Listener::bind(port, &self.keys.passwords, &self.accepted)
-            .map_err(|source| ShellError::Listen { port, source })?;
-        info!(port, "listening for BGP");
-        self.listener = Some((port, listener));
-        Ok(())
+        match (Listener::bind(port, &self.keys.passwords, &self.accepted), &self.listener) {
+            (Ok(listener), _) => {
+                info!(port, "listening for BGP");
+                self.listener = Some((port, listener));
+                Ok(())
+            }
+            // No session goes down for a mistake in a setting.
+            (Err(error), Some((current, _))) => {
+                error!(%error, port, current, "cannot listen for BGP there, so on the port before");
+                Ok(())
+            }
+            (Err(source), None) => Err(ShellError::Listen { port, source }),
+        }
     }
 
     fn accepted(&mut self, accepted: Accepted) {
@@ -542,5 +548,22 @@ mod tests {
             shell.events(first);
             assert_eq!(waiting.available_permits(), handled, "pieces of {length}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_ends_nothing_but_a_start() {
+        let other = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let taken = other.local_addr().unwrap().port();
+        let (reports, _reported) = mpsc::unbounded_channel();
+        let mut shell = Shell::new(config(), reports);
+        let refused = shell.listen(taken).unwrap_err();
+        assert!(refused.to_string().contains(&format!("port {taken}; stop what uses it")));
+
+        shell.listen(0).unwrap();
+        shell.listen(taken).unwrap();
+        assert_eq!(shell.listener.as_ref().map(|(port, _)| *port), Some(0));
+        drop(other);
+        shell.listen(taken).unwrap();
+        assert_eq!(shell.listener.as_ref().map(|(port, _)| *port), Some(taken));
     }
 }
