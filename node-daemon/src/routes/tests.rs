@@ -24,6 +24,8 @@ struct Kernel {
     objects: BTreeMap<ObjectId, Object>,
     routes: BTreeMap<Prefix, LearnedRoute>,
     dead_links: BTreeSet<u32>,
+    /// Numbers of somebody else's objects.
+    foreign: BTreeSet<ObjectId>,
     /// A kernel that has no groups.
     refuses_groups: bool,
     /// Messages about objects, and about routes.
@@ -54,19 +56,21 @@ impl Kernel {
         }
     }
 
-    /// Answers whether it did.
-    fn object(&mut self, change: &ObjectChange) -> bool {
+    fn object(&mut self, change: &ObjectChange) -> Result<(), Refusal> {
         self.messages.0 += 1;
         match change {
             ObjectChange::Create(id, object) => {
                 assert!(!self.objects.contains_key(id), "{id} is taken");
+                if self.foreign.contains(id) {
+                    return Err(Refusal::NumberTaken);
+                }
                 if let Object::Hop(hop) = object
                     && self.dead_links.contains(&hop.ifindex)
                 {
-                    return false;
+                    return Err(Refusal::Other);
                 }
                 if matches!(object, Object::Group(_)) && self.refuses_groups {
-                    return false;
+                    return Err(Refusal::Other);
                 }
                 self.objects.insert(*id, object.clone());
             }
@@ -83,7 +87,7 @@ impl Kernel {
             }
             ObjectChange::Delete(id) => self.remove(*id),
         }
-        true
+        Ok(())
     }
 
     fn route(&mut self, change: &FibChange) {
@@ -158,16 +162,20 @@ impl Run {
     fn objects(&mut self, part: impl Fn(Plan) -> Plan) {
         let plan = loop {
             let plan = part(self.table.plan());
-            let hops = self.table.missing_hops(&plan);
-            let refused: Vec<_> = hops.iter().filter(|hop| !self.kernel.object(hop)).collect();
-            if refused.is_empty() {
+            let mut refused = false;
+            for hop in self.table.missing_hops(&plan) {
+                if let Err(why) = self.kernel.object(&hop) {
+                    self.table.hop_refused(hop.id(), why);
+                    refused = true;
+                }
+            }
+            if !refused {
                 break plan;
             }
-            refused.iter().for_each(|hop| self.table.hop_refused(hop.id(), Refusal::Other));
         };
         for change in self.table.change_groups(&plan) {
-            if !self.kernel.object(&change) {
-                self.table.group_refused(change.id(), Refusal::Other);
+            if let Err(why) = self.kernel.object(&change) {
+                self.table.group_refused(change.id(), why);
             }
         }
     }
@@ -195,7 +203,7 @@ impl Run {
             return messages;
         }
         for change in self.table.sweep() {
-            assert!(self.kernel.object(&change));
+            assert_eq!(self.kernel.object(&change), Ok(()));
         }
         messages
     }
@@ -458,6 +466,23 @@ fn next_hops_behind_one_router_make_one_way() {
 }
 
 /// Routes are plain where the kernel refuses groups, until it does not.
+#[test]
+fn numbers_of_somebody_else_are_passed_over() {
+    let mut run = Run::new(Switch::Auto);
+    let ids = (ObjectId::FIRST..).filter_map(ObjectId::new);
+    // The group's, both hops', and what the group gets instead.
+    run.kernel.foreign = ids.take(5).collect();
+    run.reach(&[1, 2]);
+    run.want(0..300, &[1, 2], None);
+    run.turn();
+    while run.table.is_behind() {
+        run.turn();
+    }
+    run.assert_leads(0..300, &[1, 2]);
+    assert!(run.kernel.routes.values().all(|route| matches!(route.via, Via::Object(_))));
+    assert_eq!(run.kernel.objects.len(), 3);
+}
+
 #[test]
 fn without_groups_routes_are_plain() {
     let mut run = Run::new(Switch::Auto);
