@@ -522,7 +522,7 @@ pub struct PeerSnapshot {
     pub long_lived_stale: bool,
     /// After our restart, old kernel routes wait for what it has to say.
     pub awaited: bool,
-    /// Prefixes announced.
+    /// Prefixes announced, those included whose attributes leave no room in a message of the session.
     pub prefixes_out: usize,
     /// Messages received.
     pub messages_in: u64,
