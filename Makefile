@@ -48,8 +48,8 @@ test-kill: ## the store's process killed, and its files damaged, 500 times
 	TWILL_KILL_ROUNDS=$(or $(ROUNDS),500) \
 	    $(CARGO) test --locked --package twill-ipam-store --test kill -- --nocapture
 
-soak: ## 50 million damaged BGP messages, a million streams of events (MESSAGES=, STREAMS=, SEED=), into bgp-proto/soak/ (minutes)
-	@bgp-proto/soak/run $(or $(MESSAGES),50000000) $(or $(STREAMS),1000000) $(or $(SEED),$$(date +%s))
+soak: ## 50 million damaged BGP messages, 100,000 streams of events (MESSAGES=, STREAMS=, SEED=), into bgp-proto/soak/ (minutes)
+	@bgp-proto/soak/run $(or $(MESSAGES),50000000) $(or $(STREAMS),50000) $(or $(SEED),$$(date +%s))
 
 simulate: ## 10,000 networks of speakers in virtual time (NETWORKS=, SEED=) (minutes)
 	TWILL_SIMULATIONS=$(or $(NETWORKS),10000) TWILL_SEED=$(or $(SEED),$$(date +%s)) \
