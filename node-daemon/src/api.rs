@@ -32,7 +32,7 @@ pub(crate) struct Api {
     pub(crate) node: String,
     pub(crate) started_ms: u64,
     pub(crate) ipam: Ipam,
-    pub(crate) claims: ClaimStore,
+    pub(crate) claims: Arc<dyn ClaimStore>,
     pub(crate) speaker: Current,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     pub(crate) installed: watch::Receiver<Arc<KernelRoutes>>,

@@ -126,13 +126,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
         info!(drained, "released what was deleted while no daemon ran");
     }
 
-    let resources = datastore::watch(&config.datastore.directory, config.datastore.shared)
-        .with_context(|| {
-            format!("cannot read the resources in {}", config.datastore.directory.display())
-        })?;
+    let Some(datastore) = unless_told_to_end(datastore::open(&config, &node)).await? else {
+        return Ok(());
+    };
+    let datastore = datastore.context("cannot use the datastore")?;
     let mut tasks = JoinSet::new();
     let api =
-        Node { config: &config, name: node, service, set_aside, resources }.start(&mut tasks)?;
+        Node { config: &config, name: node, service, set_aside, datastore }.start(&mut tasks)?;
 
     let socket = config.run_dir.join("twilld.sock");
     let listener =
@@ -177,6 +177,17 @@ fn rebuild(service: &Service) -> anyhow::Result<usize> {
         return Ok(0);
     }
     Ok(service.rebuild(living_pods().context("cannot list the pods' links")?)?)
+}
+
+/// What a future answers; `None` if SIGTERM or SIGINT comes first.
+async fn unless_told_to_end<T>(future: impl Future<Output = T>) -> anyhow::Result<Option<T>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(None),
+        _ = interrupt.recv() => Ok(None),
+        answer = future => Ok(Some(answer)),
+    }
 }
 
 /// A signal ends the process well, a task that ends ends it badly.

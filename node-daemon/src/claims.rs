@@ -22,16 +22,13 @@ use tokio::{
 use tracing::warn;
 use twill_ipam::Refusal;
 use twill_ipam_store::{Service, StoreError};
-use twill_k8s_api::{
-    Condition, ObjectId,
-    files::{Claim, FileError},
-};
+use twill_k8s_api::{Condition, ObjectId, files::Claim};
 use twill_rpc::message::RpcError;
 use twill_types::{Block, Family, error_chain};
 
 use self::{borrow::Borrowing, give_back::Leaving};
 use crate::{
-    datastore::{ClaimStore, Snapshot, Stamp},
+    datastore::{ClaimStore, DatastoreError, Lending, Requests, Snapshot, Stamp},
     ipam::View,
     problems,
     routes::{KernelRoutes, OriginConflict},
@@ -87,7 +84,7 @@ pub(crate) struct OwnedBlocks {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClaimsError {
     #[error("the datastore cannot be used")]
-    Datastore(#[from] FileError),
+    Datastore(#[from] DatastoreError),
     #[error("the address store failed")]
     Store(#[from] StoreError),
 }
@@ -106,7 +103,7 @@ pub(crate) struct Claims {
     pub(crate) shared: bool,
     /// How long a block has to be empty until it is given back.
     pub(crate) grace: Duration,
-    pub(crate) store: ClaimStore,
+    pub(crate) store: Arc<dyn ClaimStore>,
     pub(crate) service: Arc<Service>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// What peers announce of this node's blocks.
@@ -209,6 +206,11 @@ impl Claims {
     /// Whether somebody else has written a claim that matters to this node.
     fn has_changed(&self) -> bool {
         self.state.stamps.iter().any(|(block, stamp)| self.store.stamp(*block) != *stamp)
+    }
+
+    /// All requests for parts of blocks; none where the datastore has no such thing.
+    fn requests(&self) -> Result<Requests, DatastoreError> {
+        self.store.lending().map_or_else(|| Ok(Requests::new()), Lending::requests)
     }
 
     /// Notes how a claim looks now.

@@ -37,7 +37,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Datastore {
-    /// Only `file` so far.
+    /// Which of them.
     #[serde(rename = "type")]
     pub kind: DatastoreKind,
     /// Directory with `*.yaml` manifests; `claims/` inside it holds one file per claimed block.
@@ -45,6 +45,9 @@ pub struct Datastore {
     /// Whether several daemons use this directory. Needs one host, or a file system whose locks
     /// and links work across hosts.
     pub shared: bool,
+    /// `kubernetes`: who this is and where the API server is. Default: the service account of the pod
+    /// that the daemon runs in.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// The kinds of datastore.
@@ -53,6 +56,8 @@ pub struct Datastore {
 pub enum DatastoreKind {
     /// Manifests in a directory.
     File,
+    /// Kubernetes' API server.
+    Kubernetes,
 }
 
 /// `bgp:`.
@@ -189,7 +194,12 @@ impl Default for Config {
 
 impl Default for Datastore {
     fn default() -> Self {
-        Self { kind: DatastoreKind::File, directory: "/etc/twill/resources".into(), shared: false }
+        Self {
+            kind: DatastoreKind::File,
+            directory: "/etc/twill/resources".into(),
+            shared: false,
+            kubeconfig: None,
+        }
     }
 }
 
@@ -255,6 +265,9 @@ impl Config {
         // An empty file is a null document, which serde does not take for a struct.
         let config: Option<Self> = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         let config = config.unwrap_or_default();
+        if config.datastore.kind == DatastoreKind::File && config.datastore.kubeconfig.is_some() {
+            return Err("datastore.kubeconfig needs datastore.type kubernetes".to_owned());
+        }
         // 0 would be the kernel's default metric, where other programs' routes live.
         if config.fib.metric == 0 || config.fib.metric == u32::MAX {
             return Err(format!(

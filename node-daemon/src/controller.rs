@@ -4,27 +4,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::fcntl::Flock;
 use tokio::{sync::watch, task::block_in_place};
 use tracing::info;
-use twill_ipam_store::private_file;
-use twill_k8s_api::{
-    BlockRequest, BlockRequestSpec, Severity,
-    files::{FileError, Lease},
-};
+use twill_k8s_api::{BlockRequest, BlockRequestSpec, Severity, files::Lease};
 use twill_rpc::message::{ErrorKind, IpamNodeReleased, IpamReleaseNode, RpcError};
 use twill_types::{Block, error_chain};
 
 use crate::{
-    datastore::{ClaimStore, Leases, Release, Snapshot},
+    datastore::{ClaimStore, DatastoreError, Leases, Lending, Release, Requests, Snapshot},
     ipam::again,
     problems,
 };
@@ -40,8 +32,8 @@ pub(crate) struct Controller {
     /// How long a node has to be gone, its Node removed and its daemon silent, until what it owned
     /// can be had by others.
     pub(crate) grace: Duration,
-    pub(crate) claims: ClaimStore,
-    pub(crate) leases: Leases,
+    pub(crate) claims: Arc<dyn ClaimStore>,
+    pub(crate) leases: Arc<dyn Leases>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
     /// Processes that have renewed the same lease, once it was renewed here.
@@ -92,7 +84,7 @@ impl Controller {
     }
 
     /// Says that this daemon lives; what is wrong with that, if anything is.
-    pub(crate) fn renew(&self) -> Result<Option<String>, FileError> {
+    pub(crate) fn renew(&self) -> Result<Option<String>, DatastoreError> {
         let lease = Lease {
             node: self.node.clone(),
             instance: self.instance.clone(),
@@ -119,11 +111,11 @@ impl Controller {
     }
 
     /// Frees what nodes owned that are gone, if it is this daemon that does it.
-    fn look(&self, watch: &mut Watch) -> Result<(), FileError> {
+    fn look(&self, watch: &mut Watch) -> Result<(), DatastoreError> {
         let leases = self.leases.list()?;
         self.note(&leases);
         if watch.lock.is_none() {
-            watch.lock = try_lock(self.leases.directory())?;
+            watch.lock = self.leases.try_lead()?;
             watch.missing.clear();
         }
         let resources = Arc::clone(&self.resources.borrow());
@@ -173,30 +165,42 @@ impl Controller {
         }
     }
 
+    fn requests(&self) -> Result<Requests, DatastoreError> {
+        self.claims.lending().map_or_else(|| Ok(Requests::new()), Lending::requests)
+    }
+
     /// Who owns blocks, or parts of blocks.
-    fn owners(&self) -> Result<BTreeSet<String>, FileError> {
+    fn owners(&self) -> Result<BTreeSet<String>, DatastoreError> {
         let claims = self.claims.list()?.claims;
         let mut owners: BTreeSet<String> =
             claims.values().map(|claim| claim.node.clone()).collect();
         owners.extend(claims.into_values().flat_map(|c| c.delegations).map(|part| part.node));
-        let requests = self.claims.requests()?;
+        let requests = self.requests()?;
         owners.extend(requests.into_values().flatten().map(|request| request.spec.node));
         Ok(owners)
     }
 
     /// Frees what a node owned that is gone, as long as its lease is this one. Blocks of which others
     /// have parts stay.
-    fn clear_up(&self, node: &str, lease: Option<&Lease>) -> Result<IpamNodeReleased, FileError> {
+    fn clear_up(
+        &self,
+        node: &str,
+        lease: Option<&Lease>,
+    ) -> Result<IpamNodeReleased, DatastoreError> {
         let mut released = IpamNodeReleased::default();
-        let still = || Ok(self.leases.get(node).as_ref() == lease);
+        let still = || Ok(self.leases.get(node)?.as_ref() == lease);
         if !still()? {
             return Ok(released);
         }
         released.parts = self.return_borrowed(node)?;
         for claim in self.claims.list()?.claims.into_values().filter(|claim| claim.node == node) {
             // Nobody else does it any more.
-            let Some(claim) = self.claims.take_back(&claim)? else { continue };
-            match self.claims.release_if(&claim, still)? {
+            let claim = match self.claims.lending() {
+                Some(lending) => lending.take_back(&claim)?,
+                None => Some(claim),
+            };
+            let Some(claim) = claim else { continue };
+            match self.claims.release_if(&claim, &still)? {
                 Release::Done => {
                     info!(node, block = %claim.block, "the node is gone: its block is free");
                     released.blocks.push(claim.block);
@@ -207,7 +211,9 @@ impl Controller {
         }
         if released.lent.is_empty() && still()? {
             self.leases.remove(node)?;
-            self.claims.forget_fill(node)?;
+            if let Some(lending) = self.claims.lending() {
+                lending.forget_fill(node)?;
+            }
         }
         Ok(released)
     }
@@ -222,7 +228,7 @@ impl Controller {
         if *node == self.node {
             return refuse(format!("{node} is the node that is asked; ask another one"));
         }
-        let lease = self.leases.get(node);
+        let lease = self.leases.get(node).map_err(|error| again(&error))?;
         if !force && self.resources.borrow().nodes.contains_key(node) {
             return refuse(format!("{node} has a Node; remove that, or say --force"));
         }
@@ -249,8 +255,9 @@ impl Controller {
     }
 
     /// Says for a node that is gone that it does not use what it has borrowed.
-    fn return_borrowed(&self, node: &str) -> Result<Vec<Block>, FileError> {
+    fn return_borrowed(&self, node: &str) -> Result<Vec<Block>, DatastoreError> {
         let mut parts = Vec::new();
+        let Some(lending) = self.claims.lending() else { return Ok(parts) };
         for claim in self.claims.list()?.claims.into_values() {
             for part in claim.delegations.iter().filter(|part| part.node == node) {
                 let spec = BlockRequestSpec {
@@ -260,7 +267,7 @@ impl Controller {
                     length: part.cidr.prefix().length(),
                     address: None,
                 };
-                self.claims.give_up(&part.request, &spec)?;
+                lending.give_up(&part.request, &spec)?;
                 parts.push(part.cidr);
             }
         }
@@ -268,27 +275,15 @@ impl Controller {
             let request = request.filter(|request| request.spec.node == node)?;
             (!request.outcome().returned).then_some((name, request.spec))
         };
-        for (name, spec) in self.claims.requests()?.into_iter().filter_map(of_node) {
+        for (name, spec) in self.requests()?.into_iter().filter_map(of_node) {
             info!(
                 node,
                 request = name,
                 "the node is gone: what it asked for is not wanted any more"
             );
-            self.claims.give_up(&name, &spec)?;
+            lending.give_up(&name, &spec)?;
         }
         Ok(parts)
-    }
-}
-
-/// The lock of the one daemon that does this; `None` if another one has it.
-fn try_lock(directory: &Path) -> Result<Option<Flock<File>>, FileError> {
-    let path = directory.join(".controller");
-    let failed = |source| FileError::Io { action: "lock", path: path.clone(), source };
-    let file = private_file(&path).map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, error)) => Err(failed(error.into())),
     }
 }
 

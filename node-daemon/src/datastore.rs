@@ -2,24 +2,77 @@
 
 mod claims;
 mod file;
+mod files;
+pub(crate) mod kubernetes;
 mod leases;
 mod requests;
+mod seam;
 mod status;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-pub(crate) use claims::{ClaimOutcome, ClaimStore, Claimant, Release, Stamp, lent, new_uid};
-pub(crate) use leases::Leases;
-pub(crate) use requests::{Grant, Requests};
-pub(crate) use status::report;
-pub(crate) use watch::watch;
+#[cfg(test)]
+pub(crate) use claims::FileClaims;
+pub(crate) use claims::{lent, new_uid};
+#[cfg(test)]
+pub(crate) use leases::FileLeases;
+pub(crate) use requests::Requests;
+pub(crate) use seam::{
+    ClaimOutcome, ClaimStore, Claimant, DatastoreError, Grant, Leases, Lending, Release, Reports,
+    Stamp,
+};
+use status::conditions;
+#[cfg(test)]
+pub(crate) use watch::watch as watch_files;
 
 use twill_k8s_api::{
     BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Node, Problem, Resource, Secret,
-    files::Catalog,
+    files::{Catalog, FileError},
 };
 use twill_types::Prefix;
+
+use crate::config::{Config, DatastoreKind};
+
+/// The datastore cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Watch(#[from] watch::WatchError),
+    #[error(transparent)]
+    Files(#[from] FileError),
+    #[error(transparent)]
+    Api(#[from] kubernetes::ApiError),
+}
+
+/// A datastore in use.
+pub(crate) struct Datastore {
+    /// The resources; the first ones are complete.
+    pub(crate) resources: tokio::sync::watch::Receiver<Arc<Snapshot>>,
+    pub(crate) claims: Arc<dyn ClaimStore>,
+    pub(crate) leases: Arc<dyn Leases>,
+    pub(crate) reports: Arc<dyn Reports>,
+    /// Where is told how full blocks are; `None` if nowhere.
+    pub(crate) fills: Option<PathBuf>,
+    /// Several daemons use it.
+    pub(crate) shared: bool,
+    /// What is wrong with the datastore itself.
+    pub(crate) problems: tokio::sync::watch::Receiver<Vec<String>>,
+}
+
+/// Opens the configured datastore and waits until it has told everything once: nothing in the kernel
+/// changes before.
+pub(crate) async fn open(config: &Config, node: &str) -> Result<Datastore, OpenError> {
+    match config.datastore.kind {
+        DatastoreKind::File => {
+            files::open(&config.datastore.directory, config.datastore.shared, node)
+        }
+        DatastoreKind::Kubernetes => {
+            let (kubeconfig, state) = (config.datastore.kubeconfig.as_deref(), &config.state_dir);
+            Ok(kubernetes::open(kubeconfig, state, node).await?)
+        }
+    }
+}
 
 /// Everything that was right in the manifests at one moment.
 #[derive(Debug, Default)]

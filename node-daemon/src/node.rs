@@ -30,7 +30,7 @@ use crate::{
     claims::{self, Claims, OwnedBlocks},
     config::{Config, Toggle},
     controller::Controller,
-    datastore::{self, ClaimStore, Leases, Snapshot, new_uid},
+    datastore::{Datastore, Reports, Snapshot, new_uid},
     heartbeat, host,
     ipam::{Ipam, View},
     look::Looker,
@@ -52,7 +52,7 @@ pub(crate) struct Node<'a> {
     pub(crate) service: Arc<Service>,
     /// Where the store of the process before was moved to, if it was damaged.
     pub(crate) set_aside: Option<PathBuf>,
-    pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) datastore: Datastore,
 }
 
 /// The latest values that tasks pass on: each is written by one task alone.
@@ -154,34 +154,34 @@ impl Node<'_> {
         let kernel = Kernel::prepare(self.config)?;
         // Before anybody is served: the first pods have it for life. Its changes are told from here
         // on, since the kernel's events are already listened to.
-        let mtu = uplink_mtu(addresses(&self.name, &self.resources.borrow()).into_values())?;
+        let mtu =
+            uplink_mtu(addresses(&self.name, &self.datastore.resources.borrow()).into_values())?;
         info!(mtu, "the MTU of new pods");
         let parked = Arc::<Parked>::default();
         let service = Arc::clone(&self.service);
         let tombstones = Tombstones::new(&self.config.run_dir, service, Arc::clone(&parked));
         let wires = Wires::new(tombstones, parked, mtu);
         let forwarding = kernel.forwarding.clone();
-        let store = ClaimStore::open(&self.config.datastore.directory)?;
         let (commands, queue) = mpsc::channel(256);
         let (reports, report_queue) = mpsc::unbounded_channel();
 
         let looker = Arc::new(self.looker(&wires)?);
         let publisher = Arc::new(Publisher::new(
             self.name.clone(),
-            self.config.datastore.directory.clone(),
+            self.datastore.fills.clone(),
             Arc::clone(&self.service),
-            self.resources.clone(),
+            self.datastore.resources.clone(),
         ));
         endless(tasks, Arc::clone(&publisher).run(wires.view.subscribe()));
-        let controller = Arc::new(self.controller(&wires, store.clone())?);
+        let controller = Arc::new(self.controller(&wires));
         let parts = (Arc::clone(&looker), publisher, Arc::clone(&controller));
-        let api = Arc::new(self.api(&wires, store.clone(), commands, parts));
+        let api = Arc::new(self.api(&wires, commands, parts));
         // Before the claims are read: who looks after nodes that are gone takes a daemon for gone
         // whose lease is old.
-        if let Err(error) = controller.renew() {
+        if let Err(error) = block_in_place(|| controller.renew()) {
             warn!(error = %error_chain(&error), "the lease of this node cannot be renewed");
         }
-        let claims = self.claims(&wires, store, queue);
+        let claims = self.claims(&wires, queue);
         let routes = self.routes(&wires, kernel, report_queue);
         let bgp = self.bgp(&wires, forwarding, reports);
         let reconcile = self.reconcile(&wires, looker);
@@ -197,14 +197,14 @@ impl Node<'_> {
     /// The tasks that cannot fail.
     fn start_helpers(&self, wires: Wires, tasks: &mut Tasks) {
         let run_dir = &self.config.run_dir;
-        let directory = self.config.datastore.directory.clone();
-        let (name, resources) = (self.name.clone(), self.resources.clone());
+        let resources = self.datastore.resources.clone();
+        let reports = Arc::clone(&self.datastore.reports);
         let conditions = [wires.conditions.subscribe(), wires.bgp_conditions.subscribe()];
-        endless(tasks, report_status(directory, name, resources, conditions));
+        endless(tasks, report_status(reports, resources, conditions));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         endless(tasks, Arc::clone(&wires.tombstones).watch());
-        let (name, resources) = (self.name.clone(), self.resources.clone());
+        let (name, resources) = (self.name.clone(), self.datastore.resources.clone());
         endless(tasks, host::watch(wires.host_problems));
         let Wires { sources, mtu, uplink_changed, .. } = wires;
         endless(tasks, follow_addresses(name, resources, uplink_changed, sources, mtu));
@@ -213,7 +213,6 @@ impl Node<'_> {
     fn api(
         &self,
         wires: &Wires,
-        claims: ClaimStore,
         commands: mpsc::Sender<claims::Command>,
         (looker, publisher, controller): (Arc<Looker>, Arc<Publisher>, Arc<Controller>),
     ) -> Api {
@@ -229,9 +228,9 @@ impl Node<'_> {
                 tombstones: Arc::clone(&wires.tombstones),
                 parked: Arc::clone(&wires.parked),
             },
-            claims,
+            claims: Arc::clone(&self.datastore.claims),
             speaker: wires.speaker.subscribe(),
-            resources: self.resources.clone(),
+            resources: self.datastore.resources.clone(),
             installed: wires.installed.subscribe(),
             problems: [
                 &wires.claim_problems,
@@ -241,7 +240,9 @@ impl Node<'_> {
                 &wires.host_problems,
             ]
             .map(watch::Sender::subscribe)
-            .into(),
+            .into_iter()
+            .chain([self.datastore.problems.clone()])
+            .collect(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
             parked: Arc::clone(&wires.parked),
@@ -251,19 +252,14 @@ impl Node<'_> {
         }
     }
 
-    fn claims(
-        &self,
-        wires: &Wires,
-        store: ClaimStore,
-        commands: mpsc::Receiver<claims::Command>,
-    ) -> Claims {
+    fn claims(&self, wires: &Wires, commands: mpsc::Receiver<claims::Command>) -> Claims {
         Claims {
             node: self.name.clone(),
-            shared: self.config.datastore.shared,
+            shared: self.datastore.shared,
             grace: Duration::from_secs(self.config.ipam.empty_block_grace_seconds),
-            store,
+            store: Arc::clone(&self.datastore.claims),
             service: Arc::clone(&self.service),
-            resources: self.resources.clone(),
+            resources: self.datastore.resources.clone(),
             commands,
             view: wires.view.clone(),
             owned: wires.owned.clone(),
@@ -275,18 +271,18 @@ impl Node<'_> {
         }
     }
 
-    fn controller(&self, wires: &Wires, claims: ClaimStore) -> anyhow::Result<Controller> {
-        Ok(Controller {
+    fn controller(&self, wires: &Wires) -> Controller {
+        Controller {
             node: self.name.clone(),
             instance: new_uid(),
-            leases: Leases::open(&self.config.datastore.directory)?,
+            leases: Arc::clone(&self.datastore.leases),
             grace: Duration::from_secs(self.config.ipam.gone_node_grace_seconds),
-            claims,
-            resources: self.resources.clone(),
+            claims: Arc::clone(&self.datastore.claims),
+            resources: self.datastore.resources.clone(),
             problems: wires.lease_problems.clone(),
             others: Mutex::default(),
             seen: Mutex::default(),
-        })
+        }
     }
 
     fn routes(
@@ -343,7 +339,7 @@ impl Node<'_> {
             node: self.name.clone(),
             listen_port: self.config.bgp.listen_port.map(Into::into),
             forwarding,
-            resources: self.resources.clone(),
+            resources: self.datastore.resources.clone(),
             owned: wires.owned.subscribe(),
             reports,
             current: wires.speaker.clone(),
@@ -363,8 +359,7 @@ pub(crate) fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send +
 
 /// Keeps what this node says about each object up to date.
 async fn report_status(
-    directory: PathBuf,
-    node: String,
+    reports: Arc<dyn Reports>,
     mut resources: watch::Receiver<Arc<Snapshot>>,
     [mut claims, mut bgp]: [watch::Receiver<BTreeMap<ObjectId, Vec<Condition>>>; 2],
 ) {
@@ -374,7 +369,7 @@ async fn report_status(
         for (object, conditions) in &*bgp.borrow_and_update() {
             said.entry(object.clone()).or_default().extend(conditions.iter().cloned());
         }
-        let written = block_in_place(|| datastore::report(&directory, &node, &snapshot, said));
+        let written = block_in_place(|| reports.report(&snapshot, said));
         if let Err(error) = written {
             // Nothing else depends on it; the next change tries again.
             warn!(error = %error_chain(&error), "cannot write the status of the resources");

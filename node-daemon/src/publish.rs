@@ -37,8 +37,8 @@ pub(crate) enum PublishError {
 /// Who tells it.
 pub(crate) struct Publisher {
     node: String,
-    /// The datastore's directory.
-    directory: PathBuf,
+    /// The directory of a datastore of files; with another one, nothing is told.
+    directory: Option<PathBuf>,
     service: Arc<Service>,
     resources: watch::Receiver<Arc<Snapshot>>,
     /// What was told last.
@@ -48,11 +48,12 @@ pub(crate) struct Publisher {
 impl Publisher {
     pub(crate) fn new(
         node: String,
-        directory: PathBuf,
+        directory: Option<PathBuf>,
         service: Arc<Service>,
         resources: watch::Receiver<Arc<Snapshot>>,
     ) -> Self {
-        let told = Mutex::new(read_fill(&directory, &node));
+        let told = directory.as_ref().and_then(|directory| read_fill(directory, &node));
+        let told = Mutex::new(told);
         Self { node, directory, service, resources, told }
     }
 
@@ -93,10 +94,11 @@ impl Publisher {
     /// Tells the numbers if they are others than were told last, or in any case if `anyway`; whether
     /// it wrote. A node that is none of the cluster's (any more) tells nothing.
     pub(crate) fn publish(&self, anyway: bool) -> Result<bool, PublishError> {
+        let Some(directory) = &self.directory else { return Ok(false) };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.resources.borrow().nodes.contains_key(&self.node) {
             if told.take().is_some() {
-                return remove_fill(&self.directory, &self.node).map_err(PublishError::Write);
+                return remove_fill(directory, &self.node).map_err(PublishError::Write);
             }
             return Ok(false);
         }
@@ -106,7 +108,7 @@ impl Publisher {
         }
         let since = jiff::Timestamp::now().to_string();
         let new = NodeFill { node: self.node.clone(), since, blocks };
-        write_fill(&self.directory, &new).map_err(PublishError::Write)?;
+        write_fill(directory, &new).map_err(PublishError::Write)?;
         *told = Some(new);
         Ok(true)
     }
@@ -115,7 +117,7 @@ impl Publisher {
     pub(crate) fn stands(&self) -> bool {
         // The lock keeps the file from being written meanwhile.
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        *told == read_fill(&self.directory, &self.node)
+        self.directory.as_ref().is_none_or(|directory| *told == read_fill(directory, &self.node))
     }
 }
 
@@ -149,10 +151,10 @@ mod tests {
         std::fs::write(root.path().join("node1.yaml"), NODE).unwrap();
         let options = Options { boot_id: "b".into(), hold_freed: true };
         let service = Arc::new(Service::open(&store.path().join("store"), options).unwrap().0);
-        let resources = crate::datastore::watch(root.path(), true).unwrap();
+        let resources = crate::datastore::watch_files(root.path(), true).unwrap();
         let publisher = || {
             let (service, resources) = (Arc::clone(&service), resources.clone());
-            Publisher::new("node1".into(), root.path().to_owned(), service, resources)
+            Publisher::new("node1".into(), Some(root.path().to_owned()), service, resources)
         };
         let first = publisher();
         assert!(first.publish(false).unwrap(), "no blocks is something to say, too");

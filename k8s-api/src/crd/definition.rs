@@ -72,6 +72,11 @@ fn define(kind: &KindDefinition) -> Definition {
             }],
         },
     });
+    if !kind.selectable.is_empty() {
+        let field = |path: &&str| json!({"jsonPath": path});
+        let fields: Value = kind.selectable.iter().map(field).collect();
+        manifest["spec"]["versions"][0]["selectableFields"] = fields;
+    }
     if !kind.columns.is_empty() {
         manifest["spec"]["versions"][0]["additionalPrinterColumns"] = columns(kind);
     }

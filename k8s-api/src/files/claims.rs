@@ -67,6 +67,11 @@ impl Claim {
         format!("{}.yaml", block.claim_name())
     }
 
+    /// Reads a manifest, YAML or JSON, or says what is wrong with it.
+    pub fn from_text(text: &str) -> Result<Self, String> {
+        read_own::<BlockAffinity>(text).and_then(Self::from_manifest)
+    }
+
     fn from_manifest(manifest: BlockAffinity) -> Result<Self, String> {
         let name = manifest.spec.cidr.claim_name();
         if manifest.metadata.name != name {
@@ -105,8 +110,7 @@ pub fn read_claim(directory: &Path, block: Block) -> Result<Option<Claim>, FileE
         }
         Err(error) => return Err(error),
     };
-    read_own::<BlockAffinity>(&text)
-        .and_then(Claim::from_manifest)
+    Claim::from_text(&text)
         .and_then(|claim| {
             if claim.block == block { Ok(claim) } else { Err(format!("claims {}", claim.block)) }
         })

@@ -185,6 +185,15 @@ pub fn make_directory(path: &Path) -> Result<(), FileError> {
         .map_err(failed("make directory", path))
 }
 
+/// Makes a directory and those above it; nobody but the owner may look into what is made.
+pub fn make_private_directory(path: &Path) -> Result<(), FileError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed("make directory", path))
+}
+
 /// Makes what was linked, renamed or unlinked in a directory outlive a power cut.
 pub fn sync_directory(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
@@ -271,6 +280,11 @@ fn sweep(directory: &Path) -> Result<Vec<String>, FileError> {
 /// Replaces a file as a whole, keeping its mode; durable when it returns.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace_file_as(path, bytes, EVERYONE)
+}
+
+/// Replaces a file as a whole; if it is new, nobody but its owner can read it.
+pub fn replace_private_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace_file_as(path, bytes, OWNER)
 }
 
 /// [`replace_file`], with the mode of a file that is new.

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use twill_types::Block;
 
 use super::{Claims, ClaimsError, LOOK};
 use crate::{
-    datastore::{Requests, Snapshot},
+    datastore::{DatastoreError, Lending, Requests, Snapshot},
     ipam::again,
 };
 
@@ -114,7 +115,7 @@ impl Claims {
         pools: &[String],
         address: Option<IpAddr>,
     ) -> Result<Result<(), String>, RpcError> {
-        if resources.ipam_config().strict_affinity || !self.shared {
+        if resources.ipam_config().strict_affinity || !self.may_lend() {
             return Ok(Err(String::new()));
         }
         let before = self.state.borrowing.parts.len();
@@ -154,6 +155,16 @@ impl Claims {
         Ok(Err(reasons))
     }
 
+    /// Whether nodes lend each other parts of blocks at all.
+    fn may_lend(&self) -> bool {
+        self.shared && self.store.lending().is_some()
+    }
+
+    /// Addresses that can be had in others' blocks, as far as that is told.
+    fn told_free(&self) -> Result<BTreeMap<Block, u32>, DatastoreError> {
+        self.store.lending().map_or_else(|| Ok(BTreeMap::new()), Lending::free_addresses)
+    }
+
     /// Whose blocks a part may come from, those with the most space first as far as that is known.
     fn lenders(
         &mut self,
@@ -173,7 +184,7 @@ impl Claims {
             .filter(|claim| address.is_none_or(|ip| claim.block.prefix().contains(ip)))
             .cloned()
             .collect();
-        let free = self.store.free_addresses()?;
+        let free = self.told_free()?;
         lenders.sort_by_key(|claim| Reverse(free.get(&claim.block).copied()));
         self.state.borrowing.claims = Some((when, claims));
         Ok(lenders)
@@ -181,10 +192,10 @@ impl Claims {
 
     /// Whether some node may have an address to lend of these pools.
     pub(super) fn might_borrow(&self, resources: &Snapshot, pools: &[String]) -> bool {
-        if resources.ipam_config().strict_affinity || !self.shared {
+        if resources.ipam_config().strict_affinity || !self.may_lend() {
             return false;
         }
-        let free = self.store.free_addresses().unwrap_or_default();
+        let free = self.told_free().unwrap_or_default();
         let inside = |block: &Block| {
             let mut pools = pools.iter().filter_map(|name| resources.pools.get(name));
             pools.any(|pool| pool.spec.cidr.covers(block.prefix()))
@@ -206,7 +217,10 @@ impl Claims {
             length,
             address,
         };
-        let name = self.store.ask(spec.clone()).map_err(|error| again(&error))?;
+        let Some(lending) = self.store.lending() else {
+            return Err(waiting(&claim.node, claim.block));
+        };
+        let name = lending.ask(spec.clone()).map_err(|error| again(&error))?;
         info!(block = %claim.block, owner = claim.node, "asked for a part of a block");
         let asked = Asked { owner: claim.node.clone(), spec, since: Instant::now() };
         self.state.borrowing.asked.insert(name, asked);
@@ -220,7 +234,7 @@ impl Claims {
         if !self.state.borrowing.is_waiting() {
             return Ok(freed);
         }
-        let requests = self.store.requests()?;
+        let requests = self.requests()?;
         let names: Vec<String> = self.state.borrowing.asked.keys().cloned().collect();
         for name in names {
             let Some(asked) = self.state.borrowing.asked.get(&name) else { continue };
@@ -281,8 +295,10 @@ impl Claims {
 
     /// Takes an unanswered request back. Whatever the owner enters for it now, it takes back as well.
     fn give_up(&mut self, request: &str) -> Result<(), ClaimsError> {
-        if let Some(asked) = self.state.borrowing.asked.get(request) {
-            self.store.give_up(request, &asked.spec)?;
+        if let Some(asked) = self.state.borrowing.asked.get(request)
+            && let Some(lending) = self.store.lending()
+        {
+            lending.give_up(request, &asked.spec)?;
         }
         self.state.borrowing.asked.remove(request);
         Ok(())
@@ -296,6 +312,8 @@ impl Claims {
         all: &AllClaims,
         requests: &Requests,
     ) -> Result<(), ClaimsError> {
+        let store = Arc::clone(&self.store);
+        let Some(lending) = store.lending() else { return Ok(()) };
         let mut parts = BTreeMap::new();
         let is_returned = |name: &String| {
             requests
@@ -309,7 +327,7 @@ impl Claims {
                 let (request, pool, of) = (part.request.clone(), claim.pool.clone(), claim.block);
                 if requests.get(&request).is_none_or(Option::is_none) {
                     warn!(part = %part.cidr, request, "the request of a borrowed part was lost: made again");
-                    self.store.ask_again(part, of, &pool)?;
+                    lending.ask_again(part, of, &pool)?;
                 }
                 parts.insert(part.cidr, Part { request, pool, of, unsure: false });
             }
@@ -341,7 +359,7 @@ impl Claims {
                 None if self.state.borrowing.asked.contains_key(name) => {}
                 // Pods live there: what the claim says is for people to settle.
                 None if held.iter().any(|held| in_block(&held)) => {}
-                None => self.store.give_up(name, spec)?,
+                None => lending.give_up(name, spec)?,
             }
         }
         parts.retain(|part, _| !self.state.leaving.contains_key(part));

@@ -227,7 +227,7 @@ impl Claims {
         };
         let who = Claimant { node: &self.node, pool: name, dedication };
         let held = self.service.blocks()?;
-        let claim = self.store.claim(who, |taken| self.next_block(resources, pool, &held, taken));
+        let claim = self.store.claim(who, &|taken| self.next_block(resources, pool, &held, taken));
         // It may be there all the same.
         let claim = claim.inspect_err(|_| self.state.behind = true);
         match claim? {

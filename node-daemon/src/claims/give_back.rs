@@ -110,10 +110,12 @@ impl Claims {
             let Some(leaving) = self.state.leaving.get(&block) else { continue };
             match &leaving.what {
                 What::Part(request, spec) => {
-                    self.store.give_up(request, spec)?;
+                    if let Some(lending) = self.store.lending() {
+                        lending.give_up(request, spec)?;
+                    }
                     info!(part = %block, "gave a borrowed part of a block back");
                 }
-                What::Claim(claim) => match self.store.release(claim) {
+                What::Claim(claim) => match self.store.release_if(claim, &|| Ok(true)) {
                     Ok(Release::Done) => {
                         info!(%block, pool = claim.pool, "an empty block was given back");
                     }

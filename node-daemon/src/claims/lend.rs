@@ -10,13 +10,15 @@ use twill_k8s_api::{BlockRequestSpec, Delegation, files::Claim};
 use twill_types::{Block, error_chain};
 
 use super::{Claims, ClaimsError};
-use crate::datastore::{Grant, Requests};
+use crate::datastore::{Grant, Lending, Requests};
 
 impl Claims {
     /// Answers the requests for parts of this node's blocks, and takes back what was returned.
     pub(super) fn lend(&mut self) -> Result<(), ClaimsError> {
-        let requests = self.store.requests()?;
-        self.take_back(&requests)?;
+        let store = Arc::clone(&self.store);
+        let Some(lending) = store.lending() else { return Ok(()) };
+        let requests = lending.requests()?;
+        self.take_back(lending, &requests)?;
         for (name, request) in requests {
             let Some(request) = request else { continue };
             let (outcome, spec) = (request.outcome(), request.spec);
@@ -30,9 +32,9 @@ impl Claims {
             if spec.node == self.node || is_answered || is_unsure {
                 continue;
             }
-            if let Some(why) = self.lend_part(&claim, &name, &spec)? {
+            if let Some(why) = self.lend_part(lending, &claim, &name, &spec)? {
                 info!(block = %spec.block, to = spec.node, why, "no part of a block is lent");
-                self.store.refuse(&name, &why)?;
+                lending.refuse(&name, &why)?;
             }
         }
         Ok(())
@@ -41,6 +43,7 @@ impl Claims {
     /// Lends a part of a block, or says why not.
     fn lend_part(
         &mut self,
+        lending: &dyn Lending,
         claim: &Claim,
         request: &str,
         spec: &BlockRequestSpec,
@@ -59,7 +62,7 @@ impl Claims {
             }));
         };
         let (node, request) = (spec.node.clone(), request.to_owned());
-        match self.store.grant(claim, &Delegation { cidr: part, node, request }) {
+        match lending.grant(claim, &Delegation { cidr: part, node, request }) {
             Ok(Grant::Done(claim)) => {
                 info!(%part, block = %claim.block, to = spec.node, "lent a part of a block");
                 self.remember(claim);
@@ -78,7 +81,7 @@ impl Claims {
     }
 
     /// Takes the parts back that were returned.
-    fn take_back(&mut self, requests: &Requests) -> Result<(), ClaimsError> {
+    fn take_back(&mut self, lending: &dyn Lending, requests: &Requests) -> Result<(), ClaimsError> {
         let returned: BTreeSet<Block> = requests
             .values()
             .flatten()
@@ -90,7 +93,7 @@ impl Claims {
             if self.state.unsure.contains(&block) {
                 continue;
             }
-            match self.store.take_back(&claim)? {
+            match lending.take_back(&claim)? {
                 Some(claim) => {
                     info!(block = %claim.block, "parts of a block came back");
                     self.remember(claim);

@@ -43,12 +43,13 @@ impl Claims {
         let rest = resources.ipam_config().ip_cooldown_seconds;
         self.service.set_rest(Duration::from_secs(rest.into()))?;
         self.claim_static(&resources, &mut said);
-        let requests = self.store.requests()?;
+        let requests = self.requests()?;
         let stamps = self.stamps_before(&resources)?;
-        let mut all = self.store.list()?;
+        let held: Vec<Block> = self.service.blocks()?.into_iter().map(|held| held.block).collect();
+        let mut all = self.store.known(&held)?;
         said.problems.extend(all.problems.iter().map(ToString::to_string));
         self.heal(&mut all, &requests, &resources)?;
-        let in_use = all.claims.values().map(|claim| claim.pool.as_str()).collect();
+        let in_use = self.store.settled_pools(&resources, &all).into_iter().collect();
         let labels = resources.nodes.get(&self.node).map(|node| node.metadata.labels.clone());
         let pools = pool_views(&resources, &in_use);
         let eligible = eligibility(&pools, &labels.unwrap_or_default());
@@ -130,8 +131,11 @@ impl Claims {
                 continue;
             }
             // Where a request was removed as well, nobody but this node knows of its part.
-            for part in self.state.mine.get(&block).into_iter().flat_map(|c| &c.delegations) {
-                self.store.ask_again(part, block, &pool)?;
+            let parts = self.state.mine.get(&block).into_iter().flat_map(|c| &c.delegations);
+            if let Some(lending) = self.store.lending() {
+                parts
+                    .map(|part| lending.ask_again(part, block, &pool))
+                    .collect::<Result<(), _>>()?;
             }
             let who = Claimant { node: &self.node, pool: &pool, dedication: dedication.as_ref() };
             match self.store.try_claim(block, who) {
@@ -370,7 +374,7 @@ impl Claims {
 /// The pools as the choice of pools sees them.
 fn pool_views(
     resources: &Snapshot,
-    in_use: &BTreeSet<&str>,
+    in_use: &BTreeSet<String>,
 ) -> BTreeMap<String, twill_ipam::PoolView> {
     let view = |(name, pool): (&String, &twill_k8s_api::IpPool)| {
         let spec = &pool.spec;
@@ -388,7 +392,7 @@ fn pool_views(
             node_selector: spec.node_selector.clone().unwrap_or_default(),
             closed,
             manual: !spec.is_automatic(),
-            in_use: in_use.contains(name.as_str()),
+            in_use: in_use.contains(name),
         };
         (name.clone(), view)
     };

@@ -2,18 +2,18 @@ use twill_k8s_api::Delegation;
 use twill_types::Block;
 
 use super::*;
-use crate::datastore::{ClaimOutcome, Claimant, Grant};
+use crate::datastore::{ClaimOutcome, Claimant, FileClaims, FileLeases, Grant};
 
 struct Site {
     root: tempfile::TempDir,
-    claims: ClaimStore,
+    claims: FileClaims,
     watch: Watch,
 }
 
 impl Site {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let claims = ClaimStore::open(root.path()).unwrap();
+        let claims = FileClaims::open(root.path()).unwrap();
         Self { root, claims, watch: Watch::default() }
     }
 
@@ -23,8 +23,8 @@ impl Site {
             node: "node1".to_owned(),
             instance: "i1".to_owned(),
             grace,
-            claims: self.claims.clone(),
-            leases: Leases::open(self.root.path()).unwrap(),
+            claims: Arc::new(self.claims.clone()),
+            leases: Arc::new(FileLeases::open(self.root.path()).unwrap()),
             resources,
             problems: watch::Sender::default(),
             others: Mutex::default(),
@@ -65,7 +65,7 @@ fn the_blocks_of_a_node_that_is_gone_return_after_the_grace_period() {
     assert!(site.watch.missing["gone"].since > before);
     let hasty = site.controller(Duration::ZERO);
     assert_eq!(site.look(&hasty), [own]);
-    assert_eq!(hasty.leases.get("gone"), None);
+    assert_eq!(hasty.leases.get("gone").unwrap(), None);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn one_daemon_does_it() {
     let mut site = Site::new();
     let gone = site.claim("gone", "10.0.0.64/26").block;
     let hasty = site.controller(Duration::ZERO);
-    let other = try_lock(hasty.leases.directory()).unwrap();
+    let other = hasty.leases.try_lead().unwrap();
     assert!(other.is_some());
     assert_eq!(site.look(&hasty), [gone]);
     drop(other);
@@ -135,7 +135,11 @@ fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
     let Grant::Done(claim) = site.claims.grant(&claim, &part).unwrap() else {
         panic!("it was asked for");
     };
-    assert_eq!(site.claims.release(&claim).unwrap(), Release::Lent, "nobody can release it");
+    assert_eq!(
+        site.claims.release_if(&claim, || Ok(true)).unwrap(),
+        Release::Lent,
+        "nobody can release it"
+    );
     assert_eq!(site.look(&hasty), [block]);
     // A request that somebody has removed returns nothing.
     std::fs::remove_file(site.root.path().join(format!("requests/{request}.yaml"))).unwrap();

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Requests;
+use super::{ClaimOutcome, Claimant, DatastoreError, Release, Requests, Stamp};
 use twill_ipam::Taken;
 use twill_k8s_api::{
     BlockRequest, Delegation,
@@ -13,49 +13,16 @@ use twill_k8s_api::{
         create_file, make_directory, read_claim, read_claims, read_fills, remove_file, remove_fill,
     },
 };
-use twill_types::{Block, Dedication};
+use twill_types::Block;
 
 /// The claims of a file datastore: one file for each block, named by the block, so that making it
 /// is the claim and the file system says who was first.
 #[derive(Debug, Clone)]
-pub(crate) struct ClaimStore {
+pub(crate) struct FileClaims {
     directory: PathBuf,
 }
 
-/// Who claims, and what for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Claimant<'a> {
-    pub(crate) node: &'a str,
-    pub(crate) pool: &'a str,
-    pub(crate) dedication: Option<&'a Dedication>,
-}
-
-/// How an attempt to claim ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ClaimOutcome {
-    /// The block is this node's, now or already.
-    Won(Claim),
-    /// Another node has it, or a part of it, or more than it.
-    Lost(Claim),
-}
-
-/// What became of the wish to give a claim back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Release {
-    /// The block can be claimed by anybody.
-    Done,
-    /// The claim is gone, or another's by now.
-    Anothers,
-    /// Another node has a part of it.
-    Lent,
-    /// It is not to go any more.
-    Kept,
-}
-
-/// File number, times and size of a claim.
-pub(crate) type Stamp = (u64, i64, i64, u64);
-
-impl ClaimStore {
+impl FileClaims {
     /// Uses `<directory>/claims/` and `<directory>/requests/`, made if there are none.
     pub(crate) fn open(directory: &Path) -> Result<Self, FileError> {
         make_directory(&directory.join(CLAIMS))?;
@@ -149,18 +116,14 @@ impl ClaimStore {
         Ok(made.then_some(claim))
     }
 
-    /// Gives a claim back, if it still is the one that is meant, and nobody else has a part of it: a
-    /// block that was released and claimed again by anyone has another uid.
-    pub(crate) fn release(&self, claim: &Claim) -> Result<Release, FileError> {
-        self.release_if(claim, || Ok(true))
-    }
-
-    /// The same, if something is still so that is looked at while nobody else can claim.
+    /// Gives a claim back, if it still is the one that is meant, nobody else has a part of it, and
+    /// something is still so that is looked at while nobody else can claim. A block that was released and
+    /// claimed again by anyone has another uid.
     pub(crate) fn release_if(
         &self,
         claim: &Claim,
-        still: impl FnOnce() -> Result<bool, FileError>,
-    ) -> Result<Release, FileError> {
+        still: impl FnOnce() -> Result<bool, DatastoreError>,
+    ) -> Result<Release, DatastoreError> {
         let _lock = DirectoryLock::acquire(&self.claims())?;
         let found = read_claim(&self.directory, claim.block)?;
         let Some(found) = found.filter(|found| found.uid == claim.uid) else {
@@ -179,7 +142,7 @@ impl ClaimStore {
     /// What tells whether a claim has changed since, without reading it; `None` if there is none.
     pub(crate) fn stamp(&self, block: Block) -> Option<Stamp> {
         let file = std::fs::metadata(self.path(block)).ok()?;
-        Some((file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
+        Some(Stamp::File(file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
     }
 
     /// Addresses that can be had in blocks, as their owners say.
@@ -274,7 +237,7 @@ mod tests {
         let won: Vec<(String, Block)> = std::thread::scope(|scope| {
             let node = |number: u32| {
                 let name = format!("node{number}");
-                let store = ClaimStore::open(root.path()).unwrap();
+                let store = FileClaims::open(root.path()).unwrap();
                 let start = &start;
                 scope.spawn(move || {
                     start.wait();
@@ -295,7 +258,7 @@ mod tests {
         });
         let blocks: BTreeSet<Block> = won.iter().map(|(_, block)| *block).collect();
         assert_eq!((won.len(), blocks.len()), (16, 16), "{won:?}");
-        let listed = ClaimStore::open(root.path()).unwrap().list().unwrap();
+        let listed = FileClaims::open(root.path()).unwrap().list().unwrap();
         assert_eq!(listed.problems, []);
         for (node, block) in won {
             assert_eq!(listed.claims[&block].node, node);
@@ -305,7 +268,7 @@ mod tests {
     #[test]
     fn ones_own_claim_is_won_again_with_the_same_uid() {
         let root = tempfile::tempdir().unwrap();
-        let store = ClaimStore::open(root.path()).unwrap();
+        let store = FileClaims::open(root.path()).unwrap();
         let block: Block = "10.10.0.64/26".parse().unwrap();
         let first = store.try_claim(block, who("node1")).unwrap();
         assert!(matches!(first, ClaimOutcome::Won(_)));
@@ -322,22 +285,30 @@ mod tests {
     #[test]
     fn only_the_claim_that_is_meant_is_released() {
         let root = tempfile::tempdir().unwrap();
-        let store = ClaimStore::open(root.path()).unwrap();
+        let store = FileClaims::open(root.path()).unwrap();
         let block: Block = "10.10.0.64/26".parse().unwrap();
         let ClaimOutcome::Won(first) = store.try_claim(block, who("node1")).unwrap() else {
             panic!("somebody else has it");
         };
-        assert_eq!(store.release(&first).unwrap(), Release::Done);
-        assert_eq!(store.release(&first).unwrap(), Release::Anothers, "it is gone already");
+        assert_eq!(store.release_if(&first, || Ok(true)).unwrap(), Release::Done);
+        assert_eq!(
+            store.release_if(&first, || Ok(true)).unwrap(),
+            Release::Anothers,
+            "it is gone already"
+        );
         let second = store.try_claim(block, who("node1")).unwrap();
-        assert_eq!(store.release(&first).unwrap(), Release::Anothers, "the new one is another");
+        assert_eq!(
+            store.release_if(&first, || Ok(true)).unwrap(),
+            Release::Anothers,
+            "the new one is another"
+        );
         assert_eq!(store.try_claim(block, who("node1")).unwrap(), second);
     }
 
     #[test]
     fn a_damaged_claim_keeps_its_block_from_everybody() {
         let root = tempfile::tempdir().unwrap();
-        let store = ClaimStore::open(root.path()).unwrap();
+        let store = FileClaims::open(root.path()).unwrap();
         let block: Block = "10.10.0.64/26".parse().unwrap();
         std::fs::write(root.path().join("claims/0a0a0040-26.yaml"), "rubbish: [").unwrap();
         let listed = store.list().unwrap();

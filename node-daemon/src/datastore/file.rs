@@ -38,7 +38,8 @@ fn read(path: &Path) -> Loaded {
     }
 }
 
-fn keep_last_good(loaded: &mut Loaded, before: Loaded) {
+/// Adds to what is wrong now what was last right.
+pub(super) fn keep_last_good(loaded: &mut Loaded, before: Loaded) {
     if !loaded.has_errors() {
         return;
     }

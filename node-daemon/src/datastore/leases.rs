@@ -9,12 +9,12 @@ use twill_k8s_api::files::{
 
 /// Which nodes' daemons live: each renews a file of its own.
 #[derive(Debug, Clone)]
-pub(crate) struct Leases {
+pub(crate) struct FileLeases {
     datastore: PathBuf,
     directory: PathBuf,
 }
 
-impl Leases {
+impl FileLeases {
     /// Uses `<datastore>/leases/`, made if there is none.
     pub(crate) fn open(datastore: &Path) -> Result<Self, FileError> {
         let directory = datastore.join(LEASES);

@@ -17,23 +17,15 @@ use twill_k8s_api::{
 
 use twill_types::Block;
 
-use super::claims::{ClaimStore, new_uid};
+use super::{
+    Grant,
+    claims::{FileClaims, new_uid},
+};
 
 /// All requests, by name; those that cannot be read without a content.
 pub(crate) type Requests = BTreeMap<String, Option<BlockRequest>>;
 
-/// What became of a part that was to be lent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Grant {
-    /// It stands in the claim.
-    Done(Claim),
-    /// Who asked does not want it any more.
-    Unwanted,
-    /// The claim is another's by now.
-    Lost,
-}
-
-impl ClaimStore {
+impl FileClaims {
     /// All requests.
     pub(crate) fn requests(&self) -> Result<Requests, FileError> {
         read_requests(self.directory())

@@ -42,7 +42,8 @@ pub(crate) fn report(
     Ok(())
 }
 
-fn conditions(snapshot: &Snapshot) -> BTreeMap<ObjectId, Vec<Condition>> {
+/// What reading has found about each object.
+pub(crate) fn conditions(snapshot: &Snapshot) -> BTreeMap<ObjectId, Vec<Condition>> {
     let mut all: BTreeMap<ObjectId, Vec<Condition>> = BTreeMap::new();
     for problem in snapshot.problems() {
         if let (Some(object), Severity::Error) = (&problem.object, problem.severity) {

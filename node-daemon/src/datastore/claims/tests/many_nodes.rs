@@ -23,7 +23,7 @@ const POOL: &str = "10.10.0.0/22";
 const LENGTH: u8 = 28;
 const NODES: usize = 64;
 
-fn claim(store: &ClaimStore, node: &str) -> Option<Claim> {
+fn claim(store: &FileClaims, node: &str) -> Option<Claim> {
     store
         .claim(who(node), |taken| next_candidate(POOL.parse().unwrap(), LENGTH, node, taken))
         .unwrap()
@@ -39,7 +39,7 @@ fn directory() -> tempfile::TempDir {
 }
 
 /// Every claim can be read, and no two share an address.
-fn look(store: &ClaimStore) -> BTreeMap<Block, Claim> {
+fn look(store: &FileClaims) -> BTreeMap<Block, Claim> {
     let Claims { claims, problems, .. } = store.list().unwrap();
     assert_eq!(problems, []);
     let mut blocks = claims.keys().collect::<Vec<_>>();
@@ -61,7 +61,7 @@ fn sixty_four_nodes_share_a_pool() {
     std::thread::scope(|scope| {
         let (owners, over, root) = (&owners, &over, root.path());
         let reader = scope.spawn(move || {
-            let store = ClaimStore::open(root).unwrap();
+            let store = FileClaims::open(root).unwrap();
             let mut times = 0;
             while !over.load(Ordering::Acquire) {
                 look(&store);
@@ -74,16 +74,20 @@ fn sixty_four_nodes_share_a_pool() {
                 let mut random = random.fork(u64::try_from(number).unwrap());
                 let node = format!("node{number}");
                 scope.spawn(move || {
-                    let store = ClaimStore::open(root).unwrap();
+                    let store = FileClaims::open(root).unwrap();
                     let mut mine: Vec<Claim> = Vec::new();
                     for _ in 0..20 {
                         if random.one_in(2) && !mine.is_empty() {
                             let claim = mine.swap_remove(random.below(mine.len()));
                             let owner = owners.lock().unwrap().remove(&claim.block);
                             assert_eq!(owner.as_deref(), Some(node.as_str()));
-                            assert_eq!(store.release(&claim).unwrap(), Release::Done, "{claim:?}");
                             assert_eq!(
-                                store.release(&claim).unwrap(),
+                                store.release_if(&claim, || Ok(true)).unwrap(),
+                                Release::Done,
+                                "{claim:?}"
+                            );
+                            assert_eq!(
+                                store.release_if(&claim, || Ok(true)).unwrap(),
                                 Release::Anothers,
                                 "given back once"
                             );
@@ -105,7 +109,7 @@ fn sixty_four_nodes_share_a_pool() {
         over.store(true, Ordering::Release);
         assert!(reader.join().unwrap() > 0);
     });
-    let store = ClaimStore::open(root.path()).unwrap();
+    let store = FileClaims::open(root.path()).unwrap();
     let claimed: BTreeMap<Block, String> =
         look(&store).into_iter().map(|(block, claim)| (block, claim.node)).collect();
     assert_eq!((claimed.len(), &claimed), (64, &*owners.lock().unwrap()));
@@ -124,7 +128,7 @@ fn say(line: &str) {
 /// What a node of a child does until the child is killed. It has one block at a time: nodes that were
 /// killed keep theirs, and there is one for each node, so that whoever lives never runs out of them.
 fn live(root: &Path, node: &str, mut random: Random) {
-    let store = ClaimStore::open(root).unwrap();
+    let store = FileClaims::open(root).unwrap();
     loop {
         let claim = self::claim(&store, node).expect("as many blocks as nodes");
         say(&format!("won {} {node} {}", claim.block, claim.uid));
@@ -133,7 +137,7 @@ fn live(root: &Path, node: &str, mut random: Random) {
             assert_eq!(again, ClaimOutcome::Won(claim.clone()));
         }
         say(&format!("release {} {node} {}", claim.block, claim.uid));
-        assert_eq!(store.release(&claim).unwrap(), Release::Done, "{claim:?}");
+        assert_eq!(store.release_if(&claim, || Ok(true)).unwrap(), Release::Done, "{claim:?}");
     }
 }
 
@@ -164,7 +168,7 @@ fn killed_nodes_leave_whole_claims() {
     }
     eprintln!("{random}");
     let root = directory();
-    let store = ClaimStore::open(root.path()).unwrap();
+    let store = FileClaims::open(root.path()).unwrap();
     let children: Vec<_> = (0..PROCESSES)
         .map(|process| {
             let mut child = spawn(root.path(), process * NODES / PROCESSES, &mut random);
@@ -218,7 +222,7 @@ fn killed_nodes_leave_whole_claims() {
 #[test]
 fn blocks_of_other_sizes_are_in_the_way() {
     let root = directory();
-    let store = ClaimStore::open(root.path()).unwrap();
+    let store = FileClaims::open(root.path()).unwrap();
     let block = |text: &str| -> Block { text.parse().unwrap() };
     let claim = |text: &str, node| store.try_claim(block(text), who(node)).unwrap();
     assert!(matches!(claim("10.10.0.64/26", "node1"), ClaimOutcome::Won(_)));
@@ -273,7 +277,7 @@ fn watched<T>(root: &Path, act: impl FnOnce() -> T) -> (T, Done) {
 #[test]
 fn the_last_block_of_4096_costs_a_listing_and_a_file() {
     let root = directory();
-    let store = ClaimStore::open(root.path()).unwrap();
+    let store = FileClaims::open(root.path()).unwrap();
     let pool: Prefix = "10.0.0.0/14".parse().unwrap();
     let missing: Block = "10.3.7.64/26".parse().unwrap();
     for index in 0..4096 {

@@ -1,0 +1,177 @@
+//! The file datastore behind the seam.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use tokio::sync::watch;
+use twill_ipam::Taken;
+use twill_ipam_store::private_file;
+use twill_k8s_api::{
+    BlockRequestSpec, Condition, Delegation, ObjectId,
+    files::{Claim, Claims, FileError, Lease},
+};
+use twill_types::Block;
+
+use super::{
+    ClaimOutcome, ClaimStore, Claimant, Datastore, DatastoreError, Grant, Leases, Lending, Release,
+    Reports, Requests, Snapshot, Stamp, claims::FileClaims, leases::FileLeases, seam::Still,
+    status::report, watch::watch,
+};
+
+/// Opens the datastore in a directory for a node.
+pub(super) fn open(
+    directory: &Path,
+    shared: bool,
+    node: &str,
+) -> Result<Datastore, super::OpenError> {
+    let resources = watch(directory, shared)?;
+    let reports = FileReports { directory: directory.to_owned(), node: node.to_owned() };
+    Ok(Datastore {
+        resources,
+        claims: Arc::new(FileClaims::open(directory)?),
+        leases: Arc::new(FileLeases::open(directory)?),
+        reports: Arc::new(reports),
+        fills: Some(directory.to_owned()),
+        shared,
+        // They are in the snapshot's own.
+        problems: watch::Sender::default().subscribe(),
+    })
+}
+
+impl ClaimStore for FileClaims {
+    fn claim(
+        &self,
+        who: Claimant<'_>,
+        choose: &dyn Fn(&Taken) -> Option<Block>,
+    ) -> Result<Option<Claim>, DatastoreError> {
+        Ok(Self::claim(self, who, choose)?)
+    }
+
+    fn try_claim(&self, block: Block, who: Claimant<'_>) -> Result<ClaimOutcome, DatastoreError> {
+        Ok(Self::try_claim(self, block, who)?)
+    }
+
+    fn release_if(&self, claim: &Claim, still: Still<'_>) -> Result<Release, DatastoreError> {
+        Self::release_if(self, claim, still)
+    }
+
+    fn stamp(&self, block: Block) -> Option<Stamp> {
+        Self::stamp(self, block)
+    }
+
+    fn get(&self, block: Block) -> Result<Option<Claim>, DatastoreError> {
+        Ok(Self::get(self, block)?)
+    }
+
+    fn list(&self) -> Result<Claims, DatastoreError> {
+        Ok(Self::list(self)?)
+    }
+
+    fn known(&self, _held: &[Block]) -> Result<Claims, DatastoreError> {
+        Ok(Self::list(self)?)
+    }
+
+    fn taken(&self) -> Result<Taken, DatastoreError> {
+        Ok(Self::taken(self)?)
+    }
+
+    /// Those of which somebody has a block.
+    fn settled_pools(&self, _resources: &Snapshot, known: &Claims) -> Vec<String> {
+        known.claims.values().map(|claim| claim.pool.clone()).collect()
+    }
+
+    fn lending(&self) -> Option<&dyn Lending> {
+        Some(self)
+    }
+}
+
+impl Lending for FileClaims {
+    fn free_addresses(&self) -> Result<BTreeMap<Block, u32>, DatastoreError> {
+        Ok(Self::free_addresses(self)?)
+    }
+
+    fn forget_fill(&self, node: &str) -> Result<bool, DatastoreError> {
+        Ok(Self::forget_fill(self, node)?)
+    }
+
+    fn requests(&self) -> Result<Requests, DatastoreError> {
+        Ok(Self::requests(self)?)
+    }
+
+    fn ask(&self, spec: BlockRequestSpec) -> Result<String, DatastoreError> {
+        Ok(Self::ask(self, spec)?)
+    }
+
+    fn ask_again(&self, part: &Delegation, block: Block, pool: &str) -> Result<(), DatastoreError> {
+        Ok(Self::ask_again(self, part, block, pool)?)
+    }
+
+    fn refuse(&self, name: &str, why: &str) -> Result<(), DatastoreError> {
+        Ok(Self::refuse(self, name, why)?)
+    }
+
+    fn grant(&self, claim: &Claim, part: &Delegation) -> Result<Grant, DatastoreError> {
+        Ok(Self::grant(self, claim, part)?)
+    }
+
+    fn give_up(&self, name: &str, spec: &BlockRequestSpec) -> Result<(), DatastoreError> {
+        Ok(Self::give_up(self, name, spec)?)
+    }
+
+    fn take_back(&self, claim: &Claim) -> Result<Option<Claim>, DatastoreError> {
+        Ok(Self::take_back(self, claim)?)
+    }
+}
+
+impl Leases for FileLeases {
+    fn renew(&self, lease: Lease) -> Result<Option<Lease>, DatastoreError> {
+        Ok(Self::renew(self, lease)?)
+    }
+
+    fn get(&self, node: &str) -> Result<Option<Lease>, DatastoreError> {
+        Ok(Self::get(self, node))
+    }
+
+    fn list(&self) -> Result<BTreeMap<String, Lease>, DatastoreError> {
+        Ok(Self::list(self)?)
+    }
+
+    fn remove(&self, node: &str) -> Result<bool, DatastoreError> {
+        Ok(Self::remove(self, node)?)
+    }
+
+    fn try_lead(&self) -> Result<Option<Flock<File>>, DatastoreError> {
+        let path = self.directory().join(".controller");
+        let failed = |source| FileError::Io { action: "lock", path: path.clone(), source };
+        let file = private_file(&path).map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(failed(error.into()).into()),
+        }
+    }
+}
+
+/// Conditions in `status/<node>/`.
+struct FileReports {
+    directory: PathBuf,
+    node: String,
+}
+
+impl Reports for FileReports {
+    fn report(
+        &self,
+        snapshot: &Snapshot,
+        said: BTreeMap<ObjectId, Vec<Condition>>,
+    ) -> Result<(), DatastoreError> {
+        Ok(report(&self.directory, &self.node, snapshot, said)?)
+    }
+}

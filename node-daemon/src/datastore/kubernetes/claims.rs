@@ -1,0 +1,342 @@
+//! Claims on the API server: one BlockAffinity for each block, named by the block, so that making it is
+//! the claim and the server says who was first.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    core::{DynamicObject, PartialObjectMeta},
+};
+use serde_json::json;
+use tokio::sync::watch;
+use twill_ipam::Taken;
+use twill_k8s_api::{
+    Problem, Severity,
+    files::{Claim, Claims},
+};
+use twill_types::{Block, error_chain};
+
+use super::{
+    access::{Access, ApiError},
+    owned::{Held, OwnClaims},
+    read,
+    subject::BLOCK_AFFINITIES,
+};
+use crate::datastore::{
+    ClaimOutcome, ClaimStore, Claimant, DatastoreError, Lending, Release, Snapshot, Stamp,
+    seam::Still,
+};
+
+/// Keeps a claim until its owner has let go of it, whoever deletes it. Never an owner reference: claims
+/// would go with a Node, while its pods live.
+const FINALIZER: &str = "twill.projectcalico.org/claim";
+
+/// How many claims of a pool may be lost in a row until all claims are listed.
+const LOSSES: usize = 3;
+
+/// How often a block that is free and taken in turns is tried.
+const ATTEMPTS: usize = 4;
+
+/// The claims.
+pub(super) struct ApiClaims {
+    access: Arc<Access>,
+    api: Api<DynamicObject>,
+    node: String,
+    /// This node's, by the watch and by what was written here.
+    owned: watch::Sender<Arc<OwnClaims>>,
+    /// Blocks that others had when that was looked at last.
+    taken: Mutex<Option<Taken>>,
+}
+
+impl ApiClaims {
+    pub(super) fn new(
+        access: Arc<Access>,
+        owned: watch::Sender<Arc<OwnClaims>>,
+        node: &str,
+    ) -> Self {
+        let api = access.objects(&BLOCK_AFFINITIES.resource());
+        Self { access, api, node: node.to_owned(), owned, taken: Mutex::default() }
+    }
+
+    fn own(&self) -> Arc<OwnClaims> {
+        Arc::clone(&self.owned.borrow())
+    }
+
+    /// Creates a claim; `None` if there is one already.
+    fn create(&self, block: Block, who: Claimant<'_>) -> Result<Option<Claim>, ApiError> {
+        let name = block.claim_name();
+        let object = manifest(block, who);
+        let params = PostParams::default();
+        let request = self.api.create(&params, &object);
+        match self.access.ask("create", format!("blockaffinities/{name}"), request) {
+            Ok(object) => self.note(&object).map(Some),
+            Err(error) if error.is(409) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes over what the API server answered about one of this node's claims.
+    fn note(&self, object: &DynamicObject) -> Result<Claim, ApiError> {
+        let claim = read_claim(object)?;
+        self.owned.send_modify(|own| Arc::make_mut(own).set(object));
+        Ok(claim)
+    }
+
+    fn find(&self, block: Block) -> Result<Option<DynamicObject>, ApiError> {
+        let name = block.claim_name();
+        self.access.ask("get", format!("blockaffinities/{name}"), self.api.get_opt(&name))
+    }
+
+    /// The names of all claims, out of the API server's memory.
+    fn names(&self) -> Result<Vec<Block>, ApiError> {
+        let params = ListParams::default().match_any();
+        let request = self.api.list_metadata(&params);
+        let found = self.access.ask("list", "blockaffinities", request)?;
+        let block = |object: PartialObjectMeta<DynamicObject>| {
+            Block::from_claim_name(object.metadata.name.as_deref()?).ok()
+        };
+        Ok(found.items.into_iter().filter_map(block).collect())
+    }
+
+    /// The blocks that cannot be had, as they are now: the server's memory may be behind what was
+    /// written here, or was `lost` a moment ago.
+    fn list_taken(&self, lost: &[Block]) -> Result<Taken, ApiError> {
+        let mut taken: Taken = self.names()?.into_iter().collect();
+        self.own().blocks().keys().chain(lost).for_each(|block| taken.insert(*block));
+        self.keep_taken(taken.clone());
+        Ok(taken)
+    }
+
+    fn keep_taken(&self, taken: Taken) {
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+    }
+
+    /// Another's claim of a part of a block, or of more than it: there was a pool with blocks of another
+    /// size. The names of two such claims differ, so all names are looked at.
+    fn in_the_way(&self, block: Block) -> Result<Option<Claim>, DatastoreError> {
+        let is_in_the_way =
+            |other: &&Block| **other != block && other.prefix().overlaps(block.prefix());
+        for other in self.names()?.iter().filter(is_in_the_way) {
+            if let Some(claim) = self.get(*other)? {
+                return Ok(Some(claim));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the finalizer off, then deletes: an end in between leaves a claim that is still this node's.
+    fn delete(&self, object: &DynamicObject, claim: &Claim) -> Result<Release, ApiError> {
+        let name = claim.block.claim_name();
+        let what = format!("blockaffinities/{name}");
+        let meta = &object.metadata;
+        let bare = json!({"metadata": {
+            "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": null,
+        }});
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&bare));
+        let request = self.api.patch(&name, &params, &patch);
+        let object = match self.access.ask("patch", what.clone(), request) {
+            Ok(object) => object,
+            Err(error) if error.is(404) => return Ok(Release::Anothers),
+            // Somebody has written it since: it is looked at again.
+            Err(error) if error.is(409) => return Ok(Release::Kept),
+            Err(error) => return Err(error),
+        };
+        // Somebody had deleted it before: it is gone with its finalizer.
+        let is_gone = meta.deletion_timestamp.is_some();
+        if !is_gone {
+            let params = DeleteParams::default().preconditions(Preconditions {
+                uid: object.metadata.uid.clone(),
+                resource_version: object.metadata.resource_version.clone(),
+            });
+            match self.access.ask("delete", what, self.api.delete(&name, &params)) {
+                Ok(_) => {}
+                Err(error) if error.is(404) => {}
+                Err(error) if error.is(409) => return Ok(Release::Kept),
+                Err(error) => return Err(error),
+            }
+        }
+        self.owned.send_modify(|own| Arc::make_mut(own).release(claim));
+        Ok(Release::Done)
+    }
+}
+
+impl ClaimStore for ApiClaims {
+    /// One request where the first block is free. The names of all claims are listed before the first
+    /// claim, after some losses, and before it is said that nothing is left.
+    fn claim(
+        &self,
+        who: Claimant<'_>,
+        choose: &dyn Fn(&Taken) -> Option<Block>,
+    ) -> Result<Option<Claim>, DatastoreError> {
+        let known = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut is_listed = known.is_none();
+        let mut taken = known.map_or_else(|| self.list_taken(&[]), Ok)?;
+        self.own().blocks().keys().for_each(|block| taken.insert(*block));
+        let mut lost = Vec::new();
+        loop {
+            let Some(block) = choose(&taken) else {
+                if is_listed {
+                    return Ok(None);
+                }
+                // Some may have been given back since.
+                taken = self.list_taken(&lost)?;
+                is_listed = true;
+                continue;
+            };
+            if let Some(claim) = self.create(block, who)? {
+                self.keep_taken(taken);
+                return Ok(Some(claim));
+            }
+            lost.push(block);
+            taken.insert(block);
+            if lost.len() >= LOSSES && !is_listed {
+                taken = self.list_taken(&lost)?;
+                is_listed = true;
+            }
+        }
+    }
+
+    fn try_claim(&self, block: Block, who: Claimant<'_>) -> Result<ClaimOutcome, DatastoreError> {
+        if let Some(Held { claim: Ok(claim), .. }) = self.own().blocks().get(&block) {
+            return Ok(ClaimOutcome::Won(claim.clone()));
+        }
+        if let Some(other) = self.in_the_way(block)? {
+            return Ok(ClaimOutcome::Lost(other));
+        }
+        for _ in 0..ATTEMPTS {
+            if let Some(claim) = self.create(block, who)? {
+                return Ok(ClaimOutcome::Won(claim));
+            }
+            let Some(found) = self.find(block)? else { continue };
+            let claim = read_claim(&found)?;
+            if claim.node == self.node {
+                self.note(&found)?;
+                return Ok(ClaimOutcome::Won(claim));
+            }
+            return Ok(ClaimOutcome::Lost(claim));
+        }
+        let message = "it comes and goes".to_owned();
+        Err(ApiError::Damaged { what: format!("blockaffinities/{}", block.claim_name()), message })?
+    }
+
+    fn release_if(&self, claim: &Claim, still: Still<'_>) -> Result<Release, DatastoreError> {
+        let Some(object) = self.find(claim.block)? else {
+            self.owned.send_modify(|own| Arc::make_mut(own).release(claim));
+            return Ok(Release::Anothers);
+        };
+        let found = read_claim(&object)?;
+        if found.uid != claim.uid {
+            return Ok(Release::Anothers);
+        }
+        if !found.delegations.is_empty() {
+            return Ok(Release::Lent);
+        }
+        if !still()? {
+            return Ok(Release::Kept);
+        }
+        Ok(self.delete(&object, claim)?)
+    }
+
+    fn stamp(&self, block: Block) -> Option<Stamp> {
+        self.own().blocks().get(&block).map(|held| Stamp::Version(held.version.clone()))
+    }
+
+    fn get(&self, block: Block) -> Result<Option<Claim>, DatastoreError> {
+        let found = self.find(block)?;
+        Ok(found.as_ref().map(read_claim).transpose()?)
+    }
+
+    fn list(&self) -> Result<Claims, DatastoreError> {
+        let params = ListParams::default().match_any();
+        let found = self.access.ask("list", "blockaffinities", self.api.list(&params))?;
+        let mut all = Claims::default();
+        for object in &found.items {
+            let name = object.metadata.name.clone().unwrap_or_default();
+            add(&mut all, &name, read::claim(object));
+        }
+        Ok(all)
+    }
+
+    /// This node's as the watch has them; for blocks that it holds without a claim, who has them. Where
+    /// that cannot be asked, a block counts as one whose claim cannot be read.
+    fn known(&self, held: &[Block]) -> Result<Claims, DatastoreError> {
+        let mut all = Claims::default();
+        let own = self.own();
+        for (block, held) in own.blocks() {
+            add(&mut all, &block.claim_name(), held.claim.clone());
+        }
+        let is_own = |block: &&Block| own.blocks().contains_key(block);
+        for block in held.iter().filter(|block| !is_own(block)) {
+            match self.find(*block) {
+                Ok(None) => {}
+                Ok(Some(object)) => add(&mut all, &block.claim_name(), read::claim(&object)),
+                Err(error) => {
+                    let name = block.claim_name();
+                    add(&mut all, &name, Err(error_chain(&error)));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn taken(&self) -> Result<Taken, DatastoreError> {
+        Ok(self.list_taken(&[])?)
+    }
+
+    /// Of pools that overlap, the one that was made first: all nodes come to the same without asking
+    /// each other.
+    fn settled_pools(&self, resources: &Snapshot, _known: &Claims) -> Vec<String> {
+        let mut pools: Vec<_> = resources.pools.iter().collect();
+        let age = |(name, pool): &(&String, &twill_k8s_api::IpPool)| {
+            (pool.metadata.creation_timestamp.clone().unwrap_or_default(), (*name).clone())
+        };
+        pools.sort_by_key(age);
+        let mut settled: Vec<(&String, _)> = Vec::new();
+        for (name, pool) in pools {
+            let cidr = pool.spec.cidr;
+            if !settled.iter().any(|(_, other): &(_, twill_types::Prefix)| other.overlaps(cidr)) {
+                settled.push((name, cidr));
+            }
+        }
+        settled.into_iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    fn lending(&self) -> Option<&dyn Lending> {
+        None
+    }
+}
+
+/// The claim as an object.
+fn manifest(block: Block, who: Claimant<'_>) -> DynamicObject {
+    let name = block.claim_name();
+    let mut object = DynamicObject::new(&name, &BLOCK_AFFINITIES.resource());
+    object.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+    let mut spec = json!({
+        "state": "confirmed", "type": "host", "node": who.node, "cidr": block, "pool": who.pool,
+    });
+    if let Some(dedication) = who.dedication {
+        spec["dedication"] = json!(dedication);
+    }
+    object.data(json!({ "spec": spec }))
+}
+
+fn read_claim(object: &DynamicObject) -> Result<Claim, ApiError> {
+    read::claim(object).map_err(|message| {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        ApiError::Damaged { what: format!("blockaffinities/{name}"), message }
+    })
+}
+
+/// Adds a claim, or what is wrong with it.
+fn add(all: &mut Claims, name: &str, claim: Result<Claim, String>) {
+    let block = Block::from_claim_name(name).ok();
+    match claim {
+        Ok(claim) => drop(all.claims.insert(claim.block, claim)),
+        Err(message) => {
+            all.damaged.extend(block);
+            let place = format!("blockaffinities/{name}");
+            all.problems.push(Problem::of_file(Severity::Error, place, message));
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Which nodes' daemons live: each renews a Lease of its own in the daemon's namespace. The kubelet's
+//! goes with the Node, so it says nothing about a daemon that lives on.
+
+use std::{collections::BTreeMap, fs::File, sync::Arc};
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease as Object, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use nix::fcntl::Flock;
+use twill_k8s_api::files::Lease;
+
+use super::access::Access;
+use crate::datastore::{DatastoreError, Leases};
+
+/// Tells our Leases from others.
+const PART: &str = "app.kubernetes.io/component";
+const NODE_DAEMON: &str = "twill-node";
+
+/// Whether there was ever a Node of this name.
+const HAD_NODE: &str = "twill.projectcalico.org/had-node";
+
+/// Who writes.
+const MANAGER: &str = "twilld";
+
+/// The Leases of a namespace.
+pub(super) struct ApiLeases {
+    access: Arc<Access>,
+    api: Api<Object>,
+}
+
+impl ApiLeases {
+    pub(super) fn new(access: Arc<Access>) -> Self {
+        let api = Api::namespaced(access.client(), access.namespace());
+        Self { access, api }
+    }
+}
+
+impl Leases for ApiLeases {
+    fn renew(&self, mut lease: Lease) -> Result<Option<Lease>, DatastoreError> {
+        let before = self.get(&lease.node)?;
+        lease.had_node |= before.as_ref().is_some_and(|before| before.had_node);
+        let name = name(&lease.node);
+        let params = PatchParams::apply(MANAGER).force();
+        let object = object(&name, &lease);
+        let patch = Patch::Apply(&object);
+        let request = self.api.patch(&name, &params, &patch);
+        self.access.ask("patch", format!("leases/{name}"), request)?;
+        Ok(before)
+    }
+
+    fn get(&self, node: &str) -> Result<Option<Lease>, DatastoreError> {
+        let name = name(node);
+        let found = self.access.ask("get", format!("leases/{name}"), self.api.get_opt(&name))?;
+        Ok(found.and_then(read))
+    }
+
+    fn list(&self) -> Result<BTreeMap<String, Lease>, DatastoreError> {
+        // Who looks after nodes that are gone reads all; a node's own is all that it needs to see.
+        let params = ListParams::default().labels(&format!("{PART}={NODE_DAEMON}")).match_any();
+        let found = self.access.ask("list", "leases", self.api.list(&params))?;
+        Ok(found.items.into_iter().filter_map(read).map(|l| (l.node.clone(), l)).collect())
+    }
+
+    fn remove(&self, node: &str) -> Result<bool, DatastoreError> {
+        let name = name(node);
+        let params = DeleteParams::default();
+        match self.access.ask("delete", format!("leases/{name}"), self.api.delete(&name, &params)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is(404) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Node daemons do not: that needs rights to others' claims.
+    fn try_lead(&self) -> Result<Option<Flock<File>>, DatastoreError> {
+        Ok(None)
+    }
+}
+
+fn name(node: &str) -> String {
+    format!("twill-node-{node}")
+}
+
+fn object(name: &str, lease: &Lease) -> Object {
+    let label = (PART.to_owned(), NODE_DAEMON.to_owned());
+    let annotation = (HAD_NODE.to_owned(), lease.had_node.to_string());
+    Object {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(BTreeMap::from([label])),
+            annotations: Some(BTreeMap::from([annotation])),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(lease.instance.clone()),
+            lease_duration_seconds: i32::try_from(lease.seconds).ok(),
+            renew_time: lease.renewed.parse().ok().map(MicroTime),
+            ..LeaseSpec::default()
+        }),
+    }
+}
+
+fn read(object: Object) -> Option<Lease> {
+    let node = object.metadata.name?.strip_prefix("twill-node-")?.to_owned();
+    let spec = object.spec?;
+    let annotations = object.metadata.annotations.unwrap_or_default();
+    Some(Lease {
+        node,
+        instance: spec.holder_identity?,
+        seconds: spec.lease_duration_seconds?.try_into().ok()?,
+        had_node: annotations.get(HAD_NODE).is_some_and(|value| value == "true"),
+        renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
+    })
+}

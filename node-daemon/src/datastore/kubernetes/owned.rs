@@ -1,0 +1,129 @@
+//! This node's claims, as the API server has them: what the watch tells, and what was written since.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::core::DynamicObject;
+use serde_json::Value;
+use twill_k8s_api::files::Claim;
+use twill_types::Block;
+
+use super::{read, subject::BLOCK_AFFINITIES};
+
+/// A claim with what is needed to change it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Held {
+    /// The claim, or what is wrong with it.
+    pub(super) claim: Result<Claim, String>,
+    /// `metadata.resourceVersion`; empty for one out of the copy.
+    pub(super) version: String,
+    /// What is kept in the copy.
+    pub(super) manifest: Value,
+}
+
+/// The claims of this node by block.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct OwnClaims {
+    blocks: BTreeMap<Block, Held>,
+    /// A list that is being read, and what was claimed meanwhile.
+    listing: Option<BTreeMap<Block, Held>>,
+    /// Given back by this process: the watch may still be telling of them.
+    released: BTreeSet<String>,
+}
+
+impl Held {
+    fn of(object: &DynamicObject) -> Option<(Block, Self)> {
+        let block = Block::from_claim_name(object.metadata.name.as_deref()?).ok()?;
+        let version = object.metadata.resource_version.clone().unwrap_or_default();
+        let manifest = read::trim(BLOCK_AFFINITIES, object);
+        Some((block, Self { claim: read::claim(object), version, manifest }))
+    }
+}
+
+impl OwnClaims {
+    /// Out of the copy.
+    pub(super) fn from_manifests(manifests: &[Value]) -> Self {
+        let held = |manifest: &Value| {
+            let name = manifest["metadata"]["name"].as_str()?;
+            let block = Block::from_claim_name(name).ok()?;
+            let claim = Claim::from_text(&manifest.to_string());
+            Some((block, Held { claim, version: String::new(), manifest: manifest.clone() }))
+        };
+        Self { blocks: manifests.iter().filter_map(held).collect(), ..Self::default() }
+    }
+
+    /// For the copy.
+    pub(super) fn manifests(&self) -> Vec<Value> {
+        self.blocks.values().map(|held| held.manifest.clone()).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    pub(super) fn blocks(&self) -> &BTreeMap<Block, Held> {
+        &self.blocks
+    }
+
+    /// A list begins.
+    pub(super) fn begin_list(&mut self) {
+        self.listing = Some(BTreeMap::new());
+    }
+
+    /// A list is complete. What was claimed while it was read stays.
+    pub(super) fn end_list(&mut self) {
+        if let Some(listed) = self.listing.take() {
+            self.blocks = listed;
+        }
+    }
+
+    /// Listed.
+    pub(super) fn listed(&mut self, object: &DynamicObject) {
+        let is_released = self.is_released(object);
+        if let (Some(listing), Some((block, held))) = (&mut self.listing, Held::of(object))
+            && !is_released
+        {
+            listing.entry(block).or_insert(held);
+        }
+    }
+
+    /// Told by the watch, or just written.
+    pub(super) fn set(&mut self, object: &DynamicObject) {
+        if self.is_released(object) {
+            return;
+        }
+        if let Some((block, held)) = Held::of(object) {
+            if let Some(listing) = &mut self.listing {
+                listing.insert(block, held.clone());
+            }
+            self.blocks.insert(block, held);
+        }
+    }
+
+    /// Told by the watch: gone.
+    pub(super) fn removed(&mut self, object: &DynamicObject) {
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        self.released.remove(uid);
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        if let Ok(block) = Block::from_claim_name(name) {
+            self.forget(block, uid);
+        }
+    }
+
+    /// Given back by this process.
+    pub(super) fn release(&mut self, claim: &Claim) {
+        self.released.insert(claim.uid.clone());
+        self.forget(claim.block, &claim.uid);
+    }
+
+    fn forget(&mut self, block: Block, uid: &str) {
+        for blocks in [Some(&mut self.blocks), self.listing.as_mut()].into_iter().flatten() {
+            if blocks.get(&block).is_some_and(|held| held.manifest["metadata"]["uid"] == uid) {
+                blocks.remove(&block);
+            }
+        }
+    }
+
+    fn is_released(&self, object: &DynamicObject) -> bool {
+        object.metadata.uid.as_ref().is_some_and(|uid| self.released.contains(uid))
+    }
+}

@@ -1,0 +1,62 @@
+//! From objects of the API server to what is read from files: the same reader, the same checks.
+
+use kube::core::DynamicObject;
+use serde_json::{Map, Value, json};
+use twill_k8s_api::{Loaded, files::Claim, load_manifests};
+
+use super::subject::{ApiKind, BLOCK_AFFINITIES};
+
+/// What kubectl keeps the last manifest in: as large as the object, and read by nobody here.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// What of an object this node reads. The rest (status, managed fields, versions, a kubelet's
+/// heartbeats) changes often, and is neither kept nor compared.
+pub(super) fn trim(kind: ApiKind, object: &DynamicObject) -> Value {
+    let metadata = &object.metadata;
+    let mut kept = Map::new();
+    kept.insert("name".to_owned(), json!(metadata.name));
+    if let Some(labels) = &metadata.labels {
+        kept.insert("labels".to_owned(), json!(labels));
+    }
+    let annotations: Map<String, Value> = metadata
+        .annotations
+        .iter()
+        .flatten()
+        .filter(|(key, _)| *key != LAST_APPLIED)
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
+    if !annotations.is_empty() {
+        kept.insert("annotations".to_owned(), Value::Object(annotations));
+    }
+    if let Some(uid) = &metadata.uid {
+        kept.insert("uid".to_owned(), json!(uid));
+    }
+    if let Some(created) = &metadata.creation_timestamp {
+        kept.insert("creationTimestamp".to_owned(), json!(created));
+    }
+    let resource = kind.resource();
+    let mut trimmed = json!({
+        "apiVersion": resource.api_version, "kind": resource.kind, "metadata": kept,
+    });
+    for field in ["spec", "data", "type"] {
+        let is_read = match kind.kind {
+            // Of these two, labels and annotations are all.
+            "Node" | "Namespace" => false,
+            _ => true,
+        };
+        if let Some(value) = object.data.get(field).filter(|_| is_read) {
+            trimmed[field] = value.clone();
+        }
+    }
+    trimmed
+}
+
+/// Reads what was trimmed as if it stood in a file.
+pub(super) fn load(plural: &str, name: &str, trimmed: &Value) -> Loaded {
+    load_manifests(&trimmed.to_string(), &format!("{plural}/{name}"))
+}
+
+/// Reads a claim, or says what is wrong with it.
+pub(super) fn claim(object: &DynamicObject) -> Result<Claim, String> {
+    Claim::from_text(&trim(BLOCK_AFFINITIES, object).to_string())
+}

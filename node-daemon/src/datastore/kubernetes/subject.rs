@@ -1,0 +1,103 @@
+//! What is watched.
+
+use kube::core::{ApiResource, GroupVersionKind};
+use twill_k8s_api::API_VERSION;
+
+/// A kind on the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ApiKind {
+    /// What stands behind `kind:`.
+    pub(super) kind: &'static str,
+    /// The name of many, as RBAC has it.
+    pub(super) plural: &'static str,
+    /// One of Kubernetes' own, `v1`.
+    is_core: bool,
+}
+
+const fn own(kind: &'static str, plural: &'static str) -> ApiKind {
+    ApiKind { kind, plural, is_core: false }
+}
+
+const fn core(kind: &'static str, plural: &'static str) -> ApiKind {
+    ApiKind { kind, plural, is_core: true }
+}
+
+/// The claims of blocks.
+pub(super) const BLOCK_AFFINITIES: ApiKind = own("BlockAffinity", "blockaffinities");
+/// What nodes tell about themselves.
+pub(super) const NODE_STATUSES: ApiKind = own("CalicoNodeStatus", "caliconodestatuses");
+const NODES: ApiKind = core("Node", "nodes");
+const SECRETS: ApiKind = core("Secret", "secrets");
+
+/// Kinds of which every node needs every object.
+const EVERYWHERE: [ApiKind; 7] = [
+    own("IPPool", "ippools"),
+    own("BGPPeer", "bgppeers"),
+    own("BGPConfiguration", "bgpconfigurations"),
+    own("IPAMConfiguration", "ipamconfigurations"),
+    own("IPAMConfig", "ipamconfigs"),
+    own("IPReservation", "ipreservations"),
+    core("Namespace", "namespaces"),
+];
+
+impl ApiKind {
+    pub(super) fn resource(self) -> ApiResource {
+        let (group, version) =
+            if self.is_core { ("", "v1") } else { API_VERSION.split_once('/').unwrap_or_default() };
+        let kind = GroupVersionKind::gvk(group, version, self.kind);
+        ApiResource::from_gvk_with_plural(&kind, self.plural)
+    }
+}
+
+/// A list that is watched.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Subject {
+    /// Of what.
+    pub(super) kind: ApiKind,
+    /// In one namespace only.
+    pub(super) namespace: Option<String>,
+    /// Those with this field only, such as `metadata.name=node1`.
+    pub(super) field: Option<String>,
+}
+
+impl Subject {
+    /// What every node watches: itself and its claims among it.
+    pub(super) fn of_every_node(node: &str) -> Vec<Self> {
+        let all = |kind| Self { kind, namespace: None, field: None };
+        let mut subjects: Vec<_> = EVERYWHERE.into_iter().map(all).collect();
+        let field = Some(format!("spec.node={node}"));
+        subjects.push(Self { kind: BLOCK_AFFINITIES, namespace: None, field });
+        subjects
+    }
+
+    /// All Nodes, or this one only.
+    pub(super) fn nodes(only: Option<&str>) -> Self {
+        let field = only.map(|name| format!("metadata.name={name}"));
+        Self { kind: NODES, namespace: None, field }
+    }
+
+    /// One Secret.
+    pub(super) fn secret(namespace: &str, name: &str) -> Self {
+        let field = Some(format!("metadata.name={name}"));
+        Self { kind: SECRETS, namespace: Some(namespace.to_owned()), field }
+    }
+
+    /// Whether the node does without where it may not see it: a password that is missing keeps one
+    /// session down, and nothing else.
+    pub(super) fn is_optional(&self) -> bool {
+        self.kind == SECRETS
+    }
+
+    /// This node's claims.
+    pub(super) fn is_claims(&self) -> bool {
+        self.kind == BLOCK_AFFINITIES
+    }
+
+    /// For people, as RBAC names it.
+    pub(super) fn what(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{} in namespace {namespace}", self.kind.plural),
+            None => self.kind.plural.to_owned(),
+        }
+    }
+}

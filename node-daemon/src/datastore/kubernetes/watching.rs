@@ -1,0 +1,143 @@
+//! One watched list: listed once, then followed by its resource version with bookmarks; listed again where
+//! that has become too old. What fails is tried again, later each time.
+
+use std::{pin::pin, time::Duration};
+
+use futures_util::StreamExt;
+use kube::{
+    Api,
+    core::DynamicObject,
+    runtime::watcher::{self, Event, watcher},
+};
+use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
+use twill_types::error_chain;
+
+use super::{
+    access::{Access, ApiError, failed},
+    subject::Subject,
+};
+
+/// The first and the longest pause after a failure.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
+
+/// The pause where only people can help: a permission or a definition is missing.
+const REFUSED: Duration = Duration::from_secs(30);
+
+/// How long a watch that failed has to be silent until it is taken to work again: longer than a
+/// connection may take.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// What a watch has to say.
+pub(super) enum News {
+    /// A change, or a part of a list.
+    Event(Event<DynamicObject>),
+    /// It works again.
+    Resumed,
+    /// It fails. A refusal is for people; anything else passes.
+    Failed { text: String, refused: bool },
+}
+
+/// Runs until nobody listens.
+pub(super) async fn follow(
+    client: kube::Client,
+    subject: Subject,
+    news: mpsc::Sender<(Subject, News)>,
+) {
+    let resource = subject.kind.resource();
+    let api: Api<DynamicObject> = match &subject.namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+        None => Api::all_with(client, &resource),
+    };
+    let mut config = watcher::Config::default();
+    if !subject.is_claims() {
+        // From the API server's memory. Not for claims: one that was given back must not show again.
+        config = config.any_semantic();
+    }
+    if let Some(field) = &subject.field {
+        config = config.fields(field);
+    }
+    let mut stream = pin!(watcher(api, config));
+    let mut pause = PAUSES[0];
+    let mut fails = false;
+    loop {
+        let next = match fails {
+            true => timeout(SETTLED, stream.next()).await,
+            false => Ok(stream.next().await),
+        };
+        let (said, wait) = match next {
+            // It waits for changes, as it should.
+            Err(_) => {
+                fails = false;
+                pause = PAUSES[0];
+                (News::Resumed, None)
+            }
+            Ok(None) => return,
+            Ok(Some(Ok(event))) => {
+                // The beginning of a list is no answer yet.
+                if !matches!(event, Event::Init) {
+                    fails = false;
+                    pause = PAUSES[0];
+                }
+                (News::Event(event), None)
+            }
+            // Too old a version: it lists again at once.
+            Ok(Some(Err(watcher::Error::WatchError(status)))) if status.code == 410 => continue,
+            Ok(Some(Err(error))) => {
+                fails = true;
+                let (text, refused) = describe(&subject, error);
+                let wait = if refused { REFUSED } else { pause };
+                pause = (pause * 2).min(PAUSES[1]);
+                (News::Failed { text, refused }, Some(wait))
+            }
+        };
+        if news.send((subject.clone(), said)).await.is_err() {
+            return;
+        }
+        if let Some(wait) = wait {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// What failed, and whether it was refused.
+fn describe(subject: &Subject, error: watcher::Error) -> (String, bool) {
+    let (verb, source) = match error {
+        watcher::Error::InitialListFailed(source) => ("list", source),
+        watcher::Error::WatchStartFailed(source) | watcher::Error::WatchFailed(source) => {
+            ("watch", source)
+        }
+        watcher::Error::WatchError(status) => ("watch", kube::Error::Api(status)),
+        watcher::Error::NoResourceVersion => {
+            return (format!("a watch of {} has no resource version", subject.what()), false);
+        }
+    };
+    let error = failed(verb, subject.what(), source);
+    if error.is(404) {
+        let text = format!(
+            "the API server does not know {}; apply the definitions of conf/crds",
+            subject.what()
+        );
+        return (text, true);
+    }
+    let refused = matches!(error, ApiError::Forbidden { .. });
+    (error_chain(&error), refused)
+}
+
+/// Starts following; ends when the handle is dropped.
+pub(super) fn start(
+    access: &Access,
+    subject: &Subject,
+    news: &mpsc::Sender<(Subject, News)>,
+) -> Following {
+    let task = tokio::spawn(follow(access.client(), subject.clone(), news.clone()));
+    Following(task.abort_handle())
+}
+
+/// A task that ends with its owner.
+pub(super) struct Following(AbortHandle);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,178 @@
+//! What the daemon asks of a datastore, whichever it is: docs/adr/0020-datastore-seam.md.
+//!
+//! All of it may block, for [`kubernetes`](super::kubernetes) as long as one request may take, so it is
+//! called where blocking is allowed. Nothing of it is on the way of an ADD while a block has space.
+
+use std::{collections::BTreeMap, fs::File};
+
+use nix::fcntl::Flock;
+use twill_ipam::Taken;
+use twill_k8s_api::{
+    BlockRequestSpec, Condition, Delegation, ObjectId,
+    files::{Claim, Claims, FileError, Lease},
+};
+use twill_types::{Block, Dedication};
+
+use super::{Requests, Snapshot, kubernetes::ApiError};
+
+/// A datastore cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DatastoreError {
+    /// One of files.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Kubernetes' API server.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+/// Who claims, and what for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claimant<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) pool: &'a str,
+    pub(crate) dedication: Option<&'a Dedication>,
+}
+
+/// How an attempt to claim ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ClaimOutcome {
+    /// The block is this node's, now or already.
+    Won(Claim),
+    /// Another node has it, or a part of it, or more than it.
+    Lost(Claim),
+}
+
+/// What became of the wish to give a claim back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// The block can be claimed by anybody.
+    Done,
+    /// The claim is gone, or another's by now.
+    Anothers,
+    /// Another node has a part of it.
+    Lent,
+    /// It is not to go any more.
+    Kept,
+}
+
+/// What changes whenever a claim is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stamp {
+    /// File number, time of the last change in seconds and nanoseconds, size.
+    File(u64, i64, i64, u64),
+    /// The object's `metadata.resourceVersion`.
+    Version(String),
+}
+
+/// What became of a part that was to be lent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Grant {
+    /// It stands in the claim.
+    Done(Claim),
+    /// Who asked does not want it any more.
+    Unwanted,
+    /// The claim is another's by now.
+    Lost,
+}
+
+/// Something that is asked while nobody else can claim.
+pub(crate) type Still<'a> = &'a dyn Fn() -> Result<bool, DatastoreError>;
+
+/// Which node owns which block.
+pub(crate) trait ClaimStore: Send + Sync {
+    /// Claims the block that `choose` takes, knowing which cannot be had; `None` if it takes none.
+    fn claim(
+        &self,
+        who: Claimant<'_>,
+        choose: &dyn Fn(&Taken) -> Option<Block>,
+    ) -> Result<Option<Claim>, DatastoreError>;
+
+    /// Claims one block.
+    fn try_claim(&self, block: Block, who: Claimant<'_>) -> Result<ClaimOutcome, DatastoreError>;
+
+    /// Gives a claim back, if it still is the one that is meant, nobody else has a part of it, and
+    /// something is `still` so.
+    fn release_if(&self, claim: &Claim, still: Still<'_>) -> Result<Release, DatastoreError>;
+
+    /// What tells whether a claim has changed since, without asking for it; `None` if there is none.
+    fn stamp(&self, block: Block) -> Option<Stamp>;
+
+    /// One claim.
+    fn get(&self, block: Block) -> Result<Option<Claim>, DatastoreError>;
+
+    /// All claims, with what is wrong with those that cannot be read.
+    fn list(&self) -> Result<Claims, DatastoreError>;
+
+    /// At least the claims of this node, and those in the way of the blocks that it holds.
+    fn known(&self, held: &[Block]) -> Result<Claims, DatastoreError>;
+
+    /// The blocks that cannot be claimed, a damaged claim's included.
+    fn taken(&self) -> Result<Taken, DatastoreError>;
+
+    /// The pools that stay usable where others overlap them.
+    fn settled_pools(&self, resources: &Snapshot, known: &Claims) -> Vec<String>;
+
+    /// Parts of blocks for other nodes, where the datastore has that.
+    fn lending(&self) -> Option<&dyn Lending>;
+}
+
+/// Parts of blocks that nodes lend each other, and how full their blocks are.
+pub(crate) trait Lending: Send + Sync {
+    /// Addresses that can be had in blocks, as their owners say.
+    fn free_addresses(&self) -> Result<BTreeMap<Block, u32>, DatastoreError>;
+
+    /// Forgets how full the blocks of a node that is gone were.
+    fn forget_fill(&self, node: &str) -> Result<bool, DatastoreError>;
+
+    /// All requests.
+    fn requests(&self) -> Result<Requests, DatastoreError>;
+
+    /// Asks; the request's name.
+    fn ask(&self, spec: BlockRequestSpec) -> Result<String, DatastoreError>;
+
+    /// Makes a request again that somebody has removed or damaged although its part is in use.
+    fn ask_again(&self, part: &Delegation, block: Block, pool: &str) -> Result<(), DatastoreError>;
+
+    /// The owner's answer, if it is no.
+    fn refuse(&self, name: &str, why: &str) -> Result<(), DatastoreError>;
+
+    /// The owner's answer, if it is yes.
+    fn grant(&self, claim: &Claim, part: &Delegation) -> Result<Grant, DatastoreError>;
+
+    /// The borrower does not use a part any more, or does not want one.
+    fn give_up(&self, name: &str, spec: &BlockRequestSpec) -> Result<(), DatastoreError>;
+
+    /// The owner takes the parts of a claim back that were returned; `None` if the claim is another's
+    /// by now.
+    fn take_back(&self, claim: &Claim) -> Result<Option<Claim>, DatastoreError>;
+}
+
+/// Which nodes' daemons live.
+pub(crate) trait Leases: Send + Sync {
+    /// Writes a lease; what it was before.
+    fn renew(&self, lease: Lease) -> Result<Option<Lease>, DatastoreError>;
+
+    /// What a node said last.
+    fn get(&self, node: &str) -> Result<Option<Lease>, DatastoreError>;
+
+    /// What each node said last.
+    fn list(&self) -> Result<BTreeMap<String, Lease>, DatastoreError>;
+
+    /// Forgets a node that is gone.
+    fn remove(&self, node: &str) -> Result<bool, DatastoreError>;
+
+    /// The right to look after nodes that are gone, held until dropped; `None` if another daemon has
+    /// it, or node daemons do not do that with this datastore.
+    fn try_lead(&self) -> Result<Option<Flock<File>>, DatastoreError>;
+}
+
+/// What this node makes of each object.
+pub(crate) trait Reports: Send + Sync {
+    /// Writes it. `said` is what tasks have to say beside what reading has found.
+    fn report(
+        &self,
+        snapshot: &Snapshot,
+        said: BTreeMap<ObjectId, Vec<Condition>>,
+    ) -> Result<(), DatastoreError>;
+}
