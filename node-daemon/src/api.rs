@@ -273,7 +273,7 @@ impl Api {
             assignable: summary.assignable,
             dedication: summary.dedication,
         };
-        let claims = block_in_place(|| self.claims.list());
+        let claims = block_in_place(|| self.claims.known(&[]));
         let claim =
             |claim: Claim| ClaimStatus { block: claim.block, node: claim.node, pool: claim.pool };
         Ok(IpamStatus {

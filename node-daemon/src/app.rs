@@ -93,6 +93,9 @@ fn set_up_logging(config: &Config) {
 async fn run(config: Config) -> anyhow::Result<()> {
     let node = config.node_name()?;
     info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
+    // Before anything is locked: it may have to wait for the API server, and until then the daemon
+    // before this one serves, and a DEL without one leaves its tombstone.
+    let datastore = datastore::open(&config, &node).await.context("cannot use the datastore")?;
     let run_dir = &config.run_dir;
     // Of a directory that is there, others may use a part.
     DirBuilder::new()
@@ -126,10 +129,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
         info!(drained, "released what was deleted while no daemon ran");
     }
 
-    let Some(datastore) = unless_told_to_end(datastore::open(&config, &node)).await? else {
-        return Ok(());
-    };
-    let datastore = datastore.context("cannot use the datastore")?;
     let mut tasks = JoinSet::new();
     let api =
         Node { config: &config, name: node, service, set_aside, datastore }.start(&mut tasks)?;
@@ -177,17 +176,6 @@ fn rebuild(service: &Service) -> anyhow::Result<usize> {
         return Ok(0);
     }
     Ok(service.rebuild(living_pods().context("cannot list the pods' links")?)?)
-}
-
-/// What a future answers; `None` if SIGTERM or SIGINT comes first.
-async fn unless_told_to_end<T>(future: impl Future<Output = T>) -> anyhow::Result<Option<T>> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(None),
-        _ = interrupt.recv() => Ok(None),
-        answer = future => Ok(Some(answer)),
-    }
 }
 
 /// A signal ends the process well, a task that ends ends it badly.

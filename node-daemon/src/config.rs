@@ -329,6 +329,14 @@ mod tests {
     }
 
     #[test]
+    fn reads_a_kubernetes_datastore() {
+        let text = "datastore: {type: kubernetes, kubeconfig: /etc/twill/kubeconfig}\n";
+        let datastore = Config::parse(text).unwrap().datastore;
+        assert_eq!(datastore.kind, DatastoreKind::Kubernetes);
+        assert_eq!(datastore.kubeconfig, Some("/etc/twill/kubeconfig".into()));
+    }
+
+    #[test]
     fn errors_name_key_and_line() {
         for (text, parts) in [
             ("nodeNam: a", &["line 1", "nodeNam", "expected one of nodeName"][..]),
@@ -341,6 +349,7 @@ mod tests {
             ("reconcile: {intervalSeconds: 3601}", &["intervalSeconds is 3601", "1 to 3600"]),
             ("reconcile: {grace: 1}", &["line 1", "grace", "graceSeconds"]),
             ("datastore: {type: etcd}", &["line 1", "etcd", "file"]),
+            ("datastore: {kubeconfig: /k}", &["datastore.kubeconfig", "kubernetes"]),
             ("metrics: {listen: here}", &["line 1", "here"]),
         ] {
             let error = Config::parse(text).unwrap_err();

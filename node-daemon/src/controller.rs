@@ -112,6 +112,9 @@ impl Controller {
 
     /// Frees what nodes owned that are gone, if it is this daemon that does it.
     fn look(&self, watch: &mut Watch) -> Result<(), DatastoreError> {
+        if !self.leases.clears_up() {
+            return Ok(());
+        }
         let leases = self.leases.list()?;
         self.note(&leases);
         if watch.lock.is_none() {

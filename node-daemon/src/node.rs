@@ -357,6 +357,9 @@ pub(crate) fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send +
     });
 }
 
+/// How long a status that could not be written waits.
+const STATUS_PAUSE: Duration = Duration::from_secs(10);
+
 /// Keeps what this node says about each object up to date.
 async fn report_status(
     reports: Arc<dyn Reports>,
@@ -370,14 +373,16 @@ async fn report_status(
             said.entry(object.clone()).or_default().extend(conditions.iter().cloned());
         }
         let written = block_in_place(|| reports.report(&snapshot, said));
+        let failed = written.is_err();
         if let Err(error) = written {
-            // Nothing else depends on it; the next change tries again.
+            // Nothing else depends on it.
             warn!(error = %error_chain(&error), "cannot write the status of the resources");
         }
         tokio::select! {
             changed = resources.changed() => if changed.is_err() { return },
             changed = claims.changed() => if changed.is_err() { return },
             changed = bgp.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(STATUS_PAUSE), if failed => {}
         }
     }
 }

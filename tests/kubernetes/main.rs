@@ -1,4 +1,4 @@
-//! The CRDs on a real API server, by kubectl. Needs root, and the programs of
+//! The CRDs on a real API server, by kubectl, and node daemons that use it. Needs root, and the programs of
 //! `make test-kubernetes`.
 
 use std::{
@@ -15,6 +15,7 @@ mod cases;
 mod changes;
 mod crds;
 mod manifests;
+mod nodes;
 mod tables;
 
 /// How long the API server may take for what it does by itself.
@@ -36,6 +37,11 @@ fn main() -> ExitCode {
         changes::what_never_changes_is_refused,
         changes::what_may_change_changes,
         changes::status_is_a_thing_apart,
+        nodes::pods_get_addresses_of_claims_that_kubectl_shows,
+        nodes::an_add_asks_the_api_server_for_nothing,
+        nodes::two_nodes_race_for_the_last_block,
+        nodes::nodes_do_without_the_api_server_for_a_while,
+        nodes::a_forbidden_request_is_said,
     ];
     twill_tests::suite::main_sharing(start, tests)
 }
@@ -45,6 +51,12 @@ fn start() -> Result<ApiServer> {
     let api = ApiServer::start("kubernetes", &Path::new(LABS).join("kubernetes"))?;
     let version = api.kubectl().run(&["version"])?;
     writeln!(io::stderr(), "{}", version.trim_end()).context("cannot write to standard error")?;
+    define(&api)?;
+    Ok(api)
+}
+
+/// Applies our definitions, and waits until they are served.
+fn define(api: &ApiServer) -> Result<()> {
     let definitions = programs::source("conf/crds");
     let definitions = definitions.to_string_lossy();
     api.kubectl().run(&["create", "--filename", &definitions])?;
@@ -55,6 +67,5 @@ fn start() -> Result<ApiServer> {
         let kinds =
             api.kubectl().run(&["api-resources", "--api-group=projectcalico.org", "-o", "name"])?;
         Ok(kinds.lines().count() == 10)
-    })?;
-    Ok(api)
+    })
 }

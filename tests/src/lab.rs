@@ -20,6 +20,8 @@ use crate::{
 
 mod node;
 
+use node::Source;
+
 pub use node::Node;
 
 /// A topology to be: machines, the segments that join them, the resources of the cluster.
@@ -27,6 +29,7 @@ pub use node::Node;
 pub struct Topology {
     machines: Vec<Machine>,
     resources: Vec<(String, String)>,
+    kubeconfig: Option<PathBuf>,
 }
 
 /// A node or a router of a [`Topology`].
@@ -154,6 +157,13 @@ impl Topology {
         self
     }
 
+    /// Has the daemons use the API server that this kubeconfig leads to. The manifests are written all
+    /// the same, for kubectl.
+    pub fn kubernetes(&mut self, kubeconfig: &Path) -> &mut Self {
+        self.kubeconfig = Some(kubeconfig.to_owned());
+        self
+    }
+
     /// Manifests of `conf/samples/`, as they stand.
     pub fn samples(&mut self, files: &[&str]) -> Result<&mut Self> {
         for file in files {
@@ -189,8 +199,12 @@ impl Topology {
         };
         lab.make_segments(&self.machines)?;
         let mut wires = 0;
+        let source = match &self.kubeconfig {
+            Some(path) => Source::Kubernetes(path),
+            None => Source::Files,
+        };
         for machine in self.machines {
-            lab.add_machine(machine, &resources, &mut wires)?;
+            lab.add_machine(machine, (&resources, source), &mut wires)?;
         }
         Ok(lab)
     }
@@ -220,7 +234,12 @@ impl Lab {
         self.fabric.ip_batch(&lines.collect::<String>())
     }
 
-    fn add_machine(&mut self, machine: Machine, resources: &Path, wires: &mut u32) -> Result<()> {
+    fn add_machine(
+        &mut self,
+        machine: Machine,
+        (resources, source): (&Path, Source<'_>),
+        wires: &mut u32,
+    ) -> Result<()> {
         let namespace = Namespace::create(format!("{}{}", self.prefix, machine.name))?;
         let mut inside = String::new();
         for (index, (segment, addresses)) in machine.links.iter().enumerate() {
@@ -251,7 +270,7 @@ impl Lab {
             let dir = self.dir.join(&machine.name);
             let level = machine.log_level.unwrap_or("debug");
             let settings = format!("log: {{level: {level}, format: text}}\n{}", machine.settings);
-            let node = Node::new(&machine.name, namespace, &dir, resources, &settings)?;
+            let node = Node::new(&machine.name, namespace, &dir, (resources, source), &settings)?;
             self.nodes.insert(machine.name, node);
             return Ok(());
         }

@@ -148,6 +148,10 @@ impl Leases for FileLeases {
         Ok(Self::remove(self, node)?)
     }
 
+    fn clears_up(&self) -> bool {
+        true
+    }
+
     fn try_lead(&self) -> Result<Option<Flock<File>>, DatastoreError> {
         let path = self.directory().join(".controller");
         let failed = |source| FileError::Io { action: "lock", path: path.clone(), source };

@@ -162,8 +162,10 @@ pub(crate) trait Leases: Send + Sync {
     /// Forgets a node that is gone.
     fn remove(&self, node: &str) -> Result<bool, DatastoreError>;
 
-    /// The right to look after nodes that are gone, held until dropped; `None` if another daemon has
-    /// it, or node daemons do not do that with this datastore.
+    /// Whether node daemons look after nodes that are gone.
+    fn clears_up(&self) -> bool;
+
+    /// The right to do that, held until dropped; `None` if another daemon has it.
     fn try_lead(&self) -> Result<Option<Flock<File>>, DatastoreError>;
 }
 

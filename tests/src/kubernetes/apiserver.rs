@@ -25,6 +25,12 @@ const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 const ADDRESS: &str = "127.0.0.1";
 const PORT: u16 = 6443;
 
+/// One of the names in the server's certificate, for those who reach it by another address.
+const SERVER_NAME: &str = "localhost";
+
+/// The account of node daemons, in `conf/rbac/twill-node.yaml`.
+const NODE_ACCOUNT: (&str, &str) = ("twill-system", "twill-node");
+
 /// The first address is the API server's own service.
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 const OWN_SERVICE: &str = "10.96.0.1";
@@ -35,8 +41,9 @@ pub struct ApiServer {
     namespace: Namespace,
     directory: PathBuf,
     admin: Files,
+    pki: Pki,
     // In this order they are dropped.
-    server: Daemon,
+    server: Option<Daemon>,
     etcd: Daemon,
 }
 
@@ -56,13 +63,72 @@ impl ApiServer {
         let log = directory.join("etcd.log");
         let etcd = Daemon::start("etcd", &namespace, &mut etcd(&directory.join("etcd")), &log)
             .context("etcd does not start. Install it by\n    hack/install-tools kubernetes")?;
-        let log = directory.join("kube-apiserver.log");
-        let mut command = kube_apiserver(&pki, &directory.join("run"))?;
-        let server = Daemon::start("kube-apiserver", &namespace, &mut command, &log)?;
         let directory = directory.to_owned();
-        let mut started = Self { namespace, directory, admin, server, etcd };
-        started.wait_ready()?;
+        let mut started = Self { namespace, directory, admin, pki, server: None, etcd };
+        started.start_server()?;
         Ok(started)
+    }
+
+    /// Starts the server, at first or again, and waits until it is ready.
+    pub fn start_server(&mut self) -> Result<()> {
+        let log = self.directory.join("kube-apiserver.log");
+        let mut command = kube_apiserver(&self.pki, &self.directory)?;
+        self.server = Some(Daemon::start("kube-apiserver", &self.namespace, &mut command, &log)?);
+        self.wait_ready()
+    }
+
+    /// Kills the server; etcd stays.
+    pub fn kill_server(&mut self) -> Result<()> {
+        self.server.take().context("no API server runs")?.kill9()
+    }
+
+    /// Gives the server's namespace a link to a segment, with this address (`192.168.2.250/24`).
+    pub fn join(&self, fabric: &Namespace, segment: &str, address: &str) -> Result<()> {
+        let own = self.namespace.name();
+        fabric.ip_batch(&format!(
+            "link add wire-api type veth peer name eth0 netns {own}\n\
+             link set wire-api master {segment} up\n"
+        ))?;
+        self.namespace.ip_batch(&format!("addr add {address} dev eth0\nlink set eth0 up\n"))
+    }
+
+    /// Takes the link away, or puts it back: packets are lost without a word.
+    pub fn set_reachable(&self, reachable: bool) -> Result<()> {
+        let state = if reachable { "up" } else { "down" };
+        self.namespace.ip_batch(&format!("link set eth0 {state}\n"))
+    }
+
+    /// A kubeconfig of the node daemons' account, which reaches the server at this address.
+    pub fn node_kubeconfig(&self, address: &str) -> Result<PathBuf> {
+        let (namespace, account) = NODE_ACCOUNT;
+        let token = self.kubectl().run(&["create", "token", account, "-n", namespace])?;
+        let path = self.directory.join("node.kubeconfig");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\n\
+             clusters: [{{name: test, cluster: {{server: \"https://{address}:{PORT}\", \
+             certificate-authority: {}, tls-server-name: {SERVER_NAME}}}}}]\n\
+             users: [{{name: node, user: {{token: \"{}\"}}}}]\n\
+             contexts: [{{name: test, context: {{cluster: test, user: node, namespace: {namespace}}}}}]\n\
+             current-context: test\n",
+            self.pki.authority().certificate.display(),
+            token.trim(),
+        );
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// What the node daemons have asked of the server so far: `VERB RESOURCE` for each request.
+    pub fn node_requests(&self) -> Result<Vec<String>> {
+        let path = self.directory.join("audit.log");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let request = |line: &str| -> Result<String> {
+            let event: serde_json::Value = serde_json::from_str(line)?;
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            let resource = &event["objectRef"]["resource"];
+            Ok(format!("{} {}", text(&event["verb"]), text(resource)))
+        };
+        text.lines().map(request).collect()
     }
 
     /// kubectl as a user who may do everything.
@@ -83,7 +149,8 @@ impl ApiServer {
     fn wait_ready(&mut self) -> Result<()> {
         wait_for("the API server to be ready", START, || {
             // The server waits for etcd by itself, and ends when that takes too long.
-            let alive = self.etcd.alive().and_then(|()| self.server.alive());
+            let server = self.server.as_mut().context("no API server runs")?;
+            let alive = self.etcd.alive().and_then(|()| server.alive());
             match alive {
                 Ok(()) => self.kubectl().run(&["get", "--raw", "/readyz"]).map(Ok),
                 Err(error) => Ok(Err(error)),
@@ -105,7 +172,17 @@ fn etcd(data: &Path) -> Command {
     command
 }
 
-fn kube_apiserver(pki: &Pki, run: &Path) -> Result<Command> {
+fn kube_apiserver(pki: &Pki, directory: &Path) -> Result<Command> {
+    let policy = directory.join("audit.yaml");
+    let (namespace, account) = NODE_ACCOUNT;
+    // A watch may stand there twice: when it begins and when it is over.
+    let text = format!(
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\n\
+         rules:\n\
+         - {{level: Metadata, users: [\"system:serviceaccount:{namespace}:{account}\"]}}\n\
+         - {{level: None}}\n"
+    );
+    fs::write(&policy, text).with_context(|| format!("cannot write {}", policy.display()))?;
     let places = format!(
         "DNS:localhost,DNS:kubernetes.default,DNS:kubernetes.default.svc,IP:{ADDRESS},IP:{OWN_SERVICE}"
     );
@@ -114,7 +191,9 @@ fn kube_apiserver(pki: &Pki, run: &Path) -> Result<Command> {
     let mut file = |flag: &str, path: &Path| {
         command.arg(format!("--{flag}={}", path.display()));
     };
-    file("cert-dir", run);
+    file("cert-dir", &directory.join("run"));
+    file("audit-policy-file", &policy);
+    file("audit-log-path", &directory.join("audit.log"));
     file("client-ca-file", &pki.authority().certificate);
     file("tls-cert-file", &server.certificate);
     file("tls-private-key-file", &server.key);
@@ -123,7 +202,7 @@ fn kube_apiserver(pki: &Pki, run: &Path) -> Result<Command> {
     file("service-account-signing-key-file", &pki.token_key());
     command
         .arg(format!("--etcd-servers={ETCD}"))
-        .arg(format!("--bind-address={ADDRESS}"))
+        .arg("--bind-address=0.0.0.0")
         .arg(format!("--advertise-address={ADDRESS}"))
         .arg(format!("--secure-port={PORT}"))
         .arg(format!("--service-cluster-ip-range={SERVICE_CIDR}"))

@@ -23,6 +23,15 @@ use crate::{
 /// How long a daemon may take until it answers, or until it has ended after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where the daemon gets the resources from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// The directory with the manifests.
+    Files,
+    /// The API server that a kubeconfig leads to.
+    Kubernetes(&'a Path),
+}
+
 /// A node with the files of its own: `twilld.yaml`, `run/`, `state/`, `twilld.log`.
 #[derive(Debug)]
 pub struct Node {
@@ -39,18 +48,25 @@ impl Node {
         name: &str,
         namespace: Namespace,
         dir: &Path,
-        resources: &Path,
+        (resources, source): (&Path, Source<'_>),
         settings: &str,
     ) -> Result<Self> {
         for sub in ["run", "state"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
+        let datastore = match source {
+            Source::Files => format!(
+                "datastore:\n  type: file\n  directory: {}\n  shared: true\n",
+                resources.display()
+            ),
+            Source::Kubernetes(path) => {
+                format!("datastore:\n  type: kubernetes\n  kubeconfig: {}\n", path.display())
+            }
+        };
         let config = format!(
-            "nodeName: {name}\nstateDir: {dir}/state\nrunDir: {dir}/run\ndatastore:\n  type: \
-             file\n  directory: {resources}\n  shared: true\n{settings}",
+            "nodeName: {name}\nstateDir: {dir}/state\nrunDir: {dir}/run\n{datastore}{settings}",
             dir = dir.display(),
-            resources = resources.display()
         );
         fs::write(dir.join("twilld.yaml"), config)?;
         let ipam = json!({"type": "twill-ipam", "mode": "daemon"});

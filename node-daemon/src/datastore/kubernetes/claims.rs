@@ -1,7 +1,10 @@
 //! Claims on the API server: one BlockAffinity for each block, named by the block, so that making it is
 //! the claim and the server says who was first.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use kube::{
     Api,
@@ -38,6 +41,17 @@ const LOSSES: usize = 3;
 /// How often a block that is free and taken in turns is tried.
 const ATTEMPTS: usize = 4;
 
+/// How long a list of all claims is taken for what there is: pods without an address ask again and
+/// again.
+const CURRENT: Duration = Duration::from_secs(2);
+
+/// Blocks that cannot be had.
+#[derive(Clone)]
+struct Seen {
+    taken: Taken,
+    listed: Instant,
+}
+
 /// The claims.
 pub(super) struct ApiClaims {
     access: Arc<Access>,
@@ -46,7 +60,7 @@ pub(super) struct ApiClaims {
     /// This node's, by the watch and by what was written here.
     owned: watch::Sender<Arc<OwnClaims>>,
     /// Blocks that others had when that was looked at last.
-    taken: Mutex<Option<Taken>>,
+    taken: Mutex<Option<Seen>>,
 }
 
 impl ApiClaims {
@@ -104,12 +118,23 @@ impl ApiClaims {
     fn list_taken(&self, lost: &[Block]) -> Result<Taken, ApiError> {
         let mut taken: Taken = self.names()?.into_iter().collect();
         self.own().blocks().keys().chain(lost).for_each(|block| taken.insert(*block));
-        self.keep_taken(taken.clone());
+        let seen = Seen { taken: taken.clone(), listed: Instant::now() };
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
         Ok(taken)
     }
 
-    fn keep_taken(&self, taken: Taken) {
-        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+    /// The same as it was listed last, with this node's own; and whether that was lately.
+    fn seen(&self) -> Option<(Taken, bool)> {
+        let seen = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let Seen { mut taken, listed } = seen;
+        self.own().blocks().keys().for_each(|block| taken.insert(*block));
+        Some((taken, listed.elapsed() < CURRENT))
+    }
+
+    fn note_lost(&self, block: Block) {
+        if let Some(seen) = &mut *self.taken.lock().unwrap_or_else(PoisonError::into_inner) {
+            seen.taken.insert(block);
+        }
     }
 
     /// Another's claim of a part of a block, or of more than it: there was a pool with blocks of another
@@ -169,10 +194,9 @@ impl ClaimStore for ApiClaims {
         who: Claimant<'_>,
         choose: &dyn Fn(&Taken) -> Option<Block>,
     ) -> Result<Option<Claim>, DatastoreError> {
-        let known = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut is_listed = known.is_none();
-        let mut taken = known.map_or_else(|| self.list_taken(&[]), Ok)?;
-        self.own().blocks().keys().for_each(|block| taken.insert(*block));
+        let seen = self.seen();
+        let (mut taken, mut is_listed) =
+            seen.map_or_else(|| Ok::<_, ApiError>((self.list_taken(&[])?, true)), Ok)?;
         let mut lost = Vec::new();
         loop {
             let Some(block) = choose(&taken) else {
@@ -185,11 +209,11 @@ impl ClaimStore for ApiClaims {
                 continue;
             };
             if let Some(claim) = self.create(block, who)? {
-                self.keep_taken(taken);
                 return Ok(Some(claim));
             }
             lost.push(block);
             taken.insert(block);
+            self.note_lost(block);
             if lost.len() >= LOSSES && !is_listed {
                 taken = self.list_taken(&lost)?;
                 is_listed = true;
@@ -281,7 +305,10 @@ impl ClaimStore for ApiClaims {
     }
 
     fn taken(&self) -> Result<Taken, DatastoreError> {
-        Ok(self.list_taken(&[])?)
+        match self.seen() {
+            Some((taken, true)) => Ok(taken),
+            _ => Ok(self.list_taken(&[])?),
+        }
     }
 
     /// Of pools that overlap, the one that was made first: all nodes come to the same without asking

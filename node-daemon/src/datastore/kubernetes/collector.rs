@@ -158,34 +158,29 @@ impl Collector {
     /// Makes a snapshot, if everything that it needs is there.
     fn settle(&mut self) {
         self.tell_faults();
-        let is_known = |subject: &Subject| {
+        if !self.is_complete() {
+            return;
+        }
+        let wanted = self.lists.iter().filter(|(subject, _)| self.wanted.contains(subject));
+        let objects = wanted.flat_map(|(_, list)| list.objects.values());
+        let snapshot = Snapshot::new(catalog(objects.map(|entry| &entry.loaded)));
+        self.wanted = self.wanted_by(&snapshot);
+        self.follow_wanted();
+        if self.is_complete() {
+            self.following.retain(|subject, _| self.wanted.contains(subject));
+            self.lists.retain(|subject, _| self.wanted.contains(subject));
+            self.publish(snapshot);
+        }
+    }
+
+    /// Whether everything that is wanted was told once.
+    fn is_complete(&self) -> bool {
+        self.wanted.iter().all(|subject| {
             self.lists.get(subject).is_some_and(|list| {
                 let refused = list.fault.as_ref().is_some_and(|(_, refused)| *refused);
                 list.in_sync || (refused && subject.is_optional())
             })
-        };
-        if !self.wanted.iter().all(is_known) {
-            return;
-        }
-        let wanted = self.lists.iter().filter(|(subject, _)| self.wanted.contains(subject));
-        let loaded: Vec<&Loaded> =
-            wanted.flat_map(|(_, list)| list.objects.values().map(|entry| &entry.loaded)).collect();
-        let snapshot = Snapshot::new(catalog(loaded));
-        let wanted = self.wanted_by(&snapshot);
-        if wanted != self.wanted {
-            self.wanted = wanted;
-            self.follow_wanted();
-        }
-        if !self
-            .wanted
-            .iter()
-            .all(|subject| self.lists.get(subject).is_some_and(|l| l.in_sync || l.fault.is_some()))
-        {
-            return;
-        }
-        self.following.retain(|subject, _| self.wanted.contains(subject));
-        self.lists.retain(|subject, _| self.wanted.contains(subject));
-        self.publish(snapshot);
+        })
     }
 
     fn publish(&mut self, snapshot: Snapshot) {
@@ -268,21 +263,20 @@ impl List {
     fn set(&mut self, subject: &Subject, object: &DynamicObject) -> String {
         let name = object.metadata.name.clone().unwrap_or_default();
         let manifest = read::trim(subject.kind, object);
-        if self.objects.get(&name).is_some_and(|entry| entry.manifest == manifest) {
-            // A change that nobody here reads; or it is again what was last right.
-            if !self.objects.get(&name).is_some_and(|entry| entry.loaded.has_errors()) {
-                return name;
-            }
+        let is_same = |entry: &Entry| entry.manifest == manifest && !entry.loaded.has_errors();
+        if self.objects.get(&name).is_some_and(is_same) {
+            // A change that nobody here reads.
+            return name;
         }
         let mut loaded = read::load(subject.kind.plural, &name, &manifest);
-        let mut entry_manifest = manifest;
+        let mut last_right = manifest;
         if loaded.has_errors()
             && let Some(before) = self.objects.remove(&name)
         {
             keep_last_good(&mut loaded, before.loaded);
-            entry_manifest = before.manifest;
+            last_right = before.manifest;
         }
-        self.objects.insert(name.clone(), Entry { manifest: entry_manifest, loaded });
+        self.objects.insert(name.clone(), Entry { manifest: last_right, loaded });
         name
     }
 }

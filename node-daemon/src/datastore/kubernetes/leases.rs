@@ -76,7 +76,11 @@ impl Leases for ApiLeases {
         }
     }
 
-    /// Node daemons do not: that needs rights to others' claims.
+    /// That needs rights to others' claims, and all nodes would list all Leases for it.
+    fn clears_up(&self) -> bool {
+        false
+    }
+
     fn try_lead(&self) -> Result<Option<Flock<File>>, DatastoreError> {
         Ok(None)
     }

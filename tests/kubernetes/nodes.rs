@@ -1,0 +1,258 @@
+//! Node daemons on the API server: each test has one of its own, which it may stop, and a rack of two
+//! nodes and a router.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use twill_tests::{
+    bird::{BirdConfig, Neighbor},
+    kubernetes::ApiServer,
+    lab::{Lab, Pod, Topology},
+    programs,
+    sandbox::LABS,
+    wait::{wait_for, wait_until},
+};
+
+use super::{LONG, define};
+
+const TOR: &str = "192.168.2.1";
+const NODES: [(&str, &str); 2] = [("node1", "192.168.2.11"), ("node2", "192.168.2.12")];
+const API: &str = "192.168.2.250";
+
+/// Two blocks of 32 addresses.
+const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: app}\n\
+                    spec: {cidr: 10.10.0.0/26, blockSize: 27, nodeSelector: all()}\n";
+const PEER: &str = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor}\n\
+                    spec: {peerIP: 192.168.2.1, asNumber: 64513}\n";
+const STRICT: &str = "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\n\
+                      metadata: {name: default}\nspec: {strictAffinity: true}\n";
+
+/// A cluster without kubelets.
+struct Site {
+    // The daemons end before the API server.
+    lab: Lab,
+    api: ApiServer,
+}
+
+impl Site {
+    /// Starts an API server with our definitions, the account of node daemons, these manifests and the
+    /// two Nodes; then the daemons.
+    fn start(manifests: &[&str]) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("api{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let api = ApiServer::start(&name, &Path::new(LABS).join(&name))?;
+        define(&api)?;
+        let account = programs::source("conf/rbac/twill-node.yaml");
+        api.kubectl().run(&["create", "-f", &account.to_string_lossy()])?;
+        let mut topology = Topology::new();
+        let neighbors = NODES.map(|(name, address)| Neighbor::new(name, address, 64512).local(TOR));
+        let bird = neighbors.into_iter().fold(BirdConfig::new(TOR, 64513), BirdConfig::neighbor);
+        topology.router("tor").on("seg-a", &format!("{TOR}/24")).bird(bird);
+        for (name, address) in NODES {
+            topology.node(name).on("seg-a", &format!("{address}/24")).gateway(TOR);
+        }
+        for (number, text) in manifests.iter().enumerate() {
+            topology.resource(&format!("{number}.yaml"), text);
+        }
+        topology.kubernetes(&api.node_kubeconfig(API)?);
+        let lab = topology.build()?;
+        api.join(lab.fabric(), "seg-a", &format!("{API}/24"))?;
+        let resources = lab.dir().join("resources");
+        api.kubectl().run(&["create", "-f", &resources.to_string_lossy()])?;
+        let mut site = Self { lab, api };
+        site.lab.start_all()?;
+        Ok(site)
+    }
+
+    fn apply(&self, manifest: &str) -> Result<()> {
+        self.api.kubectl().run_with_input(&["apply", "-f", "-"], manifest).map(drop)
+    }
+
+    /// The owners of all claimed blocks.
+    fn claims(&self) -> Result<BTreeMap<String, String>> {
+        let found = self.api.kubectl().json(&["get", "blockaffinities"])?;
+        let claim = |claim: &Value| {
+            let spec = &claim["spec"];
+            Some((spec["cidr"].as_str()?.to_owned(), spec["node"].as_str()?.to_owned()))
+        };
+        Ok(found["items"].as_array().into_iter().flatten().filter_map(claim).collect())
+    }
+
+    /// What a node says about an object in its own status.
+    fn condition(&self, node: &str, kind: &str, name: &str) -> Result<Value> {
+        let status = self.api.kubectl().json(&["get", "caliconodestatus", node])?;
+        let objects = status["status"]["objects"].as_array().cloned().unwrap_or_default();
+        let found = objects.iter().find(|object| object["kind"] == kind && object["name"] == name);
+        let conditions = found.and_then(|object| object["conditions"].as_array());
+        let accepted = conditions.into_iter().flatten().find(|c| c["type"] == "Accepted");
+        accepted.cloned().with_context(|| format!("nothing about {kind} {name} in {status}"))
+    }
+}
+
+fn block_of(site: &Site, pod: &Pod) -> Result<(String, String)> {
+    let address = pod.address()?;
+    let claims = site.claims()?;
+    let found = claims.iter().find(|(cidr, _)| {
+        cidr.parse::<twill_types::Prefix>().is_ok_and(|block| block.contains(address))
+    });
+    let (block, owner) = found.with_context(|| format!("no claim has {address}: {claims:?}"))?;
+    Ok((block.clone(), owner.clone()))
+}
+
+/// kubectl makes a pool and a peer; a pod gets an address of a claim that kubectl shows, and the router
+/// hears of the block. A damaged object is told and harms nobody.
+pub(crate) fn pods_get_addresses_of_claims_that_kubectl_shows(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, PEER, STRICT])?;
+    let pod = site.lab.add_pod("node1", "a")?;
+    let (block, owner) = block_of(&site, &pod)?;
+    ensure!(owner == "node1", "{block} is {owner}'s");
+    let claims = site.api.kubectl().json(&["get", "blockaffinities"])?;
+    let metadata = &claims["items"][0]["metadata"];
+    ensure!(metadata["finalizers"][0] == "twill.projectcalico.org/claim", "{metadata}");
+    ensure!(metadata["ownerReferences"].is_null(), "{metadata}");
+    site.lab.bird("tor")?.wait_established(&["node1", "node2"], LONG)?;
+    site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+    let lease = ["get", "lease", "-n", "twill-system", "twill-node-node1"];
+    site.api.kubectl().run(&lease)?;
+
+    // A selector's syntax is not the schema's to check.
+    let damaged = PEER.replace("asNumber: 64513", "asNumber: 64513, nodeSelector: 'rack =='");
+    site.apply(&damaged)?;
+    wait_for("the condition of the damaged peer", LONG, || {
+        let condition = site.condition("node1", "BGPPeer", "tor")?;
+        let message = condition["message"].as_str().unwrap_or_default();
+        ensure!(condition["status"] == "False" && message.contains("rack =="), "{condition}");
+        Ok(())
+    })?;
+    let accepted = site.condition("node1", "IPPool", "app")?;
+    ensure!(accepted["status"] == "True", "{accepted}");
+    site.lab.bird("tor")?.wait_established(&["node1"], Duration::from_secs(1))?;
+    site.apply(PEER)?;
+    wait_until("the peer to be right again", LONG, || {
+        Ok(site.condition("node1", "BGPPeer", "tor")?["status"] == "True")
+    })?;
+    site.lab.delete_pod(pod)
+}
+
+/// While its blocks have space, a node asks the API server for nothing.
+pub(crate) fn an_add_asks_the_api_server_for_nothing(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, STRICT])?;
+    let first = site.lab.add_pod("node1", "first")?;
+    // What is told about the first block is told before.
+    wait_for("the status of node1", LONG, || site.condition("node1", "IPPool", "app"))?;
+    let watches = |requests: &[String]| {
+        requests.iter().filter(|request| request.starts_with("watch")).count()
+    };
+    let before = site.api.node_requests()?;
+    for number in 0..8 {
+        let pod = site.lab.add_pod("node1", &format!("pod{number}"))?;
+        site.lab.delete_pod(pod)?;
+    }
+    let after = site.api.node_requests()?;
+    let new: Vec<_> = after[before.len()..]
+        .iter()
+        // The lease is renewed by the clock, and a watch that ends is taken up again.
+        .filter(|request| !request.ends_with(" leases") && !request.starts_with("watch"))
+        .collect();
+    ensure!(new.is_empty(), "8 ADDs and DELs made {new:?}");
+    ensure!(watches(&before) > 0, "the audit log is of no use: {before:?}");
+    site.lab.delete_pod(first)
+}
+
+/// Two nodes want the last block at the same moment: one gets it, the other says what is the matter.
+pub(crate) fn two_nodes_race_for_the_last_block(_: &ApiServer) -> Result<()> {
+    let pool = POOL.replace("10.10.0.0/26", "10.10.0.0/27");
+    let mut site = Site::start(&[&pool, STRICT])?;
+    let mut pods = Vec::new();
+    for (node, _) in NODES {
+        pods.push(site.lab.bare_pod(node, node)?);
+    }
+    let lab = &site.lab;
+    let outcomes: Vec<Result<Value>> = thread::scope(|scope| {
+        let add = |pod: &mut Pod| lab.attach(pod);
+        let threads: Vec<_> = pods.iter_mut().map(|pod| scope.spawn(move || add(pod))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let claims = site.claims()?;
+    ensure!(claims.len() == 1, "{claims:?}");
+    let mut lost = 0;
+    for ((node, _), outcome) in NODES.iter().zip(outcomes) {
+        let is_owner = claims.values().any(|owner| owner == node);
+        match outcome {
+            Ok(_) => ensure!(is_owner, "{node} has an address, and the block is another's"),
+            Err(error) => {
+                lost += 1;
+                let text = format!("{error:#}");
+                ensure!(!is_owner && text.contains("is in use"), "{node}: {text}");
+            }
+        }
+    }
+    ensure!(lost == 1, "{lost} of two nodes got nothing");
+    Ok(())
+}
+
+/// Pods come and go while the API server is away, the daemon restarts meanwhile, and catches up after.
+pub(crate) fn nodes_do_without_the_api_server_for_a_while(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, PEER, STRICT])?;
+    let kept = site.lab.add_pod("node1", "kept")?;
+    let (block, _) = block_of(&site, &kept)?;
+    site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+
+    // Without a word, and then a start.
+    site.api.set_reachable(false)?;
+    churn(&mut site, "away")?;
+    site.lab.node_mut("node1")?.stop()?;
+    site.lab.node_mut("node1")?.start()?;
+    let used = site.lab.node("node1")?.addresses_in_use()?;
+    ensure!(used == 1, "{used} addresses in use after a restart");
+    churn(&mut site, "restarted")?;
+    site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+    site.api.set_reachable(true)?;
+    let second = POOL.replace("name: app", "name: second").replace("10.10.", "10.20.");
+    site.apply(&second)?;
+    wait_for("node1 to hear of a pool", LONG, || site.condition("node1", "IPPool", "second"))?;
+
+    // Killed, and started again.
+    site.api.kill_server()?;
+    churn(&mut site, "killed")?;
+    site.api.start_server()?;
+    let third = POOL.replace("name: app", "name: third").replace("10.10.", "10.30.");
+    site.apply(&third)?;
+    wait_for("node1 to hear of a pool", LONG, || site.condition("node1", "IPPool", "third"))?;
+    let claims = site.claims()?;
+    ensure!(claims.get(&block).is_some_and(|owner| owner == "node1"), "{claims:?}");
+    site.lab.delete_pod(kept)
+}
+
+fn churn(site: &mut Site, name: &str) -> Result<()> {
+    for number in 0..3 {
+        let pod = site.lab.add_pod("node1", &format!("{name}{number}"))?;
+        site.lab.delete_pod(pod)?;
+    }
+    Ok(())
+}
+
+/// What a node may not see is said with verb and resource.
+pub(crate) fn a_forbidden_request_is_said(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, STRICT])?;
+    let rights = ["patch", "clusterrole", "twill-node", "--type=json", "-p"];
+    let patch = r#"[{"op": "remove", "path": "/rules/0"}]"#;
+    site.api.kubectl().run(&[&rights[..], &[patch]].concat())?;
+    site.lab.node_mut("node1")?.stop()?;
+    site.lab.node_mut("node1")?.start()?;
+    wait_for("node1 to say what it may not do", LONG, || {
+        let status = site.lab.node("node1")?.status()?.to_string();
+        ensure!(status.contains("may not list ippools"), "{status}");
+        Ok(())
+    })?;
+    // It goes on with what it knew.
+    let pod = site.lab.add_pod("node1", "a")?;
+    site.lab.delete_pod(pod)
+}
