@@ -13,6 +13,7 @@ use twill_tests::{kubernetes::ApiServer, programs, sandbox::LABS, wait::wait_unt
 
 mod cases;
 mod changes;
+mod claims;
 mod crds;
 mod manifests;
 mod nodes;
@@ -37,6 +38,10 @@ fn main() -> ExitCode {
         changes::what_never_changes_is_refused,
         changes::what_may_change_changes,
         changes::status_is_a_thing_apart,
+        claims::what_is_not_needed_is_given_back,
+        claims::a_claim_that_is_taken_away_is_made_again,
+        claims::a_claim_that_another_node_has_is_lost,
+        nodes::a_password_comes_from_a_secret,
         nodes::pods_get_addresses_of_claims_that_kubectl_shows,
         nodes::an_add_asks_the_api_server_for_nothing,
         nodes::two_nodes_race_for_the_last_block,

@@ -27,24 +27,29 @@ const NODES: [(&str, &str); 2] = [("node1", "192.168.2.11"), ("node2", "192.168.
 const API: &str = "192.168.2.250";
 
 /// Two blocks of 32 addresses.
-const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: app}\n\
+pub(crate) const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: app}\n\
                     spec: {cidr: 10.10.0.0/26, blockSize: 27, nodeSelector: all()}\n";
-const PEER: &str = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor}\n\
+pub(crate) const PEER: &str = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor}\n\
                     spec: {peerIP: 192.168.2.1, asNumber: 64513}\n";
-const STRICT: &str = "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\n\
+pub(crate) const STRICT: &str = "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\n\
                       metadata: {name: default}\nspec: {strictAffinity: true}\n";
 
 /// A cluster without kubelets.
-struct Site {
+pub(crate) struct Site {
     // The daemons end before the API server.
-    lab: Lab,
-    api: ApiServer,
+    pub(crate) lab: Lab,
+    pub(crate) api: ApiServer,
 }
 
 impl Site {
     /// Starts an API server with our definitions, the account of node daemons, these manifests and the
     /// two Nodes; then the daemons.
     fn start(manifests: &[&str]) -> Result<Self> {
+        Self::start_with(manifests, "", &[])
+    }
+
+    /// The same with more lines for each `twilld.yaml`, and for each of the router's neighbors.
+    pub(crate) fn start_with(manifests: &[&str], settings: &str, options: &[&str]) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("api{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let api = ApiServer::start(&name, &Path::new(LABS).join(&name))?;
@@ -52,11 +57,15 @@ impl Site {
         let account = programs::source("conf/rbac/twill-node.yaml");
         api.kubectl().run(&["create", "-f", &account.to_string_lossy()])?;
         let mut topology = Topology::new();
-        let neighbors = NODES.map(|(name, address)| Neighbor::new(name, address, 64512).local(TOR));
+        let neighbors = NODES.map(|(name, address)| {
+            let neighbor = Neighbor::new(name, address, 64512).local(TOR);
+            options.iter().fold(neighbor, |neighbor, line| neighbor.option(line))
+        });
         let bird = neighbors.into_iter().fold(BirdConfig::new(TOR, 64513), BirdConfig::neighbor);
         topology.router("tor").on("seg-a", &format!("{TOR}/24")).bird(bird);
         for (name, address) in NODES {
-            topology.node(name).on("seg-a", &format!("{address}/24")).gateway(TOR);
+            let node = topology.node(name).on("seg-a", &format!("{address}/24")).gateway(TOR);
+            node.settings(settings);
         }
         for (number, text) in manifests.iter().enumerate() {
             topology.resource(&format!("{number}.yaml"), text);
@@ -71,12 +80,12 @@ impl Site {
         Ok(site)
     }
 
-    fn apply(&self, manifest: &str) -> Result<()> {
+    pub(crate) fn apply(&self, manifest: &str) -> Result<()> {
         self.api.kubectl().run_with_input(&["apply", "-f", "-"], manifest).map(drop)
     }
 
     /// The owners of all claimed blocks.
-    fn claims(&self) -> Result<BTreeMap<String, String>> {
+    pub(crate) fn claims(&self) -> Result<BTreeMap<String, String>> {
         let found = self.api.kubectl().json(&["get", "blockaffinities"])?;
         let claim = |claim: &Value| {
             let spec = &claim["spec"];
@@ -96,7 +105,7 @@ impl Site {
     }
 }
 
-fn block_of(site: &Site, pod: &Pod) -> Result<(String, String)> {
+pub(crate) fn block_of(site: &Site, pod: &Pod) -> Result<(String, String)> {
     let address = pod.address()?;
     let claims = site.claims()?;
     let found = claims.iter().find(|(cidr, _)| {
@@ -118,6 +127,8 @@ pub(crate) fn pods_get_addresses_of_claims_that_kubectl_shows(_: &ApiServer) -> 
     ensure!(metadata["finalizers"][0] == "twill.projectcalico.org/claim", "{metadata}");
     ensure!(metadata["ownerReferences"].is_null(), "{metadata}");
     site.lab.bird("tor")?.wait_established(&["node1", "node2"], LONG)?;
+    // The mesh is on without a BGPConfiguration, so each node knows of the other.
+    site.lab.node("node1")?.wait_established(&["192.168.2.12"], LONG)?;
     site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
     let lease = ["get", "lease", "-n", "twill-system", "twill-node-node1"];
     site.api.kubectl().run(&lease)?;
@@ -255,4 +266,22 @@ pub(crate) fn a_forbidden_request_is_said(_: &ApiServer) -> Result<()> {
     // It goes on with what it knew.
     let pod = site.lab.add_pod("node1", "a")?;
     site.lab.delete_pod(pod)
+}
+
+/// The password of a session stands in a Secret of the daemons' own namespace.
+pub(crate) fn a_password_comes_from_a_secret(_: &ApiServer) -> Result<()> {
+    let reference = "asNumber: 64513, password: {secretKeyRef: {name: bgp, key: tor}}";
+    let peer = PEER.replace("asNumber: 64513", reference);
+    let site = Site::start_with(&[POOL, &peer, STRICT], "", &["password \"s3cret\""])?;
+    let kubectl = site.api.kubectl();
+    wait_for("node1 to miss the Secret", LONG, || {
+        let status = kubectl.run(&["get", "caliconodestatus", "node1", "-o", "yaml"])?;
+        ensure!(status.contains("there is no Secret bgp"), "{status}");
+        Ok(())
+    })?;
+    let secret = ["create", "secret", "generic", "bgp", "--from-literal=tor=s3cret", "-n"];
+    // One of another namespace is nobody's business.
+    kubectl.run(&[&secret[..], &["default"]].concat())?;
+    kubectl.run(&[&secret[..], &["twill-system"]].concat())?;
+    site.lab.bird("tor")?.wait_established(&["node1", "node2"], LONG)
 }
