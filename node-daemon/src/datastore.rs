@@ -1,30 +1,24 @@
 //! The resources and the claims, as the rest of the daemon sees them.
 
-mod claims;
+pub(crate) mod claims;
 mod file;
 mod files;
 pub(crate) mod kubernetes;
-mod leases;
+pub(crate) mod leases;
 mod requests;
 mod seam;
 mod status;
-mod watch;
+pub(crate) mod watch;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-#[cfg(test)]
-pub(crate) use claims::FileClaims;
 pub(crate) use claims::{lent, new_uid};
-#[cfg(test)]
-pub(crate) use leases::FileLeases;
 pub(crate) use requests::Requests;
 pub(crate) use seam::{
     ClaimOutcome, ClaimStore, Claimant, DatastoreError, Grant, Leases, Lending, Release, Reports,
     Stamp,
 };
 use status::conditions;
-#[cfg(test)]
-pub(crate) use watch::watch as watch_files;
 
 use twill_k8s_api::{
     BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Node, Problem, Resource, Secret,

@@ -151,7 +151,7 @@ mod tests {
         std::fs::write(root.path().join("node1.yaml"), NODE).unwrap();
         let options = Options { boot_id: "b".into(), hold_freed: true };
         let service = Arc::new(Service::open(&store.path().join("store"), options).unwrap().0);
-        let resources = crate::datastore::watch_files(root.path(), true).unwrap();
+        let resources = crate::datastore::watch::watch(root.path(), true).unwrap();
         let publisher = || {
             let (service, resources) = (Arc::clone(&service), resources.clone());
             Publisher::new("node1".into(), Some(root.path().to_owned()), service, resources)

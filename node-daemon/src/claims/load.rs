@@ -131,11 +131,9 @@ impl Claims {
                 continue;
             }
             // Where a request was removed as well, nobody but this node knows of its part.
-            let parts = self.state.mine.get(&block).into_iter().flat_map(|c| &c.delegations);
+            let mut parts = self.state.mine.get(&block).into_iter().flat_map(|c| &c.delegations);
             if let Some(lending) = self.store.lending() {
-                parts
-                    .map(|part| lending.ask_again(part, block, &pool))
-                    .collect::<Result<(), _>>()?;
+                parts.try_for_each(|part| lending.ask_again(part, block, &pool))?;
             }
             let who = Claimant { node: &self.node, pool: &pool, dedication: dedication.as_ref() };
             match self.store.try_claim(block, who) {

@@ -2,7 +2,7 @@ use twill_k8s_api::Delegation;
 use twill_types::Block;
 
 use super::*;
-use crate::datastore::{ClaimOutcome, Claimant, FileClaims, FileLeases, Grant};
+use crate::datastore::{ClaimOutcome, Claimant, Grant, claims::FileClaims, leases::FileLeases};
 
 struct Site {
     root: tempfile::TempDir,

@@ -138,7 +138,7 @@ impl Collector {
         let event = match news {
             News::Resumed => return list.fault = None,
             News::Failed { text, refused } => return list.fault = Some((text, refused)),
-            News::Event(event) => event,
+            News::Event(event) => *event,
         };
         if !matches!(event, Event::Init | Event::InitApply(_)) {
             list.fault = None;

@@ -30,7 +30,7 @@ const SETTLED: Duration = Duration::from_secs(3);
 /// What a watch has to say.
 pub(super) enum News {
     /// A change, or a part of a list.
-    Event(Event<DynamicObject>),
+    Event(Box<Event<DynamicObject>>),
     /// It works again.
     Resumed,
     /// It fails. A refusal is for people; anything else passes.
@@ -78,7 +78,7 @@ pub(super) async fn follow(
                     fails = false;
                     pause = PAUSES[0];
                 }
-                (News::Event(event), None)
+                (News::Event(Box::new(event)), None)
             }
             // Too old a version: it lists again at once.
             Ok(Some(Err(watcher::Error::WatchError(status)))) if status.code == 410 => continue,
