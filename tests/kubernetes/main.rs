@@ -17,6 +17,7 @@ mod claims;
 mod crds;
 mod manifests;
 mod nodes;
+mod rights;
 mod tables;
 
 /// How long the API server may take for what it does by itself.
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         nodes::two_nodes_race_for_the_last_block,
         nodes::nodes_do_without_the_api_server_for_a_while,
         nodes::a_forbidden_request_is_said,
+        rights::a_node_writes_only_what_is_its_own,
     ];
     twill_tests::suite::main_sharing(start, tests)
 }

@@ -54,7 +54,7 @@ impl Site {
         let name = format!("api{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let api = ApiServer::start(&name, &Path::new(LABS).join(&name))?;
         define(&api)?;
-        let account = programs::source("conf/rbac/twill-node.yaml");
+        let account = programs::source("conf/rbac");
         api.kubectl().run(&["create", "-f", &account.to_string_lossy()])?;
         let mut topology = Topology::new();
         let neighbors = NODES.map(|(name, address)| {
@@ -70,11 +70,14 @@ impl Site {
         for (number, text) in manifests.iter().enumerate() {
             topology.resource(&format!("{number}.yaml"), text);
         }
-        topology.kubernetes(&api.node_kubeconfig(API)?);
+        topology.kubernetes(&api.node_kubeconfigs());
         let lab = topology.build()?;
         api.join(lab.fabric(), "seg-a", &format!("{API}/24"))?;
         let resources = lab.dir().join("resources");
         api.kubectl().run(&["create", "-f", &resources.to_string_lossy()])?;
+        for (node, _) in NODES {
+            api.write_node_kubeconfig(node, API)?;
+        }
         let mut site = Self { lab, api };
         site.lab.start_all()?;
         Ok(site)
@@ -95,7 +98,7 @@ impl Site {
     }
 
     /// What a node says about an object in its own status.
-    fn condition(&self, node: &str, kind: &str, name: &str) -> Result<Value> {
+    pub(crate) fn condition(&self, node: &str, kind: &str, name: &str) -> Result<Value> {
         let status = self.api.kubectl().json(&["get", "caliconodestatus", node])?;
         let objects = status["status"]["objects"].as_array().cloned().unwrap_or_default();
         let found = objects.iter().find(|object| object["kind"] == kind && object["name"] == name);

@@ -29,7 +29,7 @@ pub use node::Node;
 pub struct Topology {
     machines: Vec<Machine>,
     resources: Vec<(String, String)>,
-    kubeconfig: Option<PathBuf>,
+    kubeconfigs: Option<PathBuf>,
 }
 
 /// A node or a router of a [`Topology`].
@@ -157,10 +157,10 @@ impl Topology {
         self
     }
 
-    /// Has the daemons use the API server that this kubeconfig leads to. The manifests are written all
-    /// the same, for kubectl.
-    pub fn kubernetes(&mut self, kubeconfig: &Path) -> &mut Self {
-        self.kubeconfig = Some(kubeconfig.to_owned());
+    /// Has each daemon use the API server that its `<node>.kubeconfig` in this directory leads to. The
+    /// manifests are written all the same, for kubectl.
+    pub fn kubernetes(&mut self, kubeconfigs: &Path) -> &mut Self {
+        self.kubeconfigs = Some(kubeconfigs.to_owned());
         self
     }
 
@@ -199,7 +199,7 @@ impl Topology {
         };
         lab.make_segments(&self.machines)?;
         let mut wires = 0;
-        let source = match &self.kubeconfig {
+        let source = match &self.kubeconfigs {
             Some(path) => Source::Kubernetes(path),
             None => Source::Files,
         };

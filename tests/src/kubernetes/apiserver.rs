@@ -98,11 +98,22 @@ impl ApiServer {
         self.namespace.ip_batch(&format!("link set eth0 {state}\n"))
     }
 
-    /// A kubeconfig of the node daemons' account, which reaches the server at this address.
-    pub fn node_kubeconfig(&self, address: &str) -> Result<PathBuf> {
+    /// Where [`ApiServer::write_node_kubeconfig`] writes, by the name of the node.
+    pub fn node_kubeconfigs(&self) -> PathBuf {
+        self.directory.join("nodes")
+    }
+
+    /// Writes a kubeconfig of the node daemons' account, bound to a Node, which reaches the server at this
+    /// address.
+    pub fn write_node_kubeconfig(&self, node: &str, address: &str) -> Result<PathBuf> {
         let (namespace, account) = NODE_ACCOUNT;
-        let token = self.kubectl().run(&["create", "token", account, "-n", namespace])?;
-        let path = self.directory.join("node.kubeconfig");
+        let token = ["create", "token", account, "-n", namespace];
+        let bound = ["--bound-object-kind=Node", "--bound-object-name", node];
+        let token = self.kubectl().run(&[&token[..], &bound].concat())?;
+        let directory = self.node_kubeconfigs();
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let path = directory.join(format!("{node}.kubeconfig"));
         let text = format!(
             "apiVersion: v1\nkind: Config\n\
              clusters: [{{name: test, cluster: {{server: \"https://{address}:{PORT}\", \

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) enum Source<'a> {
     /// The directory with the manifests.
     Files,
-    /// The API server that a kubeconfig leads to.
+    /// The API server that `<node>.kubeconfig` in a directory leads to.
     Kubernetes(&'a Path),
 }
 
@@ -61,6 +61,7 @@ impl Node {
                 resources.display()
             ),
             Source::Kubernetes(path) => {
+                let path = path.join(format!("{name}.kubeconfig"));
                 format!("datastore:\n  type: kubernetes\n  kubeconfig: {}\n", path.display())
             }
         };

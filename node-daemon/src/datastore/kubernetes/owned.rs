@@ -127,3 +127,66 @@ impl OwnClaims {
         object.metadata.uid.as_ref().is_some_and(|uid| self.released.contains(uid))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(uid: &str, version: &str) -> DynamicObject {
+        serde_json::from_value(json!({
+            "apiVersion": "projectcalico.org/v3", "kind": "BlockAffinity",
+            "metadata": {"name": "0a000000-26", "uid": uid, "resourceVersion": version},
+            "spec": {"node": "node1", "cidr": "10.0.0.0/26", "pool": "a"},
+        }))
+        .unwrap()
+    }
+
+    fn uids(claims: &OwnClaims) -> Vec<String> {
+        claims.blocks().values().map(|held| held.claim.clone().unwrap().uid).collect()
+    }
+
+    #[test]
+    fn what_was_given_back_does_not_return_by_late_news() {
+        let mut claims = OwnClaims::default();
+        claims.set(&object("u1", "1"));
+        let claim = claims.blocks().values().next().unwrap().claim.clone().unwrap();
+        claims.release(&claim);
+        claims.set(&object("u1", "1"));
+        assert_eq!(uids(&claims), [""; 0], "the watch is late");
+        claims.begin_list();
+        claims.listed(&object("u1", "1"));
+        claims.end_list();
+        assert_eq!(uids(&claims), [""; 0], "so is a list");
+
+        // Claimed again: another object, and the end of the first one does not end it.
+        claims.set(&object("u2", "5"));
+        claims.removed(&object("u1", "4"));
+        assert_eq!(uids(&claims), ["u2"]);
+        claims.removed(&object("u2", "6"));
+        assert_eq!(uids(&claims), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_claimed_while_a_list_is_read_stays() {
+        let mut claims = OwnClaims::default();
+        claims.begin_list();
+        claims.set(&object("u1", "9"));
+        claims.end_list();
+        assert_eq!(uids(&claims), ["u1"]);
+        claims.begin_list();
+        claims.end_list();
+        assert_eq!(uids(&claims), [""; 0], "a list without it says that it is gone");
+    }
+
+    #[test]
+    fn a_claim_that_cannot_be_read_is_there_all_the_same() {
+        let mut claims = OwnClaims::default();
+        let mut damaged = object("u1", "1");
+        damaged.data = json!({"spec": {"node": "node1", "cidr": "10.0.0.0/26"}});
+        claims.set(&damaged);
+        let held = claims.blocks().values().next().unwrap();
+        assert!(held.claim.as_ref().unwrap_err().contains("spec.pool"), "{held:?}");
+    }
+}

@@ -1,0 +1,87 @@
+//! What the account of a node daemon may not do.
+
+use anyhow::{Result, ensure};
+use twill_tests::{
+    kubernetes::{ApiServer, Kubectl},
+    wait::wait_for,
+};
+
+use super::{
+    LONG,
+    nodes::{POOL, STRICT, Site, block_of},
+};
+
+fn claim(node: &str, block: &str, name: &str) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {{name: {name}}}\n\
+         spec: {{node: {node}, cidr: {block}, pool: app}}\n"
+    )
+}
+
+/// kubectl with the token of node1's daemon.
+struct AsNode<'a> {
+    kubectl: Kubectl<'a>,
+    kubeconfig: String,
+}
+
+impl AsNode<'_> {
+    fn arguments<'b>(&'b self, arguments: &[&'b str]) -> Vec<&'b str> {
+        [&["--kubeconfig", &self.kubeconfig], arguments].concat()
+    }
+
+    fn refused(&self, arguments: &[&str], input: &str, expected: &str) -> Result<()> {
+        let said = self.kubectl.refused(&self.arguments(arguments), input)?;
+        ensure!(said.contains("Forbidden") || said.contains("forbidden"), "{arguments:?}: {said}");
+        ensure!(said.contains(expected), "{arguments:?}: {said}");
+        Ok(())
+    }
+
+    fn allowed(&self, arguments: &[&str], input: &str) -> Result<()> {
+        self.kubectl.run_with_input(&self.arguments(arguments), input).map(drop)
+    }
+}
+
+/// The token of node1 tries what is node2's, and what is nobody's but the users'.
+pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start_with(&[POOL, STRICT], "", &[])?;
+    let pod = site.lab.add_pod("node2", "a")?;
+    let (block, _) = block_of(&site, &pod)?;
+    let others = block.parse::<twill_types::Block>().map_err(|error| anyhow::anyhow!("{error}"))?;
+    let others = others.claim_name();
+    let kubeconfig = site.api.node_kubeconfigs().join("node1.kubeconfig").display().to_string();
+    let node1 = AsNode { kubectl: site.api.kubectl(), kubeconfig };
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    let of_node2 = "may not write what is of node node2";
+
+    // A policy works a moment after it was made.
+    wait_for("the policy", LONG, || {
+        node1.refused(&create, &claim("node2", "10.99.0.0/26", "0a630000-26"), of_node2)
+    })?;
+    node1.allowed(&create, &claim("node1", "10.99.0.0/26", "0a630000-26"))?;
+    node1.refused(&["delete", "blockaffinity", &others], "", of_node2)?;
+    let finalizers = r#"{"metadata": {"finalizers": null}}"#;
+    let patch = ["patch", "blockaffinity", &others, "--type=merge", "-p", finalizers];
+    node1.refused(&patch, "", of_node2)?;
+    let status = r#"{"status": {"objects": []}}"#;
+    wait_for("the status of node2", LONG, || site.condition("node2", "IPPool", "app"))?;
+    let patch =
+        ["patch", "caliconodestatus", "node2", "--subresource=status", "--type=merge", "-p"];
+    node1.refused(&[&patch[..], &[status]].concat(), "", of_node2)?;
+    let lease = ["delete", "lease", "-n", "twill-system", "twill-node-node2"];
+    node1.refused(&lease, "", of_node2)?;
+
+    node1.refused(&["delete", "ippool", "app"], "", "cannot delete resource \"ippools\"")?;
+    node1.refused(&["get", "secrets", "-n", "default"], "", "cannot list resource \"secrets\"")?;
+    let pool = r#"{"status": {"conditions": []}}"#;
+    let patch = ["patch", "ippool", "app", "--subresource=status", "--type=merge", "-p", pool];
+    node1.refused(&patch, "", "cannot")?;
+    let unbound = ["create", "token", "twill-node", "-n", "twill-system"];
+    let token = site.api.kubectl().run(&unbound)?;
+    let token = ["--token", token.trim()];
+    let said = site.api.kubectl().refused(
+        &[&["--kubeconfig", &node1.kubeconfig], &token[..], &create].concat(),
+        &claim("node1", "10.99.0.0/26", "0a630000-26"),
+    )?;
+    ensure!(said.contains("bound to no node"), "{said}");
+    Ok(())
+}
