@@ -62,11 +62,12 @@ pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     let finalizers = r#"{"metadata": {"finalizers": null}}"#;
     let patch = ["patch", "blockaffinity", &others, "--type=merge", "-p", finalizers];
     node1.refused(&patch, "", of_node2)?;
-    let status = r#"{"status": {"objects": []}}"#;
     wait_for("the status of node2", LONG, || site.condition("node2", "IPPool", "app"))?;
-    let patch =
-        ["patch", "caliconodestatus", "node2", "--subresource=status", "--type=merge", "-p"];
-    node1.refused(&[&patch[..], &[status]].concat(), "", of_node2)?;
+    // A patch by kubectl reads first, which a node may not.
+    let status = "apiVersion: projectcalico.org/v3\nkind: CalicoNodeStatus\nmetadata: {name: node2}\n\
+                  status: {objects: []}\n";
+    let apply = ["apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-"];
+    node1.refused(&apply, status, of_node2)?;
     let lease = ["delete", "lease", "-n", "twill-system", "twill-node-node2"];
     node1.refused(&lease, "", of_node2)?;
 
