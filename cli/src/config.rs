@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::args::Cli;
+use crate::args::{Cli, Command};
 
 const DEFAULT_FILE: &str = "/etc/twill/twilld.yaml";
 
@@ -26,6 +26,9 @@ struct File {
 #[serde(default)]
 struct Datastore {
     directory: Option<PathBuf>,
+    /// `file` or `kubernetes`.
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 impl Paths {
@@ -38,7 +41,15 @@ impl Paths {
             None => File::read(Path::new(DEFAULT_FILE))?.unwrap_or_default(),
         };
         let run_dir = file.run_dir.unwrap_or_else(|| "/run/twill".into());
-        let directory = file.datastore.directory;
+        let Datastore { directory, kind } = file.datastore;
+        let needs_files =
+            matches!(cli.command, Command::Apply { .. } | Command::Get(_) | Command::Ipam(_));
+        if needs_files && cli.resources.is_none() && kind.as_deref() == Some("kubernetes") {
+            bail!(
+                "the resources of this node are on Kubernetes' API server, which twillctl does not read \
+                 yet; use kubectl, or name a directory with manifests by --resources"
+            );
+        }
         Ok(Self {
             socket: cli.socket.clone().unwrap_or_else(|| run_dir.join("twilld.sock")),
             resources: cli
@@ -93,6 +104,20 @@ mod tests {
         assert_eq!(paths(&all).unwrap(), Paths { socket: "/s".into(), resources: "/x".into() });
         std::fs::write(&file, "").unwrap();
         assert_eq!(paths(&config).unwrap().resources, Path::new("/etc/twill/resources"));
+    }
+
+    #[test]
+    fn resources_on_kubernetes_are_for_kubectl() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("twilld.yaml");
+        std::fs::write(&file, "datastore: {type: kubernetes, kubeconfig: /k}\n").unwrap();
+        let config = ["--config", file.to_str().unwrap()];
+        assert!(paths(&config).is_ok(), "the daemon is asked as ever");
+        let get = [&["twillctl"], &config[..], &["get", "ippools"]].concat();
+        let error = Paths::resolve(&Cli::try_parse_from(&get).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("kubectl") && error.contains("--resources"), "{error}");
+        let get = [&get[..], &["--resources", "/x"]].concat();
+        assert!(Paths::resolve(&Cli::try_parse_from(&get).unwrap()).is_ok());
     }
 
     #[test]

@@ -178,7 +178,9 @@ impl Node<'_> {
         let api = Arc::new(self.api(&wires, commands, parts));
         // Before the claims are read: who looks after nodes that are gone takes a daemon for gone
         // whose lease is old.
-        if let Err(error) = block_in_place(|| controller.renew()) {
+        if self.datastore.leases.clears_up()
+            && let Err(error) = block_in_place(|| controller.renew())
+        {
             warn!(error = %error_chain(&error), "the lease of this node cannot be renewed");
         }
         let claims = self.claims(&wires, queue);

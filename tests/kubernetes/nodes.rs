@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -223,7 +223,10 @@ pub(crate) fn nodes_do_without_the_api_server_for_a_while(_: &ApiServer) -> Resu
     site.api.set_reachable(false)?;
     churn(&mut site, "away")?;
     site.lab.node_mut("node1")?.stop()?;
+    let start = Instant::now();
     site.lab.node_mut("node1")?.start()?;
+    let took = start.elapsed();
+    ensure!(took < Duration::from_secs(2), "a start without the API server took {took:?}");
     let used = site.lab.node("node1")?.addresses_in_use()?;
     ensure!(used == 1, "{used} addresses in use after a restart");
     churn(&mut site, "restarted")?;

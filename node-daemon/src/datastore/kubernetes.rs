@@ -55,9 +55,9 @@ pub(super) async fn open(
         warn!("the API server has not told everything yet: starting with what was last known");
         owned.send_if_modified(|claims| {
             // What it has told meanwhile is newer.
-            let is_older = claims.is_empty();
+            let is_older = !claims.is_complete();
             if is_older {
-                *claims = Arc::new(known.claims);
+                Arc::make_mut(claims).set_known(known.claims);
             }
             is_older
         });

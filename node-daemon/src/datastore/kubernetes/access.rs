@@ -3,7 +3,8 @@
 use std::{
     future::Future,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use kube::{
@@ -16,6 +17,12 @@ use twill_k8s_api::files::FileError;
 
 /// How long one request may take. Who waits for it is the task that claims blocks.
 const DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long a list may take: of a large cluster, all names of claims.
+const LIST_DEADLINE: Duration = Duration::from_secs(15);
+
+/// For how long nothing is asked after a request without an answer: who waits for it has more to do.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -42,7 +49,7 @@ pub(crate) enum ApiError {
     #[error("this node may not {verb} {what}: {message}; grant it to the daemon's account")]
     Forbidden { verb: &'static str, what: String, message: String },
     /// No answer in time.
-    #[error("the API server does not answer within {} s: {verb} {what}", DEADLINE.as_secs())]
+    #[error("the API server does not answer within {} s: {verb} {what}", deadline(verb).as_secs())]
     Late { verb: &'static str, what: String },
     /// Any other failure of a request.
     #[error("cannot {verb} {what} on the API server")]
@@ -86,6 +93,8 @@ pub(super) struct Access {
     /// The namespace that this daemon's own objects are in.
     namespace: String,
     runtime: Handle,
+    /// When a request had no answer last.
+    late: Mutex<Option<Instant>>,
 }
 
 impl Access {
@@ -108,7 +117,7 @@ impl Access {
         let namespace = config.default_namespace.clone();
         let client =
             Client::try_from(config).map_err(|source| ApiError::Client(Box::new(source)))?;
-        Ok(Self { client, namespace, runtime: Handle::current() })
+        Ok(Self { client, namespace, runtime: Handle::current(), late: Mutex::default() })
     }
 
     /// The namespace of the daemon.
@@ -134,14 +143,26 @@ impl Access {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, ApiError> {
         let what = what.into();
-        let answer =
-            block_in_place(|| self.runtime.block_on(async { timeout(DEADLINE, request).await }));
+        let late = *self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if late.is_some_and(|when| when.elapsed() < SILENCE) {
+            return Err(ApiError::Late { verb, what });
+        }
+        let answer = block_in_place(|| {
+            self.runtime.block_on(async { timeout(deadline(verb), request).await })
+        });
         match answer {
-            Err(_) => Err(ApiError::Late { verb, what }),
+            Err(_) => {
+                *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                Err(ApiError::Late { verb, what })
+            }
             Ok(Err(error)) => Err(failed(verb, what, error)),
             Ok(Ok(answer)) => Ok(answer),
         }
     }
+}
+
+fn deadline(verb: &str) -> Duration {
+    if verb == "list" { LIST_DEADLINE } else { DEADLINE }
 }
 
 /// Why a request failed. A refusal is told apart: only people can do something about it.

@@ -188,15 +188,19 @@ impl Collector {
         for problem in snapshot.problems().iter().filter(|p| !before.problems().contains(p)) {
             warn!("{problem}");
         }
-        if snapshot.catalog != before.catalog {
-            info!(objects = snapshot.catalog.resources.len(), "the resources changed");
-            self.resources.send_replace(Arc::new(snapshot));
-        } else if self.claims_changed {
-            // Who looks after claims looks at them again.
-            self.resources.send_modify(|_| {});
-        }
-        self.claims_changed = false;
-        self.in_sync.send_if_modified(|in_sync| !std::mem::replace(in_sync, true));
+        // Who looks after claims looks at them again when the resources change.
+        let claims_changed = std::mem::take(&mut self.claims_changed);
+        let in_sync = &self.in_sync;
+        self.resources.send_if_modified(|current| {
+            // In here, so that nobody replaces what is in sync by what was known before.
+            in_sync.send_if_modified(|in_sync| !std::mem::replace(in_sync, true));
+            let changed = snapshot.catalog != current.catalog;
+            if changed {
+                info!(objects = snapshot.catalog.resources.len(), "the resources changed");
+                *current = Arc::new(snapshot);
+            }
+            changed || claims_changed
+        });
         let objects = self.lists.iter().flat_map(|(subject, list)| {
             let plural = subject.kind.plural;
             list.objects.values().map(move |entry| (plural.to_owned(), entry.manifest.clone()))

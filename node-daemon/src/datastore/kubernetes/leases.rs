@@ -1,7 +1,11 @@
 //! Which nodes' daemons live: each renews a Lease of its own in the daemon's namespace. The kubelet's
 //! goes with the Node, so it says nothing about a daemon that lives on.
 
-use std::{collections::BTreeMap, fs::File, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease as Object, LeaseSpec},
@@ -9,12 +13,12 @@ use k8s_openapi::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use nix::fcntl::Flock;
 use twill_k8s_api::files::Lease;
 
-use super::access::Access;
+use super::access::{Access, ApiError};
 use crate::datastore::{DatastoreError, Leases};
 
 /// Tells our Leases from others.
@@ -24,39 +28,60 @@ const NODE_DAEMON: &str = "twill-node";
 /// Whether there was ever a Node of this name.
 const HAD_NODE: &str = "twill.projectcalico.org/had-node";
 
-/// Who writes.
-const MANAGER: &str = "twilld";
-
 /// The Leases of a namespace.
 pub(super) struct ApiLeases {
     access: Arc<Access>,
     api: Api<Object>,
+    /// As this process wrote it last: without it, each renewal would read first.
+    written: Mutex<Option<Object>>,
 }
 
 impl ApiLeases {
     pub(super) fn new(access: Arc<Access>) -> Self {
         let api = Api::namespaced(access.client(), access.namespace());
-        Self { access, api }
+        Self { access, api, written: Mutex::default() }
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Object>, ApiError> {
+        self.access.ask("get", format!("leases/{name}"), self.api.get_opt(name))
+    }
+
+    /// Writes a lease over what it was before, unless it is that no more.
+    fn write(&self, lease: &Lease, before: Option<&Object>) -> Result<Object, ApiError> {
+        let name = name(&lease.node);
+        let mut object = object(&name, lease);
+        let (params, what) = (PostParams::default(), format!("leases/{name}"));
+        let Some(before) = before else {
+            return self.access.ask("create", what, self.api.create(&params, &object));
+        };
+        object.metadata.resource_version = before.metadata.resource_version.clone();
+        self.access.ask("update", what, self.api.replace(&name, &params, &object))
     }
 }
 
 impl Leases for ApiLeases {
     fn renew(&self, mut lease: Lease) -> Result<Option<Lease>, DatastoreError> {
-        let before = self.get(&lease.node)?;
-        lease.had_node |= before.as_ref().is_some_and(|before| before.had_node);
-        let name = name(&lease.node);
-        let params = PatchParams::apply(MANAGER).force();
-        let object = object(&name, &lease);
-        let patch = Patch::Apply(&object);
-        let request = self.api.patch(&name, &params, &patch);
-        self.access.ask("patch", format!("leases/{name}"), request)?;
-        Ok(before)
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = match written.take() {
+            Some(object) => Some(object),
+            None => self.find(&name(&lease.node))?,
+        };
+        let had_node = before.clone().and_then(read).is_some_and(|before| before.had_node);
+        lease.had_node |= had_node;
+        let outcome = match self.write(&lease, before.as_ref()) {
+            // Somebody else has written it, or removed it.
+            Err(error) if error.is(409) || error.is(404) => {
+                before = self.find(&name(&lease.node))?;
+                self.write(&lease, before.as_ref())
+            }
+            outcome => outcome,
+        };
+        *written = Some(outcome?);
+        Ok(before.and_then(read))
     }
 
     fn get(&self, node: &str) -> Result<Option<Lease>, DatastoreError> {
-        let name = name(node);
-        let found = self.access.ask("get", format!("leases/{name}"), self.api.get_opt(&name))?;
-        Ok(found.and_then(read))
+        Ok(self.find(&name(node))?.and_then(read))
     }
 
     fn list(&self) -> Result<BTreeMap<String, Lease>, DatastoreError> {

@@ -24,6 +24,8 @@ pub(super) struct Held {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct OwnClaims {
     blocks: BTreeMap<Block, Held>,
+    /// Whether the API server has told all of them once.
+    is_complete: bool,
     /// A list that is being read, and what was claimed meanwhile.
     listing: Option<BTreeMap<Block, Held>>,
     /// Given back by this process: the watch may still be telling of them.
@@ -51,13 +53,20 @@ impl OwnClaims {
         Self { blocks: manifests.iter().filter_map(held).collect(), ..Self::default() }
     }
 
+    /// Takes those of the copy over, until a list is complete.
+    pub(super) fn set_known(&mut self, known: Self) {
+        for (block, held) in known.blocks {
+            self.blocks.entry(block).or_insert(held);
+        }
+    }
+
     /// For the copy.
     pub(super) fn manifests(&self) -> Vec<Value> {
         self.blocks.values().map(|held| held.manifest.clone()).collect()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_complete
     }
 
     pub(super) fn blocks(&self) -> &BTreeMap<Block, Held> {
@@ -73,6 +82,7 @@ impl OwnClaims {
     pub(super) fn end_list(&mut self) {
         if let Some(listed) = self.listing.take() {
             self.blocks = listed;
+            self.is_complete = true;
         }
     }
 
