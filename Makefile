@@ -63,7 +63,7 @@ test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go
 	@hack/build-go-tools cni crictl containerd
 	$(CARGO) test --locked --package twill-tests --test runtimes
 
-test-kubernetes: ## the CRDs on a real API server (root, Go)
+test-kubernetes: tools build ## CRDs and node daemons on a real API server (root, Go)
 	@hack/install-tools kubernetes
 	@hack/build-go-tools kubernetes
 	$(CARGO) test --locked --package twill-tests --test kubernetes

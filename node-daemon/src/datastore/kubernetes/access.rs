@@ -10,7 +10,7 @@ use std::{
 use kube::{
     Api, Client,
     config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
-    core::{ApiResource, DynamicObject, Status},
+    core::{ApiResource, DynamicObject},
 };
 use tokio::{runtime::Handle, task::block_in_place, time::timeout};
 use twill_k8s_api::files::FileError;
@@ -51,13 +51,16 @@ pub(crate) enum ApiError {
     /// No answer in time.
     #[error("the API server does not answer within {} s: {verb} {what}", deadline(verb).as_secs())]
     Late { verb: &'static str, what: String },
-    /// Any other failure of a request.
+    /// Any other answer that is no.
+    #[error("the API server answers {verb} {what} with {code}: {message}")]
+    Refused { verb: &'static str, what: String, code: u16, message: String },
+    /// No answer at all.
     #[error("cannot {verb} {what} on the API server")]
     Request {
         verb: &'static str,
         what: String,
         #[source]
-        source: Box<kube::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An object of Twill's own that somebody has changed.
     #[error(
@@ -70,20 +73,9 @@ pub(crate) enum ApiError {
 }
 
 impl ApiError {
-    /// The API server's own answer, if there is one.
-    pub(super) fn status(&self) -> Option<&Status> {
-        match self {
-            Self::Request { source, .. } => match &**source {
-                kube::Error::Api(status) => Some(status),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// The HTTP code of the API server's answer.
-    pub(super) fn is(&self, code: u16) -> bool {
-        self.status().is_some_and(|status| status.code == code)
+    /// Whether the API server answered with this HTTP status code.
+    pub(super) fn is(&self, expected: u16) -> bool {
+        matches!(self, Self::Refused { code, .. } if *code == expected)
     }
 }
 
@@ -167,10 +159,51 @@ fn deadline(verb: &str) -> Duration {
 
 /// Why a request failed. A refusal is told apart: only people can do something about it.
 pub(super) fn failed(verb: &'static str, what: String, error: kube::Error) -> ApiError {
-    match error {
-        kube::Error::Api(status) if status.is_forbidden() => {
-            ApiError::Forbidden { verb, what, message: status.message.clone() }
+    let source: Box<dyn std::error::Error + Send + Sync> = match error {
+        kube::Error::Api(status) => {
+            let message = status.message.clone();
+            return match status.is_forbidden() {
+                true => ApiError::Forbidden { verb, what, message },
+                false => ApiError::Refused { verb, what, code: status.code, message },
+            };
         }
-        error => ApiError::Request { verb, what, source: Box::new(error) },
+        // What these say has their sources in it, which would be told twice.
+        kube::Error::Service(source) => source,
+        kube::Error::HyperError(source) => source.into(),
+        kube::Error::ReadEvents(source) => source.into(),
+        error => error.into(),
+    };
+    ApiError::Request { verb, what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+    use twill_types::error_chain;
+
+    use super::*;
+
+    #[test]
+    fn errors_name_verb_and_resource_once() {
+        let answer = |message: &str, reason: &str, code| {
+            let status = Status::failure(message, reason).with_code(code).boxed();
+            failed("list", "ippools".to_owned(), kube::Error::Api(status))
+        };
+        let error = answer("no such right", "Forbidden", 403);
+        assert_eq!(
+            error_chain(&error),
+            "this node may not list ippools: no such right; grant it to the daemon's account"
+        );
+        let error = answer("it is there", "AlreadyExists", 409);
+        assert!(error.is(409) && !error.is(404));
+        assert_eq!(
+            error_chain(&error),
+            "the API server answers list ippools with 409: it is there"
+        );
+        let error = kube::Error::Service("connection refused".into());
+        assert_eq!(
+            error_chain(&failed("watch", "ippools".to_owned(), error)),
+            "cannot watch ippools on the API server: connection refused"
+        );
     }
 }

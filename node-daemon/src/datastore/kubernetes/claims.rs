@@ -2,6 +2,7 @@
 //! the claim and the server says who was first.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,10 +16,10 @@ use serde_json::json;
 use tokio::sync::watch;
 use twill_ipam::Taken;
 use twill_k8s_api::{
-    Problem, Severity,
+    IpPool, Problem, Severity,
     files::{Claim, Claims},
 };
-use twill_types::{Block, error_chain};
+use twill_types::{Block, Prefix, error_chain};
 
 use super::{
     access::{Access, ApiError},
@@ -314,24 +315,26 @@ impl ClaimStore for ApiClaims {
     /// Of pools that overlap, the one that was made first: all nodes come to the same without asking
     /// each other.
     fn settled_pools(&self, resources: &Snapshot, _known: &Claims) -> Vec<String> {
-        let mut pools: Vec<_> = resources.pools.iter().collect();
-        let age = |(name, pool): &(&String, &twill_k8s_api::IpPool)| {
-            (pool.metadata.creation_timestamp.clone().unwrap_or_default(), (*name).clone())
-        };
-        pools.sort_by_key(age);
-        let mut settled: Vec<(&String, _)> = Vec::new();
-        for (name, pool) in pools {
-            let cidr = pool.spec.cidr;
-            if !settled.iter().any(|(_, other): &(_, twill_types::Prefix)| other.overlaps(cidr)) {
-                settled.push((name, cidr));
-            }
-        }
-        settled.into_iter().map(|(name, _)| name.clone()).collect()
+        first_made(&resources.pools)
     }
 
     fn lending(&self) -> Option<&dyn Lending> {
         None
     }
+}
+
+/// Of pools that overlap, the name of the oldest; of those of one second, by name.
+fn first_made(pools: &BTreeMap<String, IpPool>) -> Vec<String> {
+    let mut by_age: Vec<_> = pools.iter().collect();
+    // The API server writes all times in one form, so that their texts sort as they do.
+    by_age.sort_by_key(|(name, pool)| (pool.metadata.creation_timestamp.clone(), (*name).clone()));
+    let mut first: Vec<(&String, Prefix)> = Vec::new();
+    for (name, pool) in by_age {
+        if !first.iter().any(|(_, other)| other.overlaps(pool.spec.cidr)) {
+            first.push((name, pool.spec.cidr));
+        }
+    }
+    first.into_iter().map(|(name, _)| name.clone()).collect()
 }
 
 /// The claim as an object.
@@ -365,5 +368,46 @@ fn add(all: &mut Claims, name: &str, claim: Result<Claim, String>) {
             let place = format!("blockaffinities/{name}");
             all.problems.push(Problem::of_file(Severity::Error, place, message));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twill_k8s_api::{files::catalog, load_manifests};
+
+    use super::*;
+
+    #[test]
+    fn of_pools_that_overlap_the_oldest_is_used() {
+        let pool = |name: &str, cidr: &str, second: u8| {
+            format!(
+                "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}, \
+                 creationTimestamp: \"2026-01-01T00:00:{second:02}Z\"}}\nspec: {{cidr: {cidr}}}\n---\n"
+            )
+        };
+        let text = [
+            pool("a", "10.0.0.0/16", 30),
+            pool("b", "10.0.0.0/20", 7),
+            pool("c", "10.0.0.0/8", 31),
+            pool("d", "10.1.0.0/16", 31),
+            pool("e", "10.2.0.0/16", 31),
+            pool("f", "10.2.0.0/17", 31),
+        ];
+        let loaded = load_manifests(&text.concat(), "test");
+        let pools = Snapshot::new(catalog([&loaded])).pools;
+        assert_eq!(first_made(&pools), ["b", "d", "e"], "a and c overlap b, which is older");
+    }
+
+    #[test]
+    fn a_claim_is_an_object_that_reads_back() {
+        let block: Block = "10.0.0.64/26".parse().unwrap();
+        let who = Claimant { node: "node1", pool: "a", dedication: None };
+        let mut object = manifest(block, who);
+        assert_eq!(object.metadata.name.as_deref(), Some("0a000040-26"));
+        assert_eq!(object.metadata.finalizers, Some(vec![FINALIZER.to_owned()]));
+        assert_eq!(object.metadata.owner_references, None);
+        object.metadata.uid = Some("u1".to_owned());
+        let claim = read_claim(&object).unwrap();
+        assert_eq!((claim.block, claim.node.as_str(), claim.uid.as_str()), (block, "node1", "u1"));
     }
 }
