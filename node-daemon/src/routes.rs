@@ -43,7 +43,11 @@ const BUDGET: usize = 256;
 /// meanwhile does not wait for the rest of a table.
 const WRITES: usize = 8192;
 
-/// How old the picture for others may be while much is going on: it is made of all routes.
+/// Of so many destinations a picture for others costs little, and is made at each change: claims look
+/// at it for what others announce.
+const FEW: usize = 4096;
+
+/// How old the picture of more of them may be while much is going on: it is made of all routes.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The same while a table is being written, when each picture is soon out of date.
@@ -442,7 +446,8 @@ impl Routes {
             self.apply_objects(&idle)?;
             // The way to the world may be a learned one.
             self.uplink_changed.notify_one();
-            interval = PUBLISH_INTERVAL;
+            let is_small = self.state.table.entries.len() <= FEW;
+            interval = if is_small { Duration::ZERO } else { PUBLISH_INTERVAL };
         }
         let repairs = self.state.table.repairs;
         self.metrics.routes_repaired(repairs - std::mem::replace(&mut self.state.repairs, repairs));

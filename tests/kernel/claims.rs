@@ -352,11 +352,7 @@ pub(crate) fn what_is_announced_is_no_block_to_have() -> Result<()> {
     let mut lab = behind_a_tor(&pool("a", "10.60.0.0/30", "blockSize: 31"))?;
     let announced = lab.bird("tor")?.config().clone().announce("10.60.0.2/31");
     lab.bird_mut("tor")?.configure(announced)?;
-    wait_for("the route", LONG, || {
-        let routes = lab.node("node1")?.ctl_json(&["bgp", "routes"])?;
-        ensure!(routes.to_string().contains("10.60.0.2/31"), "{routes}");
-        Ok(())
-    })?;
+    lab.node("node1")?.wait_route("10.60.0.2/31", LONG)?;
     let runtime = lab.node_mut("node1")?.runtime_mut();
     let mut conflist = runtime.conflist().clone();
     conflist["plugins"][0]["statusOnExhaustion"] = json!(true);
