@@ -24,6 +24,10 @@ use crate::Password;
 /// How long the last bytes of a closed connection may take to leave.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// So many closed connections of the process are read to their end. Anybody may connect, and nobody is to
+/// hold more sockets by that; of more than these the last bytes may be lost.
+static LINGERING: Semaphore = Semaphore::const_new(64);
+
 /// Room for one extended message (RFC 8654).
 const READ_BUFFER: usize = 64 * 1024;
 
@@ -102,7 +106,12 @@ impl Connection {
         finished.store(true, Ordering::Relaxed);
         // The writer ends when its queue is empty and has no sender any more.
         drop(outgoing);
+        let place = LINGERING.try_acquire();
+        if place.is_err() {
+            reader.abort();
+        }
         tokio::spawn(async move {
+            let _place = place;
             let tasks = [writer.abort_handle(), reader.abort_handle()];
             let both = async { (writer.await, reader.await) };
             if tokio::time::timeout(LINGER, both).await.is_err() {

@@ -17,6 +17,7 @@ pub use del::{
     DelMode, DelOutcome, del_pod, delete_group_links, delete_parked_links, remove_leftover,
 };
 pub use list::{FoundPodLink, host_links, living_pods, pod_links};
+pub use plan::HOST_ROUTE_METRIC_V6;
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 
 use crate::MacAddress;

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
 use tracing::{info, warn};
@@ -93,9 +93,13 @@ fn set_up_logging(config: &Config) {
 async fn run(config: Config) -> anyhow::Result<()> {
     let node = config.node_name()?;
     info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
+    let mut stop = Stop::new()?;
     // Before anything is locked: it may have to wait for the API server, and until then the daemon
     // before this one serves, and a DEL without one leaves its tombstone.
-    let datastore = datastore::open(&config, &node).await.context("cannot use the datastore")?;
+    let datastore = tokio::select! {
+        opened = datastore::open(&config, &node) => opened.context("cannot use the datastore")?,
+        () = stop.told() => return Ok(()),
+    };
     let run_dir = &config.run_dir;
     // Of a directory that is there, others may use a part.
     DirBuilder::new()
@@ -148,7 +152,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     info!(socket = %socket.display(), "ready");
 
-    let result = wait_for_the_end(&mut tasks).await;
+    let result = wait_for_the_end(&mut tasks, &mut stop).await;
     let speaker = api.speaker.borrow().clone();
     if let Some((_, speaker)) = speaker {
         // Routes and pods stay as they are, and peers keep our routes (RFC 4724).
@@ -178,18 +182,35 @@ fn rebuild(service: &Service) -> anyhow::Result<usize> {
     Ok(service.rebuild(living_pods().context("cannot list the pods' links")?)?)
 }
 
+/// The signals to stop. One that comes while nobody waits is not lost.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => info!("SIGTERM: leaving as for a restart"),
+            _ = self.interrupt.recv() => info!("SIGINT: leaving as for a restart"),
+        }
+    }
+}
+
 /// A signal ends the process well, a task that ends ends it badly.
-async fn wait_for_the_end(tasks: &mut Tasks) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+async fn wait_for_the_end(tasks: &mut Tasks, stop: &mut Stop) -> anyhow::Result<()> {
     tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: leaving as for a restart"),
-        _ = interrupt.recv() => info!("SIGINT: leaving as for a restart"),
+        () = stop.told() => Ok(()),
         ended = tasks.join_next() => match ended {
             Some(Ok(Ok(()))) | None => bail!("a task ended without being told to"),
-            Some(Ok(Err(error))) => return Err(error),
+            Some(Ok(Err(error))) => Err(error),
             Some(Err(error)) => bail!("a task died: {error}"),
         },
     }
-    Ok(())
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use twill_dataplane::{fib::BLOCK_METRIC, pod::HOST_ROUTE_METRIC_V6};
 
 /// The whole file. Unknown keys are errors that name the key and the line.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -268,10 +269,11 @@ impl Config {
         if config.datastore.kind == DatastoreKind::File && config.datastore.kubeconfig.is_some() {
             return Err("datastore.kubeconfig needs datastore.type kubernetes".to_owned());
         }
-        // 0 would be the kernel's default metric, where other programs' routes live.
-        if config.fib.metric == 0 || config.fib.metric == u32::MAX {
+        // 0 would be the kernel's default metric, where other programs' routes live; the others are those
+        // of pods and blocks.
+        if [0, HOST_ROUTE_METRIC_V6, BLOCK_METRIC].contains(&config.fib.metric) {
             return Err(format!(
-                "fib.metric {} belongs to other routes; use 1 to 4294967294, such as 512",
+                "fib.metric {} belongs to other routes; use another of 1 to 4294967294, such as 512",
                 config.fib.metric
             ));
         }
@@ -343,6 +345,7 @@ mod tests {
             ("bgp:\n  listenPort: x\n", &["line 2", "listenPort: x"]),
             ("bgp:\n  listenPort: 0\n", &["line 2", "nonzero"]),
             ("fib: {metric: 0}", &["fib.metric 0", "1 to 4294967294"]),
+            ("fib: {metric: 256}", &["fib.metric 256 belongs to other routes"]),
             ("fib: {nexthopCompat: auto}", &["line 1", "auto", "on", "off"]),
             ("fib: {nexthopObjects: never}", &["line 1", "never", "auto"]),
             ("reconcile: {graceSeconds: 0}", &["reconcile.graceSeconds is 0", "1 to 86400"]),

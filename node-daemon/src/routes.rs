@@ -125,6 +125,8 @@ pub(crate) struct State {
     /// When the picture for others is due, if it is not what there is.
     publish_at: Option<Instant>,
     published: Option<Instant>,
+    /// Routes of a metric before may be there.
+    former_left: bool,
 }
 
 impl State {
@@ -135,7 +137,7 @@ impl State {
         found: &BTreeMap<ObjectId, Object>,
     ) -> Self {
         let table = Table::adopt(objects, routes, found);
-        Self { table, repairs: 0, publish_at: None, published: None }
+        Self { table, repairs: 0, publish_at: None, published: None, former_left: false }
     }
 }
 
@@ -221,10 +223,7 @@ impl Routes {
                     );
                 }
                 self.state.table.converged();
-                let former = block_in_place(|| self.fib.remove_former())?;
-                if former > 0 {
-                    info!(routes = former, "removed learned routes of another metric (fib.metric)");
-                }
+                self.state.former_left = true;
             }
             Report::Conflicts(conflicts) => self.tell_conflicts(conflicts),
         }
@@ -433,7 +432,8 @@ impl Routes {
 
     fn apply(&mut self) -> Result<(), Error> {
         let table = &mut self.state.table;
-        if table.dirty.is_empty() && table.due.is_empty() && !table.ways_stale {
+        let nothing_new = table.dirty.is_empty() && table.due.is_empty() && !table.ways_stale;
+        if nothing_new && !self.state.former_left {
             return Ok(());
         }
         let plan = self.plan(|plan| plan)?;
@@ -442,6 +442,7 @@ impl Routes {
         self.apply_routes(&changes)?;
         let mut interval = PUBLISH_INTERVAL_BUSY;
         if self.state.table.due.is_empty() {
+            self.remove_former()?;
             let idle = self.state.table.sweep();
             self.apply_objects(&idle)?;
             // The way to the world may be a learned one.
@@ -455,6 +456,17 @@ impl Routes {
         match due.filter(|due| *due > Instant::now()) {
             Some(due) => self.state.publish_at = Some(due),
             None => self.publish(),
+        }
+        Ok(())
+    }
+
+    /// Routes of a metric before go once those of the present one are there.
+    fn remove_former(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.state.former_left) {
+            let former = block_in_place(|| self.fib.remove_former())?;
+            if former > 0 {
+                info!(routes = former, "removed learned routes of another metric (fib.metric)");
+            }
         }
         Ok(())
     }

@@ -109,6 +109,8 @@ impl Rib {
             }
         }
         self.adj_in.remove_forgotten();
+        // A next hop that only these paths had is used no more.
+        self.adj_in.next_hops.forget_unused();
     }
 
     /// Everything that is passed on, by prefix.

@@ -119,7 +119,9 @@ impl Speaker {
         let limit = self.peers.get(&key)?.config.policy.max_prefixes?;
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         // How many paths there are says nothing about what comes with them.
-        if self.rib.weight(key) > most.saturating_mul(WEIGHT_OF_A_PATH).max(LEAST_WEIGHT) {
+        let heaviest = most.saturating_mul(WEIGHT_OF_A_PATH).max(LEAST_WEIGHT);
+        let times = if self.rib.count(key).1 > 0 { 2 } else { 1 };
+        if self.rib.weight(key) > heaviest.saturating_mul(times) {
             return Some(Notification::new(code::CEASE, cease::RESOURCES));
         }
         let is_over = |family: &Family| {

@@ -34,11 +34,11 @@ impl Speaker {
     /// Tells again what was asked for, one family after the other, and each once the peer has taken what
     /// was sent before: one that asks faster than it reads is not answered more often than that.
     pub(super) fn answer_refresh(&mut self, now: Time, key: PeerKey) {
-        if self.peers.get(&key).is_none_or(Peer::has_unsent) {
-            return;
-        }
-        let asked = self.exchanges.get_mut(&key).and_then(|exchange| exchange.asked.pop_first());
-        if let Some(family) = asked {
+        while self.peers.get(&key).is_some_and(|peer| !peer.has_unsent()) {
+            let exchange = self.exchanges.get_mut(&key);
+            let Some(family) = exchange.and_then(|exchange| exchange.asked.pop_first()) else {
+                return;
+            };
             let messages = self.adj_out.refresh(&self.rib, key, family);
             self.send_established(now, key, messages);
         }

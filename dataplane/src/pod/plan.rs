@@ -22,7 +22,7 @@ const IPV6_MIN_MTU: u32 = 1280;
 
 /// The metric of IPv6 host routes. The kernel would take 1024, behind learned routes; a pod on
 /// this node goes before whatever a peer says about its address. (IPv4's default is 0.)
-const HOST_ROUTE_METRIC_V6: u32 = 256;
+pub const HOST_ROUTE_METRIC_V6: u32 = 256;
 
 /// How the node asks for an IPv6 pod's hardware address: for three seconds in all, as with the
 /// kernel's own three times in a second's distance (RFC 4861 section 10).

@@ -48,6 +48,8 @@ impl Claims {
         let held: Vec<Block> = self.service.blocks()?.into_iter().map(|held| held.block).collect();
         let mut all = self.store.known(&held)?;
         said.problems.extend(all.problems.iter().map(ToString::to_string));
+        // What could not be asked for is asked again: nothing tells when it can be.
+        self.state.behind |= all.damaged.iter().any(|block| self.store.stamp(*block).is_none());
         self.heal(&mut all, &requests, &resources)?;
         let in_use = self.store.settled_pools(&resources, &all).into_iter().collect();
         let labels = resources.nodes.get(&self.node).map(|node| node.metadata.labels.clone());

@@ -221,8 +221,11 @@ impl Groups {
     }
 
     /// Removes what no route names.
-    pub(super) fn sweep(&mut self) -> Vec<ObjectChange> {
-        let idle = self.held.iter().filter(|(_, held)| held.routes == 0).map(|(id, _)| *id);
+    /// While what a process before has left is adopted, routes that are not known of may hang on its
+    /// groups, and the kernel would take them along without a word.
+    pub(super) fn sweep(&mut self, adopting: bool) -> Vec<ObjectChange> {
+        let is_idle = |held: &Held| held.routes == 0 && !(adopting && held.set.is_none());
+        let idle = self.held.iter().filter(|(_, held)| is_idle(held)).map(|(id, _)| *id);
         let mut changes = self.delete(&idle.collect::<Vec<_>>());
         let used: BTreeSet<NextHop> = self.held.values().flat_map(|held| held.way.all()).collect();
         let dying = self.hops.keys().filter(|hop| !used.contains(hop)).copied().collect();

@@ -181,6 +181,8 @@ impl Table {
                     self.group_of.entry(set).or_insert(id);
                 }
                 Some(_) => {}
+                // Others that are not known of may hang on it.
+                None if self.adopting && held.set.is_none() => {}
                 None => gone.push(id),
             }
         }
@@ -189,6 +191,14 @@ impl Table {
 
     /// Groups for sets that need one.
     fn plan_new(&mut self, plan: &mut Plan) {
+        // A set whose own group went may have taken over another one.
+        for (id, held) in self.groups.held.iter().filter(|(id, _)| !plan.gone.contains(id)) {
+            if let Some(set) = held.set
+                && self.group_of.get(&set).is_none_or(|known| plan.gone.contains(known))
+            {
+                self.group_of.insert(set, *id);
+            }
+        }
         let lacks = |set: &SetId| self.group_of.get(set).is_none_or(|id| plan.gone.contains(id));
         let wanting = self.sets.keys().copied().filter(|set| self.wanting(*set) > 0);
         let new: Vec<SetId> = wanting.filter(lacks).filter(|set| self.needs_group(*set)).collect();
@@ -329,7 +339,7 @@ impl Table {
 
     /// Removes objects that no route needs any more.
     pub(super) fn sweep(&mut self) -> Vec<ObjectChange> {
-        let mut changes = self.groups.sweep();
+        let mut changes = self.groups.sweep(self.adopting);
         let held = &self.groups.held;
         self.group_of.retain(|_, id| held.contains_key(id));
         if !self.adopting {

@@ -334,7 +334,9 @@ impl Table {
     /// Plain routes by this link are gone, or some of them: a link that goes down says nothing of them.
     pub(super) fn link_lost(&mut self, ifindex: u32) {
         let by_link = |hops: &BTreeSet<NextHop>| hops.iter().any(|hop| hop.ifindex == ifindex);
-        if !self.adopting && !self.sets.values().any(|set| by_link(&set.way.hops)) {
+        // Routes that are still to be written may lead by a way that their set had before.
+        let is_up_to_date = !self.adopting && self.dirty.is_empty() && self.due.is_empty();
+        if is_up_to_date && !self.sets.values().any(|set| by_link(&set.way.hops)) {
             return;
         }
         self.suspect(|_, entry| matches!(&entry.place, Place::Plain(hops) if by_link(hops)));

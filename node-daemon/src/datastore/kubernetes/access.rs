@@ -24,6 +24,10 @@ const LIST_DEADLINE: Duration = Duration::from_secs(15);
 /// For how long nothing is asked after a request without an answer: who waits for it has more to do.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// After how long without an octet a connection is dead. A watch that has nothing to say ends by itself
+/// before that.
+const STALLED: Duration = Duration::from_secs(300);
+
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -49,7 +53,7 @@ pub(crate) enum ApiError {
     #[error("this node may not {verb} {what}: {message}; grant it to the daemon's account")]
     Forbidden { verb: &'static str, what: String, message: String },
     /// No answer in time.
-    #[error("the API server does not answer within {} s: {verb} {what}", deadline(verb).as_secs())]
+    #[error("the API server does not answer: {verb} {what}")]
     Late { verb: &'static str, what: String },
     /// Any other answer that is no.
     #[error("the API server answers {verb} {what} with {code}: {message}")]
@@ -104,6 +108,7 @@ impl Access {
             None => Config::incluster().map_err(|source| ApiError::InCluster(Box::new(source)))?,
         };
         config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(STALLED);
         // Each request has a deadline of its own, and a later attempt is the caller's to decide.
         config.default_retry = false;
         let namespace = config.default_namespace.clone();
@@ -142,11 +147,16 @@ impl Access {
         let answer = block_in_place(|| {
             self.runtime.block_on(async { timeout(deadline(verb), request).await })
         });
+        let is_answered = match &answer {
+            Err(_) => false,
+            Ok(Err(error)) => matches!(error, kube::Error::Api(_) | kube::Error::SerdeError(_)),
+            Ok(Ok(_)) => true,
+        };
+        if !is_answered {
+            *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         match answer {
-            Err(_) => {
-                *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                Err(ApiError::Late { verb, what })
-            }
+            Err(_) => Err(ApiError::Late { verb, what }),
             Ok(Err(error)) => Err(failed(verb, what, error)),
             Ok(Ok(answer)) => Ok(answer),
         }

@@ -62,6 +62,8 @@ pub(super) struct ApiClaims {
     owned: watch::Sender<Arc<OwnClaims>>,
     /// Blocks that others had when that was looked at last.
     taken: Mutex<Option<Seen>>,
+    /// Others' claims of blocks that this node holds, as they were seen last.
+    others: Mutex<BTreeMap<Block, Claim>>,
 }
 
 impl ApiClaims {
@@ -71,7 +73,14 @@ impl ApiClaims {
         node: &str,
     ) -> Self {
         let api = access.objects(&BLOCK_AFFINITIES.resource());
-        Self { access, api, node: node.to_owned(), owned, taken: Mutex::default() }
+        Self {
+            access,
+            api,
+            node: node.to_owned(),
+            owned,
+            taken: Mutex::default(),
+            others: Mutex::default(),
+        }
     }
 
     fn own(&self) -> Arc<OwnClaims> {
@@ -156,16 +165,17 @@ impl ApiClaims {
         let name = claim.block.claim_name();
         let what = format!("blockaffinities/{name}");
         let meta = &object.metadata;
+        let others = meta.finalizers.iter().flatten().filter(|name| *name != FINALIZER);
         let bare = json!({"metadata": {
-            "uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": null,
+            "uid": meta.uid, "resourceVersion": meta.resource_version,
+            "finalizers": others.collect::<Vec<_>>(),
         }});
         let (params, patch) = (PatchParams::default(), Patch::Merge(&bare));
         let request = self.api.patch(&name, &params, &patch);
         let object = match self.access.ask("patch", what.clone(), request) {
             Ok(object) => object,
             Err(error) if error.is(404) => return Ok(Release::Anothers),
-            // Somebody has written it since: it is looked at again.
-            Err(error) if error.is(409) => return Ok(Release::Kept),
+            // Also where somebody has written it since: it is given back once more, as it is then.
             Err(error) => return Err(error),
         };
         // Somebody had deleted it before: it is gone with its finalizer.
@@ -178,7 +188,6 @@ impl ApiClaims {
             match self.access.ask("delete", what, self.api.delete(&name, &params)) {
                 Ok(_) => {}
                 Err(error) if error.is(404) => {}
-                Err(error) if error.is(409) => return Ok(Release::Kept),
                 Err(error) => return Err(error),
             }
         }
@@ -292,15 +301,21 @@ impl ClaimStore for ApiClaims {
             add(&mut all, &block.claim_name(), held.claim.clone());
         }
         let is_own = |block: &&Block| own.blocks().contains_key(block);
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *others);
         for block in held.iter().filter(|block| !is_own(block)) {
-            match self.find(*block) {
-                Ok(None) => {}
-                Ok(Some(object)) => add(&mut all, &block.claim_name(), read::claim(&object)),
-                Err(error) => {
-                    let name = block.claim_name();
-                    add(&mut all, &name, Err(error_chain(&error)));
-                }
+            let found = match self.find(*block) {
+                Ok(None) => continue,
+                Ok(Some(object)) => read::claim(&object),
+                // What somebody else had is not this node's because nobody can be asked.
+                Err(error) => before.get(block).cloned().ok_or_else(|| error_chain(&error)),
+            };
+            if let Ok(claim) = &found
+                && claim.node != self.node
+            {
+                others.insert(*block, claim.clone());
             }
+            add(&mut all, &block.claim_name(), found);
         }
         Ok(all)
     }

@@ -158,19 +158,25 @@ impl Collector {
     /// Makes a snapshot, if everything that it needs is there.
     fn settle(&mut self) {
         self.tell_faults();
-        if !self.is_complete() {
+        // These say what else is wanted. What cannot be had of that may be wanted no more.
+        let in_sync = |subject: &Subject| self.lists.get(subject).is_some_and(|list| list.in_sync);
+        if !Subject::of_every_node(&self.node).iter().all(in_sync) {
             return;
         }
-        let wanted = self.lists.iter().filter(|(subject, _)| self.wanted.contains(subject));
-        let objects = wanted.flat_map(|(_, list)| list.objects.values());
-        let snapshot = Snapshot::new(catalog(objects.map(|entry| &entry.loaded)));
-        self.wanted = self.wanted_by(&snapshot);
+        self.wanted = self.wanted_by(&self.snapshot());
         self.follow_wanted();
         if self.is_complete() {
             self.following.retain(|subject, _| self.wanted.contains(subject));
             self.lists.retain(|subject, _| self.wanted.contains(subject));
-            self.publish(snapshot);
+            self.publish(self.snapshot());
         }
+    }
+
+    /// What is known of what is wanted.
+    fn snapshot(&self) -> Snapshot {
+        let wanted = self.lists.iter().filter(|(subject, _)| self.wanted.contains(subject));
+        let objects = wanted.flat_map(|(_, list)| list.objects.values());
+        Snapshot::new(catalog(objects.map(|entry| &entry.loaded)))
     }
 
     /// Whether everything that is wanted was told once.

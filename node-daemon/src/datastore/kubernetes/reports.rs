@@ -46,7 +46,8 @@ impl Reports for ApiReports {
         for (object, conditions) in said {
             all.entry(object).or_default().extend(conditions);
         }
-        let objects: Vec<ObjectReport> = all.into_iter().filter_map(object_report).collect();
+        let objects: Vec<ObjectReport> =
+            all.into_iter().filter_map(|of_it| object_report(&self.node, of_it)).collect();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if *told == objects {
             return Ok(());
@@ -79,10 +80,14 @@ impl Reports for ApiReports {
 
 /// Of two conditions of one type the first one counts, with the messages of both: a list by type holds
 /// each once.
-fn object_report((id, conditions): (ObjectId, Vec<Condition>)) -> Option<ObjectReport> {
+fn object_report(node: &str, (id, conditions): (ObjectId, Vec<Condition>)) -> Option<ObjectReport> {
     let kind = Kind::from_alias(&id.kind)?;
-    // Nobody reads what every node makes of every namespace.
-    let is_told = !matches!(kind, Kind::Namespace | Kind::Secret);
+    // Nobody reads what every node makes of every namespace, or of every other node.
+    let is_told = match kind {
+        Kind::Namespace | Kind::Secret => false,
+        Kind::Node => id.name == node,
+        _ => true,
+    };
     let mut merged: Vec<Condition> = Vec::new();
     for condition in conditions {
         match merged.iter_mut().find(|other| other.kind == condition.kind) {

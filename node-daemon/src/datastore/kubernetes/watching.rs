@@ -58,13 +58,15 @@ pub(super) async fn follow(
     }
     let mut stream = pin!(watcher(api, config));
     let mut pause = PAUSES[0];
-    let mut fails = false;
+    let (mut fails, mut is_listing) = (false, true);
     loop {
         let next = match fails {
             true => timeout(SETTLED, stream.next()).await,
             false => Ok(stream.next().await),
         };
         let (said, wait) = match next {
+            // Not even the list has been answered yet.
+            Err(_) if is_listing => continue,
             // It waits for changes, as it should.
             Err(_) => {
                 fails = false;
@@ -73,6 +75,10 @@ pub(super) async fn follow(
             }
             Ok(None) => return,
             Ok(Some(Ok(event))) => {
+                is_listing = match event {
+                    Event::Init | Event::InitApply(_) => true,
+                    Event::InitDone | Event::Apply(_) | Event::Delete(_) => false,
+                };
                 // The beginning of a list is no answer yet.
                 if !matches!(event, Event::Init) {
                     fails = false;
@@ -119,7 +125,8 @@ fn describe(subject: &Subject, error: watcher::Error) -> (String, bool) {
         );
         return (text, true);
     }
-    let refused = matches!(error, ApiError::Forbidden { .. });
+    // A request that is no good, as by a name that there cannot be, does not become better.
+    let refused = matches!(error, ApiError::Forbidden { .. }) || error.is(400) || error.is(422);
     (error_chain(&error), refused)
 }
 
