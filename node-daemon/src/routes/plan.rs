@@ -93,7 +93,9 @@ impl Table {
             let routes = held.values().filter(|held| held.set == Some(*set));
             routes.map(|held| held.routes).sum::<usize>() == self.wanting(*set)
         };
-        if changed.iter().all(stay) {
+        // What is still to be written may hang on a group and want another, which the numbers do not tell.
+        let is_up_to_date = self.dirty.is_empty() && self.due.is_empty();
+        if is_up_to_date && changed.iter().all(stay) {
             return;
         }
         for (prefix, entry) in &self.entries {

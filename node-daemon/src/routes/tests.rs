@@ -466,6 +466,61 @@ fn next_hops_behind_one_router_make_one_way() {
 }
 
 /// Routes are plain where the kernel refuses groups, until it does not.
+/// As many routes that hang on a group and want another, as those that do not hang on it and want it.
+#[test]
+fn a_plain_route_is_not_forgotten_beside_a_group_of_its_set() {
+    let mut run = Run::new(Switch::Auto);
+    run.reach(&[2, 3, 4]);
+    run.want(0..12, &[3, 4], None);
+    run.want(0..1, &[2], None);
+    run.turn();
+    run.want(0..12, &[2], None);
+    run.moves();
+    run.reach(&[]);
+    run.want(1..2, &[1], None);
+    run.moves();
+    run.turn();
+    run.assert_leads(0..12, &[]);
+}
+
+/// The kernel takes a plain route away with its link, without a word, also one that was to be moved.
+#[test]
+fn a_route_that_is_due_is_not_trusted_after_its_link() {
+    let mut run = Run::new(Switch::Off);
+    run.reach(&[1]);
+    run.want(0..300, &[1], None);
+    run.turn();
+    // The next hop is found by another link, and not all of it has been written.
+    run.table.resolve([(address(1), Some(way(2)))].into());
+    run.turn_of(100);
+    run.link_dead(1, true);
+    run.kernel.dead_links.clear();
+    run.table.link(1, true);
+    run.reach(&[1]);
+    run.turn();
+    run.assert_leads(0..300, &[1]);
+}
+
+/// Routes that this process does not know of may name a group: those of another metric, for one.
+#[test]
+fn a_group_of_a_process_before_stays_until_the_speaker_has_converged() {
+    let mut before = Run::new(Switch::Auto);
+    before.reach(&[1, 2]);
+    before.want(0..10, &[1, 2], None);
+    before.turn();
+    let kernel = before.kernel;
+    let table = Table::adopt(Switch::Auto, &BTreeMap::new(), &kernel.objects);
+    let mut run = Run { table, kernel };
+    run.reach(&[1, 2]);
+    run.want(20..21, &[1], None);
+    run.turn();
+    run.assert_leads(0..10, &[1, 2]);
+    run.table.converged();
+    run.want(21..22, &[1], None);
+    run.turn();
+    assert!(run.kernel.objects.is_empty());
+}
+
 #[test]
 fn numbers_of_somebody_else_are_passed_over() {
     let mut run = Run::new(Switch::Auto);
