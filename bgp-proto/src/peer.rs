@@ -76,6 +76,17 @@ pub(crate) struct Sink<'a> {
     pub(crate) restarting: bool,
 }
 
+/// What an OPEN of ours has in it. Of some fields of a peer, since its connections change meanwhile.
+fn offer<'a>(
+    sink: &'a Sink<'_>,
+    peer: &'a PeerConfig,
+    forwarding: bool,
+    withheld: &'a Withheld,
+) -> Offer<'a> {
+    let restart = OwnRestart { restarting: sink.restarting, forwarding };
+    Offer { speaker: sink.speaker, peer, restart, withheld }
+}
+
 /// One neighbour.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -296,12 +307,7 @@ impl Peer {
 
     /// Our OPEN goes out, and theirs is awaited (event 12, or at once).
     fn send_open(&mut self, conn: ConnId, sink: &mut Sink<'_>) {
-        let offer = Offer {
-            speaker: sink.speaker,
-            peer: &self.config,
-            restart: OwnRestart { restarting: sink.restarting, forwarding: self.was_up },
-            withheld: &self.withheld,
-        };
+        let offer = offer(sink, &self.config, self.was_up, &self.withheld);
         let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
             return;
         };
@@ -379,12 +385,7 @@ impl Peer {
 
     /// The peer's OPEN (events 19 and 20), and the collision that it may show.
     fn opened(&mut self, conn: ConnId, open: wire::Open, sink: &mut Sink<'_>) {
-        let offer = Offer {
-            speaker: sink.speaker,
-            peer: &self.config,
-            restart: OwnRestart { restarting: sink.restarting, forwarding: self.was_up },
-            withheld: &self.withheld,
-        };
+        let offer = offer(sink, &self.config, self.was_up, &self.withheld);
         let Some(connection) = self.connections.iter_mut().find(|c| c.id == conn) else {
             return;
         };

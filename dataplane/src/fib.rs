@@ -96,9 +96,9 @@ impl Fib {
     /// The learned routes that are in the kernel, to be adopted at a start.
     pub fn learned(&mut self) -> Result<BTreeMap<Prefix, LearnedRoute>, Error> {
         let metric = self.config.metric;
-        let learned = self.ours()?.into_iter().filter(|route| is_learned(route, metric));
+        let is_present = |route: &Route| is_learned(route, metric) && route.metric == metric;
+        let learned = self.ours()?.into_iter().filter(is_present);
         Ok(learned
-            .filter(|route| route.metric == metric)
             .map(|Route { prefix, next_hops, source, object, .. }| {
                 let via = match object.and_then(ObjectId::new) {
                     Some(object) => Via::Object(object),
