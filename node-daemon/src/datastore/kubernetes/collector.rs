@@ -163,13 +163,22 @@ impl Collector {
         if !Subject::of_every_node(&self.node).iter().all(in_sync) {
             return;
         }
-        self.wanted = self.wanted_by(&self.snapshot());
-        self.follow_wanted();
-        if self.is_complete() {
-            self.following.retain(|subject, _| self.wanted.contains(subject));
-            self.lists.retain(|subject, _| self.wanted.contains(subject));
-            self.publish(self.snapshot());
+        let mut snapshot = self.snapshot();
+        let wanted = self.wanted_by(&snapshot);
+        let is_other = wanted != self.wanted;
+        if is_other {
+            self.wanted = wanted;
+            self.follow_wanted();
         }
+        if !self.is_complete() {
+            return;
+        }
+        self.following.retain(|subject, _| self.wanted.contains(subject));
+        self.lists.retain(|subject, _| self.wanted.contains(subject));
+        if is_other {
+            snapshot = self.snapshot();
+        }
+        self.publish(snapshot);
     }
 
     /// What is known of what is wanted.
