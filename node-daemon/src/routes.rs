@@ -5,6 +5,7 @@
 //! the speaker says that it knows all. From then on events alone tell what happens in the kernel; the
 //! table is read again only when some of them were lost.
 
+mod due;
 mod groups;
 mod plan;
 mod table;
@@ -28,7 +29,7 @@ use twill_dataplane::{
     fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Object, ObjectChange, ObjectId, Resolved},
     watch::{Event, Events},
 };
-use twill_types::{Family, Prefix, error_chain, is_host_link_name};
+use twill_types::{Family, Prefix, PrefixList, error_chain, is_host_link_name};
 
 use self::{
     plan::{Plan, Refusal},
@@ -60,7 +61,7 @@ pub(crate) type Sources = BTreeMap<Family, IpAddr>;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KernelRoutes {
     /// In order.
-    installed: Arc<Vec<Prefix>>,
+    installed: Arc<PrefixList>,
     /// How many that the speaker wants are not.
     pub(crate) missing: usize,
     /// Where each tracked BGP next hop is.
@@ -75,14 +76,12 @@ impl KernelRoutes {
 
     /// Whether the route of a destination is there.
     pub(crate) fn has(&self, prefix: Prefix) -> bool {
-        self.installed.binary_search(&prefix).is_ok()
+        self.installed.has(prefix)
     }
 
     /// The destinations inside a prefix, in order.
     pub(crate) fn within(&self, outer: Prefix) -> impl Iterator<Item = Prefix> {
-        let start = self.installed.partition_point(|prefix| *prefix < outer);
-        let from = self.installed.get(start..).unwrap_or_default();
-        from.iter().copied().take_while(move |prefix| outer.covers(*prefix))
+        self.installed.within(outer)
     }
 }
 

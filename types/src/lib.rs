@@ -10,6 +10,8 @@ mod block;
 mod chain;
 mod finding;
 mod prefix;
+mod prefix_list;
+mod prefix_map;
 mod request;
 
 pub use asn::{Asn, AsnError};
@@ -20,6 +22,8 @@ pub use block::{Block, BlockError, Dedication};
 pub use chain::error_chain;
 pub use finding::{Finding, FindingKind};
 pub use prefix::{Family, Prefix, PrefixError};
+pub use prefix_list::PrefixList;
+pub use prefix_map::PrefixMap;
 pub use request::{ForeignUse, ReleaseRequest};
 
 /// The routing protocol number (`rtm_protocol`) of every route that Twill makes. It is in none of

@@ -138,6 +138,16 @@ impl Prefix {
         Ok(Self { address: masked, length })
     }
 
+    /// One that is known to be valid.
+    pub(crate) const fn from_v4_bits(bits: u32, length: u8) -> Self {
+        Self { address: IpAddr::V4(Ipv4Addr::from_bits(bits)), length }
+    }
+
+    /// One that is known to be valid.
+    pub(crate) const fn from_v6_bits(bits: u128, length: u8) -> Self {
+        Self { address: IpAddr::V6(Ipv6Addr::from_bits(bits)), length }
+    }
+
     /// The prefix that holds this one address: /32 or /128.
     pub const fn host(address: IpAddr) -> Self {
         Self { address, length: Family::of(address).bits() }

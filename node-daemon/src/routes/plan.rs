@@ -1,12 +1,12 @@
 //! Which messages make the kernel have what the table wants.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry as MapEntry},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use twill_dataplane::fib::{FibChange, LearnedRoute, ObjectChange, ObjectId, Via};
-use twill_types::Prefix;
+use twill_types::PrefixList;
 
 use super::{
     groups::{Groups, Held},
@@ -17,11 +17,6 @@ use crate::config::Switch;
 
 /// Routes that are written in one send.
 const FEW: usize = 128;
-
-/// Every so many of a sorted table are written first, then those beside them. In the order of prefixes
-/// the kernel's trie (`net/ipv4/fib_trie.c`) grows or shrinks the same nodes again and again: to delete
-/// 100,000 routes takes it 2.3 times as long, to add them 1.15 times.
-const STRIDE: usize = 8;
 
 /// Why the kernel did not make an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +55,7 @@ impl Table {
         if !changed.is_empty() {
             self.mark_routes_of(&changed);
         }
-        self.dirty.sort_unstable();
-        self.dirty.dedup();
+        self.dirty.sort();
         self.adopt_groups();
         let mut plan = Plan { gone: self.take_over(), ..Plan::default() };
         for (id, held) in &self.groups.held {
@@ -98,12 +92,12 @@ impl Table {
         if is_up_to_date && changed.iter().all(stay) {
             return;
         }
-        for (prefix, entry) in &self.entries {
+        for (prefix, entry) in self.entries.iter() {
             if let Wanted::Set(set) = entry.wanted
                 && changed.contains(&set)
                 && !hangs(&entry.place, set)
             {
-                self.dirty.push(*prefix);
+                self.dirty.push(prefix);
             }
         }
     }
@@ -113,7 +107,7 @@ impl Table {
         if self.mode == Switch::Off || self.groups.held.values().all(|held| held.set.is_some()) {
             return;
         }
-        for prefix in &self.dirty {
+        for prefix in self.dirty.iter() {
             let Some(entry) = self.entries.get(prefix) else {
                 continue;
             };
@@ -148,7 +142,7 @@ impl Table {
             return Vec::new();
         }
         let mut moves: BTreeMap<ObjectId, BTreeMap<Option<SetId>, usize>> = BTreeMap::new();
-        for prefix in &self.dirty {
+        for prefix in self.dirty.iter() {
             let Some(entry) = self.entries.get(prefix) else {
                 continue;
             };
@@ -282,24 +276,16 @@ impl Table {
     pub(super) fn change_routes(&mut self, limit: usize) -> Vec<FibChange> {
         let mut changes = Vec::new();
         // Routes of groups that are gone have come to it.
-        if !self.dirty.is_empty() {
-            self.due.append(&mut self.dirty);
-            // Stable, for it makes use of runs that are sorted already.
-            self.due.sort();
-            self.due.dedup();
-            self.due = spread(&self.due);
-        }
+        self.due.add(std::mem::take(&mut self.dirty));
         let ways: BTreeMap<SetId, Option<Via>> =
             self.sets.keys().map(|set| (*set, self.via(*set))).collect();
         while changes.len() < limit {
-            let Some(prefix) = self.due.pop() else {
-                self.due = Vec::new();
+            let Some(prefix) = self.due.next() else {
                 break;
             };
-            let MapEntry::Occupied(mut occupied) = self.entries.entry(prefix) else {
+            let Some(entry) = self.entries.get_mut(prefix) else {
                 continue;
             };
-            let entry = occupied.get_mut();
             let via = match entry.wanted {
                 Wanted::Unsaid => continue,
                 Wanted::Nothing => None,
@@ -323,7 +309,7 @@ impl Table {
                         changes.push(FibChange::Delete(prefix));
                     }
                     if entry.wanted == Wanted::Nothing {
-                        occupied.remove();
+                        self.entries.remove(prefix);
                     }
                 }
             }
@@ -352,12 +338,12 @@ impl Table {
     }
 
     /// Learned routes in the kernel, in order, and how many that are wanted are not.
-    pub(super) fn installed(&self) -> (Vec<Prefix>, usize) {
-        let mut installed = Vec::with_capacity(self.entries.len());
+    pub(super) fn installed(&self) -> (PrefixList, usize) {
+        let mut installed = PrefixList::new();
         let mut missing = 0;
-        for (prefix, entry) in &self.entries {
+        for (prefix, entry) in self.entries.iter() {
             if entry.is_installed() {
-                installed.push(*prefix);
+                installed.push(prefix);
             } else {
                 missing += usize::from(matches!(entry.wanted, Wanted::Set(_)));
             }
@@ -373,11 +359,6 @@ fn is_placed(groups: &Groups, place: &Place, set: SetId, via: Option<&Via>) -> b
         (Place::Plain(hops), Some(Via::Hops(wanted))) => hops == wanted,
         (Place::Plain(_) | Place::Absent | Place::Unknown, _) => false,
     }
-}
-
-/// Sorted prefixes in an order that is easy on the kernel.
-fn spread(sorted: &[Prefix]) -> Vec<Prefix> {
-    (0..STRIDE).flat_map(|start| sorted.iter().skip(start).step_by(STRIDE)).copied().collect()
 }
 
 /// A group of several members needs no backup: the kernel lets the others take over. One of a single

@@ -15,10 +15,11 @@ use twill_dataplane::{
     NextHop,
     fib::{LearnedRoute, Object, ObjectId, Resolved, Via},
 };
-use twill_types::{Family, Prefix};
+use twill_types::{Family, Prefix, PrefixList, PrefixMap};
 
 use super::{
     Sources,
+    due::Due,
     groups::Groups,
     ways::{Reach, SetKey, Way},
 };
@@ -93,11 +94,11 @@ pub(super) struct Table {
     pub(super) sets: BTreeMap<SetId, Set>,
     by_key: BTreeMap<Arc<SetKey>, SetId>,
     last_set: u32,
-    pub(super) entries: BTreeMap<Prefix, Entry>,
+    pub(super) entries: PrefixMap<Entry>,
     /// Destinations whose route may have to change.
-    pub(super) dirty: Vec<Prefix>,
-    /// Those of them that a plan has seen, and whose routes are still to be written, from the end on.
-    pub(super) due: Vec<Prefix>,
+    pub(super) dirty: PrefixList,
+    /// Those of them that a plan has seen, and whose routes are still to be written.
+    pub(super) due: Due,
     /// Routes that the kernel refused, to be tried again when something changes in it.
     refused: BTreeSet<Prefix>,
     pub(super) groups: Groups,
@@ -140,8 +141,8 @@ impl Table {
             };
             (*prefix, Entry { wanted: Wanted::Unsaid, place })
         };
-        let entries: BTreeMap<Prefix, Entry> = routes.iter().map(entry).collect();
-        for (prefix, entry) in &entries {
+        let entries: PrefixMap<Entry> = routes.iter().map(entry).collect();
+        for (prefix, entry) in entries.iter() {
             if let Place::Object(id) = entry.place
                 && let Some(held) = groups.held.get_mut(&id)
             {
@@ -157,8 +158,8 @@ impl Table {
             by_key: BTreeMap::new(),
             last_set: 0,
             entries,
-            dirty: Vec::new(),
-            due: Vec::new(),
+            dirty: PrefixList::new(),
+            due: Due::default(),
             refused: BTreeSet::new(),
             groups,
             group_of: BTreeMap::new(),
@@ -182,8 +183,8 @@ impl Table {
             true => Wanted::Nothing,
             false => Wanted::Set(self.set(SetKey { family: prefix.family(), next_hops, backup })),
         };
-        let new = Entry { wanted: Wanted::Nothing, place: Place::Absent };
-        let entry = self.entries.entry(prefix).or_insert(new);
+        let new = || Entry { wanted: Wanted::Nothing, place: Place::Absent };
+        let entry = self.entries.get_or_insert_with(prefix, new);
         let before = std::mem::replace(&mut entry.wanted, wanted);
         // What is the same goes on being the same, and what there never was is forgotten.
         if before == wanted && (wanted != Wanted::Nothing || entry.place != Place::Absent) {
@@ -246,10 +247,10 @@ impl Table {
     /// The speaker has said all: what it did not name can go.
     pub(super) fn converged(&mut self) {
         self.adopting = false;
-        for (prefix, entry) in &mut self.entries {
+        for (prefix, entry) in self.entries.iter_mut() {
             if entry.wanted == Wanted::Unsaid {
                 entry.wanted = Wanted::Nothing;
-                self.dirty.push(*prefix);
+                self.dirty.push(prefix);
             }
         }
     }
@@ -321,7 +322,7 @@ impl Table {
 
     /// Others removed or changed a route of ours.
     pub(super) fn touched(&mut self, prefix: Prefix) {
-        let Some(entry) = self.entries.get(&prefix) else {
+        let Some(entry) = self.entries.get(prefix) else {
             return;
         };
         if entry.is_installed() {
@@ -359,15 +360,15 @@ impl Table {
     }
 
     fn suspect(&mut self, which: impl Fn(&Prefix, &Entry) -> bool) {
-        for (prefix, entry) in &mut self.entries {
-            if which(prefix, entry) {
+        for (prefix, entry) in self.entries.iter_mut() {
+            if which(&prefix, entry) {
                 if let Place::Object(id) = entry.place
                     && let Some(held) = self.groups.held.get_mut(&id)
                 {
                     held.routes = held.routes.saturating_sub(1);
                 }
                 entry.place = Place::Unknown;
-                self.dirty.push(*prefix);
+                self.dirty.push(prefix);
             }
         }
     }
@@ -393,8 +394,8 @@ impl Table {
             let source = self.sources.get(&prefix.family()).copied();
             // One that is not known has our protocol number and metric, and nobody who wants it.
             let wanted = if self.adopting { Wanted::Unsaid } else { Wanted::Nothing };
-            let new = Entry { wanted, place: Place::Unknown };
-            let entry = self.entries.entry(*prefix).or_insert(new);
+            let new = || Entry { wanted, place: Place::Unknown };
+            let entry = self.entries.get_or_insert_with(*prefix, new);
             let same = route.source == source
                 && match (&entry.place, &route.via) {
                     (Place::Plain(known), Via::Hops(found)) => known == found,
@@ -410,7 +411,7 @@ impl Table {
             .entries
             .iter()
             .filter(|(prefix, entry)| entry.is_installed() && !routes.contains_key(prefix))
-            .map(|(prefix, _)| *prefix)
+            .map(|(prefix, _)| prefix)
             .collect();
         for prefix in lost {
             self.put(prefix, Place::Absent);
@@ -425,11 +426,11 @@ impl Table {
         if gone.is_empty() {
             return lost;
         }
-        for (prefix, entry) in &mut self.entries {
+        for (prefix, entry) in self.entries.iter_mut() {
             if matches!(entry.place, Place::Object(id) if gone.contains(&id)) {
                 entry.place = Place::Absent;
                 lost += u64::from(matches!(entry.wanted, Wanted::Set(_)));
-                self.dirty.push(*prefix);
+                self.dirty.push(prefix);
             }
         }
         lost
@@ -437,7 +438,7 @@ impl Table {
 
     /// What the kernel has for a destination from now on.
     pub(super) fn put(&mut self, prefix: Prefix, place: Place) {
-        let Some(entry) = self.entries.get_mut(&prefix) else {
+        let Some(entry) = self.entries.get_mut(prefix) else {
             return;
         };
         self.groups.put(&mut entry.place, place);

@@ -10,7 +10,7 @@ use twill_dataplane::{
     NextHop,
     fib::{FibChange, LearnedRoute, Object, ObjectChange, ObjectId, Resolved, Via},
 };
-use twill_types::Prefix;
+use twill_types::{Prefix, PrefixList};
 
 use super::{
     plan::{Plan, Refusal},
@@ -462,7 +462,7 @@ fn next_hops_behind_one_router_make_one_way() {
     run.table.resolve([(address(1), None), (address(2), None)].into());
     assert_eq!(run.turn(), (0, 2));
     assert_eq!(run.kernel.routes.len(), 0);
-    assert_eq!(run.table.installed(), (Vec::new(), 2));
+    assert_eq!(run.table.installed(), (PrefixList::new(), 2));
 }
 
 /// Routes are plain where the kernel refuses groups, until it does not.
