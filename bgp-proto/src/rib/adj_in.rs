@@ -5,6 +5,7 @@
 //! they are compared. Each peer has a list of the destinations that it may have a path to, so that the
 //! end of its session costs as much as it has announced, however large the others' tables are.
 
+mod destination;
 mod paths;
 mod stale;
 
@@ -14,9 +15,10 @@ use std::{
     sync::Arc,
 };
 
-use twill_types::{Family, Prefix};
+use twill_types::{Family, Prefix, PrefixMap};
 
-use self::paths::Paths;
+pub(super) use self::destination::Destination;
+use self::destination::LongPrefixes;
 use super::{
     next_hops::NextHops,
     slab::{Id, Slab},
@@ -61,15 +63,6 @@ pub(super) struct Path {
     pub(super) used: bool,
 }
 
-/// All paths to one prefix, in the order in which the peers first announced it.
-#[derive(Debug)]
-pub(super) struct Destination {
-    pub(super) prefix: Prefix,
-    pub(super) paths: Paths,
-    /// It is in [`AdjRibsIn::dirty`].
-    dirty: bool,
-}
-
 /// What is kept of one peer.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -96,7 +89,8 @@ pub(super) struct AdjRibsIn {
     by_key: BTreeMap<PeerKey, Id>,
     pub(super) sources: Slab<Source>,
     pub(super) destinations: Slab<Destination>,
-    by_prefix: BTreeMap<Prefix, Id>,
+    by_prefix: PrefixMap<Id>,
+    long: LongPrefixes,
     pub(super) next_hops: NextHops,
     /// Destinations to be decided on anew.
     dirty: Vec<Id>,
@@ -157,7 +151,7 @@ impl AdjRibsIn {
 
     /// Has everything decided on anew.
     pub(super) fn touch_all(&mut self) {
-        for place in self.by_prefix.values().copied().collect::<Vec<_>>() {
+        for place in self.by_prefix.iter().map(|(_, place)| *place).collect::<Vec<_>>() {
             self.touch(place);
         }
     }
@@ -195,9 +189,8 @@ impl AdjRibsIn {
         let attributes = Arc::new(attributes);
         let mut last: Option<(u32, Id)> = None;
         for Nlri { prefix, path_id } in routes {
-            let place = *self.by_prefix.entry(prefix).or_insert_with(|| {
-                let paths = Paths::default();
-                self.destinations.insert(Destination { prefix, paths, dirty: false })
+            let place = *self.by_prefix.get_or_insert_with(prefix, || {
+                self.destinations.insert(Destination::new(prefix, &mut self.long))
             });
             if self.is_crowded(peer, path_id, place) {
                 refused += 1;
@@ -312,7 +305,7 @@ impl AdjRibsIn {
         if let Some(source) = self.sources.get_mut(source) {
             source.paths += 1;
         }
-        let family = index(destination.prefix.family());
+        let family = index(destination.family());
         let round = table.round[family];
         let new = Path { source, round, used: false };
         match position.and_then(|position| destination.paths.get_mut(position)) {
@@ -357,7 +350,7 @@ impl AdjRibsIn {
         else {
             return;
         };
-        let family = index(destination.prefix.family());
+        let family = index(destination.family());
         let Some(path) = destination.paths.remove(position) else {
             return;
         };
@@ -372,7 +365,7 @@ impl AdjRibsIn {
             return;
         };
         for Nlri { prefix, path_id } in routes {
-            if let Some(place) = self.by_prefix.get(&prefix).copied()
+            if let Some(place) = self.by_prefix.get(prefix).copied()
                 && let Some(position) = self.position(peer, path_id, place)
             {
                 self.remove(peer, place, position);
@@ -396,7 +389,7 @@ impl AdjRibsIn {
             while let Some(position) = self.next_position(peer, *place, start) {
                 let found = self.destinations.get(*place);
                 let wanted = found.is_some_and(|destination| {
-                    let family = destination.prefix.family();
+                    let family = destination.family();
                     let path = destination.paths.get(position);
                     let stale = path.is_some_and(|path| path.round != round[index(family)]);
                     is_wanted(family, stale)
@@ -497,29 +490,39 @@ impl AdjRibsIn {
         if self.destinations.get(place).is_some_and(|destination| destination.paths.is_empty())
             && let Some(gone) = self.destinations.remove(place)
         {
-            self.by_prefix.remove(&gone.prefix);
+            if let Some(prefix) = gone.prefix(&self.long) {
+                self.by_prefix.remove(prefix);
+            }
+            if let Some(long) = gone.long() {
+                self.long.remove(long);
+            }
         }
     }
 
+    /// The prefix of a destination, and what there is to it.
+    pub(super) fn destination(&self, place: Id) -> Option<(Prefix, &Destination)> {
+        let destination = self.destinations.get(place)?;
+        Some((destination.prefix(&self.long)?, destination))
+    }
+
     pub(super) fn find(&self, prefix: Prefix) -> Option<(Id, &Destination)> {
-        let place = *self.by_prefix.get(&prefix)?;
+        let place = *self.by_prefix.get(prefix)?;
         Some((place, self.destinations.get(place)?))
     }
 
     /// The destinations that a prefix covers.
     pub(super) fn within(&self, prefix: Prefix) -> impl Iterator<Item = Id> {
-        let after = self.by_prefix.range(prefix..);
-        after.take_while(move |(inside, _)| prefix.covers(**inside)).map(|(_, place)| *place)
+        self.by_prefix.within(prefix).map(|(_, place)| *place)
     }
 
     /// Where each destination is, by prefix.
     pub(super) fn places(&self) -> impl Iterator<Item = (Prefix, Id)> {
-        self.by_prefix.iter().map(|(prefix, place)| (*prefix, *place))
+        self.by_prefix.iter().map(|(prefix, place)| (prefix, *place))
     }
 
     /// All destinations, by prefix.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Destination> {
-        self.by_prefix.values().filter_map(|place| self.destinations.get(*place))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Prefix, &Destination)> {
+        self.places().filter_map(|(prefix, place)| Some((prefix, self.destinations.get(place)?)))
     }
 
     /// The source of a path, and the table of the peer that it is from.
@@ -550,6 +553,8 @@ mod tests {
                 .map(|sources| sources.len())
                 .sum();
             let (places, prefixes) = (self.destinations.len(), self.by_prefix.len());
+            let long = self.places().filter(|(prefix, _)| prefix.address().is_ipv6()).count();
+            assert_eq!(self.long.len(), long);
             [self.sources.len(), interned, places, prefixes, self.next_hops.len()]
         }
     }

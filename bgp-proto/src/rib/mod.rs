@@ -233,10 +233,9 @@ impl Rib {
         let mut changes = Vec::new();
         let mut selection = Selection::default();
         for place in self.adj_in.take_dirty() {
-            let Some(destination) = self.adj_in.destinations.get(place) else {
+            let Some((prefix, destination)) = self.adj_in.destination(place) else {
                 continue;
             };
-            let prefix = destination.prefix;
             let is_own = self.loc.note_conflict(prefix, self.announcer(destination));
             if !selection.is_of(destination) {
                 selection = self.selection(destination);
@@ -405,16 +404,16 @@ impl Rib {
     }
 
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = RouteSnapshot> {
-        self.adj_in.iter().flat_map(|destination| {
+        self.adj_in.iter().flat_map(|(prefix, destination)| {
             let snapshot = |path: &Path| {
                 let (source, table) = self.adj_in.origin(*path)?;
                 Some(RouteSnapshot {
-                    prefix: destination.prefix,
+                    prefix,
                     from: Some(table.key),
                     path_id: source.path_id,
                     attributes: Some(Arc::clone(&source.attributes)),
                     best: path.used,
-                    stale: AdjRibsIn::is_stale(*path, destination.prefix.family(), table),
+                    stale: AdjRibsIn::is_stale(*path, prefix.family(), table),
                 })
             };
             let mut all: Vec<_> = destination.paths.iter().filter_map(snapshot).collect();

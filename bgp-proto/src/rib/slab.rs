@@ -6,52 +6,80 @@ use std::num::NonZeroU32;
 pub(crate) struct Id(NonZeroU32);
 
 impl Id {
+    /// To be kept where a type for both it and another number is wanted.
+    pub(super) const fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    /// What had this [`Id::number`].
+    pub(super) fn of_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Self)
+    }
+
     /// As a place in a list that runs parallel to the slab.
     pub(super) const fn index(self) -> usize {
         self.0.get() as usize - 1
     }
 }
 
+/// So many entries stand in one piece. A slab that grows does not move what it has: for a moment that
+/// would take as much memory again.
+const PIECE: usize = 1024;
+
 /// Entries that keep their name until they are removed; names are used again.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
-    entries: Vec<Option<T>>,
+    /// All but the last have [`PIECE`] entries.
+    pieces: Vec<Vec<Option<T>>>,
     free: Vec<Id>,
 }
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
+        Self { pieces: Vec::new(), free: Vec::new() }
     }
 }
 
 impl<T> Slab<T> {
+    /// How many names were given.
+    fn names(&self) -> usize {
+        let last = self.pieces.last().map_or(0, Vec::len);
+        self.pieces.len().saturating_sub(1) * PIECE + last
+    }
+
+    fn entry(&mut self, id: Id) -> Option<&mut Option<T>> {
+        self.pieces.get_mut(id.index() / PIECE)?.get_mut(id.index() % PIECE)
+    }
+
     pub(super) fn insert(&mut self, value: T) -> Id {
         if let Some(id) = self.free.pop()
-            && let Some(entry) = self.entries.get_mut(id.index())
+            && let Some(entry) = self.entry(id)
         {
             *entry = Some(value);
             return id;
         }
-        self.entries.push(Some(value));
+        match self.pieces.last_mut().filter(|piece| piece.len() < PIECE) {
+            Some(piece) => piece.push(Some(value)),
+            None => self.pieces.push(vec![Some(value)]),
+        }
         // 4 billion entries would take more memory than there is. After a push there is one.
-        let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        let number = u32::try_from(self.names()).unwrap_or(u32::MAX);
         Id(NonZeroU32::new(number).unwrap_or(NonZeroU32::MAX))
     }
 
     pub(super) fn get(&self, id: Id) -> Option<&T> {
-        self.entries.get(id.index())?.as_ref()
+        self.pieces.get(id.index() / PIECE)?.get(id.index() % PIECE)?.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        self.entries.get_mut(id.index())?.as_mut()
+        self.entry(id)?.as_mut()
     }
 
     /// Removes an entry. The memory of a slab that is empty then is given back.
     pub(super) fn remove(&mut self, id: Id) -> Option<T> {
-        let removed = self.entries.get_mut(id.index())?.take()?;
+        let removed = self.entry(id)?.take()?;
         self.free.push(id);
-        if self.free.len() == self.entries.len() {
+        if self.free.len() == self.names() {
             *self = Self::default();
         }
         Some(removed)
@@ -63,7 +91,7 @@ mod tests {
     impl<T> super::Slab<T> {
         /// How many entries there are.
         pub(in crate::rib) fn len(&self) -> usize {
-            self.entries.len() - self.free.len()
+            self.names() - self.free.len()
         }
     }
 }

@@ -8,15 +8,16 @@ pub(in crate::rib) enum Paths {
     #[default]
     None,
     One(Path),
-    /// At least two.
-    Many(Vec<Path>),
+    /// At least two. Boxed, because room for a list is room in each destination.
+    #[expect(clippy::box_collection, reason = "a pointer is a third of a list")]
+    Many(Box<Vec<Path>>),
 }
 
 impl Paths {
     pub(super) fn push(&mut self, path: Path) {
         *self = match std::mem::take(self) {
             Self::None => Self::One(path),
-            Self::One(first) => Self::Many(vec![first, path]),
+            Self::One(first) => Self::Many(Box::new(vec![first, path])),
             Self::Many(mut all) => {
                 // Few have more than one by each ToR.
                 if all.len() < 4 {

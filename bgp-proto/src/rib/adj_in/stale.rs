@@ -76,7 +76,7 @@ impl AdjRibsIn {
             let mut start = 0;
             while let Some(position) = self.next_position(peer, place, start) {
                 if let Some(destination) = self.destinations.get_mut(place)
-                    && destination.prefix.family() == family
+                    && destination.family() == family
                     && let Some(path) = destination.paths.get_mut(position)
                 {
                     path.round = round;
@@ -131,7 +131,7 @@ impl AdjRibsIn {
         let destination = self.destinations.get(place)?;
         let path = destination.paths.get(position)?;
         let round = self.peers.get(peer)?.round[index(family)];
-        let wanted = destination.prefix.family() == family && path.round != round;
+        let wanted = destination.family() == family && path.round != round;
         wanted.then_some(path.source)
     }
 
