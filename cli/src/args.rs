@@ -1,15 +1,17 @@
 use std::{
+    ffi::OsString,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use twill_k8s_api::Kind;
 use twill_types::{Family, Prefix};
 
 use crate::{
     ipam::IpamCommand,
     output::{Format, GetFormat},
+    resources::PatchType,
 };
 
 /// Twill's resources and the state of this node.
@@ -22,23 +24,52 @@ pub struct Cli {
     /// The daemon's socket, instead of the one in the configured runDir.
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+    /// Where resources are, instead of what the configuration says.
+    #[arg(long, global = true, value_enum)]
+    pub(crate) datastore: Option<DatastoreType>,
     /// The directory of the file datastore, instead of the configured one.
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) resources: Option<PathBuf>,
+    /// How to reach Kubernetes' API server.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context, instead of its current one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// The namespace of what is in one (Secrets), instead of the context's.
+    #[arg(long, short, global = true)]
+    pub(crate) namespace: Option<String>,
+    /// Called by kubectl.
+    #[arg(skip)]
+    pub(crate) is_plugin: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create or change resources as manifests say.
-    Apply {
+    /// Show resources.
+    Get(GetArgs),
+    /// Make what manifests say; what is there already is an error.
+    Create(WriteArgs),
+    /// Make or change resources as manifests say.
+    ///
+    /// On Kubernetes it is a server-side apply of the field manager `twillctl`.
+    Apply(WriteArgs),
+    /// Put what manifests say in the place of what is there.
+    Replace(WriteArgs),
+    /// Take resources away.
+    Delete(DeleteArgs),
+    /// Change some fields of a resource.
+    Patch(PatchArgs),
+    /// Set labels of a resource, and take them off.
+    Label(LabelArgs),
+    /// Say what is wrong with manifests; no datastore is asked.
+    Validate {
         /// Manifests: a file, `-` for standard input, or a directory with *.yaml, *.yml, *.json.
         #[arg(long = "filename", short, required = true, value_name = "FILE|-|DIR")]
         filename: Vec<PathBuf>,
     },
-    /// Show resources.
-    Get(GetArgs),
     /// The node and its daemon.
     #[command(subcommand)]
     Node(NodeCommand),
@@ -57,6 +88,155 @@ pub(crate) enum Command {
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,
     },
+}
+
+/// What a datastore is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DatastoreType {
+    /// Manifests in a directory.
+    File,
+    /// Kubernetes' API server.
+    Kubernetes,
+}
+
+/// The name by which kubectl finds a plugin: `kubectl twill`.
+const PLUGIN: &str = "kubectl-twill";
+
+impl Cli {
+    /// Reads a command line, the program's name first.
+    pub fn from_arguments(
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, clap::Error> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let program = arguments.first().map(Path::new).and_then(Path::file_stem);
+        let is_plugin = program.is_some_and(|name| name == PLUGIN);
+        let mut command = Self::command();
+        if is_plugin {
+            command = command.name(PLUGIN).bin_name("kubectl twill");
+        }
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.is_plugin = is_plugin;
+        cli.conflict().map_or(Ok(cli), |message| {
+            Err(command.error(clap::error::ErrorKind::ArgumentConflict, message))
+        })
+    }
+
+    /// Options that contradict each other. clap does not see that for global ones.
+    fn conflict(&self) -> Option<&'static str> {
+        let cluster = self.kubeconfig.is_some() || self.context.is_some();
+        match self.datastore {
+            _ if self.resources.is_some() && cluster => {
+                Some("--resources is about files, --kubeconfig and --context about Kubernetes")
+            }
+            Some(DatastoreType::Kubernetes) if self.resources.is_some() => {
+                Some("--resources is about files: leave out --datastore kubernetes")
+            }
+            Some(DatastoreType::File) if cluster => {
+                Some("--kubeconfig and --context are about Kubernetes: leave out --datastore file")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What takes manifests and writes them.
+#[derive(Debug, Args)]
+pub(crate) struct WriteArgs {
+    /// Manifests: a file, `-` for standard input, or a directory with *.yaml, *.yml, *.json.
+    #[arg(long = "filename", short, required = true, value_name = "FILE|-|DIR")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Write nothing, and say what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// With apply on Kubernetes: take over fields that others have written.
+    #[arg(long)]
+    pub(crate) force_conflicts: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["names", "filename"])))]
+pub(crate) struct DeleteArgs {
+    /// node, ippool, bgppeer, ...; plural and short forms too.
+    #[arg(value_parser = kind, requires = "names", conflicts_with = "filename")]
+    pub(crate) kind: Option<Kind>,
+    /// These.
+    pub(crate) names: Vec<String>,
+    /// What these manifests are about.
+    #[arg(long = "filename", short, value_name = "FILE|-|DIR")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// What is not there is no error.
+    #[arg(long, alias = "ignore-not-found")]
+    pub(crate) skip_not_exists: bool,
+    /// Delete nothing, and say what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["patch", "patch_file"])))]
+pub(crate) struct PatchArgs {
+    /// node, ippool, bgppeer, ...; plural and short forms too.
+    #[arg(value_parser = kind)]
+    pub(crate) kind: Kind,
+    /// Which.
+    pub(crate) name: String,
+    /// The patch, JSON or YAML.
+    #[arg(long, short)]
+    pub(crate) patch: Option<String>,
+    /// A file with the patch, or `-` for standard input.
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) patch_file: Option<PathBuf>,
+    /// How it is written.
+    #[arg(long = "type", value_enum, default_value_t)]
+    pub(crate) kind_of_patch: PatchType,
+    /// Change nothing, and say what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LabelArgs {
+    /// node, ippool, bgppeer, ...; plural and short forms too.
+    #[arg(value_parser = kind)]
+    pub(crate) kind: Kind,
+    /// Which.
+    pub(crate) name: String,
+    /// `KEY=VALUE` sets a label, `KEY-` takes it off.
+    #[arg(required = true, value_parser = label)]
+    pub(crate) labels: Vec<LabelChange>,
+    /// Also where a label has another value now.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Take the labels off that are named.
+    #[arg(long)]
+    pub(crate) remove: bool,
+    /// Change nothing, and say what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What is to become of a label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LabelChange {
+    Set(String, String),
+    Remove(String),
+    /// Only its name: with `--remove` it is taken off.
+    Name(String),
+}
+
+fn label(text: &str) -> Result<LabelChange, String> {
+    let change = match (text.split_once('='), text.strip_suffix('-')) {
+        (Some((key, value)), _) => LabelChange::Set(key.to_owned(), value.to_owned()),
+        (None, Some(key)) => LabelChange::Remove(key.to_owned()),
+        (None, None) => LabelChange::Name(text.to_owned()),
+    };
+    let (LabelChange::Set(key, _) | LabelChange::Remove(key) | LabelChange::Name(key)) = &change;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    match key.is_empty() || !key.chars().all(fits) {
+        true => Err("write KEY=VALUE, or KEY- to take it off".to_owned()),
+        false => Ok(change),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -182,9 +362,31 @@ mod tests {
             &["twillctl", "bgp", "refresh", "tor1"],
             &["twillctl", "bgp", "refresh", "192.0.2.1", "--family", "vpnv4"],
             &["twillctl", "node", "status", "-o", "name"],
+            &["twillctl", "create"],
+            &["twillctl", "delete", "ippool"],
+            &["twillctl", "delete"],
+            &["twillctl", "delete", "ippool", "a", "-f", "x"],
+            &["twillctl", "patch", "ippool", "a"],
+            &["twillctl", "patch", "ippool", "a", "-p", "{}", "--type", "strategic"],
+            &["twillctl", "label", "node", "n"],
+            &["twillctl", "label", "node", "n", "=v"],
+            &["twillctl", "--datastore", "etcdv3", "version"],
+            &["twillctl", "get", "ippools", "--resources", "/x", "--context", "c"],
+            &["twillctl", "get", "ippools", "--resources", "/x", "--datastore", "kubernetes"],
+            &["twillctl", "--datastore", "file", "get", "ippools", "--kubeconfig", "/k"],
         ] {
-            let error = Cli::try_parse_from(arguments).unwrap_err();
+            let error = Cli::from_arguments(arguments.iter().map(Into::into)).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn the_plugin_goes_by_kubectls_name() {
+        let usage = |name: &str| {
+            let line = [name, "get"].map(Into::into);
+            Cli::from_arguments(line).unwrap_err().to_string()
+        };
+        assert!(usage("/opt/kubectl-twill").contains("Usage: kubectl twill get"));
+        assert!(usage("/opt/twillctl").contains("Usage: twillctl get"));
     }
 }

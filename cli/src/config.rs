@@ -1,17 +1,29 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Deserialize;
 
-use crate::args::{Cli, Command};
+use crate::{
+    args::{Cli, DatastoreType},
+    resources::{Cluster, Files, Resources, api::ApiServer},
+};
 
 const DEFAULT_FILE: &str = "/etc/twill/twilld.yaml";
 
 /// Where the daemon is found and where the resources are.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Paths {
+pub(crate) struct Settings {
     pub(crate) socket: PathBuf,
-    pub(crate) resources: PathBuf,
+    pub(crate) datastore: Datastore,
+}
+
+/// Where the resources are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Datastore {
+    /// Manifests in a directory.
+    Files(PathBuf),
+    /// Kubernetes' API server.
+    Kubernetes(Cluster),
 }
 
 /// What is read of `twilld.yaml`. Other keys are the daemon's to judge.
@@ -19,20 +31,22 @@ pub(crate) struct Paths {
 #[serde(rename_all = "camelCase", default)]
 struct File {
     run_dir: Option<PathBuf>,
-    datastore: Datastore,
+    datastore: DatastoreKeys,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Datastore {
+struct DatastoreKeys {
     directory: Option<PathBuf>,
     /// `file` or `kubernetes`.
     #[serde(rename = "type")]
     kind: Option<String>,
+    kubeconfig: Option<PathBuf>,
 }
 
-impl Paths {
-    /// Options come before the configuration, and that before the defaults.
+impl Settings {
+    /// Options come before the configuration, and that before the defaults. kubectl's plugin is about
+    /// the cluster that kubectl is about, whatever this machine's daemon uses.
     pub(crate) fn resolve(cli: &Cli) -> anyhow::Result<Self> {
         let file = match &cli.config {
             Some(path) => File::read(path)?.with_context(|| {
@@ -41,22 +55,42 @@ impl Paths {
             None => File::read(Path::new(DEFAULT_FILE))?.unwrap_or_default(),
         };
         let run_dir = file.run_dir.unwrap_or_else(|| "/run/twill".into());
-        let Datastore { directory, kind } = file.datastore;
-        let needs_files =
-            matches!(cli.command, Command::Apply { .. } | Command::Get(_) | Command::Ipam(_));
-        if needs_files && cli.resources.is_none() && kind.as_deref() == Some("kubernetes") {
-            bail!(
-                "the resources of this node are on Kubernetes' API server, which twillctl does not read \
-                 yet; use kubectl, or name a directory with manifests by --resources"
-            );
-        }
+        let DatastoreKeys { directory, kind, kubeconfig } = file.datastore;
+        let is_kubernetes = match cli.datastore {
+            Some(datastore) => datastore == DatastoreType::Kubernetes,
+            None if cli.resources.is_some() => false,
+            None if cli.kubeconfig.is_some() || cli.context.is_some() => true,
+            None => cli.is_plugin || kind.as_deref() == Some("kubernetes"),
+        };
+        // A context is one of the user's own kubeconfig.
+        let configured = kubeconfig.filter(|_| !cli.is_plugin && cli.context.is_none());
+        let datastore = match is_kubernetes {
+            true => Datastore::Kubernetes(Cluster {
+                kubeconfig: cli.kubeconfig.clone(),
+                configured,
+                context: cli.context.clone(),
+                namespace: cli.namespace.clone(),
+            }),
+            false => Datastore::Files(
+                cli.resources
+                    .clone()
+                    .or(directory)
+                    .unwrap_or_else(|| "/etc/twill/resources".into()),
+            ),
+        };
         Ok(Self {
             socket: cli.socket.clone().unwrap_or_else(|| run_dir.join("twilld.sock")),
-            resources: cli
-                .resources
-                .clone()
-                .or(directory)
-                .unwrap_or_else(|| "/etc/twill/resources".into()),
+            datastore,
+        })
+    }
+}
+
+impl Datastore {
+    /// Opens it. Of an API server only the name is known then.
+    pub(crate) fn open(&self) -> anyhow::Result<Box<dyn Resources>> {
+        Ok(match self {
+            Self::Files(directory) => Box::new(Files::new(directory.clone())),
+            Self::Kubernetes(cluster) => Box::new(ApiServer::open(cluster)?),
         })
     }
 }
@@ -84,9 +118,13 @@ mod tests {
 
     use super::*;
 
-    fn paths(arguments: &[&str]) -> anyhow::Result<Paths> {
+    fn settings(arguments: &[&str]) -> anyhow::Result<Settings> {
         let all = ["twillctl"].iter().chain(arguments).chain(&["node", "status"]);
-        Paths::resolve(&Cli::try_parse_from(all).unwrap())
+        Settings::resolve(&Cli::try_parse_from(all).unwrap())
+    }
+
+    fn files(path: &str) -> Datastore {
+        Datastore::Files(path.into())
     }
 
     #[test]
@@ -96,28 +134,46 @@ mod tests {
         std::fs::write(&file, "runDir: /r\nfib: {metric: 3}\ndatastore: {directory: /d}\n")
             .unwrap();
         let config = ["--config", file.to_str().unwrap()];
-        assert_eq!(
-            paths(&config).unwrap(),
-            Paths { socket: "/r/twilld.sock".into(), resources: "/d".into() }
-        );
+        let expected = Settings { socket: "/r/twilld.sock".into(), datastore: files("/d") };
+        assert_eq!(settings(&config).unwrap(), expected);
         let all = [&config[..], &["--socket", "/s", "--resources", "/x"]].concat();
-        assert_eq!(paths(&all).unwrap(), Paths { socket: "/s".into(), resources: "/x".into() });
+        let expected = Settings { socket: "/s".into(), datastore: files("/x") };
+        assert_eq!(settings(&all).unwrap(), expected);
         std::fs::write(&file, "").unwrap();
-        assert_eq!(paths(&config).unwrap().resources, Path::new("/etc/twill/resources"));
+        assert_eq!(settings(&config).unwrap().datastore, files("/etc/twill/resources"));
     }
 
     #[test]
-    fn resources_on_kubernetes_are_for_kubectl() {
+    fn the_datastore_is_the_daemons_unless_said_otherwise() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("twilld.yaml");
         std::fs::write(&file, "datastore: {type: kubernetes, kubeconfig: /k}\n").unwrap();
         let config = ["--config", file.to_str().unwrap()];
-        assert!(paths(&config).is_ok(), "the daemon is asked as ever");
-        let get = [&["twillctl"], &config[..], &["get", "ippools"]].concat();
-        let error = Paths::resolve(&Cli::try_parse_from(&get).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("kubectl") && error.contains("--resources"), "{error}");
-        let get = [&get[..], &["--resources", "/x"]].concat();
-        assert!(Paths::resolve(&Cli::try_parse_from(&get).unwrap()).is_ok());
+        let with = |more: &[&str]| settings(&[&config[..], more].concat()).unwrap().datastore;
+        let own = Cluster { configured: Some("/k".into()), ..Cluster::default() };
+        assert_eq!(with(&[]), Datastore::Kubernetes(own.clone()));
+        let named = Cluster { namespace: Some("n".into()), ..own };
+        assert_eq!(with(&["-n", "n"]), Datastore::Kubernetes(named));
+        let context = Cluster { context: Some("c".into()), ..Cluster::default() };
+        assert_eq!(with(&["--context", "c"]), Datastore::Kubernetes(context));
+        assert_eq!(with(&["--resources", "/x"]), files("/x"));
+        assert_eq!(with(&["--datastore", "file"]), files("/etc/twill/resources"));
+        std::fs::write(&file, "datastore: {directory: /d}\n").unwrap();
+        let other = Cluster { kubeconfig: Some("/o".into()), ..Cluster::default() };
+        assert_eq!(with(&["--kubeconfig", "/o"]), Datastore::Kubernetes(other));
+    }
+
+    #[test]
+    fn kubectls_plugin_is_about_kubectls_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("twilld.yaml");
+        std::fs::write(&file, "datastore: {type: kubernetes, kubeconfig: /k}\n").unwrap();
+        let line = ["/usr/bin/kubectl-twill", "-c", file.to_str().unwrap(), "get", "ippools"];
+        let cli = |line: &[&str]| Cli::from_arguments(line.iter().map(Into::into)).unwrap();
+        let resolved = Settings::resolve(&cli(&line)).unwrap().datastore;
+        assert_eq!(resolved, Datastore::Kubernetes(Cluster::default()));
+        let line = [&line[..], &["--resources", "/x"]].concat();
+        assert_eq!(Settings::resolve(&cli(&line)).unwrap().datastore, files("/x"));
     }
 
     #[test]
@@ -125,10 +181,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("twilld.yaml");
         let name = file.to_str().unwrap();
-        let error = paths(&["--config", name]).unwrap_err().to_string();
+        let error = settings(&["--config", name]).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("--config"), "{error}");
         std::fs::write(&file, "a: 1\nrunDir: [1]\n").unwrap();
-        let error = paths(&["--config", name]).unwrap_err().to_string();
+        let error = settings(&["--config", name]).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("line 2"), "{error}");
     }
 }

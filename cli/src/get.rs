@@ -1,120 +1,99 @@
 //! `twillctl get`.
 
-use std::{io::Write, path::Path};
+use std::io::Write;
 
 use anyhow::bail;
-use serde_json::json;
+use serde_json::{Value, json};
 use twill_k8s_api::{
-    API_VERSION, ConditionStatus, Kind, Resource, Severity, columns,
-    files::{Statuses, load_directory, read_claims, read_statuses, with_status},
-    row,
+    API_VERSION, ConditionStatus, Kind, ObjectId, Resource, Severity, columns, files::Statuses, row,
 };
 
 use crate::{
     args::GetArgs,
     output::{GetFormat, json, yaml},
+    resources::{Item, Resources},
     table::plain,
 };
 
 pub(crate) fn run(
-    directory: &Path,
+    resources: &dyn Resources,
     arguments: &GetArgs,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let GetArgs { kind, names, output } = arguments;
-    let all = resources(directory, *kind, err)?;
-    let statuses = read_statuses(directory)?;
-    let wanted =
-        |resource: &&Resource| names.is_empty() || names.iter().any(|name| name == resource.name());
-    let found: Vec<&Resource> = all.iter().filter(wanted).collect();
-    print(*kind, &found, &statuses, *output, names.len() == 1, out)?;
-
-    let missing: Vec<&str> = names
-        .iter()
-        .filter(|name| found.iter().all(|resource| resource.name() != *name))
-        .map(String::as_str)
-        .collect();
-    if !missing.is_empty() {
-        let known: Vec<&str> = all.iter().map(Resource::name).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        bail!("no {kind} {} in {}; there: {known}", missing.join(", "), directory.display());
-    }
-    if found.is_empty() {
-        writeln!(err, "No {kind} in {}.", directory.display())?;
-    }
-    Ok(())
-}
-
-/// All resources of a kind. What cannot be read is told, since it would be missed in the list.
-fn resources(directory: &Path, kind: Kind, err: &mut dyn Write) -> anyhow::Result<Vec<Resource>> {
-    let (all, problems) = if kind == Kind::BlockAffinity {
-        let claims = read_claims(directory)?;
-        let all = claims.claims.values().map(|c| Resource::BlockAffinity(c.to_manifest()));
-        (all.collect(), claims.problems)
-    } else {
-        let catalog = load_directory(directory)?;
-        let all = catalog.resources.into_values().map(|resource| resource.value);
-        (all.filter(|resource| resource.kind() == Some(kind)).collect(), catalog.problems)
-    };
-    let of_kind = |object: &twill_k8s_api::ObjectId| object.kind == kind.singular();
-    for problem in problems.iter().filter(|problem| {
+    let listing = resources.list(*kind)?;
+    // What cannot be read would be missed in the list.
+    let of_kind = |object: &ObjectId| object.kind == kind.singular();
+    for problem in listing.problems.iter().filter(|problem| {
         problem.severity == Severity::Error && problem.object.as_ref().is_none_or(of_kind)
     }) {
         writeln!(err, "{problem}")?;
     }
-    Ok(all)
-}
-
-fn print(
-    kind: Kind,
-    found: &[&Resource],
-    statuses: &Statuses,
-    format: GetFormat,
-    single: bool,
-    out: &mut dyn Write,
-) -> anyhow::Result<()> {
-    let manifests = || {
-        let mut items =
-            found.iter().map(|r| with_status(r, statuses)).collect::<Result<Vec<_>, _>>()?;
-        Ok::<_, serde_json::Error>(match items.pop() {
-            Some(only) if single && items.is_empty() => only,
-            last => {
-                items.extend(last);
-                let version = if kind.is_core() { "v1" } else { API_VERSION };
-                json!({ "apiVersion": version, "kind": format!("{kind}List"), "items": items })
-            }
-        })
-    };
-    match format {
-        GetFormat::Json => json(out, &manifests()?)?,
-        GetFormat::Yaml => yaml(out, &manifests()?)?,
+    let wanted = |item: &&Item| names.is_empty() || names.iter().any(|name| name == item.name());
+    let found: Vec<&Item> = listing.items.iter().filter(wanted).collect();
+    match output {
+        GetFormat::Json => json(out, &manifests(*kind, &found, names.len() == 1))?,
+        GetFormat::Yaml => yaml(out, &manifests(*kind, &found, names.len() == 1))?,
         GetFormat::Name => {
-            for resource in found {
-                writeln!(out, "{}/{}", resource.kind_name(), resource.name())?;
+            for item in &found {
+                writeln!(out, "{}/{}", item.kind(), item.name())?;
             }
         }
         GetFormat::Table | GetFormat::Wide if found.is_empty() => {}
-        GetFormat::Table => table(kind, found, None, out)?,
-        GetFormat::Wide => table(kind, found, Some(statuses), out)?,
+        GetFormat::Table => table(*kind, &found, None, out)?,
+        GetFormat::Wide => table(*kind, &found, Some(&resources.statuses()?), out)?,
+    }
+
+    let missing: Vec<&str> = names
+        .iter()
+        .filter(|name| found.iter().all(|item| item.name() != *name))
+        .map(String::as_str)
+        .collect();
+    if !missing.is_empty() {
+        let known: Vec<&str> = listing.items.iter().map(Item::name).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        bail!("no {kind} {} in {}; there: {known}", missing.join(", "), resources.place());
+    }
+    if found.is_empty() {
+        writeln!(err, "No {kind} in {}.", resources.place())?;
     }
     Ok(())
+}
+
+/// One object if one was asked for, else a List.
+fn manifests(kind: Kind, found: &[&Item], single: bool) -> Value {
+    match found {
+        [only] if single => only.manifest.clone(),
+        items => {
+            let items: Vec<&Value> = items.iter().map(|item| &item.manifest).collect();
+            let version = if kind.is_core() { "v1" } else { API_VERSION };
+            json!({ "apiVersion": version, "kind": format!("{kind}List"), "items": items })
+        }
+    }
 }
 
 /// With `statuses` it is the wide table, which ends with what nodes say.
 fn table(
     kind: Kind,
-    found: &[&Resource],
+    found: &[&Item],
     statuses: Option<&Statuses>,
     out: &mut dyn Write,
 ) -> std::io::Result<()> {
     let wide = statuses.is_some();
     let mut header = columns(kind, wide).to_vec();
     header.extend(wide.then_some("CONDITIONS"));
-    let cells = |resource: &&Resource| {
-        let mut cells = row(resource, wide);
-        cells.extend(statuses.map(|statuses| conditions(resource, statuses)));
-        cells
+    let cells = |item: &&Item| match &item.resource {
+        Some(resource) => {
+            let mut cells = row(resource, wide);
+            cells.extend(statuses.map(|statuses| conditions(resource, statuses)));
+            cells
+        }
+        // What is wrong with it was told.
+        None => {
+            let unknown = std::iter::repeat_n("?".to_owned(), header.len().saturating_sub(1));
+            std::iter::once(item.name().to_owned()).chain(unknown).collect()
+        }
     };
     out.write_all(plain(&header, found.iter().map(cells).collect()).as_bytes())
 }

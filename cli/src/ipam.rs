@@ -16,16 +16,19 @@ use anyhow::{Context, bail};
 use jiff::{Timestamp, tz::TimeZone};
 use twill_rpc::{Client, ClientError};
 
-pub(crate) use self::args::IpamCommand;
+pub(crate) use self::{
+    args::IpamCommand,
+    view::{Datastore, Pool},
+};
 use self::{
     args::{Color, Show},
-    view::{Datastore, Own, View},
+    view::{Own, View},
 };
-use crate::{config::Paths, output::emit};
+use crate::{output::emit, resources::Resources};
 
 /// What every command here needs.
 pub(crate) struct To<'a> {
-    pub(crate) paths: &'a Paths,
+    pub(crate) resources: &'a dyn Resources,
     pub(crate) connect: &'a dyn Fn() -> Result<Client, ClientError>,
     pub(crate) out: &'a mut dyn Write,
     pub(crate) err: &'a mut dyn Write,
@@ -44,7 +47,7 @@ pub(crate) fn run(mut to: To<'_>, command: &IpamCommand) -> anyhow::Result<()> {
 fn show(to: &mut To<'_>, arguments: &Show) -> anyhow::Result<()> {
     let output = arguments.output;
     let now = Timestamp::now();
-    let all = Datastore::read(&to.paths.resources)?;
+    let all = to.resources.ipam()?;
     if arguments.configuration {
         let config = all.config.clone().unwrap_or_default();
         return emit(to.out, output, &config, |_| configure::table(&config));
@@ -99,11 +102,19 @@ fn own(to: &mut To<'_>) -> anyhow::Result<Option<Own>> {
     match ask() {
         Ok(own) => Ok(Some(own)),
         Err(error @ ClientError::NotRunning { .. }) => {
-            writeln!(to.err, "twillctl: {error}; what follows is what the datastore says")?;
+            without_daemon(to, &error)?;
             Ok(None)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Says that no daemon was asked. Who asks an API server may be on any machine.
+fn without_daemon(to: &mut To<'_>, error: &ClientError) -> std::io::Result<()> {
+    if to.resources.directory().is_none() {
+        return Ok(());
+    }
+    writeln!(to.err, "twillctl: {error}; what follows is what the datastore says")
 }
 
 #[cfg(test)]

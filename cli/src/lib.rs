@@ -1,21 +1,25 @@
 //! `twillctl`: resources through the datastore, the node's state through the daemon's socket.
 //!
-//! Promise: a command that fails changes nothing, and says what to do about it; exit status 0 is
-//! done, 1 failed, 2 wrong usage. What is printed as a table has `calicoctl`'s shape, and every
+//! Promise: input that is wrong changes nothing, and is told with file, line and remedy; what a
+//! datastore refuses for one object keeps no other back. Exit status 0 is done, 1 failed, 2 wrong usage.
+//! Resources are in files or on Kubernetes' API server, and look the same from here. What is printed as a table has `calicoctl`'s shape, and every
 //! table can be had as JSON or YAML. No store, netlink or nftables here: what the node holds, its
 //! daemon tells.
 
-mod apply;
 mod args;
 mod bgp;
+mod change;
 mod config;
 mod explain;
 mod get;
+mod input;
 mod ipam;
 mod node;
 mod output;
+mod resources;
 mod table;
 mod version;
+mod write;
 
 use std::{io::Write, time::Duration};
 
@@ -28,9 +32,10 @@ use twill_rpc::{
 pub use crate::args::Cli;
 use crate::{
     args::{BgpCommand, Command, NodeCommand, Peer},
-    config::Paths,
+    config::Settings,
     output::emit,
     version::Version,
+    write::Verb,
 };
 
 /// How long the daemon may take for everything that one command asks.
@@ -52,21 +57,28 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<()> {
-    let paths = Paths::resolve(cli)?;
+    let settings = Settings::resolve(cli)?;
+    let open = || settings.datastore.open();
     let connect = || {
         let name = concat!("twillctl ", env!("CARGO_PKG_VERSION"));
-        Client::connect(&paths.socket, name, TIMEOUT)
+        Client::connect(&settings.socket, name, TIMEOUT)
     };
     match &cli.command {
-        Command::Apply { filename } => apply::run(&paths.resources, filename, out, err),
-        Command::Get(arguments) => get::run(&paths.resources, arguments, out, err),
+        Command::Get(arguments) => get::run(&*open()?, arguments, out, err),
+        Command::Create(arguments) => write::run(&*open()?, Verb::Create, arguments, out, err),
+        Command::Apply(arguments) => write::run(&*open()?, Verb::Apply, arguments, out, err),
+        Command::Replace(arguments) => write::run(&*open()?, Verb::Replace, arguments, out, err),
+        Command::Delete(arguments) => write::delete(&*open()?, arguments, out, err),
+        Command::Patch(arguments) => change::patch(&*open()?, arguments, out, err),
+        Command::Label(arguments) => change::label(&*open()?, arguments, out, err),
+        Command::Validate { filename } => write::validate(filename, out, err),
         Command::Node(NodeCommand::Status { output }) => {
             let status = connect()?.node_status()?;
             let now = Timestamp::now();
             emit(out, *output, &status, |wide| node::table(&status, now, &TimeZone::system(), wide))
         }
         Command::Ipam(command) => {
-            ipam::run(ipam::To { paths: &paths, connect: &connect, out, err }, command)
+            ipam::run(ipam::To { resources: &*open()?, connect: &connect, out, err }, command)
         }
         Command::Bgp(BgpCommand::Peers { output }) => {
             let peers = connect()?.bgp_peers()?;

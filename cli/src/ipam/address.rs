@@ -67,7 +67,7 @@ pub(super) fn find(to: &mut To<'_>, all: &Datastore, address: IpAddr) -> anyhow:
     let told = match ask() {
         Ok(told) => Some(told),
         Err(error @ ClientError::NotRunning { .. }) => {
-            writeln!(to.err, "twillctl: {error}; what follows is what the datastore says")?;
+            super::without_daemon(to, &error)?;
             None
         }
         Err(error) => return Err(error.into()),

@@ -1,21 +1,21 @@
-use std::{collections::BTreeMap, fmt::Write, path::Path, time::SystemTime};
+use std::{collections::BTreeMap, fmt::Write};
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use twill_ipam::{ClaimFact, ClusterFacts, NumbersFact, PoolFact, check_cluster};
-use twill_k8s_api::files::{CLAIMS, Claim, remove_fill};
-use twill_rpc::message::{Finding, FindingKind, IpamChecked};
+use twill_k8s_api::files::Claim;
+use twill_rpc::{
+    ClientError,
+    message::{Finding, FindingKind, IpamChecked},
+};
 use twill_types::Block;
 
 use super::{To, args::Check, view::Datastore};
-use crate::output::emit;
+use crate::{output::emit, resources::Resources};
 
 /// The version of a report. It changes when a field changes its meaning or goes.
 const VERSION: u32 = 1;
-
-/// How long after the last claim or release all nodes have said what they make of it, seconds.
-const SETTLED: u64 = 60;
 
 /// What a check finds, as it is printed with `-o json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,16 +52,28 @@ struct Looked {
 pub(super) fn run(to: &mut To<'_>, arguments: &Check) -> anyhow::Result<()> {
     let mut own = None;
     if !arguments.datastore_only {
-        let mut client =
-            (to.connect)().context("only the datastore can be looked at (--datastore-only)")?;
-        let node = client.welcome()?.node.clone();
-        own = Some((node, client.ipam_check(arguments.fix)?));
+        match (to.connect)() {
+            Ok(mut client) => {
+                let node = client.welcome()?.node.clone();
+                own = Some((node, client.ipam_check(arguments.fix)?));
+            }
+            // Who asks an API server may be on any machine.
+            Err(ClientError::NotRunning { .. }) if to.resources.directory().is_none() => {
+                let message =
+                    "no twilld runs here: the records and links of nodes are not looked at";
+                writeln!(to.err, "twillctl: {message}")?;
+            }
+            Err(error) => {
+                return Err(error)
+                    .context("only the datastore can be looked at (--datastore-only)");
+            }
+        }
     }
     // After the daemon has mended what it can.
     let mut cluster = look(to, true)?;
     let mut fixed = Vec::new();
     if arguments.fix {
-        fixed = mend(&to.paths.resources, &cluster.1)?;
+        fixed = mend(to.resources, &cluster.1)?;
         if !fixed.is_empty() {
             cluster = look(to, false)?;
         }
@@ -80,28 +92,28 @@ pub(super) fn run(to: &mut To<'_>, arguments: &Check) -> anyhow::Result<()> {
 }
 
 fn look(to: &mut To<'_>, tell: bool) -> anyhow::Result<(Looked, Vec<Finding>)> {
-    let directory = &to.paths.resources;
-    let all = Datastore::read(directory)?;
+    let all = to.resources.ipam()?;
     for problem in all.manifest_problems.iter().filter(|_| tell) {
         writeln!(to.err, "twillctl: {problem}")?;
     }
-    let settled = age_of(&directory.join(CLAIMS)).is_none_or(|age| age > SETTLED);
     let looked = Looked {
         claims: all.claims.claims.len(),
         nodes: all.nodes.len(),
         pools: all.pools.len(),
         ..Looked::default()
     };
-    Ok((looked, check_cluster(&facts(all, settled))))
+    let silent = all.silent.clone();
+    let mut findings = check_cluster(&facts(all));
+    // Daemons of an earlier release have no place to tell their numbers.
+    let is_silent = |finding: &Finding| {
+        finding.kind == FindingKind::MissingNumbers
+            && finding.node.as_ref().is_some_and(|node| silent.contains(node))
+    };
+    findings.retain(|finding| !is_silent(finding));
+    Ok((looked, findings))
 }
 
-/// How long ago something changed; `None` if it is not there.
-fn age_of(path: &Path) -> Option<u64> {
-    let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?;
-    Some(SystemTime::now().duration_since(changed).unwrap_or_default().as_secs())
-}
-
-fn facts(all: Datastore, settled: bool) -> ClusterFacts {
+fn facts(all: Datastore) -> ClusterFacts {
     let pool = |pool: super::view::Pool| PoolFact { cidr: pool.cidr, block_size: pool.block_size };
     let numbers = |fill: twill_k8s_api::files::NodeFill| {
         let number = |told: twill_k8s_api::files::BlockFill| NumbersFact {
@@ -122,7 +134,7 @@ fn facts(all: Datastore, settled: bool) -> ClusterFacts {
         damaged: all.claims.problems.iter().map(ToString::to_string).collect(),
         damaged_requests: all.damaged_requests,
         numbers: all.fills.into_iter().map(|(node, fill)| (node, numbers(fill))).collect(),
-        settled,
+        settled: all.settled,
     }
 }
 
@@ -135,12 +147,12 @@ fn claim_fact(claim: Claim) -> (Block, ClaimFact) {
 }
 
 /// What needs no node: numbers that nobody tells any more.
-fn mend(directory: &Path, findings: &[Finding]) -> anyhow::Result<Vec<Finding>> {
+fn mend(resources: &dyn Resources, findings: &[Finding]) -> anyhow::Result<Vec<Finding>> {
     let mut fixed = Vec::new();
     for finding in findings.iter().filter(|finding| finding.kind == FindingKind::StaleNumbers) {
         // Those of a node that exists are its own to mend.
         if let (Some(node), None) = (&finding.node, finding.range)
-            && remove_fill(directory, node)?
+            && resources.forget_fill(node)?
         {
             fixed.push(Finding { remedy: "removed".to_owned(), ..finding.clone() });
         }

@@ -1,12 +1,17 @@
 use anyhow::{Context, bail};
+use serde_json::json;
 use twill_k8s_api::{
-    IpamConfigSpec, Kind, Loc, ObjectId, Resource,
+    API_VERSION, IpamConfigSpec, Kind, Loc, ObjectId, Resource,
     files::{Applied, apply_manifest, load_directory},
     load_manifests,
 };
 
 use super::{To, args::Configure};
-use crate::table::framed;
+use crate::{
+    resources::{Patch, ResourceError, Target, Write},
+    table::framed,
+    write::said,
+};
 
 /// The name of the only one that is read.
 const NAME: &str = "default";
@@ -17,7 +22,9 @@ const NEW: &str = "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\nme
 
 /// Changes the IPAMConfiguration, or makes it.
 pub(super) fn run(to: &mut To<'_>, arguments: &Configure) -> anyhow::Result<()> {
-    let directory = &to.paths.resources;
+    let Some(directory) = to.resources.directory() else {
+        return on_server(to, arguments);
+    };
     let id = ObjectId {
         kind: Kind::IpamConfig.singular().to_owned(),
         namespace: None,
@@ -66,6 +73,45 @@ pub(super) fn run(to: &mut To<'_>, arguments: &Configure) -> anyhow::Result<()> 
     };
     writeln!(to.out, "{}/{NAME} {done}", manifest.value.kind_name())?;
     Ok(to.out.write_all(table(&after).as_bytes())?)
+}
+
+/// On the API server the fields are changed that are asked for, and no others.
+fn on_server(to: &mut To<'_>, arguments: &Configure) -> anyhow::Result<()> {
+    let target = Target::named(Kind::IpamConfig, NAME);
+    let (before, is_there) = match to.resources.get(&target) {
+        Ok(before) => (before, true),
+        Err(ResourceError::NotFound { .. }) => {
+            let kind = Kind::IpamConfig.manifest_name();
+            let metadata = json!({ "name": NAME });
+            let new = json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata });
+            (new, false)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let fields = wishes(arguments).into_iter().map(|(key, value)| {
+        // `true` and `7` are JSON as they stand.
+        Ok((key.to_owned(), serde_json::from_str(&value)?))
+    });
+    let fields: serde_json::Map<_, _> = fields.collect::<Result<_, serde_json::Error>>()?;
+    let patch = Patch::Merge(json!({ "spec": fields }));
+    let mut loaded = to.resources.read("the changed IPAMConfiguration", &patch.apply(&before)?);
+    for problem in &loaded.problems {
+        writeln!(to.err, "{problem}")?;
+    }
+    if loaded.has_errors() {
+        bail!("nothing was changed, because of the error above");
+    }
+    let manifest = loaded.resources.pop().context("the changed object is empty")?;
+    let done = match is_there {
+        true => to.resources.patch(&target, &patch, &manifest.value, Write::default())?,
+        false => to.resources.create(&manifest, Write::default())?,
+    };
+    let done = said(&done, "configured", false);
+    writeln!(to.out, "{}/{NAME} {done}", manifest.value.kind_name())?;
+    match &manifest.value {
+        Resource::IpamConfig(config) => Ok(to.out.write_all(table(&config.spec).as_bytes())?),
+        _ => Ok(()),
+    }
 }
 
 /// What is asked for, as lines of a manifest.

@@ -15,16 +15,21 @@ use crate::output::emit;
 
 /// Asks who has what, and has this node's daemon give it back.
 pub(super) fn run(to: &mut To<'_>, arguments: &Release) -> anyhow::Result<()> {
-    let mut client = (to.connect)()?;
     if let Some(node) = &arguments.node {
-        let request = IpamReleaseNode { node: node.clone(), force: arguments.force };
-        let released = client.ipam_release_node(request)?;
+        let released = match to.resources.release_node(node, arguments.force) {
+            Some(released) => released?,
+            None => {
+                let request = IpamReleaseNode { node: node.clone(), force: arguments.force };
+                (to.connect)()?.ipam_release_node(request)?
+            }
+        };
         emit(to.out, arguments.output, &released, |_| node_text(node, &released))?;
         match released.lent.len() {
             0 => return Ok(()),
             count => bail!("{count} blocks were left alone"),
         }
     }
+    let mut client = (to.connect)()?;
     let wanted = match &arguments.from_report {
         Some(file) => {
             let text = std::fs::read_to_string(file)

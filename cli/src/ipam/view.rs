@@ -4,14 +4,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    time::SystemTime,
 };
 
 use serde::Serialize;
 use twill_k8s_api::{
     IpamConfigSpec, Kind, Resource, Severity,
     files::{
-        BlockFill, Claims, NodeFill, load_directory, read_claims, read_fills, read_leases,
-        read_requests,
+        BlockFill, CLAIMS, Claims, FileError, NodeFill, load_directory, read_claims, read_fills,
+        read_leases, read_requests,
     },
 };
 use twill_rpc::message::{BlockStatus, IpamStatus};
@@ -19,31 +20,45 @@ use twill_types::{Block, Dedication, Prefix};
 
 /// What the datastore says.
 #[derive(Debug, Default)]
-pub(super) struct Datastore {
-    pub(super) pools: BTreeMap<String, Pool>,
+pub(crate) struct Datastore {
+    pub(crate) pools: BTreeMap<String, Pool>,
     /// Those whose manifests are wrong now.
-    pub(super) broken_pools: BTreeSet<String>,
-    pub(super) manifest_problems: Vec<String>,
+    pub(crate) broken_pools: BTreeSet<String>,
+    pub(crate) manifest_problems: Vec<String>,
     /// Each with the blocks that its manifest names.
-    pub(super) nodes: BTreeMap<String, BTreeSet<Block>>,
+    pub(crate) nodes: BTreeMap<String, BTreeSet<Block>>,
     /// By name.
-    pub(super) reservations: Vec<(String, Prefix)>,
-    pub(super) config: Option<IpamConfigSpec>,
-    pub(super) claims: Claims,
-    pub(super) fills: BTreeMap<String, NodeFill>,
+    pub(crate) reservations: Vec<(String, Prefix)>,
+    pub(crate) config: Option<IpamConfigSpec>,
+    pub(crate) claims: Claims,
+    pub(crate) fills: BTreeMap<String, NodeFill>,
     /// Requests that cannot be read.
-    pub(super) damaged_requests: Vec<String>,
+    pub(crate) damaged_requests: Vec<String>,
+    /// Nodes that tell of themselves, and not how full their blocks are.
+    pub(crate) silent: BTreeSet<String>,
+    /// Whether claims have been as they are for so long that all nodes had the time to say so.
+    pub(crate) settled: bool,
 }
 
 /// A pool.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pool {
-    pub(super) cidr: Prefix,
-    pub(super) block_size: u8,
+pub(crate) struct Pool {
+    pub(crate) cidr: Prefix,
+    pub(crate) block_size: u8,
+}
+
+/// How long after the last claim or release all nodes have said what they make of it, seconds.
+const SETTLED: u64 = 60;
+
+/// How long ago something changed; `None` if it is not there.
+fn age_of(path: &Path) -> Option<u64> {
+    let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?;
+    Some(SystemTime::now().duration_since(changed).unwrap_or_default().as_secs())
 }
 
 impl Datastore {
-    pub(super) fn read(directory: &Path) -> anyhow::Result<Self> {
+    /// From files.
+    pub(crate) fn read(directory: &Path) -> Result<Self, FileError> {
         let mut all = Self {
             claims: read_claims(directory)?,
             fills: read_fills(directory)?,
@@ -51,6 +66,7 @@ impl Datastore {
                 .into_iter()
                 .filter_map(|(name, request)| request.is_none().then_some(name))
                 .collect(),
+            settled: age_of(&directory.join(CLAIMS)).is_none_or(|age| age > SETTLED),
             ..Self::default()
         };
         let manifests = load_directory(directory)?;
