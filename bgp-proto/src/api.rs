@@ -243,13 +243,23 @@ pub struct Own {
     pub prefixes: BTreeMap<Prefix, bool>,
     /// Parts of them that others have: what is in these is learned as everywhere else.
     pub lent: BTreeSet<Prefix>,
+    /// What it announces together with other nodes (anycast, RFC 4786), such as services' addresses. A
+    /// route of a peer to exactly one of them is not used and no conflict; one to a part of it is
+    /// used as any other.
+    pub anycast: BTreeSet<Prefix>,
 }
 
 impl Own {
     /// Prefixes that are all announced.
     pub fn announced(prefixes: impl IntoIterator<Item = Prefix>) -> Self {
         let prefixes = prefixes.into_iter().map(|prefix| (prefix, true)).collect();
-        Self { prefixes, lent: BTreeSet::new() }
+        Self { prefixes, ..Self::default() }
+    }
+
+    /// Everything that is announced.
+    pub(crate) fn originated(&self) -> BTreeSet<Prefix> {
+        let announced = self.prefixes.iter().filter(|(_, announced)| **announced);
+        announced.map(|(prefix, _)| *prefix).chain(self.anycast.iter().copied()).collect()
     }
 
     /// The prefix of this node that a route would take something from.

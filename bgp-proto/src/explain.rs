@@ -89,6 +89,8 @@ pub enum Unusable {
     NextHopUnreachable,
     /// It is to this node's own prefix, or to a part of it.
     Own(Prefix),
+    /// This node announces the same prefix, as others may.
+    Anycast,
 }
 
 impl Outcome {
@@ -131,6 +133,7 @@ impl fmt::Display for Unusable {
             Self::NextHopUnknown => f.write_str("next hop not looked up yet"),
             Self::NextHopUnreachable => f.write_str("next hop unreachable"),
             Self::Own(ours) => write!(f, "conflict: {ours} is this node's own"),
+            Self::Anycast => f.write_str("this node announces it as well (anycast)"),
         }
     }
 }
@@ -141,7 +144,11 @@ impl Explanation {
         Self {
             prefix,
             own: own.covering(prefix),
-            announced: own.prefixes.get(&prefix).copied(),
+            announced: own
+                .prefixes
+                .get(&prefix)
+                .copied()
+                .or_else(|| own.anycast.contains(&prefix).then_some(true)),
             lent: own.lent_part(prefix),
             next_hops: Vec::new(),
             max_paths,

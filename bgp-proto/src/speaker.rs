@@ -312,8 +312,7 @@ impl Speaker {
     }
 
     fn set_own(&mut self, now: Time, own: Own) {
-        let announced = own.prefixes.iter().filter(|(_, announced)| **announced);
-        let originated: BTreeSet<Prefix> = announced.map(|(prefix, _)| *prefix).collect();
+        let originated = own.originated();
         // What becomes another's is withdrawn before a reflector passes the other's path on, and the
         // other's is withdrawn before what becomes this node's is announced.
         self.originate(now, &originated & self.adj_out.originated());

@@ -102,10 +102,12 @@ impl LocRib {
         // Apart, because what is lent may be all of a block.
         let ours = |own: &Own| own.prefixes.keys().copied().collect::<BTreeSet<_>>();
         let (blocks, lent) = (&ours(&old) ^ &ours(&self.own), &old.lent ^ &self.own.lent);
-        blocks.into_iter().chain(lent).collect()
+        let anycast = &old.anycast ^ &self.own.anycast;
+        blocks.into_iter().chain(lent).chain(anycast).collect()
     }
 
-    /// Notes whether a prefix is this node's own; `announcer` is who announces it, if anyone does.
+    /// Notes whether a prefix is this node's own, so that no path to it is used; `announcer` is who
+    /// announces it, if anyone does.
     pub(super) fn note_conflict(&mut self, prefix: Prefix, announcer: Option<PeerKey>) -> bool {
         let conflict = announcer
             .and_then(|peer| Some(Conflict { prefix, ours: self.own.covering(prefix)?, peer }));
@@ -117,7 +119,7 @@ impl LocRib {
             };
             self.conflicts_changed |= before != conflict;
         }
-        is_own
+        is_own || self.own.anycast.contains(&prefix)
     }
 
     /// All conflicts, if they have changed since the last call.

@@ -333,6 +333,9 @@ impl Rib {
             if let Some(ours) = explanation.own {
                 return Outcome::Unusable(Unusable::Own(ours));
             }
+            if self.loc.own.anycast.contains(&prefix) {
+                return Outcome::Unusable(Unusable::Anycast);
+            }
             let candidate = match candidate(source, table) {
                 Ok(candidate) => candidate,
                 Err(why) => return Outcome::Unusable(why),
@@ -366,8 +369,11 @@ impl Rib {
 
     /// The prefix of this node's own that covers this one.
     pub(crate) fn own_covering(&self, prefix: Prefix) -> Option<Prefix> {
-        let ours = self.loc.own.prefixes.range(..=prefix).next_back().map(|(ours, _)| *ours);
-        ours.filter(|ours| ours.covers(prefix))
+        let own = &self.loc.own;
+        let ours = own.prefixes.range(..=prefix).next_back().map(|(ours, _)| *ours);
+        // These may lie in each other.
+        let shared = own.anycast.iter().copied().filter(|ours| ours.covers(prefix)).max();
+        ours.filter(|ours| ours.covers(prefix)).max(shared)
     }
 
     /// The most specific prefix that covers this one and has a path.

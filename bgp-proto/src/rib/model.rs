@@ -113,10 +113,13 @@ fn family() -> impl Strategy<Value = Family> {
 fn own() -> impl Strategy<Value = Own> {
     let ours = ["10.0.0.0/24", "10.0.1.0/24", "2001:db8:1::/48"];
     let lent = ["10.0.0.0/25", "10.0.0.128/25", "10.0.1.0/24"];
+    let anycast = ["10.0.2.0/24", "10.0.0.0/24", "10.0.0.0/16"];
     let some = |all: [&'static str; 3]| prop::sample::subsequence(all.to_vec(), 0..=3);
-    (some(ours), some(lent)).prop_map(|(ours, lent)| Own {
+    let parsed = |all: Vec<&str>| all.iter().map(|prefix| prefix.parse().unwrap()).collect();
+    (some(ours), some(lent), some(anycast)).prop_map(move |(ours, lent, anycast)| Own {
         prefixes: ours.iter().map(|prefix| (prefix.parse().unwrap(), true)).collect(),
-        lent: lent.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+        lent: parsed(lent),
+        anycast: parsed(anycast),
     })
 }
 
@@ -290,7 +293,7 @@ impl Model {
 
     /// The same, if no path had the next hop `lost`.
     fn used_without(&self, prefix: Prefix, lost: Option<IpAddr>, max_paths: usize) -> Vec<PathKey> {
-        if self.ours(prefix).is_some() {
+        if self.ours(prefix).is_some() || self.own.anycast.contains(&prefix) {
             return Vec::new();
         }
         let to_it = self.paths.iter().filter(|path| path.prefix == prefix);
@@ -477,6 +480,9 @@ impl Run {
                 Outcome::Unusable(Unusable::NextHopUnreachable) => assert!(unreachable),
                 Outcome::Unusable(Unusable::NextHopUnknown) => assert_eq!(path.next_hop, None),
                 Outcome::Unusable(Unusable::Own(ours)) => assert!(ours.covers(prefix)),
+                Outcome::Unusable(Unusable::Anycast) => {
+                    assert!(self.model.own.anycast.contains(&prefix));
+                }
                 Outcome::Lost { against, .. } => assert_ne!(against, key(path)),
                 Outcome::Best | Outcome::Equal { .. } => assert!(!unreachable),
             }
