@@ -19,6 +19,7 @@ mod manifests;
 mod nodes;
 mod rights;
 mod tables;
+mod twillctl;
 
 /// How long the API server may take for what it does by itself.
 const LONG: Duration = Duration::from_secs(30);
@@ -49,6 +50,13 @@ fn main() -> ExitCode {
         nodes::nodes_do_without_the_api_server_for_a_while,
         nodes::a_forbidden_request_is_said,
         rights::a_node_writes_only_what_is_its_own,
+        twillctl::tables_are_those_of_files,
+        twillctl::manifests_are_written_and_taken_away,
+        twillctl::a_part_of_an_object_is_changed,
+        twillctl::what_others_changed_is_not_lost,
+        twillctl::what_is_refused_is_told_with_its_remedy,
+        twillctl::kubectl_finds_the_plugin,
+        twillctl::addresses_of_two_nodes,
     ];
     twill_tests::suite::main_sharing(start, tests)
 }

@@ -147,6 +147,11 @@ impl ApiServer {
         Kubectl::new(&self.admin, &self.namespace)
     }
 
+    /// The kubeconfig of the user who may do everything, for use in [`ApiServer::namespace`].
+    pub fn kubeconfig(&self) -> &Path {
+        self.admin.kubeconfig()
+    }
+
     /// The namespace in which the server is at 127.0.0.1.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace

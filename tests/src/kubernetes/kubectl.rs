@@ -1,7 +1,7 @@
 //! `kubectl`, called as a user does.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -25,6 +25,10 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn new(kubeconfig: PathBuf, cache: PathBuf) -> Result<Self> {
         Ok(Self { program: programs::go_tool("kubernetes", "kubectl")?, kubeconfig, cache })
+    }
+
+    pub(super) fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 }
 

@@ -64,6 +64,8 @@ impl Cluster {
             None => Config::incluster().map_err(|e| ConnectError::Nowhere(Box::new(e)))?,
         };
         config.connect_timeout = Some(CONNECT);
+        // What the server says is to be told, and not to be lost in attempts until the time is over.
+        config.default_retry = false;
         if let Some(namespace) = &self.namespace {
             config.default_namespace.clone_from(namespace);
         }
