@@ -87,7 +87,7 @@ pub(crate) struct Release {
     #[arg(long, value_name = "FILE")]
     pub(super) from_report: Option<PathBuf>,
     /// The blocks of a node that is gone, without waiting until its grace period is over.
-    #[arg(long, value_name = "NODE", conflicts_with = "sequence")]
+    #[arg(long, alias = "from-node", value_name = "NODE", conflicts_with = "sequence")]
     pub(super) node: Option<String>,
     /// Only if they are those of the ADD with this number; else of the one that is there now.
     #[arg(long, value_name = "NUMBER", conflicts_with = "from_report")]
