@@ -22,7 +22,7 @@ pub(crate) fn run(
     err: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let GetArgs { kind, names, output } = arguments;
-    let listing = resources.list(*kind)?;
+    let listing = resources.list(*kind, names)?;
     // What cannot be read would be missed in the list.
     let of_kind = |object: &ObjectId| object.kind == kind.singular();
     for problem in listing.problems.iter().filter(|problem| {
@@ -30,8 +30,7 @@ pub(crate) fn run(
     }) {
         writeln!(err, "{problem}")?;
     }
-    let wanted = |item: &&Item| names.is_empty() || names.iter().any(|name| name == item.name());
-    let found: Vec<&Item> = listing.items.iter().filter(wanted).collect();
+    let found: Vec<&Item> = listing.items.iter().collect();
     match output {
         GetFormat::Json => json(out, &manifests(*kind, &found, names.len() == 1))?,
         GetFormat::Yaml => yaml(out, &manifests(*kind, &found, names.len() == 1))?,
@@ -51,14 +50,28 @@ pub(crate) fn run(
         .map(String::as_str)
         .collect();
     if !missing.is_empty() {
-        let known: Vec<&str> = listing.items.iter().map(Item::name).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        bail!("no {kind} {} in {}; there: {known}", missing.join(", "), resources.place());
+        bail!(
+            "no {kind} {} in {}{}",
+            missing.join(", "),
+            resources.place(),
+            known(resources, *kind)?
+        );
     }
     if found.is_empty() {
         writeln!(err, "No {kind} in {}.", resources.place())?;
     }
     Ok(())
+}
+
+/// What there is instead. A cluster may have more than anybody wants to read.
+fn known(resources: &dyn Resources, kind: Kind) -> anyhow::Result<String> {
+    if resources.directory().is_none() {
+        return Ok(String::new());
+    }
+    let all = resources.list(kind, &[])?.items;
+    let names: Vec<&str> = all.iter().map(Item::name).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    Ok(format!("; there: {names}"))
 }
 
 /// One object if one was asked for, else a List.

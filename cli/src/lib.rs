@@ -103,9 +103,12 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
             let asked = (!only_client).then(welcome).transpose();
             let version = Version::new(asked.as_ref().ok().cloned().flatten());
             emit(out, *output, &version, |_| version.text())?;
-            // This program's own version is worth printing without a daemon too.
-            asked?;
-            Ok(())
+            match asked {
+                // Who calls kubectl need not be on a node.
+                Err(ClientError::NotRunning { .. }) if cli.is_plugin => Ok(()),
+                // This program's own version is worth printing without a daemon too.
+                asked => Ok(asked.map(drop)?),
+            }
         }
     }
 }

@@ -29,8 +29,8 @@ pub(crate) trait Resources {
     /// The directory, where it is one: comments there are worth keeping.
     fn directory(&self) -> Option<&Path>;
 
-    /// All objects of a kind by name.
-    fn list(&self, kind: Kind) -> Result<Listing, ResourceError>;
+    /// The objects of a kind by name: all, or those of these names that are there.
+    fn list(&self, kind: Kind, names: &[String]) -> Result<Listing, ResourceError>;
 
     /// What nodes say about objects.
     fn statuses(&self) -> Result<Statuses, ResourceError>;

@@ -44,6 +44,8 @@ pub(crate) struct ApiServer {
     client: Client,
     server: String,
     namespace: String,
+    /// How long one request may take.
+    deadline: Duration,
     // Dropped after the client.
     runtime: Runtime,
 }
@@ -67,7 +69,7 @@ impl ApiServer {
             let namespace = config.default_namespace.clone();
             Ok::<_, ConnectError>((connect::client(config)?, server, namespace))
         })?;
-        Ok(Self { client, server, namespace, runtime })
+        Ok(Self { client, server, namespace, deadline: DEADLINE, runtime })
     }
 
     /// Waits for the answer to one request, and leaves what it means to the caller.
@@ -76,8 +78,8 @@ impl ApiServer {
         request: &Request<'_>,
         call: impl Future<Output = kube::Result<T>>,
     ) -> Result<kube::Result<T>, ResourceError> {
-        let answer = self.runtime.block_on(async { timeout(DEADLINE, call).await });
-        answer.map_err(|_| request.clone().late(DEADLINE))
+        let answer = self.runtime.block_on(async { timeout(self.deadline, call).await });
+        answer.map_err(|_| request.clone().late(self.deadline))
     }
 
     fn ask<T>(
@@ -141,6 +143,12 @@ impl ApiServer {
 
     /// The object that is meant, and where it is. Of a kind with two names both are looked for.
     fn find(&self, target: &Target) -> Result<(Place, DynamicObject), ResourceError> {
+        let not_found =
+            || ResourceError::NotFound { object: target.title(), place: self.server.clone() };
+        // It becomes a part of a path, and no object has such a name.
+        if target.name.is_empty() || target.name.contains(['/', '?', '#', '%']) {
+            return Err(not_found());
+        }
         let places = match (target.kind, &target.written) {
             (Some(kind), None) => self.places(kind),
             _ => vec![self.place_of(target)?],
@@ -156,8 +164,7 @@ impl ApiServer {
                 Err(error) => return Err(error),
             }
         }
-        let (object, place) = (target.title(), self.server.clone());
-        Err(ResourceError::NotFound { object, place, remedy: "" })
+        Err(not_found())
     }
 
     /// All objects at one place, page by page.
@@ -230,29 +237,35 @@ impl Resources for ApiServer {
         None
     }
 
-    fn list(&self, kind: Kind) -> Result<Listing, ResourceError> {
-        let mut listing = Listing::default();
-        for place in self.places(kind) {
-            let objects = match self.list_place(&place, None) {
+    fn list(&self, kind: Kind, names: &[String]) -> Result<Listing, ResourceError> {
+        let mut objects = Vec::new();
+        for name in names {
+            match self.get(&Target::named(kind, name)) {
+                Ok(object) => objects.push(object),
+                Err(ResourceError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for place in self.places(kind).iter().filter(|_| names.is_empty()) {
+            match self.list_place(place, None) {
+                Ok(found) => objects.extend(found),
                 // The older name of a kind need not be defined.
                 Err(ResourceError::NotDefined { .. })
-                    if place.resource.kind != kind.manifest_name() =>
-                {
-                    continue;
-                }
-                objects => objects?,
-            };
-            for manifest in objects {
-                let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
-                let mut loaded = read_back(&format!("{}/{name}", place.resource.plural), &manifest);
-                let resource = loaded.resources.pop().map(|found| found.value);
-                // Everything stands on one line.
-                listing.problems.extend(loaded.problems.into_iter().map(|mut problem| {
-                    problem.line = None;
-                    problem
-                }));
-                listing.items.push(Item { resource, manifest });
+                    if place.resource.kind != kind.manifest_name() => {}
+                Err(error) => return Err(error),
             }
+        }
+        let mut listing = Listing::default();
+        for manifest in objects {
+            let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
+            let mut loaded = read_back(&format!("{kind}/{name}"), &manifest);
+            let resource = loaded.resources.pop().map(|found| found.value);
+            // Everything stands on one line.
+            listing.problems.extend(loaded.problems.into_iter().map(|mut problem| {
+                problem.line = None;
+                problem
+            }));
+            listing.items.push(Item { resource, manifest });
         }
         listing.items.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(listing)
@@ -387,3 +400,6 @@ impl Resources for ApiServer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,8 @@ use twill_k8s_api::files::FileError;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResourceError {
     /// There is no such object.
-    #[error("there is no {object} in {place}{remedy}")]
-    NotFound { object: String, place: String, remedy: &'static str },
+    #[error("there is no {object} in {place}")]
+    NotFound { object: String, place: String },
     /// `create` of what is there.
     #[error("it is there already; `twillctl apply` or `replace` changes it")]
     Exists,

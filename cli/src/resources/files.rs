@@ -17,8 +17,8 @@ use super::{Done, Item, Listing, Patch, ResourceError, Resources, Target, Write}
 use crate::ipam::Datastore;
 
 /// What to do with claims, which are no manifests.
-const CLAIMS_REMEDY: &str =
-    "; claims are made by the daemons, and given back by `twillctl ipam release --node`";
+const CLAIMS: &str =
+    "claims are made by the daemons, and given back by `twillctl ipam release --node`";
 
 /// Manifests in a directory.
 pub(crate) struct Files {
@@ -31,8 +31,10 @@ impl Files {
     }
 
     fn not_found(&self, target: &Target) -> ResourceError {
-        let remedy = if target.kind == Some(Kind::BlockAffinity) { CLAIMS_REMEDY } else { "" };
-        ResourceError::NotFound { object: target.title(), place: self.place(), remedy }
+        if target.kind == Some(Kind::BlockAffinity) {
+            return ResourceError::InUse(CLAIMS.to_owned());
+        }
+        ResourceError::NotFound { object: target.title(), place: self.place() }
     }
 
     fn is_there(&self, id: &ObjectId) -> Result<bool, ResourceError> {
@@ -74,6 +76,9 @@ impl Files {
     }
 
     fn write(&self, manifest: &Loc<Resource>, write: Write) -> Result<Done, ResourceError> {
+        if manifest.value.kind() == Some(Kind::BlockAffinity) {
+            return Err(ResourceError::InUse(CLAIMS.to_owned()));
+        }
         let id = manifest.value.id();
         let existing = load_directory(&self.directory)?.resources.remove(&id);
         if let Some(old) = &existing {
@@ -106,20 +111,20 @@ impl Resources for Files {
         Some(&self.directory)
     }
 
-    fn list(&self, kind: Kind) -> Result<Listing, ResourceError> {
-        let (found, problems) = if kind == Kind::BlockAffinity {
+    fn list(&self, kind: Kind, names: &[String]) -> Result<Listing, ResourceError> {
+        let (found, problems): (Vec<Resource>, _) = if kind == Kind::BlockAffinity {
             let claims = read_claims(&self.directory)?;
             let all = claims.claims.values().map(|c| Resource::BlockAffinity(c.to_manifest()));
             (all.collect(), claims.problems)
         } else {
             let catalog = load_directory(&self.directory)?;
             let all = catalog.resources.into_values().map(|resource| resource.value);
-            let of_kind: Vec<_> = all.filter(|found| found.kind() == Some(kind)).collect();
-            (of_kind, catalog.problems)
+            (all.filter(|found| found.kind() == Some(kind)).collect(), catalog.problems)
         };
         let statuses = read_statuses(&self.directory)?;
         let mut items = Vec::new();
-        for resource in found {
+        let is_meant = |name: &str| names.is_empty() || names.iter().any(|other| other == name);
+        for resource in found.into_iter().filter(|found| is_meant(found.name())) {
             let manifest = with_status(&resource, &statuses).map_err(|source| {
                 let what = resource.id().to_string();
                 ResourceError::Unreadable { what, source: source.into() }
@@ -135,7 +140,7 @@ impl Resources for Files {
 
     fn get(&self, target: &Target) -> Result<Value, ResourceError> {
         let kind = target.kind.ok_or_else(|| self.not_found(target))?;
-        let found = self.list(kind)?.items.into_iter().find(|item| item.name() == target.name);
+        let found = self.list(kind, std::slice::from_ref(&target.name))?.items.pop();
         found.map(|item| item.manifest).ok_or_else(|| self.not_found(target))
     }
 

@@ -1,7 +1,7 @@
 //! Manifests as JSON: what is sent, and what comes back.
 
 use serde_json::{Map, Value, json};
-use twill_k8s_api::{API_VERSION, Loaded, Loc, Resource, load_manifests};
+use twill_k8s_api::{API_VERSION, Kind, Loaded, Loc, Resource, load_manifests};
 
 use super::ResourceError;
 
@@ -30,6 +30,10 @@ pub(crate) fn document(manifest: &Loc<Resource>) -> Result<Value, ResourceError>
     if let Some(metadata) = value["metadata"].as_object_mut() {
         for field in ["managedFields", "creationTimestamp", "generation", "selfLink"] {
             metadata.remove(field);
+        }
+        // Our reader has said that it has no effect.
+        if manifest.value.kind().is_some_and(|kind| kind != Kind::Secret) {
+            metadata.remove("namespace");
         }
     }
     Ok(value)
@@ -66,9 +70,6 @@ pub(crate) fn read_back(place: &str, object: &Value) -> Loaded {
 pub(super) fn shown(mut object: Value) -> Value {
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.remove("managedFields");
-        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.remove(LAST_APPLIED);
-        }
     }
     object
 }
@@ -80,7 +81,7 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_was_written() {
         let text = "# a comment\napiVersion: crd.projectcalico.org/v1\nkind: IPPool\n\
-                    metadata: {name: a, resourceVersion: '7', managedFields: [], creationTimestamp: null}\n\
+                    metadata: {name: a, namespace: b, resourceVersion: '7', managedFields: [], creationTimestamp: null}\n\
                     spec: {cidr: 10.0.0.0/24}\nstatus: {}\n";
         let mut loaded = load_manifests(text, "");
         let expected = json!({

@@ -343,9 +343,9 @@ fn a_pool_that_is_in_use_stays() {
         &store,
         &["delete", "blockaffinity", "0a0a0040-26"],
         &expect![[r#"
-        error: BlockAffinity/0a0a0040-26: there is no BlockAffinity/0a0a0040-26 in DIR/resources; claims are made by the daemons, and given back by `twillctl ipam release --node`
-        failed: nothing was done, because of the error above
-    "#]],
+            error: BlockAffinity/0a0a0040-26: claims are made by the daemons, and given back by `twillctl ipam release --node`
+            failed: nothing was done, because of the error above
+        "#]],
     );
     assert_eq!(store.content().len(), 1);
 }

@@ -62,7 +62,7 @@ impl Request<'_> {
             404 if kind == "namespaces" && !what.starts_with("namespaces") => {
                 ResourceError::Invalid(format!("{message}; make it, or name another by -n"))
             }
-            404 => ResourceError::NotFound { object: what, place: server, remedy: "" },
+            404 => ResourceError::NotFound { object: what, place: server },
             409 if reason == "AlreadyExists" => ResourceError::Exists,
             409 if is_apply && is_conflict => ResourceError::Owned { message },
             409 => ResourceError::Conflict,

@@ -52,7 +52,7 @@ impl ApiServer {
     pub(super) fn read_ipam(&self) -> Result<Datastore, ResourceError> {
         let mut all = Datastore { claims: self.claims()?, ..Datastore::default() };
         let keep = |all: &mut Datastore, kind| -> Result<Listing, ResourceError> {
-            let listing = self.list(kind)?;
+            let listing = self.list(kind, &[])?;
             let errors = listing.problems.iter().filter(|p| p.severity == Severity::Error);
             all.manifest_problems.extend(errors.map(ToString::to_string));
             Ok(listing)
