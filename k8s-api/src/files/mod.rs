@@ -282,6 +282,12 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace_file_as(path, bytes, EVERYONE)
 }
 
+/// Removes what writers that were killed left in a directory. Only for who knows that nobody else writes
+/// there.
+pub fn sweep_leftovers(directory: &Path) -> Result<(), FileError> {
+    sweep(directory).map(drop)
+}
+
 /// Replaces a file as a whole; if it is new, nobody but its owner can read it.
 pub fn replace_private_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace_file_as(path, bytes, OWNER)
@@ -340,19 +346,27 @@ struct Temporary {
 
 impl Temporary {
     fn write(directory: &Path, bytes: &[u8], mode: u32) -> Result<Self, FileError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = directory.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
-        let temporary = Self { path };
+        let (temporary, mut file) = Self::create(directory, mode)?;
         let path = &temporary.path;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)
-            .map_err(failed("make", path))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", path))?;
         Ok(temporary)
+    }
+}
+
+impl Temporary {
+    /// A file under a name that nobody else uses. In a container every process has the same number, so
+    /// one that was killed may have left this very name behind.
+    fn create(directory: &Path, mode: u32) -> Result<(Self, File), FileError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = directory.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).mode(mode).open(&path) {
+                Ok(file) => return Ok((Self { path }, file)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed("make", &path)(error)),
+            }
+        }
     }
 }
 
