@@ -18,6 +18,7 @@
 
 mod api;
 mod app;
+mod backoff;
 mod bgp;
 mod check;
 mod claims;

@@ -1,7 +1,10 @@
 //! One watched list: listed once, then followed by its resource version with bookmarks; listed again where
 //! that has become too old. What fails is tried again, later each time.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt;
 use kube::{
@@ -16,12 +19,16 @@ use super::{
     access::{Access, ApiError, failed},
     subject::Subject,
 };
+use crate::backoff::{Backoff, jittered};
 
 /// The first and the longest pause after a failure.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
 
 /// The pause where only people can help: a permission or a definition is missing.
 const REFUSED: Duration = Duration::from_secs(30);
+
+/// A version that is too old again within this time is no accident: a list is a load on the server.
+const EXPIRED: Duration = Duration::from_secs(60);
 
 /// How long a watch that failed has to be silent until it is taken to work again: longer than a
 /// connection may take.
@@ -57,7 +64,8 @@ pub(super) async fn follow(
         config = config.fields(field);
     }
     let mut stream = pin!(watcher(api, config));
-    let mut pause = PAUSES[0];
+    let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
+    let mut expiry = Expiry::default();
     let (mut fails, mut is_listing) = (false, true);
     loop {
         let next = match fails {
@@ -70,7 +78,7 @@ pub(super) async fn follow(
             // It waits for changes, as it should.
             Err(_) => {
                 fails = false;
-                pause = PAUSES[0];
+                backoff.succeeded();
                 (News::Resumed, None)
             }
             Ok(None) => return,
@@ -82,17 +90,22 @@ pub(super) async fn follow(
                 // The beginning of a list is no answer yet.
                 if !matches!(event, Event::Init) {
                     fails = false;
-                    pause = PAUSES[0];
+                    backoff.succeeded();
                 }
                 (News::Event(Box::new(event)), None)
             }
-            // Too old a version: it lists again at once.
-            Ok(Some(Err(watcher::Error::WatchError(status)))) if status.code == 410 => continue,
+            // Too old a version: it lists again.
+            Ok(Some(Err(watcher::Error::WatchError(status)))) if status.code == 410 => {
+                if let Some(pause) = expiry.pause() {
+                    tokio::time::sleep(pause).await;
+                }
+                continue;
+            }
             Ok(Some(Err(error))) => {
                 fails = true;
                 let (text, refused) = describe(&subject, error);
-                let wait = if refused { REFUSED } else { pause };
-                pause = (pause * 2).min(PAUSES[1]);
+                let pause = backoff.failed();
+                let wait = if refused { jittered(REFUSED) } else { pause };
                 (News::Failed { text, refused }, Some(wait))
             }
         };
@@ -102,6 +115,31 @@ pub(super) async fn follow(
         if let Some(wait) = wait {
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+/// How often the version that a watch follows was too old.
+struct Expiry {
+    last: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Default for Expiry {
+    fn default() -> Self {
+        Self { last: None, backoff: Backoff::new(PAUSES[0], PAUSES[1]) }
+    }
+}
+
+impl Expiry {
+    /// The pause until the next list: none for one that comes alone.
+    fn pause(&mut self) -> Option<Duration> {
+        let is_repeated = self.last.is_some_and(|last| last.elapsed() < EXPIRED);
+        self.last = Some(Instant::now());
+        if !is_repeated {
+            self.backoff.succeeded();
+            return None;
+        }
+        Some(self.backoff.failed())
     }
 }
 
@@ -146,5 +184,20 @@ pub(super) struct Following(AbortHandle);
 impl Drop for Following {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_are_too_old_again_and_again_are_listed_ever_later() {
+        let mut expiry = Expiry::default();
+        assert_eq!(expiry.pause(), None, "one is nothing strange");
+        let (first, second) = (expiry.pause().unwrap(), expiry.pause().unwrap());
+        assert!(first >= PAUSES[0] / 2 && second >= PAUSES[0], "{first:?}, {second:?}");
+        expiry.last = Instant::now().checked_sub(EXPIRED);
+        assert_eq!(expiry.pause(), None, "after a while it is another story");
     }
 }
