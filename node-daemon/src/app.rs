@@ -113,6 +113,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         &format!("twilld of node {node}"),
         Instant::now() + TAKE_OVER,
     )?;
+    let tenure = Arc::clone(&datastore.tenure);
+    tenure.begin();
     let spool = Spool::lock(run_dir, Instant::now() + SPOOL)
         .with_context(|| format!("cannot use the spool in {}", run_dir.display()))?;
     // From here on a DEL without a daemon is one that waits for this one.
@@ -153,6 +155,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     info!(socket = %socket.display(), "ready");
 
     let result = wait_for_the_end(&mut tasks, &mut stop).await;
+    tenure.end();
     let speaker = api.speaker.borrow().clone();
     if let Some((_, speaker)) = speaker {
         // Routes and pods stay as they are, and peers keep our routes (RFC 4724).

@@ -150,7 +150,9 @@ impl Api {
 
     fn look_once(&self) -> Result<(Vec<Finding>, IpamChecked), RpcError> {
         // Before the store is looked at: a claim is made first.
-        let claims = self.claims.list().map_err(|error| failed(&error.into()))?;
+        let held = self.ipam.service.blocks().map_err(|error| again(&error))?;
+        let held: Vec<Block> = held.into_iter().map(|held| held.block).collect();
+        let claims = self.claims.known(&held).map_err(|error| failed(&error.into()))?;
         let look = self.looker.look(true).map_err(|error| failed(&error))?;
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let checked = IpamChecked {

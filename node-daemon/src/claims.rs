@@ -28,6 +28,7 @@ use twill_types::{Block, Family, error_chain};
 
 use self::{borrow::Borrowing, give_back::Leaving};
 use crate::{
+    backoff::Backoff,
     datastore::{ClaimStore, DatastoreError, Lending, Requests, Snapshot, Stamp},
     ipam::View,
     problems,
@@ -143,6 +144,8 @@ pub(crate) struct State {
     leaving: BTreeMap<Block, Leaving>,
     /// What is known may not be what there is: everything has to be read again.
     behind: bool,
+    /// When that is done, if it was done before and in vain.
+    retry: Option<Backoff>,
 }
 
 impl Claims {
@@ -187,7 +190,8 @@ impl Claims {
     }
 
     fn look(&mut self) -> Result<(), ClaimsError> {
-        if self.state.behind || self.has_changed() {
+        let is_due = self.state.retry.as_ref().is_none_or(Backoff::is_due);
+        if (self.state.behind && is_due) || self.has_changed() {
             self.bring_in_line()?;
         }
         let looked = self.look_around();
@@ -249,7 +253,15 @@ impl Claims {
     /// [`Claims::load`], as often as it takes.
     fn bring_in_line(&mut self) -> Result<(), ClaimsError> {
         let loaded = self.load();
-        self.bear(loaded)
+        let borne = self.bear(loaded);
+        let retry =
+            self.state.retry.get_or_insert_with(|| Backoff::new(LOOK, self.store.patience()));
+        if self.state.behind {
+            retry.failed();
+        } else {
+            retry.succeeded();
+        }
+        borne
     }
 
     /// What may pass is told, and everything is read again a little later.

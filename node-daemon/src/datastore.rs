@@ -16,7 +16,7 @@ pub(crate) use claims::{lent, new_uid};
 pub(crate) use requests::Requests;
 pub(crate) use seam::{
     ClaimOutcome, ClaimStore, Claimant, DatastoreError, Grant, Leases, Lending, Release, Reports,
-    Stamp,
+    Stamp, Tenure,
 };
 use status::conditions;
 
@@ -46,6 +46,7 @@ pub(crate) struct Datastore {
     pub(crate) claims: Arc<dyn ClaimStore>,
     pub(crate) leases: Arc<dyn Leases>,
     pub(crate) reports: Arc<dyn Reports>,
+    pub(crate) tenure: Arc<dyn Tenure>,
     /// Where is told how full blocks are; `None` if nowhere.
     pub(crate) fills: Option<PathBuf>,
     /// Several daemons use it.

@@ -362,6 +362,9 @@ pub(crate) fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send +
 /// How long a status that could not be written waits.
 const STATUS_PAUSE: Duration = Duration::from_secs(10);
 
+/// How often is looked whether it stands there still.
+const STATUS_AGAIN: Duration = Duration::from_secs(600);
+
 /// Keeps what this node says about each object up to date.
 async fn report_status(
     reports: Arc<dyn Reports>,
@@ -384,7 +387,7 @@ async fn report_status(
             changed = resources.changed() => if changed.is_err() { return },
             changed = claims.changed() => if changed.is_err() { return },
             changed = bgp.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(STATUS_PAUSE), if failed => {}
+            () = tokio::time::sleep(if failed { STATUS_PAUSE } else { STATUS_AGAIN }) => {}
         }
     }
 }

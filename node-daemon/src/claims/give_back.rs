@@ -8,13 +8,15 @@ use twill_k8s_api::{BlockRequestSpec, files::Claim};
 use twill_types::{Block, Dedication, error_chain};
 
 use super::{Claims, ClaimsError, LOOK};
-use crate::datastore::Release;
+use crate::{backoff::Backoff, datastore::Release};
 
 /// A block that is withdrawn, and whose claim stays until the word of that has gone round.
 #[derive(Debug)]
 pub(super) struct Leaving {
     what: What,
     since: Instant,
+    /// When it is tried again.
+    retry: Backoff,
 }
 
 #[derive(Debug)]
@@ -95,7 +97,8 @@ impl Claims {
             }
         };
         if let Some(what) = what {
-            self.state.leaving.insert(block, Leaving { what, since: Instant::now() });
+            let retry = Backoff::new(LOOK, self.store.patience());
+            self.state.leaving.insert(block, Leaving { what, since: Instant::now(), retry });
         }
         self.publish_owned();
         Ok(())
@@ -103,32 +106,28 @@ impl Claims {
 
     /// Parts with the blocks that were withdrawn a moment ago: from here on they are another's.
     pub(super) fn part_with_leaving(&mut self) -> Result<(), ClaimsError> {
-        let due = |leaving: &Leaving| leaving.since.elapsed() >= LOOK;
+        let due = |leaving: &Leaving| leaving.since.elapsed() >= LOOK && leaving.retry.is_due();
         let blocks: Vec<Block> =
             self.state.leaving.iter().filter(|(_, l)| due(l)).map(|(block, _)| *block).collect();
         for block in blocks {
-            let Some(leaving) = self.state.leaving.get(&block) else { continue };
-            match &leaving.what {
-                What::Part(request, spec) => {
-                    if let Some(lending) = self.store.lending() {
-                        lending.give_up(request, spec)?;
-                    }
-                    info!(part = %block, "gave a borrowed part of a block back");
-                }
-                What::Claim(claim) => match self.store.release_if(claim, &|| Ok(true)) {
-                    Ok(Release::Done) => {
-                        info!(%block, pool = claim.pool, "an empty block was given back");
-                    }
-                    // It is taken into use again.
-                    Ok(Release::Lent | Release::Kept) => self.state.behind = true,
-                    Ok(Release::Anothers) => {
-                        warn!(%block, pool = claim.pool, "an empty block was another's already");
-                    }
-                    Err(error) => {
-                        warn!(%block, error = %error_chain(&error), "an empty block cannot be given back yet");
-                        continue;
-                    }
+            let Some(leaving) = self.state.leaving.get_mut(&block) else { continue };
+            let parted = match &leaving.what {
+                What::Part(request, spec) => match self.store.lending() {
+                    Some(lending) => lending.give_up(request, spec).map(|()| Release::Done),
+                    None => Ok(Release::Done),
                 },
+                What::Claim(claim) => self.store.release_if(claim, &|| Ok(true)),
+            };
+            match parted {
+                Ok(Release::Done) => info!(%block, "an empty block was given back"),
+                // It is taken into use again.
+                Ok(Release::Lent | Release::Kept) => self.state.behind = true,
+                Ok(Release::Anothers) => warn!(%block, "an empty block was another's already"),
+                Err(error) => {
+                    leaving.retry.failed();
+                    warn!(%block, error = %error_chain(&error), "an empty block cannot be given back yet");
+                    continue;
+                }
             }
             self.state.leaving.remove(&block);
         }

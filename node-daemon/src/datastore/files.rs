@@ -5,6 +5,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use nix::{
@@ -22,8 +23,8 @@ use twill_types::Block;
 
 use super::{
     ClaimOutcome, ClaimStore, Claimant, Datastore, DatastoreError, Grant, Leases, Lending, Release,
-    Reports, Requests, Snapshot, Stamp, claims::FileClaims, leases::FileLeases, seam::Still,
-    status::report, watch::watch,
+    Reports, Requests, Snapshot, Stamp, Tenure, claims::FileClaims, leases::FileLeases,
+    seam::Still, status::report, watch::watch,
 };
 
 /// Opens the datastore in a directory for a node.
@@ -39,6 +40,7 @@ pub(super) fn open(
         claims: Arc::new(FileClaims::open(directory)?),
         leases: Arc::new(FileLeases::open(directory)?),
         reports: Arc::new(reports),
+        tenure: Arc::new(NoTenure),
         fills: Some(directory.to_owned()),
         shared,
         // They are in the snapshot's own.
@@ -86,6 +88,11 @@ impl ClaimStore for FileClaims {
     /// Those of which somebody has a block.
     fn settled_pools(&self, _resources: &Snapshot, known: &Claims) -> Vec<String> {
         known.claims.values().map(|claim| claim.pool.clone()).collect()
+    }
+
+    /// A directory tells nobody that it works again, and looking costs nothing.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(1)
     }
 
     fn lending(&self) -> Option<&dyn Lending> {
@@ -162,6 +169,15 @@ impl Leases for FileLeases {
             Err((_, error)) => Err(failed(error.into()).into()),
         }
     }
+}
+
+/// Nothing is kept beside the directory, and nothing takes long.
+struct NoTenure;
+
+impl Tenure for NoTenure {
+    fn begin(&self) {}
+
+    fn end(&self) {}
 }
 
 /// Conditions in `status/<node>/`.

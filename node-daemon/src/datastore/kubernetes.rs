@@ -7,28 +7,44 @@ mod access;
 mod cache;
 mod claims;
 mod collector;
+#[cfg(test)]
+mod fake;
 mod leases;
+mod names;
 mod owned;
+mod pools;
 mod read;
 mod reports;
 mod subject;
 mod watching;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
 pub(crate) use access::ApiError;
 
 use self::{
-    access::Access, cache::Cache, claims::ApiClaims, collector::Collector, leases::ApiLeases,
-    owned::OwnClaims, reports::ApiReports,
+    access::Access,
+    cache::Cache,
+    claims::ApiClaims,
+    collector::{Collector, Progress},
+    leases::ApiLeases,
+    owned::OwnClaims,
+    reports::ApiReports,
 };
-use super::Datastore;
+use super::{Datastore, Tenure};
 
 /// How long a node that has a copy of what was last known waits for the API server at its start.
 const FRESH: Duration = Duration::from_millis(800);
+
+/// How long if it has begun to answer: what it says of claims is right, and the copy may not be.
+const ANSWERING: Duration = Duration::from_secs(5);
 
 /// Connects, and waits until everything was told once, or takes what was last known.
 pub(super) async fn open(
@@ -38,19 +54,21 @@ pub(super) async fn open(
 ) -> Result<Datastore, ApiError> {
     let access = Arc::new(Access::open(kubeconfig).await?);
     let cache = Cache::open(state_dir, node)?;
-    let known = cache.read();
+    let mut known = cache.read();
+    let cache = Arc::new(Mutex::new(cache));
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
     let problems = watch::Sender::new(Vec::new());
-    let collector = Collector::new(node, &access, cache, owned.clone(), problems.clone());
-    let (resources, mut in_sync) = collector.start();
-    let has_copy = known.is_some();
-    let wait = in_sync.wait_for(|in_sync| *in_sync);
-    let is_fresh = if has_copy {
-        tokio::time::timeout(FRESH, wait).await.is_ok_and(|waited| waited.is_ok())
-    } else {
-        info!("waiting for the API server to tell everything once");
-        wait.await.is_ok()
-    };
+    let objects = known.as_mut().map(|known| std::mem::take(&mut known.objects));
+    let collector = Collector::new(
+        node,
+        &access,
+        Arc::clone(&cache),
+        objects.unwrap_or_default(),
+        owned.clone(),
+        problems.clone(),
+    );
+    let (resources, progress) = collector.start();
+    let is_fresh = wait(progress.clone(), known.as_ref().map(|_| [FRESH, ANSWERING])).await?;
     if let (false, Some(known)) = (is_fresh, known) {
         warn!("the API server has not told everything yet: starting with what was last known");
         owned.send_if_modified(|claims| {
@@ -62,7 +80,7 @@ pub(super) async fn open(
             is_older
         });
         resources.send_if_modified(|snapshot| {
-            let is_older = !*in_sync.borrow();
+            let is_older = *progress.borrow() != Progress::Complete;
             if is_older {
                 *snapshot = Arc::new(known.snapshot);
             }
@@ -71,11 +89,91 @@ pub(super) async fn open(
     }
     Ok(Datastore {
         resources: resources.subscribe(),
-        claims: Arc::new(ApiClaims::new(Arc::clone(&access), owned, node)),
+        claims: Arc::new(ApiClaims::new(Arc::clone(&access), owned, Arc::clone(&cache), node)),
         leases: Arc::new(ApiLeases::new(Arc::clone(&access))),
-        reports: Arc::new(ApiReports::new(access, node)),
+        reports: Arc::new(ApiReports::new(Arc::clone(&access), node)),
+        tenure: Arc::new(ApiTenure { access, cache }),
         fills: None,
         shared: true,
         problems: problems.subscribe(),
     })
+}
+
+/// Waits until everything was told once; with a copy as long as a server may be silent, and may take
+/// once it has begun: `false` if what was last known has to do. That the task which
+/// is told has died is an error: nothing it would have told is nothing that there is.
+async fn wait(
+    mut progress: watch::Receiver<Progress>,
+    with_copy: Option<[Duration; 2]>,
+) -> Result<bool, ApiError> {
+    let Some([fresh, answering]) = with_copy else {
+        info!("waiting for the API server to tell everything once");
+        progress.wait_for(|at| *at == Progress::Complete).await.map_err(|_| ApiError::Died)?;
+        return Ok(true);
+    };
+    let mut comes_to = async |least: Progress, patience: Duration| match timeout(
+        patience,
+        progress.wait_for(|at| *at >= least),
+    )
+    .await
+    {
+        Err(_) => Ok(false),
+        Ok(Err(_)) => Err(ApiError::Died),
+        Ok(Ok(_)) => Ok(true),
+    };
+    let is_at_its_end =
+        comes_to(Progress::Begun, fresh).await? && comes_to(Progress::Stuck, answering).await?;
+    Ok(is_at_its_end && *progress.borrow() == Progress::Complete)
+}
+
+/// The copy is this process's to write between the two, and requests are carried until the second.
+struct ApiTenure {
+    access: Arc<Access>,
+    cache: Arc<Mutex<Cache>>,
+}
+
+impl Tenure for ApiTenure {
+    fn begin(&self) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).begin();
+    }
+
+    fn end(&self) {
+        self.access.end();
+        // Waits for one that is being written.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn who_has_a_copy_waits_longer_for_a_server_that_answers() {
+        let progress = watch::Sender::new(Progress::Silent);
+        let wait = |patience| tokio::spawn(wait(progress.subscribe(), Some(patience)));
+        assert!(!wait([Duration::ZERO, LONG]).await.unwrap().unwrap(), "it is silent");
+        progress.send_replace(Progress::Begun);
+        assert!(!wait([Duration::ZERO; 2]).await.unwrap().unwrap(), "it takes too long");
+        progress.send_replace(Progress::Stuck);
+        assert!(!wait([LONG; 2]).await.unwrap().unwrap(), "it refuses what is needed");
+        progress.send_replace(Progress::Begun);
+        let waiting = wait([Duration::ZERO, LONG]);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "it answers");
+        progress.send_replace(Progress::Complete);
+        assert!(waiting.await.unwrap().unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_death_of_who_is_told_is_no_empty_snapshot() {
+        for with_copy in [None, Some([LONG; 2])] {
+            let progress = watch::Sender::new(Progress::Silent);
+            let waiting = tokio::spawn(wait(progress.subscribe(), with_copy));
+            drop(progress);
+            assert!(matches!(waiting.await.unwrap(), Err(ApiError::Died)), "{with_copy:?}");
+        }
+    }
 }

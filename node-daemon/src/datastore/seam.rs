@@ -3,7 +3,7 @@
 //! All of it may block, for [`kubernetes`](super::kubernetes) as long as one request may take, so it is
 //! called where blocking is allowed. Nothing of it is on the way of an ADD while a block has space.
 
-use std::{collections::BTreeMap, fs::File};
+use std::{collections::BTreeMap, fs::File, time::Duration};
 
 use nix::fcntl::Flock;
 use twill_ipam::Taken;
@@ -113,6 +113,9 @@ pub(crate) trait ClaimStore: Send + Sync {
     /// The pools that stay usable where others overlap them.
     fn settled_pools(&self, resources: &Snapshot, known: &Claims) -> Vec<String>;
 
+    /// How long what failed again and again may wait, at the longest, until it is tried once more.
+    fn patience(&self) -> Duration;
+
     /// Parts of blocks for other nodes, where the datastore has that.
     fn lending(&self) -> Option<&dyn Lending>;
 }
@@ -167,6 +170,15 @@ pub(crate) trait Leases: Send + Sync {
 
     /// The right to do that, held until dropped; `None` if another daemon has it.
     fn try_lead(&self) -> Result<Option<Flock<File>>, DatastoreError>;
+}
+
+/// The time in which this process is the node's daemon. Around it there may be another one.
+pub(crate) trait Tenure: Send + Sync {
+    /// It has the node's store now, and so all that is kept for the node beside it.
+    fn begin(&self);
+
+    /// It is about to let go of that: from now on it writes nothing there, and waits for no answer.
+    fn end(&self);
 }
 
 /// What this node makes of each object.

@@ -12,7 +12,7 @@ use kube::{
     config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
     core::{ApiResource, DynamicObject},
 };
-use tokio::{runtime::Handle, task::block_in_place, time::timeout};
+use tokio::{runtime::Handle, sync::watch, task::block_in_place, time::timeout};
 use twill_k8s_api::files::FileError;
 
 /// How long one request may take. Who waits for it is the task that claims blocks.
@@ -27,6 +27,9 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// After how long without an octet a connection is dead. A watch that has nothing to say ends by itself
 /// before that.
 const STALLED: Duration = Duration::from_secs(300);
+
+/// The namespace of conf/rbac.
+const NAMESPACE: &str = "twill-system";
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -71,6 +74,15 @@ pub(crate) enum ApiError {
         "{what} on the API server is damaged: {message}; restore it, or delete it if its block is used nowhere"
     )]
     Damaged { what: String, message: String },
+    /// Others were faster, block after block.
+    #[error("other nodes claimed {count} blocks of pool {pool} a moment before this one")]
+    Outrun { pool: String, count: usize },
+    /// The daemon is told to end: it waits for nobody any more.
+    #[error("the daemon is ending")]
+    Ending,
+    /// The task that gathers what the API server tells is dead.
+    #[error("the task that follows the API server has died")]
+    Died,
     /// The copy of what was last known cannot be written.
     #[error(transparent)]
     Cache(#[from] FileError),
@@ -91,6 +103,8 @@ pub(super) struct Access {
     runtime: Handle,
     /// When a request had no answer last.
     late: Mutex<Option<Instant>>,
+    /// Nothing is asked any more, and no answer is waited for.
+    ending: watch::Sender<bool>,
 }
 
 impl Access {
@@ -101,7 +115,8 @@ impl Access {
                     path: path.to_owned(),
                     source: Box::new(source),
                 };
-                let read = Kubeconfig::read_from(path).map_err(failed)?;
+                let mut read = Kubeconfig::read_from(path).map_err(failed)?;
+                name_namespace(&mut read);
                 let options = KubeConfigOptions::default();
                 Config::from_custom_kubeconfig(read, &options).await.map_err(failed)?
             }
@@ -114,7 +129,18 @@ impl Access {
         let namespace = config.default_namespace.clone();
         let client =
             Client::try_from(config).map_err(|source| ApiError::Client(Box::new(source)))?;
-        Ok(Self { client, namespace, runtime: Handle::current(), late: Mutex::default() })
+        Ok(Self::with_client(client, namespace))
+    }
+
+    /// Uses a client; has to be called inside the runtime that is to carry the requests.
+    pub(super) fn with_client(client: Client, namespace: String) -> Self {
+        let (runtime, ending) = (Handle::current(), watch::Sender::new(false));
+        Self { client, namespace, runtime, late: Mutex::default(), ending }
+    }
+
+    /// The daemon is about to end: requests that wait for an answer fail at once, and so do later ones.
+    pub(super) fn end(&self) {
+        self.ending.send_replace(true);
     }
 
     /// The namespace of the daemon.
@@ -144,9 +170,17 @@ impl Access {
         if late.is_some_and(|when| when.elapsed() < SILENCE) {
             return Err(ApiError::Late { verb, what });
         }
+        let mut ending = self.ending.subscribe();
         let answer = block_in_place(|| {
-            self.runtime.block_on(async { timeout(deadline(verb), request).await })
+            self.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    _ = ending.wait_for(|ending| *ending) => None,
+                    answer = timeout(deadline(verb), request) => Some(answer),
+                }
+            })
         });
+        let answer = answer.ok_or(ApiError::Ending)?;
         let is_answered = match &answer {
             Err(_) => false,
             Ok(Err(error)) => matches!(error, kube::Error::Api(_) | kube::Error::SerdeError(_)),
@@ -160,6 +194,17 @@ impl Access {
             Ok(Err(error)) => Err(failed(verb, what, error)),
             Ok(Ok(answer)) => Ok(answer),
         }
+    }
+}
+
+/// Where the current context names no namespace, the daemon's is that of the manifests: kubectl's
+/// `default` is no place for its Lease, and nobody has rights there.
+fn name_namespace(kubeconfig: &mut Kubeconfig) {
+    let current = kubeconfig.current_context.clone();
+    let mut contexts = kubeconfig.contexts.iter_mut();
+    let context = contexts.find(|context| Some(&context.name) == current.as_ref());
+    if let Some(context) = context.and_then(|named| named.context.as_mut()) {
+        context.namespace.get_or_insert_with(|| NAMESPACE.to_owned());
     }
 }
 
@@ -192,6 +237,43 @@ mod tests {
     use twill_types::error_chain;
 
     use super::*;
+
+    #[test]
+    fn a_kubeconfig_without_a_namespace_means_that_of_the_manifests() {
+        let namespace = |context: &str| {
+            let text = format!(
+                "current-context: a\ncontexts:\n- name: b\n  context: {{cluster: c, user: u, \
+                 namespace: other}}\n- name: a\n  context: {{cluster: c, user: u{context}}}\n"
+            );
+            let mut read = Kubeconfig::from_yaml(&text).unwrap();
+            name_namespace(&mut read);
+            read.contexts[1].context.as_ref().unwrap().namespace.clone().unwrap()
+        };
+        assert_eq!(namespace(""), "twill-system");
+        assert_eq!(namespace(", namespace: mine"), "mine");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_without_an_answer_does_not_hold_up_the_end() {
+        let never = tower::service_fn(|_: axum::http::Request<kube::client::Body>| {
+            std::future::pending::<Result<axum::http::Response<kube::client::Body>, kube::Error>>()
+        });
+        let client = Client::new(never, "default");
+        let access = std::sync::Arc::new(Access::with_client(client, "default".to_owned()));
+        let asking = std::sync::Arc::clone(&access);
+        let asked = tokio::task::spawn_blocking(move || {
+            asking.ask("get", "x", asking.client().apiserver_version()).map(drop)
+        });
+        access.end();
+        let start = Instant::now();
+        let outcome = asked.await.unwrap();
+        assert!(matches!(outcome, Err(ApiError::Ending)), "{outcome:?}");
+        assert!(start.elapsed() < DEADLINE / 2, "it waited {:?}", start.elapsed());
+        let later = tokio::task::spawn_blocking(move || {
+            access.ask("get", "x", access.client().apiserver_version()).map(drop)
+        });
+        assert!(matches!(later.await.unwrap(), Err(ApiError::Ending)));
+    }
 
     #[test]
     fn errors_name_verb_and_resource_once() {

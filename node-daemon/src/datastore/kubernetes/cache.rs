@@ -4,14 +4,19 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::Notify;
 use tracing::warn;
-use twill_k8s_api::files::{FileError, catalog, make_private_directory, replace_private_file};
+use twill_k8s_api::files::{
+    FileError, catalog, make_private_directory, replace_private_file, sweep_leftovers,
+};
+use twill_types::error_chain;
 
-use super::{owned::OwnClaims, read};
+use super::{access::ApiError, owned::OwnClaims, read};
 use crate::datastore::Snapshot;
 
 /// The version of the format. A copy of another version is of no use, and not an error.
@@ -35,12 +40,28 @@ struct Copy {
 pub(super) struct Known {
     pub(super) snapshot: Snapshot,
     pub(super) claims: OwnClaims,
+    /// Each with the name of its list.
+    pub(super) objects: Vec<(String, Value)>,
+}
+
+/// Whose the file is to write.
+#[derive(Debug, PartialEq, Eq)]
+enum Right {
+    /// The daemon before this one may be writing it still.
+    NotYet,
+    Held,
+    /// The daemon after this one may be writing it already.
+    Over,
 }
 
 /// The file of one node.
 pub(super) struct Cache {
     path: PathBuf,
     node: String,
+    right: Right,
+    /// Told when it is this process's to write.
+    begun: Arc<Notify>,
+    /// What is in the file, as far as this process has written it.
     written: Option<Copy>,
 }
 
@@ -48,11 +69,37 @@ impl Cache {
     /// Uses a file in this directory, made if there is none.
     pub(super) fn open(directory: &Path, node: &str) -> Result<Self, FileError> {
         make_private_directory(directory)?;
-        Ok(Self { path: directory.join(FILE), node: node.to_owned(), written: None })
+        let path = directory.join(FILE);
+        let (node, begun) = (node.to_owned(), Arc::default());
+        Ok(Self { path, node, right: Right::NotYet, begun, written: None })
+    }
+
+    /// Told once it is this process's to write.
+    pub(super) fn begun(&self) -> Arc<Notify> {
+        Arc::clone(&self.begun)
+    }
+
+    /// From now on this process writes it, and no other one.
+    pub(super) fn begin(&mut self) {
+        self.right = Right::Held;
+        self.begun.notify_one();
+        let swept = self.path.parent().map_or(Ok(()), sweep_leftovers);
+        if let Err(error) = swept {
+            warn!(error = %error_chain(&error), "what a daemon that was killed left in stateDir stays there");
+        }
+    }
+
+    /// From now on this process does not write it.
+    pub(super) fn end(&mut self) {
+        self.right = Right::Over;
     }
 
     /// What was written last, unless it is another node's or cannot be read.
     pub(super) fn read(&self) -> Option<Known> {
+        self.parse().map(known)
+    }
+
+    fn parse(&self) -> Option<Copy> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -62,7 +109,7 @@ impl Cache {
             }
         };
         match serde_json::from_str::<Copy>(&text) {
-            Ok(copy) if copy.format == FORMAT && copy.node == self.node => Some(known(&copy)),
+            Ok(copy) if copy.format == FORMAT && copy.node == self.node => Some(copy),
             Ok(copy) => {
                 let Copy { format, node, .. } = copy;
                 warn!(path = %self.path.display(), format, node, "the copy of what was last known is of no use here");
@@ -75,13 +122,30 @@ impl Cache {
         }
     }
 
-    /// Replaces it as a whole, if anything is new.
+    /// Replaces it as a whole, if anything is new; `false` while it is not this process's to write.
     pub(super) fn write(
         &mut self,
         objects: Vec<(String, Value)>,
         claims: Vec<Value>,
-    ) -> Result<(), FileError> {
-        let copy = Copy { format: FORMAT, node: self.node.clone(), objects, claims };
+    ) -> Result<bool, FileError> {
+        if self.right != Right::Held {
+            return Ok(false);
+        }
+        self.replace(Copy { format: FORMAT, node: self.node.clone(), objects, claims })?;
+        Ok(true)
+    }
+
+    /// The same with other claims only; durable when it returns. Without a copy there is nothing to
+    /// write them into, and nothing that names a claim.
+    pub(super) fn write_claims(&mut self, claims: Vec<Value>) -> Result<(), ApiError> {
+        if self.right != Right::Held {
+            return Err(ApiError::Ending);
+        }
+        let Some(before) = self.written.clone().or_else(|| self.parse()) else { return Ok(()) };
+        Ok(self.replace(Copy { claims, ..before })?)
+    }
+
+    fn replace(&mut self, copy: Copy) -> Result<(), FileError> {
         if self.written.as_ref() == Some(&copy) {
             return Ok(());
         }
@@ -90,22 +154,24 @@ impl Cache {
             path: self.path.clone(),
             source: source.into(),
         })?;
+        // Whether it is there or not: if this fails, nobody knows.
+        self.written = None;
         replace_private_file(&self.path, &text)?;
         self.written = Some(copy);
         Ok(())
     }
 }
 
-fn known(copy: &Copy) -> Known {
-    let name = |value: &Value| value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+fn known(copy: Copy) -> Known {
     let loaded: Vec<_> = copy
         .objects
         .iter()
-        .map(|(plural, object)| read::load(plural, &name(object), object))
+        .map(|(plural, object)| read::load(plural, read::name(object), object))
         .collect();
     Known {
         snapshot: Snapshot::new(catalog(&loaded)),
         claims: OwnClaims::from_manifests(&copy.claims),
+        objects: copy.objects,
     }
 }
 
@@ -116,21 +182,29 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_copy_is_read_back_by_its_own_node_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut cache = Cache::open(directory.path(), "node1").unwrap();
-        assert!(cache.read().is_none());
+    fn pool() -> (String, Value) {
         let pool = json!({
             "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
             "metadata": {"name": "a"}, "spec": {"cidr": "10.0.0.0/16"},
         });
-        let claim = json!({
+        ("ippools".to_owned(), pool)
+    }
+
+    fn claim() -> Value {
+        json!({
             "apiVersion": "projectcalico.org/v3", "kind": "BlockAffinity",
             "metadata": {"name": "0a000000-26", "uid": "u1"},
             "spec": {"node": "node1", "cidr": "10.0.0.0/26", "pool": "a"},
-        });
-        cache.write(vec![("ippools".to_owned(), pool)], vec![claim]).unwrap();
+        })
+    }
+
+    #[test]
+    fn a_copy_is_read_back_by_its_own_node_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = Cache::open(directory.path(), "node1").unwrap();
+        cache.begin();
+        assert!(cache.read().is_none());
+        cache.write(vec![pool()], vec![claim()]).unwrap();
         let path = directory.path().join(FILE);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "passwords are in it");
@@ -146,5 +220,38 @@ mod tests {
         assert!(cache.read().is_none(), "of another format");
         std::fs::write(&path, &text[..text.len() / 2]).unwrap();
         assert!(cache.read().is_none(), "half of it");
+    }
+
+    #[test]
+    fn only_who_has_the_store_writes_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut old = Cache::open(directory.path(), "node1").unwrap();
+        old.begin();
+        assert!(old.write(vec![pool()], vec![claim()]).unwrap());
+        let mut new = Cache::open(directory.path(), "node1").unwrap();
+        assert!(!new.write(vec![], vec![]).unwrap(), "the one before it still serves");
+        assert!(matches!(new.write_claims(vec![]), Err(ApiError::Ending)));
+        old.end();
+        assert!(!old.write(vec![], vec![]).unwrap(), "the one after it may serve already");
+        assert_eq!(new.read().unwrap().snapshot.pools.len(), 1);
+        new.begin();
+        // It has written nothing yet, and knows what is there all the same.
+        new.write_claims(vec![]).unwrap();
+        let known = new.read().unwrap();
+        assert_eq!((known.snapshot.pools.len(), known.claims.blocks().len()), (1, 0));
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_is_swept_and_in_nobodys_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let left: Vec<_> = (0..64)
+            .map(|number| directory.path().join(format!(".tmp-{}-{number}", std::process::id())))
+            .collect();
+        left.iter().for_each(|path| std::fs::write(path, "half").unwrap());
+        let mut cache = Cache::open(directory.path(), "node1").unwrap();
+        replace_private_file(&cache.path, b"{}").unwrap();
+        cache.begin();
+        assert!(left.iter().all(|path| !path.exists()));
+        assert!(cache.write(vec![pool()], vec![]).unwrap());
     }
 }

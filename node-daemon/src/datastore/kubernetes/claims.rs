@@ -2,18 +2,19 @@
 //! the claim and the server says who was first.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
-    core::{DynamicObject, PartialObjectMeta},
+    core::DynamicObject,
 };
 use serde_json::json;
 use tokio::sync::watch;
+use tracing::warn;
 use twill_ipam::Taken;
 use twill_k8s_api::{
     IpPool, Problem, Severity,
@@ -23,13 +24,19 @@ use twill_types::{Block, Prefix, error_chain};
 
 use super::{
     access::{Access, ApiError},
+    cache::Cache,
+    names::{self, Age},
     owned::{Held, OwnClaims},
+    pools::Pools,
     read,
     subject::BLOCK_AFFINITIES,
 };
-use crate::datastore::{
-    ClaimOutcome, ClaimStore, Claimant, DatastoreError, Lending, Release, Snapshot, Stamp,
-    seam::Still,
+use crate::{
+    backoff::Backoff,
+    datastore::{
+        ClaimOutcome, ClaimStore, Claimant, DatastoreError, Lending, Release, Snapshot, Stamp,
+        seam::Still,
+    },
 };
 
 /// Keeps a claim until its owner has let go of it, whoever deletes it. Never an owner reference: claims
@@ -39,18 +46,32 @@ const FINALIZER: &str = "twill.projectcalico.org/claim";
 /// How many claims of a pool may be lost in a row until all claims are listed.
 const LOSSES: usize = 3;
 
+/// How many claims may be lost in one attempt.
+const LOSSES_AT_MOST: usize = 32;
+
 /// How often a block that is free and taken in turns is tried.
 const ATTEMPTS: usize = 4;
 
+/// The longest pause after requests that failed again and again: other nodes' fail as well.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long a list of all claims is taken for what there is: pods without an address ask again and
-/// again.
-const CURRENT: Duration = Duration::from_secs(2);
+/// again. The longer, the longer it shows nothing that is free.
+const CURRENT: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
 /// Blocks that cannot be had.
 #[derive(Clone)]
 struct Seen {
     taken: Taken,
     listed: Instant,
+}
+
+/// How making a claim ended.
+enum Made {
+    /// It is this node's.
+    Own(Claim),
+    /// A claim of this block is in the way.
+    Taken(Block),
 }
 
 /// The claims.
@@ -62,6 +83,12 @@ pub(super) struct ApiClaims {
     owned: watch::Sender<Arc<OwnClaims>>,
     /// Blocks that others had when that was looked at last.
     taken: Mutex<Option<Seen>>,
+    /// While it is not over, a list would show nothing that is free, either.
+    full: Mutex<Backoff>,
+    pools: Mutex<Pools>,
+    /// Made here, and not looked at yet whether another claim is in the way: nobody gets an address there.
+    doubted: Mutex<BTreeSet<Block>>,
+    cache: Arc<Mutex<Cache>>,
     /// Others' claims of blocks that this node holds, as they were seen last.
     others: Mutex<BTreeMap<Block, Claim>>,
 }
@@ -70,6 +97,7 @@ impl ApiClaims {
     pub(super) fn new(
         access: Arc<Access>,
         owned: watch::Sender<Arc<OwnClaims>>,
+        cache: Arc<Mutex<Cache>>,
         node: &str,
     ) -> Self {
         let api = access.objects(&BLOCK_AFFINITIES.resource());
@@ -79,6 +107,10 @@ impl ApiClaims {
             node: node.to_owned(),
             owned,
             taken: Mutex::default(),
+            full: Mutex::new(Backoff::new(CURRENT[0], CURRENT[1])),
+            pools: Mutex::default(),
+            doubted: Mutex::default(),
+            cache,
             others: Mutex::default(),
         }
     }
@@ -87,17 +119,68 @@ impl ApiClaims {
         Arc::clone(&self.owned.borrow())
     }
 
-    /// Creates a claim; `None` if there is one already.
-    fn create(&self, block: Block, who: Claimant<'_>) -> Result<Option<Claim>, ApiError> {
+    /// Creates a claim, if there is none and none that it is a part of, or more than.
+    fn create(&self, block: Block, who: Claimant<'_>) -> Result<Made, DatastoreError> {
         let name = block.claim_name();
         let object = manifest(block, who);
         let params = PostParams::default();
+        // Before: the watch may tell of it before the answer comes.
+        let may_contest = lock(&self.pools).may_contest(block);
+        if may_contest {
+            lock(&self.doubted).insert(block);
+        }
         let request = self.api.create(&params, &object);
         match self.access.ask("create", format!("blockaffinities/{name}"), request) {
-            Ok(object) => self.note(&object).map(Some),
-            Err(error) if error.is(409) => Ok(None),
-            Err(error) => Err(error),
+            Ok(object) if may_contest => self.clear(block, &object),
+            Ok(object) => Ok(Made::Own(self.use_claim(&object)?)),
+            Err(error) => {
+                if error.is(409) {
+                    lock(&self.doubted).remove(&block);
+                    return Ok(Made::Taken(block));
+                }
+                Err(error.into())
+            }
         }
+    }
+
+    /// Looks whether another claim is in the way of one that was just made, and gives it back then. Who of
+    /// two looks last sees the other; both may, and then both look for another block.
+    fn clear(&self, block: Block, object: &DynamicObject) -> Result<Made, DatastoreError> {
+        let claim = read_claim(object)?;
+        let Some(other) = self.in_the_way(block, Age::Newest)? else {
+            lock(&self.doubted).remove(&block);
+            return Ok(Made::Own(self.use_claim(object)?));
+        };
+        self.delete(object, &claim)?;
+        lock(&self.doubted).remove(&block);
+        Ok(Made::Taken(other.block))
+    }
+
+    /// Whether a claim of this node is one that nobody is in the way of, as far as that was not known yet.
+    fn is_clear(&self, block: Block) -> Result<bool, DatastoreError> {
+        if !lock(&self.doubted).contains(&block) {
+            return Ok(true);
+        }
+        let Some(object) = self.find(block)? else {
+            lock(&self.doubted).remove(&block);
+            return Ok(false);
+        };
+        if read_claim(&object)?.node != self.node {
+            lock(&self.doubted).remove(&block);
+            return Ok(false);
+        }
+        Ok(matches!(self.clear(block, &object)?, Made::Own(_)))
+    }
+
+    /// Takes over a claim that was just made. It is in the copy before anybody has an address of it.
+    fn use_claim(&self, object: &DynamicObject) -> Result<Claim, ApiError> {
+        let claim = self.note(object)?;
+        let mut cache = lock(&self.cache);
+        if let Err(error) = cache.write_claims(self.own().manifests()) {
+            let error = error_chain(&error);
+            warn!(error, "the copy for a start without the API server lacks a claim");
+        }
+        Ok(claim)
     }
 
     /// Takes over what the API server answered about one of this node's claims.
@@ -112,56 +195,59 @@ impl ApiClaims {
         self.access.ask("get", format!("blockaffinities/{name}"), self.api.get_opt(&name))
     }
 
-    /// The names of all claims, out of the API server's memory.
-    fn names(&self) -> Result<Vec<Block>, ApiError> {
-        let params = ListParams::default().match_any();
-        let request = self.api.list_metadata(&params);
-        let found = self.access.ask("list", "blockaffinities", request)?;
-        let block = |object: PartialObjectMeta<DynamicObject>| {
-            Block::from_claim_name(object.metadata.name.as_deref()?).ok()
-        };
-        Ok(found.items.into_iter().filter_map(block).collect())
-    }
-
     /// The blocks that cannot be had, as they are now: the server's memory may be behind what was
     /// written here, or was `lost` a moment ago.
     fn list_taken(&self, lost: &[Block]) -> Result<Taken, ApiError> {
-        let mut taken: Taken = self.names()?.into_iter().collect();
+        let listed = names::list(&self.access, Age::Any)?;
+        let mut taken: Taken = listed.into_iter().map(|claim| claim.block).collect();
         self.own().blocks().keys().chain(lost).for_each(|block| taken.insert(*block));
         let seen = Seen { taken: taken.clone(), listed: Instant::now() };
-        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        *lock(&self.taken) = Some(seen);
         Ok(taken)
     }
 
-    /// The same as it was listed last, with this node's own; and whether that was lately.
+    /// The same as it was listed last, with this node's own; and whether that is new enough.
     fn seen(&self) -> Option<(Taken, bool)> {
-        let seen = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let Seen { mut taken, listed } = seen;
+        let Seen { mut taken, listed } = lock(&self.taken).clone()?;
         self.own().blocks().keys().for_each(|block| taken.insert(*block));
-        Some((taken, listed.elapsed() < CURRENT))
+        Some((taken, listed.elapsed() < CURRENT[0] || !lock(&self.full).is_due()))
     }
 
     fn note_lost(&self, block: Block) {
-        if let Some(seen) = &mut *self.taken.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(seen) = &mut *lock(&self.taken) {
             seen.taken.insert(block);
         }
     }
 
-    /// Another's claim of a part of a block, or of more than it: there was a pool with blocks of another
-    /// size. The names of two such claims differ, so all names are looked at.
-    fn in_the_way(&self, block: Block) -> Result<Option<Claim>, DatastoreError> {
+    /// A claim of a part of a block, or of more than it: of a pool with blocks of another size. The names
+    /// of two such claims differ, so all names are looked at.
+    fn in_the_way(&self, block: Block, age: Age) -> Result<Option<Claim>, DatastoreError> {
         let is_in_the_way =
-            |other: &&Block| **other != block && other.prefix().overlaps(block.prefix());
-        for other in self.names()?.iter().filter(is_in_the_way) {
-            if let Some(claim) = self.get(*other)? {
+            |other: &Block| *other != block && other.prefix().overlaps(block.prefix());
+        let listed = names::list(&self.access, age)?.into_iter().map(|claim| claim.block);
+        for other in listed.filter(is_in_the_way) {
+            if let Some(claim) = self.get(other)? {
                 return Ok(Some(claim));
             }
         }
         Ok(None)
     }
 
+    /// From here on the copy does not name a claim: a start without the API server must not take it for
+    /// this node's once it can be another's.
+    fn forget_in_copy(&self, claim: &Claim) -> Result<(), ApiError> {
+        self.owned.send_if_modified(|own| {
+            Arc::make_mut(own).set_leaving(claim, true);
+            // It is held as long as it is not given back.
+            false
+        });
+        let mut cache = lock(&self.cache);
+        cache.write_claims(self.own().manifests())
+    }
+
     /// Takes the finalizer off, then deletes: an end in between leaves a claim that is still this node's.
     fn delete(&self, object: &DynamicObject, claim: &Claim) -> Result<Release, ApiError> {
+        self.forget_in_copy(claim)?;
         let name = claim.block.claim_name();
         let what = format!("blockaffinities/{name}");
         let meta = &object.metadata;
@@ -205,44 +291,62 @@ impl ClaimStore for ApiClaims {
         choose: &dyn Fn(&Taken) -> Option<Block>,
     ) -> Result<Option<Claim>, DatastoreError> {
         let seen = self.seen();
-        let (mut taken, mut is_listed) =
+        let (mut taken, mut is_current) =
             seen.map_or_else(|| Ok::<_, ApiError>((self.list_taken(&[])?, true)), Ok)?;
+        let mut was_listed = false;
         let mut lost = Vec::new();
         loop {
             let Some(block) = choose(&taken) else {
-                if is_listed {
+                if is_current {
+                    if lock(&self.full).is_due() {
+                        lock(&self.full).failed();
+                    }
                     return Ok(None);
                 }
                 // Some may have been given back since.
                 taken = self.list_taken(&lost)?;
-                is_listed = true;
+                (is_current, was_listed) = (true, true);
                 continue;
             };
-            if let Some(claim) = self.create(block, who)? {
-                return Ok(Some(claim));
+            let in_the_way = match self.create(block, who)? {
+                Made::Own(claim) => {
+                    lock(&self.full).succeeded();
+                    return Ok(Some(claim));
+                }
+                Made::Taken(other) => other,
+            };
+            lost.extend([block, in_the_way]);
+            for block in [block, in_the_way] {
+                taken.insert(block);
+                self.note_lost(block);
             }
-            lost.push(block);
-            taken.insert(block);
-            self.note_lost(block);
-            if lost.len() >= LOSSES && !is_listed {
+            let losses = lost.len() / 2;
+            if losses >= LOSSES_AT_MOST {
+                let pool = who.pool.to_owned();
+                return Err(ApiError::Outrun { pool, count: losses }.into());
+            }
+            if losses >= LOSSES && !was_listed {
                 taken = self.list_taken(&lost)?;
-                is_listed = true;
+                (is_current, was_listed) = (true, true);
             }
         }
     }
 
     fn try_claim(&self, block: Block, who: Claimant<'_>) -> Result<ClaimOutcome, DatastoreError> {
-        if let Some(Held { claim: Ok(claim), .. }) = self.own().blocks().get(&block) {
+        if let Some(Held { claim: Ok(claim), .. }) = self.own().blocks().get(&block)
+            && self.is_clear(block)?
+        {
             return Ok(ClaimOutcome::Won(claim.clone()));
         }
-        if let Some(other) = self.in_the_way(block)? {
+        if let Some(other) = self.in_the_way(block, Age::Any)? {
             return Ok(ClaimOutcome::Lost(other));
         }
         for _ in 0..ATTEMPTS {
-            if let Some(claim) = self.create(block, who)? {
-                return Ok(ClaimOutcome::Won(claim));
-            }
-            let Some(found) = self.find(block)? else { continue };
+            let in_the_way = match self.create(block, who)? {
+                Made::Own(claim) => return Ok(ClaimOutcome::Won(claim)),
+                Made::Taken(other) => other,
+            };
+            let Some(found) = self.find(in_the_way)? else { continue };
             let claim = read_claim(&found)?;
             if claim.node == self.node {
                 self.note(&found)?;
@@ -263,16 +367,22 @@ impl ClaimStore for ApiClaims {
         if found.uid != claim.uid {
             return Ok(Release::Anothers);
         }
-        if !found.delegations.is_empty() {
-            return Ok(Release::Lent);
-        }
-        if !still()? {
-            return Ok(Release::Kept);
+        let stays = match found.delegations.is_empty() {
+            false => Some(Release::Lent),
+            true => (!still()?).then_some(Release::Kept),
+        };
+        if let Some(stays) = stays {
+            self.owned.send_modify(|own| Arc::make_mut(own).set_leaving(claim, false));
+            return Ok(stays);
         }
         Ok(self.delete(&object, claim)?)
     }
 
+    /// One that is doubted has none: it is looked at again.
     fn stamp(&self, block: Block) -> Option<Stamp> {
+        if lock(&self.doubted).contains(&block) {
+            return None;
+        }
         self.own().blocks().get(&block).map(|held| Stamp::Version(held.version.clone()))
     }
 
@@ -298,10 +408,15 @@ impl ClaimStore for ApiClaims {
         let mut all = Claims::default();
         let own = self.own();
         for (block, held) in own.blocks() {
-            add(&mut all, &block.claim_name(), held.claim.clone());
+            let claim = match self.is_clear(*block) {
+                Ok(true) => held.claim.clone(),
+                Ok(false) => continue,
+                Err(error) => Err(error_chain(&error)),
+            };
+            add(&mut all, &block.claim_name(), claim);
         }
         let is_own = |block: &&Block| own.blocks().contains_key(block);
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = lock(&self.others);
         let before = std::mem::take(&mut *others);
         for block in held.iter().filter(|block| !is_own(block)) {
             let found = match self.find(*block) {
@@ -330,7 +445,16 @@ impl ClaimStore for ApiClaims {
     /// Of pools that overlap, the one that was made first: all nodes come to the same without asking
     /// each other.
     fn settled_pools(&self, resources: &Snapshot, _known: &Claims) -> Vec<String> {
+        if lock(&self.pools).see(&resources.pools) {
+            // There may be claims in it that no list was looked at for.
+            *lock(&self.taken) = None;
+            lock(&self.full).succeeded();
+        }
         first_made(&resources.pools)
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE
     }
 
     fn lending(&self) -> Option<&dyn Lending> {
@@ -350,6 +474,10 @@ fn first_made(pools: &BTreeMap<String, IpPool>) -> Vec<String> {
         }
     }
     first.into_iter().map(|(name, _)| name.clone()).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The claim as an object.
@@ -387,42 +515,4 @@ fn add(all: &mut Claims, name: &str, claim: Result<Claim, String>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use twill_k8s_api::{files::catalog, load_manifests};
-
-    use super::*;
-
-    #[test]
-    fn of_pools_that_overlap_the_oldest_is_used() {
-        let pool = |name: &str, cidr: &str, second: u8| {
-            format!(
-                "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}, \
-                 creationTimestamp: \"2026-01-01T00:00:{second:02}Z\"}}\nspec: {{cidr: {cidr}}}\n---\n"
-            )
-        };
-        let text = [
-            pool("a", "10.0.0.0/16", 30),
-            pool("b", "10.0.0.0/20", 7),
-            pool("c", "10.0.0.0/8", 31),
-            pool("d", "10.1.0.0/16", 31),
-            pool("e", "10.2.0.0/16", 31),
-            pool("f", "10.2.0.0/17", 31),
-        ];
-        let loaded = load_manifests(&text.concat(), "test");
-        let pools = Snapshot::new(catalog([&loaded])).pools;
-        assert_eq!(first_made(&pools), ["b", "d", "e"], "a and c overlap b, which is older");
-    }
-
-    #[test]
-    fn a_claim_is_an_object_that_reads_back() {
-        let block: Block = "10.0.0.64/26".parse().unwrap();
-        let who = Claimant { node: "node1", pool: "a", dedication: None };
-        let mut object = manifest(block, who);
-        assert_eq!(object.metadata.name.as_deref(), Some("0a000040-26"));
-        assert_eq!(object.metadata.finalizers, Some(vec![FINALIZER.to_owned()]));
-        assert_eq!(object.metadata.owner_references, None);
-        object.metadata.uid = Some("u1".to_owned());
-        let claim = read_claim(&object).unwrap();
-        assert_eq!((claim.block, claim.node.as_str(), claim.uid.as_str()), (block, "node1", "u1"));
-    }
-}
+mod tests;

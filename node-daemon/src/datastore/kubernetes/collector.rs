@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::{
     sync::{mpsc, watch},
     task::block_in_place,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tracing::{info, warn};
 use twill_k8s_api::{BgpPassword, Loaded, files::catalog};
@@ -33,8 +33,28 @@ use crate::{
 /// How long changes are gathered before they are looked at: several come at once.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// The least time between two writes of the copy, and how many times as long as the last one took: with
+/// ten thousand Nodes it has megabytes, and one of them changes all the time.
+const COPY: Duration = Duration::from_secs(1);
+const COPY_FACTOR: u32 = 20;
+
+/// After how many failures in a row the node does without a Secret.
+const ENOUGH: u32 = 3;
+
 /// How much may wait to be looked at.
 const QUEUE: usize = 256;
+
+/// How far the API server has come with telling everything once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Progress {
+    /// It has not said anything.
+    Silent,
+    /// A list is complete.
+    Begun,
+    /// One is refused that is needed: there will be no more until people help.
+    Stuck,
+    Complete,
+}
 
 /// An object as it was read.
 struct Entry {
@@ -51,15 +71,29 @@ struct List {
     /// The names seen in a list that is being read.
     listing: Option<BTreeSet<String>>,
     in_sync: bool,
-    /// Why it cannot be had, and whether it was refused.
-    fault: Option<(String, bool)>,
+    fault: Option<Fault>,
+}
+
+/// Why a list cannot be had.
+struct Fault {
+    text: String,
+    /// Only people can help.
+    refused: bool,
+    /// Failures in a row.
+    times: u32,
 }
 
 /// The task.
 pub(super) struct Collector {
     node: String,
     access: Arc<Access>,
-    cache: Cache,
+    cache: Arc<Mutex<Cache>>,
+    /// When the copy is to be written next, if anything is to be.
+    copy_due: Option<Instant>,
+    /// Before that it is not written again.
+    copy_rests: Instant,
+    /// What was in it at the start, each with the name of its list: not seen here yet.
+    known: Vec<(String, Value)>,
     owned: watch::Sender<Arc<OwnClaims>>,
     problems: watch::Sender<Vec<String>>,
     lists: BTreeMap<Subject, List>,
@@ -69,7 +103,7 @@ pub(super) struct Collector {
     news: mpsc::Receiver<(Subject, News)>,
     sender: mpsc::Sender<(Subject, News)>,
     resources: watch::Sender<Arc<Snapshot>>,
-    in_sync: watch::Sender<bool>,
+    progress: watch::Sender<Progress>,
     /// A claim is not what it was when it was written here.
     claims_changed: bool,
 }
@@ -78,7 +112,8 @@ impl Collector {
     pub(super) fn new(
         node: &str,
         access: &Arc<Access>,
-        cache: Cache,
+        cache: Arc<Mutex<Cache>>,
+        known: Vec<(String, Value)>,
         owned: watch::Sender<Arc<OwnClaims>>,
         problems: watch::Sender<Vec<String>>,
     ) -> Self {
@@ -89,6 +124,9 @@ impl Collector {
             node: node.to_owned(),
             access: Arc::clone(access),
             cache,
+            copy_due: None,
+            copy_rests: Instant::now(),
+            known,
             owned,
             problems,
             lists: BTreeMap::new(),
@@ -97,28 +135,39 @@ impl Collector {
             news,
             sender,
             resources: watch::Sender::default(),
-            in_sync: watch::Sender::new(false),
+            progress: watch::Sender::new(Progress::Silent),
             claims_changed: false,
         }
     }
 
-    /// Starts; the snapshots, and whether everything was told once.
-    pub(super) fn start(self) -> (watch::Sender<Arc<Snapshot>>, watch::Receiver<bool>) {
-        let (resources, in_sync) = (self.resources.clone(), self.in_sync.subscribe());
+    /// Starts; the snapshots, and how far it is. Both end with the task.
+    pub(super) fn start(self) -> (watch::Sender<Arc<Snapshot>>, watch::Receiver<Progress>) {
+        let (resources, progress) = (self.resources.clone(), self.progress.subscribe());
         tokio::spawn(self.run());
-        (resources, in_sync)
+        (resources, progress)
     }
 
     async fn run(mut self) {
+        let begun = self.cache.lock().unwrap_or_else(PoisonError::into_inner).begun();
         self.follow_wanted();
-        // It has a sender itself, so it goes on for ever.
-        while let Some((subject, news)) = self.news.recv().await {
-            self.take(&subject, news);
-            let deadline = Instant::now() + GATHER;
-            while let Ok(Some((subject, news))) = timeout_at(deadline, self.news.recv()).await {
-                self.take(&subject, news);
+        loop {
+            let copy_due = self.copy_due;
+            tokio::select! {
+                news = self.news.recv() => {
+                    // It has a sender itself, so it goes on for ever.
+                    let Some((subject, news)) = news else { return };
+                    self.take(&subject, news);
+                    let deadline = Instant::now() + GATHER;
+                    while let Ok(Some((subject, news))) = timeout_at(deadline, self.news.recv()).await {
+                        self.take(&subject, news);
+                    }
+                    self.settle();
+                }
+                () = begun.notified(), if copy_due.is_some() => self.keep_copy(),
+                () = sleep_until(copy_due.unwrap_or_else(Instant::now)), if copy_due.is_some() => {
+                    self.keep_copy();
+                }
             }
-            self.settle();
         }
     }
 
@@ -127,7 +176,8 @@ impl Collector {
             if !self.following.contains_key(subject) {
                 let following = watching::start(&self.access, subject, &self.sender);
                 self.following.insert(subject.clone(), following);
-                self.lists.insert(subject.clone(), List::default());
+                let list = List::with_known(subject, &mut self.known);
+                self.lists.insert(subject.clone(), list);
             }
         }
     }
@@ -137,13 +187,21 @@ impl Collector {
         let Some(list) = self.lists.get_mut(subject) else { return };
         let event = match news {
             News::Resumed => return list.fault = None,
-            News::Failed { text, refused } => return list.fault = Some((text, refused)),
+            News::Failed { text, refused } => {
+                if refused && !subject.is_optional() {
+                    self.come_to(Progress::Stuck);
+                }
+                let Some(list) = self.lists.get_mut(subject) else { return };
+                let times = list.fault.as_ref().map_or(1, |fault| fault.times.saturating_add(1));
+                return list.fault = Some(Fault { text, refused, times });
+            }
             News::Event(event) => *event,
         };
         if !matches!(event, Event::Init | Event::InitApply(_)) {
             list.fault = None;
         }
         list.in_sync |= matches!(event, Event::InitDone);
+        let is_in_sync = list.in_sync;
         if subject.is_claims() {
             self.claims_changed |= self.owned.send_if_modified(|claims| {
                 let before = Arc::clone(claims);
@@ -153,6 +211,17 @@ impl Collector {
         } else {
             list.take(subject, event);
         }
+        if is_in_sync {
+            self.come_to(Progress::Begun);
+        }
+    }
+
+    fn come_to(&self, progress: Progress) {
+        self.progress.send_if_modified(|at| {
+            let is_further = *at < progress;
+            *at = progress.max(*at);
+            is_further
+        });
     }
 
     /// Makes a snapshot, if everything that it needs is there.
@@ -192,8 +261,10 @@ impl Collector {
     fn is_complete(&self) -> bool {
         self.wanted.iter().all(|subject| {
             self.lists.get(subject).is_some_and(|list| {
-                let refused = list.fault.as_ref().is_some_and(|(_, refused)| *refused);
-                list.in_sync || (refused && subject.is_optional())
+                // What the copy has of it is used as long.
+                let is_hopeless = |fault: &Fault| fault.refused || fault.times >= ENOUGH;
+                let does_without = list.fault.as_ref().is_some_and(is_hopeless);
+                list.in_sync || (does_without && subject.is_optional())
             })
         })
     }
@@ -205,10 +276,10 @@ impl Collector {
         }
         // Who looks after claims looks at them again when the resources change.
         let claims_changed = std::mem::take(&mut self.claims_changed);
-        let in_sync = &self.in_sync;
+        let progress = &self.progress;
         self.resources.send_if_modified(|current| {
             // In here, so that nobody replaces what is in sync by what was known before.
-            in_sync.send_if_modified(|in_sync| !std::mem::replace(in_sync, true));
+            progress.send_if_modified(|at| std::mem::replace(at, Progress::Complete) != *at);
             let changed = snapshot.catalog != current.catalog;
             if changed {
                 info!(objects = snapshot.catalog.resources.len(), "the resources changed");
@@ -216,15 +287,31 @@ impl Collector {
             }
             changed || claims_changed
         });
+        self.copy_due = self.copy_due.or_else(|| Some(self.copy_rests.max(Instant::now())));
+    }
+
+    /// Writes the copy, if what is in it has changed.
+    fn keep_copy(&mut self) {
         let objects = self.lists.iter().flat_map(|(subject, list)| {
             let plural = subject.kind.plural;
             list.objects.values().map(move |entry| (plural.to_owned(), entry.manifest.clone()))
         });
-        let (objects, claims) = (objects.collect(), self.owned.borrow().manifests());
-        if let Err(error) = block_in_place(|| self.cache.write(objects, claims)) {
+        let objects = objects.collect();
+        let started = Instant::now();
+        let written = block_in_place(|| {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock: a claim that is given back meanwhile must not be written again.
+            let claims = self.owned.borrow().manifests();
+            cache.write(objects, claims)
+        });
+        let is_done = written.unwrap_or_else(|error| {
             let error = error_chain(&error);
             warn!(error, "the copy for a start without the API server is out of date");
-        }
+            true
+        });
+        self.copy_rests = Instant::now() + COPY.max(started.elapsed() * COPY_FACTOR);
+        // Until it is this daemon's to write.
+        self.copy_due = (!is_done).then_some(self.copy_rests);
     }
 
     /// What a snapshot makes necessary: all Nodes for the mesh, the Secrets that sessions name.
@@ -247,9 +334,9 @@ impl Collector {
     /// Refusals one by one; anything else is one thing, however many watches it hits.
     fn tell_faults(&self) {
         let faults = self.lists.values().filter_map(|list| list.fault.as_ref());
-        let mut said: Vec<String> =
-            faults.clone().filter(|(_, refused)| *refused).map(|(text, _)| text.clone()).collect();
-        if let Some((text, _)) = faults.clone().find(|(_, refused)| !refused) {
+        let refused = faults.clone().filter(|fault| fault.refused);
+        let mut said: Vec<String> = refused.map(|fault| fault.text.clone()).collect();
+        if let Some(Fault { text, .. }) = faults.clone().find(|fault| !fault.refused) {
             said.push(format!("the API server is away, and what was last known holds: {text}"));
         }
         problems::tell(&self.problems, said);
@@ -257,6 +344,22 @@ impl Collector {
 }
 
 impl List {
+    /// With what the copy has of it, taken out there: a broken object has something that was last right
+    /// in it, and a Secret that cannot be had what it was. The first list takes the rest away.
+    fn with_known(subject: &Subject, known: &mut Vec<(String, Value)>) -> Self {
+        let plural = subject.kind.plural;
+        let is_of_it = |(list, manifest): &mut (String, Value)| {
+            list == plural && subject.only().is_none_or(|only| read::name(manifest) == only)
+        };
+        let entry = |(_, manifest): (String, Value)| {
+            let name = read::name(&manifest).to_owned();
+            let loaded = read::load(plural, &name, &manifest);
+            (name, Entry { manifest, loaded })
+        };
+        let objects = known.extract_if(.., is_of_it).map(entry).collect();
+        Self { objects, ..Self::default() }
+    }
+
     fn take(&mut self, subject: &Subject, event: Event<DynamicObject>) {
         match event {
             Event::Init => self.listing = Some(BTreeSet::new()),
@@ -288,14 +391,18 @@ impl List {
             return name;
         }
         let mut loaded = read::load(subject.kind.plural, &name, &manifest);
-        let mut last_right = manifest;
+        // Another object of the same name says nothing about this one.
+        let is_it =
+            |before: &Entry| before.manifest["metadata"]["uid"] == manifest["metadata"]["uid"];
         if loaded.has_errors()
-            && let Some(before) = self.objects.remove(&name)
+            && let Some(before) = self.objects.remove(&name).filter(is_it)
         {
             keep_last_good(&mut loaded, before.loaded);
-            last_right = before.manifest;
+            let entry = Entry { manifest: before.manifest, loaded };
+            self.objects.insert(name.clone(), entry);
+            return name;
         }
-        self.objects.insert(name.clone(), Entry { manifest: last_right, loaded });
+        self.objects.insert(name.clone(), Entry { manifest, loaded });
         name
     }
 }
@@ -351,6 +458,87 @@ mod tests {
         assert_eq!(take(Event::Apply(pool("nonsense"))), (kept, right.clone()));
         assert_eq!(take(Event::Apply(pool("10.0.0.0/16"))), (good, right));
         assert_eq!(take(Event::Delete(pool("10.0.0.0/16"))), ((String::new(), 0), None));
+    }
+
+    #[test]
+    fn an_object_that_is_broken_at_the_start_is_what_the_copy_says() {
+        let of_copy = |name: &str, uid: &str| {
+            let manifest = json!({
+                "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
+                "metadata": {"name": name, "uid": uid}, "spec": {"cidr": "10.0.0.0/16"},
+            });
+            ("ippools".to_owned(), manifest)
+        };
+        let mut broken = pool("nonsense");
+        broken.metadata.uid = Some("u1".to_owned());
+        let read = |uid: &str| {
+            let mut known = vec![of_copy("a", uid), of_copy("gone", "u2")];
+            let mut list = List::with_known(&subject(), &mut known);
+            assert!(known.is_empty());
+            list.take(&subject(), Event::Init);
+            list.take(&subject(), Event::InitApply(broken.clone()));
+            list.take(&subject(), Event::InitDone);
+            assert_eq!(list.objects.len(), 1, "what is gone is gone");
+            cidr(&list)
+        };
+        assert_eq!(read("u1"), ("10.0.0.0/16".to_owned(), 1));
+        assert_eq!(read("u9"), (String::new(), 1), "that was another object");
+    }
+
+    /// The API server answers for one Secret with nothing but 500.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_secret_that_cannot_be_had_holds_nothing_up_and_is_what_the_copy_says() {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bgp", "uid": "s1"},
+            "type": "Opaque", "data": {"tor": "czNjcmV0"},
+        });
+        let peer: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "projectcalico.org/v3", "kind": "BGPPeer", "metadata": {"name": "tor"},
+            "spec": {"peerIP": "192.0.2.1", "asNumber": 64513,
+                     "password": {"secretKeyRef": {"name": "bgp", "key": "tor"}}},
+        }))
+        .unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path(), "node1").unwrap();
+        let known = vec![("secrets".to_owned(), secret)];
+        let (owned, problems) = (watch::Sender::default(), watch::Sender::default());
+        let access = crate::datastore::kubernetes::fake::Fake::default().access();
+        let cache = Arc::new(Mutex::new(cache));
+        let mut collector = Collector::new("node1", &access, cache, known, owned, problems.clone());
+        collector.follow_wanted();
+        let done = || News::Event(Box::new(Event::InitDone));
+        let mut subjects = Subject::of_every_node("node1");
+        subjects.extend([Subject::nodes(Some("node1")), Subject::nodes(None)]);
+        for subject in &subjects {
+            collector.take(subject, News::Event(Box::new(Event::Init)));
+            if subject.kind.kind == "BGPPeer" {
+                collector.take(subject, News::Event(Box::new(Event::InitApply(peer.clone()))));
+            }
+            collector.take(subject, done());
+            collector.settle();
+        }
+        // The mesh is on, so all Nodes are wanted as well.
+        collector.take(&Subject::nodes(None), done());
+        let secret = Subject::secret("twill-system", "bgp");
+        for number in 1..=ENOUGH {
+            collector.settle();
+            assert_ne!(*collector.progress.borrow(), Progress::Complete, "after {number} - 1");
+            let text = "the API server answers list secrets with 500".to_owned();
+            collector.take(&secret, News::Failed { text, refused: false });
+        }
+        collector.settle();
+        assert_eq!(*collector.progress.borrow(), Progress::Complete);
+        assert!(collector.resources.borrow().secrets.contains_key("bgp"), "the copy has it");
+        assert!(
+            problems.borrow().iter().any(|said| said.contains("500")),
+            "{:?}",
+            problems.borrow()
+        );
+        // A list without it says that it is gone.
+        collector.take(&secret, News::Event(Box::new(Event::Init)));
+        collector.take(&secret, done());
+        collector.settle();
+        assert!(collector.resources.borrow().secrets.is_empty());
     }
 
     #[test]

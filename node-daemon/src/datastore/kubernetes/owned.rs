@@ -28,8 +28,11 @@ pub(super) struct OwnClaims {
     is_complete: bool,
     /// A list that is being read, and what was claimed meanwhile.
     listing: Option<BTreeMap<Block, Held>>,
-    /// Given back by this process: the watch may still be telling of them.
-    released: BTreeSet<String>,
+    /// Given back by this process: the watch may still be telling of them. By uid, with whether they
+    /// were so before the list that is being read, and were not seen in it.
+    released: BTreeMap<String, bool>,
+    /// About to be given back, by uid: the copy does not name them any more.
+    leaving: BTreeSet<String>,
 }
 
 impl Held {
@@ -60,9 +63,22 @@ impl OwnClaims {
         }
     }
 
-    /// For the copy.
+    /// For the copy: without those that may be another's before it is written next.
     pub(super) fn manifests(&self) -> Vec<Value> {
-        self.blocks.values().map(|held| held.manifest.clone()).collect()
+        let stays = |held: &&Held| {
+            let uid = held.manifest["metadata"]["uid"].as_str();
+            uid.is_none_or(|uid| !self.leaving.contains(uid))
+        };
+        self.blocks.values().filter(stays).map(|held| held.manifest.clone()).collect()
+    }
+
+    /// Whether a claim is about to be given back; it may be so no more.
+    pub(super) fn set_leaving(&mut self, claim: &Claim, leaves: bool) {
+        if leaves {
+            self.leaving.insert(claim.uid.clone());
+        } else {
+            self.leaving.remove(&claim.uid);
+        }
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -76,6 +92,7 @@ impl OwnClaims {
     /// A list begins.
     pub(super) fn begin_list(&mut self) {
         self.listing = Some(BTreeMap::new());
+        self.released.values_mut().for_each(|is_unseen| *is_unseen = true);
     }
 
     /// A list is complete. What was claimed while it was read stays.
@@ -83,12 +100,18 @@ impl OwnClaims {
         if let Some(listed) = self.listing.take() {
             self.blocks = listed;
             self.is_complete = true;
+            // Nobody will tell of those: they were gone before it was read.
+            self.released.retain(|_, is_unseen| !*is_unseen);
         }
     }
 
     /// Listed.
     pub(super) fn listed(&mut self, object: &DynamicObject) {
         let is_released = self.is_released(object);
+        if let Some(is_unseen) = object.metadata.uid.as_ref().and_then(|u| self.released.get_mut(u))
+        {
+            *is_unseen = false;
+        }
         if let (Some(listing), Some((block, held))) = (&mut self.listing, Held::of(object))
             && !is_released
         {
@@ -113,6 +136,7 @@ impl OwnClaims {
     pub(super) fn removed(&mut self, object: &DynamicObject) {
         let uid = object.metadata.uid.as_deref().unwrap_or_default();
         self.released.remove(uid);
+        self.leaving.remove(uid);
         let name = object.metadata.name.as_deref().unwrap_or_default();
         if let Ok(block) = Block::from_claim_name(name) {
             self.forget(block, uid);
@@ -121,7 +145,8 @@ impl OwnClaims {
 
     /// Given back by this process.
     pub(super) fn release(&mut self, claim: &Claim) {
-        self.released.insert(claim.uid.clone());
+        self.leaving.remove(&claim.uid);
+        self.released.insert(claim.uid.clone(), false);
         self.forget(claim.block, &claim.uid);
     }
 
@@ -134,7 +159,7 @@ impl OwnClaims {
     }
 
     fn is_released(&self, object: &DynamicObject) -> bool {
-        object.metadata.uid.as_ref().is_some_and(|uid| self.released.contains(uid))
+        object.metadata.uid.as_ref().is_some_and(|uid| self.released.contains_key(uid))
     }
 }
 
@@ -176,6 +201,36 @@ mod tests {
         assert_eq!(uids(&claims), ["u2"]);
         claims.removed(&object("u2", "6"));
         assert_eq!(uids(&claims), [""; 0]);
+    }
+
+    #[test]
+    fn what_was_given_back_is_forgotten_once_nobody_tells_of_it() {
+        let mut claims = OwnClaims::default();
+        claims.set(&object("u1", "1"));
+        let claim = claims.blocks().values().next().unwrap().claim.clone().unwrap();
+        claims.release(&claim);
+        claims.begin_list();
+        claims.listed(&object("u1", "1"));
+        claims.end_list();
+        assert_eq!(claims.released.len(), 1, "a list still has it, so its end will be told");
+        claims.begin_list();
+        claims.end_list();
+        assert_eq!(claims.released.len(), 0);
+        claims.begin_list();
+        claims.release(&claim);
+        claims.end_list();
+        assert_eq!(claims.released.len(), 1, "the list may be older than its end");
+    }
+
+    #[test]
+    fn what_is_about_to_go_is_not_in_the_copy() {
+        let mut claims = OwnClaims::default();
+        claims.set(&object("u1", "1"));
+        let claim = claims.blocks().values().next().unwrap().claim.clone().unwrap();
+        claims.set_leaving(&claim, true);
+        assert_eq!((claims.manifests().len(), claims.blocks().len()), (0, 1));
+        claims.set_leaving(&claim, false);
+        assert_eq!(claims.manifests().len(), 1, "it stays after all");
     }
 
     #[test]

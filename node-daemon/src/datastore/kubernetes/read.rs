@@ -51,6 +51,11 @@ pub(super) fn trim(kind: ApiKind, object: &DynamicObject) -> Value {
     trimmed
 }
 
+/// The name of what was trimmed.
+pub(super) fn name(trimmed: &Value) -> &str {
+    trimmed["metadata"]["name"].as_str().unwrap_or_default()
+}
+
 /// Reads what was trimmed as if it stood in a file.
 pub(super) fn load(plural: &str, name: &str, trimmed: &Value) -> Loaded {
     load_manifests(&trimmed.to_string(), &format!("{plural}/{name}"))

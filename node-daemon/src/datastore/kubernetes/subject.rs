@@ -88,6 +88,11 @@ impl Subject {
         self.kind == SECRETS
     }
 
+    /// The name of the only object in it, if there is but one.
+    pub(super) fn only(&self) -> Option<&str> {
+        self.field.as_deref()?.strip_prefix("metadata.name=")
+    }
+
     /// This node's claims.
     pub(super) fn is_claims(&self) -> bool {
         self.kind == BLOCK_AFFINITIES
