@@ -17,6 +17,7 @@ use twill_types::{Block, error_chain};
 
 use crate::{
     datastore::{ClaimStore, DatastoreError, Leases, Lending, Release, Requests, Snapshot},
+    gone::{Absences, had_node},
     ipam::again,
     problems,
 };
@@ -46,15 +47,7 @@ pub(crate) struct Controller {
 #[derive(Debug, Default)]
 struct Watch {
     lock: Option<Flock<File>>,
-    missing: BTreeMap<String, Missing>,
-}
-
-/// A node without a Node, as far as it was seen.
-#[derive(Debug)]
-struct Missing {
-    since: Instant,
-    /// What its daemon said last: a change means that it lives.
-    lease: Option<Lease>,
+    absences: Absences,
 }
 
 impl Controller {
@@ -119,7 +112,7 @@ impl Controller {
         self.note(&leases);
         if watch.lock.is_none() {
             watch.lock = self.leases.try_lead()?;
-            watch.missing.clear();
+            watch.absences.clear();
         }
         let resources = Arc::clone(&self.resources.borrow());
         // A Node may be missing because its file cannot be read.
@@ -130,30 +123,15 @@ impl Controller {
         let owners = self.owners()?;
         let has_node = |node: &str| resources.nodes.contains_key(node) || node == self.node;
         let candidates = owners.iter().chain(leases.keys()).filter(|node| !has_node(node));
-        // Who never had a Node does without one.
-        let had_node = |node: &&String| leases.get(*node).is_none_or(|lease| lease.had_node);
-        let candidates: BTreeSet<&String> = candidates.filter(had_node).collect();
-        watch.missing.retain(|node, _| candidates.contains(node));
-        for node in candidates {
-            let lease = leases.get(node).cloned();
-            let seen = watch.missing.entry(node.clone()).or_insert_with(|| {
-                info!(node, "a node that owns blocks has no Node any more");
-                Missing { since: Instant::now(), lease: lease.clone() }
-            });
-            if seen.lease != lease {
-                *seen = Missing { since: Instant::now(), lease };
-            }
+        let absent = candidates.map(|node| (node.clone(), leases.get(node).cloned()));
+        let absent = absent.filter(|(_, lease)| had_node(lease.as_ref())).collect();
+        let now = Instant::now();
+        for node in watch.absences.note(now, absent) {
+            info!(node, "a node that owns blocks has no Node any more");
         }
-        let is_gone = |seen: &Missing| {
-            let renewals = seen.lease.as_ref().map_or(0, |lease| lease.seconds * 3);
-            seen.since.elapsed() >= self.grace.max(Duration::from_secs(renewals))
-        };
-        let gone = watch.missing.iter().filter(|(_, seen)| is_gone(seen));
-        let gone: Vec<String> = gone.map(|(node, _)| node.clone()).collect();
-        for node in gone {
-            let Some(seen) = watch.missing.get(&node) else { continue };
-            if self.clear_up(&node, seen.lease.as_ref())?.lent.is_empty() {
-                watch.missing.remove(&node);
+        for (node, lease) in watch.absences.gone(now, self.grace) {
+            if self.clear_up(&node, lease.as_ref())?.lent.is_empty() {
+                watch.absences.forget(&node);
             }
         }
         Ok(())

@@ -27,6 +27,7 @@ mod controller;
 mod datastore;
 mod desired;
 mod explain;
+mod gone;
 mod heartbeat;
 mod host;
 mod http;
