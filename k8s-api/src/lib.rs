@@ -44,9 +44,9 @@ pub use kinds::{
     },
     node::{Namespace, Node, NodeSpec},
     node_status::{
-        AgentReport, BgpReport, LearnedFrom, LearnedFromType, NodeStatus, NodeStatusReport,
-        NodeStatusSpec, ObjectReport, PeerOrigin, PeerReport, RouteReport, RouteTable,
-        RoutesReport, SpeakerReport, SpeakerState, StatusClass,
+        AgentReport, BgpReport, IpamReport, LearnedFrom, LearnedFromType, NodeStatus,
+        NodeStatusReport, NodeStatusSpec, ObjectReport, PeerOrigin, PeerReport, RouteReport,
+        RouteTable, RoutesReport, SpeakerReport, SpeakerState, StatusClass,
     },
     restart_time::{LongLivedRestartTime, RestartTime, RestartTimeError},
     secret::{Secret, SecretText},

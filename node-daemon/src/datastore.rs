@@ -3,6 +3,7 @@
 pub(crate) mod claims;
 mod file;
 mod files;
+mod fills;
 pub(crate) mod kubernetes;
 pub(crate) mod leases;
 mod requests;
@@ -10,13 +11,14 @@ mod seam;
 mod status;
 pub(crate) mod watch;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) use claims::{lent, new_uid};
+pub(crate) use fills::FileFills;
 pub(crate) use requests::Requests;
 pub(crate) use seam::{
-    ClaimOutcome, ClaimStore, Claimant, DatastoreError, Grant, Leases, Lending, Release, Reports,
-    Stamp, Tenure,
+    ClaimOutcome, ClaimStore, Claimant, DatastoreError, Fills, Grant, Leases, Lending, Release,
+    Reports, Stamp, Tenure,
 };
 use status::conditions;
 
@@ -48,7 +50,7 @@ pub(crate) struct Datastore {
     pub(crate) reports: Arc<dyn Reports>,
     pub(crate) tenure: Arc<dyn Tenure>,
     /// Where is told how full blocks are; `None` if nowhere.
-    pub(crate) fills: Option<PathBuf>,
+    pub(crate) fills: Option<Arc<dyn Fills>>,
     /// Several daemons use it.
     pub(crate) shared: bool,
     /// What is wrong with the datastore itself.

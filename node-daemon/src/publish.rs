@@ -2,7 +2,7 @@
 //! see all nodes' addresses need not ask any of them.
 
 use std::{
-    path::PathBuf,
+    future::pending,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -11,16 +11,16 @@ use tokio::{sync::watch, task::block_in_place};
 use tracing::warn;
 use twill_ipam::BlockSummary;
 use twill_ipam_store::{Service, StoreError};
-use twill_k8s_api::files::{BlockFill, FileError, NodeFill, read_fill, remove_fill, write_fill};
+use twill_k8s_api::files::{BlockFill, NodeFill};
 use twill_types::error_chain;
 
-use crate::{datastore::Snapshot, ipam::View};
+use crate::{
+    datastore::{DatastoreError, Fills, Snapshot},
+    ipam::View,
+};
 
 /// How often the numbers are looked at, which costs a look into memory.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// The least time between two writes, however busy the node is.
-const PERIOD: Duration = Duration::from_secs(10);
 
 /// How often is looked whether what was written is there still.
 const REREAD: Duration = Duration::from_secs(60);
@@ -31,14 +31,14 @@ pub(crate) enum PublishError {
     #[error("the address store failed")]
     Store(#[from] StoreError),
     #[error("cannot write how full the blocks are")]
-    Write(#[source] FileError),
+    Write(#[source] DatastoreError),
 }
 
 /// Who tells it.
 pub(crate) struct Publisher {
     node: String,
-    /// The directory of a datastore of files; with another one, nothing is told.
-    directory: Option<PathBuf>,
+    /// Where; `None` if nowhere.
+    fills: Option<Arc<dyn Fills>>,
     service: Arc<Service>,
     resources: watch::Receiver<Arc<Snapshot>>,
     /// What was told last.
@@ -48,13 +48,13 @@ pub(crate) struct Publisher {
 impl Publisher {
     pub(crate) fn new(
         node: String,
-        directory: Option<PathBuf>,
+        fills: Option<Arc<dyn Fills>>,
         service: Arc<Service>,
         resources: watch::Receiver<Arc<Snapshot>>,
     ) -> Self {
-        let told = directory.as_ref().and_then(|directory| read_fill(directory, &node));
+        let told = fills.as_ref().and_then(|fills| fills.read(&node));
         let told = Mutex::new(told);
-        Self { node, directory, service, resources, told }
+        Self { node, fills, service, resources, told }
     }
 
     /// Runs for ever, from when the node knows its blocks.
@@ -62,13 +62,16 @@ impl Publisher {
         if view.wait_for(|view| view.ready).await.is_err() {
             return;
         }
+        let Some(period) = self.fills.as_ref().map(|fills| fills.period()) else {
+            return pending().await;
+        };
         let mut looks = tokio::time::interval(LOOK);
         let mut written: Option<Instant> = None;
         let mut fails = false;
         let mut read = Instant::now();
         loop {
             looks.tick().await;
-            if written.is_some_and(|when| when.elapsed() < PERIOD) {
+            if written.is_some_and(|when| when.elapsed() < period) {
                 continue;
             }
             let anyway = read.elapsed() >= REREAD && {
@@ -94,11 +97,11 @@ impl Publisher {
     /// Tells the numbers if they are others than were told last, or in any case if `anyway`; whether
     /// it wrote. A node that is none of the cluster's (any more) tells nothing.
     pub(crate) fn publish(&self, anyway: bool) -> Result<bool, PublishError> {
-        let Some(directory) = &self.directory else { return Ok(false) };
+        let Some(fills) = &self.fills else { return Ok(false) };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.resources.borrow().nodes.contains_key(&self.node) {
             if told.take().is_some() {
-                return remove_fill(directory, &self.node).map_err(PublishError::Write);
+                return fills.remove(&self.node).map_err(PublishError::Write);
             }
             return Ok(false);
         }
@@ -108,16 +111,18 @@ impl Publisher {
         }
         let since = jiff::Timestamp::now().to_string();
         let new = NodeFill { node: self.node.clone(), since, blocks };
-        write_fill(directory, &new).map_err(PublishError::Write)?;
-        *told = Some(new);
-        Ok(true)
+        let wrote = fills.write(&new).map_err(PublishError::Write)?;
+        if wrote {
+            *told = Some(new);
+        }
+        Ok(wrote)
     }
 
     /// Whether the datastore says what was told last.
     pub(crate) fn stands(&self) -> bool {
         // The lock keeps the file from being written meanwhile.
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        self.directory.as_ref().is_none_or(|directory| *told == read_fill(directory, &self.node))
+        self.fills.as_ref().is_none_or(|fills| fills.stands(told.as_ref(), &self.node))
     }
 }
 
@@ -140,8 +145,10 @@ fn fill(summary: BlockSummary) -> BlockFill {
 mod tests {
     use twill_ipam::OwnedBlock;
     use twill_ipam_store::Options;
+    use twill_k8s_api::files::read_fill;
 
     use super::*;
+    use crate::datastore::FileFills;
 
     const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n";
 
@@ -154,7 +161,8 @@ mod tests {
         let resources = crate::datastore::watch::watch(root.path(), true).unwrap();
         let publisher = || {
             let (service, resources) = (Arc::clone(&service), resources.clone());
-            Publisher::new("node1".into(), Some(root.path().to_owned()), service, resources)
+            let fills: Arc<dyn Fills> = Arc::new(FileFills { directory: root.path().to_owned() });
+            Publisher::new("node1".into(), Some(fills), service, resources)
         };
         let first = publisher();
         assert!(first.publish(false).unwrap(), "no blocks is something to say, too");

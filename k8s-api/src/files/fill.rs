@@ -25,11 +25,15 @@ pub struct NodeFill {
 
 /// How full one block is. The five numbers make up its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BlockFill {
     /// The block.
+    // Only nodes write it, so no rule is looked at for each.
+    #[cfg_attr(feature = "schema", schemars(with = "String", length(min = 1, max = 43)))]
     pub block: Block,
     /// Its pool.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub pool: String,
     /// How many addresses it has.
     pub size: u32,
@@ -46,6 +50,7 @@ pub struct BlockFill {
     pub lent: u32,
     /// The network of another main plugin that it is set aside for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Dedication>"))]
     pub dedication: Option<Dedication>,
 }
 

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Effects, Report, Rules};
-use crate::{Condition, Object, Unsupported};
+use crate::{Condition, Object, Unsupported, files::BlockFill};
 
 /// What a node tells about itself, in Calico's kind `CalicoNodeStatus`: its sessions and routes for
 /// people, and (Twill's own field) what it makes of each object for the controller.
@@ -69,6 +69,29 @@ pub struct NodeStatusReport {
         )
     )]
     pub objects: Vec<ObjectReport>,
+    /// How full the node's blocks are (Twill's own field). Told by a writer of its own, about once a
+    /// minute while it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipam: Option<IpamReport>,
+}
+
+/// How full a node's blocks are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct IpamReport {
+    /// Since when the numbers are these, RFC 3339.
+    #[cfg_attr(feature = "schema", schemars(extend("format" = "date-time")))]
+    pub since: String,
+    /// The blocks, in order.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(
+            length(max = 10_000),
+            extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["block"])
+        )
+    )]
+    pub blocks: Vec<BlockFill>,
 }
 
 /// The speaker, by family; Twill has one for both.

@@ -22,9 +22,9 @@ use twill_k8s_api::{
 use twill_types::Block;
 
 use super::{
-    ClaimOutcome, ClaimStore, Claimant, Datastore, DatastoreError, Grant, Leases, Lending, Release,
-    Reports, Requests, Snapshot, Stamp, Tenure, claims::FileClaims, leases::FileLeases,
-    seam::Still, status::report, watch::watch,
+    ClaimOutcome, ClaimStore, Claimant, Datastore, DatastoreError, FileFills, Grant, Leases,
+    Lending, Release, Reports, Requests, Snapshot, Stamp, Tenure, claims::FileClaims,
+    leases::FileLeases, seam::Still, status::report, watch::watch,
 };
 
 /// Opens the datastore in a directory for a node.
@@ -41,7 +41,7 @@ pub(super) fn open(
         leases: Arc::new(FileLeases::open(directory)?),
         reports: Arc::new(reports),
         tenure: Arc::new(NoTenure),
-        fills: Some(directory.to_owned()),
+        fills: Some(Arc::new(FileFills { directory: directory.to_owned() })),
         shared,
         // They are in the snapshot's own.
         problems: watch::Sender::default().subscribe(),

@@ -9,6 +9,7 @@ mod claims;
 mod collector;
 #[cfg(test)]
 mod fake;
+mod fills;
 mod leases;
 mod names;
 mod owned;
@@ -34,6 +35,7 @@ use self::{
     cache::Cache,
     claims::ApiClaims,
     collector::{Collector, Progress},
+    fills::ApiFills,
     leases::ApiLeases,
     owned::OwnClaims,
     reports::ApiReports,
@@ -91,9 +93,9 @@ pub(super) async fn open(
         resources: resources.subscribe(),
         claims: Arc::new(ApiClaims::new(Arc::clone(&access), owned, Arc::clone(&cache), node)),
         leases: Arc::new(ApiLeases::new(Arc::clone(&access))),
+        fills: Some(Arc::new(ApiFills::new(Arc::clone(&access)))),
         reports: Arc::new(ApiReports::new(Arc::clone(&access), node)),
         tenure: Arc::new(ApiTenure { access, cache }),
-        fills: None,
         shared: true,
         problems: problems.subscribe(),
     })

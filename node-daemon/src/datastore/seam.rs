@@ -9,7 +9,7 @@ use nix::fcntl::Flock;
 use twill_ipam::Taken;
 use twill_k8s_api::{
     BlockRequestSpec, Condition, Delegation, ObjectId,
-    files::{Claim, Claims, FileError, Lease},
+    files::{Claim, Claims, FileError, Lease, NodeFill},
 };
 use twill_types::{Block, Dedication};
 
@@ -189,4 +189,22 @@ pub(crate) trait Reports: Send + Sync {
         snapshot: &Snapshot,
         said: BTreeMap<ObjectId, Vec<Condition>>,
     ) -> Result<(), DatastoreError>;
+}
+
+/// How full each node's blocks are, told to all.
+pub(crate) trait Fills: Send + Sync {
+    /// The least time between two writes.
+    fn period(&self) -> Duration;
+
+    /// What stands there of a node, where that costs nothing.
+    fn read(&self, node: &str) -> Option<NodeFill>;
+
+    /// Writes it; whether it could: there may be no place for it yet.
+    fn write(&self, fill: &NodeFill) -> Result<bool, DatastoreError>;
+
+    /// Whether it still stands there, as far as that can be told without asking.
+    fn stands(&self, fill: Option<&NodeFill>, node: &str) -> bool;
+
+    /// Removes what a node says that is none of the cluster's any more; whether there was anything.
+    fn remove(&self, node: &str) -> Result<bool, DatastoreError>;
 }

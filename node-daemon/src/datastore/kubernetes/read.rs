@@ -48,6 +48,10 @@ pub(super) fn trim(kind: ApiKind, object: &DynamicObject) -> Value {
             trimmed[field] = value.clone();
         }
     }
+    // One that waits for its claims to go gives no addresses any more, so that they can.
+    if kind.kind == "IPPool" && metadata.deletion_timestamp.is_some() {
+        trimmed["spec"]["disabled"] = json!(true);
+    }
     trimmed
 }
 
