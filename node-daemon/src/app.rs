@@ -26,6 +26,7 @@ use twill_dataplane::{
 use twill_ipam_store::{Options, OwnerLock, STANDALONE_MARK, Service, boot_id};
 
 use crate::{
+    cluster,
     config::{Config, LogFormat, LogLevel},
     datastore, http,
     node::{Node, Tasks, endless},
@@ -45,12 +46,25 @@ struct Args {
     /// The configuration file.
     #[arg(long, default_value = "/etc/twill/twilld.yaml")]
     config: PathBuf,
+    /// What this process is: the daemon of a node, or what does the work for the whole cluster (with the
+    /// datastore kubernetes).
+    #[arg(long, value_enum, default_value_t = Role::Node)]
+    role: Role,
+}
+
+/// What a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Role {
+    /// The daemon of a node.
+    Node,
+    /// The controller of a cluster.
+    Controller,
 }
 
 /// Runs `twilld`.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    match start(&args.config) {
+    match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Before logging is set up, and for those who start it by hand: one line for each
@@ -61,15 +75,18 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start(path: &Path) -> anyhow::Result<()> {
-    let config = Config::load(path)?;
+fn start(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
     set_up_logging(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config));
+    let result = match args.role {
+        Role::Node => runtime.block_on(run(config)),
+        Role::Controller => runtime.block_on(run_controller(config)),
+    };
     // A store that is being written finishes by itself; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -88,6 +105,12 @@ fn set_up_logging(config: &Config) {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_ansi(false).init(),
     }
+}
+
+async fn run_controller(config: Config) -> anyhow::Result<()> {
+    info!(version = env!("CARGO_PKG_VERSION"), "starting as the controller");
+    let mut stop = Stop::new()?;
+    cluster::run(&config, stop.told()).await
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -30,6 +30,8 @@ pub struct Config {
     pub ipam: Ipam,
     /// The HTTP endpoint.
     pub metrics: Metrics,
+    /// The process that does the work for the whole cluster.
+    pub controller: Controller,
     /// Logging.
     pub log: Log,
 }
@@ -140,6 +142,15 @@ pub struct Metrics {
     pub listen: Option<SocketAddr>,
 }
 
+/// `controller:`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Controller {
+    /// Address and port of its /metrics, /healthz, /readyz and /statusz: others than the node daemon's,
+    /// beside which it may run in the host's network; none when absent.
+    pub listen: Option<SocketAddr>,
+}
+
 /// `log:`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -188,6 +199,7 @@ impl Default for Config {
             reconcile: Reconcile::default(),
             ipam: Ipam::default(),
             metrics: Metrics::default(),
+            controller: Controller::default(),
             log: Log::default(),
         }
     }
@@ -319,7 +331,8 @@ mod tests {
              bgp: {listenPort: 1179}\nfib: {metric: 600, nexthopObjects: on, nexthopCompat: off}\n\
              reconcile: {intervalSeconds: 5, graceSeconds: 130}\n\
              ipam: {emptyBlockGraceSeconds: 60, goneNodeGraceSeconds: 120}\n\
-             metrics: {listen: \"127.0.0.1:9190\"}\nlog: {level: debug, format: text}\n",
+             metrics: {listen: \"127.0.0.1:9190\"}\n\
+             controller: {listen: \"127.0.0.1:9191\"}\nlog: {level: debug, format: text}\n",
         )
         .unwrap();
         assert_eq!(config.node_name.as_deref(), Some("node1"));

@@ -22,6 +22,7 @@ mod backoff;
 mod bgp;
 mod check;
 mod claims;
+mod cluster;
 mod config;
 mod controller;
 mod datastore;

@@ -14,6 +14,7 @@ use twill_tests::{kubernetes::ApiServer, programs, sandbox::LABS, wait::wait_unt
 mod cases;
 mod changes;
 mod claims;
+mod controller;
 mod crds;
 mod manifests;
 mod nodes;
@@ -49,6 +50,12 @@ fn main() -> ExitCode {
         nodes::two_nodes_race_for_the_last_block,
         nodes::nodes_do_without_the_api_server_for_a_while,
         nodes::a_forbidden_request_is_said,
+        controller::objects_say_what_nodes_make_of_them,
+        controller::a_pool_is_held_by_its_claims,
+        controller::what_a_node_that_is_gone_had_is_freed,
+        controller::one_leads_and_the_other_takes_over,
+        controller::its_account_may_do_no_more,
+        controller::a_pool_that_is_full_says_so,
         rights::a_node_writes_only_what_is_its_own,
         twillctl::tables_are_those_of_files,
         twillctl::manifests_are_written_and_taken_away,

@@ -28,10 +28,11 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
-pub(crate) use access::ApiError;
+pub(crate) use access::{Access, ApiError, failed};
+pub(crate) use claims::first_made;
+pub(crate) use leases::{OF_NODES, read as read_lease};
 
 use self::{
-    access::Access,
     cache::Cache,
     claims::ApiClaims,
     collector::{Collector, Progress},

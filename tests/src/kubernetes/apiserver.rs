@@ -106,14 +106,30 @@ impl ApiServer {
     /// Writes a kubeconfig of the node daemons' account, bound to a Node, which reaches the server at this
     /// address.
     pub fn write_node_kubeconfig(&self, node: &str, address: &str) -> Result<PathBuf> {
-        let (namespace, account) = NODE_ACCOUNT;
-        let token = ["create", "token", account, "-n", namespace];
         let bound = ["--bound-object-kind=Node", "--bound-object-name", node];
-        let token = self.kubectl().run(&[&token[..], &bound].concat())?;
+        self.write_kubeconfig(node, NODE_ACCOUNT.1, &bound, address)
+    }
+
+    /// Writes a kubeconfig of another account of the daemons' namespace, for programs in the server's own
+    /// network namespace.
+    pub fn write_account_kubeconfig(&self, account: &str) -> Result<PathBuf> {
+        self.write_kubeconfig(account, account, &[], ADDRESS)
+    }
+
+    fn write_kubeconfig(
+        &self,
+        name: &str,
+        account: &str,
+        bound: &[&str],
+        address: &str,
+    ) -> Result<PathBuf> {
+        let namespace = NODE_ACCOUNT.0;
+        let token = ["create", "token", account, "-n", namespace];
+        let token = self.kubectl().run(&[&token[..], bound].concat())?;
         let directory = self.node_kubeconfigs();
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
-        let path = directory.join(format!("{node}.kubeconfig"));
+        let path = directory.join(format!("{name}.kubeconfig"));
         let text = format!(
             "apiVersion: v1\nkind: Config\n\
              clusters: [{{name: test, cluster: {{server: \"https://{address}:{PORT}\", \

@@ -90,13 +90,13 @@ pub(crate) enum ApiError {
 
 impl ApiError {
     /// Whether the API server answered with this HTTP status code.
-    pub(super) fn is(&self, expected: u16) -> bool {
+    pub(crate) fn is(&self, expected: u16) -> bool {
         matches!(self, Self::Refused { code, .. } if *code == expected)
     }
 }
 
 /// A client of the API server.
-pub(super) struct Access {
+pub(crate) struct Access {
     client: Client,
     /// The namespace that this daemon's own objects are in.
     namespace: String,
@@ -108,7 +108,7 @@ pub(super) struct Access {
 }
 
 impl Access {
-    pub(super) async fn open(kubeconfig: Option<&Path>) -> Result<Self, ApiError> {
+    pub(crate) async fn open(kubeconfig: Option<&Path>) -> Result<Self, ApiError> {
         let mut config = match kubeconfig {
             Some(path) => {
                 let failed = |source| ApiError::Kubeconfig {
@@ -144,12 +144,12 @@ impl Access {
     }
 
     /// The namespace of the daemon.
-    pub(super) fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         &self.namespace
     }
 
     /// The client itself.
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client.clone()
     }
 
@@ -213,7 +213,7 @@ fn deadline(verb: &str) -> Duration {
 }
 
 /// Why a request failed. A refusal is told apart: only people can do something about it.
-pub(super) fn failed(verb: &'static str, what: String, error: kube::Error) -> ApiError {
+pub(crate) fn failed(verb: &'static str, what: String, error: kube::Error) -> ApiError {
     let source: Box<dyn std::error::Error + Send + Sync> = match error {
         kube::Error::Api(status) => {
             let message = status.message.clone();

@@ -463,7 +463,7 @@ impl ClaimStore for ApiClaims {
 }
 
 /// Of pools that overlap, the name of the oldest; of those of one second, by name.
-fn first_made(pools: &BTreeMap<String, IpPool>) -> Vec<String> {
+pub(crate) fn first_made(pools: &BTreeMap<String, IpPool>) -> Vec<String> {
     let mut by_age: Vec<_> = pools.iter().collect();
     // The API server writes all times in one form, so that their texts sort as they do.
     by_age.sort_by_key(|(name, pool)| (pool.metadata.creation_timestamp.clone(), (*name).clone()));

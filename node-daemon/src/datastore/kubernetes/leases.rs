@@ -21,6 +21,9 @@ use twill_k8s_api::files::Lease;
 use super::access::{Access, ApiError};
 use crate::datastore::{DatastoreError, Leases};
 
+/// The labels of all Leases of node daemons.
+pub(crate) const OF_NODES: &str = "app.kubernetes.io/component=twill-node";
+
 /// Tells our Leases from others.
 const PART: &str = "app.kubernetes.io/component";
 const NODE_DAEMON: &str = "twill-node";
@@ -134,7 +137,8 @@ fn object(name: &str, lease: &Lease) -> Object {
     }
 }
 
-fn read(object: Object) -> Option<Lease> {
+/// What a Lease says, if it is one of a node daemon.
+pub(crate) fn read(object: Object) -> Option<Lease> {
     let node = object.metadata.name?.strip_prefix("twill-node-")?.to_owned();
     let spec = object.spec?;
     let annotations = object.metadata.annotations.unwrap_or_default();

@@ -1,0 +1,552 @@
+//! Who leads looks at everything, and writes what is to be said and done: what differs, and no more than a
+//! little at a time.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    api::{Patch, PatchParams},
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+use tracing::{info, warn};
+use twill_k8s_api::Condition;
+use twill_types::{Prefix, error_chain};
+
+use super::{
+    conditions::{Change, Counts, Stated, compare, is_bad, new_faults, shorten, state},
+    departed::Departed,
+    kinds::{CONFIGURATION, List, OF_NODES},
+    metrics::{FaultLabels, Gauges, Metrics},
+    pools::{self, FINALIZER, PoolView},
+    requests::{RequestError, Requests, jittered},
+    rollup::{Said, roll_up},
+    sense,
+    watching::{self, News},
+    world::World,
+};
+
+/// Who writes.
+const MANAGER: &str = "twill-controller";
+
+/// How long changes are gathered: many come at once.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// The least time between two writes to one object where only numbers and texts have changed.
+const DETAILS: Duration = Duration::from_secs(10);
+
+/// How many objects are written to at once before what was told meanwhile is looked at.
+const WRITES: usize = 50;
+
+/// The longest pause after the API server did not answer.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How much may wait to be looked at.
+const QUEUE: usize = 256;
+
+/// The longest text of an Event, octets.
+const NOTE: usize = 1000;
+
+/// The controller's work.
+pub(super) struct Leader {
+    requests: Arc<Requests>,
+    metrics: Metrics,
+    recorder: Recorder,
+    world: World,
+    departed: Departed,
+    /// When each object was written to last.
+    written: BTreeMap<(List, String), Instant>,
+    /// Whether there is something to look at.
+    is_dirty: bool,
+    /// How many attempts in a row had no answer.
+    silences: u32,
+    /// Why it cannot do all its work.
+    problems: watch::Sender<Vec<String>>,
+}
+
+/// What is to stand in an object's status.
+struct Wanted {
+    list: List,
+    name: String,
+    before: Vec<Stated>,
+    after: Vec<Stated>,
+    counts: Counts,
+    change: Change,
+}
+
+impl Leader {
+    pub(super) fn new(
+        requests: Arc<Requests>,
+        metrics: Metrics,
+        identity: &str,
+        grace: Duration,
+        problems: watch::Sender<Vec<String>>,
+    ) -> Self {
+        let reporter =
+            Reporter { controller: MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        let recorder = Recorder::new(requests.client(), reporter);
+        let departed = Departed::new(Arc::clone(&requests), metrics.clone(), grace);
+        Self {
+            requests,
+            metrics,
+            recorder,
+            world: World::default(),
+            departed,
+            written: BTreeMap::new(),
+            is_dirty: false,
+            silences: 0,
+            problems,
+        }
+    }
+
+    /// Runs as long as this process leads.
+    pub(super) async fn run(mut self) {
+        let (sender, mut news) = mpsc::channel(QUEUE);
+        // They end with this task.
+        let _watches: Vec<Watch> = CONFIGURATION
+            .into_iter()
+            .chain(OF_NODES)
+            .map(|list| {
+                let watch = watching::follow(self.requests.client(), list, sender.clone());
+                Watch(tokio::spawn(watch).abort_handle())
+            })
+            .collect();
+        let mut next_look = Instant::now() + GATHER;
+        loop {
+            let look = tokio::time::sleep_until(next_look.into());
+            tokio::select! {
+                // There is a sender here, so it goes on for ever.
+                Some((list, news)) = news.recv() => self.take(list, news),
+                () = look => next_look = Instant::now() + self.look().await,
+            }
+        }
+    }
+
+    fn take(&mut self, list: List, news: News) {
+        self.is_dirty |= self.world.take(list, news);
+    }
+
+    /// Does what there is to do; how long to wait until the next time.
+    async fn look(&mut self) -> Duration {
+        let outcome = self.work().await;
+        let mut said: Vec<String> = self.world.faults().into_iter().collect();
+        said.extend(self.requests.refusals());
+        let pause = match outcome {
+            Ok(()) => {
+                self.silences = 0;
+                GATHER
+            }
+            Err(error) => {
+                said.push(error_chain(&error));
+                // What is not done yet is to be done later.
+                self.is_dirty = true;
+                let longer = GATHER * 2_u32.saturating_pow(self.silences.min(5));
+                self.silences += 1;
+                jittered(longer.min(LONGEST))
+            }
+        };
+        crate::problems::tell(&self.problems, said);
+        pause
+    }
+
+    async fn work(&mut self) -> Result<(), RequestError> {
+        if std::mem::take(&mut self.is_dirty) {
+            self.settle().await?;
+        }
+        self.departed.look(&mut self.world).await
+    }
+
+    /// Brings what is said about objects, and what holds pools, up to date.
+    async fn settle(&mut self) -> Result<(), RequestError> {
+        // Without these, reports and claims would seem to be missing.
+        if !OF_NODES.iter().all(|list| self.world.is_complete(*list)) {
+            return Ok(());
+        }
+        let pools = pools::look(&self.world);
+        self.hold_pools(&pools).await?;
+        let now = jiff::Timestamp::now().to_string();
+        let mut wanted = wanted(&self.world, &pools, &now);
+        self.metrics.found(gauges(&self.world, &wanted, &pools, self.departed.missing()));
+        self.written.retain(|(list, name), _| self.world.meta(*list, name).is_some());
+        // What turns first.
+        wanted.retain(|wanted| wanted.change > Change::Nothing);
+        wanted.sort_by_key(|wanted| std::cmp::Reverse(wanted.change));
+        for (number, wanted) in wanted.into_iter().enumerate() {
+            let key = (wanted.list, wanted.name.clone());
+            let last = self.written.get(&key);
+            let waits = wanted.change == Change::Details
+                && last.is_some_and(|last| last.elapsed() < DETAILS);
+            if waits || number >= WRITES {
+                self.is_dirty = true;
+                continue;
+            }
+            self.written.insert(key, Instant::now());
+            settled(self.write(&wanted).await)?;
+        }
+        Ok(())
+    }
+
+    /// Tells people of what is new and bad, and writes a status.
+    async fn write(&mut self, wanted: &Wanted) -> Result<(), RequestError> {
+        let Wanted { list, name, before, after, .. } = wanted;
+        let Some(meta) = self.world.meta(*list, name) else { return Ok(()) };
+        let uid = meta.uid.clone();
+        // Before the status: what stands there has been told.
+        for fault in new_faults(before, after) {
+            settled(self.tell(*list, name, &uid, fault).await)?;
+        }
+        let mut status = json!({});
+        if !after.is_empty() {
+            status["conditions"] = json!(after);
+        }
+        if *list != List::Claims {
+            status["nodes"] = json!(wanted.counts);
+        }
+        let object = json!({
+            "apiVersion": list.api_version(), "kind": list.kind(),
+            "metadata": {"name": name, "uid": uid}, "status": status,
+        });
+        let (api, params) = (self.requests.objects(*list), PatchParams::apply(MANAGER).force());
+        let patch = Patch::Apply(&object);
+        let request = api.patch_status(name, &params, &patch);
+        let written = self.requests.write("patch", list.status(), name, request).await?;
+        self.world.apply(*list, &written);
+        Ok(())
+    }
+
+    /// An Event about an object. The recorder makes those of one kind one.
+    async fn tell(
+        &self,
+        list: List,
+        name: &str,
+        uid: &str,
+        fault: &Condition,
+    ) -> Result<(), RequestError> {
+        // What people have asked for is no news to them.
+        if ["Disabled", "Deleting", "NotForWorkloads", "NotImplemented"]
+            .contains(&fault.reason.as_str())
+        {
+            return Ok(());
+        }
+        let (kind, reason) = (list.kind(), fault.reason.as_str());
+        warn!(kind, name, reason, "{}", fault.message);
+        let mut note = fault.message.clone();
+        shorten(&mut note, NOTE);
+        let event = Event {
+            type_: EventType::Warning,
+            reason: fault.reason.clone(),
+            note: Some(note),
+            action: fault.kind.clone(),
+            secondary: None,
+        };
+        let about = ObjectReference {
+            api_version: Some(list.api_version().to_owned()),
+            kind: Some(kind.to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        let request = self.recorder.publish(&event, &about);
+        self.requests.write("create", "events", name, request).await?;
+        self.metrics.event();
+        Ok(())
+    }
+
+    /// Puts the finalizer on pools that have claims, and takes it off those that have none.
+    async fn hold_pools(&mut self, pools: &BTreeMap<String, PoolView>) -> Result<(), RequestError> {
+        for (name, view) in pools {
+            let Some(meta) = self.world.meta(List::Pools, name).cloned() else { continue };
+            let is_held = meta.finalizers.iter().any(|finalizer| finalizer == FINALIZER);
+            let is_used = view.claims > 0;
+            // Nothing can be added to what is being deleted.
+            if is_held == is_used || (is_used && meta.is_deleting) {
+                continue;
+            }
+            let is_sure = is_used || self.world.is_current(List::Claims);
+            if !is_sure || !is_used && !settled(self.is_unclaimed(name).await)?.unwrap_or(false) {
+                self.is_dirty = true;
+                continue;
+            }
+            let mut finalizers = meta.finalizers.clone();
+            finalizers.retain(|finalizer| finalizer != FINALIZER);
+            finalizers.extend(is_used.then(|| FINALIZER.to_owned()));
+            let patch = json!({"metadata": {
+                "uid": meta.uid, "resourceVersion": meta.version, "finalizers": finalizers,
+            }});
+            let (api, params) = (self.requests.objects(List::Pools), PatchParams::default());
+            let patch = Patch::Merge(&patch);
+            let request = api.patch(name, &params, &patch);
+            let written = self.requests.write("patch", "ippools", name, request).await;
+            let Some(written) = settled(written)? else { continue };
+            info!(
+                pool = name,
+                claims = view.claims,
+                held = is_used,
+                "the pool's finalizer changed"
+            );
+            if written.metadata.finalizers.is_none() && meta.is_deleting {
+                self.world.remove(List::Pools, name);
+            } else {
+                self.world.apply(List::Pools, &written);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether really nobody has a block of a pool: a claim may have been made a moment ago.
+    async fn is_unclaimed(&self, pool: &str) -> Result<bool, RequestError> {
+        let Some(cidr) = pools::cidr(&self.world, pool) else { return Ok(true) };
+        let api = self.requests.objects(List::Claims);
+        let params = kube::api::ListParams::default();
+        let request = api.list_metadata(&params);
+        let found = self.requests.read("list", "blockaffinities", "", request).await?;
+        let is_of_it = |name: &String| is_inside(name, cidr);
+        Ok(!found.items.iter().any(|claim| claim.metadata.name.as_ref().is_some_and(is_of_it)))
+    }
+}
+
+fn is_inside(claim: &str, cidr: Prefix) -> bool {
+    twill_types::Block::from_claim_name(claim).is_ok_and(|block| cidr.covers(block.prefix()))
+}
+
+/// What was answered; an error only where any other request would come to nothing, too. The others are
+/// said where they happen.
+pub(super) fn settled<T>(outcome: Result<T, RequestError>) -> Result<Option<T>, RequestError> {
+    match outcome {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.is_general() => Err(error),
+        // Somebody else has written it, or it is gone: the watch will tell.
+        Err(error) if error.is(409) || error.is(404) => Ok(None),
+        // Said when it was refused.
+        Err(RequestError::Forbidden { .. }) => Ok(None),
+        Err(error) => {
+            warn!("{}", error_chain(&error));
+            Ok(None)
+        }
+    }
+}
+
+/// What is to stand in the status of each object.
+fn wanted(world: &World, pools: &BTreeMap<String, PoolView>, now: &str) -> Vec<Wanted> {
+    let mut findings = sense::look(world);
+    // What a node without a Node says does not count any more.
+    let speaking = world.statuses.iter().filter(|(node, status)| {
+        world.nodes.contains_key(*node) && !status.report.objects.is_empty()
+    });
+    let mut reports: BTreeMap<(&str, &str), Vec<Said<'_>>> = BTreeMap::new();
+    let mut nodes = 0;
+    for (node, status) in speaking {
+        nodes += 1;
+        for report in &status.report.objects {
+            reports.entry((&report.kind, &report.name)).or_default().push((node, report));
+        }
+    }
+    let mut all = Vec::new();
+    for list in CONFIGURATION.into_iter().filter(|list| world.is_complete(*list)) {
+        for (name, entry) in world.entries(list) {
+            let said = reports.get(&(list.reported_as(), name.as_str()));
+            let said = said.map_or(&[][..], Vec::as_slice);
+            let own = entry.problems.first().map(ToString::to_string);
+            let (mut conditions, counts) =
+                roll_up(said, nodes, entry.meta.generation, own.as_deref());
+            let found = findings.remove(&(list, name.clone())).unwrap_or_default();
+            let of_pool = pools.get(name).filter(|_| list == List::Pools);
+            let of_pool = of_pool.map(|view| view.conditions.clone()).unwrap_or_default();
+            for condition in found.into_iter().chain(of_pool) {
+                add(&mut conditions, condition);
+            }
+            let after = state(&entry.conditions, conditions, entry.meta.generation, now);
+            let mut change = compare(&entry.conditions, &after);
+            if change == Change::Nothing && counts != entry.counts {
+                change = Change::Details;
+            }
+            let (name, before) = (name.clone(), entry.conditions.clone());
+            all.push(Wanted { list, name, before, after, counts, change });
+        }
+    }
+    // Of claims there are many, and nothing to say about most.
+    for (name, entry) in &world.claims {
+        let found = findings.remove(&(List::Claims, name.clone())).unwrap_or_default();
+        if found.is_empty() && entry.conditions.is_empty() {
+            continue;
+        }
+        let after = state(&entry.conditions, found, entry.meta.generation, now);
+        let change = compare(&entry.conditions, &after);
+        let (name, before, counts) = (name.clone(), entry.conditions.clone(), Counts::default());
+        all.push(Wanted { list: List::Claims, name, before, after, counts, change });
+    }
+    all
+}
+
+/// Adds what the controller itself has found. Its bad news go before what nodes say of the same type,
+/// and its good ones do not hide bad ones of theirs.
+fn add(conditions: &mut Vec<Condition>, own: Condition) {
+    match conditions.iter_mut().find(|known| known.kind == own.kind) {
+        None => conditions.push(own),
+        Some(known) if is_bad(known) && !is_bad(&own) => {}
+        Some(known) => *known = own,
+    }
+}
+
+fn gauges(
+    world: &World,
+    wanted: &[Wanted],
+    pools: &BTreeMap<String, PoolView>,
+    gone: usize,
+) -> Gauges {
+    let mut faults: BTreeMap<FaultLabels, u64> = BTreeMap::new();
+    for wanted in wanted {
+        let bad = wanted.after.iter().map(|stated| &stated.condition).filter(|c| is_bad(c));
+        for condition in bad {
+            let labels = FaultLabels {
+                kind: wanted.list.kind(),
+                condition: condition.kind.clone(),
+                reason: condition.reason.clone(),
+            };
+            *faults.entry(labels).or_default() += 1;
+        }
+    }
+    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let addresses = |(name, view): (&String, &PoolView)| Some((name.clone(), view.addresses?));
+    let nodes = world.statuses.keys().filter(|node| world.nodes.contains_key(*node)).count();
+    Gauges {
+        faults,
+        pools: pools.iter().filter_map(addresses).collect(),
+        nodes: number(nodes),
+        gone_nodes: number(gone),
+    }
+}
+
+/// A watch that ends with its owner.
+struct Watch(AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use twill_k8s_api::Resource;
+
+    use super::{
+        super::samples::{self, object},
+        *,
+    };
+
+    fn status(node: &str, objects: Value) -> (List, kube::core::DynamicObject) {
+        let mut status = object(List::NodeStatuses, node, json!({"node": node}));
+        status.data["status"] = json!({"objects": objects});
+        (List::NodeStatuses, status)
+    }
+
+    fn node(name: &str) -> (List, kube::core::DynamicObject) {
+        (List::Nodes, object(List::Nodes, name, Value::Null))
+    }
+
+    fn accepted(kind: &str, name: &str) -> Value {
+        let condition =
+            json!({"type": "Accepted", "status": "True", "reason": "Valid", "message": ""});
+        json!({"kind": kind, "name": name, "conditions": [condition]})
+    }
+
+    fn render(world: &World) -> Vec<String> {
+        let one = |wanted: Wanted| {
+            let said = wanted.after.iter().map(|s| {
+                let Condition { kind, status, reason, .. } = &s.condition;
+                format!("{kind}={status:?}/{reason}")
+            });
+            let said = said.collect::<Vec<_>>().join(" ");
+            let Counts { accepted, refused } = wanted.counts;
+            format!("{}/{} {said} {accepted}+{refused}", wanted.list.plural(), wanted.name)
+        };
+        wanted(world, &pools::look(world), "now").into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn every_object_gets_what_nodes_and_the_controller_say() {
+        let reports = json!([
+            accepted("IPPool", "a"),
+            accepted("IPPool", "b"),
+            accepted("IPAMConfiguration", "default"),
+        ]);
+        let world = samples::world(&[
+            (List::Pools, object(List::Pools, "a", json!({"cidr": "10.0.0.0/16"}))),
+            (List::Pools, object(List::Pools, "b", json!({"cidr": "10.0.0.0/17"}))),
+            (
+                List::Peers,
+                object(List::Peers, "p", json!({"peerIP": "1.1.1.1", "nodeSelector": "=="})),
+            ),
+            (
+                List::IpamConfigs,
+                object(List::IpamConfigs, "default", json!({"strictAffinity": true})),
+            ),
+            (
+                List::Claims,
+                object(
+                    List::Claims,
+                    "0a000000-26",
+                    json!({"node": "n1", "cidr": "10.0.0.0/26", "pool": "a"}),
+                ),
+            ),
+            node("n1"),
+            node("n2"),
+            status("n1", reports.clone()),
+            status("n2", reports.clone()),
+            // Without a Node, it does not count.
+            status("gone", json!([])),
+            status("gone2", reports),
+        ]);
+        assert_eq!(
+            render(&world),
+            [
+                "ippools/a Accepted=True/Accepted Allocatable=True/Usable 2+0",
+                "ippools/b Accepted=True/Accepted Allocatable=False/Overlaps 2+0",
+                "bgppeers/p Accepted=False/Invalid 0+0",
+                "ipamconfigs/default Accepted=True/Accepted 2+0",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_was_said_of_a_claim_is_taken_back() {
+        let mut claim = object(
+            List::Claims,
+            "0a000000-26",
+            json!({"node": "n1", "cidr": "10.0.0.0/26", "pool": "a"}),
+        );
+        claim.data["status"] = json!({"conditions": [
+            {"type": "Accepted", "status": "False", "reason": "Damaged", "message": "it was"},
+        ]});
+        let world = samples::world(&[(List::Claims, claim)]);
+        let all = wanted(&world, &BTreeMap::new(), "now");
+        assert_eq!((all.len(), all[0].after.len(), all[0].change), (1, 0, Change::Turn));
+    }
+
+    #[test]
+    fn the_controllers_good_news_do_not_hide_a_nodes_bad_ones() {
+        let mut conditions = vec![sense::fails("Allocatable", "NoBlock", "by a node")];
+        add(&mut conditions, Condition::holds("Allocatable", "Usable", ""));
+        assert_eq!(conditions[0].reason, "NoBlock");
+        add(&mut conditions, sense::fails("Allocatable", "Disabled", ""));
+        assert_eq!((conditions.len(), conditions[0].reason.as_str()), (1, "Disabled"));
+    }
+
+    #[test]
+    fn a_pool_of_a_broken_object_is_no_pool() {
+        let world =
+            samples::world(&[(List::Pools, object(List::Pools, "a", json!({"cidr": "nonsense"})))]);
+        assert!(!matches!(world.configuration[&List::Pools]["a"].value, Some(Resource::IpPool(_))));
+        assert_eq!(render(&world), ["ippools/a Accepted=False/Invalid 0+0"]);
+    }
+}

@@ -1,0 +1,182 @@
+//! Requests to the API server: each has a deadline, writes are those of who leads only, and what was
+//! refused is asked again after a while.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    hash::{BuildHasher, RandomState},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kube::{Api, Client, core::DynamicObject};
+use tokio::{sync::watch, time::timeout};
+use tracing::warn;
+
+use super::{kinds::List, metrics::Metrics};
+use crate::datastore::kubernetes::{ApiError, failed};
+
+/// How long one request may take. Who leads stops writing this long before the others may take over, and
+/// more: see [`super::election`].
+pub(super) const DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long a list may take.
+const LIST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The pause where only people can help: a permission is missing.
+const REFUSED: Duration = Duration::from_secs(60);
+
+/// A request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    /// Nothing is written any more.
+    #[error("this controller does not lead any more")]
+    NotLeading,
+    /// RBAC, or an admission policy.
+    #[error(
+        "the controller may not {verb} {what}: {message}; grant it to its account, as \
+         conf/rbac/twill-controller.yaml does"
+    )]
+    Forbidden { verb: &'static str, what: String, message: String },
+    /// Anything else.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+impl RequestError {
+    /// Whether the API server answered with this HTTP status code.
+    pub(super) fn is(&self, code: u16) -> bool {
+        matches!(self, Self::Api(error) if error.is(code))
+    }
+
+    /// Whether any other request would come to nothing as well.
+    pub(super) fn is_general(&self) -> bool {
+        matches!(
+            self,
+            Self::NotLeading | Self::Api(ApiError::Late { .. } | ApiError::Request { .. })
+        )
+    }
+}
+
+/// Verb and resource; when that was refused, and why.
+type Refused = BTreeMap<(&'static str, &'static str), (Instant, String)>;
+
+/// How to ask.
+pub(super) struct Requests {
+    client: Client,
+    namespace: String,
+    /// Until when this process may write.
+    until: watch::Receiver<Option<Instant>>,
+    /// What was refused, and when.
+    refused: Mutex<Refused>,
+    metrics: Metrics,
+}
+
+impl Requests {
+    pub(super) fn new(
+        client: Client,
+        namespace: &str,
+        until: watch::Receiver<Option<Instant>>,
+        metrics: Metrics,
+    ) -> Self {
+        let namespace = namespace.to_owned();
+        Self { client, namespace, until, refused: Mutex::default(), metrics }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The namespace of the daemons' own objects.
+    pub(super) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// All objects of a list.
+    pub(super) fn objects(&self, list: List) -> Api<DynamicObject> {
+        Api::all_with(self.client(), &list.resource())
+    }
+
+    /// What was refused lately, in words.
+    pub(super) fn refusals(&self) -> Vec<String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.values().map(|(_, text)| text.clone()).collect()
+    }
+
+    /// Asks for something that changes nothing.
+    pub(super) async fn read<T>(
+        &self,
+        verb: &'static str,
+        resource: &'static str,
+        name: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, RequestError> {
+        let key = (verb, resource);
+        let before = {
+            let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.get(&key).filter(|(when, _)| when.elapsed() < REFUSED).cloned()
+        };
+        let what = if name.is_empty() { resource.to_owned() } else { format!("{resource}/{name}") };
+        if let Some((_, message)) = before {
+            return Err(RequestError::Forbidden { verb, what, message });
+        }
+        let deadline = if verb == "list" { LIST_DEADLINE } else { DEADLINE };
+        let answer = match timeout(deadline, request).await {
+            Err(_) => Err(ApiError::Late { verb, what: what.clone() }),
+            Ok(answer) => answer.map_err(|error| failed(verb, what, error)),
+        };
+        self.metrics.request(verb, resource, answer.is_ok());
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Ok(answer) => {
+                refused.remove(&key);
+                Ok(answer)
+            }
+            Err(ApiError::Forbidden { verb, what, message }) => {
+                let first = refused.insert(key, (Instant::now(), message.clone())).is_none();
+                let error = RequestError::Forbidden { verb, what, message };
+                if first {
+                    warn!("{error}");
+                }
+                Err(error)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks for a change, if this process leads.
+    pub(super) async fn write<T>(
+        &self,
+        verb: &'static str,
+        resource: &'static str,
+        name: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, RequestError> {
+        if self.until.borrow().is_none_or(|until| Instant::now() >= until) {
+            return Err(RequestError::NotLeading);
+        }
+        self.read(verb, resource, name, request).await
+    }
+}
+
+/// Three to five quarters of a duration, so that many do not ask at once.
+pub(super) fn jittered(duration: Duration) -> Duration {
+    // Each state has keys of its own, which the kernel's generator is behind.
+    let random = RandomState::new().hash_one(0_u8);
+    let part = u32::try_from(random % 512).unwrap_or_default();
+    duration * 3 / 4 + duration * part / 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_differ_and_stay_near() {
+        let second = Duration::from_secs(1);
+        let all: Vec<Duration> = (0..64).map(|_| jittered(second)).collect();
+        let (least, most) = (all.iter().min().unwrap(), all.iter().max().unwrap());
+        assert!(*least >= second * 3 / 4 && *most < second * 5 / 4, "{least:?} {most:?}");
+        assert_ne!(least, most);
+    }
+}
