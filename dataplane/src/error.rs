@@ -99,6 +99,15 @@ pub enum Error {
         /// The MTU as given, in bytes.
         mtu: u32,
     },
+    /// The packet filter has a table of our name that is not ours.
+    #[error(
+        "nftables has a table `inet {table}` that Twill did not make; pods get no way out of the pools \
+         until it is removed or renamed (`nft list table inet {table}`)"
+    )]
+    TableTaken {
+        /// The table's name.
+        table: &'static str,
+    },
     /// The node's route to the pods' gateway exists and leads elsewhere.
     #[error(
         "the node has a route for {gateway} through `{link}`; pods need it on `lo`: remove that route"

@@ -13,10 +13,12 @@ mod link;
 mod message;
 mod netlink;
 mod nexthop;
+mod nftables;
 mod route;
 mod sysctl;
 
 pub mod fib;
+pub mod nat;
 pub mod node;
 pub mod pod;
 #[cfg(feature = "watch")]

@@ -468,7 +468,7 @@ fn undecodable(error: netlink_packet_core::DecodeError) -> Error {
 }
 
 /// What an acknowledgement says: the error number, and what follows it.
-fn acknowledgement(payload: &[u8]) -> Result<Option<KernelError>, Error> {
+pub(crate) fn acknowledgement(payload: &[u8]) -> Result<Option<KernelError>, Error> {
     match payload.split_first_chunk() {
         Some((code, rest)) => Ok(kernel_error(i32::from_ne_bytes(*code), rest)),
         None => Err(Error::Decode("an acknowledgement without error number".to_owned())),

@@ -5,6 +5,7 @@
 mod common;
 mod kernel {
     mod fib;
+    mod nat;
     mod node;
     mod objects;
     mod pod_add;

@@ -9,8 +9,10 @@ use common::*;
 use twill_dataplane::{
     NextHop,
     fib::{Fib, FibChange, FibConfig, LearnedRoute, Object, ObjectChange, ObjectId, Via},
+    nat::{Masquerade, Nat, RulesEvent, RulesEvents},
     watch::{Event, Events},
 };
+use twill_types::Prefix;
 
 /// Runs a test on a node with an uplink and a runtime; sockets are opened on the node's thread.
 fn watching(test: impl AsyncFnOnce(Events, Fib) + Send + 'static) {
@@ -171,5 +173,34 @@ fn only_others_changes_of_our_objects_are_told() {
         // One for all of them.
         assert!(matches!(wait_for(&mut events, told).await, Event::AddressAdded { .. }));
         assert_eq!(fib.objects().unwrap(), std::collections::BTreeMap::new());
+    });
+}
+
+fn nft(arguments: &str) {
+    let nft = std::process::Command::new("nft").args(arguments.split_whitespace()).status();
+    assert!(nft.unwrap().success(), "nft {arguments}");
+}
+
+async fn rules(events: &mut RulesEvents) -> RulesEvent {
+    tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("no event").unwrap()
+}
+
+#[test]
+fn what_others_do_to_the_packet_filter_is_told() {
+    watching(async |_, _| {
+        let pool: Prefix = "10.10.0.0/20".parse().unwrap();
+        let way_out = Masquerade { sources: [pool].into(), pools: [pool].into() };
+        let mut nat = Nat::open().unwrap();
+        let mut events = RulesEvents::open(nat.port().unwrap()).unwrap();
+        nat.apply(&way_out).unwrap();
+        nft("add table ip other");
+        // Not of our own table, which was made first.
+        assert_eq!(rules(&mut events).await, RulesEvent { ours: false, others: true });
+        // A flush takes the table away only when nobody owns it.
+        nft("flush ruleset");
+        assert_eq!(rules(&mut events).await, RulesEvent { ours: false, others: true });
+        drop(nat);
+        nft("flush ruleset");
+        assert_eq!(rules(&mut events).await, RulesEvent { ours: true, others: false });
     });
 }

@@ -35,6 +35,7 @@ mod http;
 mod ipam;
 mod look;
 mod metrics;
+mod nat;
 mod node;
 mod passwords;
 mod problems;

@@ -70,6 +70,7 @@ pub(crate) struct Metrics {
     set_aside: Counter,
     fib_requests: Family<ObjectLabels, Counter>,
     routes_repaired: Counter,
+    nat_repaired: Counter,
 }
 
 impl Metrics {
@@ -85,6 +86,7 @@ impl Metrics {
             set_aside: Counter::default(),
             fib_requests: Family::default(),
             routes_repaired: Counter::default(),
+            nat_repaired: Counter::default(),
         }
     }
 
@@ -102,6 +104,11 @@ impl Metrics {
     /// Counts learned routes that others removed or changed.
     pub(crate) fn routes_repaired(&self, routes: u64) {
         self.routes_repaired.inc_by(routes);
+    }
+
+    /// Counts the times that others removed or changed the table of nftables.
+    pub(crate) fn nat_repaired(&self) {
+        self.nat_repaired.inc();
     }
 
     /// Counts addresses that came back without a DEL.
@@ -153,6 +160,11 @@ impl Metrics {
             "routes_repaired",
             "Learned routes that somebody else removed or changed, and that were put back",
             self.routes_repaired.clone(),
+        );
+        registry.register(
+            "nat_repaired",
+            "How often somebody else removed or changed the table inet twill, and it was put back",
+            self.nat_repaired.clone(),
         );
         register_peers(&mut registry, status);
         register_faults(&mut registry, status);

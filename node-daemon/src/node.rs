@@ -35,6 +35,7 @@ use crate::{
     ipam::{Ipam, View},
     look::Looker,
     metrics::Metrics,
+    nat::OutgoingNat,
     publish::Publisher,
     reaper::{self, Parked},
     reconcile::Reconcile,
@@ -79,6 +80,7 @@ struct Wires {
     conditions: watch::Sender<BTreeMap<ObjectId, Vec<Condition>>>,
     reconcile_problems: watch::Sender<Vec<String>>,
     host_problems: watch::Sender<Vec<String>>,
+    nat_problems: watch::Sender<Vec<String>>,
     /// The links that wait to be deleted.
     parked: Arc<Parked>,
     /// By `routes`: the kernel took a pod's link away.
@@ -105,6 +107,7 @@ impl Wires {
             conditions: watch::Sender::default(),
             reconcile_problems: watch::Sender::default(),
             host_problems: watch::Sender::default(),
+            nat_problems: watch::Sender::default(),
             parked,
             pod_links_lost: Arc::new(Notify::new()),
             tombstones: Arc::new(tombstones),
@@ -208,6 +211,12 @@ impl Node<'_> {
         endless(tasks, Arc::clone(&wires.tombstones).watch());
         let (name, resources) = (self.name.clone(), self.datastore.resources.clone());
         endless(tasks, host::watch(wires.host_problems));
+        let nat = OutgoingNat {
+            resources: resources.clone(),
+            problems: wires.nat_problems,
+            metrics: wires.metrics,
+        };
+        endless(tasks, nat.run());
         let Wires { sources, mtu, uplink_changed, .. } = wires;
         endless(tasks, follow_addresses(name, resources, uplink_changed, sources, mtu));
     }
@@ -240,6 +249,7 @@ impl Node<'_> {
                 &wires.bgp_problems,
                 &wires.reconcile_problems,
                 &wires.host_problems,
+                &wires.nat_problems,
             ]
             .map(watch::Sender::subscribe)
             .into_iter()

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,7 @@ use twill_tests::{
     bird::{BirdConfig, Neighbor},
     lab::{Lab, Topology},
     netns::Namespace,
+    process::check,
     programs,
     snapshot::Snapshot,
     wait::wait_for,
@@ -58,6 +60,8 @@ fn sysctls(namespace: &Namespace) -> Result<BTreeMap<String, String>> {
     namespace.enter(|| {
         let mut found = BTreeMap::new();
         collect(Path::new("/proc/sys/net"), &mut found);
+        // A counter, no setting: how many connections are tracked.
+        found.remove("net/netfilter/nf_conntrack_count");
         found
     })
 }
@@ -107,7 +111,7 @@ pub(crate) fn the_documented_changes_are_the_real_ones() -> Result<()> {
     topology.resource(
         "pool6.yaml",
         "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool6}\n\
-         spec: {cidr: \"fd00:10::/112\", blockSize: 122}\n",
+         spec: {cidr: \"fd00:10::/112\", blockSize: 122, natOutgoing: true}\n",
     );
     let mut lab = topology.build()?;
     let namespace = |lab: &twill_tests::lab::Lab| -> Result<Snapshot> {
@@ -141,6 +145,11 @@ pub(crate) fn the_documented_changes_are_the_real_ones() -> Result<()> {
     for neighbour in lab.node("node1")?.namespace().ip(&format!("neigh show dev {link}"))?.lines() {
         changes.insert(words(&format!("neighbour {neighbour}")));
     }
+    changes.extend(wait_for("the table of nftables", SECONDS, || {
+        let tables = nftables(lab.node("node1")?.namespace())?;
+        ensure!(!tables.is_empty());
+        Ok(tables)
+    })?);
     let is_of_a_link =
         |key: &str| [&*link, "plain0", "plain1"].iter().any(|l| key.contains(&format!("/{l}/")));
     for (key, value) in after.iter().filter(|(key, _)| !is_of_a_link(key)) {
@@ -184,11 +193,19 @@ pub(crate) fn the_documented_changes_are_the_real_ones() -> Result<()> {
     })
 }
 
+/// The tables of nftables. A new namespace has none.
+fn nftables(namespace: &Namespace) -> Result<BTreeSet<String>> {
+    let output = namespace.output(Command::new("nft").args(["list", "tables"]))?;
+    let tables = check("nft list tables", &output)?;
+    Ok(tables.lines().map(|table| format!("nftables {table}")).collect())
+}
+
 /// The commands of the page, in their order, leave nothing of Twill's in the tables of a node that it is
 /// gone from, nexthop objects included.
 pub(crate) fn the_documented_commands_remove_all_routes() -> Result<()> {
     let page = fs::read_to_string(programs::source("docs/host-changes.md"))?;
-    let commands: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("ip ")).collect();
+    let is_command = |line: &&str| line.starts_with("ip ") || line.starts_with("nft ");
+    let commands: Vec<&str> = page.lines().filter(is_command).collect();
     ensure!(!commands.is_empty(), "the page has no commands");
     let mut topology = Topology::new();
     for (name, address, address6) in
@@ -223,7 +240,7 @@ pub(crate) fn the_documented_commands_remove_all_routes() -> Result<()> {
     topology.resource(
         "pool.yaml",
         "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\n\
-         spec: {cidr: 10.10.0.0/20, blockSize: 26}\n",
+         spec: {cidr: 10.10.0.0/20, blockSize: 26, natOutgoing: true}\n",
     );
     let mut lab = topology.build()?;
     lab.start_all()?;
@@ -238,10 +255,17 @@ pub(crate) fn the_documented_commands_remove_all_routes() -> Result<()> {
         ensure!(shared == 2 && own.contains("group"), "{own}");
         Ok(())
     })?;
+    wait_for("the table of nftables", SECONDS, || {
+        ensure!(!nftables(lab.node("node1")?.namespace())?.is_empty());
+        Ok(())
+    })?;
     lab.node_mut("node1")?.stop()?;
     for command in commands {
-        lab.node("node1")?.namespace().ip(command)?;
+        let mut words = command.split_whitespace();
+        let mut program = Command::new(words.next().context("no program")?);
+        check(command, &lab.node("node1")?.namespace().output(program.args(words))?)?;
     }
+    ensure!(nftables(lab.node("node1")?.namespace())?.is_empty(), "a table is left");
     let left = own(&lab)?;
     ensure!(left.trim().is_empty(), "{left}");
     Ok(())

@@ -19,6 +19,7 @@ mod ipam_check;
 mod ipam_input;
 mod ipam_plugin;
 mod kit;
+mod nat;
 mod operator;
 mod plugin;
 mod reconcile;
@@ -195,6 +196,8 @@ fn main() -> ExitCode {
         ipam_check::a_living_pod_keeps_its_address_whatever_is_mended_meanwhile,
         host::the_documented_changes_are_the_real_ones,
         host::the_documented_commands_remove_all_routes,
+        nat::pods_leave_the_pools_by_their_nodes_address,
+        nat::a_way_out_that_others_take_away_comes_back,
         operator::a_broken_manifest_breaks_nothing,
         operator::a_broken_configuration_is_refused_with_its_line,
         operator::a_second_daemon_does_not_touch_the_store_of_the_first,

@@ -136,11 +136,11 @@ fn one_error_keeps_everything_out() {
 fn what_has_no_effect_is_told() {
     let store = Datastore::new();
     store.apply(
-        &format!("{POOL}  natOutgoing: true\n  blocksize: 3\n"),
+        &format!("{POOL}  ipipMode: Always\n  blocksize: 3\n"),
         &expect![[r#"
             IPPool/app-pool created
             warning: DIR/input/a.yaml:10: spec.blocksize: 3: unknown field; did you mean `blockSize`? It has no effect now
-            warning: DIR/input/a.yaml:2: app-pool: spec.natOutgoing: connections that leave the pools keep the pod's address
+            warning: DIR/input/a.yaml:2: app-pool: spec.ipipMode: no tunnel is made; pods are reached by plain routes
         "#]],
     );
     assert_eq!(store.content().len(), 1);

@@ -225,11 +225,6 @@ impl Rules for IpPool {
             .when(wraps(spec.ipip_mode), "spec.ipipMode", no_tunnel)
             .when(wraps(spec.vxlan_mode), "spec.vxlanMode", no_tunnel)
             .when(
-                spec.nat_outgoing == Some(true),
-                "spec.natOutgoing",
-                "connections that leave the pools keep the pod's address",
-            )
-            .when(
                 !spec.is_for_workloads(),
                 "spec.allowedUses",
                 "only pods get addresses here, so this pool is not used",

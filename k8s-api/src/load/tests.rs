@@ -141,10 +141,10 @@ fn what_has_no_effect_is_told() {
     };
     assert_eq!(
         unsupported("IPPool", "cidr: 10.0.0.0/16\nnatOutgoing: true\nipipMode: Always"),
-        ["spec.ipipMode", "spec.natOutgoing"]
+        ["spec.ipipMode"]
     );
     assert_eq!(
-        unsupported("IPPool", "cidr: 10.0.0.0/16\nnatOutgoing: false\nipipMode: Never"),
+        unsupported("IPPool", "cidr: 10.0.0.0/16\nnatOutgoing: true\nipipMode: Never"),
         [""; 0]
     );
     assert_eq!(

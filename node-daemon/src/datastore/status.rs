@@ -96,9 +96,9 @@ mod tests {
         let accepted = |status| ("Accepted".to_owned(), status);
         assert_eq!(kinds(said(&mut files)), [accepted(ConditionStatus::True)]);
 
-        std::fs::write(&path, manifest("{cidr: 10.0.0.0/16, natOutgoing: true}")).unwrap();
+        std::fs::write(&path, manifest("{cidr: 10.0.0.0/16, ipipMode: Always}")).unwrap();
         let conditions = said(&mut files);
-        assert!(conditions[1].message.contains("spec.natOutgoing"), "{conditions:?}");
+        assert!(conditions[1].message.contains("spec.ipipMode"), "{conditions:?}");
 
         std::fs::write(&path, manifest("{cidr: 10.0.0.0/16, blockSize: 99}")).unwrap();
         let conditions = said(&mut files);
