@@ -2,9 +2,10 @@
 //!
 //! What is told is what this node originates, and nothing else, to internal and external peers alike.
 //! That is this speaker's export policy in the sense of RFC 8212: a node is never a way from one rack to
-//! another. Only a route reflector passes on what it has learned, and only inside the pools (`passed.rs`). What peers announce is accepted
-//! without a filter (section 2 of that RFC asks for one): who is a peer is configured, and what is this
-//! node's own is never taken from it.
+//! another. Only a route reflector passes on what it has learned, and only inside the pools (`passed.rs`),
+//! and so does a node whose filters say expressly that a peer is told of learned routes (`policy.rs`).
+//! What peers announce is accepted where no filter says otherwise (section 2 of that RFC asks for one):
+//! who is a peer is configured, and what is this node's own is never taken from it.
 //!
 //! Peers to whom the same is told in the same octets are a group (an update group). A change is encoded
 //! once for all of them, and the whole table once for all that come up with it.
@@ -14,20 +15,22 @@ mod passed;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use twill_types::{Asn, Family, Prefix};
 
 use self::passed::Told;
 use crate::{
-    PeerKey,
+    NextHopMode, PeerKey,
     decision::DEFAULT_LOCAL_PREF,
+    policy::{Direction, Route, RoutePolicy, Verdict},
     rib::Rib,
     wire::{self, AsPath, Origin, PathAttributes, RouteRefresh, Session},
 };
 
 /// All that makes a difference between what one peer is told and what another is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExportView {
     /// The AS that this node is in towards the peer.
     pub(crate) asn: Asn,
@@ -46,6 +49,9 @@ pub(crate) struct ExportView {
     pub(crate) only_to_customer: bool,
     /// Routes that are marked so are not told (egress 2).
     pub(crate) no_customer: bool,
+    /// What filters say.
+    pub(crate) policy: Option<Arc<RoutePolicy>>,
+    pub(crate) next_hop_mode: NextHopMode,
 }
 
 /// Encoded messages, and how many they are.
@@ -120,6 +126,18 @@ impl AdjRibsOut {
 
     /// A peer's session is up, and it knows nothing: what to tell it.
     pub(crate) fn join(&mut self, rib: &Rib, peer: PeerKey, view: ExportView) -> Messages {
+        let Some(group) = self.enter(rib, peer, view) else {
+            return Messages::default();
+        };
+        let (view, announced) = (&group.view, &group.announced);
+        let table = group.table.get_or_insert_with(|| view.messages(&[], announced.iter()));
+        let mut messages = table.clone();
+        messages.extend(&view.all_passed(rib, peer, &[Family::V4, Family::V6]));
+        messages
+    }
+
+    /// Puts a peer into the group of its view.
+    fn enter(&mut self, rib: &Rib, peer: PeerKey, view: ExportView) -> Option<&mut Group> {
         self.leave(peer);
         let place = self.groups.iter().position(|group| group.view == view).unwrap_or_else(|| {
             let announced = view.announces(&self.originated);
@@ -127,15 +145,9 @@ impl AdjRibsOut {
             self.groups.push(Group { view, members, announced, table: None, told });
             self.groups.len() - 1
         });
-        let Some(group) = self.groups.get_mut(place) else {
-            return Messages::default();
-        };
+        let group = self.groups.get_mut(place)?;
         group.members.insert(peer);
-        let announced = &group.announced;
-        let table = group.table.get_or_insert_with(|| view.messages(&[], announced.iter()));
-        let mut messages = table.clone();
-        messages.extend(&view.all_passed(rib, peer, &[Family::V4, Family::V6]));
-        messages
+        Some(group)
     }
 
     /// A peer knows nothing any more.
@@ -147,20 +159,42 @@ impl AdjRibsOut {
     }
 
     /// A peer's configuration has changed under its session: what to tell it, if that makes another
-    /// view of it. What stays is announced again, with its new next hop.
+    /// view of it. That is what differs, and nothing else.
     pub(crate) fn regroup(&mut self, rib: &Rib, peer: PeerKey, view: ExportView) -> Messages {
         let Some(group) = self.group(peer).filter(|group| group.view != view) else {
             return Messages::default();
         };
-        let (old, before) = (group.announced.clone(), group.view);
-        let table = self.join(rib, peer, view);
-        let new = view.announces(&self.originated);
-        let gone: Vec<Prefix> = old.difference(&new).copied().collect();
+        let (old, before) = (group.announced.clone(), group.view.clone());
+        let Some(group) = self.enter(rib, peer, view) else {
+            return Messages::default();
+        };
+        let (new, view) = (&group.announced, &group.view);
+        let gone: Vec<Prefix> = old.difference(new).copied().collect();
+        let is_same = |prefix: &&Prefix| before.own(**prefix) == view.own(**prefix);
+        let other = new.iter().filter(|prefix| !is_same(prefix));
+        let (gone_passed, other_passed) = view.passed_since(rib, peer, &before);
         let mut messages = view.messages(&gone, std::iter::empty());
-        messages.extend(&before.passed_beside(rib, peer, &view));
-        messages.bytes.extend(table.bytes);
-        messages.count += table.count;
+        messages.extend(&gone_passed);
+        messages.extend(&view.messages(&[], other).bytes);
+        messages.extend(&other_passed);
         messages
+    }
+
+    /// Peers that are not told of a prefix because of a filter, and by which rule.
+    pub(crate) fn withheld(&self, rib: &Rib, prefix: Prefix) -> Vec<(PeerKey, String)> {
+        let mut withheld = Vec::new();
+        for group in &self.groups {
+            let why = match self.originated.contains(&prefix) {
+                true => group.view.own_refusal(prefix),
+                false => group.view.passed_refusal(rib, prefix),
+            };
+            if let Some((why, from)) = why {
+                let others = group.members.iter().filter(|peer| Some(**peer) != from);
+                withheld.extend(others.map(|peer| (*peer, why.clone())));
+            }
+        }
+        withheld.sort_unstable();
+        withheld
     }
 
     /// A peer asks for everything of a family again (RFC 2918 section 4). Where both sides can, it is
@@ -214,19 +248,50 @@ impl ExportView {
         next_hop.filter(|_| self.session.has(family))
     }
 
-    /// The attributes of what this node originates (RFC 4271 section 5.1).
-    fn attributes(&self, next_hop: IpAddr) -> PathAttributes {
+    /// What the filters say of a prefix that this node originates.
+    fn own_verdict(&self, policy: &RoutePolicy, prefix: Prefix, next_hop: IpAddr) -> Verdict {
+        let attributes = &PathAttributes::new(Origin::Igp, AsPath::default(), next_hop);
         let internal = self.session.internal;
-        let path = if internal { AsPath::default() } else { AsPath::default().prepended(self.asn) };
-        let mut attributes = PathAttributes::new(Origin::Igp, path, next_hop);
-        attributes.local_pref = internal.then_some(DEFAULT_LOCAL_PREF);
+        let route = Route { prefix, attributes, learned: false, internal };
+        policy.verdict(Direction::Export, &route)
+    }
+
+    /// The attributes of a prefix that this node originates (RFC 4271 section 5.1); `None` if the peers of
+    /// this view are not told of it.
+    fn own(&self, prefix: Prefix) -> Option<PathAttributes> {
+        let next_hop = self.next_hop(prefix.family())?;
+        let mut attributes = PathAttributes::new(Origin::Igp, AsPath::default(), next_hop);
+        if let Some(policy) = &self.policy {
+            let verdict = self.own_verdict(policy, prefix, next_hop);
+            if verdict.is_rejected() {
+                return None;
+            }
+            policy.export(verdict, prefix, &mut attributes);
+        }
+        if self.session.internal {
+            attributes.local_pref = attributes.local_pref.or(Some(DEFAULT_LOCAL_PREF));
+        } else {
+            attributes.as_path = attributes.as_path.prepended(self.asn);
+            attributes.local_pref = None;
+        }
         attributes.only_to_customer = self.only_to_customer.then_some(self.asn.get());
-        attributes
+        Some(attributes)
+    }
+
+    /// Which rule keeps a prefix that this node originates from the peers of this view.
+    fn own_refusal(&self, prefix: Prefix) -> Option<(String, Option<PeerKey>)> {
+        let policy = self.policy.as_ref()?;
+        let verdict = self.own_verdict(policy, prefix, self.next_hop(prefix.family())?);
+        let why = policy.refusal(Direction::Export, prefix.family(), verdict)?;
+        Some((why, None))
     }
 
     /// What of the originated prefixes is told.
     fn announces(&self, originated: &BTreeSet<Prefix>) -> BTreeSet<Prefix> {
-        let told = |prefix: &&Prefix| self.next_hop(prefix.family()).is_some();
+        let told = |prefix: &&Prefix| match self.policy {
+            None => self.next_hop(prefix.family()).is_some(),
+            Some(_) => self.own(**prefix).is_some(),
+        };
         originated.iter().filter(told).copied().collect()
     }
 
@@ -245,14 +310,37 @@ impl ExportView {
             wire::encode_withdrawals(*family, gone, &self.session, &mut bytes);
         }
         for (family, (_, new)) in &by_family {
-            if let (Some(next_hop), false) = (self.next_hop(*family), new.is_empty()) {
-                let attributes = self.attributes(next_hop);
-                // Own attributes are far shorter than a message.
-                let _ = wire::encode_updates(&attributes, *family, new, &self.session, &mut bytes);
+            for (attributes, prefixes) in self.alike(new) {
+                // Own attributes are shorter than a message, also with all that a rule may add.
+                let _ = wire::encode_updates(
+                    &attributes,
+                    *family,
+                    &prefixes,
+                    &self.session,
+                    &mut bytes,
+                );
             }
         }
         let count = count_messages(&bytes);
         Messages { bytes, count }
+    }
+
+    /// Own prefixes of one family that are told with the same attributes.
+    fn alike(&self, prefixes: &[Prefix]) -> Vec<(PathAttributes, Vec<Prefix>)> {
+        if self.policy.is_none() {
+            let attributes = prefixes.first().and_then(|first| self.own(*first));
+            return attributes
+                .map(|attributes| (attributes, prefixes.to_vec()))
+                .into_iter()
+                .collect();
+        }
+        let mut alike: BTreeMap<PathAttributes, Vec<Prefix>> = BTreeMap::new();
+        for prefix in prefixes {
+            if let Some(attributes) = self.own(*prefix) {
+                alike.entry(attributes).or_default().push(*prefix);
+            }
+        }
+        alike.into_iter().collect()
     }
 }
 
@@ -273,6 +361,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::any_policy::policies;
 
     const PREFIXES: [&str; 6] = [
         "10.0.0.0/24",
@@ -300,6 +389,8 @@ mod tests {
             on_link: None,
             only_to_customer: false,
             no_customer: false,
+            policy: None,
+            next_hop_mode: NextHopMode::Auto,
         }
     }
 
@@ -320,7 +411,9 @@ mod tests {
     struct Told(BTreeMap<Prefix, PathAttributes>);
 
     impl Told {
-        fn read(&mut self, messages: &Messages, session: &Session) {
+        /// Says which prefixes were named.
+        fn read(&mut self, messages: &Messages, session: &Session) -> BTreeSet<Prefix> {
+            let mut named = BTreeSet::new();
             let mut bytes = messages.bytes.as_slice();
             let mut count = 0;
             let mut announcing = false;
@@ -330,10 +423,12 @@ mod tests {
                 assert!(!announcing || update.withdrawn.is_empty(), "withdraw before announce");
                 announcing |= !update.announced.is_empty();
                 for prefix in update.withdrawn.prefixes() {
+                    named.insert(prefix);
                     assert!(self.0.remove(&prefix).is_some(), "{prefix} was not announced");
                 }
                 for (attributes, routes) in update.announced {
                     for prefix in routes.prefixes() {
+                        named.insert(prefix);
                         self.0.insert(prefix, attributes.clone());
                     }
                 }
@@ -341,6 +436,7 @@ mod tests {
                 count += 1;
             }
             assert_eq!((bytes.len(), count), (0, messages.count));
+            named
         }
     }
 
@@ -350,9 +446,20 @@ mod tests {
             let next_hop = view.next_hops[usize::from(prefix.family() == Family::V6)]?;
             view.session.has(prefix.family()).then_some(())?;
             let internal = view.session.internal;
-            let path = if internal { vec![] } else { vec![asn()] };
-            let mut attributes = PathAttributes::new(Origin::Igp, AsPath::sequence(path), next_hop);
-            attributes.local_pref = internal.then_some(100);
+            let plain = PathAttributes::new(Origin::Igp, AsPath::default(), next_hop);
+            let mut attributes = plain.clone();
+            if let Some(policy) = &view.policy {
+                let route = Route { prefix: *prefix, attributes: &plain, learned: false, internal };
+                let verdict = policy.verdict(Direction::Export, &route);
+                (!verdict.is_rejected()).then_some(())?;
+                policy.export(verdict, *prefix, &mut attributes);
+            }
+            if internal {
+                attributes.local_pref = attributes.local_pref.or(Some(100));
+            } else {
+                attributes.as_path = attributes.as_path.prepended(asn());
+                attributes.local_pref = None;
+            }
             Some((*prefix, attributes))
         };
         Told(originated.iter().filter_map(one).collect())
@@ -363,7 +470,7 @@ mod tests {
         let mut out = AdjRibsOut::default();
         let _ = out.originate(prefixes(&PREFIXES));
         let plain = view(false, true, [Some(1), Some(1)]);
-        let first = out.join(&Rib::default(), key(1), plain);
+        let first = out.join(&Rib::default(), key(1), plain.clone());
         assert_eq!(out.join(&Rib::default(), key(2), plain), first);
         let internal = out.join(&Rib::default(), key(3), view(true, true, [Some(1), Some(1)]));
         assert_ne!(internal, first);
@@ -395,7 +502,7 @@ mod tests {
         Originate(Vec<&'static str>),
         Join(u8, ExportView),
         Leave(u8),
-        Regroup(u8, [Option<u8>; 2]),
+        Regroup(u8, [Option<u8>; 2], Option<RoutePolicy>),
         Refresh(u8, Family),
     }
 
@@ -409,7 +516,8 @@ mod tests {
             4 => prop::sample::subsequence(PREFIXES.to_vec(), 0..=6).prop_map(Step::Originate),
             3 => (peer(), views).prop_map(|(peer, view)| Step::Join(peer, view)),
             1 => peer().prop_map(Step::Leave),
-            2 => (peer(), next_hops()).prop_map(|(peer, hops)| Step::Regroup(peer, hops)),
+            3 => (peer(), next_hops(), prop::option::of(policies(&PREFIXES)))
+                .prop_map(|(peer, hops, policy)| Step::Regroup(peer, hops, policy)),
             1 => (peer(), family).prop_map(|(peer, family)| Step::Refresh(peer, family)),
         ]
     }
@@ -434,18 +542,26 @@ mod tests {
                 }
                 Step::Join(peer, view) => {
                     let mut told = Told::default();
-                    told.read(&out.join(&Rib::default(), key(peer), view), &view.session);
+                    told.read(&out.join(&Rib::default(), key(peer), view.clone()), &view.session);
                     peers.insert(key(peer), (view, told));
                 }
                 Step::Leave(peer) => {
                     out.leave(key(peer));
                     peers.remove(&key(peer));
                 }
-                Step::Regroup(peer, hops) => {
+                Step::Regroup(peer, hops, policy) => {
                     if let Some((old, told)) = peers.get_mut(&key(peer)) {
                         let session = old.session;
+                        let policy = policy.map(Arc::new);
                         let new = view(session.internal, session.ipv6, hops);
-                        told.read(&out.regroup(&Rib::default(), key(peer), new), &session);
+                        let new = ExportView { policy, ..new };
+                        let messages = out.regroup(&Rib::default(), key(peer), new.clone());
+                        let before = told.clone();
+                        let named = told.read(&messages, &session);
+                        // What stays the same is not told again.
+                        for prefix in named {
+                            assert_ne!(before.0.get(&prefix), told.0.get(&prefix), "{prefix}");
+                        }
                         *old = new;
                     }
                 }

@@ -10,6 +10,7 @@ use twill_types::{Asn, Family, Prefix};
 
 use crate::{
     Time,
+    policy::RoutePolicy,
     wire::{Notification, PathAttributes, Role},
 };
 
@@ -154,6 +155,23 @@ pub struct PeerPolicy {
     /// The AS that this node is in towards the peer, if that is not its own. It is the only one that
     /// the peer sees.
     pub local_asn: Option<Asn>,
+    /// What the peer is told and what is taken from it, by filters; `None` has none.
+    pub routes: Option<Arc<RoutePolicy>>,
+    /// The next hop of what is passed on to it. What the node originates has always the node's own.
+    pub next_hop: NextHopMode,
+}
+
+/// Which next hop is told with a route that was learned from another peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NextHopMode {
+    /// The learned one inside the AS, and outside where the peer is on one link with it; else this node's
+    /// (RFC 4271 section 5.1.3).
+    #[default]
+    Auto,
+    /// This node's.
+    Own,
+    /// The learned one, also outside the AS.
+    Keep,
 }
 
 impl PeerConfig {
@@ -524,6 +542,8 @@ pub struct PeerSnapshot {
     pub capabilities: Vec<&'static str>,
     /// Prefixes accepted, stale ones included.
     pub prefixes_in: usize,
+    /// Prefixes that a filter refuses. They count for [`PeerPolicy::max_prefixes`].
+    pub prefixes_refused: usize,
     /// Prefixes kept over a restart of the peer.
     pub prefixes_stale: usize,
     /// When the first of these go or become long-lived, unless the peer is back before.

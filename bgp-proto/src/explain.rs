@@ -29,6 +29,8 @@ pub struct Explanation {
     pub next_hops: Vec<IpAddr>,
     /// The most next hops that one route uses.
     pub max_paths: usize,
+    /// Peers that would be told of what is used, were it not for a filter, and which rule of it.
+    pub withheld: Vec<(PeerKey, String)>,
     /// The best first, then those used beside it, then the others.
     pub paths: Vec<PathExplanation>,
 }
@@ -53,6 +55,8 @@ pub struct PathExplanation {
     pub stale_for: Option<Duration>,
     /// What is known of its next hop.
     pub next_hop: Option<NextHopState>,
+    /// Which rule of which filter refuses it, if one does.
+    pub refused_by: Option<String>,
     /// Used or not, and why.
     pub outcome: Outcome,
 }
@@ -91,6 +95,8 @@ pub enum Unusable {
     Own(Prefix),
     /// This node announces the same prefix, as others may.
     Anycast,
+    /// The peer's policy refuses it.
+    Filtered,
 }
 
 impl Outcome {
@@ -132,6 +138,7 @@ impl fmt::Display for Unusable {
         match self {
             Self::NextHopUnknown => f.write_str("next hop not looked up yet"),
             Self::NextHopUnreachable => f.write_str("next hop unreachable"),
+            Self::Filtered => f.write_str("rejected by a filter"),
             Self::Own(ours) => write!(f, "conflict: {ours} is this node's own"),
             Self::Anycast => f.write_str("this node announces it as well (anycast)"),
         }
@@ -152,6 +159,7 @@ impl Explanation {
             lent: own.lent_part(prefix),
             next_hops: Vec::new(),
             max_paths,
+            withheld: Vec::new(),
             paths: Vec::new(),
         }
     }

@@ -19,20 +19,23 @@ mod explain;
 pub mod fuzz;
 mod offer;
 mod peer;
+pub mod policy;
 mod rib;
 mod speaker;
 mod time;
 pub mod wire;
 
 pub use api::{
-    Conflict, ConnId, Input, NextHopState, NotificationCount, Output, Own, PathKey, PeerConfig,
-    PeerEvent, PeerKey, PeerKind, PeerPolicy, PeerSnapshot, Reflection, RefreshError, RouteChange,
-    RouteSnapshot, SpeakerConfig, State, UpdateErrorCount,
+    Conflict, ConnId, Input, NextHopMode, NextHopState, NotificationCount, Output, Own, PathKey,
+    PeerConfig, PeerEvent, PeerKey, PeerKind, PeerPolicy, PeerSnapshot, Reflection, RefreshError,
+    RouteChange, RouteSnapshot, SpeakerConfig, State, UpdateErrorCount,
 };
 pub use decision::Step;
 pub use explain::{Explanation, Outcome, PathExplanation, Unusable};
 pub use speaker::Speaker;
 pub use time::Time;
 
+#[cfg(test)]
+mod any_policy;
 #[cfg(test)]
 mod sim;

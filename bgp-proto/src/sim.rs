@@ -1,5 +1,6 @@
 //! Speakers against each other in virtual time: a network that delays, cuts and forgets.
 
+mod filters;
 mod helper;
 mod reflection;
 mod restarts;

@@ -145,6 +145,7 @@ impl Speaker {
         // The more specific of two that cover one prefix is the greater.
         let found = self.rib.covering(prefix).max(self.rib.own_covering(prefix))?;
         let mut explanation = self.rib.explain(found);
+        explanation.withheld = self.adj_out.withheld(&self.rib, found);
         for path in explanation.paths.iter_mut().filter(|path| path.stale) {
             let exchange = self.exchanges.get(&path.from);
             let until = exchange.and_then(|exchange| exchange.kept_until(found.family()));
@@ -241,7 +242,13 @@ impl Speaker {
                 Some(_) => {}
             }
         }
+        let passed_by_filter = self.peers.values().any(|peer| {
+            let policy = &peer.config.policy.routes;
+            policy.as_ref().is_some_and(|policy| policy.passes_learned_on())
+        });
+        self.rib.set_passed_by_filter(passed_by_filter);
         for key in started {
+            self.set_import(key);
             self.with_peer(now, key, Peer::start);
         }
         self.configured = true;
@@ -288,6 +295,8 @@ impl Speaker {
             client: peer.config.client,
             long_lived: !negotiated.long_lived.is_empty(),
             on_link: peer.config.on_link,
+            policy: peer.config.policy.routes.clone(),
+            next_hop_mode: peer.config.policy.next_hop,
             // RFC 9234 section 5, egress 1 and 2.
             only_to_customer: matches!(role, Some(Role::Provider | Role::RouteServer | Role::Peer)),
             no_customer: matches!(
@@ -355,7 +364,8 @@ impl Speaker {
     }
 
     fn snapshot(&self, peer: &Peer) -> PeerSnapshot {
-        let (prefixes_in, prefixes_stale) = self.rib.count(peer.key);
+        let (prefixes_all, prefixes_stale) = self.rib.count(peer.key);
+        let prefixes_refused = self.rib.refused(peer.key);
         let negotiated = peer.established().map(|(_, negotiated)| negotiated);
         let exchange = self.exchanges.get(&peer.key);
         // What was announced again is fresh before End-of-RIB says that this is all.
@@ -369,7 +379,8 @@ impl Speaker {
             hold_time: negotiated.map_or(0, |n| n.hold_time),
             router_id: negotiated.map(|n| n.open.identifier),
             capabilities: negotiated.map(offer::names).unwrap_or_default(),
-            prefixes_in,
+            prefixes_in: prefixes_all.saturating_sub(prefixes_refused),
+            prefixes_refused,
             prefixes_stale,
             stale_until: kept.and_then(Exchange::stale_until),
             long_lived_stale: kept.is_some_and(Exchange::is_long_lived),

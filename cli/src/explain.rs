@@ -64,6 +64,10 @@ fn summary(prefix: Prefix, explained: &Explained) -> String {
     if let Some(lent) = explained.lent {
         let _ = write!(text, " Another node has borrowed {lent}, so it is learned.");
     }
+    for withheld in &explained.withheld {
+        let peer = peer_address(withheld.from, withheld.port);
+        let _ = write!(text, " {peer} is not told: rejected by {}.", withheld.by);
+    }
     if explained.own.is_some() && paths > 0 {
         text += " Paths to it are not used; find out who else owns it.";
     }
@@ -116,6 +120,7 @@ fn way(next_hop: &ExplainedNextHop) -> String {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+    use twill_rpc::message::Withheld;
 
     use super::*;
 
@@ -163,6 +168,7 @@ mod tests {
             installed: true,
             next_hops: vec!["192.168.2.1".parse().unwrap()],
             max_paths: 16,
+            withheld: Vec::new(),
             paths,
         }
     }
@@ -220,6 +226,13 @@ mod tests {
             next_hops: Vec::new(),
             ..explained(vec![conflict])
         };
+        let by = "BGPFilter f, exportV4[0]".to_owned();
+        let from = "192.168.2.1".parse().unwrap();
+        let withheld = Explained {
+            withheld: vec![Withheld { from, port: 179, by }],
+            paths: Vec::new(),
+            ..own.clone()
+        };
         let quiet = Explained { announced: Some(false), paths: Vec::new(), ..own.clone() };
         let lent = Explained {
             asked: "198.51.100.8/29".parse().unwrap(),
@@ -229,7 +242,8 @@ mod tests {
             ..explained(vec![path("192.168.2.1", "best")])
         };
         let none = Explained { prefix: None, ..explained(Vec::new()) };
-        let all: String = [own, quiet, lent, none].iter().map(|e| text(e, false)).collect();
+        let all: String =
+            [own, withheld, quiet, lent, none].iter().map(|e| text(e, false)).collect();
         expect![[r#"
             198.51.100.0/24 is this node's own and announced to its peers. Paths to it are not used; find out who else owns it.
             +-------------+-----+-------------+----------+------------+---------+--------+-----+----------------------------------------------+
@@ -237,6 +251,7 @@ mod tests {
             +-------------+-----+-------------+----------+------------+---------+--------+-----+----------------------------------------------+
             | 192.168.2.1 | -   | 192.168.2.1 | dev eth0 |          - | 64513   | IGP    |   - | conflict: 198.51.100.0/24 is this node's own |
             +-------------+-----+-------------+----------+------------+---------+--------+-----+----------------------------------------------+
+            198.51.100.0/24 is this node's own and announced to its peers. 192.168.2.1 is not told: rejected by BGPFilter f, exportV4[0].
             198.51.100.0/24 is this node's own and not announced.
             198.51.100.8/29: 1 path, 1 used (of at most 16 next hops), not in the kernel yet. Another node has borrowed 198.51.100.8/29, so it is learned.
             +-------------+------+-------------+----------+------------+---------+--------+-----+--------+

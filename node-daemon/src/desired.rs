@@ -5,12 +5,12 @@ mod restart;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use twill_bgp_proto::{
-    PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig, wire::Role,
+    self as proto, PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig, wire::Role,
 };
 use twill_bgp_speaker::Password;
 use twill_k8s_api::{
-    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, Condition, Kind, LocalRole, Node,
-    ObjectId, SourceAddress,
+    BgpConfiguration, BgpConfigurationSpec, BgpPeer, BgpPeerSpec, Condition, Kind, LocalRole,
+    NextHopMode, Node, ObjectId, SourceAddress,
 };
 use twill_types::{Asn, Family};
 
@@ -307,6 +307,13 @@ fn adjust(session: &mut PeerConfig, spec: &BgpPeerSpec) {
             .unwrap_or(0),
         as_sets: spec.accept_as_sets,
         local_asn: spec.local_as_number,
+        next_hop: match spec.next_hop_mode {
+            Some(NextHopMode::Own) => proto::NextHopMode::Own,
+            Some(NextHopMode::Keep) => proto::NextHopMode::Keep,
+            None if spec.keep_original_next_hop => proto::NextHopMode::Keep,
+            Some(NextHopMode::Auto) | None => proto::NextHopMode::Auto,
+        },
+        routes: None,
     };
 }
 
@@ -396,7 +403,7 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{password}}}
     #[test]
     fn a_bgp_peer_adjusts_its_session() {
         type Change = fn(&mut PeerConfig);
-        let rows: [(&str, Change); 9] = [
+        let rows: [(&str, Change); 12] = [
             ("{}", |_| ()),
             (r#"{"shutdown": ""}"#, |session| session.shutdown = Some(String::new())),
             (r#"{"passive": true}"#, |session| session.passive = true),
@@ -405,6 +412,11 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{password}}}
             (r#"{"localRole": "Customer"}"#, |session| session.policy.role = Some(Role::Customer)),
             (r#"{"acceptASSets": true}"#, |session| session.policy.as_sets = true),
             (r#"{"numAllowedLocalASNumbers": 2}"#, |session| session.policy.allowed_own_as = 2),
+            (r#"{"nextHopMode": "Self"}"#, |s| s.policy.next_hop = proto::NextHopMode::Own),
+            (r#"{"nextHopMode": "Keep"}"#, |s| s.policy.next_hop = proto::NextHopMode::Keep),
+            (r#"{"keepOriginalNextHop": true}"#, |session| {
+                session.policy.next_hop = proto::NextHopMode::Keep;
+            }),
             (r#"{"localASNumber": 65001}"#, |session| {
                 session.policy.local_asn = Asn::new(65001).ok();
             }),

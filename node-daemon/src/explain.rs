@@ -5,8 +5,10 @@ use std::{
     time::Duration,
 };
 
-use twill_bgp_proto::{Explanation, NextHopState, Outcome, PathExplanation, wire::PathAttributes};
-use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath};
+use twill_bgp_proto::{
+    Explanation, NextHopState, Outcome, PathExplanation, PeerKey, wire::PathAttributes,
+};
+use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath, Withheld};
 use twill_types::Prefix;
 
 use crate::routes::KernelRoutes;
@@ -27,6 +29,7 @@ pub(crate) fn explained(
             installed: false,
             next_hops: Vec::new(),
             max_paths: 0,
+            withheld: Vec::new(),
             paths: Vec::new(),
         };
     };
@@ -39,8 +42,13 @@ pub(crate) fn explained(
         installed: kernel.has(explanation.prefix),
         next_hops: explanation.next_hops,
         max_paths: u32::try_from(explanation.max_paths).unwrap_or(u32::MAX),
+        withheld: explanation.withheld.into_iter().map(withheld).collect(),
         paths: explanation.paths.iter().map(|path| explained_path(path, kernel)).collect(),
     }
+}
+
+fn withheld((peer, by): (PeerKey, String)) -> Withheld {
+    Withheld { from: peer.address, port: peer.port, by }
 }
 
 fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPath {
@@ -61,7 +69,10 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
         used: path.outcome.is_used(),
         stale: path.stale,
         stale_for_ms: path.stale_for.map(milliseconds),
-        reason: path.outcome.to_string(),
+        reason: match &path.refused_by {
+            Some(rule) => format!("rejected by {rule}"),
+            None => path.outcome.to_string(),
+        },
         step,
         against: against.map(|against| against.peer.address),
         against_path_id: against.map_or(0, |against| against.path_id),

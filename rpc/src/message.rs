@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 pub use bgp::{
     ExplainRequest, Explained, ExplainedNextHop, ExplainedPath, NotificationCount, RefreshRequest,
-    Refreshed, UpdateErrorCount,
+    Refreshed, UpdateErrorCount, Withheld,
 };
 pub use ipam::{
     AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,

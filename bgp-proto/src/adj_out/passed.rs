@@ -1,4 +1,4 @@
-//! What a route reflector passes on (RFC 4456), and as what.
+//! What a route reflector passes on (RFC 4456), and what filters say is passed on, and as what.
 //!
 //! Whether a peer is told of a path is a function of the path's source and of the peer's group, so nothing
 //! is kept of it but counts. Only the peer that a path comes from, and one that the path leads to, are not
@@ -15,9 +15,10 @@ use twill_types::{Family, Prefix};
 
 use super::{AdjRibsOut, ExportView, Group, Messages, count_messages};
 use crate::{
-    PeerKey,
+    NextHopMode, PeerKey,
     decision::DEFAULT_LOCAL_PREF,
-    rib::{Id, Pass, Passing, Rib},
+    policy::{Direction, Place, Route, Verdict},
+    rib::{Pass, PassedOn, Passing, Rib},
     wire::{self, Community, PathAttributes},
 };
 
@@ -34,6 +35,13 @@ impl But {
     fn is(self, peer: PeerKey) -> bool {
         self.from == peer || self.next_hop == peer.address
     }
+}
+
+/// What policy changes of a path: for one source these are told alike.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Changes {
+    by: Option<Place>,
+    advertisements: Vec<usize>,
 }
 
 /// How many paths the members of a group were told.
@@ -169,11 +177,13 @@ impl AdjRibsOut {
 
 impl Group {
     fn pass(&mut self, rib: &Rib, passes: &[Pass]) -> Parts {
-        let view = self.view;
-        let told = |id: Option<Id>, prefix: Prefix| view.told_but(&rib.passing(id?)?, prefix);
+        let view = &self.view;
+        let told = |passed: Option<PassedOn>, prefix: Prefix| {
+            view.told_but(&rib.passing(passed?)?, prefix)
+        };
         let mut gone: BTreeMap<But, Both> = BTreeMap::new();
         let mut only: BTreeMap<PeerKey, Both> = BTreeMap::new();
-        let mut new: Vec<(Id, Prefix)> = Vec::new();
+        let mut new: Vec<(PassedOn, Prefix)> = Vec::new();
         for pass in passes {
             let old = told(pass.old, pass.prefix);
             if let Some(old) = old {
@@ -182,9 +192,9 @@ impl Group {
             match (old, told(pass.new, pass.prefix).zip(pass.new)) {
                 (None, None) => {}
                 (Some(old), None) => push(gone.entry(old).or_default(), pass.prefix),
-                (old, Some((but, id))) => {
+                (old, Some((but, passed))) => {
                     self.told.add(but);
-                    new.push((id, pass.prefix));
+                    new.push((passed, pass.prefix));
                     // Who is not told of this one was perhaps told of the one before.
                     if let Some(old) = old.filter(|old| *old != but) {
                         let left = untold(&self.members, but).filter(|peer| !old.is(*peer));
@@ -222,15 +232,15 @@ fn untold(members: &BTreeSet<PeerKey>, but: But) -> impl Iterator<Item = PeerKey
 impl ExportView {
     /// Who is not told of a path of all peers of this view; `None` if none of them is told.
     fn told_but(&self, passing: &Passing<'_>, prefix: Prefix) -> Option<But> {
-        let next_hop = self.tells(passing, prefix.family())?;
+        let next_hop = self.tells(passing, prefix)?;
         Some(But { from: passing.peer, next_hop })
     }
 
     /// Counts what is passed on to peers of this view.
     pub(super) fn count_passed(&self, rib: &Rib) -> Told {
         let mut told = Told::default();
-        for (prefix, id) in rib.all_passed() {
-            if let Some(but) = rib.passing(id).and_then(|p| self.told_but(&p, prefix)) {
+        for (prefix, passed) in rib.all_passed() {
+            if let Some(but) = rib.passing(passed).and_then(|p| self.told_but(&p, prefix)) {
                 told.add(but);
             }
         }
@@ -239,11 +249,10 @@ impl ExportView {
 
     /// Everything that is passed on to a peer, of these families.
     pub(super) fn all_passed(&self, rib: &Rib, peer: PeerKey, families: &[Family]) -> Vec<u8> {
-        let is_told = |id: Id, prefix: Prefix| {
-            let but = rib.passing(id).and_then(|passing| self.told_but(&passing, prefix));
-            but.is_some_and(|but| !but.is(peer))
+        let is_told = |passed: PassedOn, prefix: Prefix| {
+            rib.passing(passed).is_some_and(|passing| self.is_told(&passing, prefix, peer))
         };
-        let all: Vec<(Id, Prefix)> = rib
+        let all: Vec<(PassedOn, Prefix)> = rib
             .all_passed()
             .filter(|(prefix, id)| families.contains(&prefix.family()) && is_told(*id, *prefix))
             .map(|(prefix, id)| (id, prefix))
@@ -252,20 +261,57 @@ impl ExportView {
         self.announce(rib, all, &BTreeSet::new(), &mut BTreeMap::new()).bytes
     }
 
-    /// What is passed on to a peer of this view, and not to one of another.
-    pub(super) fn passed_beside(&self, rib: &Rib, peer: PeerKey, other: &Self) -> Vec<u8> {
-        let mut gone = Both::default();
-        for (prefix, id) in rib.all_passed() {
-            let Some(passing) = rib.passing(id) else { continue };
-            let is_told =
-                |view: &Self| view.told_but(&passing, prefix).is_some_and(|but| !but.is(peer));
-            if is_told(self) && !is_told(other) {
-                push(&mut gone, prefix);
+    /// Whether one peer of this view is told of a path.
+    fn is_told(&self, passing: &Passing<'_>, prefix: Prefix, peer: PeerKey) -> bool {
+        self.told_but(passing, prefix).is_some_and(|but| !but.is(peer))
+    }
+
+    /// What a peer is to be told about what is passed on, now that it is of this view and was of another:
+    /// withdrawals, and what is new to it or has other attributes.
+    pub(super) fn passed_since(
+        &self,
+        rib: &Rib,
+        peer: PeerKey,
+        before: &Self,
+    ) -> (Vec<u8>, Vec<u8>) {
+        let (mut gone, mut other) = (Both::default(), Vec::new());
+        for (prefix, passed) in rib.all_passed() {
+            let Some(passing) = rib.passing(passed) else { continue };
+            let was_told = before.is_told(&passing, prefix, peer);
+            let is_same = || {
+                was_told
+                    && before.passed_attributes(&passing, prefix)
+                        == self.passed_attributes(&passing, prefix)
+            };
+            match self.is_told(&passing, prefix, peer) {
+                true if !is_same() => other.push((passed, prefix)),
+                false if was_told => push(&mut gone, prefix),
+                true | false => {}
             }
         }
-        let mut bytes = Vec::new();
-        self.withdraw(&gone, &mut bytes);
-        bytes
+        let mut unfit = BTreeMap::new();
+        let announced = self.announce(rib, other, &BTreeSet::new(), &mut unfit).bytes;
+        // What has no room in a message with its new attributes is withdrawn with the rest.
+        for both in unfit.into_values() {
+            both.into_iter().flatten().for_each(|prefix| push(&mut gone, prefix));
+        }
+        let mut withdrawn = Vec::new();
+        self.withdraw(&gone, &mut withdrawn);
+        (withdrawn, announced)
+    }
+
+    /// Which rule keeps what was learned from the peers of this view, and who it was learned from.
+    pub(super) fn passed_refusal(
+        &self,
+        rib: &Rib,
+        prefix: Prefix,
+    ) -> Option<(String, Option<PeerKey>)> {
+        let policy = self.policy.as_ref()?;
+        let passing = rib.passing(rib.passed_on(prefix)?)?;
+        self.is_passed_by(&passing, Verdict::Unmatched).then_some(())?;
+        let verdict = self.verdict(&passing, prefix);
+        let why = policy.refusal(Direction::Export, prefix.family(), verdict)?;
+        Some((why, Some(passing.peer)))
     }
 
     fn withdraw(&self, both: &Both, bytes: &mut Vec<u8>) {
@@ -281,20 +327,30 @@ impl ExportView {
     fn announce(
         &self,
         rib: &Rib,
-        mut paths: Vec<(Id, Prefix)>,
+        paths: Vec<(PassedOn, Prefix)>,
         members: &BTreeSet<PeerKey>,
         gone: &mut BTreeMap<But, Both>,
     ) -> Row {
         // What shares its attributes shares messages.
-        paths.sort_unstable_by_key(|(id, prefix)| (*id, prefix.family(), *prefix));
+        let mut paths: Vec<(PassedOn, Changes, Prefix)> = paths
+            .into_iter()
+            .map(|(passed, prefix)| (passed, self.changes(rib, passed, prefix), prefix))
+            .collect();
+        paths.sort_unstable_by(|(a, by_a, to_a), (b, by_b, to_b)| {
+            let key = |passed: &PassedOn, to: &Prefix| (passed.source, to.family());
+            key(a, to_a).cmp(&key(b, to_b)).then(by_a.cmp(by_b)).then(to_a.cmp(to_b))
+        });
         let mut row = Row::default();
-        for run in paths.chunk_by(|a, b| (a.0, a.1.family()) == (b.0, b.1.family())) {
-            let Some((id, first)) = run.first() else { continue };
-            let Some(passing) = rib.passing(*id) else { continue };
-            let Some(attributes) = self.passed_attributes(&passing, first.family()) else {
+        let is_alike = |a: &(PassedOn, Changes, Prefix), b: &(PassedOn, Changes, Prefix)| {
+            (a.0.source, &a.1, a.2.family()) == (b.0.source, &b.1, b.2.family())
+        };
+        for run in paths.chunk_by(is_alike) {
+            let Some((passed, _, first)) = run.first() else { continue };
+            let Some(passing) = rib.passing(*passed) else { continue };
+            let Some(attributes) = self.passed_attributes(&passing, *first) else {
                 continue;
             };
-            let prefixes: Vec<Prefix> = run.iter().map(|(_, prefix)| *prefix).collect();
+            let prefixes: Vec<Prefix> = run.iter().map(|(_, _, prefix)| *prefix).collect();
             let family = first.family();
             let encode = |bytes: &mut Vec<u8>| {
                 wire::encode_updates(&attributes, family, &prefixes, &self.session, bytes)
@@ -308,26 +364,55 @@ impl ExportView {
         row
     }
 
-    /// The next hop with which peers of this view are told of a path; `None` if they are not.
-    fn tells(&self, passing: &Passing<'_>, family: Family) -> Option<IpAddr> {
-        let has = |community| passing.attributes.communities.binary_search(&community).is_ok();
-        let (from, internal) = (passing.facts, self.session.internal);
-        let by_rank = match internal {
-            // RFC 4456 section 6: what comes from no client goes to clients alone.
-            true => from.external || from.client || self.client,
+    /// What the filters say of a path.
+    fn verdict(&self, passing: &Passing<'_>, prefix: Prefix) -> Verdict {
+        let Some(policy) = &self.policy else { return Verdict::Unmatched };
+        let (attributes, internal) = (passing.attributes, self.session.internal);
+        policy.verdict(Direction::Export, &Route { prefix, attributes, learned: true, internal })
+    }
+
+    /// What policy changes of a path.
+    fn changes(&self, rib: &Rib, passed: PassedOn, prefix: Prefix) -> Changes {
+        match (&self.policy, rib.passing(passed)) {
+            (Some(policy), Some(passing)) => Changes {
+                by: self.verdict(&passing, prefix).accepted_by(),
+                advertisements: policy.advertisements_of(prefix),
+            },
+            _ => Changes::default(),
+        }
+    }
+
+    /// Whether a path is passed on to peers of this view after what their filters say of it.
+    fn is_passed_by(&self, passing: &Passing<'_>, verdict: Verdict) -> bool {
+        let (from, internal, passed) = (passing.facts, self.session.internal, passing.passed);
+        // RFC 4456 section 6: what comes from no client goes to clients alone.
+        let within = from.external || passed.by_reflector && (from.client || self.client);
+        match verdict {
+            Verdict::Rejected(_) | Verdict::Closed => false,
+            // Within the AS nobody but a reflector passes on what comes from inside, whatever a filter
+            // says (RFC 4271 section 9.2): nothing would end a loop.
+            Verdict::Accepted { learned: true, .. } => !internal || within,
             // What is learned outside stays inside: a reflector is no way from one rack to another.
-            false => !from.external,
-        };
+            Verdict::Accepted { learned: false, .. } | Verdict::Unmatched => {
+                passed.reflected && if internal { within } else { !from.external }
+            }
+        }
+    }
+
+    /// The next hop with which peers of this view are told of a path; `None` if they are not.
+    fn tells(&self, passing: &Passing<'_>, prefix: Prefix) -> Option<IpAddr> {
+        let has = |community| passing.attributes.communities.binary_search(&community).is_ok();
+        let (internal, family) = (self.session.internal, prefix.family());
         // RFC 1997.
         let stays_inside = has(Community::NO_EXPORT) || has(Community::NO_EXPORT_SUBCONFED);
-        let is_told = by_rank
+        let is_told = self.session.has(family)
             // RFC 9234 section 5.
             && !(self.no_customer && passing.attributes.only_to_customer.is_some())
             // RFC 9494 section 4.3.
             && (self.long_lived || !has(Community::LLGR_STALE))
-            && self.session.has(family)
             && !has(Community::NO_ADVERTISE)
-            && (internal || !stays_inside);
+            && (internal || !stays_inside)
+            && self.is_passed_by(passing, self.verdict(passing, prefix));
         is_told.then(|| self.passed_next_hop(passing, family)).flatten()
     }
 
@@ -341,7 +426,12 @@ impl ExportView {
             IpAddr::V4(v4) => v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
-        if is_link_local || !self.session.internal && !shared {
+        let is_own = match self.next_hop_mode {
+            NextHopMode::Auto => !self.session.internal && !shared,
+            NextHopMode::Own => true,
+            NextHopMode::Keep => false,
+        };
+        if is_link_local || is_own {
             return self.next_hop(family);
         }
         let is_expressible = match (family, next_hop) {
@@ -353,9 +443,12 @@ impl ExportView {
     }
 
     /// The attributes of a path as it is passed on (RFC 4271 section 5.1, RFC 4456 section 8).
-    fn passed_attributes(&self, passing: &Passing<'_>, family: Family) -> Option<PathAttributes> {
+    fn passed_attributes(&self, passing: &Passing<'_>, prefix: Prefix) -> Option<PathAttributes> {
         let mut attributes = passing.attributes.clone();
-        attributes.next_hop = self.passed_next_hop(passing, family)?;
+        attributes.next_hop = self.passed_next_hop(passing, prefix.family())?;
+        if let Some(policy) = &self.policy {
+            policy.export(self.verdict(passing, prefix), prefix, &mut attributes);
+        }
         // It holds on the link that it came by.
         attributes.link_local = None;
         if !self.session.internal {
@@ -373,7 +466,7 @@ impl ExportView {
         attributes.local_pref = attributes.local_pref.or(Some(DEFAULT_LOCAL_PREF));
         if !passing.facts.external {
             attributes.originator_id = attributes.originator_id.or(Some(passing.facts.router_id));
-            attributes.cluster_list.insert(0, passing.cluster_id);
+            attributes.cluster_list.splice(0..0, passing.cluster_id);
         }
         Some(attributes)
     }

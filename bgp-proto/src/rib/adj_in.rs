@@ -6,6 +6,7 @@
 //! end of its session costs as much as it has announced, however large the others' tables are.
 
 mod destination;
+mod imported;
 mod paths;
 mod stale;
 
@@ -18,7 +19,10 @@ use std::{
 use twill_types::{Family, Prefix, PrefixMap};
 
 pub(super) use self::destination::Destination;
-use self::destination::LongPrefixes;
+use self::{
+    destination::LongPrefixes,
+    imported::{Imported, Importer},
+};
 use super::{
     next_hops::NextHops,
     slab::{Id, Slab},
@@ -39,7 +43,10 @@ pub(super) struct Source {
     pub(super) peer: Id,
     /// 0 without ADD-PATH.
     pub(super) path_id: u32,
-    pub(super) attributes: Arc<PathAttributes>,
+    /// As they came.
+    received: Arc<PathAttributes>,
+    /// What the peer's policy makes of them.
+    imported: Imported,
     /// What is known of the next hop, as in [`NextHops`].
     pub(super) next_hop: Option<NextHopState>,
     /// How many paths have it, and destinations that pass it on.
@@ -50,6 +57,19 @@ impl Source {
     /// What tells a path with this source from the others to its prefix.
     pub(super) const fn key(&self, table: &Table) -> PathKey {
         PathKey { peer: table.key, path_id: self.path_id }
+    }
+
+    /// What the decision looks at; of what policy refuses, as it came.
+    pub(super) const fn attributes(&self) -> &Arc<PathAttributes> {
+        match &self.imported {
+            Imported::Changed(attributes) => attributes,
+            Imported::AsReceived | Imported::Refused => &self.received,
+        }
+    }
+
+    /// Whether the peer's policy refuses it.
+    pub(super) const fn is_refused(&self) -> bool {
+        matches!(self.imported, Imported::Refused)
     }
 }
 
@@ -76,6 +96,10 @@ pub(super) struct Table {
     stale: [usize; 2],
     /// By path identifier, of which there is but 0 without ADD-PATH.
     sources: BTreeMap<u32, BTreeMap<Arc<PathAttributes>, Id>>,
+    /// Those that policy refuses or changes.
+    filtered: BTreeMap<(u32, Arc<PathAttributes>, Imported), Id>,
+    /// What is taken from it; `None` if that is everything as it comes.
+    importer: Option<Importer>,
     /// What all these take, in octets.
     weight: usize,
     /// Where it may have a path; some more than once, some no more.
@@ -116,6 +140,8 @@ impl AdjRibsIn {
                 count: [0; 2],
                 stale: [0; 2],
                 sources: BTreeMap::new(),
+                filtered: BTreeMap::new(),
+                importer: None,
                 weight: 0,
                 places: Vec::new(),
             })
@@ -187,7 +213,8 @@ impl AdjRibsIn {
         let mut refused = 0;
         let peer = self.peer(key);
         let attributes = Arc::new(attributes);
-        let mut last: Option<(u32, Id)> = None;
+        let importer = self.peers.get(peer).and_then(|table| table.importer.clone());
+        let mut last: Option<(u32, Imported, Id)> = None;
         for Nlri { prefix, path_id } in routes {
             let place = *self.by_prefix.get_or_insert_with(prefix, || {
                 self.destinations.insert(Destination::new(prefix, &mut self.long))
@@ -196,12 +223,15 @@ impl AdjRibsIn {
                 refused += 1;
                 continue;
             }
-            // Most messages have one identifier for all.
-            let source = match last {
-                Some((id, source)) if id == path_id => source,
-                _ => self.intern(peer, path_id, &attributes),
+            // Most messages have one identifier for all, and most peers no policy.
+            let imported = importer
+                .as_ref()
+                .map_or(Imported::AsReceived, |importer| importer.import(prefix, &attributes));
+            let source = match &last {
+                Some((id, same, source)) if (*id, same) == (path_id, &imported) => *source,
+                _ => self.intern(peer, path_id, &attributes, imported.clone()),
             };
-            last = Some((path_id, source));
+            last = Some((path_id, imported, source));
             // The same again, as after a restart of the peer, decides nothing anew.
             if self.put(peer, source, place) {
                 self.touch(place);
@@ -224,26 +254,36 @@ impl AdjRibsIn {
     }
 
     /// The source of this name; it has to get a path.
-    fn intern(&mut self, peer: Id, path_id: u32, attributes: &Arc<PathAttributes>) -> Id {
-        let known = self.peers.get(peer).and_then(|table| table.sources.get(&path_id));
-        if let Some(known) = known.and_then(|sources| sources.get(attributes)) {
-            return *known;
+    fn intern(
+        &mut self,
+        peer: Id,
+        path_id: u32,
+        attributes: &Arc<PathAttributes>,
+        imported: Imported,
+    ) -> Id {
+        let known =
+            self.peers.get(peer).and_then(|table| table.find(path_id, attributes, &imported));
+        if let Some(known) = known {
+            return known;
         }
         let address = attributes.next_hop;
+        let is_refused = imported == Imported::Refused;
         let source = self.sources.insert(Source {
             peer,
             path_id,
-            attributes: Arc::clone(attributes),
+            received: Arc::clone(attributes),
+            imported: imported.clone(),
             next_hop: None,
             paths: 0,
         });
-        let state = self.next_hops.add(address, source);
+        // Nobody goes by what is refused.
+        let state = if is_refused { None } else { self.next_hops.add(address, source) };
         if let Some(new) = self.sources.get_mut(source) {
             new.next_hop = state;
         }
         if let Some(table) = self.peers.get_mut(peer) {
             table.weight += attributes.weight();
-            table.sources.entry(path_id).or_default().insert(Arc::clone(attributes), source);
+            table.note(path_id, attributes, imported, source);
         }
         source
     }
@@ -264,15 +304,12 @@ impl AdjRibsIn {
         if source.paths == 0
             && let Some(gone) = self.sources.remove(id)
         {
-            self.next_hops.remove(gone.attributes.next_hop, id);
-            if let Some(table) = self.peers.get_mut(gone.peer)
-                && let Some(sources) = table.sources.get_mut(&gone.path_id)
-            {
-                table.weight -= gone.attributes.weight();
-                sources.remove(&gone.attributes);
-                if sources.is_empty() {
-                    table.sources.remove(&gone.path_id);
-                }
+            if !gone.is_refused() {
+                self.next_hops.remove(gone.received.next_hop, id);
+            }
+            if let Some(table) = self.peers.get_mut(gone.peer) {
+                table.weight -= gone.received.weight();
+                table.forget(gone);
             }
         }
     }
@@ -551,6 +588,7 @@ mod tests {
             let interned = tables()
                 .flat_map(|table| table.sources.values())
                 .map(|sources| sources.len())
+                .chain(tables().map(|table| table.filtered.len()))
                 .sum();
             let (places, prefixes) = (self.destinations.len(), self.by_prefix.len());
             let long = self.places().filter(|(prefix, _)| prefix.address().is_ipv6()).count();

@@ -29,11 +29,13 @@ use self::{
     adj_in::{AdjRibsIn, Destination, Path, Source, Table},
     loc::{Forwarding, LocRib},
     passed::Passed,
+    slab::Id,
 };
 use crate::{
     Conflict, NextHopState, Own, PathKey, PeerKey, Reflection, RouteChange, RouteSnapshot,
     decision::{Candidate, decide, order},
     explain::{Explanation, Outcome, PathExplanation, Unusable},
+    policy::RoutePolicy,
     wire::{Nlri, PathAttributes},
 };
 
@@ -52,10 +54,13 @@ pub(crate) struct Passing<'a> {
     pub(crate) peer: PeerKey,
     pub(crate) facts: PeerFacts,
     pub(crate) attributes: &'a PathAttributes,
-    pub(crate) cluster_id: Ipv4Addr,
+    /// The cluster of this node; `None` if it is no route reflector.
+    pub(crate) cluster_id: Option<Ipv4Addr>,
+    /// By whom and why.
+    pub(crate) passed: PassedOn,
 }
 
-pub(crate) use self::{passed::Pass, slab::Id};
+pub(crate) use self::passed::{Pass, PassedOn};
 
 /// Adj-RIBs-In and Loc-RIB.
 #[derive(Debug, Default)]
@@ -90,6 +95,23 @@ impl Rib {
         }
     }
 
+    /// Whether there are peers whose filters name what was learned from others.
+    pub(crate) fn set_passed_by_filter(&mut self, by_filter: bool) {
+        if self.passed.set_by_filter(by_filter) {
+            self.adj_in.touch_all();
+        }
+    }
+
+    /// Whether anything that was learned may be passed on.
+    pub(crate) const fn passes_on(&self) -> bool {
+        !self.passed.is_idle()
+    }
+
+    /// What is passed on to a destination.
+    pub(crate) fn passed_on(&self, prefix: Prefix) -> Option<PassedOn> {
+        self.adj_in.find(prefix).and_then(|(place, _)| self.passed.source(place))
+    }
+
     /// The cluster that this node reflects routes for.
     pub(crate) fn cluster_id(&self) -> Option<Ipv4Addr> {
         self.passed.reflection().map(|reflection| reflection.cluster_id)
@@ -105,7 +127,7 @@ impl Rib {
     pub(crate) fn forget_passes(&mut self, passes: &[Pass]) {
         for pass in passes.iter().filter(|pass| pass.old != pass.new) {
             if let Some(old) = pass.old {
-                self.adj_in.release(old, 1);
+                self.adj_in.release(old.source, 1);
             }
         }
         self.adj_in.remove_forgotten();
@@ -114,23 +136,38 @@ impl Rib {
     }
 
     /// Everything that is passed on, by prefix.
-    pub(crate) fn all_passed(&self) -> impl Iterator<Item = (Prefix, Id)> {
+    pub(crate) fn all_passed(&self) -> impl Iterator<Item = (Prefix, PassedOn)> {
         self.adj_in
             .places()
             .filter_map(|(prefix, place)| Some((prefix, self.passed.source(place)?)))
     }
 
-    /// What a path with this source is passed on as.
-    pub(crate) fn passing(&self, source: Id) -> Option<Passing<'_>> {
-        let source = self.adj_in.sources.get(source)?;
+    /// What is passed on.
+    pub(crate) fn passing(&self, passed: PassedOn) -> Option<Passing<'_>> {
+        let source = self.adj_in.sources.get(passed.source)?;
         let table = self.adj_in.peers.get(source.peer)?;
         Some(Passing {
             peer: table.key,
             facts: table.facts?,
-            attributes: &source.attributes,
-            // The last word of a node that reflects no more are withdrawals.
-            cluster_id: self.cluster_id().unwrap_or(Ipv4Addr::UNSPECIFIED),
+            attributes: source.attributes(),
+            cluster_id: self.cluster_id(),
+            passed,
         })
+    }
+
+    /// What is taken from a peer. What it has announced is looked at again.
+    pub(crate) fn set_import(
+        &mut self,
+        peer: PeerKey,
+        policy: Option<&Arc<RoutePolicy>>,
+        internal: bool,
+    ) {
+        self.adj_in.set_import(peer, policy, internal);
+    }
+
+    /// Paths of a peer that its policy refuses.
+    pub(crate) fn refused(&self, peer: PeerKey) -> usize {
+        if self.lost.contains(&peer) { 0 } else { self.adj_in.refused(peer) }
     }
 
     /// Drops everything from a peer that is no peer any more.
@@ -302,8 +339,8 @@ impl Rib {
 
     /// Who announces a destination; the first of several by address.
     fn announcer(&self, destination: &Destination) -> Option<PeerKey> {
-        let paths = destination.paths.iter();
-        paths.filter_map(|path| Some(self.adj_in.origin(*path)?.1.key)).min()
+        let origins = destination.paths.iter().filter_map(|path| self.adj_in.origin(*path));
+        origins.filter(|(source, _)| !source.is_refused()).map(|(_, table)| table.key).min()
     }
 
     /// The paths of a destination that could be used.
@@ -330,6 +367,9 @@ impl Rib {
             losses.insert(loss.path, loss);
         });
         let fate = |source: &Source, table: &Table| {
+            if source.is_refused() {
+                return Outcome::Unusable(Unusable::Filtered);
+            }
             if let Some(ours) = explanation.own {
                 return Outcome::Unusable(Unusable::Own(ours));
             }
@@ -355,10 +395,11 @@ impl Rib {
                 path_id: source.path_id,
                 external: table.facts.is_some_and(|facts| facts.external),
                 router_id: table.facts.map(|facts| facts.router_id),
-                attributes: Arc::clone(&source.attributes),
+                attributes: Arc::clone(source.attributes()),
                 stale: AdjRibsIn::is_stale(*path, prefix.family(), table),
                 stale_for: None,
                 next_hop: source.next_hop,
+                refused_by: table.refusal(source, prefix),
                 outcome: fate(source, table),
             })
         };
@@ -417,7 +458,7 @@ impl Rib {
                     prefix,
                     from: Some(table.key),
                     path_id: source.path_id,
-                    attributes: Some(Arc::clone(&source.attributes)),
+                    attributes: Some(Arc::clone(source.attributes())),
                     best: path.used,
                     stale: AdjRibsIn::is_stale(*path, prefix.family(), table),
                 })
@@ -449,13 +490,16 @@ impl Selection {
 
 /// A path as the decision sees it, or why it does not (RFC 4271 section 9.1.2).
 fn candidate<'a>(source: &'a Source, table: &Table) -> Result<Candidate<'a>, Unusable> {
+    if source.is_refused() {
+        return Err(Unusable::Filtered);
+    }
     let facts = table.facts.ok_or(Unusable::NextHopUnknown)?;
     match source.next_hop {
         None => Err(Unusable::NextHopUnknown),
         Some(NextHopState::Unreachable) => Err(Unusable::NextHopUnreachable),
         Some(NextHopState::Reachable { metric }) => Ok(Candidate {
             path: source.key(table),
-            attributes: &source.attributes,
+            attributes: source.attributes(),
             external: facts.external,
             metric,
             router_id: facts.router_id,

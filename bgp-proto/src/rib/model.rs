@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
 };
 
 use proptest::prelude::*;
@@ -12,6 +13,8 @@ use twill_types::{Asn, Family, Prefix};
 use super::{PeerFacts, Rib};
 use crate::{
     Conflict, NextHopState, Outcome, Own, PathExplanation, PathKey, PeerKey, Unusable,
+    any_policy::policies,
+    policy::{Direction, Route, RoutePolicy},
     wire::{AsPath, Community, Nlri, Origin, PathAttributes},
 };
 
@@ -46,6 +49,7 @@ enum Step {
     Forget(u8),
     NextHop(u8, NextHopState),
     Own(Own),
+    Import(u8, Option<RoutePolicy>),
     /// Withdrawn and announced again before anything is decided.
     Replace(u8, PathAttributes, Named),
     Decide,
@@ -146,6 +150,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => peer().prop_map(Step::Forget),
         5 => (0_u8..4, state).prop_map(|(n, s)| Step::NextHop(n, s)),
         2 => own().prop_map(Step::Own),
+        3 => (peer(), prop::option::weighted(0.7, policies(&PREFIXES)))
+            .prop_map(|(peer, policy)| Step::Import(peer, policy)),
         2 => (peer(), attributes(), some()).prop_map(|(p, a, s)| Step::Replace(p, a, s)),
         6 => Just(Step::Decide),
     ]
@@ -167,9 +173,11 @@ impl Known {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Model {
+    /// As they came.
     paths: Vec<Known>,
+    policies: BTreeMap<PeerKey, RoutePolicy>,
     facts: BTreeMap<PeerKey, PeerFacts>,
     /// Of the next hops that the RIB said it tracks.
     states: BTreeMap<IpAddr, NextHopState>,
@@ -179,14 +187,36 @@ struct Model {
 
 impl Model {
     fn announce(&mut self, peer: PeerKey, attributes: &PathAttributes, routes: Vec<Nlri>) {
-        if !routes.is_empty() {
-            self.tracked.insert(attributes.next_hop);
-        }
         for Nlri { prefix, path_id } in routes {
             self.paths.retain(|p| (p.peer, p.path_id, p.prefix) != (peer, path_id, prefix));
             let attributes = attributes.clone();
             self.paths.push(Known { prefix, peer, path_id, attributes, stale: false });
         }
+        let of_it = |path: &Known| path.peer == peer;
+        self.track(of_it);
+    }
+
+    /// Next hops are told at once where they come, and forgotten with the next decision.
+    fn track(&mut self, of: impl Fn(&Known) -> bool) {
+        let taken = self.imported().paths;
+        let new = taken.iter().filter(|path| of(path)).map(|path| path.attributes.next_hop);
+        self.tracked.extend(new);
+    }
+
+    /// With the paths that policies leave, as these make them.
+    fn imported(&self) -> Self {
+        let import = |path: &Known| {
+            let Some(policy) = self.policies.get(&path.peer) else {
+                return Some(path.clone());
+            };
+            let (prefix, attributes) = (path.prefix, &path.attributes);
+            let route = Route { prefix, attributes, learned: true, internal: false };
+            let verdict = policy.verdict(Direction::Import, &route);
+            let changed = policy.imported(verdict, &route);
+            let attributes = changed.unwrap_or_else(|| attributes.clone());
+            (!verdict.is_rejected()).then(|| Known { attributes, ..path.clone() })
+        };
+        Self { paths: self.paths.iter().filter_map(import).collect(), ..self.clone() }
     }
 
     fn set_stale(&mut self, peer: u8, family: Family, stale: bool) {
@@ -241,6 +271,7 @@ impl Model {
             Step::Forget(peer) => {
                 self.paths.retain(|path| !held(path, peer));
                 self.facts.remove(&key(*peer));
+                self.policies.remove(&key(*peer));
             }
             Step::NextHop(number, state) => {
                 let address = next_hop(*number);
@@ -249,8 +280,14 @@ impl Model {
                 }
             }
             Step::Own(own) => self.own = own.clone(),
+            Step::Import(peer, policy) => {
+                self.policies.remove(&key(*peer));
+                self.policies.extend(policy.clone().map(|policy| (key(*peer), policy)));
+                self.track(|path| held(path, peer));
+            }
             Step::Decide => {
-                self.tracked = self.paths.iter().map(|path| path.attributes.next_hop).collect();
+                let taken = self.imported().paths;
+                self.tracked = taken.iter().map(|path| path.attributes.next_hop).collect();
                 self.states.retain(|address, _| self.tracked.contains(address));
             }
         }
@@ -401,6 +438,9 @@ impl Run {
                 rib.set_next_hops(BTreeMap::from([(next_hop(number), state)]));
             }
             Step::Own(own) => rib.set_own(own),
+            Step::Import(peer, policy) => {
+                rib.set_import(key(peer), policy.map(Arc::new).as_ref(), false);
+            }
             Step::Decide => self.decide(),
         }
     }
@@ -424,7 +464,7 @@ impl Run {
     }
 
     fn compare(&self) {
-        let model = &self.model;
+        let model = &self.model.imported();
         assert_eq!(self.conflicts, model.conflicts());
         let unknown = model.tracked.iter().any(|address| !model.states.contains_key(address));
         assert_eq!(self.rib.has_unknown_next_hops(), unknown);
@@ -434,7 +474,7 @@ impl Run {
             let used = model.used(prefix, self.max_paths);
             let next_hops = model.next_hops(prefix, &used);
             best.extend(used.iter().map(|path| (prefix, *path)));
-            self.compare_explanation(prefix, &used, &next_hops);
+            self.compare_explanation(model, prefix, &used, &next_hops);
             if !next_hops.is_empty() {
                 let backup = model.backup(prefix, &next_hops);
                 kernel.insert(prefix, (next_hops, backup));
@@ -445,7 +485,10 @@ impl Run {
             let is_best = best.contains(&(p.prefix, p.key()));
             (p.prefix, p.key(), p.attributes.clone(), p.stale, is_best)
         };
-        let expected: BTreeSet<_> = model.paths.iter().map(known).collect();
+        let mut expected: BTreeSet<_> = model.paths.iter().map(known).collect();
+        let named: BTreeSet<_> = model.paths.iter().map(|p| (p.prefix, p.key())).collect();
+        let refused = self.model.paths.iter().filter(|p| !named.contains(&(p.prefix, p.key())));
+        expected.extend(refused.clone().map(known));
         let routes = self.rib.snapshot();
         let found: Vec<_> = routes
             .map(|r| {
@@ -456,14 +499,22 @@ impl Run {
         assert_eq!(found.len(), expected.len());
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), expected);
         for peer in (0..PEERS).map(key) {
-            let all = model.paths.iter().filter(|path| path.peer == peer);
+            let of_it = refused.clone().filter(|path| path.peer == peer).count();
+            assert_eq!(self.rib.refused(peer), of_it);
+            let all = self.model.paths.iter().filter(|path| path.peer == peer);
             let stale = all.clone().filter(|path| path.stale).count();
             assert_eq!(self.rib.count(peer), (all.count(), stale));
         }
     }
 
     /// What is explained is what is done, and every path has a reason.
-    fn compare_explanation(&self, prefix: Prefix, used: &[PathKey], next_hops: &[IpAddr]) {
+    fn compare_explanation(
+        &self,
+        model: &Model,
+        prefix: Prefix,
+        used: &[PathKey],
+        next_hops: &[IpAddr],
+    ) {
         let explanation = self.rib.explain(prefix);
         assert_eq!(explanation.next_hops, next_hops);
         assert_eq!(explanation.own, self.model.ours(prefix));
@@ -478,6 +529,11 @@ impl Run {
             let unreachable = path.next_hop == Some(NextHopState::Unreachable);
             match path.outcome {
                 Outcome::Unusable(Unusable::NextHopUnreachable) => assert!(unreachable),
+                Outcome::Unusable(Unusable::Filtered) => {
+                    let is_it = |p: &Known| p.prefix == prefix && p.key() == key(path);
+                    assert!(!model.paths.iter().any(is_it));
+                    assert!(path.refused_by.is_some());
+                }
                 Outcome::Unusable(Unusable::NextHopUnknown) => assert_eq!(path.next_hop, None),
                 Outcome::Unusable(Unusable::Own(ours)) => assert!(ours.covers(prefix)),
                 Outcome::Unusable(Unusable::Anycast) => {

@@ -1,4 +1,5 @@
-//! What a route reflector passes on: the best path to each destination inside the pools (RFC 4456).
+//! What is passed on: the best path to each destination, inside the pools by a route reflector (RFC 4456),
+//! and everywhere if some peer's filters name what was learned.
 //!
 //! Kept is one source for each destination, and nothing for each peer: whether a peer is told of a path
 //! follows from the source and from the peer, so it follows for the source before as well.
@@ -10,22 +11,35 @@ use twill_types::Prefix;
 use super::slab::Id;
 use crate::Reflection;
 
+/// What is passed on to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PassedOn {
+    pub(crate) source: Id,
+    /// This node is a route reflector, and the destination lies inside the pools: peers are told without
+    /// a filter that says so.
+    pub(crate) reflected: bool,
+    /// This node is a route reflector.
+    pub(crate) by_reflector: bool,
+}
+
 /// A destination whose best path is another, or has to be told again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pass {
     pub(crate) prefix: Prefix,
     /// What peers have been told, as far as it concerns them.
-    pub(crate) old: Option<Id>,
+    pub(crate) old: Option<PassedOn>,
     /// What they are to be told.
-    pub(crate) new: Option<Id>,
+    pub(crate) new: Option<PassedOn>,
 }
 
 /// The sources of what is passed on.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     reflection: Option<Reflection>,
+    /// There are peers whose filters name what was learned.
+    by_filter: bool,
     /// By place in the slab of destinations.
-    sources: Vec<Option<Id>>,
+    sources: Vec<Option<PassedOn>>,
     changes: Vec<Pass>,
     /// What is decided on until [`Passed::take`] is told even where it stays the same.
     again: bool,
@@ -47,6 +61,11 @@ impl Passed {
         true
     }
 
+    /// Sets whether filters name what was learned; says whether anything follows from that.
+    pub(super) const fn set_by_filter(&mut self, by_filter: bool) -> bool {
+        std::mem::replace(&mut self.by_filter, by_filter) != by_filter
+    }
+
     pub(super) const fn reflection(&self) -> Option<&Reflection> {
         self.reflection.as_ref()
     }
@@ -66,10 +85,15 @@ impl Passed {
     /// Notes the source of a destination's best path. `true` asks the caller to take hold of it: it has to
     /// stay until [`Passed::take`] has named it as the old one.
     pub(super) fn note(&mut self, place: Id, prefix: Prefix, best: Option<Id>) -> bool {
-        if self.reflection.is_none() && self.sources.is_empty() {
+        if self.is_idle() && self.sources.is_empty() {
             return false;
         }
-        let new = best.filter(|_| self.covers(prefix));
+        let reflected = self.covers(prefix);
+        let new = best.filter(|_| reflected || self.by_filter).map(|source| PassedOn {
+            source,
+            reflected,
+            by_reflector: self.reflection.is_some(),
+        });
         let old = self.source(place);
         let changed = old != new;
         if changed || self.again && new.is_some() {
@@ -87,17 +111,22 @@ impl Passed {
     }
 
     /// What is passed on to a destination.
-    pub(super) fn source(&self, place: Id) -> Option<Id> {
+    pub(super) fn source(&self, place: Id) -> Option<PassedOn> {
         self.sources.get(place.index()).copied().flatten()
     }
 
     /// All changes since the last call.
     pub(super) fn take(&mut self) -> Vec<Pass> {
         self.again = false;
-        if self.reflection.is_none() {
+        if self.is_idle() {
             self.sources = Vec::new();
         }
         std::mem::take(&mut self.changes)
+    }
+
+    /// Nothing is passed on.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.reflection.is_none() && !self.by_filter
     }
 }
 

@@ -132,9 +132,18 @@ impl Speaker {
         Some(Notification::max_prefixes(family, limit))
     }
 
-    /// What the peer was refused may be taken now, and the other way round, so it is asked for
-    /// everything again.
+    /// Has the peer's filters decide on what it has announced and will announce.
+    pub(super) fn set_import(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get(&key) {
+            let internal = peer.config.is_internal(&self.config);
+            self.rib.set_import(key, peer.config.policy.routes.as_ref(), internal);
+        }
+    }
+
+    /// What the peer was refused may be taken now, and the other way round. Filters have kept what they
+    /// refuse; else it is asked for everything again.
     pub(super) fn policy_changed(&mut self, now: Time, key: PeerKey, old: &PeerPolicy) {
+        self.set_import(key);
         self.within_limit(now, key);
         let new = self.peers.get(&key).map(|peer| peer.config.policy.allowed_own_as);
         if new.is_some_and(|new| new != old.allowed_own_as) {

@@ -221,9 +221,9 @@ impl Speaker {
             Some(view) => self.adj_out.join(&self.rib, key, view),
             None => Messages::default(),
         };
-        // After a restart a reflector does not know yet what it will pass on. Until it says that this is
+        // After a restart who passes routes on does not know yet which. Until it says that this is
         // all, the peer keeps what it was told before.
-        let owes = self.rib.cluster_id().is_some() && self.is_restarting();
+        let owes = self.rib.passes_on() && self.is_restarting();
         match self.exchanges.get_mut(&key).filter(|_| owes) {
             Some(exchange) => exchange.owed = families,
             None => messages.end(&families),

@@ -341,8 +341,8 @@ impl Rules for BgpPeer {
         report.selector("spec.localWorkloadSelector", spec.local_workload_selector.as_ref());
     }
 
-    /// Of the next hop modes each does the same: a node announces what it owns, and nothing that it has
-    /// learned, so the next hop to keep is its own.
+    /// The next hop modes are about what a reflector or a filter passes on; what a node owns has the node as
+    /// its next hop with each of them.
     fn unsupported(&self) -> Vec<Unsupported> {
         let spec = &self.spec;
         let no_session = "no session is made; name the peer by peerIP";

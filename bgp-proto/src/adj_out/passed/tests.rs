@@ -1,6 +1,9 @@
 //! The Adj-RIBs-Out of a reflector against what follows from the definition, whatever happens.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 
@@ -9,6 +12,8 @@ use twill_types::Asn;
 use super::*;
 use crate::{
     NextHopState, Outcome, Reflection,
+    any_policy::policies,
+    policy::RoutePolicy,
     rib::PeerFacts,
     wire::{AsPath, Nlri, Origin, Session},
 };
@@ -60,6 +65,8 @@ fn view(peer: u8) -> ExportView {
         on_link: Some("192.0.2.0/29".parse().unwrap()),
         only_to_customer: peer == 0,
         no_customer: false,
+        policy: None,
+        next_hop_mode: NextHopMode::Auto,
     }
 }
 
@@ -70,6 +77,7 @@ enum Step {
     Flush(u8),
     Forget(u8),
     Join(u8),
+    Filter(u8, Option<RoutePolicy>),
     Leave(u8),
     Refresh(u8, Family),
     Reflect(Option<Reflection>),
@@ -117,6 +125,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => peer().prop_map(Step::Flush),
         1 => peer().prop_map(Step::Forget),
         4 => peer().prop_map(Step::Join),
+        3 => (peer(), prop::option::weighted(0.8, policies(&PREFIXES)))
+            .prop_map(|(peer, policy)| Step::Filter(peer, policy)),
         1 => peer().prop_map(Step::Leave),
         1 => (peer(), family).prop_map(|(p, f)| Step::Refresh(p, f)),
         2 => prop::option::weighted(0.8, reflection).prop_map(Step::Reflect),
@@ -127,7 +137,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// What a peer makes of what it is told.
 type Heard = BTreeMap<Prefix, PathAttributes>;
 
-fn hear(heard: &mut Heard, messages: &Messages, session: &Session) {
+/// Says which prefixes were named.
+fn hear(heard: &mut Heard, messages: &Messages, session: &Session) -> BTreeSet<Prefix> {
+    let mut named = BTreeSet::new();
     let mut bytes = messages.bytes.as_slice();
     let (mut count, mut announcing) = (0, false);
     while let Some(frame) = wire::frame(bytes, session.max_message()).unwrap() {
@@ -136,15 +148,18 @@ fn hear(heard: &mut Heard, messages: &Messages, session: &Session) {
         assert!(!announcing || update.withdrawn.is_empty(), "withdraw before announce");
         announcing |= !update.announced.is_empty();
         for Nlri { prefix, .. } in update.withdrawn.iter() {
+            named.insert(prefix);
             assert!(heard.remove(&prefix).is_some(), "{prefix} was not announced");
         }
         for (attributes, routes) in update.announced {
+            named.extend(routes.iter().map(|nlri| nlri.prefix));
             heard.extend(routes.iter().map(|nlri| (nlri.prefix, attributes.clone())));
         }
         bytes = &bytes[frame.length..];
         count += 1;
     }
     assert_eq!((bytes.len(), count), (0, messages.count));
+    named
 }
 
 struct Run {
@@ -152,12 +167,31 @@ struct Run {
     out: AdjRibsOut,
     reflection: Option<Reflection>,
     peers: BTreeMap<u8, Heard>,
+    policies: BTreeMap<u8, Arc<RoutePolicy>>,
 }
 
 impl Run {
     fn new() -> Self {
         let (rib, out) = (Rib::new(4), AdjRibsOut::default());
-        Self { rib, out, reflection: None, peers: BTreeMap::new() }
+        Self { rib, out, reflection: None, peers: BTreeMap::new(), policies: BTreeMap::new() }
+    }
+
+    fn view(&self, peer: u8) -> ExportView {
+        ExportView { policy: self.policies.get(&peer).cloned(), ..view(peer) }
+    }
+
+    fn filter(&mut self, peer: u8, policy: Option<RoutePolicy>) {
+        self.policies.remove(&peer);
+        self.policies.extend(policy.map(|policy| (peer, Arc::new(policy))));
+        let messages = self.out.regroup(&self.rib, key(peer), self.view(peer));
+        if let Some(heard) = self.peers.get_mut(&peer) {
+            let before = heard.clone();
+            for prefix in hear(heard, &messages, &view(peer).session) {
+                assert_ne!(before.get(&prefix), heard.get(&prefix), "{prefix} is told again");
+            }
+        }
+        let by_filter = self.policies.values().any(|policy| policy.passes_learned_on());
+        self.rib.set_passed_by_filter(by_filter);
     }
 
     fn announce(&mut self, peer: u8, place: usize, mut attributes: PathAttributes) {
@@ -184,11 +218,12 @@ impl Run {
                 self.rib.forget_peer(key(peer));
             }
             Step::Join(peer) => {
-                let messages = self.out.join(&self.rib, key(peer), view(peer));
+                let messages = self.out.join(&self.rib, key(peer), self.view(peer));
                 let heard = self.peers.entry(peer).or_default();
                 heard.clear();
                 hear(heard, &messages, &view(peer).session);
             }
+            Step::Filter(peer, policy) => self.filter(peer, policy),
             Step::Leave(peer) => {
                 self.out.leave(key(peer));
                 self.peers.remove(&peer);
@@ -227,20 +262,32 @@ impl Run {
 
     /// What a peer should know of a prefix, from the definition.
     fn expected(&self, peer: u8, place: usize) -> Option<(Prefix, PathAttributes)> {
-        let (view, prefix) = (view(peer), prefix(place));
-        let reflection = self.reflection.as_ref()?;
-        reflection.pools.iter().find(|pool| pool.covers(prefix))?;
+        let (view, prefix) = (self.view(peer), prefix(place));
+        let internal = view.session.internal;
+        let mut pools = self.reflection.iter().flat_map(|reflection| &reflection.pools);
+        let is_reflected = pools.any(|pool| pool.covers(prefix));
         view.session.has(prefix.family()).then_some(())?;
         let mut paths = self.rib.explain(prefix).paths.into_iter();
         let best = paths.find(|path| matches!(path.outcome, Outcome::Best))?;
         let number = (0..PEERS).find(|number| key(*number) == best.from)?;
         let (from, mut attributes) = (facts(number), (*best.attributes).clone());
         let has = |community| best.attributes.communities.contains(&community);
+        let route = Route { prefix, attributes: &best.attributes, learned: true, internal };
+        let policy = view.policy.clone().unwrap_or_default();
+        let verdict = policy.verdict(Direction::Export, &route);
+        let reflects = self.reflection.is_some() && (from.client || view.client);
+        let is_passed = match verdict {
+            Verdict::Rejected(_) | Verdict::Closed => false,
+            Verdict::Accepted { learned: true, .. } => !internal || from.external || reflects,
+            _ if internal => is_reflected && (from.external || reflects),
+            _ => is_reflected && !from.external,
+        };
+        policy.export(verdict, prefix, &mut attributes);
         let lost = number == peer
             || has(Community::NO_ADVERTISE)
             || has(Community::LLGR_STALE) && !view.long_lived
-            || !view.session.internal && (has(Community::NO_EXPORT) || from.external)
-            || view.session.internal && !(from.external || from.client || view.client);
+            || !internal && has(Community::NO_EXPORT)
+            || !is_passed;
         (!lost).then_some(())?;
         let own = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
         if matches!(attributes.next_hop, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
@@ -250,7 +297,7 @@ impl Run {
             attributes.local_pref = Some(attributes.local_pref.unwrap_or(100));
             if !from.external {
                 attributes.originator_id = Some(from.router_id);
-                attributes.cluster_list = vec![reflection.cluster_id];
+                attributes.cluster_list = vec![self.reflection.as_ref()?.cluster_id];
             }
             // Nobody is told to go to himself.
             return (attributes.next_hop != key(peer).address).then_some((prefix, attributes));
@@ -272,6 +319,8 @@ proptest! {
         steps.into_iter().for_each(|step| run.step(step));
         run.settle();
         // Nothing is left of peers that are gone.
+        (0..PEERS).for_each(|peer| run.step(Step::Filter(peer, None)));
+        run.settle();
         (0..PEERS).for_each(|peer| run.step(Step::Forget(peer)));
         run.settle();
         prop_assert_eq!(run.rib.all_passed().count(), 0);

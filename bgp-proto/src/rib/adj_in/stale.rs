@@ -1,7 +1,7 @@
 //! Paths that their peer does not vouch for now: it is away (RFC 4724 section 4.2), and perhaps for long
 //! (RFC 9494 section 4.2), or it tells everything again (RFC 7313 section 4).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use twill_types::Family;
 
@@ -138,24 +138,24 @@ impl AdjRibsIn {
     /// The source with LLGR_STALE in the place of another; `None` if the path must not stay.
     fn long_lived(&mut self, peer: Id, id: Id, marked: &mut BTreeMap<Id, Id>) -> Option<Id> {
         let source = self.sources.get(id)?;
-        if source.attributes.has_community(Community::NO_LLGR) {
+        if source.attributes().has_community(Community::NO_LLGR) {
             return None;
         }
-        if source.attributes.has_community(Community::LLGR_STALE) {
+        if source.received.has_community(Community::LLGR_STALE) {
             return Some(id);
         }
         if let Some(new) = marked.get(&id) {
             return Some(*new);
         }
-        let attributes = Arc::new(source.attributes.with_community(Community::LLGR_STALE));
+        let (attributes, imported) = source.with_community(Community::LLGR_STALE);
         let path_id = source.path_id;
-        let new = self.intern(peer, path_id, &attributes);
+        let new = self.intern(peer, path_id, &attributes, imported);
         marked.insert(id, new);
         Some(new)
     }
 
     /// Gives a path another source.
-    fn put_under(&mut self, place: Id, position: usize, new: Id) {
+    pub(super) fn put_under(&mut self, place: Id, position: usize, new: Id) {
         let destination = self.destinations.get_mut(place);
         let Some(path) = destination.and_then(|found| found.paths.get_mut(position)) else {
             return;
@@ -171,11 +171,11 @@ impl AdjRibsIn {
         self.touch(place);
     }
 
-    fn take_places(&mut self, peer: Id) -> Vec<Id> {
+    pub(super) fn take_places(&mut self, peer: Id) -> Vec<Id> {
         self.peers.get_mut(peer).map(|table| std::mem::take(&mut table.places)).unwrap_or_default()
     }
 
-    fn give_place(&mut self, peer: Id, place: Id) {
+    pub(super) fn give_place(&mut self, peer: Id, place: Id) {
         if let Some(table) = self.peers.get_mut(peer) {
             table.places.push(place);
         }
