@@ -29,6 +29,7 @@ use crate::{
     explain::{communities, milliseconds},
     problems,
     routes::KernelRoutes,
+    services::{Ranges, Services},
 };
 
 /// After a restart, old kernel routes are kept at the most this long for peers that have not sent
@@ -58,6 +59,8 @@ pub(crate) struct Bgp {
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// Blocks that are claimed and confirmed; `None` until the claims have been read.
     pub(crate) owned: watch::Receiver<Option<OwnedBlocks>>,
+    /// The cluster's services; `None` until they may be acted upon.
+    pub(crate) services: watch::Receiver<Option<Arc<Services>>>,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     pub(crate) current: watch::Sender<Option<(Identity, Handle)>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
@@ -74,7 +77,8 @@ impl Bgp {
         // Nothing is said before it is known what is ours: an early End-of-RIB would make peers
         // drop what they kept for us.
         let owned = self.owned.wait_for(Option::is_some).await.map(drop);
-        if owned.is_err() {
+        let services = self.services.wait_for(Option::is_some).await.map(drop);
+        if owned.is_err() || services.is_err() {
             return Ok(());
         }
         let mut task = None;
@@ -99,6 +103,8 @@ impl Bgp {
             tokio::select! {
                 changed = self.resources.changed() => if changed.is_err() { return Ok(()) },
                 changed = self.owned.changed() => if changed.is_err() { return Ok(()) },
+                // From files there is nothing to come.
+                Ok(()) = self.services.changed() => {}
                 ended = async {
                     match task.as_mut() {
                         Some(task) => task.await,
@@ -155,10 +161,12 @@ impl Bgp {
     }
 
     async fn originate(&mut self) {
+        let anycast = self.service_prefixes();
         let own = match &*self.owned.borrow_and_update() {
             Some(owned) => Own {
                 prefixes: owned.blocks.iter().map(|(block, a)| (block.prefix(), *a)).collect(),
                 lent: owned.lent.iter().map(|part| part.prefix()).collect(),
+                anycast,
             },
             None => return,
         };
@@ -166,6 +174,16 @@ impl Bgp {
             return;
         };
         handle.send(Command::SetOwn(own)).await;
+    }
+
+    /// What this node announces of the cluster's services.
+    fn service_prefixes(&mut self) -> BTreeSet<Prefix> {
+        let resources = self.resources.borrow();
+        let default = resources.bgp_configurations.get("default").map(|found| &found.spec);
+        let own = resources.nodes.get(&self.node);
+        let labels = own.map(|node| node.metadata.labels.clone()).unwrap_or_default();
+        let known = self.services.borrow_and_update().clone().unwrap_or_default();
+        known.announced(&Ranges::of(default), &labels)
     }
 }
 

@@ -28,7 +28,10 @@ use twill_k8s_api::{
 };
 use twill_types::Prefix;
 
-use crate::config::{Config, DatastoreKind};
+use crate::{
+    config::{Config, DatastoreKind},
+    services::Services,
+};
 
 /// The datastore cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,10 @@ pub(crate) enum OpenError {
 pub(crate) struct Datastore {
     /// The resources; the first ones are complete.
     pub(crate) resources: tokio::sync::watch::Receiver<Arc<Snapshot>>,
+    /// The cluster's services; `None` until they may be acted upon.
+    pub(crate) services: tokio::sync::watch::Receiver<Option<Arc<Services>>>,
+    /// Why they are not known as they are now.
+    pub(crate) service_problems: tokio::sync::watch::Receiver<Vec<String>>,
     pub(crate) claims: Arc<dyn ClaimStore>,
     pub(crate) leases: Arc<dyn Leases>,
     pub(crate) reports: Arc<dyn Reports>,

@@ -44,6 +44,7 @@ mod reaper;
 mod reconcile;
 mod routes;
 mod server;
+mod services;
 mod spool;
 
 pub use app::main;

@@ -253,7 +253,7 @@ impl Node<'_> {
             ]
             .map(watch::Sender::subscribe)
             .into_iter()
-            .chain([self.datastore.problems.clone()])
+            .chain([self.datastore.problems.clone(), self.datastore.service_problems.clone()])
             .collect(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
@@ -353,6 +353,7 @@ impl Node<'_> {
             forwarding,
             resources: self.datastore.resources.clone(),
             owned: wires.owned.subscribe(),
+            services: self.datastore.services.clone(),
             reports,
             current: wires.speaker.clone(),
             problems: wires.bgp_problems.clone(),

@@ -213,7 +213,6 @@ impl Rules for BgpConfiguration {
 
     fn unsupported(&self) -> Vec<Unsupported> {
         let spec = &self.spec;
-        let services = "no service address is announced";
         let communities = "routes are announced without communities";
         let peering = "no session with a pod is made";
         let metric = "learned routes have the metric of twilld.yaml (fib.metric)";
@@ -227,18 +226,6 @@ impl Rules for BgpConfiguration {
                 spec.bind_mode == Some(BindMode::NodeIP),
                 "spec.bindMode",
                 "nodes listen on all addresses",
-            )
-            .when(!spec.service_cluster_ips.is_empty(), "spec.serviceClusterIPs", services)
-            .when(!spec.service_external_ips.is_empty(), "spec.serviceExternalIPs", services)
-            .when(
-                !spec.service_load_balancer_ips.is_empty(),
-                "spec.serviceLoadBalancerIPs",
-                services,
-            )
-            .when(
-                spec.service_load_balancer_aggregation.is_some(),
-                "spec.serviceLoadBalancerAggregation",
-                services,
             )
             .when(!spec.communities.is_empty(), "spec.communities", communities)
             .when(!spec.prefix_advertisements.is_empty(), "spec.prefixAdvertisements", communities)

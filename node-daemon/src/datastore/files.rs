@@ -37,6 +37,9 @@ pub(super) fn open(
     let reports = FileReports { directory: directory.to_owned(), node: node.to_owned() };
     Ok(Datastore {
         resources,
+        // Ranges are announced, and there are no Services in files.
+        services: watch::Sender::new(Some(Arc::default())).subscribe(),
+        service_problems: watch::Sender::default().subscribe(),
         claims: Arc::new(FileClaims::open(directory)?),
         leases: Arc::new(FileLeases::open(directory)?),
         reports: Arc::new(reports),

@@ -16,6 +16,7 @@ mod owned;
 mod pools;
 mod read;
 mod reports;
+mod services;
 mod subject;
 mod watching;
 
@@ -40,6 +41,7 @@ use self::{
     leases::ApiLeases,
     owned::OwnClaims,
     reports::ApiReports,
+    services::ServiceWatch,
 };
 use super::{Datastore, Tenure};
 
@@ -90,8 +92,12 @@ pub(super) async fn open(
             is_older
         });
     }
+    let (services, service_problems) =
+        ServiceWatch::new(node, &access, state_dir, resources.subscribe()).start();
     Ok(Datastore {
         resources: resources.subscribe(),
+        services,
+        service_problems,
         claims: Arc::new(ApiClaims::new(Arc::clone(&access), owned, Arc::clone(&cache), node)),
         leases: Arc::new(ApiLeases::new(Arc::clone(&access))),
         fills: Some(Arc::new(ApiFills::new(Arc::clone(&access)))),

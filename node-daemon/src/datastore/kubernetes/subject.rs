@@ -10,16 +10,17 @@ pub(super) struct ApiKind {
     pub(super) kind: &'static str,
     /// The name of many, as RBAC has it.
     pub(super) plural: &'static str,
-    /// One of Kubernetes' own, `v1`.
-    is_core: bool,
+    /// Its group and version.
+    api_version: &'static str,
 }
 
 const fn own(kind: &'static str, plural: &'static str) -> ApiKind {
-    ApiKind { kind, plural, is_core: false }
+    ApiKind { kind, plural, api_version: API_VERSION }
 }
 
+/// One of Kubernetes' first ones.
 const fn core(kind: &'static str, plural: &'static str) -> ApiKind {
-    ApiKind { kind, plural, is_core: true }
+    ApiKind { kind, plural, api_version: "v1" }
 }
 
 /// The claims of blocks.
@@ -28,6 +29,9 @@ pub(super) const BLOCK_AFFINITIES: ApiKind = own("BlockAffinity", "blockaffiniti
 pub(super) const NODE_STATUSES: ApiKind = own("CalicoNodeStatus", "caliconodestatuses");
 const NODES: ApiKind = core("Node", "nodes");
 const SECRETS: ApiKind = core("Secret", "secrets");
+const SERVICES: ApiKind = core("Service", "services");
+const ENDPOINT_SLICES: ApiKind =
+    ApiKind { kind: "EndpointSlice", plural: "endpointslices", api_version: "discovery.k8s.io/v1" };
 
 /// Kinds of which every node needs every object.
 const EVERYWHERE: [ApiKind; 7] = [
@@ -42,8 +46,7 @@ const EVERYWHERE: [ApiKind; 7] = [
 
 impl ApiKind {
     pub(super) fn resource(self) -> ApiResource {
-        let (group, version) =
-            if self.is_core { ("", "v1") } else { API_VERSION.split_once('/').unwrap_or_default() };
+        let (group, version) = self.api_version.split_once('/').unwrap_or(("", self.api_version));
         let kind = GroupVersionKind::gvk(group, version, self.kind);
         ApiResource::from_gvk_with_plural(&kind, self.plural)
     }
@@ -74,6 +77,16 @@ impl Subject {
     pub(super) fn nodes(only: Option<&str>) -> Self {
         let field = only.map(|name| format!("metadata.name={name}"));
         Self { kind: NODES, namespace: None, field }
+    }
+
+    /// All Services.
+    pub(super) const fn services() -> Self {
+        Self { kind: SERVICES, namespace: None, field: None }
+    }
+
+    /// All EndpointSlices.
+    pub(super) const fn endpoint_slices() -> Self {
+        Self { kind: ENDPOINT_SLICES, namespace: None, field: None }
     }
 
     /// One Secret.
