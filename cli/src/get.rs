@@ -111,16 +111,27 @@ fn table(
     out.write_all(plain(&header, found.iter().map(cells).collect()).as_bytes())
 }
 
-/// `Unsupported (node1)`, of what holds.
+/// More nodes than these are counted.
+const NAMED: usize = 3;
+
+/// `Unsupported (node1, node2), Accepted (1000 nodes)`, of what holds.
 fn conditions(resource: &Resource, statuses: &Statuses) -> String {
-    let nodes = statuses.get(&resource.id()).into_iter().flatten();
-    let holding = nodes.flat_map(|(node, conditions)| {
-        conditions
-            .iter()
-            .filter(|condition| condition.status == ConditionStatus::True)
-            .map(move |condition| format!("{} ({node})", condition.kind))
-    });
-    let all: Vec<String> = holding.collect();
+    let mut holding: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (node, conditions) in statuses.get(&resource.id()).into_iter().flatten() {
+        for condition in conditions.iter().filter(|c| c.status == ConditionStatus::True) {
+            match holding.iter_mut().find(|(kind, _)| *kind == condition.kind) {
+                Some((_, nodes)) => nodes.push(node),
+                None => holding.push((&condition.kind, vec![node])),
+            }
+        }
+    }
+    let all: Vec<String> = holding
+        .iter()
+        .map(|(kind, nodes)| match nodes.len() {
+            count if count > NAMED => format!("{kind} ({count} nodes)"),
+            _ => format!("{kind} ({})", nodes.join(", ")),
+        })
+        .collect();
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
@@ -185,6 +196,22 @@ spec: {peerIP: nowhere, asNumber: 64513}
             IPPool/old-pool
         "#]],
         );
+    }
+
+    #[test]
+    fn what_many_nodes_say_is_counted() {
+        let loaded = twill_k8s_api::load_manifests(MANIFESTS, "");
+        let pool = &loaded.resources[0].value;
+        let holds = |kind| twill_k8s_api::Condition::holds(kind, "R", "");
+        let mut statuses = super::Statuses::new();
+        for number in 1..=4 {
+            let mut said = vec![holds("Accepted")];
+            said.extend((number < 3).then(|| holds("Unsupported")));
+            statuses.entry(pool.id()).or_default().insert(format!("node{number}"), said);
+        }
+        let text = super::conditions(pool, &statuses);
+        assert_eq!(text, "Accepted (4 nodes), Unsupported (node1, node2)");
+        assert_eq!(super::conditions(pool, &super::Statuses::new()), "-");
     }
 
     #[test]

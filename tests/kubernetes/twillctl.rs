@@ -399,6 +399,11 @@ pub(crate) fn addresses_of_two_nodes(_: &ApiServer) -> Result<()> {
         ensure!(!claims.contains_key(&second) && claims.contains_key(&first), "{claims:?}");
         Ok(())
     })?;
+    let status = ["get", "caliconodestatus", "node2"];
+    let said = ctl.refused(&status, "")?;
+    ensure!(said.contains("no CalicoNodeStatus node2"), "{said}");
+    let conditions = ctl.run(&["get", "ippool", "app", "-o", "wide"], "")?;
+    ensure!(conditions.contains("Accepted (node1)"), "{conditions}");
     // A cluster without our definitions.
     site.api.kubectl().run(&["delete", "crd", "bgpfilters.projectcalico.org"])?;
     let said = ctl.refused(&["get", "bgpfilters"], "")?;

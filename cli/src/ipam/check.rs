@@ -110,6 +110,14 @@ fn look(to: &mut To<'_>, tell: bool) -> anyhow::Result<(Looked, Vec<Finding>)> {
             && finding.node.as_ref().is_some_and(|node| silent.contains(node))
     };
     findings.retain(|finding| !is_silent(finding));
+    if to.resources.directory().is_none() {
+        for finding in findings.iter_mut().filter(|f| f.kind == FindingKind::StaleNumbers) {
+            if let (Some(node), None) = (&finding.node, finding.range) {
+                finding.remedy =
+                    format!("nobody reads them; --fix deletes the CalicoNodeStatus {node}");
+            }
+        }
+    }
     Ok((looked, findings))
 }
 

@@ -274,7 +274,7 @@ impl Resources for ApiServer {
     fn statuses(&self) -> Result<Statuses, ResourceError> {
         let mut all = Statuses::new();
         for status in self.node_statuses()? {
-            for report in status.report.objects {
+            for report in status.objects {
                 let Some(kind) = Kind::from_manifest(&report.kind) else { continue };
                 let kind = kind.singular().to_owned();
                 let id = ObjectId { kind, namespace: None, name: report.name };

@@ -11,8 +11,8 @@ use kube::{
 };
 use serde_json::{Value, json};
 use twill_k8s_api::{
-    Kind, NodeStatusReport, Problem, Resource, Severity,
-    files::{Claim, Claims},
+    Kind, ObjectReport, Problem, Resource, Severity,
+    files::{Claim, Claims, NodeFill},
 };
 use twill_types::Block;
 
@@ -23,28 +23,43 @@ use crate::{
 };
 
 /// What a node says of itself.
+#[derive(Debug)]
 pub(super) struct OwnStatus {
     pub(super) node: String,
-    pub(super) report: NodeStatusReport,
+    /// What it makes of each object.
+    pub(super) objects: Vec<ObjectReport>,
+    /// How full its blocks are, if it tells.
+    fill: Option<NodeFill>,
+}
+
+impl OwnStatus {
+    /// Reads a CalicoNodeStatus; `None` if a user made it to ask for something. A part that cannot be read,
+    /// because it is of a later release, hides no other.
+    fn of(object: &Value) -> Option<Self> {
+        let node = object["metadata"]["name"].as_str()?;
+        // Only the object that has a node's name is that node's own.
+        (object["spec"]["node"] == *node).then_some(())?;
+        let status = &object["status"];
+        let report = |report: &Value| serde_json::from_value(report.clone()).ok();
+        let objects =
+            status["objects"].as_array().into_iter().flatten().filter_map(report).collect();
+        let mut fill = status["ipam"].clone();
+        if let Some(fields) = fill.as_object_mut() {
+            fields.insert("node".to_owned(), json!(node));
+        }
+        Some(Self { node: node.to_owned(), objects, fill: serde_json::from_value(fill).ok() })
+    }
 }
 
 /// For how long a claim is young: its node may not have said yet how full the block is.
 const SETTLED_SECONDS: i64 = 60;
 
 impl ApiServer {
-    /// What all nodes say. Only the object that has a node's name is that node's own.
+    /// What all nodes say.
     pub(super) fn node_statuses(&self) -> Result<Vec<OwnStatus>, ResourceError> {
         let mut all = Vec::new();
         for place in self.places(Kind::NodeStatus) {
-            for object in self.list_place(&place, None)? {
-                let name = object["metadata"]["name"].as_str().unwrap_or_default();
-                if object["spec"]["node"] != json!(name) {
-                    continue;
-                }
-                // One that cannot be read is of a later release; the node says the rest again.
-                let report = serde_json::from_value(object["status"].clone()).unwrap_or_default();
-                all.push(OwnStatus { node: name.to_owned(), report });
-            }
+            all.extend(self.list_place(&place, None)?.iter().filter_map(OwnStatus::of));
         }
         Ok(all)
     }
@@ -85,7 +100,10 @@ impl ApiServer {
             all.nodes.entry(name).or_default();
         }
         for status in self.node_statuses()? {
-            all.silent.insert(status.node);
+            match status.fill {
+                Some(fill) => drop(all.fills.insert(status.node, fill)),
+                None => drop(all.silent.insert(status.node)),
+            }
         }
         all.settled = is_settled(&all.claims);
         Ok(all)
@@ -156,4 +174,57 @@ fn is_settled(claims: &Claims) -> bool {
         Some(now.duration_since(made).as_secs())
     });
     ages.min().is_none_or(|youngest| youngest > SETTLED_SECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_tells_of_itself_by_its_name() {
+        let block = json!({
+            "block": "10.10.0.64/26", "pool": "a", "size": 64, "used": 3, "free": 61, "cooling": 0,
+            "reserved": 0,
+        });
+        let condition =
+            json!({"type": "Accepted", "status": "True", "reason": "Valid", "message": ""});
+        let mut object = json!({
+            "metadata": {"name": "node1"}, "spec": {"node": "node1"},
+            "status": {
+                "objects": [{"kind": "IPPool", "name": "a", "conditions": [condition]}, {"kind": 7}],
+                "ipam": {"since": "2026-11-24T12:00:00Z", "blocks": [block]},
+            },
+        });
+        let status = OwnStatus::of(&object).unwrap();
+        let fill = status.fill.unwrap();
+        assert_eq!((fill.node.as_str(), fill.blocks[0].used), ("node1", 3));
+        assert_eq!(status.objects.len(), 1, "what is of a later release hides no other");
+        object["status"]["ipam"] = json!({"blocks": "full"});
+        assert_eq!(OwnStatus::of(&object).unwrap().fill, None);
+        object["status"] = Value::Null;
+        assert_eq!(OwnStatus::of(&object).unwrap().fill, None);
+        // One that a user made to ask for something.
+        object["spec"]["node"] = json!("node2");
+        assert!(OwnStatus::of(&object).is_none());
+    }
+
+    #[test]
+    fn a_claim_is_read_without_what_is_about_it() {
+        let mut object = json!({
+            "apiVersion": "projectcalico.org/v3", "kind": "BlockAffinity",
+            "metadata": {"name": "0a0a0040-26", "uid": "u", "creationTimestamp": "2026-11-24T11:00:00Z",
+                "finalizers": ["twill.projectcalico.org/claim"], "resourceVersion": "7"},
+            "spec": {"state": "confirmed", "node": "node1", "cidr": "10.10.0.64/26", "pool": "a"},
+        });
+        let mut all = Claims::default();
+        add(&mut all, &object);
+        assert_eq!(all.claims.values().next().unwrap().node, "node1");
+        assert!(is_settled(&all), "it is old");
+        object["metadata"]["creationTimestamp"] = json!(Timestamp::now().to_string());
+        add(&mut all, &object);
+        assert!(!is_settled(&all));
+        object["spec"]["cidr"] = json!("10.10.0.128/26");
+        add(&mut all, &object);
+        assert_eq!((all.damaged.len(), all.problems.len()), (1, 1));
+    }
 }
