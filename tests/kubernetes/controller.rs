@@ -432,3 +432,43 @@ pub(crate) fn a_pool_that_is_full_says_so(_: &ApiServer) -> Result<()> {
     })();
     with_log(&controller, result)
 }
+
+/// What is refused is said with verb and resource, and done when it is granted; an Event is told once.
+pub(crate) fn what_it_may_not_do_is_said(_: &ApiServer) -> Result<()> {
+    let site = Site::start_with(&[POOL, STRICT], "", &[])?;
+    let rights = ["patch", "clusterrole", "twill-controller", "--type=json", "-p"];
+    let rights = |resource: &str| {
+        let patch = format!(
+            r#"[{{"op": "replace", "path": "/rules/2/resources/7", "value": "{resource}/status"}}]"#
+        );
+        site.api.kubectl().run(&[&rights[..], &[&patch]].concat()).map(drop)
+    };
+    let role = site.api.kubectl().json(&["get", "clusterrole", "twill-controller"])?;
+    ensure!(role["rules"][2]["resources"][7] == "ippools/status", "{role}");
+    rights("nothings")?;
+    let controller = Controller::start(&site, "controller1", 9191)?;
+    let result = (|| {
+        wait_for("the refusal", LONG, || {
+            let status = controller.get(&site, "/statusz")?;
+            ensure!(status.contains("may not patch ippools/status"), "{status}");
+            Ok(())
+        })?;
+        // The rest goes on.
+        let by_all = ("True", "Accepted", "accepted by 2 of 2 nodes");
+        wait_condition(&site, ("ipamconfiguration", "default", "Accepted"), by_all)?;
+        let wider =
+            POOL.replace("name: app", "name: wider").replace("10.10.0.0/26", "10.10.0.0/16");
+        site.apply(&wider)?;
+        wait_until("the Event", LONG, || {
+            Ok(!events(&site, "IPPool", "wider", "Overlaps")?.is_empty())
+        })?;
+        rights("ippools")?;
+        wait_until("the condition", 3 * LONG, || {
+            Ok(condition(&site, "ippool", "wider", "Allocatable").is_ok())
+        })?;
+        let events = events(&site, "IPPool", "wider", "Overlaps")?;
+        ensure!(events.len() == 1 && events[0]["series"].is_null(), "{events:?}");
+        Ok(())
+    })();
+    with_log(&controller, result)
+}

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         controller::one_leads_and_the_other_takes_over,
         controller::its_account_may_do_no_more,
         controller::a_pool_that_is_full_says_so,
+        controller::what_it_may_not_do_is_said,
         rights::a_node_writes_only_what_is_its_own,
         twillctl::tables_are_those_of_files,
         twillctl::manifests_are_written_and_taken_away,

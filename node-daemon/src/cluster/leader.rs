@@ -2,14 +2,14 @@
 //! little at a time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 use twill_k8s_api::Condition;
-use twill_types::{Prefix, error_chain};
+use twill_types::{Block, Prefix, error_chain};
 
 use super::{
     conditions::{Change, Counts, Stated, compare, is_bad, new_faults, shorten, state},
@@ -62,8 +62,10 @@ pub(super) struct Leader {
     recorder: Recorder,
     world: World,
     departed: Departed,
-    /// When each object was written to last.
-    written: BTreeMap<(List, String), Instant>,
+    /// When each object was written to last, and whether that went well.
+    written: BTreeMap<(List, String), (Instant, bool)>,
+    /// What Events have told of objects, condition and reason: also where no status can be written.
+    told: BTreeMap<(List, String), BTreeSet<(String, String)>>,
     /// Whether there is something to look at.
     is_dirty: bool,
     /// How many attempts in a row had no answer.
@@ -101,6 +103,7 @@ impl Leader {
             world: World::default(),
             departed,
             written: BTreeMap::new(),
+            told: BTreeMap::new(),
             is_dirty: false,
             silences: 0,
             problems,
@@ -176,20 +179,24 @@ impl Leader {
         let mut wanted = wanted(&self.world, &pools, &now);
         self.metrics.found(gauges(&self.world, &wanted, &pools, self.departed.missing()));
         self.written.retain(|(list, name), _| self.world.meta(*list, name).is_some());
+        self.told.retain(|(list, name), _| self.world.meta(*list, name).is_some());
         // What turns first.
         wanted.retain(|wanted| wanted.change > Change::Nothing);
         wanted.sort_by_key(|wanted| std::cmp::Reverse(wanted.change));
-        for (number, wanted) in wanted.into_iter().enumerate() {
+        let mut writes = 0;
+        for wanted in wanted {
             let key = (wanted.list, wanted.name.clone());
-            let last = self.written.get(&key);
-            let waits = wanted.change == Change::Details
-                && last.is_some_and(|last| last.elapsed() < DETAILS);
-            if waits || number >= WRITES {
+            let waits = self.written.get(&key).is_some_and(|(when, went_well)| {
+                when.elapsed() < DETAILS && (wanted.change == Change::Details || !went_well)
+            });
+            if waits || writes == WRITES {
                 self.is_dirty = true;
                 continue;
             }
-            self.written.insert(key, Instant::now());
-            settled(self.write(&wanted).await)?;
+            writes += 1;
+            let went_well = settled(self.write(&wanted).await)?.is_some();
+            self.written.insert(key, (Instant::now(), went_well));
+            self.is_dirty |= !went_well;
         }
         Ok(())
     }
@@ -200,9 +207,17 @@ impl Leader {
         let Some(meta) = self.world.meta(*list, name) else { return Ok(()) };
         let uid = meta.uid.clone();
         // Before the status: what stands there has been told.
+        let gist = |condition: &Condition| (condition.kind.clone(), condition.reason.clone());
+        let bad = after.iter().map(|stated| &stated.condition).filter(|c| is_bad(c));
+        let bad: BTreeSet<_> = bad.map(gist).collect();
+        let mut told = self.told.remove(&(*list, name.clone())).unwrap_or_default();
+        told.retain(|fault| bad.contains(fault));
         for fault in new_faults(before, after) {
-            settled(self.tell(*list, name, &uid, fault).await)?;
+            if told.insert(gist(fault)) {
+                settled(self.tell(*list, name, &uid, fault).await)?;
+            }
         }
+        self.told.insert((*list, name.clone()), told);
         let mut status = json!({});
         if !after.is_empty() {
             status["conditions"] = json!(after);
@@ -303,18 +318,24 @@ impl Leader {
 
     /// Whether really nobody has a block of a pool: a claim may have been made a moment ago.
     async fn is_unclaimed(&self, pool: &str) -> Result<bool, RequestError> {
-        let Some(cidr) = pools::cidr(&self.world, pool) else { return Ok(true) };
         let api = self.requests.objects(List::Claims);
-        let params = kube::api::ListParams::default();
+        let params = ListParams::default();
+        let Some(cidr) = pools::cidr(&self.world, pool) else {
+            // Where its blocks are cannot be told, so each claim is asked.
+            let request = api.list(&params);
+            let found = self.requests.read("list", "blockaffinities", "", request).await?;
+            return Ok(!found.items.iter().any(|claim| claim.data["spec"]["pool"] == json!(pool)));
+        };
         let request = api.list_metadata(&params);
         let found = self.requests.read("list", "blockaffinities", "", request).await?;
-        let is_of_it = |name: &String| is_inside(name, cidr);
-        Ok(!found.items.iter().any(|claim| claim.metadata.name.as_ref().is_some_and(is_of_it)))
+        // Those that the watch has told of are known not to be of it.
+        let is_new = |name: &String| !self.world.claims.contains_key(name) && is_inside(name, cidr);
+        Ok(!found.items.iter().any(|claim| claim.metadata.name.as_ref().is_some_and(is_new)))
     }
 }
 
 fn is_inside(claim: &str, cidr: Prefix) -> bool {
-    twill_types::Block::from_claim_name(claim).is_ok_and(|block| cidr.covers(block.prefix()))
+    Block::from_claim_name(claim).is_ok_and(|block| cidr.covers(block.prefix()))
 }
 
 /// What was answered; an error only where any other request would come to nothing, too. The others are

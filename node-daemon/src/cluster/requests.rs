@@ -100,7 +100,10 @@ impl Requests {
     /// What was refused lately, in words.
     pub(super) fn refusals(&self) -> Vec<String> {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.values().map(|(_, text)| text.clone()).collect()
+        let text = |((verb, resource), (_, message)): (&(&str, &str), &(Instant, String))| {
+            format!("the controller may not {verb} {resource}: {message}")
+        };
+        refused.iter().map(text).collect()
     }
 
     /// Asks for something that changes nothing.

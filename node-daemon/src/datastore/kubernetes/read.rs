@@ -69,3 +69,32 @@ pub(super) fn load(plural: &str, name: &str, trimmed: &Value) -> Loaded {
 pub(super) fn claim(object: &DynamicObject) -> Result<Claim, String> {
     Claim::from_text(&trim(BLOCK_AFFINITIES, object).to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use twill_k8s_api::Resource;
+
+    use super::*;
+    use crate::datastore::kubernetes::subject::Subject;
+
+    #[test]
+    fn a_pool_that_is_being_deleted_is_a_disabled_one() {
+        let is_pools = |subject: &Subject| subject.kind.kind == "IPPool";
+        let pools = Subject::of_every_node("node1").into_iter().find(is_pools).unwrap().kind;
+        let is_disabled = |deleted: Option<&str>| {
+            let object: DynamicObject = serde_json::from_value(json!({
+                "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
+                "metadata": {"name": "a", "deletionTimestamp": deleted},
+                "spec": {"cidr": "10.0.0.0/16"},
+            }))
+            .unwrap();
+            let loaded = load("ippools", "a", &trim(pools, &object));
+            match &loaded.resources[0].value {
+                Resource::IpPool(pool) => pool.spec.disabled,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(!is_disabled(None));
+        assert!(is_disabled(Some("2026-01-01T00:00:00Z")));
+    }
+}

@@ -1,5 +1,5 @@
 //! What this node makes of each object: its own CalicoNodeStatus, never another's object. The
-//! controller is to gather it.
+//! controller gathers it.
 
 use std::{
     collections::BTreeMap,
