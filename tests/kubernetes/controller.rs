@@ -307,6 +307,85 @@ pub(crate) fn what_a_node_that_is_gone_had_is_freed(_: &ApiServer) -> Result<()>
     with_log(&controller, result)
 }
 
+/// What a node that is gone had borrowed comes back by its owner, and what it had lent stays until it comes
+/// back.
+pub(crate) fn what_a_node_that_is_gone_had_borrowed_returns(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start_with(&[POOL, STRICT], HASTY, &[])?;
+    let pod = site.lab.add_pod("node1", "a")?;
+    let (own, _) = block_of(&site, &pod)?;
+    // Nobody but the controller writes from here on; the Nodes stay.
+    for node in ["node1", "node2"] {
+        site.lab.node_mut(node)?.stop()?;
+    }
+    let [(first, first_half), (second, second_half)] =
+        [("10.10.0.0/27", "10.10.0.16/28"), ("10.10.0.32/27", "10.10.0.48/28")];
+    let (half, quarter, other, other_half) = match own == first {
+        true => (first_half, "10.10.0.8/29", second, second_half),
+        false => (second_half, "10.10.0.40/29", first, first_half),
+    };
+    let name = |block: &str| -> Result<String> {
+        let block = block.parse::<twill_types::Block>();
+        Ok(block.map_err(|error| anyhow::anyhow!("{error}"))?.claim_name())
+    };
+    let (own, other_name) = (name(&own)?, name(other)?);
+    let request = |name: &str, node: &str, block: &str| {
+        format!(
+            "---\napiVersion: projectcalico.org/v3\nkind: BlockRequest\nmetadata: {{name: {name}}}\n\
+             spec: {{node: {node}, block: {block}, pool: app, length: 29}}\n"
+        )
+    };
+    site.apply(&format!(
+        "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\n\
+         metadata: {{name: {other_name}, finalizers: [twill.projectcalico.org/claim]}}\n\
+         spec: {{node: ghost, cidr: {other}, pool: app, delegations: \
+         [{{cidr: {other_half}, node: node2, request: lent}}]}}\n{}{}{}",
+        request("granted", "ghost", other),
+        request("asked", "ghost", other),
+        request("lent", "node2", other),
+    ))?;
+    let patch = format!(
+        r#"{{"spec": {{"delegations": [
+            {{"cidr": "{half}", "node": "ghost", "request": "lost"}},
+            {{"cidr": "{quarter}", "node": "ghost", "request": "granted"}}]}}}}"#
+    );
+    let merge = |arguments: &[&str], patch: &str| {
+        let all = [&["patch"], arguments, &["--type=merge", "-p", patch]].concat();
+        site.api.kubectl().run(&all).map(drop)
+    };
+    merge(&["blockaffinity", &own], &patch)?;
+
+    let controller = Controller::start(&site, "controller1", 9191)?;
+    let list = |what: &str| site.api.kubectl().run(&["get", what, "-o", "name"]);
+    let result = (|| {
+        wait_for("the parts to be given up", TAKE_OVER, || {
+            let granted = site.api.kubectl().json(&["get", "blockrequest", "granted"])?;
+            ensure!(granted["status"]["returned"] == true, "{granted}");
+            let claim = site.api.kubectl().json(&["get", "blockaffinity", &own])?;
+            let parts = claim["spec"]["delegations"].as_array().cloned().unwrap_or_default();
+            ensure!(parts.len() == 1 && parts[0]["request"] == "granted", "{claim}");
+            let requests = list("blockrequests")?;
+            ensure!(!requests.contains("/asked") && requests.contains("/lent"), "{requests}");
+            Ok(())
+        })?;
+        ensure!(list("blockaffinities")?.contains(&other_name), "node2 has a part of it");
+        merge(
+            &["blockrequest", "lent", "--subresource=status"],
+            r#"{"status": {"returned": true}}"#,
+        )?;
+        wait_until("the block of the node that is gone", TAKE_OVER, || {
+            Ok(!list("blockaffinities")?.contains(&other_name))
+        })?;
+        // The owner takes its part back.
+        merge(&["blockaffinity", &own], r#"{"spec": {"delegations": null}}"#)?;
+        wait_until("the last request", TAKE_OVER, || {
+            Ok(!list("blockrequests")?.contains("/granted"))
+        })?;
+        ensure!(list("blockaffinities")?.contains(&own), "node1 is not gone");
+        Ok(())
+    })();
+    with_log(&controller, result)
+}
+
 /// What a daemon does that still runs.
 fn renew(site: &Site, node: &str, number: u32) -> Result<()> {
     let (minutes, seconds) = (number / 60 % 60, number % 60);

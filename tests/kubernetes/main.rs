@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         controller::objects_say_what_nodes_make_of_them,
         controller::a_pool_is_held_by_its_claims,
         controller::what_a_node_that_is_gone_had_is_freed,
+        controller::what_a_node_that_is_gone_had_borrowed_returns,
         controller::one_leads_and_the_other_takes_over,
         controller::its_account_may_do_no_more,
         controller::a_pool_that_is_full_says_so,
