@@ -55,6 +55,8 @@ enum Step {
 struct Observed {
     /// Holder, time of the renewal and version, and since when that is so by the own clock.
     seen: Option<(String, Option<MicroTime>, Option<String>, Instant)>,
+    /// As this process wrote it last: without it, each renewal would read first.
+    written: Option<Lease>,
 }
 
 impl Observed {
@@ -201,8 +203,14 @@ impl Election {
         observed: &mut Observed,
     ) -> Result<Result<(), String>, RequestError> {
         let api = self.api(requests);
-        let found = requests.read("get", "leases", NAME, api.get_opt(NAME)).await?;
-        let step = observed.step(Instant::now(), &self.identity, found.as_ref());
+        let (found, step) = match observed.written.take() {
+            Some(lease) => (Some(lease), Step::Renew),
+            None => {
+                let found = requests.read("get", "leases", NAME, api.get_opt(NAME)).await?;
+                let step = observed.step(Instant::now(), &self.identity, found.as_ref());
+                (found, step)
+            }
+        };
         let wanted = next(&self.identity, found.as_ref(), jiff_now());
         let params = PostParams::default();
         let written = match step {
@@ -215,7 +223,10 @@ impl Election {
             }
         };
         match written {
-            Ok(_) => Ok(Ok(())),
+            Ok(lease) => {
+                observed.written = Some(lease);
+                Ok(Ok(()))
+            }
             // Another was quicker; who, is read the next time.
             Err(error) if error.is(409) && step != Step::Renew => Ok(Err(String::new())),
             Err(error) => Err(error),
