@@ -266,6 +266,16 @@ pub(crate) enum NodeCommand {
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,
     },
+    /// What on this host decides whether pods' packets get through: forwarding, source checks, other
+    /// packet filters, addresses, the runtime's configuration. Exit status 1 if something stops them.
+    Check {
+        /// Where the container runtime looks for its network.
+        #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+        cni_conf_dir: PathBuf,
+        /// How to print.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Format,
+    },
 }
 
 #[derive(Debug, Subcommand)]

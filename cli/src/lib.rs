@@ -15,6 +15,7 @@ mod get;
 mod input;
 mod ipam;
 mod node;
+mod node_check;
 mod output;
 mod resources;
 mod table;
@@ -76,6 +77,12 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
             let status = connect()?.node_status()?;
             let now = Timestamp::now();
             emit(out, *output, &status, |wide| node::table(&status, now, &TimeZone::system(), wide))
+        }
+        Command::Node(NodeCommand::Check { cni_conf_dir, output }) => {
+            let mut checked = connect()?.node_check()?;
+            checked.checks.push(node_check::runtime_configuration(cni_conf_dir));
+            emit(out, *output, &checked, |_| node_check::table(&checked))?;
+            node_check::result(&checked)
         }
         Command::Ipam(command) => {
             ipam::run(ipam::To { resources: &*open()?, connect: &connect, out, err }, command)
@@ -180,9 +187,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("twilld.sock");
         let socket = socket.to_str().unwrap();
-        for arguments in
-            [&["node", "status"][..], &["ipam", "check"], &["bgp", "peers"], &["version"]]
-        {
+        for arguments in [
+            &["node", "status"][..],
+            &["node", "check"],
+            &["ipam", "check"],
+            &["bgp", "peers"],
+            &["version"],
+        ] {
             let cli = command(&[arguments, &["--socket", socket]].concat());
             let error = run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap_err();
             let error = format!("{error:#}");

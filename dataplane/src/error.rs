@@ -49,6 +49,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A kernel setting cannot be read.
+    #[error("cannot read {}", path.display())]
+    SysctlRead {
+        /// The file under `/proc/sys`.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The pod has an interface of this name already, and it is not ours.
     #[error(
         "the pod's namespace {} has an interface `{ifname}` already; remove it or use another \

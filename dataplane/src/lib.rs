@@ -18,6 +18,7 @@ mod route;
 mod sysctl;
 
 pub mod fib;
+pub mod host;
 pub mod nat;
 pub mod node;
 pub mod pod;

@@ -39,7 +39,9 @@ pub(crate) enum Kind {
     GetTable = 1,
     DelTable = 2,
     NewChain = 3,
+    GetChain = 4,
     NewRule = 6,
+    GetRule = 7,
     NewSet = 9,
     NewElements = 12,
 }
@@ -113,6 +115,11 @@ pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 /// A text without the zero that ends it.
 pub(crate) fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
+}
+
+/// A number in network order.
+pub(crate) fn number(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 /// What follows the netlink header: the family, and the attributes.

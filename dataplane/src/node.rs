@@ -95,13 +95,6 @@ fn links_that_listen_to_routers() -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Whether the check that a pod sends with its own address is a loose one: the kernel takes the
-/// higher of a link's `rp_filter` (1 is strict, 2 loose) and that of all.
-pub fn source_check_is_loose() -> io::Result<bool> {
-    const LOOSE: u32 = 2;
-    Ok(sysctl::read("ipv4/conf/all/rp_filter")? == Some(LOOSE))
-}
-
 /// The link that has this address; `None` if the node does not have it.
 pub fn link_for_address(address: IpAddr) -> Result<Option<Link>, Error> {
     let mut socket = Socket::open()?;

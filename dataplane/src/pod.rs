@@ -8,6 +8,7 @@ mod check;
 mod del;
 mod list;
 mod plan;
+mod restore;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,6 +19,7 @@ pub use del::{
 };
 pub use list::{FoundPodLink, host_links, living_pods, pod_links};
 pub use plan::HOST_ROUTE_METRIC_V6;
+pub use restore::HostEnd;
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 
 use crate::MacAddress;

@@ -13,8 +13,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkPayload, NlasIterator};
+use netlink_packet_route::{RouteNetlinkMessage, route::RouteType};
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 use nix::{
     errno::Errno,
@@ -33,11 +33,14 @@ use crate::{
 };
 
 /// Multicast groups of `linux/rtnetlink.h`: RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR,
-/// IPV6_ROUTE, NEXTHOP.
-const GROUPS: [u32; 6] = [1, 5, 7, 9, 11, 32];
+/// IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF, NEXTHOP.
+const GROUPS: [u32; 8] = [1, 5, 7, 9, 11, 24, 25, 32];
 
 /// What no reader needs: a resilient group tells of each of its buckets.
 const IGNORED: [u16; 1] = [RTM_NEWNEXTHOPBUCKET];
+
+/// Of `linux/rtnetlink.h`: a link has another setting.
+const RTM_NEWNETCONF: u16 = 80;
 
 /// Room for a burst of events (a table of 10,000 routes that goes at once), in bytes.
 const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
@@ -84,6 +87,25 @@ pub enum Event {
         prefix: Prefix,
         /// Its metric, which tells what it was.
         metric: u32,
+    },
+    /// A route of ours to an address directly behind a link was removed by somebody else, a DEL for one: a
+    /// pod's host route, or the one to the gateway of all pods.
+    HostRouteRemoved {
+        /// The address.
+        address: IpAddr,
+        /// The link's index.
+        ifindex: u32,
+    },
+    /// The link of a pod has come up: for the first time in an ADD, and again when somebody has set it
+    /// down before.
+    PodLinkUp {
+        /// The link's index.
+        ifindex: u32,
+    },
+    /// Somebody wrote a setting of a link or of all (`forwarding`, `rp_filter`, `proxy_arp`).
+    SettingsChanged {
+        /// The link's index; `None` for the settings of all links.
+        ifindex: Option<u32>,
     },
     /// Nexthop objects of ours were changed or removed by somebody else, and the routes that named
     /// them are gone without a word. Many changes make one event.
@@ -215,6 +237,11 @@ fn read_events(datagram: &[u8], events: &mut VecDeque<Event>) -> Many {
     let mut many = Many::default();
     let result = for_each_raw(datagram, &mut |raw| {
         if is_change_of_a_pods_link(&raw) {
+            events.extend(pod_link_up(&raw));
+            return Ok(());
+        }
+        if raw.message_type() == RTM_NEWNETCONF {
+            events.extend(setting(&raw));
             return Ok(());
         }
         if matches!(raw.message_type(), RTM_NEWNEXTHOP | RTM_DELNEXTHOP) {
@@ -237,9 +264,7 @@ fn read_events(datagram: &[u8], events: &mut VecDeque<Event>) -> Many {
             },
             RouteNetlinkMessage::DelRoute(route) => match Route::from_message(&route) {
                 Some(route) if is_foreign(&route) => many.foreign = true,
-                Some(Route { ours: true, prefix, metric, .. }) => {
-                    events.push_back(Event::RouteRemoved { prefix, metric });
-                }
+                Some(route) if route.ours => events.push_back(removed(&route)),
                 _ => {}
             },
             other => events.extend(event(&other)),
@@ -265,6 +290,51 @@ fn is_change_of_a_pods_link(message: &NetlinkBuffer<&[u8]>) -> bool {
             IFLA_GROUP => number(attribute.value()).is_some_and(is_doomed_group),
             _ => false,
         })
+}
+
+/// When it tells that this link has come up.
+fn pod_link_up(message: &NetlinkBuffer<&[u8]>) -> Option<Event> {
+    const IFF_UP: u32 = 1;
+    // `struct ifinfomsg` of `linux/rtnetlink.h`: the index, the flags, which of them have changed.
+    let field = |offset: usize| message.payload().get(offset..).and_then(number);
+    let (ifindex, flags, changed) = (field(4)?, field(8)?, field(12)?);
+    (flags & changed & IFF_UP != 0).then_some(Event::PodLinkUp { ifindex })
+}
+
+/// When one setting was written. A new link tells all of its settings, which is nobody's change.
+fn setting(message: &NetlinkBuffer<&[u8]>) -> Option<Event> {
+    /// `struct netconfmsg` of `linux/netconf.h`, padded.
+    const HEADER: usize = 4;
+    const IFINDEX: u16 = 1;
+    const ALL: u32 = -1_i32 as u32;
+    const DEFAULT: u32 = -2_i32 as u32;
+    let attributes = NlasIterator::new(message.payload().get(HEADER..)?).map_while(Result::ok);
+    let (mut ifindex, mut others) = (None, 0);
+    for attribute in attributes {
+        match attribute.kind() {
+            IFINDEX => ifindex = number(attribute.value()),
+            _ => others += 1,
+        }
+    }
+    match ifindex? {
+        _ if others != 1 => None,
+        // What links get that are made later is no business of those that there are.
+        DEFAULT => None,
+        ALL => Some(Event::SettingsChanged { ifindex: None }),
+        ifindex => Some(Event::SettingsChanged { ifindex: Some(ifindex) }),
+    }
+}
+
+/// A route of ours was removed.
+fn removed(route: &Route) -> Event {
+    let direct = route.next_hops.iter().find(|hop| hop.gateway.is_none());
+    let is_host = route.prefix.length() == route.prefix.family().bits();
+    match direct {
+        Some(hop) if is_host && route.kind == RouteType::Unicast => {
+            Event::HostRouteRemoved { address: route.prefix.address(), ifindex: hop.ifindex }
+        }
+        _ => Event::RouteRemoved { prefix: route.prefix, metric: route.metric },
+    }
 }
 
 /// Routes that come with an address have the address's own event.

@@ -5,10 +5,12 @@
 mod common;
 mod kernel {
     mod fib;
+    mod host;
     mod nat;
     mod node;
     mod objects;
     mod pod_add;
     mod pod_check;
     mod pod_del;
+    mod pod_restore;
 }

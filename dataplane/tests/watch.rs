@@ -204,3 +204,34 @@ fn what_others_do_to_the_packet_filter_is_told() {
         assert_eq!(rules(&mut events).await, RulesEvent { ours: true, others: false });
     });
 }
+
+#[test]
+fn what_others_take_from_a_pod_is_told() {
+    watching(async |mut events, _| {
+        let netns = pod_netns();
+        let link = pod_link("a", &["10.10.0.5", "fd00:10::5"]);
+        let up = add(&link, &netns);
+        let ifindex = up.host_ifindex;
+        wait_for(&mut events, |e| *e == Event::PodLinkUp { ifindex }).await;
+        let name = up.host_ifname;
+        for address in ["10.10.0.5", "fd00:10::5"] {
+            ip(&format!("route delete {address} dev {name}"));
+            let address = address.parse().unwrap();
+            let removed = Event::HostRouteRemoved { address, ifindex };
+            wait_for(&mut events, |e| *e == removed).await;
+        }
+        set_sysctl(&format!("ipv4/conf/{name}/proxy_arp"), "0");
+        let changed = Event::SettingsChanged { ifindex: Some(ifindex) };
+        wait_for(&mut events, |e| *e == changed).await;
+        set_sysctl("ipv4/conf/all/rp_filter", "2");
+        wait_for(&mut events, |e| *e == Event::SettingsChanged { ifindex: None }).await;
+        ip(&format!("link set {name} down"));
+        ip(&format!("link set {name} up"));
+        // A new link tells its settings, and nobody has changed them.
+        let told = |e: &Event| matches!(e, Event::PodLinkUp { .. } | Event::SettingsChanged { .. });
+        assert_eq!(wait_for(&mut events, told).await, Event::PodLinkUp { ifindex });
+        let second = add(&pod_link("b", &["10.10.0.6"]), &pod_netns());
+        let ifindex = second.host_ifindex;
+        assert_eq!(wait_for(&mut events, told).await, Event::PodLinkUp { ifindex });
+    });
+}

@@ -7,8 +7,8 @@ use tracing::debug;
 use twill_bgp_speaker::Pictured;
 use twill_k8s_api::files::Claim;
 use twill_rpc::message::{
-    Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeStatus, PoolStatus,
-    Readiness, Release, Released, Request, Response, RpcError,
+    Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeChecked, NodeStatus,
+    PoolStatus, Readiness, Release, Released, Request, Response, RpcError,
 };
 use twill_types::{AttachmentId, Family, error_chain};
 
@@ -18,6 +18,7 @@ use crate::{
     controller::Controller,
     datastore::{ClaimStore, Snapshot},
     explain,
+    host::{Depth, Host},
     ipam::{Ipam, again},
     look::Looker,
     metrics::Metrics,
@@ -44,6 +45,7 @@ pub(crate) struct Api {
     pub(crate) looker: Arc<Looker>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) controller: Arc<Controller>,
+    pub(crate) host: Arc<Host>,
 }
 
 impl Api {
@@ -59,6 +61,7 @@ impl Api {
             // Questions about the state are not timed.
             Request::Readiness
             | Request::NodeStatus
+            | Request::NodeCheck
             | Request::BgpPeers
             | Request::BgpRoutes(_)
             | Request::BgpExplain(_)
@@ -163,6 +166,10 @@ impl Api {
                 routes_missing: count(self.installed.borrow().missing),
             })),
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
+            Request::NodeCheck => {
+                let checks = block_in_place(|| self.host.look(Depth::Everything));
+                Ok(Response::NodeChecked(NodeChecked { checks }))
+            }
             Request::BgpPeers => {
                 let picture = self.speaker_picture(Pictured::Sessions).await;
                 Ok(Response::BgpPeers(bgp::peer_statuses(&picture)))

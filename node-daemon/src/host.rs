@@ -1,33 +1,124 @@
-//! Settings of the host that take away what pods are promised, and that others may need as they are:
-//! they are told of, and not changed.
+//! What decides on a host whether pods' packets get through, and that others may need as it is: it is
+//! told of, and not changed. What is wrong is a standing problem of the node and a metric;
+//! `twillctl node check` shows all of it.
 
-use std::time::Duration;
+mod verdict;
 
-use tokio::{sync::watch, task::block_in_place};
-use twill_dataplane::node::source_check_is_loose;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use crate::problems::tell;
+use tokio::{
+    sync::{Notify, watch},
+    task::block_in_place,
+    time::timeout,
+};
+use twill_dataplane::{
+    host::{DroppingChain, dropping_chains, look},
+    pod::host_links,
+};
+use twill_rpc::message::{HostCheck, HostOutcome};
+use twill_types::{Family, error_chain};
 
-/// How often is looked: the kernel tells nobody of a setting that is changed.
+use self::verdict::{Facts, verdict};
+use crate::{datastore::Snapshot, metrics::Metrics, problems::tell, routes::KernelRoutes};
+
+/// How often is looked: the kernel tells of some of what is looked at, and of the rest nobody.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Looks for ever.
-pub(crate) async fn watch(problems: watch::Sender<Vec<String>>) {
-    loop {
-        tell(&problems, block_in_place(loose_source_check).into_iter().collect());
-        tokio::time::sleep(LOOK).await;
+/// How much is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// What costs next to nothing.
+    Settings,
+    /// Every pod's link, and the whole packet filter.
+    Everything,
+}
+
+/// Looks at the host.
+pub(crate) struct Host {
+    pub(crate) node: String,
+    pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) installed: watch::Receiver<Arc<KernelRoutes>>,
+    pub(crate) mtu: watch::Receiver<u32>,
+    pub(crate) nat_problems: watch::Receiver<Vec<String>>,
+    pub(crate) metrics: Metrics,
+    /// Notified when a setting has changed.
+    pub(crate) changed: Arc<Notify>,
+    /// Set when the packet filter has changed.
+    pub(crate) rules_changed: Arc<AtomicBool>,
+    /// The chains as they were found last: a large packet filter is not read for nothing.
+    pub(crate) chains: Mutex<Result<Vec<DroppingChain>, String>>,
+}
+
+impl Host {
+    /// Looks for ever.
+    pub(crate) async fn watch(self: Arc<Self>, problems: watch::Sender<Vec<String>>) {
+        loop {
+            let checks = block_in_place(|| self.look(Depth::Settings));
+            let failed = checks.iter().filter(|check| check.outcome == HostOutcome::Failed);
+            // What the task of the packet filter tells by itself is not told twice.
+            let failed = failed.filter(|check| check.name != verdict::NAT_OUTGOING);
+            tell(&problems, failed.map(text).collect());
+            let _ = timeout(LOOK, self.changed.notified()).await;
+        }
+    }
+
+    /// What there is to say now.
+    pub(crate) fn look(&self, depth: Depth) -> Vec<HostCheck> {
+        let checks = verdict(&self.facts(depth));
+        for check in &checks {
+            self.metrics.host_check(&check.name, check.outcome == HostOutcome::Failed);
+        }
+        checks
+    }
+
+    fn facts(&self, depth: Depth) -> Facts {
+        let snapshot = Arc::clone(&self.resources.borrow());
+        let own = snapshot.nodes.get(&self.node);
+        let addresses: Vec<_> = [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| own?.address(family))
+            .collect();
+        let of_pools = snapshot.pools.values().map(|pool| pool.spec.cidr.family());
+        let families: BTreeSet<Family> =
+            of_pools.chain(addresses.iter().map(|address| Family::of(*address))).collect();
+        let resolved = Arc::clone(&self.installed.borrow().resolved);
+        let uplinks = resolved.values().flatten().map(|way| way.ifindex).collect();
+        Facts {
+            families,
+            host: look(&uplinks, &addresses).map_err(|error| error_chain(&error)),
+            addresses,
+            chains: self.chains(depth),
+            mtu: *self.mtu.borrow(),
+            pod_mtus: match depth {
+                Depth::Settings => None,
+                Depth::Everything => host_links()
+                    .ok()
+                    .map(|links| links.into_iter().map(|link| (link.name, link.mtu)).collect()),
+            },
+            nat_problems: self.nat_problems.borrow().clone(),
+        }
+    }
+
+    fn chains(&self, depth: Depth) -> Result<Vec<DroppingChain>, String> {
+        let mut known = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.rules_changed.swap(false, Ordering::Relaxed) || depth == Depth::Everything {
+            *known = dropping_chains().map_err(|error| error_chain(&error));
+        }
+        known.clone()
     }
 }
 
-fn loose_source_check() -> Option<String> {
-    match source_check_is_loose() {
-        Ok(false) => None,
-        Ok(true) => Some(
-            "net.ipv4.conf.all.rp_filter is 2, which weakens the 1 of each pod's link: a pod can send \
-             with the addresses of others; set it to 0, and to 2 only the links that need it \
-             (net.ipv4.conf.<link>.rp_filter)"
-                .to_owned(),
-        ),
-        Err(error) => Some(format!("cannot read net.ipv4.conf.all.rp_filter: {error}")),
+/// A check as a standing problem.
+fn text(check: &HostCheck) -> String {
+    match check.remedy.as_str() {
+        "" => check.detail.clone(),
+        remedy => format!("{}; {remedy}", check.detail),
     }
 }

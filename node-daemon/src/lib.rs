@@ -42,6 +42,7 @@ mod problems;
 mod publish;
 mod reaper;
 mod reconcile;
+mod repair;
 mod routes;
 mod server;
 mod services;

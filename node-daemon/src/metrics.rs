@@ -58,6 +58,11 @@ struct ObjectLabels {
     object: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabels {
+    check: String,
+}
+
 type HistogramFamily = Family<RequestLabels, Histogram, fn() -> Histogram>;
 
 /// The metrics of this process. Counters live as long as it; gauges are set from a status at each
@@ -71,6 +76,8 @@ pub(crate) struct Metrics {
     fib_requests: Family<ObjectLabels, Counter>,
     routes_repaired: Counter,
     nat_repaired: Counter,
+    host_repaired: Family<ObjectLabels, Counter>,
+    host_checks: Family<CheckLabels, Gauge>,
 }
 
 impl Metrics {
@@ -87,6 +94,8 @@ impl Metrics {
             fib_requests: Family::default(),
             routes_repaired: Counter::default(),
             nat_repaired: Counter::default(),
+            host_repaired: Family::default(),
+            host_checks: Family::default(),
         }
     }
 
@@ -109,6 +118,18 @@ impl Metrics {
     /// Counts the times that others removed or changed the table of nftables.
     pub(crate) fn nat_repaired(&self) {
         self.nat_repaired.inc();
+    }
+
+    /// Counts what others took away on the node's side: of a pod's link (`pod`), the route to the gateway
+    /// (`gateway`), `forwarding`.
+    pub(crate) fn host_repaired(&self, object: &'static str) {
+        self.host_repaired.get_or_create(&ObjectLabels { object }).inc();
+    }
+
+    /// How something on the host is that decides whether pods' packets get through.
+    pub(crate) fn host_check(&self, check: &str, failed: bool) {
+        let labels = CheckLabels { check: check.to_owned() };
+        self.host_checks.get_or_create(&labels).set(failed.into());
     }
 
     /// Counts addresses that came back without a DEL.
@@ -165,6 +186,16 @@ impl Metrics {
             "nat_repaired",
             "How often somebody else removed or changed the table inet twill, and it was put back",
             self.nat_repaired.clone(),
+        );
+        registry.register(
+            "host_repaired",
+            "What somebody else took from a pod's link, the gateway's route or forwarding, and was put back",
+            self.host_repaired.clone(),
+        );
+        registry.register(
+            "host_check_failed",
+            "1 where something on the host stops pods' packets, as twillctl node check tells",
+            self.host_checks.clone(),
         );
         register_peers(&mut registry, status);
         register_faults(&mut registry, status);

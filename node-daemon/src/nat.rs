@@ -3,10 +3,16 @@
 //! A pool counts whether it gives addresses or not (`disabled`, another node's, one that overlaps): its
 //! pods may run. The table stays when the daemon ends, as the pods do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{sync::watch, task::block_in_place, time::sleep};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 use twill_dataplane::{
     Error,
     nat::{Masquerade, Nat, RulesEvent, RulesEvents},
@@ -15,8 +21,9 @@ use twill_types::error_chain;
 
 use crate::{datastore::Snapshot, metrics::Metrics, problems::tell};
 
-/// When is tried again what the kernel did not take.
-const RETRY: Duration = Duration::from_secs(10);
+/// When is tried again what the kernel did not take: the daemon before this one may own the table for a
+/// moment still.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The least time between two writes that others ask for: somebody who removes the table in a loop does
 /// not keep this process busy.
@@ -27,6 +34,8 @@ pub(crate) struct OutgoingNat {
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
     pub(crate) metrics: Metrics,
+    /// Set when others have changed the packet filter.
+    pub(crate) rules_changed: Arc<AtomicBool>,
 }
 
 /// What the pools ask for.
@@ -79,7 +88,8 @@ impl OutgoingNat {
                     std::future::pending::<()>().await;
                 },
                 event = events.next() => {
-                    let RulesEvent { ours, .. } = event?;
+                    let RulesEvent { ours, others } = event?;
+                    self.rules_changed.fetch_or(others, Ordering::Relaxed);
                     if ours && let Some(before) = written.take() {
                         if !before.sources.is_empty() {
                             info!("somebody else changed or removed the table inet twill: it is made again");
@@ -107,7 +117,7 @@ impl OutgoingNat {
             ));
         }
         if problems.is_empty() {
-            warn!(error = %error_chain(error), "the packet filter cannot be written or watched");
+            debug!(error = %error_chain(error), "the packet filter cannot be written or watched");
         }
         tell(&self.problems, problems);
     }

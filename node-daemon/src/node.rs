@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -31,7 +31,8 @@ use crate::{
     config::{Config, Toggle},
     controller::Controller,
     datastore::{Datastore, Reports, Snapshot, new_uid},
-    heartbeat, host,
+    heartbeat,
+    host::Host,
     ipam::{Ipam, View},
     look::Looker,
     metrics::Metrics,
@@ -39,6 +40,7 @@ use crate::{
     publish::Publisher,
     reaper::{self, Parked},
     reconcile::Reconcile,
+    repair::{Damage, Repair},
     routes::{KernelRoutes, OriginConflict, Routes, Sources, State},
     spool::Tombstones,
 };
@@ -81,6 +83,9 @@ struct Wires {
     reconcile_problems: watch::Sender<Vec<String>>,
     host_problems: watch::Sender<Vec<String>>,
     nat_problems: watch::Sender<Vec<String>>,
+    repair_problems: watch::Sender<Vec<String>>,
+    /// By `routes`: what somebody else may have taken from pods.
+    damage: Arc<Damage>,
     /// The links that wait to be deleted.
     parked: Arc<Parked>,
     /// By `routes`: the kernel took a pod's link away.
@@ -108,6 +113,8 @@ impl Wires {
             reconcile_problems: watch::Sender::default(),
             host_problems: watch::Sender::default(),
             nat_problems: watch::Sender::default(),
+            repair_problems: watch::Sender::default(),
+            damage: Arc::default(),
             parked,
             pod_links_lost: Arc::new(Notify::new()),
             tombstones: Arc::new(tombstones),
@@ -178,7 +185,8 @@ impl Node<'_> {
         endless(tasks, Arc::clone(&publisher).run(wires.view.subscribe()));
         let controller = Arc::new(self.controller(&wires));
         let parts = (Arc::clone(&looker), publisher, Arc::clone(&controller));
-        let api = Arc::new(self.api(&wires, commands, parts));
+        let host = Arc::new(self.host(&wires));
+        let api = Arc::new(self.api(&wires, commands, parts, Arc::clone(&host)));
         // Before the claims are read: who looks after nodes that are gone takes a daemon for gone
         // whose lease is old.
         if self.datastore.leases.clears_up()
@@ -195,12 +203,12 @@ impl Node<'_> {
         tasks.spawn(async move { bgp.run().await.context("BGP failed") });
         endless(tasks, reconcile.run());
         endless(tasks, controller.run());
-        self.start_helpers(wires, tasks);
+        self.start_helpers(wires, host, tasks);
         Ok(api)
     }
 
     /// The tasks that cannot fail.
-    fn start_helpers(&self, wires: Wires, tasks: &mut Tasks) {
+    fn start_helpers(&self, wires: Wires, host: Arc<Host>, tasks: &mut Tasks) {
         let run_dir = &self.config.run_dir;
         let resources = self.datastore.resources.clone();
         let reports = Arc::clone(&self.datastore.reports);
@@ -210,11 +218,21 @@ impl Node<'_> {
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         endless(tasks, Arc::clone(&wires.tombstones).watch());
         let (name, resources) = (self.name.clone(), self.datastore.resources.clone());
-        endless(tasks, host::watch(wires.host_problems));
+        let rules = Arc::clone(&host.rules_changed);
+        let repair = Repair {
+            damage: wires.damage,
+            service: Arc::clone(&self.service),
+            problems: wires.repair_problems,
+            metrics: wires.metrics.clone(),
+            host_changed: Arc::clone(&host.changed),
+        };
+        endless(tasks, repair.run());
+        endless(tasks, host.watch(wires.host_problems));
         let nat = OutgoingNat {
             resources: resources.clone(),
             problems: wires.nat_problems,
             metrics: wires.metrics,
+            rules_changed: rules,
         };
         endless(tasks, nat.run());
         let Wires { sources, mtu, uplink_changed, .. } = wires;
@@ -226,6 +244,7 @@ impl Node<'_> {
         wires: &Wires,
         commands: mpsc::Sender<claims::Command>,
         (looker, publisher, controller): (Arc<Looker>, Arc<Publisher>, Arc<Controller>),
+        host: Arc<Host>,
     ) -> Api {
         Api {
             node: self.name.clone(),
@@ -250,6 +269,7 @@ impl Node<'_> {
                 &wires.reconcile_problems,
                 &wires.host_problems,
                 &wires.nat_problems,
+                &wires.repair_problems,
             ]
             .map(watch::Sender::subscribe)
             .into_iter()
@@ -261,6 +281,21 @@ impl Node<'_> {
             looker,
             publisher,
             controller,
+            host,
+        }
+    }
+
+    fn host(&self, wires: &Wires) -> Host {
+        Host {
+            node: self.name.clone(),
+            resources: self.datastore.resources.clone(),
+            installed: wires.installed.subscribe(),
+            mtu: wires.mtu.subscribe(),
+            nat_problems: wires.nat_problems.subscribe(),
+            metrics: wires.metrics.clone(),
+            changed: Arc::new(Notify::new()),
+            rules_changed: Arc::new(AtomicBool::new(true)),
+            chains: Mutex::new(Ok(Vec::new())),
         }
     }
 
@@ -314,6 +349,7 @@ impl Node<'_> {
             installed: wires.installed.clone(),
             conflicts: wires.conflicts.clone(),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
+            damage: Arc::clone(&wires.damage),
             uplink_changed: Arc::clone(&wires.uplink_changed),
             metrics: wires.metrics.clone(),
             state: kernel.routes,

@@ -35,7 +35,7 @@ use self::{
     plan::{Plan, Refusal},
     table::Table,
 };
-use crate::{bgp::Current, claims::OwnedBlocks, config::Switch, metrics::Metrics};
+use crate::{bgp::Current, claims::OwnedBlocks, config::Switch, metrics::Metrics, repair::Damage};
 
 /// Events or reports handled in one turn.
 const BUDGET: usize = 256;
@@ -109,6 +109,8 @@ pub(crate) struct Routes {
     pub(crate) conflicts: watch::Sender<Vec<OriginConflict>>,
     /// The kernel took a pod's link away.
     pub(crate) pod_links_lost: Arc<Notify>,
+    /// Somebody else may have taken something from pods.
+    pub(crate) damage: Arc<Damage>,
     /// Links, addresses or routes of the node itself have changed.
     pub(crate) uplink_changed: Arc<Notify>,
     pub(crate) metrics: Metrics,
@@ -270,6 +272,9 @@ impl Routes {
 
     /// Something in the kernel has changed.
     async fn event(&mut self, event: Event) -> Result<(), Error> {
+        if self.damage.note(&event) {
+            return Ok(());
+        }
         let table = &mut self.state.table;
         match &event {
             // Pods come and go; their links and host routes carry nothing that is learned.
@@ -300,7 +305,11 @@ impl Routes {
             Event::AddressRemoved { ifindex, address } if address.is_ipv4() => {
                 table.link_lost(*ifindex);
             }
-            Event::AddressAdded { .. } | Event::AddressRemoved { .. } => return Ok(()),
+            Event::AddressAdded { .. }
+            | Event::AddressRemoved { .. }
+            | Event::HostRouteRemoved { .. }
+            | Event::PodLinkUp { .. }
+            | Event::SettingsChanged { .. } => return Ok(()),
             Event::LinkChanged(link) if link.up => self.link(link.index, link.carrier)?,
             Event::LinkChanged(link) | Event::LinkDeleted(link) => {
                 table.link_lost(link.index);

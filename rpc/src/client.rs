@@ -22,9 +22,9 @@ use crate::{
     message::{
         AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, ExplainRequest,
         Explained, Held, Hello, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
-        IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, IpamStatus, NodeStatus,
-        PROTOCOL_VERSION, PeerStatus, Readiness, RefreshRequest, Refreshed, Release, Released,
-        Request, Response, RouteStatus, RoutesRequest, RpcError, Welcome,
+        IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, IpamStatus, NodeChecked,
+        NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, RefreshRequest, Refreshed, Release,
+        Released, Request, Response, RouteStatus, RoutesRequest, RpcError, Welcome,
     },
 };
 
@@ -228,6 +228,14 @@ impl Client {
         }
     }
 
+    /// What on the host decides whether pods' packets get through.
+    pub fn node_check(&mut self) -> Result<NodeChecked, ClientError> {
+        match self.call(&Request::NodeCheck)? {
+            Response::NodeChecked(checked) => Ok(checked),
+            other => Err(self.unexpected("NodeCheck", &other)),
+        }
+    }
+
     /// Sessions in detail.
     pub fn bgp_peers(&mut self) -> Result<Vec<PeerStatus>, ClientError> {
         match self.call(&Request::BgpPeers)? {
@@ -348,6 +356,7 @@ impl Client {
             Response::Attachments(_) => "Attachments",
             Response::Readiness(_) => "Readiness",
             Response::NodeStatus(_) => "NodeStatus",
+            Response::NodeChecked(_) => "NodeChecked",
             Response::BgpPeers(_) => "BgpPeers",
             Response::BgpRoutes(_) => "BgpRoutes",
             Response::BgpExplained(_) => "BgpExplained",

@@ -1,6 +1,7 @@
 //! The messages. Every type is plain data; field names on the wire are camelCase JSON.
 
 mod bgp;
+mod host;
 mod ipam;
 
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ pub use bgp::{
     ExplainRequest, Explained, ExplainedNextHop, ExplainedPath, NotificationCount, RefreshRequest,
     Refreshed, UpdateErrorCount, Withheld,
 };
+pub use host::{HostCheck, HostOutcome, NodeChecked};
 pub use ipam::{
     AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
     IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, Life, ReleaseOutcome,
@@ -61,6 +63,8 @@ pub enum Request {
     Readiness,
     /// State of the node and its sessions.
     NodeStatus,
+    /// What on the host decides whether pods' packets get through.
+    NodeCheck,
     /// Sessions in detail.
     BgpPeers,
     /// Routes of the RIB.
@@ -98,6 +102,8 @@ pub enum Response {
     Readiness(Readiness),
     /// To [`Request::NodeStatus`].
     NodeStatus(Box<NodeStatus>),
+    /// To [`Request::NodeCheck`].
+    NodeChecked(NodeChecked),
     /// To [`Request::BgpPeers`].
     BgpPeers(Vec<PeerStatus>),
     /// To [`Request::BgpRoutes`].

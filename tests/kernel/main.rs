@@ -20,9 +20,11 @@ mod ipam_input;
 mod ipam_plugin;
 mod kit;
 mod nat;
+mod node_check;
 mod operator;
 mod plugin;
 mod reconcile;
+mod repair;
 mod restart;
 mod routing;
 mod sessions;
@@ -196,6 +198,8 @@ fn main() -> ExitCode {
         ipam_check::a_living_pod_keeps_its_address_whatever_is_mended_meanwhile,
         host::the_documented_changes_are_the_real_ones,
         host::the_documented_commands_remove_all_routes,
+        repair::what_others_take_from_pods_comes_back,
+        node_check::what_stops_pods_is_found_with_a_remedy,
         nat::pods_leave_the_pools_by_their_nodes_address,
         nat::a_way_out_that_others_take_away_comes_back,
         operator::a_broken_manifest_breaks_nothing,

@@ -41,7 +41,7 @@ fn pools(nat: bool) -> [(&'static str, String); 2] {
 }
 
 /// Two nodes on segments of their own, a ToR between them, and `outside`, which knows the segments alone.
-fn up(nat: bool) -> Result<Lab> {
+pub(crate) fn up(nat: bool) -> Result<Lab> {
     let mut topology = Topology::new();
     let mut bird = BirdConfig::new("192.168.2.1", 64513);
     for (node, _, addresses, tors) in NODES {

@@ -47,7 +47,8 @@ pub fn host_link_name(id: &AttachmentId) -> String {
     format!("{HOST_LINK_PREFIX}{}", hex(&id.digest()[..6]))
 }
 
-const HOST_LINK_PREFIX: &str = "twl";
+/// How the names of all host links begin: for rules of packet filters.
+pub const HOST_LINK_PREFIX: &str = "twl";
 
 /// Whether a name has exactly the form that [`host_link_name`] gives: what merely begins like one
 /// (`twlan0`) is somebody else's.

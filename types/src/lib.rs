@@ -16,7 +16,8 @@ mod request;
 
 pub use asn::{Asn, AsnError};
 pub use attachment::{
-    Alias, AttachmentError, AttachmentId, LinkAlias, LivingPod, host_link_name, is_host_link_name,
+    Alias, AttachmentError, AttachmentId, HOST_LINK_PREFIX, LinkAlias, LivingPod, host_link_name,
+    is_host_link_name,
 };
 pub use block::{Block, BlockError, Dedication};
 pub use chain::error_chain;

@@ -32,6 +32,11 @@ const SOLICITATIONS: u32 = 150;
 /// The longest alternative name that the kernel takes (`ALTIFNAMSIZ` - 1).
 const MAX_ALTNAME: usize = 127;
 
+/// What the node's side of a pod's link is for IPv4: a router that answers for the gateway, and takes from
+/// the pod what the pod may send.
+pub(super) const HOST_END_SETTINGS: [(Ipv4Conf, u32); 3] =
+    [(Ipv4Conf::Forwarding, 1), (Ipv4Conf::ProxyArp, 1), (Ipv4Conf::RpFilter, 1)];
+
 /// The loopback link's index: the first in every namespace.
 const LOOPBACK: u32 = 1;
 
@@ -249,11 +254,9 @@ impl Op {
         match self {
             Self::AltName(name) => message::altname(indexes.host, name, true),
             Self::Identify { alias, no_link_local } => {
-                let ipv4 =
-                    [(Ipv4Conf::Forwarding, 1), (Ipv4Conf::ProxyArp, 1), (Ipv4Conf::RpFilter, 1)];
                 let attributes = vec![
                     LinkAttribute::IfAlias(alias.clone()),
-                    message::af_spec(&ipv4, *no_link_local),
+                    message::af_spec(&HOST_END_SETTINGS, *no_link_local),
                 ];
                 RouteNetlinkMessage::SetLink(message::set_link(indexes.host, attributes)).into()
             }
@@ -291,7 +294,7 @@ fn pod_route(route: &PodRoute, index: u32) -> RouteMessage {
     message
 }
 
-fn host_route(address: IpAddr, index: u32) -> RouteMessage {
+pub(super) fn host_route(address: IpAddr, index: u32) -> RouteMessage {
     let mut route = message::link_route(Prefix::host(address), index, None);
     if address.is_ipv6() {
         route.attributes.push(RouteAttribute::Priority(HOST_ROUTE_METRIC_V6));

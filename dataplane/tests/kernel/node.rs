@@ -112,13 +112,3 @@ fn of_several_uplinks_the_smallest_mtu_counts() {
         assert_eq!(node::uplink_mtu(None).unwrap(), 4000);
     });
 }
-
-#[test]
-fn a_loose_source_check_is_seen() {
-    on_a_node(|| {
-        for (value, loose) in [("0", false), ("1", false), ("2", true)] {
-            set_sysctl("ipv4/conf/all/rp_filter", value);
-            assert_eq!(node::source_check_is_loose().unwrap(), loose, "{value}");
-        }
-    });
-}

@@ -1,0 +1,277 @@
+//! Puts back what others take away of what pods need on the node: host routes, the gateway's route and
+//! addresses, proxy ARP and forwarding. Learned routes and blocks are the business of `routes.rs`.
+//!
+//! The kernel tells what has gone, and nothing else is looked at. A DEL takes the same things away, so it
+//! is looked a moment later whether the link is still there for a pod that runs.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    task::block_in_place,
+    time::sleep,
+};
+use tracing::{info, warn};
+use twill_dataplane::{
+    Error,
+    node::{ensure_forwarding, ensure_gateway},
+    pod::{GATEWAY_V4, GATEWAY_V6, HostEnd},
+    watch::Event,
+};
+use twill_ipam_store::Service;
+use twill_types::{Alias, Family, LinkAlias, error_chain};
+
+use crate::{metrics::Metrics, problems::tell};
+
+/// After the first event, for the others of the same change, and for a DEL to come to its end. Also the
+/// least time between two repairs, should somebody else insist.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// When is tried again what the kernel did not take.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What may have been damaged, and nobody has looked at yet.
+#[derive(Debug, Default)]
+pub(crate) struct Damage {
+    found: Mutex<Found>,
+    changed: Notify,
+    /// The links of pods that have come up once: what an ADD does is no damage.
+    known: Mutex<BTreeSet<u32>>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    links: BTreeSet<u32>,
+    /// Forwarding, and the route to the gateway.
+    node: bool,
+    /// Settings were written, of pods' links or of others.
+    settings: bool,
+    everything: bool,
+}
+
+impl Damage {
+    /// Takes note of an event if it tells of damage; whether it was one that is only for this.
+    pub(crate) fn note(&self, event: &Event) -> bool {
+        match event {
+            Event::HostRouteRemoved { address, .. } if *address == GATEWAY_V4 => {
+                self.add(|found| found.node = true);
+            }
+            Event::HostRouteRemoved { ifindex, .. } => {
+                self.add(|found| found.links.extend([*ifindex]));
+            }
+            Event::SettingsChanged { ifindex } => self.add(|found| {
+                found.settings = true;
+                match ifindex {
+                    Some(ifindex) => found.links.extend([*ifindex]),
+                    None => found.node = true,
+                }
+            }),
+            Event::AddressRemoved { ifindex, address } if *address == GATEWAY_V6 => {
+                self.add(|found| found.links.extend([*ifindex]));
+            }
+            Event::PodLinkUp { ifindex } => {
+                // Up again: the kernel took its routes away without a word.
+                if !self.known().insert(*ifindex) {
+                    self.add(|found| found.links.extend([*ifindex]));
+                }
+            }
+            Event::LinkDeleted(link) => {
+                self.known().remove(&link.index);
+                return false;
+            }
+            Event::Resync => {
+                self.add(|found| found.everything = true);
+                return false;
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn add(&self, change: impl FnOnce(&mut Found)) {
+        change(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    fn take(&self) -> Found {
+        std::mem::take(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task.
+pub(crate) struct Repair {
+    pub(crate) damage: Arc<Damage>,
+    pub(crate) service: Arc<Service>,
+    pub(crate) problems: watch::Sender<Vec<String>>,
+    pub(crate) metrics: Metrics,
+    /// Told when a setting has changed.
+    pub(crate) host_changed: Arc<Notify>,
+}
+
+impl Repair {
+    /// Runs for ever; begins with a look at all that a process before may have missed.
+    pub(crate) async fn run(self) {
+        let mut found = Found { everything: true, ..Found::default() };
+        loop {
+            let problems = block_in_place(|| self.repair(&found));
+            let failed = !problems.is_empty();
+            tell(&self.problems, problems);
+            if found.settings {
+                self.host_changed.notify_one();
+            }
+            tokio::select! {
+                () = self.damage.changed.notified() => sleep(SETTLE).await,
+                () = sleep(RETRY), if failed => self.damage.add(|found| found.everything = true),
+            }
+            found = self.damage.take();
+        }
+    }
+
+    /// Puts back what is missing; answers what cannot be put back.
+    fn repair(&self, found: &Found) -> Vec<String> {
+        let mut problems = Vec::new();
+        if found.node || found.everything {
+            problems.extend(self.repair_node());
+        }
+        match self.links(found) {
+            Ok(links) => {
+                problems.extend(links.iter().filter_map(|link| self.repair_link(link).err()))
+            }
+            Err(error) => {
+                problems.push(format!("cannot list the pods' links: {}", error_chain(&error)));
+            }
+        }
+        problems
+    }
+
+    fn repair_node(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        match ensure_forwarding(&[Family::V4, Family::V6]) {
+            Ok(changes) => {
+                for change in &changes {
+                    info!(
+                        key = change.key,
+                        before = change.before,
+                        after = change.after,
+                        "sysctl changed back"
+                    );
+                }
+                if !changes.is_empty() {
+                    self.metrics.host_repaired("forwarding");
+                }
+            }
+            Err(error) => problems.push(format!(
+                "forwarding is off, and twilld cannot set it ({}); set it by hand, or run twilld with \
+                 a writable /proc/sys",
+                error_chain(&error)
+            )),
+        }
+        match ensure_gateway() {
+            Ok(false) => {}
+            Ok(true) => {
+                info!("made the route to the pods' gateway again");
+                self.metrics.host_repaired("gateway");
+            }
+            Err(error) => problems.push(error_chain(&error)),
+        }
+        problems
+    }
+
+    /// The links to look at.
+    fn links(&self, found: &Found) -> Result<Vec<HostEnd>, Error> {
+        if found.everything {
+            let links = HostEnd::all()?;
+            let up = links.iter().map(HostEnd::link).filter(|link| link.up);
+            self.damage.known().extend(up.map(|link| link.index));
+            return Ok(links);
+        }
+        found.links.iter().filter_map(|ifindex| HostEnd::find(*ifindex).transpose()).collect()
+    }
+
+    fn repair_link(&self, end: &HostEnd) -> Result<(), String> {
+        let Some(addresses) = self.addresses(end.alias()) else {
+            return Ok(());
+        };
+        let failed = |error: Error| {
+            format!("the pod's link {} cannot be mended: {}", end.link().name, error_chain(&error))
+        };
+        let done = end.restore(&addresses).map_err(failed)?;
+        if !done.is_empty() {
+            info!(steps = done.join("; "), "put back what somebody took from a pod's link");
+            self.metrics.host_repaired("pod");
+        }
+        Ok(())
+    }
+
+    /// The addresses of the pod whose link has this alias; `None` if the link is not that of the last ADD,
+    /// or the store cannot tell. Links without a record have addresses of another plugin, which are not
+    /// known here.
+    fn addresses(&self, alias: &LinkAlias) -> Option<Vec<std::net::IpAddr>> {
+        if alias.sequence == LinkAlias::WITHOUT_STORE {
+            return Some(Vec::new());
+        }
+        let record = match &alias.owner {
+            Alias::Full(attachment) => self.service.lookup(attachment),
+            Alias::Hashed(_) => self.service.census().map(|(records, _)| {
+                records.into_iter().find(|record| alias.is_of(&record.attachment))
+            }),
+        };
+        match record {
+            Ok(record) => record.filter(|r| r.sequence == alias.sequence).map(|r| r.addresses),
+            Err(error) => {
+                warn!(error = %error_chain(&error), "cannot tell whose a pod's link is");
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn links(damage: &Damage) -> BTreeSet<u32> {
+        damage.take().links
+    }
+
+    #[test]
+    fn a_link_that_comes_up_for_the_first_time_is_no_damage() {
+        let damage = Damage::default();
+        assert!(damage.note(&Event::PodLinkUp { ifindex: 7 }));
+        assert_eq!(links(&damage), BTreeSet::new());
+        damage.note(&Event::PodLinkUp { ifindex: 7 });
+        assert_eq!(links(&damage), [7].into());
+        // What was taken note of is looked at once.
+        assert_eq!(links(&damage), BTreeSet::new());
+    }
+
+    #[test]
+    fn what_is_gone_is_looked_at_where_it_was() {
+        let damage = Damage::default();
+        let (pod, gateway) = ("10.10.0.5".parse().unwrap(), GATEWAY_V4.into());
+        damage.note(&Event::HostRouteRemoved { address: pod, ifindex: 7 });
+        damage.note(&Event::AddressRemoved { ifindex: 8, address: GATEWAY_V6.into() });
+        damage.note(&Event::SettingsChanged { ifindex: Some(9) });
+        let found = damage.take();
+        assert!(found.settings && !found.node && !found.everything);
+        assert_eq!(found.links, [7, 8, 9].into());
+        damage.note(&Event::HostRouteRemoved { address: gateway, ifindex: 1 });
+        assert!(damage.take().node);
+        damage.note(&Event::SettingsChanged { ifindex: None });
+        assert!(damage.take().node);
+        // These mean more to others, who see them too.
+        assert!(!damage.note(&Event::Resync));
+        assert!(damage.take().everything);
+        assert!(!damage.note(&Event::AddressRemoved { ifindex: 8, address: pod }));
+        assert!(!damage.note(&Event::ForeignRoutesChanged));
+        assert_eq!(links(&damage), BTreeSet::new());
+    }
+}
