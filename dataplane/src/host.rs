@@ -2,10 +2,12 @@
 //! read, and never changed.
 
 mod forward;
+mod legacy;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 pub use forward::{DroppingChain, dropping_chains};
+pub use legacy::has_old_tables;
 use nix::errno::Errno;
 use twill_types::Family;
 

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 use twill_dataplane::{
-    host::{DroppingChain, dropping_chains, look},
+    host::{DroppingChain, dropping_chains, has_old_tables, look},
     pod::host_links,
 };
 use twill_rpc::message::{HostCheck, HostOutcome};
@@ -108,7 +108,8 @@ impl Host {
 
     fn chains(&self, depth: Depth) -> Result<Vec<DroppingChain>, String> {
         let mut known = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.rules_changed.swap(false, Ordering::Relaxed) || depth == Depth::Everything {
+        let changed = self.rules_changed.swap(false, Ordering::Relaxed);
+        if changed || depth == Depth::Everything || has_old_tables() {
             *known = dropping_chains().map_err(|error| error_chain(&error));
         }
         known.clone()

@@ -10,9 +10,11 @@ pub mod netns;
 pub mod sched;
 mod tcp_md5;
 mod ttl_security;
+mod xtables;
 
 pub use arena::ShortLived;
 pub use filter::ignore_netlink;
 pub use netns::{AtPath, Netns, NetnsError, in_netns, look, netns_cookie};
 pub use tcp_md5::{MAX_KEY_LENGTH, set_tcp_md5_key};
 pub use ttl_security::{send_highest_ttl, set_ttl_security};
+pub use xtables::{XTable, read_xtable};

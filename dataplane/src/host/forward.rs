@@ -6,6 +6,7 @@
 use netlink_packet_core::NLM_F_DUMP;
 use twill_types::{Family, HOST_LINK_PREFIX};
 
+use super::legacy;
 use crate::{
     Error,
     nftables::{Attributes, Kind, Message, Socket, attributes, find, number, text},
@@ -14,7 +15,8 @@ use crate::{
 /// A base chain at the forward hook with the policy `drop` that has no rule to let pods pass.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DroppingChain {
-    /// The table's family in nft's words: ip, ip6, inet.
+    /// The table's family in nft's words: ip, ip6, inet; or the tool that made a table which is not
+    /// nftables': iptables-legacy, ip6tables-legacy.
     pub family: &'static str,
     /// The table.
     pub table: String,
@@ -30,8 +32,8 @@ impl DroppingChain {
     /// Whether packets of a family go through it.
     pub fn concerns(&self, family: Family) -> bool {
         match self.family {
-            "ip" => family == Family::V4,
-            "ip6" => family == Family::V6,
+            "ip" | "iptables-legacy" => family == Family::V4,
+            "ip6" | "ip6tables-legacy" => family == Family::V6,
             _ => true,
         }
     }
@@ -48,6 +50,9 @@ impl DroppingChain {
             }
             ("ip6", "filter", "FORWARD") => {
                 format!("ip6tables -I FORWARD {option} {HOST_LINK_PREFIX}+ -j ACCEPT")
+            }
+            (tool @ ("iptables-legacy" | "ip6tables-legacy"), ..) => {
+                format!("{tool} -I FORWARD {option} {HOST_LINK_PREFIX}+ -j ACCEPT")
             }
             _ => format!(
                 "nft insert rule {family} {table} {chain} {word} '\"{HOST_LINK_PREFIX}*\"' accept"
@@ -77,6 +82,9 @@ pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
         if chain.from_pods || chain.to_pods {
             chains.push(chain);
         }
+    }
+    for family in [Family::V4, Family::V6] {
+        chains.extend(legacy::dropping_chain(family)?);
     }
     chains.sort();
     Ok(chains)

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, process::Command};
 
 use twill_dataplane::{
-    host::{DroppingChain, Uplink, dropping_chains, look},
+    host::{DroppingChain, Uplink, dropping_chains, has_old_tables, look},
     node,
 };
 use twill_types::Family;
@@ -75,6 +75,43 @@ fn the_tables_of_iptables_are_mended_by_iptables() {
             assert!(remedy.starts_with(tool.trim_end_matches("-nft")), "{remedy}");
             // Whichever kind of iptables the machine prefers.
             shell(&remedy.replace("tables ", "tables-nft "));
+            assert_eq!(dropping_chains().unwrap(), []);
+        }
+    });
+}
+
+#[test]
+fn the_tables_of_the_old_iptables_are_read_too() {
+    on_a_node(|| {
+        assert_eq!(dropping_chains().unwrap(), []);
+        // Asking has made none.
+        let tables = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap();
+        assert_eq!(tables, "");
+        assert!(!has_old_tables());
+        for tool in ["iptables-legacy", "ip6tables-legacy"] {
+            shell(&format!("{tool} -P FORWARD DROP"));
+            for rule in [
+                "-i twl+ -p tcp -j ACCEPT",
+                "-i twl+ -m state --state ESTABLISHED -j ACCEPT",
+                "-i twl+ -o eth0 -j ACCEPT",
+                "-i twlan0 -j ACCEPT",
+                "! -i twl+ -j ACCEPT",
+                "-o twl+ -j DROP",
+                "-o twl+",
+            ] {
+                shell(&format!("{tool} -A FORWARD {rule}"));
+            }
+            assert!(has_old_tables());
+            let found = dropping_chains().unwrap();
+            assert_eq!(names(&found), [format!("{tool} filter FORWARD")]);
+            assert!(found[0].from_pods && found[0].to_pods, "{found:?}");
+            assert_eq!(found[0].concerns(Family::V4), tool == "iptables-legacy");
+            shell(&found[0].remedy());
+            assert_eq!(dropping_chains().unwrap(), []);
+            shell(&format!("{tool} -D FORWARD -o twl+ -j ACCEPT"));
+            let found = dropping_chains().unwrap();
+            assert!(!found[0].from_pods && found[0].to_pods, "{found:?}");
+            shell(&format!("{tool} -P FORWARD ACCEPT"));
             assert_eq!(dropping_chains().unwrap(), []);
         }
     });
