@@ -146,6 +146,8 @@ pub(crate) struct State {
     behind: bool,
     /// When that is done, if it was done before and in vain.
     retry: Option<Backoff>,
+    /// When lending and borrowing are looked at again after a failure.
+    lending_retry: Option<Backoff>,
 }
 
 impl Claims {
@@ -200,11 +202,29 @@ impl Claims {
 
     fn look_around(&mut self) -> Result<(), ClaimsError> {
         if self.shared {
-            self.lend()?;
-            let _freed = self.take_what_was_lent()?;
+            self.look_at_lending()?;
         }
         self.part_with_leaving()?;
         self.give_back()
+    }
+
+    /// Lends and borrows. What fails is tried again later each time, and keeps nothing else up.
+    fn look_at_lending(&mut self) -> Result<(), ClaimsError> {
+        if !self.state.lending_retry.as_ref().is_none_or(Backoff::is_due) {
+            return Ok(());
+        }
+        let looked = self.lend().and_then(|()| {
+            let _freed = self.take_what_was_lent()?;
+            Ok(self.store.lending().map_or(Ok(()), Lending::settle)?)
+        });
+        let patience = self.store.patience();
+        let retry = self.state.lending_retry.get_or_insert_with(|| Backoff::new(LOOK, patience));
+        if looked.is_err() {
+            retry.failed();
+        } else {
+            retry.succeeded();
+        }
+        looked
     }
 
     /// Whether somebody else has written a claim that matters to this node.

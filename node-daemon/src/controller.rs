@@ -243,6 +243,7 @@ impl Controller {
             for part in claim.delegations.iter().filter(|part| part.node == node) {
                 let spec = BlockRequestSpec {
                     node: node.to_owned(),
+                    owner: Some(claim.node.clone()),
                     block: claim.block,
                     pool: claim.pool.clone(),
                     length: part.cidr.prefix().length(),

@@ -17,8 +17,8 @@ pub(crate) use claims::{lent, new_uid};
 pub(crate) use fills::FileFills;
 pub(crate) use requests::Requests;
 pub(crate) use seam::{
-    ClaimOutcome, ClaimStore, Claimant, DatastoreError, Fills, Grant, Leases, Lending, Release,
-    Reports, Stamp, Tenure,
+    Answer, Borrowed, ClaimOutcome, ClaimStore, Claimant, DatastoreError, Fills, Grant, Leases,
+    Lender, Lending, NOT_OURS, Release, Reports, Stamp, Tenure,
 };
 use status::conditions;
 

@@ -16,6 +16,7 @@ mod changes;
 mod claims;
 mod controller;
 mod crds;
+mod lending;
 mod manifests;
 mod nodes;
 mod rights;
@@ -44,6 +45,11 @@ fn main() -> ExitCode {
         claims::what_is_not_needed_is_given_back,
         claims::a_claim_that_is_taken_away_is_made_again,
         claims::a_claim_that_another_node_has_is_lost,
+        lending::a_borrowed_part_routes_and_comes_back,
+        lending::an_owner_that_is_dead_is_named,
+        lending::a_block_that_changes_hands_meanwhile_is_not_lent,
+        lending::two_borrowers_get_parts_of_their_own,
+        lending::a_request_that_somebody_removes_returns_nothing,
         nodes::a_password_comes_from_a_secret,
         nodes::pods_get_addresses_of_claims_that_kubectl_shows,
         nodes::an_add_asks_the_api_server_for_nothing,

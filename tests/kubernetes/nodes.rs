@@ -23,7 +23,7 @@ use twill_tests::{
 use super::{LONG, define};
 
 const TOR: &str = "192.168.2.1";
-const NODES: [(&str, &str); 2] = [("node1", "192.168.2.11"), ("node2", "192.168.2.12")];
+pub(crate) const NODES: [(&str, &str); 2] = [("node1", "192.168.2.11"), ("node2", "192.168.2.12")];
 const API: &str = "192.168.2.250";
 
 /// Two blocks of 32 addresses.
@@ -50,6 +50,16 @@ impl Site {
 
     /// The same with more lines for each `twilld.yaml`, and for each of the router's neighbors.
     pub(crate) fn start_with(manifests: &[&str], settings: &str, options: &[&str]) -> Result<Self> {
+        Self::start_nodes(&NODES, manifests, settings, options)
+    }
+
+    /// The same with other nodes: names and addresses.
+    pub(crate) fn start_nodes(
+        nodes: &[(&str, &str)],
+        manifests: &[&str],
+        settings: &str,
+        options: &[&str],
+    ) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("api{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let api = ApiServer::start(&name, &Path::new(LABS).join(&name))?;
@@ -57,13 +67,13 @@ impl Site {
         let account = programs::source("conf/rbac");
         api.kubectl().run(&["create", "-f", &account.to_string_lossy()])?;
         let mut topology = Topology::new();
-        let neighbors = NODES.map(|(name, address)| {
+        let neighbors = nodes.iter().map(|(name, address)| {
             let neighbor = Neighbor::new(name, address, 64512).local(TOR);
             options.iter().fold(neighbor, |neighbor, line| neighbor.option(line))
         });
-        let bird = neighbors.into_iter().fold(BirdConfig::new(TOR, 64513), BirdConfig::neighbor);
+        let bird = neighbors.fold(BirdConfig::new(TOR, 64513), BirdConfig::neighbor);
         topology.router("tor").on("seg-a", &format!("{TOR}/24")).bird(bird);
-        for (name, address) in NODES {
+        for (name, address) in nodes {
             let node = topology.node(name).on("seg-a", &format!("{address}/24")).gateway(TOR);
             node.settings(settings);
         }
@@ -75,7 +85,7 @@ impl Site {
         api.join(lab.fabric(), "seg-a", &format!("{API}/24"))?;
         let resources = lab.dir().join("resources");
         api.kubectl().run(&["create", "-f", &resources.to_string_lossy()])?;
-        for (node, _) in NODES {
+        for (node, _) in nodes {
             api.write_node_kubeconfig(node, API)?;
         }
         let mut site = Self { lab, api };

@@ -41,6 +41,48 @@ impl AsNode<'_> {
     }
 }
 
+/// Requests are written by who asks, and answered by who is asked.
+fn requests(site: &Site, node1: &AsNode<'_>) -> Result<()> {
+    let request = |name: &str, node: &str, owner: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: BlockRequest\nmetadata: {{name: {name}}}\n\
+             spec: {{node: {node}, owner: {owner}, block: 10.99.0.0/26, pool: app, length: 29}}\n"
+        )
+    };
+    // Nobody is of these names, so that nobody answers meanwhile.
+    let (own, asked, others) = ("own", "asked", "others");
+    for (name, node, owner) in
+        [(own, "node1", "node8"), (asked, "node9", "node1"), (others, "node9", "node8")]
+    {
+        site.apply(&request(name, node, owner))?;
+    }
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    node1.allowed(&create, &request("new", "node1", "node8"))?;
+    node1.refused(&create, &request("new", "node9", "node1"), "what is of node node9")?;
+    // A patch by kubectl reads first, which a node may not.
+    let apply = ["apply", "--server-side", "--force-conflicts", "--subresource=status"];
+    let apply = [&apply[..], &["--dry-run=server", "-f", "-"]].concat();
+    let status = |name: &str, status: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: BlockRequest\nmetadata: {{name: {name}}}\n\
+             status: {{{status}}}\n"
+        )
+    };
+    let (returned, refused) = ("returned: true", "refused: 'none is free'");
+    let granted = "granted: 10.99.0.0/29";
+    node1.allowed(&apply, &status(own, returned))?;
+    node1.refused(&apply, &status(own, granted), "only the node that is asked")?;
+    node1.allowed(&apply, &status(asked, refused))?;
+    node1.allowed(&apply, &status(asked, granted))?;
+    node1.refused(&apply, &status(asked, returned), "only the node that asked")?;
+    node1.refused(&apply, &status(others, refused), "what is of node node9")?;
+    let delete = ["delete", "blockrequest", "--dry-run=server"];
+    node1.allowed(&[&delete[..], &[own]].concat(), "")?;
+    node1.refused(&[&delete[..], &[asked]].concat(), "", "what is of node node9")?;
+    let kubectl = site.api.kubectl();
+    kubectl.run(&["delete", "blockrequest", own, asked, others]).map(drop)
+}
+
 /// The token of node1 tries what is node2's, and what is nobody's but the users'.
 pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     let mut site = Site::start_with(&[POOL, STRICT], "", &[])?;
@@ -70,6 +112,8 @@ pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     node1.refused(&apply, status, of_node2)?;
     let lease = ["delete", "lease", "-n", "twill-system", "twill-node-node2"];
     node1.refused(&lease, "", of_node2)?;
+
+    requests(&site, &node1)?;
 
     node1.refused(&["delete", "ippool", "app"], "", "cannot delete resource \"ippools\"")?;
     node1.refused(&["get", "secrets", "-n", "default"], "", "cannot list resource \"secrets\"")?;

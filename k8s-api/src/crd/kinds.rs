@@ -177,11 +177,12 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
         columns: &[
             column("Block", "string", ".spec.block"),
             column("Node", "string", ".spec.node"),
+            column("Owner", "string", ".spec.owner"),
             column("Pool", "string", ".spec.pool"),
             column("Length", "integer", ".spec.length"),
             column("Granted", "string", ".status.granted"),
         ],
-        selectable: &[],
+        selectable: &[".spec.node", ".spec.owner"],
         spec: schema_of::<BlockRequestSpec>,
         status: schema_of::<RequestStatus>,
         rules: expressions::BLOCK_REQUEST,

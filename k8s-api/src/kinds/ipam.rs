@@ -189,6 +189,11 @@ pub struct BlockRequestSpec {
     /// Who asks.
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
     pub node: String,
+    /// Who is asked: the node that owns the block. It watches what it is asked by this field; in files, where
+    /// every node reads all requests, it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 253)))]
+    pub owner: Option<String>,
     /// The claimed block that the part is to come from.
     #[cfg_attr(feature = "schema", schemars(with = "crate::crd::BlockCidr"))]
     pub block: Block,

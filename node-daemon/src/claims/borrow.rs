@@ -2,8 +2,9 @@
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
+    hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,16 +12,13 @@ use std::{
 
 use tracing::{info, warn};
 use twill_ipam::{BlockSummary, OwnedBlock};
-use twill_k8s_api::{
-    BlockRequestSpec,
-    files::{Claim, Claims as AllClaims},
-};
+use twill_k8s_api::{BlockRequestSpec, Delegation, files::Claims as AllClaims};
 use twill_rpc::message::{ErrorKind, RpcError};
 use twill_types::Block;
 
 use super::{Claims, ClaimsError, LOOK};
 use crate::{
-    datastore::{DatastoreError, Lending, Requests, Snapshot},
+    datastore::{Answer, Borrowed, DatastoreError, Lender, Lending, Requests, Snapshot},
     ipam::again,
 };
 
@@ -51,16 +49,17 @@ pub(super) struct Borrowing {
     refused: BTreeMap<Block, (Instant, String)>,
     /// Owners that did not answer lately, and when.
     silent: BTreeMap<String, Instant>,
-    /// All claims, as they were a moment ago.
-    claims: Option<(Instant, AllClaims)>,
+    /// Who may lend anything, as it was a moment ago.
+    lenders: Option<(Instant, Vec<Lender>)>,
 }
 
 #[derive(Debug)]
 struct Part {
     request: String,
     pool: String,
-    /// The block that it is a part of.
+    /// The block that it is a part of, and whose that is.
     of: Block,
+    owner: String,
     /// The claim of that does not say so at present: it is damaged, or somebody has removed it.
     unsure: bool,
 }
@@ -95,9 +94,10 @@ impl Borrowing {
 
     /// Takes a part out; its request, and what that said.
     pub(super) fn forget(&mut self, part: Block, node: &str) -> Option<(String, BlockRequestSpec)> {
-        let Part { request, pool, of, .. } = self.parts.remove(&part)?;
-        let (node, length) = (node.to_owned(), part.prefix().length());
-        Some((request, BlockRequestSpec { node, block: of, pool, length, address: None }))
+        let Part { request, pool, of, owner, .. } = self.parts.remove(&part)?;
+        let (node, owner) = (node.to_owned(), Some(owner));
+        let length = part.prefix().length();
+        Some((request, BlockRequestSpec { node, owner, block: of, pool, length, address: None }))
     }
 
     /// Whether a block is borrowed, as far as is known.
@@ -124,7 +124,7 @@ impl Claims {
             return Ok(Ok(()));
         }
         if freed {
-            self.state.borrowing.claims = None;
+            self.state.borrowing.lenders = None;
             let message = "the block that a part was asked of was given back".to_owned();
             return Err(RpcError { kind: ErrorKind::TryAgain, message });
         }
@@ -134,16 +134,20 @@ impl Claims {
             return Err(waiting(&asked.owner, asked.spec.block));
         }
         let lenders = self.lenders(pools, address).map_err(|error| again(&error))?;
+        let unsettled = self.unsettled().map_err(|error| again(&error))?;
         let borrowing = &mut self.state.borrowing;
         borrowing.refused.retain(|_, (when, _)| when.elapsed() < PASSED_OVER);
         borrowing.silent.retain(|_, when| when.elapsed() < SILENT);
         let mut reasons = String::new();
-        for (number, claim) in lenders.iter().enumerate() {
-            let (block, owner) = (claim.block, &claim.node);
+        for (number, lender) in lenders.iter().enumerate() {
+            let (block, owner) = (lender.block, &lender.node);
             let why = match (borrowing.silent.contains_key(owner), borrowing.refused.get(&block)) {
                 (true, _) => "its daemon does not answer",
                 (_, Some((_, why))) => why,
-                (false, None) => return self.ask(claim, address).map(Ok),
+                (false, None) if unsettled.contains(&block) => {
+                    "it has not taken the last part back"
+                }
+                (false, None) => return self.ask(lender, address).map(Ok),
             };
             if number < NAMED {
                 let _ = write!(reasons, "; node {owner} lends nothing of {block}: {why}");
@@ -170,30 +174,56 @@ impl Claims {
         &mut self,
         pools: &[String],
         address: Option<IpAddr>,
-    ) -> Result<Vec<Claim>, ClaimsError> {
-        let known = self.state.borrowing.claims.take();
-        let (when, claims) = match known.filter(|(when, _)| when.elapsed() < LOOK) {
+    ) -> Result<Vec<Lender>, ClaimsError> {
+        let Some(lending) = self.store.lending() else { return Ok(Vec::new()) };
+        let known = self.state.borrowing.lenders.take();
+        let (when, found) = match known.filter(|(when, _)| when.elapsed() < LOOK) {
             Some(known) => known,
-            None => (Instant::now(), self.store.list()?),
+            None => (Instant::now(), lending.lenders(&self.node, pools)?),
         };
-        let mut lenders: Vec<Claim> = claims
-            .claims
-            .values()
-            .filter(|claim| claim.node != self.node && claim.dedication.is_none())
-            .filter(|claim| pools.contains(&claim.pool) && claim.block.size() > 1)
-            .filter(|claim| address.is_none_or(|ip| claim.block.prefix().contains(ip)))
+        let mut lenders: Vec<Lender> = found
+            .iter()
+            .filter(|lender| pools.contains(&lender.pool) && lender.block.size() > 1)
+            .filter(|lender| address.is_none_or(|ip| lender.block.prefix().contains(ip)))
             .cloned()
             .collect();
         let free = self.told_free()?;
-        lenders.sort_by_key(|claim| Reverse(free.get(&claim.block).copied()));
-        self.state.borrowing.claims = Some((when, claims));
+        // Nodes that know nothing about it do not all ask the same one.
+        let chance = |lender: &Lender| {
+            let mut hasher = DefaultHasher::new();
+            (&self.node, lender.block).hash(&mut hasher);
+            hasher.finish()
+        };
+        lenders.sort_by_cached_key(|lender| {
+            (Reverse(free.get(&lender.block).copied()), chance(lender))
+        });
+        self.state.borrowing.lenders = Some((when, found));
         Ok(lenders)
+    }
+
+    /// Blocks whose owners have not taken back yet what this node has returned, where a request stays until
+    /// they have.
+    fn unsettled(&self) -> Result<BTreeSet<Block>, DatastoreError> {
+        let Some(lending) = self.store.lending().filter(|lending| lending.is_by_request()) else {
+            return Ok(BTreeSet::new());
+        };
+        let requests = lending.requests()?;
+        let own = requests.values().flatten().filter(|request| request.spec.node == self.node);
+        Ok(own.filter(|request| request.outcome().returned).map(|r| r.spec.block).collect())
     }
 
     /// Whether some node may have an address to lend of these pools.
     pub(super) fn might_borrow(&self, resources: &Snapshot, pools: &[String]) -> bool {
         if resources.ipam_config().strict_affinity || !self.may_lend() {
             return false;
+        }
+        if self.store.lending().is_some_and(Lending::is_by_request) {
+            let borrowing = &self.state.borrowing;
+            let lenders = borrowing.lenders.iter().flat_map(|(_, lenders)| lenders);
+            return lenders.filter(|lender| pools.contains(&lender.pool)).any(|lender| {
+                let is_refused = borrowing.refused.contains_key(&lender.block);
+                !is_refused && !borrowing.silent.contains_key(&lender.node)
+            });
         }
         let free = self.told_free().unwrap_or_default();
         let inside = |block: &Block| {
@@ -204,27 +234,28 @@ impl Claims {
             .any(|(block, free)| *free > 0 && inside(block) && !self.state.mine.contains_key(block))
     }
 
-    fn ask(&mut self, claim: &Claim, address: Option<IpAddr>) -> Result<(), RpcError> {
-        let bits = claim.block.family().bits();
+    fn ask(&mut self, lender: &Lender, address: Option<IpAddr>) -> Result<(), RpcError> {
+        let bits = lender.block.family().bits();
         let length = match address {
             Some(_) => bits,
-            None => (bits - BITS).max(claim.block.prefix().length() + 1),
+            None => (bits - BITS).max(lender.block.prefix().length() + 1),
         };
         let spec = BlockRequestSpec {
             node: self.node.clone(),
-            block: claim.block,
-            pool: claim.pool.clone(),
+            owner: Some(lender.node.clone()),
+            block: lender.block,
+            pool: lender.pool.clone(),
             length,
             address,
         };
         let Some(lending) = self.store.lending() else {
-            return Err(waiting(&claim.node, claim.block));
+            return Err(waiting(&lender.node, lender.block));
         };
         let name = lending.ask(spec.clone()).map_err(|error| again(&error))?;
-        info!(block = %claim.block, owner = claim.node, "asked for a part of a block");
-        let asked = Asked { owner: claim.node.clone(), spec, since: Instant::now() };
+        info!(block = %lender.block, owner = lender.node, "asked for a part of a block");
+        let asked = Asked { owner: lender.node.clone(), spec, since: Instant::now() };
         self.state.borrowing.asked.insert(name, asked);
-        Err(waiting(&claim.node, claim.block))
+        Err(waiting(&lender.node, lender.block))
     }
 
     /// Takes into use what owners have lent since the last time; whether a block is nobody's any more
@@ -234,43 +265,29 @@ impl Claims {
         if !self.state.borrowing.is_waiting() {
             return Ok(freed);
         }
-        let requests = self.requests()?;
+        let store = Arc::clone(&self.store);
+        let Some(lending) = store.lending() else { return Ok(freed) };
+        let requests = lending.requests()?;
         let names: Vec<String> = self.state.borrowing.asked.keys().cloned().collect();
         for name in names {
             let Some(asked) = self.state.borrowing.asked.get(&name) else { continue };
-            let outcome = requests.get(&name).and_then(Option::as_ref).map(|r| r.outcome());
-            // Given back, it may be another's by now, or this node's.
-            // One that cannot be read says nothing yet.
-            let claim = match self.store.get(asked.spec.block) {
-                Ok(claim) => claim.filter(|claim| claim.node == asked.owner),
-                Err(_) if asked.since.elapsed() < ANSWER => continue,
-                Err(_) => {
-                    let owner = asked.owner.clone();
-                    self.give_up(&name)?;
-                    self.state.borrowing.silent.insert(owner, Instant::now());
-                    continue;
-                }
-            };
-            let granted = claim.as_ref().and_then(|claim| {
-                claim.delegations.iter().find(|part| part.request == name).map(|part| part.cidr)
-            });
-            match (granted, claim, outcome.and_then(|outcome| outcome.refused)) {
-                (Some(part), ..) => self.use_part(&name, part)?,
-                (None, None, _) => {
+            let (owner, block) = (asked.owner.clone(), asked.spec.block);
+            let is_late = asked.since.elapsed() >= ANSWER;
+            match lending.answer(&name, &asked.spec, &requests) {
+                Answer::Granted(part) => self.use_part(&name, part)?,
+                Answer::Freed => {
                     self.give_up(&name)?;
                     freed = true;
                 }
-                (None, _, Some(why)) => {
-                    let block = asked.spec.block;
+                Answer::Refused(why) => {
                     self.give_up(&name)?;
                     self.state.borrowing.refused.insert(block, (Instant::now(), why));
                 }
-                _ if asked.since.elapsed() >= ANSWER => {
-                    let owner = asked.owner.clone();
+                Answer::None if is_late => {
                     self.give_up(&name)?;
                     self.state.borrowing.silent.insert(owner, Instant::now());
                 }
-                _ => {}
+                Answer::None => {}
             }
         }
         Ok(freed)
@@ -285,7 +302,7 @@ impl Claims {
         self.service.set_block(owned, true)?;
         info!(%part, owner, pool, "borrowed a part of a block");
         self.state.borrowing.asked.remove(request);
-        let what = Part { request: request.to_owned(), pool, of, unsure: false };
+        let what = Part { request: request.to_owned(), pool, of, owner, unsure: false };
         self.state.borrowing.parts.insert(part, what);
         self.state.draining.insert(part);
         self.stamp(of);
@@ -315,21 +332,28 @@ impl Claims {
         let store = Arc::clone(&self.store);
         let Some(lending) = store.lending() else { return Ok(()) };
         let mut parts = BTreeMap::new();
-        let is_returned = |name: &String| {
-            requests
-                .get(name)
-                .is_some_and(|r| r.as_ref().is_some_and(|request| request.outcome().returned))
-        };
-        for claim in all.claims.values().filter(|claim| claim.node != self.node) {
-            let ours = claim.delegations.iter().filter(|part| part.node == self.node);
-            for part in ours.filter(|part| !is_returned(&part.request)) {
-                self.state.borrowing.asked.remove(&part.request);
-                let (request, pool, of) = (part.request.clone(), claim.pool.clone(), claim.block);
-                if requests.get(&request).is_none_or(Option::is_none) {
-                    warn!(part = %part.cidr, request, "the request of a borrowed part was lost: made again");
-                    lending.ask_again(part, of, &pool)?;
+        for Borrowed { part, of, pool, owner } in lending.borrowed(&self.node, all, requests) {
+            self.state.borrowing.asked.remove(&part.request);
+            let request = part.request.clone();
+            if requests.get(&request).is_none_or(Option::is_none) {
+                warn!(part = %part.cidr, request, "the request of a borrowed part was lost: made again");
+                lending.ask_again(&part, of, &pool, &owner)?;
+            }
+            parts.insert(part.cidr, Part { request, pool, of, owner, unsure: false });
+        }
+        if lending.is_by_request() {
+            let lost = |what: &Part| !requests.contains_key(&what.request);
+            for (part, what) in std::mem::take(&mut self.state.borrowing.parts) {
+                if !lost(&what) || parts.contains_key(&part) {
+                    continue;
                 }
-                parts.insert(part.cidr, Part { request, pool, of, unsure: false });
+                let Part { request, pool, of, owner, .. } = what;
+                warn!(%part, request, "the request of a borrowed part was removed: made again");
+                let (cidr, node) = (part, self.node.clone());
+                let delegation = Delegation { cidr, node, request: request.clone() };
+                lending.ask_again(&delegation, of, &pool, &owner)?;
+                parts.insert(part, Part { request, pool, of, owner, unsure: true });
+                self.state.behind = true;
             }
         }
         let held = self.service.blocks()?;
@@ -348,12 +372,14 @@ impl Claims {
             };
             // A claim that can be read has not named it: then it is not this node's any more.
             let unsure = !all.claims.contains_key(&spec.block);
-            let used = held.iter().find(in_block).map(|held| held.block);
+            let used = held.iter().find(|held| in_block(held) && !parts.contains_key(&held.block));
+            let used = used.map(|held| held.block);
             let part = outcome.granted.or(used).filter(|_| unsure);
             match part {
                 Some(part) => {
                     let (request, pool, of) = (name.clone(), spec.pool.clone(), spec.block);
-                    parts.insert(part, Part { request, pool, of, unsure: true });
+                    let owner = spec.owner.clone().unwrap_or_default();
+                    parts.insert(part, Part { request, pool, of, owner, unsure: true });
                     self.state.behind = true;
                 }
                 None if self.state.borrowing.asked.contains_key(name) => {}

@@ -10,7 +10,7 @@ use twill_k8s_api::{BlockRequestSpec, Delegation, files::Claim};
 use twill_types::{Block, error_chain};
 
 use super::{Claims, ClaimsError};
-use crate::datastore::{Grant, Lending, Requests};
+use crate::datastore::{Grant, Lending, NOT_OURS, Requests};
 
 impl Claims {
     /// Answers the requests for parts of this node's blocks, and takes back what was returned.
@@ -23,11 +23,16 @@ impl Claims {
             let Some(request) = request else { continue };
             let (outcome, spec) = (request.outcome(), request.spec);
             let Some(claim) = self.state.mine.get(&spec.block).cloned() else {
+                if spec.owner.as_ref() == Some(&self.node) && outcome.refused.is_none() {
+                    self.disown(lending, &name, &spec)?;
+                }
                 continue;
             };
-            let is_answered = claim.delegations.iter().any(|part| part.request == name)
-                || outcome.refused.is_some()
-                || outcome.returned;
+            let entered = claim.delegations.iter().find(|part| part.request == name);
+            if let Some(part) = entered.filter(|_| outcome.granted.is_none()) {
+                lending.confirm(part)?;
+            }
+            let is_answered = entered.is_some() || outcome.refused.is_some() || outcome.returned;
             let is_unsure = self.state.unsure.contains(&claim.block);
             if spec.node == self.node || is_answered || is_unsure {
                 continue;
@@ -36,6 +41,23 @@ impl Claims {
                 info!(block = %spec.block, to = spec.node, why, "no part of a block is lent");
                 lending.refuse(&name, &why)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Answers a request for a part of a block that is not this node's any more. Who asked waits for that
+    /// before it removes the request: from then on no part of it can be lent.
+    fn disown(
+        &self,
+        lending: &dyn Lending,
+        name: &str,
+        spec: &BlockRequestSpec,
+    ) -> Result<(), ClaimsError> {
+        // What is known may be behind, and a block that is about to go is this node's until it is gone.
+        let claim = self.store.get(spec.block)?;
+        if claim.is_none_or(|claim| claim.node != self.node) {
+            info!(block = %spec.block, by = spec.node, "asked for a part of a block that is not ours");
+            lending.refuse(name, NOT_OURS)?;
         }
         Ok(())
     }
@@ -51,6 +73,9 @@ impl Claims {
         let resources = Arc::clone(&self.resources.borrow());
         if resources.ipam_config().strict_affinity {
             return Ok(Some("strictAffinity is true".to_owned()));
+        }
+        if let Some(dedication) = &claim.dedication {
+            return Ok(Some(format!("it is set aside for network {}", dedication.network)));
         }
         // From here on nobody on this node gets an address of it. Half of a block at the most: peers
         // tell a part from its block by its length.

@@ -72,7 +72,6 @@ impl Claims {
         self.tell_store_what_is_lent(false)?;
         say_pools(&eligible, &mut said);
         self.say_limit(&resources, &mut said);
-        self.say_lending(&resources, &mut said);
         problems::tell(&self.problems, said.problems);
         self.conditions.send_replace(said.conditions);
         self.publish_owned();
@@ -136,7 +135,7 @@ impl Claims {
             // Where a request was removed as well, nobody but this node knows of its part.
             let mut parts = self.state.mine.get(&block).into_iter().flat_map(|c| &c.delegations);
             if let Some(lending) = self.store.lending() {
-                parts.try_for_each(|part| lending.ask_again(part, block, &pool))?;
+                parts.try_for_each(|part| lending.ask_again(part, block, &pool, &self.node))?;
             }
             let who = Claimant { node: &self.node, pool: &pool, dedication: dedication.as_ref() };
             match self.store.try_claim(block, who) {
@@ -334,22 +333,6 @@ impl Claims {
             self.service.set_block(OwnedBlock { block, pool, dedication }, false)?;
         }
         Ok(())
-    }
-
-    /// That nothing is lent, where somebody may expect it.
-    fn say_lending(&self, resources: &Snapshot, said: &mut Said) {
-        let is_there = resources
-            .catalog
-            .resources
-            .keys()
-            .any(|id| id.kind == Kind::IpamConfig.singular() && id.name == "default");
-        let is_asked = is_there && !resources.ipam_config().strict_affinity;
-        if is_asked && self.store.lending().is_none() {
-            let message = "spec.strictAffinity false: with this datastore nodes give addresses of their own \
-                           blocks only";
-            let about = ("Unsupported", true);
-            said.about(Kind::IpamConfig, "default", about, "NotImplemented", message);
-        }
     }
 
     /// Whether the node has as many blocks as it may.

@@ -125,6 +125,7 @@ fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
     let block = claim.block;
     let spec = BlockRequestSpec {
         node: "node1".to_owned(),
+        owner: None,
         block,
         pool: "a".to_owned(),
         length: 29,
@@ -161,6 +162,7 @@ fn what_a_node_that_is_gone_has_borrowed_goes_back() {
     let cidr = "10.0.0.64/29".parse().unwrap();
     let spec = BlockRequestSpec {
         node: "gone".to_owned(),
+        owner: None,
         block: claim.block,
         pool: "a".to_owned(),
         length: 29,
@@ -181,6 +183,7 @@ fn whoever_claims_a_block_again_leaves_parts_to_those_who_have_them() {
     let claim = site.claim("node1", "10.0.0.64/26");
     let spec = BlockRequestSpec {
         node: "node2".to_owned(),
+        owner: None,
         block: claim.block,
         pool: "a".to_owned(),
         length: 29,

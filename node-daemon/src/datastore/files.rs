@@ -22,9 +22,9 @@ use twill_k8s_api::{
 use twill_types::Block;
 
 use super::{
-    ClaimOutcome, ClaimStore, Claimant, Datastore, DatastoreError, FileFills, Grant, Leases,
-    Lending, Release, Reports, Requests, Snapshot, Stamp, Tenure, claims::FileClaims,
-    leases::FileLeases, seam::Still, status::report, watch::watch,
+    Answer, Borrowed, ClaimOutcome, ClaimStore, Claimant, Datastore, DatastoreError, FileFills,
+    Grant, Leases, Lender, Lending, Release, Reports, Requests, Snapshot, Stamp, Tenure,
+    claims::FileClaims, leases::FileLeases, seam::Still, status::report, watch::watch,
 };
 
 /// Opens the datastore in a directory for a node.
@@ -112,6 +112,62 @@ impl Lending for FileClaims {
         Ok(Self::forget_fill(self, node)?)
     }
 
+    fn lenders(&self, node: &str, pools: &[String]) -> Result<Vec<Lender>, DatastoreError> {
+        let is_lender = |claim: &Claim| {
+            claim.node != node && claim.dedication.is_none() && pools.contains(&claim.pool)
+        };
+        let claims = Self::list(self)?.claims.into_values().filter(is_lender);
+        let lender =
+            |claim: Claim| Lender { block: claim.block, node: claim.node, pool: claim.pool };
+        Ok(claims.map(lender).collect())
+    }
+
+    fn is_by_request(&self) -> bool {
+        false
+    }
+
+    /// That stands in the claims, until its request says that it was returned.
+    fn borrowed(&self, node: &str, all: &Claims, requests: &Requests) -> Vec<Borrowed> {
+        let is_returned = |name: &str| {
+            let request = requests.get(name).and_then(Option::as_ref);
+            request.is_some_and(|request| request.outcome().returned)
+        };
+        let of_claim = |claim: &Claim| {
+            let ours = claim.delegations.iter().filter(|part| part.node == node).cloned();
+            let (of, pool, owner) = (claim.block, claim.pool.clone(), claim.node.clone());
+            ours.map(move |part| Borrowed { part, of, pool: pool.clone(), owner: owner.clone() })
+                .collect::<Vec<_>>()
+        };
+        let others = all.claims.values().filter(|claim| claim.node != node);
+        others.flat_map(of_claim).filter(|found| !is_returned(&found.part.request)).collect()
+    }
+
+    /// Given back, the block may be another's by now, or this node's. A claim that cannot be read says
+    /// nothing yet.
+    fn answer(&self, name: &str, spec: &BlockRequestSpec, requests: &Requests) -> Answer {
+        let Ok(claim) = Self::get(self, spec.block) else { return Answer::None };
+        let is_owners =
+            |claim: &Claim| spec.owner.as_ref().is_none_or(|owner| claim.node == *owner);
+        let Some(claim) = claim.filter(is_owners) else { return Answer::Freed };
+        let part = claim.delegations.iter().find(|part| part.request == name);
+        let request = requests.get(name).and_then(Option::as_ref);
+        match (part, request.and_then(|request| request.outcome().refused)) {
+            (Some(part), _) => Answer::Granted(part.cidr),
+            (None, Some(why)) => Answer::Refused(why),
+            (None, None) => Answer::None,
+        }
+    }
+
+    /// They go as they are given up, and with what their owners take back.
+    fn settle(&self) -> Result<(), DatastoreError> {
+        Ok(())
+    }
+
+    /// Who asked reads the claim.
+    fn confirm(&self, _part: &Delegation) -> Result<(), DatastoreError> {
+        Ok(())
+    }
+
     fn requests(&self) -> Result<Requests, DatastoreError> {
         Ok(Self::requests(self)?)
     }
@@ -120,7 +176,13 @@ impl Lending for FileClaims {
         Ok(Self::ask(self, spec)?)
     }
 
-    fn ask_again(&self, part: &Delegation, block: Block, pool: &str) -> Result<(), DatastoreError> {
+    fn ask_again(
+        &self,
+        part: &Delegation,
+        block: Block,
+        pool: &str,
+        _owner: &str,
+    ) -> Result<(), DatastoreError> {
         Ok(Self::ask_again(self, part, block, pool)?)
     }
 

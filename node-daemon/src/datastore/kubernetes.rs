@@ -11,11 +11,13 @@ mod collector;
 mod fake;
 mod fills;
 mod leases;
+mod lending;
 mod names;
 mod owned;
 mod pools;
 mod read;
 mod reports;
+mod requests;
 mod services;
 mod subject;
 mod watching;
@@ -41,6 +43,7 @@ use self::{
     leases::ApiLeases,
     owned::OwnClaims,
     reports::ApiReports,
+    requests::NodeRequests,
     services::ServiceWatch,
 };
 use super::{Datastore, Tenure};
@@ -62,6 +65,7 @@ pub(super) async fn open(
     let mut known = cache.read();
     let cache = Arc::new(Mutex::new(cache));
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
+    let requests = watch::Sender::new(Arc::new(NodeRequests::new(node)));
     let problems = watch::Sender::new(Vec::new());
     let objects = known.as_mut().map(|known| std::mem::take(&mut known.objects));
     let collector = Collector::new(
@@ -69,7 +73,7 @@ pub(super) async fn open(
         &access,
         Arc::clone(&cache),
         objects.unwrap_or_default(),
-        owned.clone(),
+        (owned.clone(), requests.clone()),
         problems.clone(),
     );
     let (resources, progress) = collector.start();
@@ -84,6 +88,9 @@ pub(super) async fn open(
             }
             is_older
         });
+        if *progress.borrow() != Progress::Complete {
+            requests.send_modify(|requests| Arc::make_mut(requests).set_known(&known.own));
+        }
         resources.send_if_modified(|snapshot| {
             let is_older = *progress.borrow() != Progress::Complete;
             if is_older {
@@ -98,7 +105,13 @@ pub(super) async fn open(
         resources: resources.subscribe(),
         services,
         service_problems,
-        claims: Arc::new(ApiClaims::new(Arc::clone(&access), owned, Arc::clone(&cache), node)),
+        claims: Arc::new(ApiClaims::new(
+            Arc::clone(&access),
+            owned,
+            requests,
+            Arc::clone(&cache),
+            node,
+        )),
         leases: Arc::new(ApiLeases::new(Arc::clone(&access))),
         fills: Some(Arc::new(ApiFills::new(Arc::clone(&access)))),
         reports: Arc::new(ApiReports::new(Arc::clone(&access), node)),

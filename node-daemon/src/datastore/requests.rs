@@ -53,7 +53,7 @@ impl FileClaims {
         remove_file(&self.request(&part.request))?;
         let (node, pool) = (part.node.clone(), pool.to_owned());
         let length = part.cidr.prefix().length();
-        let spec = BlockRequestSpec { node, block, pool, length, address: None };
+        let spec = BlockRequestSpec { node, owner: None, block, pool, length, address: None };
         let granted = BlockRequestStatus { granted: Some(part.cidr), ..Default::default() };
         self.create_request(&part.request, spec, &granted)
     }

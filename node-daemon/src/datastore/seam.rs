@@ -76,6 +76,30 @@ pub(crate) enum Grant {
     Lost,
 }
 
+/// Who may lend a part of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lender {
+    pub(crate) block: Block,
+    pub(crate) node: String,
+    pub(crate) pool: String,
+}
+
+/// Why an owner lends nothing of a block that is not its own any more.
+pub(crate) const NOT_OURS: &str = "the block is not this node's any more";
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Nothing yet, or nothing that could be read.
+    None,
+    /// This part is lent.
+    Granted(Block),
+    /// Nothing is, and why not.
+    Refused(String),
+    /// The block is not the owner's any more.
+    Freed,
+}
+
 /// Something that is asked while nobody else can claim.
 pub(crate) type Still<'a> = &'a dyn Fn() -> Result<bool, DatastoreError>;
 
@@ -120,6 +144,17 @@ pub(crate) trait ClaimStore: Send + Sync {
     fn lending(&self) -> Option<&dyn Lending>;
 }
 
+/// A part of another node's block that a node has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Borrowed {
+    pub(crate) part: Delegation,
+    /// The block, and its pool.
+    pub(crate) of: Block,
+    pub(crate) pool: String,
+    /// Who owns that.
+    pub(crate) owner: String,
+}
+
 /// Parts of blocks that nodes lend each other, and how full their blocks are.
 pub(crate) trait Lending: Send + Sync {
     /// Addresses that can be had in blocks, as their owners say.
@@ -128,14 +163,38 @@ pub(crate) trait Lending: Send + Sync {
     /// Forgets how full the blocks of a node that is gone were.
     fn forget_fill(&self, node: &str) -> Result<bool, DatastoreError>;
 
-    /// All requests.
+    /// Who may lend a part of a block of one of these pools.
+    fn lenders(&self, node: &str, pools: &[String]) -> Result<Vec<Lender>, DatastoreError>;
+
+    /// Whether what a node has borrowed stands in its requests alone: it does not see others' claims.
+    fn is_by_request(&self) -> bool;
+
+    /// What a node has borrowed.
+    fn borrowed(&self, node: &str, all: &Claims, requests: &Requests) -> Vec<Borrowed>;
+
+    /// What became of a request.
+    fn answer(&self, name: &str, spec: &BlockRequestSpec, requests: &Requests) -> Answer;
+
+    /// Removes the requests of this node that their owners have done with.
+    fn settle(&self) -> Result<(), DatastoreError>;
+
+    /// Tells who asked what stands in the claim, where the process before this one did not come to it.
+    fn confirm(&self, part: &Delegation) -> Result<(), DatastoreError>;
+
+    /// All requests that this node has to see.
     fn requests(&self) -> Result<Requests, DatastoreError>;
 
     /// Asks; the request's name.
     fn ask(&self, spec: BlockRequestSpec) -> Result<String, DatastoreError>;
 
     /// Makes a request again that somebody has removed or damaged although its part is in use.
-    fn ask_again(&self, part: &Delegation, block: Block, pool: &str) -> Result<(), DatastoreError>;
+    fn ask_again(
+        &self,
+        part: &Delegation,
+        block: Block,
+        pool: &str,
+        owner: &str,
+    ) -> Result<(), DatastoreError>;
 
     /// The owner's answer, if it is no.
     fn refuse(&self, name: &str, why: &str) -> Result<(), DatastoreError>;

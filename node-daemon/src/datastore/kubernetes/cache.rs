@@ -32,7 +32,7 @@ struct Copy {
     node: String,
     /// Each with the name of its list, as RBAC has it.
     objects: Vec<(String, Value)>,
-    /// This node's BlockAffinities.
+    /// This node's BlockAffinities, and its BlockRequests for the parts that it has.
     claims: Vec<Value>,
 }
 
@@ -40,6 +40,8 @@ struct Copy {
 pub(super) struct Known {
     pub(super) snapshot: Snapshot,
     pub(super) claims: OwnClaims,
+    /// The manifests of those, and of requests for parts of blocks.
+    pub(super) own: Vec<Value>,
     /// Each with the name of its list.
     pub(super) objects: Vec<(String, Value)>,
 }
@@ -171,6 +173,7 @@ fn known(copy: Copy) -> Known {
     Known {
         snapshot: Snapshot::new(catalog(&loaded)),
         claims: OwnClaims::from_manifests(&copy.claims),
+        own: copy.claims,
         objects: copy.objects,
     }
 }

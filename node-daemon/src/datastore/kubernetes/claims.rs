@@ -12,12 +12,12 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
     core::DynamicObject,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::warn;
 use twill_ipam::Taken;
 use twill_k8s_api::{
-    IpPool, Problem, Severity,
+    Delegation, IpPool, Problem, Severity,
     files::{Claim, Claims},
 };
 use twill_types::{Block, Prefix, error_chain};
@@ -25,17 +25,18 @@ use twill_types::{Block, Prefix, error_chain};
 use super::{
     access::{Access, ApiError},
     cache::Cache,
-    names::{self, Age},
+    names::{self, Age, Listed},
     owned::{Held, OwnClaims},
     pools::Pools,
     read,
-    subject::BLOCK_AFFINITIES,
+    requests::NodeRequests,
+    subject::{BLOCK_AFFINITIES, BLOCK_REQUESTS},
 };
 use crate::{
     backoff::Backoff,
     datastore::{
         ClaimOutcome, ClaimStore, Claimant, DatastoreError, Lending, Release, Snapshot, Stamp,
-        seam::Still,
+        lent, seam::Still,
     },
 };
 
@@ -76,9 +77,9 @@ enum Made {
 
 /// The claims.
 pub(super) struct ApiClaims {
-    access: Arc<Access>,
-    api: Api<DynamicObject>,
-    node: String,
+    pub(super) access: Arc<Access>,
+    pub(super) api: Api<DynamicObject>,
+    pub(super) node: String,
     /// This node's, by the watch and by what was written here.
     owned: watch::Sender<Arc<OwnClaims>>,
     /// Blocks that others had when that was looked at last.
@@ -88,7 +89,12 @@ pub(super) struct ApiClaims {
     pools: Mutex<Pools>,
     /// Made here, and not looked at yet whether another claim is in the way: nobody gets an address there.
     doubted: Mutex<BTreeSet<Block>>,
-    cache: Arc<Mutex<Cache>>,
+    /// The requests that this node has made, and those that ask it.
+    pub(super) requests: watch::Sender<Arc<NodeRequests>>,
+    pub(super) request_api: Api<DynamicObject>,
+    /// All claims, as they were listed last for one that may lend a part.
+    pub(super) lenders: Mutex<Option<(Instant, Vec<Listed>)>>,
+    pub(super) cache: Arc<Mutex<Cache>>,
     /// Others' claims of blocks that this node holds, as they were seen last.
     others: Mutex<BTreeMap<Block, Claim>>,
 }
@@ -97,10 +103,12 @@ impl ApiClaims {
     pub(super) fn new(
         access: Arc<Access>,
         owned: watch::Sender<Arc<OwnClaims>>,
+        requests: watch::Sender<Arc<NodeRequests>>,
         cache: Arc<Mutex<Cache>>,
         node: &str,
     ) -> Self {
         let api = access.objects(&BLOCK_AFFINITIES.resource());
+        let request_api = access.objects(&BLOCK_REQUESTS.resource());
         Self {
             access,
             api,
@@ -110,9 +118,19 @@ impl ApiClaims {
             full: Mutex::new(Backoff::new(CURRENT[0], CURRENT[1])),
             pools: Mutex::default(),
             doubted: Mutex::default(),
+            requests,
+            request_api,
+            lenders: Mutex::default(),
             cache,
             others: Mutex::default(),
         }
+    }
+
+    /// What the copy has of this node's own: its claims, and its requests for the parts that it has.
+    pub(super) fn kept(&self) -> Vec<Value> {
+        let mut kept = self.own().manifests();
+        kept.extend(self.requests.borrow().manifests());
+        kept
     }
 
     fn own(&self) -> Arc<OwnClaims> {
@@ -122,7 +140,8 @@ impl ApiClaims {
     /// Creates a claim, if there is none and none that it is a part of, or more than.
     fn create(&self, block: Block, who: Claimant<'_>) -> Result<Made, DatastoreError> {
         let name = block.claim_name();
-        let object = manifest(block, who);
+        let parts = lent(block, &self.requests.borrow().all());
+        let object = manifest(block, who, &parts);
         let params = PostParams::default();
         // Before: the watch may tell of it before the answer comes.
         let may_contest = lock(&self.pools).may_contest(block);
@@ -176,7 +195,7 @@ impl ApiClaims {
     fn use_claim(&self, object: &DynamicObject) -> Result<Claim, ApiError> {
         let claim = self.note(object)?;
         let mut cache = lock(&self.cache);
-        if let Err(error) = cache.write_claims(self.own().manifests()) {
+        if let Err(error) = cache.write_claims(self.kept()) {
             let error = error_chain(&error);
             warn!(error, "the copy for a start without the API server lacks a claim");
         }
@@ -184,13 +203,13 @@ impl ApiClaims {
     }
 
     /// Takes over what the API server answered about one of this node's claims.
-    fn note(&self, object: &DynamicObject) -> Result<Claim, ApiError> {
+    pub(super) fn note(&self, object: &DynamicObject) -> Result<Claim, ApiError> {
         let claim = read_claim(object)?;
         self.owned.send_modify(|own| Arc::make_mut(own).set(object));
         Ok(claim)
     }
 
-    fn find(&self, block: Block) -> Result<Option<DynamicObject>, ApiError> {
+    pub(super) fn find(&self, block: Block) -> Result<Option<DynamicObject>, ApiError> {
         let name = block.claim_name();
         self.access.ask("get", format!("blockaffinities/{name}"), self.api.get_opt(&name))
     }
@@ -242,7 +261,7 @@ impl ApiClaims {
             false
         });
         let mut cache = lock(&self.cache);
-        cache.write_claims(self.own().manifests())
+        cache.write_claims(self.kept())
     }
 
     /// Takes the finalizer off, then deletes: an end in between leaves a claim that is still this node's.
@@ -415,7 +434,12 @@ impl ClaimStore for ApiClaims {
             };
             add(&mut all, &block.claim_name(), claim);
         }
-        let is_own = |block: &&Block| own.blocks().contains_key(block);
+        // A part of another's block has no claim of its own.
+        let requests = self.requests.borrow().all();
+        let borrowed = self.borrowed(&self.node, &all, &requests);
+        let is_own = |block: &&Block| {
+            own.blocks().contains_key(block) || borrowed.iter().any(|b| b.part.cidr == **block)
+        };
         let mut others = lock(&self.others);
         let before = std::mem::take(&mut *others);
         for block in held.iter().filter(|block| !is_own(block)) {
@@ -458,7 +482,7 @@ impl ClaimStore for ApiClaims {
     }
 
     fn lending(&self) -> Option<&dyn Lending> {
-        None
+        Some(self)
     }
 }
 
@@ -476,12 +500,12 @@ pub(crate) fn first_made(pools: &BTreeMap<String, IpPool>) -> Vec<String> {
     first.into_iter().map(|(name, _)| name.clone()).collect()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The claim as an object.
-fn manifest(block: Block, who: Claimant<'_>) -> DynamicObject {
+/// The claim as an object. Parts that other nodes have stay theirs, whoever owns the block.
+fn manifest(block: Block, who: Claimant<'_>, parts: &[Delegation]) -> DynamicObject {
     let name = block.claim_name();
     let mut object = DynamicObject::new(&name, &BLOCK_AFFINITIES.resource());
     object.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
@@ -491,10 +515,13 @@ fn manifest(block: Block, who: Claimant<'_>) -> DynamicObject {
     if let Some(dedication) = who.dedication {
         spec["dedication"] = json!(dedication);
     }
+    if !parts.is_empty() {
+        spec["delegations"] = json!(parts);
+    }
     object.data(json!({ "spec": spec }))
 }
 
-fn read_claim(object: &DynamicObject) -> Result<Claim, ApiError> {
+pub(super) fn read_claim(object: &DynamicObject) -> Result<Claim, ApiError> {
     read::claim(object).map_err(|message| {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         ApiError::Damaged { what: format!("blockaffinities/{name}"), message }

@@ -22,6 +22,7 @@ use super::{
     cache::Cache,
     owned::OwnClaims,
     read,
+    requests::{NodeRequests, Side},
     subject::Subject,
     watching::{self, Following, News},
 };
@@ -43,6 +44,9 @@ const ENOUGH: u32 = 3;
 
 /// How much may wait to be looked at.
 const QUEUE: usize = 256;
+
+/// What this node has on the API server: its claims, and the requests that matter to it.
+pub(super) type Own = (watch::Sender<Arc<OwnClaims>>, watch::Sender<Arc<NodeRequests>>);
 
 /// How far the API server has come with telling everything once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +99,7 @@ pub(super) struct Collector {
     /// What was in it at the start, each with the name of its list: not seen here yet.
     known: Vec<(String, Value)>,
     owned: watch::Sender<Arc<OwnClaims>>,
+    requests: watch::Sender<Arc<NodeRequests>>,
     problems: watch::Sender<Vec<String>>,
     lists: BTreeMap<Subject, List>,
     following: BTreeMap<Subject, Following>,
@@ -114,7 +119,7 @@ impl Collector {
         access: &Arc<Access>,
         cache: Arc<Mutex<Cache>>,
         known: Vec<(String, Value)>,
-        owned: watch::Sender<Arc<OwnClaims>>,
+        (owned, requests): Own,
         problems: watch::Sender<Vec<String>>,
     ) -> Self {
         let (sender, news) = mpsc::channel(QUEUE);
@@ -128,6 +133,7 @@ impl Collector {
             copy_rests: Instant::now(),
             known,
             owned,
+            requests,
             problems,
             lists: BTreeMap::new(),
             following: BTreeMap::new(),
@@ -208,6 +214,10 @@ impl Collector {
                 take_claim(Arc::make_mut(claims), &event);
                 before.blocks() != claims.blocks()
             });
+        } else if let Some(side) = subject.requests() {
+            // One that somebody removes is made again by who looks after claims.
+            self.claims_changed |= matches!(event, Event::Delete(_));
+            self.requests.send_modify(|known| take_request(Arc::make_mut(known), side, &event));
         } else {
             list.take(subject, event);
         }
@@ -301,7 +311,8 @@ impl Collector {
         let written = block_in_place(|| {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             // Under the lock: a claim that is given back meanwhile must not be written again.
-            let claims = self.owned.borrow().manifests();
+            let mut claims = self.owned.borrow().manifests();
+            claims.extend(self.requests.borrow().manifests());
             cache.write(objects, claims)
         });
         let is_done = written.unwrap_or_else(|error| {
@@ -407,6 +418,19 @@ impl List {
     }
 }
 
+fn take_request(requests: &mut NodeRequests, side: Side, event: &Event<DynamicObject>) {
+    match event {
+        Event::Init => requests.begin_list(side),
+        Event::InitApply(object) | Event::Apply(object) => requests.set(object),
+        Event::InitDone => requests.end_list(side),
+        Event::Delete(object) => {
+            let (name, uid) = (&object.metadata.name, &object.metadata.uid);
+            requests
+                .removed(name.as_deref().unwrap_or_default(), uid.as_deref().unwrap_or_default());
+        }
+    }
+}
+
 fn take_claim(claims: &mut OwnClaims, event: &Event<DynamicObject>) {
     match event {
         Event::Init => claims.begin_list(),
@@ -501,10 +525,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(directory.path(), "node1").unwrap();
         let known = vec![("secrets".to_owned(), secret)];
-        let (owned, problems) = (watch::Sender::default(), watch::Sender::default());
+        let (own, problems) = (Own::default(), watch::Sender::default());
         let access = crate::datastore::kubernetes::fake::Fake::default().access();
         let cache = Arc::new(Mutex::new(cache));
-        let mut collector = Collector::new("node1", &access, cache, known, owned, problems.clone());
+        let mut collector = Collector::new("node1", &access, cache, known, own, problems.clone());
         collector.follow_wanted();
         let done = || News::Event(Box::new(Event::InitDone));
         let mut subjects = Subject::of_every_node("node1");

@@ -48,6 +48,9 @@ impl OwnClaims {
     /// Out of the copy.
     pub(super) fn from_manifests(manifests: &[Value]) -> Self {
         let held = |manifest: &Value| {
+            if manifest["kind"] != BLOCK_AFFINITIES.kind {
+                return None;
+            }
             let name = manifest["metadata"]["name"].as_str()?;
             let block = Block::from_claim_name(name).ok()?;
             let claim = Claim::from_text(&manifest.to_string());

@@ -3,6 +3,8 @@
 use kube::core::{ApiResource, GroupVersionKind};
 use twill_k8s_api::API_VERSION;
 
+use super::requests::Side;
+
 /// A kind on the API server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ApiKind {
@@ -25,6 +27,8 @@ const fn core(kind: &'static str, plural: &'static str) -> ApiKind {
 
 /// The claims of blocks.
 pub(super) const BLOCK_AFFINITIES: ApiKind = own("BlockAffinity", "blockaffinities");
+/// What nodes ask each other for.
+pub(super) const BLOCK_REQUESTS: ApiKind = own("BlockRequest", "blockrequests");
 /// What nodes tell about themselves.
 pub(super) const NODE_STATUSES: ApiKind = own("CalicoNodeStatus", "caliconodestatuses");
 const NODES: ApiKind = core("Node", "nodes");
@@ -32,6 +36,10 @@ const SECRETS: ApiKind = core("Secret", "secrets");
 const SERVICES: ApiKind = core("Service", "services");
 const ENDPOINT_SLICES: ApiKind =
     ApiKind { kind: "EndpointSlice", plural: "endpointslices", api_version: "discovery.k8s.io/v1" };
+
+/// Fields that lists are chosen by.
+const NODE: &str = "spec.node";
+const OWNER: &str = "spec.owner";
 
 /// Kinds of which every node needs every object.
 const EVERYWHERE: [ApiKind; 7] = [
@@ -68,8 +76,10 @@ impl Subject {
     pub(super) fn of_every_node(node: &str) -> Vec<Self> {
         let all = |kind| Self { kind, namespace: None, field: None };
         let mut subjects: Vec<_> = EVERYWHERE.into_iter().map(all).collect();
-        let field = Some(format!("spec.node={node}"));
-        subjects.push(Self { kind: BLOCK_AFFINITIES, namespace: None, field });
+        let by = |field: &str| Some(format!("{field}={node}"));
+        let own = |kind, field| Self { kind, namespace: None, field: by(field) };
+        subjects.push(own(BLOCK_AFFINITIES, NODE));
+        subjects.extend([own(BLOCK_REQUESTS, NODE), own(BLOCK_REQUESTS, OWNER)]);
         subjects
     }
 
@@ -104,6 +114,18 @@ impl Subject {
     /// The name of the only object in it, if there is but one.
     pub(super) fn only(&self) -> Option<&str> {
         self.field.as_deref()?.strip_prefix("metadata.name=")
+    }
+
+    /// Which of the requests for parts of blocks, if it is of these.
+    pub(super) fn requests(&self) -> Option<Side> {
+        let is_by = |field: &str| self.field.as_deref().is_some_and(|by| by.starts_with(field));
+        let side = if is_by(OWNER) { Side::Asked } else { Side::Asking };
+        (self.kind == BLOCK_REQUESTS).then_some(side)
+    }
+
+    /// What this node writes itself.
+    pub(super) fn is_own(&self) -> bool {
+        self.is_claims() || self.kind == BLOCK_REQUESTS
     }
 
     /// This node's claims.

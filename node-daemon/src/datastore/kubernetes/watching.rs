@@ -56,8 +56,9 @@ pub(super) async fn follow(
         None => Api::all_with(client, &resource),
     };
     let mut config = watcher::Config::default();
-    if !subject.is_claims() {
-        // From the API server's memory. Not for claims: one that was given back must not show again.
+    if !subject.is_own() {
+        // From the API server's memory. Not for what is written here: what was given back must not show
+        // again.
         config = config.any_semantic();
     }
     if let Some(field) = &subject.field {

@@ -24,7 +24,9 @@ fn store(fake: &Fake, directory: &Path, pools: &Snapshot) -> ApiClaims {
     let mut cache = Cache::open(directory, "node1").unwrap();
     cache.begin();
     let owned = watch::Sender::default();
-    let store = ApiClaims::new(fake.access(), owned, Arc::new(Mutex::new(cache)), "node1");
+    let requests = watch::Sender::new(Arc::new(NodeRequests::new("node1")));
+    let store =
+        ApiClaims::new(fake.access(), owned, requests, Arc::new(Mutex::new(cache)), "node1");
     store.settled_pools(pools, &Claims::default());
     store
 }
@@ -172,6 +174,24 @@ async fn a_claim_that_stays_after_all_is_in_the_copy_again() {
     assert_eq!(store.own().manifests().len(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_borrowed_part_is_no_claim_to_be_asked_for() {
+    let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
+    let store = store(&fake, directory.path(), &pools(&[("a", "10.0.0.0/24", 26)]));
+    let request = json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "BlockRequest",
+        "metadata": {"name": "0a000000-26.r1", "uid": "r1", "resourceVersion": "1"},
+        "spec": {"node": "node1", "owner": "node2", "block": "10.0.0.0/26", "pool": "a", "length": 29},
+        "status": {"granted": "10.0.0.8/29"},
+    });
+    let request = serde_json::from_value(request).unwrap();
+    store.requests.send_modify(|known| Arc::make_mut(known).set(&request));
+    let held = ["10.0.0.8/29".parse().unwrap(), "10.0.0.16/29".parse().unwrap()];
+    assert!(store.known(&held).unwrap().claims.is_empty());
+    let asked = fake.with(|objects| objects.asked.clone());
+    assert_eq!(asked, [(Method::GET, "blockaffinities/0a000010-29".to_owned())]);
+}
+
 #[test]
 fn of_pools_that_overlap_the_oldest_is_used() {
     let pool = |name: &str, cidr: &str, second: u8| {
@@ -196,7 +216,7 @@ fn of_pools_that_overlap_the_oldest_is_used() {
 #[test]
 fn a_claim_is_an_object_that_reads_back() {
     let block: Block = "10.0.0.64/26".parse().unwrap();
-    let mut object = manifest(block, WHO);
+    let mut object = manifest(block, WHO, &[]);
     assert_eq!(object.metadata.name.as_deref(), Some("0a000040-26"));
     assert_eq!(object.metadata.finalizers, Some(vec![FINALIZER.to_owned()]));
     assert_eq!(object.metadata.owner_references, None);
