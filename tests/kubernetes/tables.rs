@@ -68,7 +68,7 @@ pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
         ),
         (
             "blockrequest table",
-            "NAME BLOCK NODE POOL LENGTH GRANTED\ntable 10.77.0.0/26 node2 table 29\n",
+            "NAME BLOCK NODE OWNER POOL LENGTH GRANTED\ntable 10.77.0.0/26 node2 table 29\n",
         ),
         ("caliconodestatus table", "NAME NODE UPDATED\ntable node1\n"),
     ] {

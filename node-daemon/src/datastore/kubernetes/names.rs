@@ -1,8 +1,8 @@
 //! All claims of a cluster in few words: which blocks, and whose.
 //!
-//! A list of 40,000 objects has 36 MB even without their specs, since what a server keeps about an object
-//! is longer than its name. As a table, which is what kubectl asks for, it has 4 MB. It is not read in
-//! pages: the API server makes none of what it has in memory (a limit has no effect at resourceVersion 0),
+//! What a server keeps about an object (who wrote which field when) is longer than its name, so a list of
+//! 40,000 has tens of megabytes even without their specs. As a table, which is what kubectl asks for, it
+//! has about four. It is not read in pages: the API server makes none of what it has in memory (a limit has no effect at resourceVersion 0),
 //! and a page that it reads from its storage costs it more than the whole out of memory.
 
 use kube::{
