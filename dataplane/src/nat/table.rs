@@ -302,6 +302,20 @@ mod tests {
         assert_eq!(count("fd00::/8", Family::V6), 2);
     }
 
+    /// On kernels before 6.9 the table is the same but for its flags.
+    #[test]
+    fn only_the_flags_differ_without_an_owner() {
+        let pool: Prefix = "10.10.0.0/20".parse().unwrap();
+        let wanted = Masquerade { sources: [pool].into(), pools: [pool].into() };
+        let (with, without) = (table(&wanted, true), table(&wanted, false));
+        assert_eq!(with[1..], without[1..]);
+        let plain = in_table(Kind::NewTable, NLM_F_CREATE | NLM_F_EXCL, |table| {
+            table.number(2, 0).bytes(USERDATA, &userdata())
+        });
+        assert_eq!(without[0], plain);
+        assert_ne!(with[0], plain);
+    }
+
     #[test]
     fn a_comment_is_read_as_it_is_written() {
         assert_eq!(comment(&userdata()), Some(COMMENT));
