@@ -183,7 +183,7 @@ fn assign(client: &mut Client, number: u64) -> Result<Assigned> {
 fn socket(lab: &Lab) -> Result<[f64; 3]> {
     let mut client = connect(lab)?;
     let assigned = assign(&mut client, 0)?;
-    let question = encode(&Request::Assign(request(0)))?.len();
+    let question = encode(&Request::Assign(Box::new(request(0))))?.len();
     let answer = encode(&Response::Assigned(assigned))?.len();
     release(&mut client, 0)?;
     let mut echo = Echo::start(&Path::new(FILES).join("frames.sock"), question, answer)?;

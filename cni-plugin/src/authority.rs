@@ -1,6 +1,6 @@
 //! Who gives the addresses in this call: the daemon, or this process itself.
 
-use std::{fmt::Display, slice, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, slice, time::Duration};
 
 use twill_dataplane::{
     Link, node,
@@ -9,8 +9,8 @@ use twill_dataplane::{
 use twill_rpc::{
     ClientError,
     message::{
-        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, Release,
-        ReleaseRequest, RpcError,
+        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, PodAnnotationsRequest,
+        PodRef, Release, ReleaseRequest, RpcError,
     },
 };
 use twill_types::{AttachmentId, Family};
@@ -77,6 +77,22 @@ impl<'a> Authority<'a> {
     /// Who deletes the link of a DEL: the daemon later, many at once, or this call.
     pub(crate) fn del_mode(&self) -> DelMode {
         if self.standalone.is_some() { DelMode::Immediate } else { DelMode::Deferred }
+    }
+
+    /// What a pod and its namespace ask for, as the daemon has it. Nothing where there is no daemon. Once
+    /// the daemon has said that it cannot tell, the call is over: it has waited for the pod, and has asked
+    /// the API server.
+    pub(crate) fn pod_annotations(
+        &mut self,
+        pod: Option<&PodRef>,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let Some(pod) = pod.filter(|_| self.standalone.is_none()) else {
+            return Ok(BTreeMap::new());
+        };
+        Ok(self.daemon.reach(|client, patience| {
+            let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            client.pod_annotations(PodAnnotationsRequest { pod: pod.clone(), timeout_ms })
+        })?)
     }
 
     /// Addresses for an attachment; durable when this returns.

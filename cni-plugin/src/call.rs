@@ -206,7 +206,7 @@ impl Args {
             right: "KEY=VALUE pairs joined by `;`, and IgnoreUnknown=1 if there are keys of others",
         };
         let mut args = Self::default();
-        let (mut namespace, mut name) = (None, None);
+        let (mut namespace, mut name, mut uid) = (None, None, None);
         let (mut ignore_unknown, mut unknown) = (false, false);
         for pair in text.split(';').filter(|_| !text.is_empty()) {
             let (key, value) = pair
@@ -217,7 +217,8 @@ impl Args {
                 "IgnoreUnknown" => ignore_unknown = is_true(value),
                 "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
                 "K8S_POD_NAME" => name = Some(value.to_owned()),
-                "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
+                "K8S_POD_UID" => uid = Some(value.to_owned()).filter(|uid| !uid.is_empty()),
+                "K8S_POD_INFRA_CONTAINER_ID" => {}
                 "IP" => args.ip = Some(value.to_owned()),
                 "MAC" => args.mac = Some(value.to_owned()),
                 _ => unknown = true,
@@ -227,7 +228,7 @@ impl Args {
         if unknown && !ignore_unknown {
             return Err(invalid("CNI_ARGS holds a key that is not known here"));
         }
-        args.pod = namespace.zip(name).map(|(namespace, name)| PodRef { namespace, name });
+        args.pod = namespace.zip(name).map(|(namespace, name)| PodRef { namespace, name, uid });
         Ok(args)
     }
 }
@@ -289,13 +290,17 @@ mod tests {
 
     #[test]
     fn args_are_read_in_any_order() {
-        let pod = Some(PodRef { namespace: "dev".into(), name: "web-0".into() });
-        for text in [
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=dev;K8S_POD_NAME=web-0;FUTURE=x",
-            "FUTURE=x;K8S_POD_NAME=web-0;IgnoreUnknown=true;K8S_POD_NAMESPACE=dev",
-            "K8S_POD_NAME=web-0;K8S_POD_NAMESPACE=dev;K8S_POD_UID=1;K8S_POD_INFRA_CONTAINER_ID=2",
+        let with = |uid: Option<&str>| {
+            let uid = uid.map(str::to_owned);
+            Some(PodRef { namespace: "dev".into(), name: "web-0".into(), uid })
+        };
+        for (text, uid) in [
+            ("IgnoreUnknown=1;K8S_POD_NAMESPACE=dev;K8S_POD_NAME=web-0;FUTURE=x", None),
+            ("FUTURE=x;K8S_POD_NAME=web-0;IgnoreUnknown=true;K8S_POD_NAMESPACE=dev", None),
+            ("K8S_POD_UID=1;K8S_POD_NAME=web-0;K8S_POD_NAMESPACE=dev", Some("1")),
+            ("K8S_POD_NAME=web-0;K8S_POD_NAMESPACE=dev;K8S_POD_UID=", None),
         ] {
-            assert_eq!(Args::parse(text).unwrap().pod, pod, "{text}");
+            assert_eq!(Args::parse(text).unwrap().pod, with(uid), "{text}");
         }
         assert_eq!(Args::parse("").unwrap(), Args::default());
         assert_eq!(Args::parse("IP=10.0.0.5").unwrap().ip.as_deref(), Some("10.0.0.5"));

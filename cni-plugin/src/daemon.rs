@@ -62,6 +62,22 @@ impl Daemon {
         &mut self,
         request: impl Fn(&mut Client, Duration) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
+        self.repeat(request, passes)
+    }
+
+    /// Asks until a daemon answers, whatever that says, or the deadline has come.
+    pub(crate) fn reach<T>(
+        &mut self,
+        request: impl Fn(&mut Client, Duration) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        self.repeat(request, |error| passes(error) && !matches!(error, ClientError::Remote(_)))
+    }
+
+    fn repeat<T>(
+        &mut self,
+        request: impl Fn(&mut Client, Duration) -> Result<T, ClientError>,
+        passes: impl Fn(&ClientError) -> bool,
+    ) -> Result<T, ClientError> {
         let mut pause = FIRST_PAUSE;
         let mut told = None;
         loop {

@@ -4,7 +4,7 @@ mod ipam;
 mod section;
 mod wishes;
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::{Map, Value};
 use twill_types::Family;
@@ -66,6 +66,18 @@ pub(crate) struct Netconf {
 }
 
 impl Netconf {
+    /// What is asked for this one interface, with what the cluster has to say about the pod.
+    pub(crate) fn wishes_with(
+        stdin: &[u8],
+        args: &Args,
+        cluster: &BTreeMap<String, String>,
+    ) -> Result<Wishes, Error> {
+        let (map, mut problems) = (decode(stdin)?, Vec::new());
+        let allowed = allows_no_ipam(&mut Section::unchecked("", &map, &mut Vec::new()));
+        let wishes = wishes::read(&map, args, cluster, allowed, &mut problems);
+        if problems.is_empty() { Ok(wishes) } else { Err(Error::Config(problems)) }
+    }
+
     /// Whether a DEL would do the wrong thing with the default in the place of this field.
     pub(crate) fn needed_by_del(path: &str) -> bool {
         matches!(path, "runDir" | "ipam" | "ipam.mode" | "ipam.runDir" | "ipam.type")
@@ -163,8 +175,7 @@ impl Parsed {
         };
         let mtu = mtu.and_then(|mtu| u32::try_from(mtu).ok()).unwrap_or(0);
         let dns = top.object(&["dns"]).filter(|dns| !dns.is_empty()).cloned();
-        let no_ipam_allowed =
-            top.object(&["featureControl", "feature_control"]).is_some_and(ipam::allows_no_ipam);
+        let no_ipam_allowed = allows_no_ipam(&mut top);
         top.object(&["ipam"]);
         let mut place = match persona {
             Persona::Main => top,
@@ -177,7 +188,8 @@ impl Parsed {
             let right = "at least 1280 with IPv6 addresses (RFC 8200 section 5), or 0";
             problems.push(Problem::wrong("mtu", mtu, right));
         }
-        let mut wishes = wishes::read(&self.map, args, no_ipam_allowed, &mut problems);
+        let mut wishes =
+            wishes::read(&self.map, args, &BTreeMap::new(), no_ipam_allowed, &mut problems);
         let dns = wishes.dns.take().or(dns);
         let netconf = Netconf {
             version: self.version,
@@ -195,6 +207,11 @@ impl Parsed {
         };
         (netconf, problems)
     }
+}
+
+/// Whether pods may ask for addresses of no pool.
+fn allows_no_ipam(top: &mut Section<'_, '_>) -> bool {
+    top.object(&["featureControl", "feature_control"]).is_some_and(ipam::allows_no_ipam)
 }
 
 /// What stands at the top where this is the main plugin, and in `ipam` where it is not.

@@ -156,6 +156,7 @@ impl<'a> Standalone<'a> {
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            pod_uid: request.pod.as_ref().and_then(|pod| pod.uid.clone()),
             // Nobody is there to announce anything.
             foreign: request
                 .foreign

@@ -87,6 +87,7 @@ fn request(attachment: AttachmentId) -> AssignRequest {
         netns: "/var/run/netns/cni-5d1a3b0e-8e0a-4d6c-9f52-c1c0f6f0b1c2".into(),
         netns_cookie: Some(4_294_971_234),
         pod: Some("production/web-6b7f9c5d8-x2x7q".into()),
+        pod_uid: None,
         foreign: None,
         now_ms: 1_790_000_000_000,
     }

@@ -59,6 +59,7 @@ fn record(pod: LivingPod) -> Record {
         netns: String::new(),
         netns_cookie: None,
         pod,
+        pod_uid: None,
         foreign: false,
         created_ms: now_ms(),
     }

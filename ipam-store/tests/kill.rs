@@ -60,6 +60,7 @@ fn request(pod: &str, families: &[Family], namespace: u64) -> AssignRequest {
         netns: format!("/run/netns/{namespace}"),
         netns_cookie: Some(namespace),
         pod: Some("prod/web".into()),
+        pod_uid: None,
         foreign: None,
         allow_reserved: false,
         now_ms: 1,

@@ -236,6 +236,7 @@ impl Allocator {
             netns: request.netns.clone(),
             netns_cookie: request.netns_cookie,
             pod: request.pod.clone(),
+            pod_uid: request.pod_uid.clone(),
             foreign: request.foreign.is_some(),
             created_ms: request.now_ms,
         };

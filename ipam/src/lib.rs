@@ -21,7 +21,8 @@ pub use check::{
 };
 pub use claim::{Taken, next_candidate};
 pub use liveness::{
-    Death, Facts, Leftover, LinkFact, Liveness, PathFact, RecordFact, Start, Trouble, Verdict,
+    Death, Facts, Leftover, LinkFact, Liveness, PathFact, PodFact, RecordFact, Start, Trouble,
+    Verdict,
 };
 pub use pool::{Eligibility, PoolView, Unusable, eligibility};
 pub use request::{

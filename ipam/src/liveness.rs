@@ -14,6 +14,10 @@ use twill_types::{Alias, AttachmentId, LinkAlias, host_link_name};
 
 use crate::Record;
 
+/// The grace period of a record whose pod is gone from the cluster: longer than a watch of the pods may
+/// be behind a kubelet that has just begun.
+const GRACE_OF_GONE_POD_MS: u64 = 10_000;
+
 /// What is at the path of a record's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathFact {
@@ -29,6 +33,18 @@ pub enum PathFact {
     Unknown,
 }
 
+/// What the cluster says about a record's pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PodFact {
+    /// Nothing: there is no cluster, or what is known of its pods may be incomplete or old.
+    #[default]
+    Unknown,
+    /// It is there.
+    There,
+    /// It is not among this node's pods, all of which are known.
+    Gone,
+}
+
 /// A record, and what is at its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordFact {
@@ -36,6 +52,8 @@ pub struct RecordFact {
     pub record: Record,
     /// What is at the path of its namespace.
     pub path: PathFact,
+    /// What the cluster says.
+    pub pod: PodFact,
 }
 
 /// A host link of ours outside the group of those that wait to be deleted.
@@ -167,7 +185,7 @@ impl Liveness {
 
     /// Learns what paths are worth here.
     fn learn(&mut self, records: &[RecordFact]) {
-        for RecordFact { record, path } in records {
+        for RecordFact { record, path, .. } in records {
             match path {
                 PathFact::Plain if self.blind.is_none() => self.blind = Some(record.netns.clone()),
                 // One from before this process proves nothing: its mount came with the start.
@@ -232,7 +250,7 @@ impl Liveness {
         verdict: &mut Verdict,
     ) {
         let mut seen = BTreeMap::new();
-        for RecordFact { record, path } in &facts.records {
+        for RecordFact { record, path, pod } in &facts.records {
             let key = (record.attachment.clone(), record.sequence);
             let known = self.dead.get(&key).copied();
             match self.evidence(record, *path, linked.contains(&record.attachment)) {
@@ -243,7 +261,12 @@ impl Liveness {
                 }
                 Evidence::Dead(death) => {
                     let since = known.unwrap_or(now_ms);
-                    match self.grace_ms.saturating_sub(now_ms.saturating_sub(since)) {
+                    // No ADD for a pod that is gone ends well, so none is waited for.
+                    let grace_ms = match pod {
+                        PodFact::Gone => self.grace_ms.min(GRACE_OF_GONE_POD_MS),
+                        PodFact::There | PodFact::Unknown => self.grace_ms,
+                    };
+                    match grace_ms.saturating_sub(now_ms.saturating_sub(since)) {
                         0 => verdict.dead.push((record.clone(), death)),
                         left => verdict.suspects.push((record.clone(), death, left)),
                     }

@@ -20,6 +20,8 @@ pub struct AssignRequest {
     pub netns_cookie: Option<u64>,
     /// Pod namespace and name, for people.
     pub pod: Option<String>,
+    /// The pod's uid, as the kubelet has it.
+    pub pod_uid: Option<String>,
     /// That another main plugin makes the interface, and what it needs.
     pub foreign: Option<ForeignUse>,
     /// An address that is asked for may be one that an IPReservation reserves.
@@ -81,6 +83,9 @@ pub struct Record {
     pub netns_cookie: Option<u64>,
     /// Pod namespace and name, for people.
     pub pod: Option<String>,
+    /// The pod's uid, as the kubelet has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
     /// Whether another main plugin makes the interface: there is no host link of ours then.
     #[serde(default)]
     pub foreign: bool,

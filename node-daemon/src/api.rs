@@ -53,6 +53,7 @@ impl Api {
     pub(crate) async fn answer(&self, request: Request) -> Result<Response, RpcError> {
         let started = Instant::now();
         let name = match &request {
+            Request::PodAnnotations(_) => "pod_annotations",
             Request::Assign(_) => "assign",
             Request::EndpointUp(_) => "endpoint_up",
             Request::Release(_) => "release",
@@ -79,8 +80,11 @@ impl Api {
 
     async fn serve(&self, request: Request) -> Result<Response, RpcError> {
         match request {
+            Request::PodAnnotations(request) => {
+                self.ipam.pod_annotations(&request).await.map(Response::PodAnnotations)
+            }
             Request::Assign(request) => {
-                let assignment = self.ipam.assign(request).await?;
+                let assignment = self.ipam.assign(*request).await?;
                 self.claim_ahead(&assignment.nearly_full);
                 Ok(Response::Assigned(Assigned {
                     addresses: assignment.addresses,
@@ -207,7 +211,8 @@ impl Api {
             Request::IpamCheck(request) => {
                 self.check_addresses(request.fix).await.map(Response::IpamChecked)
             }
-            Request::Assign(_)
+            Request::PodAnnotations(_)
+            | Request::Assign(_)
             | Request::EndpointUp(_)
             | Request::Release(_)
             | Request::Check(_)

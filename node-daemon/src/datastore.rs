@@ -6,6 +6,7 @@ mod files;
 mod fills;
 pub(crate) mod kubernetes;
 pub(crate) mod leases;
+pub(crate) mod pods;
 mod requests;
 mod seam;
 mod status;
@@ -15,6 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) use claims::{lent, new_uid};
 pub(crate) use fills::FileFills;
+use pods::PodNamespace;
 pub(crate) use requests::Requests;
 pub(crate) use seam::{
     Answer, Borrowed, ClaimOutcome, ClaimStore, Claimant, DatastoreError, Fills, Grant, Leases,
@@ -23,7 +25,7 @@ pub(crate) use seam::{
 use status::conditions;
 
 use twill_k8s_api::{
-    BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Node, Problem, Resource, Secret,
+    BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Metadata, Node, Problem, Resource, Secret,
     files::{Catalog, FileError},
 };
 use twill_types::Prefix;
@@ -60,6 +62,8 @@ pub(crate) struct Datastore {
     pub(crate) fills: Option<Arc<dyn Fills>>,
     /// Several daemons use it.
     pub(crate) shared: bool,
+    /// The pods of this node, where the datastore has them.
+    pub(crate) pods: Option<Arc<kubernetes::ApiPods>>,
     /// What is wrong with the datastore itself.
     pub(crate) problems: tokio::sync::watch::Receiver<Vec<String>>,
 }
@@ -85,8 +89,8 @@ pub(crate) struct Snapshot {
     pub(crate) nodes: BTreeMap<String, Node>,
     /// Pools by name.
     pub(crate) pools: BTreeMap<String, IpPool>,
-    /// The labels of namespaces, by name.
-    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Namespaces by name.
+    pub(crate) namespaces: BTreeMap<String, PodNamespace>,
     /// Peers by name.
     pub(crate) peers: BTreeMap<String, BgpPeer>,
     /// `default` and `node.<name>`.
@@ -108,7 +112,8 @@ impl Snapshot {
             match found.value.clone() {
                 Resource::Node(node) => drop(snapshot.nodes.insert(name, node)),
                 Resource::Namespace(namespace) => {
-                    snapshot.namespaces.insert(name, namespace.metadata.labels);
+                    let Metadata { labels, annotations, .. } = namespace.metadata;
+                    snapshot.namespaces.insert(name, PodNamespace::new(labels, &annotations));
                 }
                 Resource::IpPool(pool) => drop(snapshot.pools.insert(name, pool)),
                 Resource::Secret(secret) => drop(snapshot.secrets.insert(name, secret)),

@@ -19,7 +19,12 @@ use twill_rpc::message::{
 use twill_selector::Selector;
 use twill_types::{Family, error_chain};
 
-use crate::{claims, reaper::Parked, spool::Tombstones};
+use crate::{
+    claims,
+    datastore::{kubernetes::ApiPods, pods::PodNamespace},
+    reaper::Parked,
+    spool::Tombstones,
+};
 
 /// What the fast path has to know about the pools; replaced whole when the configuration changes.
 #[derive(Debug, Clone, Default)]
@@ -28,14 +33,11 @@ pub(crate) struct View {
     pub(crate) ready: bool,
     /// Every pool, by name.
     pub(crate) pools: BTreeMap<String, PoolView>,
-    /// The labels of every namespace.
-    pub(crate) namespaces: BTreeMap<String, Labels>,
+    /// Every namespace.
+    pub(crate) namespaces: BTreeMap<String, PodNamespace>,
 }
 
 type Labels = BTreeMap<String, String>;
-
-/// How long a namespace is waited for that the configuration does not have yet.
-const NAMESPACE: Duration = Duration::from_secs(2);
 
 /// One pool as this node sees it.
 #[derive(Debug, Clone)]
@@ -55,7 +57,7 @@ impl View {
     fn pools_for(
         &self,
         node: &str,
-        namespace: Option<&str>,
+        (namespace, labels): (Option<&str>, Option<&Labels>),
         family: Family,
         asked: &[String],
         address: Option<IpAddr>,
@@ -69,7 +71,6 @@ impl View {
         if !asked.is_empty() {
             return named();
         }
-        let labels = namespace.and_then(|namespace| self.namespaces.get(namespace));
         let eligible = self.eligible(family, labels);
         if !eligible.is_empty() {
             return Ok(eligible);
@@ -182,11 +183,13 @@ pub(crate) struct Ipam {
     pub(crate) mtu: watch::Receiver<u32>,
     pub(crate) tombstones: Arc<Tombstones>,
     pub(crate) parked: Arc<Parked>,
+    /// The pods of this node, where there is a cluster.
+    pub(crate) pods: Option<Arc<ApiPods>>,
 }
 
 impl Ipam {
     /// Waits until addresses can be given, at the most until `deadline`.
-    async fn ready(&self, deadline: Instant) -> Result<Arc<View>, RpcError> {
+    pub(crate) async fn ready(&self, deadline: Instant) -> Result<Arc<View>, RpcError> {
         let mut view = self.view.clone();
         let ready = tokio::time::timeout_at(deadline, view.wait_for(|view| view.ready)).await;
         match ready {
@@ -198,41 +201,20 @@ impl Ipam {
         }
     }
 
-    /// The view with the namespace of the pod in it, where that matters. A namespace that has not been
-    /// delivered yet is waited for; a pool of others is never taken instead.
-    async fn with_namespace(
-        &self,
-        view: Arc<View>,
-        request: &AssignRequest,
-        deadline: Instant,
-    ) -> Result<Arc<View>, RpcError> {
-        let Some(pod) = request.pod.as_ref().filter(|_| view.asks_for_namespace(request)) else {
-            return Ok(view);
-        };
-        let has_it = |view: &Arc<View>| view.namespaces.contains_key(&pod.namespace);
-        if has_it(&view) {
-            return Ok(view);
-        }
-        let mut view = self.view.clone();
-        let deadline = deadline.min(Instant::now() + NAMESPACE);
-        match tokio::time::timeout_at(deadline, view.wait_for(has_it)).await {
-            Ok(Ok(view)) => Ok(Arc::clone(&view)),
-            Ok(Err(_)) | Err(_) => Err(RpcError {
-                kind: ErrorKind::TryAgain,
-                message: format!(
-                    "there are pools with a namespaceSelector, and nothing is known of namespace {}; \
-                     apply it (kind: Namespace) with its labels",
-                    pod.namespace
-                ),
-            }),
-        }
-    }
-
     /// One address for each family asked for, or none.
     pub(crate) async fn assign(&self, request: AssignRequest) -> Result<Assignment, RpcError> {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
         let view = self.ready(deadline).await?;
-        let view = self.with_namespace(view, &request, deadline).await?;
+        let namespace = match &request.pod {
+            Some(pod) if view.asks_for_namespace(&request) => {
+                Some(self.namespace(&pod.namespace, deadline).await?)
+            }
+            _ => None,
+        };
+        // What was waited for is in a later one.
+        let view = Arc::clone(&self.view.borrow());
+        let of_pod = request.pod.as_ref().map(|pod| pod.namespace.as_str());
+        let labels = namespace.as_ref().map(|namespace| &namespace.labels);
         if let Err(error) = self.tombstones.settle(&request.attachment) {
             warn!(%error, "cannot read the spool");
         }
@@ -248,7 +230,7 @@ impl Ipam {
                 *family,
                 view.pools_for(
                     &self.node,
-                    request.pod.as_ref().map(|pod| pod.namespace.as_str()),
+                    (of_pod, labels),
                     *family,
                     asked,
                     wanted.get(family).copied(),
@@ -261,7 +243,8 @@ impl Ipam {
             wanted,
             netns: request.netns,
             netns_cookie: request.netns_cookie,
-            pod: request.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            pod: request.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            pod_uid: request.pod.and_then(|pod| pod.uid),
             foreign: request.foreign,
             allow_reserved: request.allow_reserved,
             now_ms: now_ms(),

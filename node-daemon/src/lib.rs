@@ -38,6 +38,7 @@ mod metrics;
 mod nat;
 mod node;
 mod passwords;
+mod pods;
 mod problems;
 mod publish;
 mod reaper;

@@ -11,20 +11,21 @@ use std::{
 };
 
 use anyhow::Context;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use twill_dataplane::{
     Link,
     pod::{FoundPodLink, host_links, pod_links, remove_leftover},
 };
 use twill_ipam::{
-    BlockSummary, Death, Facts, Leftover, LinkFact, Liveness, PathFact, Record, RecordFact,
-    ReleaseRequest, Start, Verdict,
+    BlockSummary, Death, Facts, Leftover, LinkFact, Liveness, PathFact, PodFact, Record,
+    RecordFact, ReleaseRequest, Start, Verdict,
 };
 use twill_ipam_store::Service;
 use twill_sys::AtPath;
 use twill_types::{AttachmentId, error_chain};
 
-use crate::{metrics::Metrics, reaper::Parked};
+use crate::{datastore::pods::KnownPods, metrics::Metrics, reaper::Parked};
 
 /// What has been seen so far, and how to see more.
 pub(crate) struct Looker {
@@ -34,6 +35,8 @@ pub(crate) struct Looker {
     metrics: Metrics,
     grace: Duration,
     started: Instant,
+    /// The cluster's pods on this node, where there is a cluster.
+    pods: Option<watch::Receiver<Arc<KnownPods>>>,
     /// Held while looking: what is judged later is seen later.
     liveness: Mutex<Liveness>,
 }
@@ -78,6 +81,7 @@ impl Looker {
         parked: Arc<Parked>,
         grace: Duration,
         metrics: Metrics,
+        pods: Option<watch::Receiver<Arc<KnownPods>>>,
     ) -> anyhow::Result<Self> {
         let links = host_links().context("cannot list the pods' links")?;
         let start = Start {
@@ -87,7 +91,7 @@ impl Looker {
         };
         debug!(links = links.len(), host_view = start.host_view, "what is there at the start");
         let liveness = Mutex::new(Liveness::new(milliseconds(grace), start));
-        Ok(Self { service, parked, metrics, grace, started: Instant::now(), liveness })
+        Ok(Self { service, parked, metrics, grace, started: Instant::now(), pods, liveness })
     }
 
     /// How long an ADD may take.
@@ -113,7 +117,7 @@ impl Looker {
         let routes = found.iter().map(|f| (f.link.index, f.addresses.clone())).collect();
         let links: Vec<Link> = found.into_iter().map(|found| found.link).collect();
         let facts = Facts {
-            records: records.into_iter().map(record_fact).collect(),
+            records: records.into_iter().map(|record| self.record_fact(record)).collect(),
             links: links.iter().map(link_fact).collect(),
         };
         let verdict = liveness.look(&facts, milliseconds(self.started.elapsed()));
@@ -124,6 +128,14 @@ impl Looker {
             "compared the addresses with the pods"
         );
         Ok(Look { facts, verdict, links, blocks, routes })
+    }
+
+    fn record_fact(&self, record: Record) -> RecordFact {
+        let path = path_fact(Path::new(&record.netns), record.netns_cookie);
+        let pod = self.pods.as_ref().map_or(PodFact::Unknown, |pods| {
+            pods.borrow().fact(record.pod.as_deref(), record.pod_uid.as_deref())
+        });
+        RecordFact { record, path, pod }
     }
 
     /// Releases the records of pods that are gone, all in as few batches as can be; answers those
@@ -187,11 +199,6 @@ impl Looker {
             }
         }
     }
-}
-
-fn record_fact(record: Record) -> RecordFact {
-    let path = path_fact(Path::new(&record.netns), record.netns_cookie);
-    RecordFact { record, path }
 }
 
 fn path_fact(path: &Path, cookie: Option<u64>) -> PathFact {

@@ -257,6 +257,7 @@ impl Node<'_> {
                 mtu: wires.mtu.subscribe(),
                 tombstones: Arc::clone(&wires.tombstones),
                 parked: Arc::clone(&wires.parked),
+                pods: self.datastore.pods.clone(),
             },
             claims: Arc::clone(&self.datastore.claims),
             speaker: wires.speaker.subscribe(),
@@ -274,6 +275,7 @@ impl Node<'_> {
             .map(watch::Sender::subscribe)
             .into_iter()
             .chain([self.datastore.problems.clone(), self.datastore.service_problems.clone()])
+            .chain(self.datastore.pods.as_ref().map(|pods| pods.problems()))
             .collect(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
@@ -359,7 +361,8 @@ impl Node<'_> {
     fn looker(&self, wires: &Wires) -> anyhow::Result<Looker> {
         let grace = Duration::from_secs(self.config.reconcile.grace_seconds);
         let (service, parked) = (Arc::clone(&self.service), Arc::clone(&wires.parked));
-        Looker::begin(service, parked, grace, wires.metrics.clone())
+        let pods = self.datastore.pods.as_ref().map(|pods| pods.known());
+        Looker::begin(service, parked, grace, wires.metrics.clone(), pods)
     }
 
     fn reconcile(&self, wires: &Wires, looker: Arc<Looker>) -> Reconcile {

@@ -47,20 +47,23 @@ impl Reconcile {
     pub(crate) async fn run(self) {
         loop {
             let began = Instant::now();
-            if let Err(error) = block_in_place(|| self.round()) {
+            let due = block_in_place(|| self.round()).unwrap_or_else(|error| {
                 warn!(error = %format!("{error:#}"), "cannot compare the addresses with the pods");
-            }
+                None
+            });
             // With thousands of pods the kernel takes a second to list their links, and ADDs wait
             // for it meanwhile.
             let took = began.elapsed();
             let pause = PAUSE.max(took * PAUSE_FACTOR);
             tokio::time::sleep(pause).await;
             let rest = self.interval.max(took * REST_FACTOR).saturating_sub(pause);
+            let rest = rest.min(due.map_or(rest, |due| due.saturating_sub(pause)));
             let _ = tokio::time::timeout(rest, self.pod_links_lost.notified()).await;
         }
     }
 
-    fn round(&self) -> anyhow::Result<()> {
+    /// One look; when the first of those that look dead will have for long enough.
+    fn round(&self) -> anyhow::Result<Option<Duration>> {
         let look = self.looker.look(false)?;
         self.tell(&look.verdict.troubles)?;
         let mut done = !self.looker.release(&look.verdict.dead).is_empty();
@@ -71,7 +74,8 @@ impl Reconcile {
         if done {
             self.parked.reap();
         }
-        Ok(())
+        let due = look.verdict.suspects.iter().map(|(.., left_ms)| *left_ms).min();
+        Ok(due.map(Duration::from_millis))
     }
 
     /// Puts what people have to look at into the node's status, and what is new into the log.

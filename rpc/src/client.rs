@@ -1,6 +1,7 @@
 //! The blocking client: one connection, one deadline for all that is done on it.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -23,8 +24,9 @@ use crate::{
         AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, ExplainRequest,
         Explained, Held, Hello, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
         IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, IpamStatus, NodeChecked,
-        NodeStatus, PROTOCOL_VERSION, PeerStatus, Readiness, RefreshRequest, Refreshed, Release,
-        Released, Request, Response, RouteStatus, RoutesRequest, RpcError, Welcome,
+        NodeStatus, PROTOCOL_VERSION, PeerStatus, PodAnnotationsRequest, Readiness, RefreshRequest,
+        Refreshed, Release, Released, Request, Response, RouteStatus, RoutesRequest, RpcError,
+        Welcome,
     },
 };
 
@@ -172,9 +174,20 @@ impl Client {
         }
     }
 
+    /// CNI ADD: what a pod and its namespace ask for.
+    pub fn pod_annotations(
+        &mut self,
+        request: PodAnnotationsRequest,
+    ) -> Result<BTreeMap<String, String>, ClientError> {
+        match self.call(&Request::PodAnnotations(request))? {
+            Response::PodAnnotations(annotations) => Ok(annotations),
+            other => Err(self.unexpected("PodAnnotations", &other)),
+        }
+    }
+
     /// CNI ADD: addresses for an attachment.
     pub fn assign(&mut self, request: AssignRequest) -> Result<Assigned, ClientError> {
-        match self.call(&Request::Assign(request))? {
+        match self.call(&Request::Assign(Box::new(request)))? {
             Response::Assigned(assigned) => Ok(assigned),
             other => Err(self.unexpected("Assign", &other)),
         }
@@ -350,6 +363,7 @@ impl Client {
 
     fn unexpected(&self, asked: &'static str, got: &Response) -> ClientError {
         let got = match got {
+            Response::PodAnnotations(_) => "PodAnnotations",
             Response::Assigned(_) => "Assigned",
             Response::Done => "Done",
             Response::Released(_) => "Released",

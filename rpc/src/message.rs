@@ -3,6 +3,7 @@
 mod bgp;
 mod host;
 mod ipam;
+mod pod;
 
 use std::net::IpAddr;
 
@@ -15,6 +16,7 @@ pub use ipam::{
     AddressStatus, Allocation, Holder, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
     IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, Life, ReleaseOutcome,
 };
+pub use pod::{PodAnnotationsRequest, PodRef};
 use serde::{Deserialize, Serialize};
 use twill_types::{Asn, AttachmentId, Block, Dedication, Family, Prefix};
 pub use twill_types::{Finding, FindingKind, ForeignUse, ReleaseRequest};
@@ -49,8 +51,10 @@ pub struct Welcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "body", rename_all = "camelCase")]
 pub enum Request {
+    /// CNI ADD: what a pod and its namespace ask for.
+    PodAnnotations(PodAnnotationsRequest),
     /// CNI ADD: addresses for an attachment.
-    Assign(AssignRequest),
+    Assign(Box<AssignRequest>),
     /// CNI ADD: the link exists and is about to go up.
     EndpointUp(EndpointUp),
     /// CNI DEL: give the addresses back.
@@ -90,6 +94,8 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "body", rename_all = "camelCase")]
 pub enum Response {
+    /// To [`Request::PodAnnotations`]: those below `cni.projectcalico.org/`, with their full names.
+    PodAnnotations(std::collections::BTreeMap<String, String>),
     /// To [`Request::Assign`].
     Assigned(Assigned),
     /// To [`Request::EndpointUp`] and [`Request::Check`]: all is well.
@@ -150,23 +156,13 @@ pub struct AssignRequest {
     pub netns: String,
     /// The namespace's cookie (`NS_GET_ID`), where the kernel tells.
     pub netns_cookie: Option<u64>,
-    /// Pod namespace and name from `CNI_ARGS`, for people.
+    /// The pod, from `CNI_ARGS`.
     pub pod: Option<PodRef>,
     /// That another main plugin makes the interface, and what it needs.
     #[serde(default)]
     pub foreign: Option<ForeignUse>,
     /// How long the caller will wait for the answer, in milliseconds.
     pub timeout_ms: u64,
-}
-
-/// A Kubernetes pod, for people and logs; never a key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PodRef {
-    /// `K8S_POD_NAMESPACE`.
-    pub namespace: String,
-    /// `K8S_POD_NAME`.
-    pub name: String,
 }
 
 /// Body of [`Response::Assigned`].

@@ -106,7 +106,21 @@ pub(crate) fn annotations_choose_the_pool_and_the_hardware_address() -> Result<(
     let result = wait_for("the new pool", SECONDS, || lab.attach(&mut pod))?;
     ensure!(pod.address()?.to_string().starts_with("10.20.0."), "{result}");
     ensure!(result["interfaces"][1]["mac"] == "02:00:00:00:00:07", "{result}");
-    Ok(())
+
+    // A namespace among the manifests says it for its pods.
+    configure(&mut lab, |plugin| plugin["runtimeConfig"] = json!({}))?;
+    lab.write_resource(
+        "prod.yaml",
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: prod\n  annotations: \
+         {cni.projectcalico.org/ipv4pools: '[\"blue\"]'}\n",
+    )?;
+    wait_for("the namespace's pool", SECONDS, || {
+        let pod = lab.add_pod("node1", "by-namespace")?;
+        let address = pod.address()?.to_string();
+        lab.delete_pod(pod)?;
+        ensure!(address.starts_with("10.20.0."), "{address}");
+        Ok(())
+    })
 }
 
 pub(crate) fn an_address_without_ipam_is_behind_a_switch() -> Result<()> {

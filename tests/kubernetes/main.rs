@@ -19,6 +19,7 @@ mod crds;
 mod lending;
 mod manifests;
 mod nodes;
+mod pods;
 mod rights;
 mod tables;
 mod twillctl;
@@ -64,6 +65,10 @@ fn main() -> ExitCode {
         controller::its_account_may_do_no_more,
         controller::a_pool_that_is_full_says_so,
         controller::what_it_may_not_do_is_said,
+        pods::annotations_choose_pools_and_addresses,
+        pods::a_pod_that_nothing_is_known_of_waits,
+        pods::an_add_for_a_pod_of_the_cluster_asks_for_nothing,
+        pods::a_pod_that_is_gone_is_freed_soon,
         rights::a_node_writes_only_what_is_its_own,
         twillctl::tables_are_those_of_files,
         twillctl::manifests_are_written_and_taken_away,

@@ -44,7 +44,7 @@ pub(crate) struct Site {
 impl Site {
     /// Starts an API server with our definitions, the account of node daemons, these manifests and the
     /// two Nodes; then the daemons.
-    fn start(manifests: &[&str]) -> Result<Self> {
+    pub(crate) fn start(manifests: &[&str]) -> Result<Self> {
         Self::start_with(manifests, "", &[])
     }
 
@@ -105,6 +105,13 @@ impl Site {
             Some((spec["cidr"].as_str()?.to_owned(), spec["node"].as_str()?.to_owned()))
         };
         Ok(found["items"].as_array().into_iter().flatten().filter_map(claim).collect())
+    }
+
+    /// Waits until a node has written all that it writes after its start and its first pod.
+    pub(crate) fn wait_settled(&self, node: &str) -> Result<()> {
+        // What is told about the first block is told before.
+        wait_for(&format!("the status of {node}"), LONG, || self.condition(node, "IPPool", "app"))?;
+        Ok(())
     }
 
     /// What a node says about an object in its own status.
@@ -169,8 +176,7 @@ pub(crate) fn pods_get_addresses_of_claims_that_kubectl_shows(_: &ApiServer) -> 
 pub(crate) fn an_add_asks_the_api_server_for_nothing(_: &ApiServer) -> Result<()> {
     let mut site = Site::start(&[POOL, STRICT])?;
     let first = site.lab.add_pod("node1", "first")?;
-    // What is told about the first block is told before.
-    wait_for("the status of node1", LONG, || site.condition("node1", "IPPool", "app"))?;
+    site.wait_settled("node1")?;
     let watches = |requests: &[String]| {
         requests.iter().filter(|request| request.starts_with("watch")).count()
     };

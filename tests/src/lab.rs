@@ -196,6 +196,7 @@ impl Topology {
             prefix,
             dir,
             pods: 0,
+            is_cluster: self.kubeconfigs.is_some(),
         };
         lab.make_segments(&self.machines)?;
         let mut wires = 0;
@@ -221,6 +222,8 @@ pub struct Lab {
     prefix: String,
     dir: PathBuf,
     pods: u32,
+    /// Its daemons use an API server.
+    is_cluster: bool,
 }
 
 impl Lab {
@@ -393,10 +396,15 @@ impl Lab {
         // As long and as random-looking as a runtime's, but told apart by people.
         let id = format!("{:08x}{:056x}", self.pods, name.len());
         let netns = namespace.path().display().to_string();
+        let mut attachment = Attachment::pod("prod", name, &id, &netns);
+        if self.is_cluster {
+            // As by a runtime without a kubelet: the API server need not have such a pod.
+            attachment.args.retain(|(key, _)| key != "K8S_POD_UID");
+        }
         Ok(Pod {
             name: name.to_owned(),
             node: node.to_owned(),
-            attachment: Attachment::pod("prod", name, &id, &netns),
+            attachment,
             addresses: Vec::new(),
             namespace,
         })

@@ -2,9 +2,10 @@
 //!
 //! There are four places to ask. Where two of them say the same thing, the one that comes first
 //! here counts (the conventions of CNI for the first three): `runtimeConfig`, `args.cni`,
-//! `CNI_ARGS`; the pod's annotations go before `CNI_ARGS`, as with Calico.
+//! `CNI_ARGS`; the pod's annotations go before `CNI_ARGS`, as with Calico. Annotations come from the
+//! runtime, or from the cluster by way of the daemon, which has those of the namespace among them.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde_json::{Map, Value};
 use twill_dataplane::MacAddress;
@@ -38,6 +39,7 @@ type Place = (String, Value);
 pub(super) fn read(
     map: &Map<String, Value>,
     args: &Args,
+    cluster: &BTreeMap<String, String>,
     no_ipam_allowed: bool,
     problems: &mut Vec<Problem>,
 ) -> Wishes {
@@ -47,11 +49,22 @@ pub(super) fn read(
     let annotations = map.get("runtimeConfig").and_then(|config| config.get(ANNOTATIONS));
     let annotation = |key: &str| {
         let key = format!("cni.projectcalico.org/{key}");
-        annotations?.get(&key).map(|value| (key.clone(), value.clone())).filter(wanted)
+        let by_runtime = annotations.and_then(|all| all.get(&key)).cloned();
+        let by_runtime = by_runtime.map(|value| (key.clone(), value)).filter(wanted);
+        // What the runtime hands over is of the moment at which the pod's sandbox was made.
+        by_runtime.or_else(|| {
+            let value = Value::from(cluster.get(&key)?.as_str());
+            Some((key, value)).filter(wanted)
+        })
     };
     refuse_ranges(runtime("ipRanges"), problems);
+    refuse_floating(annotation("floatingIPs"), problems);
 
     let no_ipam = annotation("ipAddrsNoIpam");
+    if let (Some((key, value)), Some(_)) = (&no_ipam, annotation("ipAddrs")) {
+        let right = "one of ipAddrs and ipAddrsNoIpam, not both";
+        problems.push(Problem::wrong(key, value.clone(), right));
+    }
     if let (Some((key, value)), false) = (&no_ipam, no_ipam_allowed) {
         let right = "ipAddrs, or allow it by featureControl.ipAddrsNoIpam";
         problems.push(Problem::unsupported(key, value.clone(), right));
@@ -99,6 +112,14 @@ fn refuse_ranges(ranges: Option<Place>, problems: &mut Vec<Problem>) {
     if let Some((key, value)) = ranges {
         let right = "pools: name them in ipam.ipv4Pools or ipam.ipv6Pools, and leave out the \
                      capability ipRanges";
+        problems.push(Problem::unsupported(&key, value, right));
+    }
+}
+
+/// They are addresses that a node translates to the pod's.
+fn refuse_floating(addresses: Option<Place>, problems: &mut Vec<Problem>) {
+    if let Some((key, value)) = addresses {
+        let right = "ipAddrs for an address that the pod has itself, or leave it out";
         problems.push(Problem::unsupported(&key, value, right));
     }
 }
@@ -206,7 +227,8 @@ mod tests {
 
     fn wishes(value: &Value, args: &Args, allowed: bool) -> (Wishes, Vec<String>) {
         let mut problems = Vec::new();
-        let wishes = read(value.as_object().unwrap(), args, allowed, &mut problems);
+        let none = BTreeMap::new();
+        let wishes = read(value.as_object().unwrap(), args, &none, allowed, &mut problems);
         (wishes, problems.iter().map(ToString::to_string).collect())
     }
 
@@ -247,6 +269,32 @@ mod tests {
         assert_eq!(wishes.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:05"));
     }
 
+    /// Each annotation by itself: the runtime's, then the cluster's.
+    #[test]
+    fn annotations_come_from_the_runtime_and_from_the_cluster() {
+        let config = json!({"runtimeConfig": {ANNOTATIONS: {
+            "cni.projectcalico.org/ipv4pools": "[\"blue\"]",
+            "cni.projectcalico.org/hwAddr": "",
+        }}});
+        let cluster = [
+            ("cni.projectcalico.org/ipv4pools", "[\"red\"]"),
+            ("cni.projectcalico.org/ipv6pools", "[\"six\"]"),
+            ("cni.projectcalico.org/hwAddr", "02:00:00:00:00:05"),
+            ("cni.projectcalico.org/ipAddrs", "[\"10.0.0.7\"]"),
+        ];
+        let cluster = cluster.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let args = Args { ip: Some("10.0.0.8".into()), ..Args::default() };
+        let mut problems = Vec::new();
+        let wishes = read(config.as_object().unwrap(), &args, &cluster, false, &mut problems);
+        assert_eq!(problems, []);
+        assert_eq!(
+            (&wishes.ipv4_pools[..], &wishes.ipv6_pools[..]),
+            (&["blue".into()][..], &["six".into()][..])
+        );
+        assert_eq!(wishes.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:05"));
+        assert_eq!(wishes.addresses, ["10.0.0.7".parse::<IpAddr>().unwrap()]);
+    }
+
     #[test]
     fn addresses_without_ipam_are_behind_a_switch() {
         let config = json!({"runtimeConfig": {ANNOTATIONS: {
@@ -261,8 +309,16 @@ mod tests {
     #[test]
     fn what_cannot_be_is_told() {
         let v4 = |ips: Value| json!({"runtimeConfig": {"ips": ips}});
+        let annotated = |name: &str| {
+            let key = format!("cni.projectcalico.org/{name}");
+            let ip = "[\"10.0.0.5\"]";
+            let all = json!({&key: ip, "cni.projectcalico.org/ipAddrs": ip});
+            json!({"runtimeConfig": {ANNOTATIONS: all}})
+        };
         for (config, needle) in [
             (v4(json!(["10.0.0.5", "10.0.0.6"])), "at most one IPv4 address"),
+            (annotated("floatingIPs"), "which is not supported"),
+            (annotated("ipAddrsNoIpam"), "not both"),
             (v4(json!(["10.0.0"])), "an address, such as"),
             (v4(json!(["::ffff:10.0.0.1"])), "the address of one host"),
             (v4(json!(["224.0.0.1"])), "the address of one host"),

@@ -1,6 +1,6 @@
 //! ADD: addresses first, then the link, then the word to the daemon, then traffic.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use serde_json::Value;
 use twill_dataplane::{
@@ -15,6 +15,7 @@ use crate::{
     authority::{Authority, prepare_node},
     delegate::{Delegate, Granted},
     error::Error,
+    netconf::{Netconf, Wishes},
     result::{AddResult, Interface, PodAddress, ResultLink, ResultRoute},
 };
 
@@ -32,9 +33,9 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
         return Err(Error::Chained);
     }
     let netns = call.netns()?;
-    let (mut source, granted) = grant(call, &netns)?;
+    let (mut source, wishes, granted) = grant(call, &netns)?;
     tracing::trace!("step: addresses given, durably");
-    let made = link(call, &granted).and_then(|link| {
+    let made = link(call, &wishes, &granted).and_then(|link| {
         let up = plumb(&link, &netns, &mut source)?;
         Ok(result(call, &link, &granted, &up).render(call.netconf.version))
     });
@@ -44,19 +45,23 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     made
 }
 
-fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<(Source<'a>, Granted), Error> {
+/// Addresses, from whom they are, and what was asked for.
+type Grant<'a> = (Source<'a>, Cow<'a, Wishes>, Granted);
+
+fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<Grant<'a>, Error> {
     let netconf = &call.netconf;
     if let Some(delegate) = Delegate::of(call) {
         let granted = delegate.add()?;
-        return Ok((Source::Plugin(delegate), granted));
-    }
-    if netconf.wishes.without_ipam {
-        let addresses = netconf.wishes.addresses.clone();
-        let routes = netconf.ipam.routes.clone();
-        return Ok((Source::Nobody, Granted { addresses, routes, ..Granted::default() }));
+        return Ok((Source::Plugin(delegate), Cow::Borrowed(&netconf.wishes), granted));
     }
     let mut authority = Authority::giving(netconf, call.deadline);
-    let assigned = authority.assign(&assign_request(call, netns)?)?;
+    let wishes = wishes(call, &mut authority)?;
+    if wishes.without_ipam {
+        let addresses = wishes.addresses.clone();
+        let routes = netconf.ipam.routes.clone();
+        return Ok((Source::Nobody, wishes, Granted { addresses, routes, ..Granted::default() }));
+    }
+    let assigned = authority.assign(&assign_request(call, &wishes, netns)?)?;
     let granted = Granted {
         addresses: assigned.addresses,
         routes: netconf.ipam.routes.clone(),
@@ -64,12 +69,33 @@ fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<(Source<'a>, Granted), Err
         sequence: assigned.sequence,
         mtu: Some(assigned.mtu),
     };
-    Ok((Source::Store(Box::new(authority)), granted))
+    Ok((Source::Store(Box::new(authority)), wishes, granted))
+}
+
+/// What is asked for: by the runtime, and by the pod and its namespace as the cluster has them.
+pub(super) fn wishes<'a>(
+    call: &'a Call,
+    authority: &mut Authority<'_>,
+) -> Result<Cow<'a, Wishes>, Error> {
+    let own = &call.netconf.wishes;
+    if own.without_ipam {
+        return Ok(Cow::Borrowed(own));
+    }
+    let cluster = authority.pod_annotations(call.args.pod.as_ref())?;
+    if cluster.is_empty() {
+        return Ok(Cow::Borrowed(own));
+    }
+    tracing::debug!(?cluster, "the pod or its namespace asks for something");
+    Ok(Cow::Owned(Netconf::wishes_with(&call.stdin, &call.args, &cluster)?))
 }
 
 /// What the store is asked for.
-pub(super) fn assign_request(call: &Call, netns: &Netns) -> Result<AssignRequest, Error> {
-    let (ipam, wishes) = (&call.netconf.ipam, &call.netconf.wishes);
+pub(super) fn assign_request(
+    call: &Call,
+    wishes: &Wishes,
+    netns: &Netns,
+) -> Result<AssignRequest, Error> {
+    let ipam = &call.netconf.ipam;
     let pools = |asked: &Vec<String>, configured: &Vec<String>| {
         if asked.is_empty() { configured.clone() } else { asked.clone() }
     };
@@ -92,7 +118,7 @@ pub(super) fn assign_request(call: &Call, netns: &Netns) -> Result<AssignRequest
     })
 }
 
-fn link(call: &Call, granted: &Granted) -> Result<PodLink, Error> {
+fn link(call: &Call, wishes: &Wishes, granted: &Granted) -> Result<PodLink, Error> {
     let mtu = match (call.netconf.mtu, granted.mtu) {
         (0, Some(mtu)) => mtu,
         (0, None) => node::uplink_mtu(None)?,
@@ -103,7 +129,7 @@ fn link(call: &Call, granted: &Granted) -> Result<PodLink, Error> {
         sequence: granted.sequence,
         addresses: granted.addresses.clone(),
         mtu,
-        mac: call.netconf.wishes.mac,
+        mac: wishes.mac,
         routes: granted.routes.clone(),
         pod_name: call.args.pod.as_ref().map(|pod| format!("{}.{}", pod.name, pod.namespace)),
     })

@@ -7,7 +7,10 @@ use twill_dataplane::pod::PodRoute;
 use twill_rpc::message::{AssignRequest, Assigned, ForeignUse};
 use twill_types::{Block, Family, ReleaseRequest};
 
-use super::{Call, add::assign_request};
+use super::{
+    Call,
+    add::{assign_request, wishes},
+};
 use crate::{
     authority::Authority,
     error::Error,
@@ -26,8 +29,10 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     };
     let advertise = needs.advertise;
     let foreign = Some(ForeignUse { advertise, first_is_gateway, reserved });
-    let request = AssignRequest { foreign, ..assign_request(call, &netns)? };
-    let assigned = Authority::giving(&call.netconf, call.deadline).assign(&request)?;
+    let mut authority = Authority::giving(&call.netconf, call.deadline);
+    let wishes = wishes(call, &mut authority)?;
+    let request = AssignRequest { foreign, ..assign_request(call, &wishes, &netns)? };
+    let assigned = authority.assign(&request)?;
     Ok(result(call, &assigned).render(call.netconf.version))
 }
 

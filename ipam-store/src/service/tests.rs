@@ -30,6 +30,7 @@ fn request(n: u16) -> AssignRequest {
         netns: format!("/run/netns/{n}"),
         netns_cookie: Some(u64::from(n)),
         pod: Some("prod/web".into()),
+        pod_uid: None,
         foreign: None,
         allow_reserved: false,
         now_ms: 1,

@@ -14,6 +14,7 @@ fn request(n: u8, families: &[Family], cookie: u64) -> AssignRequest {
         netns: format!("/run/netns/{n}"),
         netns_cookie: Some(cookie),
         pod: None,
+        pod_uid: None,
         wanted: BTreeMap::new(),
         foreign: None,
         allow_reserved: false,
@@ -333,6 +334,7 @@ fn what_was_adopted_is_given_to_nobody_else() {
         netns: String::new(),
         netns_cookie: None,
         pod: None,
+        pod_uid: None,
         foreign: false,
         created_ms: 0,
     };

@@ -7,7 +7,7 @@ use twill_types::{Alias, Block, Finding, FindingKind, LinkAlias, Prefix};
 
 use super::{ClaimFact, finding};
 use crate::{
-    BlockSummary, Facts, Leftover, LinkFact, Record, Verdict,
+    BlockSummary, Facts, Leftover, LinkFact, PodFact, Record, RecordFact, Verdict,
     liveness::{Death, Owners},
 };
 
@@ -79,11 +79,12 @@ fn leaks(facts: &NodeFacts, findings: &mut Vec<Finding>) {
         findings.push(of_record(kind, &facts.node, record, why(death), REMEDY));
     }
     for (record, death, left_ms) in &facts.verdict.suspects {
-        let remedy =
-            format!("an ADD or a DEL may be under way; look again in {} s", left_ms.div_ceil(1000));
+        let seconds = left_ms.div_ceil(1000);
+        let remedy = format!("an ADD or a DEL may be under way; look again in {seconds} s");
         let found = of_record(kind, &facts.node, record, why(death), &remedy);
         findings.push(Finding { confirmed: false, ..found });
     }
+    podless(facts, findings);
     for (index, why) in &facts.verdict.leftovers {
         let name = facts.facts.links.iter().find(|link| link.index == *index);
         let name = name.map_or_else(|| format!("link {index}"), |link| link.name.clone());
@@ -101,6 +102,28 @@ fn leaks(facts: &NodeFacts, findings: &mut Vec<Finding>) {
             "--fix removes it, and so does the next round of the node's own",
         );
         findings.push(Finding { link: Some(name), ..found });
+    }
+}
+
+/// Sandboxes that outlive their pods. What the kernel has is never taken from it, whatever a cluster says,
+/// and the runtime may be about to.
+fn podless(facts: &NodeFacts, findings: &mut Vec<Finding>) {
+    let verdict = &facts.verdict;
+    let records = facts.facts.records.iter().filter(|fact| fact.pod == PodFact::Gone);
+    for RecordFact { record, .. } in records {
+        let is_it = |other: &Record| other.attachment == record.attachment;
+        let is_told = verdict.dead.iter().any(|(other, _)| is_it(other))
+            || verdict.suspects.iter().any(|(other, ..)| is_it(other));
+        if !is_told {
+            let found = of_record(
+                FindingKind::LeakedAddress,
+                &facts.node,
+                record,
+                "the cluster has no such pod any more, and its sandbox is still there",
+                "the runtime removes it; if it does not, see to it (crictl pods, crictl stopp, crictl rmp)",
+            );
+            findings.push(Finding { confirmed: false, ..found });
+        }
     }
 }
 

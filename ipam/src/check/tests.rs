@@ -4,7 +4,7 @@ use twill_types::{AttachmentId, Block, LinkAlias, host_link_name};
 
 use super::*;
 use crate::{
-    BlockSummary, Death, Facts, Leftover, LinkFact, PathFact, Record, RecordFact, Verdict,
+    BlockSummary, Death, Facts, Leftover, LinkFact, PathFact, PodFact, Record, RecordFact, Verdict,
 };
 
 fn id(n: u8) -> AttachmentId {
@@ -20,6 +20,7 @@ fn record(n: u8) -> Record {
         netns: String::new(),
         netns_cookie: None,
         pod: Some(format!("prod/p{n}")),
+        pod_uid: None,
         foreign: false,
         created_ms: 0,
     }
@@ -62,7 +63,11 @@ fn block(text: &str, used: u16) -> BlockSummary {
 
 /// A node on which all is well: the pods 1 and 2, in one block.
 fn healthy() -> NodeFacts {
-    let records = [1, 2].map(|n| RecordFact { record: record(n), path: PathFact::Same });
+    let records = [1, 2].map(|n| RecordFact {
+        record: record(n),
+        path: PathFact::Same,
+        pod: PodFact::Unknown,
+    });
     NodeFacts {
         node: "node1".into(),
         facts: Facts { records: records.into(), links: vec![link(1), link(2)] },
@@ -89,7 +94,7 @@ fn short(findings: &[Finding]) -> Vec<String> {
 #[test]
 fn each_kind_of_difference_on_a_node_has_its_finding() {
     type Change = fn(&mut NodeFacts);
-    let table: [(&str, Change, &[&str]); 18] = [
+    let table: [(&str, Change, &[&str]); 20] = [
         ("all is well", |_| {}, &[]),
         (
             "a pod that is gone for long",
@@ -98,6 +103,20 @@ fn each_kind_of_difference_on_a_node_has_its_finding() {
                 f.verdict.dead.push((record(2), Death::LinkGone));
             },
             &["leakedAddress 10.0.0.2/32"],
+        ),
+        (
+            "a sandbox that outlives its pod",
+            |f| f.facts.records[1].pod = PodFact::Gone,
+            &["leakedAddress 10.0.0.2/32 ?"],
+        ),
+        (
+            "a pod that is gone with its sandbox",
+            |f| {
+                f.facts.records[1].pod = PodFact::Gone;
+                f.facts.links.pop();
+                f.verdict.suspects.push((record(2), Death::LinkGone, 500));
+            },
+            &["leakedAddress 10.0.0.2/32 ?"],
         ),
         (
             "one that may just be made",

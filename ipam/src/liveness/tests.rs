@@ -19,10 +19,11 @@ fn record(n: u8, sequence: u64, foreign: bool, path: PathFact) -> RecordFact {
         netns: format!("/run/netns/{n}"),
         netns_cookie: Some(n.into()),
         pod: None,
+        pod_uid: None,
         foreign,
         created_ms: 0,
     };
-    RecordFact { record, path }
+    RecordFact { record, path, pod: PodFact::Unknown }
 }
 
 /// With a link of ours.
@@ -78,6 +79,39 @@ fn check(name: &str, start: Start, looks: Looks) {
     for (now, records, links, expected) in looks {
         let verdict = liveness.look(&Facts { records, links }, now);
         assert_eq!(text(&verdict), expected, "{name}, at {now}");
+    }
+}
+
+/// What the cluster says shortens the grace period, and is no evidence by itself.
+#[test]
+fn a_pod_that_is_gone_from_the_cluster() {
+    let with = |pod, path| vec![RecordFact { pod, ..own(1, 1, path) }];
+    let looks = |looks: Vec<(u64, PodFact, PathFact, bool, &str)>| {
+        let mut liveness = Liveness::new(120_000, start());
+        for (now, pod, path, linked, expected) in looks {
+            let links = if linked { vec![link(1, 1)] } else { Vec::new() };
+            let verdict = liveness.look(&Facts { records: with(pod, path), links }, now);
+            assert_eq!(text(&verdict), expected, "{pod:?} at {now}");
+        }
+    };
+    let gone = PodFact::Gone;
+    looks(vec![
+        (0, gone, Unknown, false, ""),
+        (9_999, gone, Unknown, false, ""),
+        (10_000, gone, Unknown, false, "c1.1 link-gone"),
+    ]);
+    looks(vec![(0, gone, Unknown, true, ""), (200_000, gone, Same, false, "")]);
+    looks(vec![
+        (0, PodFact::There, Unknown, false, ""),
+        (119_999, PodFact::There, Unknown, false, ""),
+        (120_000, PodFact::There, Unknown, false, "c1.1 link-gone"),
+    ]);
+    // Of another plugin's pod nothing is evidence where paths cannot be trusted.
+    let record = || RecordFact { pod: gone, ..foreign(1, 1, Nothing) };
+    let mut liveness = Liveness::new(GRACE, start());
+    for now in [0, 200_000] {
+        let facts = Facts { records: vec![record()], links: Vec::new() };
+        assert_eq!(text(&liveness.look(&facts, now)), "");
     }
 }
 

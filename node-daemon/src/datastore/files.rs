@@ -44,6 +44,7 @@ pub(super) fn open(
         leases: Arc::new(FileLeases::open(directory)?),
         reports: Arc::new(reports),
         tenure: Arc::new(NoTenure),
+        pods: None,
         fills: Some(Arc::new(FileFills { directory: directory.to_owned() })),
         shared,
         // They are in the snapshot's own.

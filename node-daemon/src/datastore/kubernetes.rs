@@ -14,6 +14,7 @@ mod leases;
 mod lending;
 mod names;
 mod owned;
+mod pods;
 mod pools;
 mod read;
 mod reports;
@@ -34,6 +35,7 @@ use tracing::{info, warn};
 pub(crate) use access::{Access, ApiError, failed};
 pub(crate) use claims::first_made;
 pub(crate) use leases::{OF_NODES, read as read_lease};
+pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 
 use self::{
     cache::Cache,
@@ -64,6 +66,8 @@ pub(super) async fn open(
     let cache = Cache::open(state_dir, node)?;
     let mut known = cache.read();
     let cache = Arc::new(Mutex::new(cache));
+    // Nobody waits for them here: an ADD waits for its own.
+    let pods = ApiPods::start(&access, state_dir, node);
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
     let requests = watch::Sender::new(Arc::new(NodeRequests::new(node)));
     let problems = watch::Sender::new(Vec::new());
@@ -116,6 +120,7 @@ pub(super) async fn open(
         fills: Some(Arc::new(ApiFills::new(Arc::clone(&access)))),
         reports: Arc::new(ApiReports::new(Arc::clone(&access), node)),
         tenure: Arc::new(ApiTenure { access, cache }),
+        pods: Some(Arc::new(pods)),
         shared: true,
         problems: problems.subscribe(),
     })

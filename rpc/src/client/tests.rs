@@ -77,7 +77,7 @@ fn answers_come_in_order_on_one_connection() {
     let answer = Response::Assigned(assigned.clone());
     let daemon = Daemon::start(move |mut stream| {
         greet(&mut stream);
-        assert_eq!(receive::<Request>(&mut stream), Request::Assign(assign()));
+        assert_eq!(receive::<Request>(&mut stream), Request::Assign(Box::new(assign())));
         write_frame(&mut stream, &answer).unwrap();
         assert!(matches!(receive::<Request>(&mut stream), Request::Release(_)));
         write_frame(&mut stream, &Response::Released(Released { addresses: vec![] })).unwrap();

@@ -329,6 +329,7 @@ impl Model {
             netns: String::new(),
             netns_cookie: None,
             pod: None,
+            pod_uid: None,
             foreign: false,
             created_ms: 1,
         })

@@ -165,22 +165,27 @@ impl Access {
         what: impl Into<String>,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, ApiError> {
+        block_in_place(|| self.runtime.block_on(self.answer(verb, what, request)))
+    }
+
+    /// The answer to one request.
+    pub(super) async fn answer<T>(
+        &self,
+        verb: &'static str,
+        what: impl Into<String>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
         let what = what.into();
         let late = *self.late.lock().unwrap_or_else(PoisonError::into_inner);
         if late.is_some_and(|when| when.elapsed() < SILENCE) {
             return Err(ApiError::Late { verb, what });
         }
         let mut ending = self.ending.subscribe();
-        let answer = block_in_place(|| {
-            self.runtime.block_on(async {
-                tokio::select! {
-                    biased;
-                    _ = ending.wait_for(|ending| *ending) => None,
-                    answer = timeout(deadline(verb), request) => Some(answer),
-                }
-            })
-        });
-        let answer = answer.ok_or(ApiError::Ending)?;
+        let answer = tokio::select! {
+            biased;
+            _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
+            answer = timeout(deadline(verb), request) => answer,
+        };
         let is_answered = match &answer {
             Err(_) => false,
             Ok(Err(error)) => matches!(error, kube::Error::Api(_) | kube::Error::SerdeError(_)),

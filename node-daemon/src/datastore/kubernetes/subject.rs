@@ -32,6 +32,7 @@ pub(super) const BLOCK_REQUESTS: ApiKind = own("BlockRequest", "blockrequests");
 /// What nodes tell about themselves.
 pub(super) const NODE_STATUSES: ApiKind = own("CalicoNodeStatus", "caliconodestatuses");
 const NODES: ApiKind = core("Node", "nodes");
+const PODS: ApiKind = core("Pod", "pods");
 const SECRETS: ApiKind = core("Secret", "secrets");
 const SERVICES: ApiKind = core("Service", "services");
 const ENDPOINT_SLICES: ApiKind =
@@ -97,6 +98,16 @@ impl Subject {
     /// All EndpointSlices.
     pub(super) const fn endpoint_slices() -> Self {
         Self { kind: ENDPOINT_SLICES, namespace: None, field: None }
+    }
+
+    /// The pods of a node.
+    pub(super) fn pods(node: &str) -> Self {
+        Self { kind: PODS, namespace: None, field: Some(format!("spec.nodeName={node}")) }
+    }
+
+    /// Whether the metadata are all that is asked for: a kubelet changes a pod's status many times.
+    pub(super) fn is_metadata_alone(&self) -> bool {
+        self.kind == PODS
     }
 
     /// One Secret.

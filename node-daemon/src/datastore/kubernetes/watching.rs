@@ -1,17 +1,15 @@
 //! One watched list: listed once, then followed by its resource version with bookmarks; listed again where
 //! that has become too old. What fails is tried again, later each time.
 
-use std::{
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use kube::{
     Api,
-    core::DynamicObject,
+    core::{DynamicObject, PartialObjectMeta},
     runtime::watcher::{self, Event, watcher},
 };
+use serde_json::Value;
 use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
 use twill_types::error_chain;
 
@@ -51,10 +49,6 @@ pub(super) async fn follow(
     news: mpsc::Sender<(Subject, News)>,
 ) {
     let resource = subject.kind.resource();
-    let api: Api<DynamicObject> = match &subject.namespace {
-        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-        None => Api::all_with(client, &resource),
-    };
     let mut config = watcher::Config::default();
     if !subject.is_own() {
         // From the API server's memory. Not for what is written here: what was given back must not show
@@ -64,7 +58,16 @@ pub(super) async fn follow(
     if let Some(field) = &subject.field {
         config = config.fields(field);
     }
-    let mut stream = pin!(watcher(api, config));
+    let mut stream = if subject.is_metadata_alone() {
+        let api: Api<PartialObjectMeta> = Api::all_with(client, &resource);
+        watcher(api, config).map(|event| Ok(whole(event?))).boxed()
+    } else {
+        let api: Api<DynamicObject> = match &subject.namespace {
+            Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+            None => Api::all_with(client, &resource),
+        };
+        watcher(api, config).boxed()
+    };
     let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     let mut expiry = Expiry::default();
     let (mut fails, mut is_listing) = (false, true);
@@ -116,6 +119,22 @@ pub(super) async fn follow(
         if let Some(wait) = wait {
             tokio::time::sleep(wait).await;
         }
+    }
+}
+
+/// As an object that has nothing else.
+fn whole(event: Event<PartialObjectMeta>) -> Event<DynamicObject> {
+    let object = |PartialObjectMeta { types, metadata, .. }| DynamicObject {
+        types,
+        metadata,
+        data: Value::Null,
+    };
+    match event {
+        Event::Init => Event::Init,
+        Event::InitApply(found) => Event::InitApply(object(found)),
+        Event::InitDone => Event::InitDone,
+        Event::Apply(found) => Event::Apply(object(found)),
+        Event::Delete(found) => Event::Delete(object(found)),
     }
 }
 

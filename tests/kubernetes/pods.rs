@@ -1,0 +1,265 @@
+//! Pods that the API server has, with their annotations, and what daemons write to their Nodes.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use twill_tests::{
+    cni::CniError,
+    kubernetes::ApiServer,
+    lab::Pod,
+    wait::{wait_for, wait_until},
+};
+
+use super::{
+    LONG,
+    nodes::{POOL, STRICT, Site},
+};
+
+/// For those who ask for it.
+const BLUE: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: blue}\n\
+                    spec: {cidr: 10.20.0.0/26, blockSize: 27, assignmentMode: Manual, nodeSelector: all()}\n";
+const GREEN: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: green}\n\
+                     spec: {cidr: 10.30.0.0/26, blockSize: 27, assignmentMode: Manual, nodeSelector: all()}\n";
+
+const CNI: &str = "cni.projectcalico.org";
+
+/// A namespace with an account, which pods need.
+fn namespace(site: &Site, name: &str, annotations: &Value) -> Result<()> {
+    let objects = [
+        json!({"apiVersion": "v1", "kind": "Namespace",
+               "metadata": {"name": name, "annotations": annotations}}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount",
+               "metadata": {"name": "default", "namespace": name}}),
+    ];
+    objects.iter().try_for_each(|object| site.apply(&object.to_string()))
+}
+
+/// A pod on the API server; its uid.
+fn create(site: &Site, node: &str, name: &str, annotations: &Value) -> Result<String> {
+    let (namespace, name) = name.split_once('/').context("namespace/name")?;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "annotations": annotations},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "image": "none"}]}});
+    site.apply(&pod.to_string())?;
+    let pod = site.api.kubectl().json(&["get", "pod", "-n", namespace, name])?;
+    Ok(pod["metadata"]["uid"].as_str().context("a pod without uid")?.to_owned())
+}
+
+fn delete(site: &Site, name: &str) -> Result<()> {
+    let (namespace, name) = name.split_once('/').context("namespace/name")?;
+    let arguments = ["delete", "pod", "-n", namespace, name, "--force", "--grace-period=0"];
+    site.api.kubectl().run(&arguments).map(drop)
+}
+
+/// A sandbox as a kubelet's runtime has it, not attached yet.
+fn sandbox(site: &mut Site, node: &str, name: &str, uid: &str) -> Result<Pod> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let (namespace, name) = name.split_once('/').context("namespace/name")?;
+    // A pod may have several one after the other.
+    let mut pod = site.lab.bare_pod(node, &format!("{name}-{number}"))?;
+    let args = &mut pod.attachment_mut().args;
+    for (key, value) in args.iter_mut() {
+        match key.as_str() {
+            "K8S_POD_NAMESPACE" => namespace.clone_into(value),
+            "K8S_POD_NAME" => name.clone_into(value),
+            _ => {}
+        }
+    }
+    args.push(("K8S_POD_UID".to_owned(), uid.to_owned()));
+    Ok(pod)
+}
+
+/// Both; the pod runs.
+fn run(site: &mut Site, node: &str, name: &str, annotations: &Value) -> Result<Pod> {
+    let uid = create(site, node, name, annotations)?;
+    let mut pod = sandbox(site, node, name, &uid)?;
+    site.lab.attach(&mut pod)?;
+    Ok(pod)
+}
+
+fn address(pod: &Pod) -> Result<String> {
+    Ok(pod.address()?.to_string())
+}
+
+/// The error of an ADD that has to fail.
+fn refused(site: &mut Site, name: &str, annotations: &Value) -> Result<CniError> {
+    let uid = create(site, "node1", name, annotations)?;
+    let mut pod = sandbox(site, "node1", name, &uid)?;
+    let error = site.lab.attach(&mut pod).err().with_context(|| format!("{name} was attached"))?;
+    error.downcast::<CniError>()
+}
+
+/// The namespace's pool, the pod's before it, an address by name; and what cannot be had is said.
+pub(crate) fn annotations_choose_pools_and_addresses(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, BLUE, GREEN, STRICT])?;
+    namespace(&site, "plain", &json!({}))?;
+    namespace(&site, "blue", &json!({"cni.projectcalico.org/ipv4pools": "[\"blue\"]"}))?;
+    let of = |key: &str, value: &str| json!({format!("{CNI}/{key}"): value});
+
+    let pod = run(&mut site, "node1", "plain/a", &json!({}))?;
+    ensure!(address(&pod)?.starts_with("10.10.0."), "{pod:?}");
+    let pod = run(&mut site, "node1", "blue/a", &json!({}))?;
+    ensure!(address(&pod)?.starts_with("10.20.0."), "by its namespace: {pod:?}");
+    let green = of("ipv4pools", "[\"10.30.0.0/26\"]");
+    let pod = run(&mut site, "node1", "blue/b", &green)?;
+    ensure!(address(&pod)?.starts_with("10.30.0."), "by itself: {pod:?}");
+    let pod = run(&mut site, "node1", "plain/c", &of("ipAddrs", "[\"10.30.0.40\"]"))?;
+    ensure!(address(&pod)? == "10.30.0.40", "{pod:?}");
+    let hardware = of("hwAddr", "02:00:00:00:00:2a");
+    let pod = run(&mut site, "node1", "plain/d", &hardware)?;
+    let shown = pod.namespace().ip("link show dev eth0")?;
+    ensure!(shown.contains("02:00:00:00:00:2a"), "{shown}");
+
+    // An address outside of the pool that the namespace names.
+    let error = refused(&mut site, "blue/c", &of("ipAddrs", "[\"10.30.0.41\"]"))?;
+    ensure!(error.code == 7 && error.message.contains("no pool holds it"), "{error}");
+    let error = refused(&mut site, "plain/e", &of("ipAddrs", "[\"10.30.0.40\"]"))?;
+    ensure!(error.code == 103 && error.message.contains("10.30.0.40"), "{error}");
+    let error = refused(&mut site, "plain/f", &of("ipv4pools", "[\"none\"]"))?;
+    ensure!(error.code == 100 && error.message.contains("no such pool"), "{error}");
+    let error = refused(&mut site, "plain/g", &of("ipv4pools", "[blue"))?;
+    ensure!(error.code == 7 && error.message.contains("ipv4pools"), "{error}");
+    let error = refused(&mut site, "plain/h", &of("floatingIPs", "[\"10.30.0.50\"]"))?;
+    ensure!(error.code == 2 && error.message.contains("floatingIPs"), "{error}");
+    let error = refused(&mut site, "plain/i", &of("ipAddrsNoIpam", "[\"192.0.2.5\"]"))?;
+    ensure!(error.code == 2 && error.message.contains("featureControl"), "{error}");
+
+    let mut conflist = site.lab.node("node1")?.runtime().conflist().clone();
+    conflist["plugins"][0]["featureControl"] = json!({"ipAddrsNoIpam": true});
+    site.lab.node_mut("node1")?.runtime_mut().set_conflist(conflist);
+    let used = site.lab.node("node1")?.addresses_in_use()?;
+    let pod = run(&mut site, "node1", "plain/j", &of("ipAddrsNoIpam", "[\"192.0.2.5\"]"))?;
+    ensure!(address(&pod)? == "192.0.2.5", "{pod:?}");
+    let node = site.lab.node("node1")?;
+    ensure!(node.addresses_in_use()? == used, "nobody is to know of it");
+    node.runtime().check(node.namespace(), pod.attachment())?;
+    site.lab.delete_pod(pod)
+}
+
+/// Neither a pod nor its namespace need have been told of when an ADD comes; one that there is not gets
+/// nothing, and no pool of others.
+pub(crate) fn a_pod_that_nothing_is_known_of_waits(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, BLUE, STRICT])?;
+    let mut pod = sandbox(&mut site, "node1", "late/a", "11111111-2222-3333-4444-555555555555")?;
+    let error = site.lab.attach(&mut pod).err().context("a pod of no namespace was attached")?;
+    let error = error.downcast::<CniError>()?;
+    ensure!(error.code == 11 && error.message.contains("late"), "{error}");
+    ensure!(site.lab.node("node1")?.addresses_in_use()? == 0, "an address was given to it");
+
+    namespace(&site, "late", &json!({"cni.projectcalico.org/ipv4pools": "[\"blue\"]"}))?;
+    let error = site.lab.attach(&mut pod).err().context("a pod that there is not was attached")?;
+    let error = error.downcast::<CniError>()?;
+    ensure!(error.code == 11 && error.message.contains("has no pods/a"), "{error}");
+    // Another pod has its name.
+    let uid = create(&site, "node1", "late/a", &json!({}))?;
+    let error = site.lab.attach(&mut pod).err().context("another pod was attached")?;
+    let error = error.downcast::<CniError>()?;
+    ensure!(error.code == 11 && error.message.contains("another uid"), "{error}");
+    let mut pod = sandbox(&mut site, "node1", "late/a", &uid)?;
+    site.lab.attach(&mut pod)?;
+    ensure!(address(&pod)?.starts_with("10.20.0."), "{pod:?}");
+
+    // The runtime has the uid of the static pod, the API server that of its mirror.
+    let mirror = json!({"kubernetes.io/config.mirror": "5d1c0f"});
+    create(&site, "node1", "late/static-node1", &mirror)?;
+    let mut pod = sandbox(&mut site, "node1", "late/static-node1", "5d1c0f")?;
+    site.lab.attach(&mut pod)?;
+
+    // What the watch may not tell is asked for; a node that may not even ask gives nothing.
+    let rights = ["patch", "clusterrole", "twill-node", "--type=json", "-p"];
+    let role = site.api.kubectl().json(&["get", "clusterrole", "twill-node"])?;
+    let rules = role["rules"].as_array().context("no rules")?;
+    let index = rules.iter().position(|rule| {
+        rule["resources"].as_array().is_some_and(|all| all.contains(&json!("pods")))
+    });
+    let index = index.context("no rule for pods")?;
+    let patch = json!([{"op": "replace", "path": format!("/rules/{index}/resources"),
+                        "value": ["namespaces"]}]);
+    let patch = patch.to_string();
+    site.api.kubectl().run(&[&rights[..], &[&patch]].concat())?;
+    site.lab.node_mut("node1")?.stop()?;
+    site.lab.node_mut("node1")?.start()?;
+    let error = refused(&mut site, "late/b", &json!({}))?;
+    ensure!(error.code == 11 && error.message.contains("may not get pods"), "{error}");
+    let status = site.lab.node("node1")?.status()?.to_string();
+    ensure!(status.contains("may not list pods"), "{status}");
+    // One that it knew before the restart is known by the copy.
+    let mut again = sandbox(&mut site, "node1", "late/a", &uid)?;
+    site.lab.attach(&mut again)?;
+    ensure!(address(&again)?.starts_with("10.20.0."), "{again:?}");
+    Ok(())
+}
+
+/// Pods that the watch has told of, with the uid that a kubelet knows them by.
+pub(crate) fn an_add_for_a_pod_of_the_cluster_asks_for_nothing(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, STRICT])?;
+    namespace(&site, "plain", &json!({}))?;
+    let mut uids = Vec::new();
+    for number in 0..8 {
+        uids.push(create(&site, "node1", &format!("plain/p{number}"), &json!({}))?);
+    }
+    let first = run(&mut site, "node1", "plain/first", &json!({}))?;
+    site.wait_settled("node1")?;
+    let before = site.api.node_requests()?;
+    for (number, uid) in uids.iter().enumerate() {
+        let mut pod = sandbox(&mut site, "node1", &format!("plain/p{number}"), uid)?;
+        site.lab.attach(&mut pod)?;
+        site.lab.delete_pod(pod)?;
+    }
+    let after = site.api.node_requests()?;
+    let new: Vec<_> = after[before.len()..]
+        .iter()
+        .filter(|request| !request.ends_with(" leases") && !request.starts_with("watch"))
+        .collect();
+    ensure!(new.is_empty(), "8 ADDs and DELs made {new:?}");
+    site.lab.delete_pod(first)
+}
+
+/// A pod goes while no daemon runs and no DEL comes: it is freed long before the grace period of those of
+/// which no cluster tells is over. One whose sandbox lives keeps its address, and that is said.
+pub(crate) fn a_pod_that_is_gone_is_freed_soon(_: &ApiServer) -> Result<()> {
+    // Two minutes, as without settings.
+    let mut site = Site::start(&[POOL, STRICT])?;
+    namespace(&site, "plain", &json!({}))?;
+    let gone = run(&mut site, "node1", "plain/gone", &json!({}))?;
+    let kept = run(&mut site, "node1", "plain/kept", &json!({}))?;
+    // Its pod is there.
+    let dying = run(&mut site, "node1", "plain/dying", &json!({}))?;
+    site.lab.node_mut("node1")?.stop()?;
+    let (gone_address, dying_address) = (address(&gone)?, address(&dying)?);
+    drop((gone, dying));
+    for name in ["plain/gone", "plain/kept"] {
+        delete(&site, name)?;
+    }
+    site.lab.node_mut("node1")?.start()?;
+
+    let node = site.lab.node("node1")?;
+    let leaks = || -> Result<Vec<(String, bool)>> {
+        let output = node.ctl_output(&["ipam", "check", "-o", "json"])?;
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        let leak = |finding: &Value| {
+            let address = finding["addresses"][0].as_str()?.to_owned();
+            (finding["kind"] == "leakedAddress").then(|| (address, finding["confirmed"] == true))
+        };
+        Ok(report["findings"].as_array().into_iter().flatten().filter_map(leak).collect())
+    };
+    let kept_address = address(&kept)?;
+    wait_for("the pods that are gone to be told", LONG, || {
+        let found = leaks()?;
+        let is_told = |address: &String| found.iter().any(|(leak, _)| leak == address);
+        ensure!(is_told(&gone_address) && is_told(&kept_address), "{found:?}");
+        Ok(())
+    })?;
+    wait_until("the pod that is gone to be freed", LONG, || Ok(node.addresses_in_use()? == 2))?;
+    let found = leaks()?;
+    ensure!(found.contains(&(kept_address.clone(), false)), "its sandbox lives: {found:?}");
+    let log = node.log();
+    ensure!(log.contains("plain/gone") && log.contains("released: the pod is gone"), "{log}");
+    let held = node.ctl(&["ipam", "show", "--ip", &dying_address])?;
+    ensure!(held.contains("plain/dying"), "its pod is there, so its grace is the usual: {held}");
+    let held = node.ctl(&["ipam", "show", "--ip", &kept_address])?;
+    ensure!(held.contains("plain/kept"), "its sandbox lives: {held}");
+    site.lab.delete_pod(kept)
+}
