@@ -105,6 +105,12 @@ pub fn link_for_address(address: IpAddr) -> Result<Option<Link>, Error> {
     }
 }
 
+/// The length of the prefix that an address has on its link; `None` if the node does not have it.
+pub fn prefix_length(address: IpAddr) -> Result<Option<u8>, Error> {
+    let addresses = Socket::open()?.addresses(0)?;
+    Ok(addresses.into_iter().find(|found| found.ip == address).map(|found| found.length))
+}
+
 /// The MTU in bytes that pods should have: that of the link with the first of the node's addresses
 /// that is on one (`lo` does not count), or else of the links towards the world, in IPv4 or without
 /// a route there in IPv6; 1500 if there are none. A route that rejects or drops leads nowhere.

@@ -64,6 +64,8 @@ pub(crate) struct Datastore {
     pub(crate) shared: bool,
     /// The pods of this node, where the datastore has them.
     pub(crate) pods: Option<Arc<kubernetes::ApiPods>>,
+    /// The own Node, where daemons write to it.
+    pub(crate) own_node: Option<Arc<kubernetes::ApiNode>>,
     /// What is wrong with the datastore itself.
     pub(crate) problems: tokio::sync::watch::Receiver<Vec<String>>,
 }

@@ -123,6 +123,26 @@ impl Wires {
     }
 }
 
+impl Wires {
+    /// Ends when pods can be given addresses that the peers hear of: configuration and claims are read,
+    /// the node's blocks are routed, and BGP is spoken.
+    fn works(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut view, mut owned) = (self.view.subscribe(), self.owned.subscribe());
+        let mut speaker = self.speaker.subscribe();
+        async move {
+            let works = async {
+                view.wait_for(|view| view.ready).await.ok()?;
+                owned.wait_for(Option::is_some).await.ok()?;
+                speaker.wait_for(Option::is_some).await.ok().map(drop)
+            };
+            if works.await.is_none() {
+                // The process is ending.
+                std::future::pending().await
+            }
+        }
+    }
+}
+
 /// The kernel's side, made ready.
 struct Kernel {
     fib: Fib,
@@ -217,6 +237,10 @@ impl Node<'_> {
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         endless(tasks, Arc::clone(&wires.tombstones).watch());
+        if let Some(own_node) = &self.datastore.own_node {
+            let resources = self.datastore.resources.clone();
+            endless(tasks, Arc::clone(own_node).run(resources, wires.works()));
+        }
         let (name, resources) = (self.name.clone(), self.datastore.resources.clone());
         let rules = Arc::clone(&host.rules_changed);
         let repair = Repair {
@@ -276,6 +300,7 @@ impl Node<'_> {
             .into_iter()
             .chain([self.datastore.problems.clone(), self.datastore.service_problems.clone()])
             .chain(self.datastore.pods.as_ref().map(|pods| pods.problems()))
+            .chain(self.datastore.own_node.iter().flat_map(|own| own.problems()))
             .collect(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),

@@ -69,6 +69,8 @@ fn main() -> ExitCode {
         pods::a_pod_that_nothing_is_known_of_waits,
         pods::an_add_for_a_pod_of_the_cluster_asks_for_nothing,
         pods::a_pod_that_is_gone_is_freed_soon,
+        pods::a_node_says_where_it_is_and_that_it_works,
+        pods::a_node_writes_of_its_node_only_what_it_should,
         rights::a_node_writes_only_what_is_its_own,
         twillctl::tables_are_those_of_files,
         twillctl::manifests_are_written_and_taken_away,

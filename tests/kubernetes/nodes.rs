@@ -111,7 +111,11 @@ impl Site {
     pub(crate) fn wait_settled(&self, node: &str) -> Result<()> {
         // What is told about the first block is told before.
         wait_for(&format!("the status of {node}"), LONG, || self.condition(node, "IPPool", "app"))?;
-        Ok(())
+        wait_until(&format!("{node} to be up"), LONG, || {
+            let conditions = self.api.kubectl().json(&["get", "node", node])?;
+            let conditions = conditions["status"]["conditions"].as_array().cloned();
+            Ok(conditions.into_iter().flatten().any(|c| c["reason"] == "TwillIsUp"))
+        })
     }
 
     /// What a node says about an object in its own status.

@@ -13,7 +13,7 @@ use twill_tests::{
 
 use super::{
     LONG,
-    nodes::{POOL, STRICT, Site},
+    nodes::{PEER, POOL, STRICT, Site},
 };
 
 /// For those who ask for it.
@@ -262,4 +262,143 @@ pub(crate) fn a_pod_that_is_gone_is_freed_soon(_: &ApiServer) -> Result<()> {
     let held = node.ctl(&["ipam", "show", "--ip", &kept_address])?;
     ensure!(held.contains("plain/kept"), "its sandbox lives: {held}");
     site.lab.delete_pod(kept)
+}
+
+fn node(site: &Site, name: &str) -> Result<Value> {
+    site.api.kubectl().json(&["get", "node", name])
+}
+
+fn unavailable(site: &Site, name: &str) -> Result<Value> {
+    let node = node(site, name)?;
+    let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.into_iter().find(|c| c["type"] == "NetworkUnavailable");
+    found.with_context(|| format!("no condition on {name}"))
+}
+
+/// An address that nobody has written is found by the kubelet's and by the link that has it; one that
+/// stands there stays. The network is said to work once, also where Calico said that it does not.
+pub(crate) fn a_node_says_where_it_is_and_that_it_works(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, PEER, STRICT])?;
+    wait_for("node1 to be up", LONG, || unavailable(&site, "node1"))?;
+    site.lab.node_mut("node1")?.stop()?;
+    let kubectl = site.api.kubectl();
+    kubectl.run(&["annotate", "node", "node1", "projectcalico.org/IPv4Address-"])?;
+    let status = |name: &str, patch: Value| {
+        let patch = json!({"status": patch}).to_string();
+        let arguments = ["patch", "node", name, "--subresource=status", "-p", &patch];
+        site.api.kubectl().run(&arguments).map(drop)
+    };
+    let internal =
+        |address: &str| json!({"addresses": [{"type": "InternalIP", "address": address}]});
+    status("node1", internal("192.168.2.11"))?;
+    let down = json!({"conditions": [{"type": "NetworkUnavailable", "status": "True",
+                                      "reason": "CalicoIsDown", "message": "shutting down"}]});
+    status("node1", down)?;
+    // Where node2 says that it is was written by hand.
+    let before = node(&site, "node2")?["metadata"]["annotations"].clone();
+    let was_up = unavailable(&site, "node2")?;
+    status("node2", internal("192.168.2.99"))?;
+
+    site.lab.node_mut("node1")?.start()?;
+    let key = "projectcalico.org/IPv4Address";
+    wait_for("node1 to say where it is", LONG, || {
+        let annotations = node(&site, "node1")?["metadata"]["annotations"].clone();
+        ensure!(annotations[key] == "192.168.2.11/24", "{annotations}");
+        Ok(())
+    })?;
+    site.lab.node("node1")?.wait_established(&["192.168.2.1"], LONG)?;
+    wait_for("node1 to say that it works", LONG, || {
+        let condition = unavailable(&site, "node1")?;
+        ensure!(
+            condition["status"] == "False" && condition["reason"] == "TwillIsUp",
+            "{condition}"
+        );
+        Ok(())
+    })?;
+
+    // A restart writes neither again.
+    site.lab.node_mut("node2")?.stop()?;
+    site.lab.node_mut("node2")?.start()?;
+    site.lab.node("node2")?.wait_established(&["192.168.2.1"], LONG)?;
+    let after = node(&site, "node2")?["metadata"]["annotations"].clone();
+    ensure!(after == before, "{before} became {after}");
+    let is_up = unavailable(&site, "node2")?;
+    ensure!(is_up == was_up, "{was_up} became {is_up}");
+
+    let tunnel = "projectcalico.org/IPv4IPIPTunnelAddr=10.10.0.1";
+    site.api.kubectl().run(&["annotate", "node", "node2", tunnel])?;
+    wait_for("node2 to say that it makes no tunnel", LONG, || {
+        let status = site.api.kubectl().json(&["get", "caliconodestatus", "node2"])?.to_string();
+        ensure!(status.contains("no tunnel is made; the pods of this node"), "{status}");
+        Ok(())
+    })
+}
+
+/// The token of node1's daemon tries what is not its own.
+pub(crate) fn a_node_writes_of_its_node_only_what_it_should(_: &ApiServer) -> Result<()> {
+    let site = Site::start(&[POOL, STRICT])?;
+    wait_for("node1 to be up", LONG, || unavailable(&site, "node1"))?;
+    let kubeconfig = site.api.node_kubeconfigs().join("node1.kubeconfig").display().to_string();
+    let patch = |node: &str, status: bool, patch: Value, expected: &str| -> Result<()> {
+        let mut arguments = vec!["--kubeconfig", &kubeconfig];
+        let mut input = String::new();
+        let text = patch.to_string();
+        if status {
+            // A patch by kubectl reads the status first, which a node may not.
+            let mut object = patch;
+            object["apiVersion"] = "v1".into();
+            object["kind"] = "Node".into();
+            object["metadata"] = json!({"name": node});
+            input = object.to_string();
+            let apply = ["apply", "--server-side", "--force-conflicts", "--subresource=status"];
+            arguments.extend(apply.into_iter().chain(["-f", "-"]));
+        } else {
+            arguments.extend(["patch", "node", node, "-p", &text]);
+        }
+        if expected.is_empty() {
+            return site.api.kubectl().run_with_input(&arguments, &input).map(drop);
+        }
+        let said = site.api.kubectl().refused(&arguments, &input)?;
+        ensure!(said.contains("orbidden") && said.contains(expected), "{text}: {said}");
+        Ok(())
+    };
+    let annotation = |key: &str, value: &str| json!({"metadata": {"annotations": {key: value}}});
+    let other = "may not write what is of node node2";
+    let [v4, v6] = ["projectcalico.org/IPv4Address", "projectcalico.org/IPv6Address"];
+    wait_for("the policy", LONG, || patch("node2", false, annotation(v6, "fd00::12"), other))?;
+    let condition = |kind: &str, status: &str| json!({"status": {"conditions": [{"type": kind, "status": status, "reason": "Test"}]}});
+    patch("node2", true, condition("NetworkUnavailable", "True"), other)?;
+
+    let adds = "adds addresses that are missing";
+    patch("node1", false, annotation(v4, "192.168.2.77/24"), adds)?;
+    patch("node1", false, json!({"metadata": {"annotations": {v4: null}}}), adds)?;
+    patch("node1", false, annotation("example.com/other", "x"), adds)?;
+    let labels = "changes no labels";
+    patch("node1", false, json!({"metadata": {"labels": {"role": "admin"}}}), labels)?;
+    patch("node1", false, json!({"spec": {"unschedulable": true}}), labels)?;
+    let taint = json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}});
+    patch("node1", false, taint, labels)?;
+    let nothing_else = "the condition NetworkUnavailable, and nothing else";
+    patch("node1", true, condition("Ready", "True"), nothing_else)?;
+    patch("node1", true, json!({"status": {"capacity": {"cpu": "64"}}}), nothing_else)?;
+    let addresses =
+        json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.9"}]}});
+    patch("node1", true, addresses, nothing_else)?;
+
+    patch("node1", false, annotation(v6, "fd00::11/64"), "")?;
+    // Beside what a kubelet has written.
+    let image = |n: usize| json!({"names": [format!("registry.example/{n}@sha256:{n:064x}")], "sizeBytes": n});
+    let images: Vec<Value> = (0..50).map(image).collect();
+    let kubelet = json!({"status": {
+        "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+        "capacity": {"cpu": "2", "memory": "4Gi"}, "allocatable": {"cpu": "2"},
+        "images": images,
+        "addresses": [{"type": "InternalIP", "address": "192.168.2.11"}]}});
+    let kubelet = kubelet.to_string();
+    let arguments = ["patch", "node", "node1", "--subresource=status", "-p", &kubelet];
+    site.api.kubectl().run(&arguments)?;
+    patch("node1", true, condition("NetworkUnavailable", "True"), "")?;
+    let status = unavailable(&site, "node1")?;
+    ensure!(status["reason"] == "Test", "{status}");
+    Ok(())
 }

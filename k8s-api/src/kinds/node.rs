@@ -12,6 +12,16 @@ const IPV6_ADDRESS: &str = "projectcalico.org/IPv6Address";
 const AS_NUMBER: &str = "projectcalico.org/ASNumber";
 const ROUTE_REFLECTOR_CLUSTER_ID: &str = "projectcalico.org/RouteReflectorClusterID";
 
+/// What Calico writes where it makes tunnels. Twill reads them to say so, and never writes them.
+const TUNNELS: [&str; 6] = [
+    "projectcalico.org/IPv4IPIPTunnelAddr",
+    "projectcalico.org/IPv4VXLANTunnelAddr",
+    "projectcalico.org/IPv6VXLANTunnelAddr",
+    "projectcalico.org/IPv4WireguardInterfaceAddr",
+    "projectcalico.org/IPv6WireguardInterfaceAddr",
+    "projectcalico.org/WireguardPublicKey",
+];
+
 /// Kubernetes' own Node: labels decide which pools and peers it has, Calico's annotations say
 /// where it is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -93,11 +103,16 @@ impl Node {
         Prefix::masked(address, length?).ok()
     }
 
-    fn address_and_length(&self, family: Family) -> Option<(IpAddr, Option<u8>)> {
-        let key = match family {
+    /// The annotation that has its address in a family.
+    pub const fn address_annotation(family: Family) -> &'static str {
+        match family {
             Family::V4 => IPV4_ADDRESS,
             Family::V6 => IPV6_ADDRESS,
-        };
+        }
+    }
+
+    fn address_and_length(&self, family: Family) -> Option<(IpAddr, Option<u8>)> {
+        let key = Self::address_annotation(family);
         parse_address(self.annotation(key)?).filter(|(address, _)| Family::of(*address) == family)
     }
 
@@ -166,6 +181,12 @@ impl Rules for Node {
     }
 
     fn unsupported(&self) -> Vec<Unsupported> {
-        Vec::new()
+        let set = TUNNELS.iter().filter(|key| self.annotation(key).is_some());
+        let unsupported = |key: &&str| Unsupported {
+            field: format!("metadata.annotations.{key}"),
+            effect: "no tunnel is made; the pods of this node are reached by plain routes"
+                .to_owned(),
+        };
+        set.map(unsupported).collect()
     }
 }

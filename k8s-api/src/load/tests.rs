@@ -154,6 +154,12 @@ fn what_has_no_effect_is_told() {
         ),
         ["spec.reachableBy", "spec.filters"]
     );
+    let tunnel = "projectcalico.org/IPv4IPIPTunnelAddr";
+    let node = only(&format!(
+        "{{apiVersion: v1, kind: Node, metadata: {{name: n, annotations: {{{tunnel}: 10.0.0.1}}}}}}"
+    ));
+    let fields: Vec<_> = node.unsupported().into_iter().map(|found| found.field).collect();
+    assert_eq!(fields, [format!("metadata.annotations.{tunnel}")]);
     assert_eq!(unsupported("BGPConfiguration", "bindMode: NodeIP"), ["spec.bindMode"]);
     assert_eq!(
         unsupported("IPAMConfiguration", "kubeVirtVMAddressPersistence: Enabled"),

@@ -45,6 +45,7 @@ pub(super) fn open(
         reports: Arc::new(reports),
         tenure: Arc::new(NoTenure),
         pods: None,
+        own_node: None,
         fills: Some(Arc::new(FileFills { directory: directory.to_owned() })),
         shared,
         // They are in the snapshot's own.

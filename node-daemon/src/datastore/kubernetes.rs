@@ -13,6 +13,7 @@ mod fills;
 mod leases;
 mod lending;
 mod names;
+mod own_node;
 mod owned;
 mod pods;
 mod pools;
@@ -35,6 +36,7 @@ use tracing::{info, warn};
 pub(crate) use access::{Access, ApiError, failed};
 pub(crate) use claims::first_made;
 pub(crate) use leases::{OF_NODES, read as read_lease};
+pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 
 use self::{
@@ -68,6 +70,7 @@ pub(super) async fn open(
     let cache = Arc::new(Mutex::new(cache));
     // Nobody waits for them here: an ADD waits for its own.
     let pods = ApiPods::start(&access, state_dir, node);
+    let own_node = ApiNode::new(&access, node);
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
     let requests = watch::Sender::new(Arc::new(NodeRequests::new(node)));
     let problems = watch::Sender::new(Vec::new());
@@ -121,6 +124,7 @@ pub(super) async fn open(
         reports: Arc::new(ApiReports::new(Arc::clone(&access), node)),
         tenure: Arc::new(ApiTenure { access, cache }),
         pods: Some(Arc::new(pods)),
+        own_node: Some(Arc::new(own_node)),
         shared: true,
         problems: problems.subscribe(),
     })
