@@ -28,7 +28,7 @@ pub struct RoutePolicy {
     pub filters: Vec<RouteFilter>,
     /// Communities that go with what is told, by the prefix that the route lies in.
     pub advertisements: Vec<Advertisement>,
-    /// Nothing passes in either direction, for this reason.
+    /// Nothing passes in either direction, because of this.
     pub closed: Option<String>,
 }
 

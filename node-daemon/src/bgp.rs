@@ -25,7 +25,7 @@ use twill_types::{Asn, Family, Prefix};
 use crate::{
     claims::OwnedBlocks,
     datastore::Snapshot,
-    desired::{Desired, desired},
+    desired::{Desired, Known, desired},
     explain::{communities, milliseconds},
     problems,
     routes::KernelRoutes,
@@ -82,11 +82,11 @@ impl Bgp {
             return Ok(());
         }
         let mut task = None;
-        let mut passwords = BTreeMap::new();
+        let mut known = Known::default();
         loop {
             let resources = Arc::clone(&self.resources.borrow_and_update());
-            let wanted = desired(&self.node, &resources, &passwords);
-            passwords.clone_from(&wanted.passwords);
+            let wanted = desired(&self.node, &resources, &known);
+            known = Known::of(&wanted);
             problems::tell(&self.problems, wanted.problems.clone());
             self.conditions.send_if_modified(|said| {
                 let changed = *said != wanted.conditions;
@@ -132,6 +132,8 @@ impl Bgp {
             handle.send(Command::SetPeers { peers, passwords }).await;
             handle.stop().await;
             *task = None;
+            // Its routes went with it, so the next one has kept forwarding for none.
+            self.forwarding.clear();
         }
         info!(asn = %identity.asn, router_id = %identity.router_id, "speaking BGP");
         let config = SpeakerConfig {

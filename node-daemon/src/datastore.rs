@@ -25,7 +25,8 @@ pub(crate) use seam::{
 use status::conditions;
 
 use twill_k8s_api::{
-    BgpConfiguration, BgpPeer, IpPool, IpamConfigSpec, Metadata, Node, Problem, Resource, Secret,
+    BgpConfiguration, BgpFilter, BgpPeer, IpPool, IpamConfigSpec, Metadata, Node, Problem,
+    Resource, Secret,
     files::{Catalog, FileError},
 };
 use twill_types::Prefix;
@@ -95,6 +96,8 @@ pub(crate) struct Snapshot {
     pub(crate) namespaces: BTreeMap<String, PodNamespace>,
     /// Peers by name.
     pub(crate) peers: BTreeMap<String, BgpPeer>,
+    /// Filters by name.
+    pub(crate) filters: BTreeMap<String, BgpFilter>,
     /// `default` and `node.<name>`.
     pub(crate) bgp_configurations: BTreeMap<String, BgpConfiguration>,
     /// Secrets by name.
@@ -120,6 +123,7 @@ impl Snapshot {
                 Resource::IpPool(pool) => drop(snapshot.pools.insert(name, pool)),
                 Resource::Secret(secret) => drop(snapshot.secrets.insert(name, secret)),
                 Resource::BgpPeer(peer) => drop(snapshot.peers.insert(name, peer)),
+                Resource::BgpFilter(filter) => drop(snapshot.filters.insert(name, filter)),
                 Resource::BgpConfiguration(configuration) => {
                     snapshot.bgp_configurations.insert(name, configuration);
                 }

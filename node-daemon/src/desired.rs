@@ -1,11 +1,19 @@
 //! Which sessions this node should have: a pure function of the resources.
 
+mod policy;
 mod restart;
+mod selected;
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use twill_bgp_proto::{
-    self as proto, PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig, wire::Role,
+    self as proto, PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig,
+    policy::RoutePolicy, wire::Role,
 };
 use twill_bgp_speaker::Password;
 use twill_k8s_api::{
@@ -14,6 +22,7 @@ use twill_k8s_api::{
 };
 use twill_types::{Asn, Family};
 
+use self::{policy::Policies, selected::Session};
 use crate::{bgp::Identity, datastore::Snapshot, passwords};
 
 /// BGP's own port (RFC 4271 section 3).
@@ -60,6 +69,14 @@ impl Desired {
         self.peers.insert(key, session);
     }
 
+    /// For each of several sessions of an object.
+    fn say_once(&mut self, kind: Kind, name: &str, condition: Condition) {
+        let mut said = self.conditions.iter().filter(|(id, _)| id.name == name);
+        if !said.any(|(id, all)| id.kind == kind.singular() && all.contains(&condition)) {
+            self.say(kind, name, condition);
+        }
+    }
+
     fn say(&mut self, kind: Kind, name: &str, condition: Condition) {
         self.problems.push(format!("{kind} {name}: {}", condition.message));
         let id =
@@ -68,15 +85,29 @@ impl Desired {
     }
 }
 
-/// Works out the sessions of `node`. `known` are the passwords of sessions that there are already:
-/// one of them goes on with its own where the Secret is gone, since a mistake in a manifest ends no
-/// session.
-pub(crate) fn desired(
-    node: &str,
-    resources: &Snapshot,
-    known: &BTreeMap<IpAddr, Password>,
-) -> Desired {
-    let config = Configuration::of(resources, known);
+/// What sessions have that there are already.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    /// By the peer's address.
+    passwords: BTreeMap<IpAddr, Password>,
+    policies: BTreeMap<PeerKey, Option<Arc<RoutePolicy>>>,
+}
+
+impl Known {
+    /// That of these sessions.
+    pub(crate) fn of(desired: &Desired) -> Self {
+        let peers = desired.peers.iter();
+        Self {
+            passwords: desired.passwords.clone(),
+            policies: peers.map(|(key, peer)| (*key, peer.policy.routes.clone())).collect(),
+        }
+    }
+}
+
+/// Works out the sessions of `node`. One that is `known` already goes on with its own password or filters
+/// where the Secret or a BGPFilter is gone, since a mistake in a manifest ends no session.
+pub(crate) fn desired(node: &str, resources: &Snapshot, known: &Known) -> Desired {
+    let (config, wrong) = Configuration::of(node, resources, known);
     let mut desired = Desired { listen_port: config.listen_port(node), ..Desired::default() };
     let Some(own) = resources.nodes.get(node) else {
         desired.problems.push(format!(
@@ -95,18 +126,46 @@ pub(crate) fn desired(
         IpAddr::V4(v4) => v4,
         IpAddr::V6(_) => SpeakerConfig::router_id_from_name(node),
     };
-    let asn = own.as_number().unwrap_or(config.asn);
+    let asn = config.as_number(own);
     desired.identity = Some(Identity { asn, router_id });
     desired.reflection = reflection(own, resources);
+    for (name, condition) in wrong {
+        desired.say(Kind::BgpConfiguration, &name, condition);
+    }
     if config.mesh {
         mesh(own, resources, &config, &mut desired);
     }
+    by_peers((own, asn), resources, &config, &mut desired);
+    desired
+}
+
+/// The sessions of all BGPPeers. There is one with each address: that of a `peerIP` before that of a
+/// `peerSelector`, and of two of a kind the first by name. Each takes the place of the mesh's.
+fn by_peers(
+    own: (&Node, Asn),
+    resources: &Snapshot,
+    config: &Configuration<'_>,
+    desired: &mut Desired,
+) {
+    let mut taken = BTreeSet::new();
     for (name, peer) in &resources.peers {
-        if peer.spec.selects(node, &own.metadata.labels) {
-            explicit(name, peer, own, asn, resources, &config, &mut desired);
+        let Some(address) = peer.spec.peer_ip else { continue };
+        match selected::at(peer, address, own.0, resources, config) {
+            Ok(Some(session)) => {
+                taken.insert(session.key.address);
+                explicit(name, peer, &session, own, resources, config, desired);
+            }
+            Ok(None) => {}
+            Err(condition) => desired.say(Kind::BgpPeer, name, condition),
         }
     }
-    desired
+    for (name, peer) in &resources.peers {
+        for session in selected::nodes(peer, own.0, resources, config) {
+            if taken.insert(session.key.address) {
+                explicit(name, peer, &session, own, resources, config, desired);
+            }
+        }
+    }
 }
 
 /// BGPConfiguration, the defaults filled in.
@@ -115,20 +174,34 @@ struct Configuration<'a> {
     mesh: bool,
     default: Option<&'a BgpConfigurationSpec>,
     all: &'a BTreeMap<String, BgpConfiguration>,
-    /// Passwords of sessions that there are.
-    known: &'a BTreeMap<IpAddr, Password>,
+    policies: Policies<'a>,
+    known: &'a Known,
 }
 
 impl<'a> Configuration<'a> {
-    fn of(resources: &'a Snapshot, known: &'a BTreeMap<IpAddr, Password>) -> Self {
+    /// With what is wrong with it, and with which object.
+    fn of(
+        node: &str,
+        resources: &'a Snapshot,
+        known: &'a Known,
+    ) -> (Self, Vec<(String, Condition)>) {
         let default = resources.bgp_configurations.get("default").map(|config| &config.spec);
-        Self {
+        let (policies, wrong) =
+            Policies::of(node, &resources.filters, &resources.bgp_configurations);
+        let config = Self {
             asn: default.and_then(|spec| spec.as_number).unwrap_or_else(default_asn),
             mesh: default.and_then(|spec| spec.node_to_node_mesh_enabled).unwrap_or(true),
             default,
             all: &resources.bgp_configurations,
+            policies,
             known,
-        }
+        };
+        (config, wrong)
+    }
+
+    /// The AS of a node.
+    fn as_number(&self, node: &Node) -> Asn {
+        node.as_number().unwrap_or(self.asn)
     }
 
     /// The port of a node: from its own BGPConfiguration, else from the one for all.
@@ -181,18 +254,16 @@ fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &
         if *name == own.metadata.name || reflector(node) || reflector(own) {
             continue;
         }
-        let shared = [Family::V4, Family::V6]
-            .into_iter()
-            .find_map(|family| own.address(family).and(node.address(family)));
-        let Some(address) = shared else { continue };
-        let asn = node.as_number().unwrap_or(config.asn);
+        let Some(address) = selected::shared_address(own, node) else { continue };
+        let asn = config.as_number(node);
         let key = PeerKey { address, port: config.listen_port(name) };
-        let password = match (&found, config.known.get(&address)) {
+        let password = match (&found, config.known.passwords.get(&address)) {
             (Ok(password), _) => password.clone(),
             (Err(_), Some(known)) => Some(known.clone()),
             (Err(_), None) => continue,
         };
         let mut session = session(own, name, PeerKind::Mesh, asn, address);
+        session.policy.routes = config.policies.plain();
         let default = config.default;
         session.restart_time =
             restart::time(default.and_then(|spec| spec.node_mesh_max_restart_time));
@@ -202,41 +273,21 @@ fn mesh(own: &Node, resources: &Snapshot, config: &Configuration<'_>, desired: &
     }
 }
 
-/// The session of a BGPPeer.
+/// A session of a BGPPeer.
 fn explicit(
     name: &str,
     peer: &BgpPeer,
-    own: &Node,
-    own_asn: Asn,
+    found: &Session<'_>,
+    own: (&Node, Asn),
     resources: &Snapshot,
     config: &Configuration<'_>,
     desired: &mut Desired,
 ) {
-    let Some(address) = &peer.spec.peer_ip else {
-        return;
-    };
-    let holder = resources
-        .nodes
-        .iter()
-        .find(|(_, node)| node.address(Family::of(address.ip)) == Some(address.ip));
-    if holder.is_some_and(|(_, node)| node.metadata.name == own.metadata.name) {
-        // A peer for all nodes that is one of them: not with itself.
-        return;
-    }
-    // Without a port it is the other node's own, if it is one of ours.
-    let port = address
-        .port
-        .unwrap_or_else(|| holder.map_or(BGP_PORT, |(node, _)| config.listen_port(node)));
-    let key = PeerKey { address: address.ip, port };
-    let kind = if peer.spec.node.is_none() && peer.spec.node_selector.is_none() {
-        PeerKind::Global
-    } else {
-        PeerKind::Node
-    };
-    let asn = peer.spec.as_number.unwrap_or(own_asn);
-    let mut session = session(own, name, kind, asn, address.ip);
+    let Session { key, kind, asn, holder } = *found;
+    let (own, own_asn) = own;
+    let mut session = session(own, name, kind, asn, key.address);
     adjust(&mut session, &peer.spec);
-    session.client = is_client(own, holder.map(|(_, node)| node));
+    session.client = is_client(own, holder);
     if session.policy.role.is_some() && asn == session.policy.local_asn.unwrap_or(own_asn) {
         desired.problems.push(format!(
             "BGPPeer {name}: localRole has no meaning within AS {asn} (RFC 9234); remove it"
@@ -251,8 +302,8 @@ fn explicit(
         desired.problems.push(format!(
             "BGPPeer {name}: node {} has no {} address to speak with {} from; add it to the Node",
             own.metadata.name,
-            Family::of(address.ip),
-            address.ip
+            Family::of(key.address),
+            key.address
         ));
         return;
     }
@@ -265,11 +316,17 @@ fn explicit(
         ));
         return;
     }
+    let (policy, missing) =
+        config.policies.find(&peer.spec.filters, config.known.policies.get(&key));
+    session.policy.routes = policy;
+    if let Some(condition) = missing {
+        desired.say_once(Kind::BgpPeer, name, condition);
+    }
     match passwords::find(peer.spec.password.as_ref(), &resources.secrets) {
         Ok(password) => desired.add(key, session, password),
         Err(condition) => {
-            desired.say(Kind::BgpPeer, name, condition);
-            match config.known.get(&key.address) {
+            desired.say_once(Kind::BgpPeer, name, condition);
+            match config.known.passwords.get(&key.address) {
                 Some(known) => desired.add(key, session, Some(known.clone())),
                 // Not the mesh's session either, which has another password.
                 None => drop(desired.peers.remove(&key)),
@@ -359,7 +416,7 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{password}}}
     #[test]
     fn a_password_is_found_missed_and_remembered() {
         let tor = IpAddr::from([192, 0, 2, 1]);
-        let none = BTreeMap::new();
+        let none = Known::default();
         let passwords = |value: &str| BTreeMap::from([(tor, Password::new(value).unwrap())]);
 
         let plain = desired("n1", &resources("", ""), &none);
@@ -377,12 +434,12 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{password}}}
         assert!(missing.problems[0].starts_with("BGPPeer tor: there is no Secret bgp: add it"));
 
         // A session that is there outlives the mistake.
-        let kept = desired("n1", &resources("", ASKED), &found.passwords);
+        let kept = desired("n1", &resources("", ASKED), &Known::of(&found));
         assert_eq!((kept.peers.len(), &kept.passwords), (1, &passwords("a")));
         assert_eq!(kept.conditions, missing.conditions);
-        let changed = desired("n1", &resources(&secret("b"), ASKED), &found.passwords);
+        let changed = desired("n1", &resources(&secret("b"), ASKED), &Known::of(&found));
         assert_eq!(changed.passwords, passwords("b"));
-        let without = desired("n1", &resources(&secret("b"), ""), &found.passwords);
+        let without = desired("n1", &resources(&secret("b"), ""), &Known::of(&found));
         assert_eq!((without.peers.len(), without.passwords.len()), (1, 0));
     }
 
@@ -391,11 +448,11 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{password}}}
     fn two_ports_of_an_address_share_a_password() {
         let second = "---\napiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor2}\n\
                       spec: {peerIP: \"192.0.2.1:1179\", asNumber: 64513}\n";
-        let both = desired("n1", &resources(&(secret("a") + second), ASKED), &BTreeMap::new());
+        let both = desired("n1", &resources(&(secret("a") + second), ASKED), &Known::default());
         assert_eq!(both.peers.len(), 1);
         assert!(both.problems[0].contains("BGPPeers tor and tor2"), "{:?}", both.problems);
         let same = second.replace("64513}", &format!("64513{ASKED}}}"));
-        let both = desired("n1", &resources(&(secret("a") + &same), ASKED), &BTreeMap::new());
+        let both = desired("n1", &resources(&(secret("a") + &same), ASKED), &Known::default());
         assert_eq!((both.peers.len(), both.problems.len()), (2, 0));
     }
 

@@ -23,6 +23,7 @@ mod nat;
 mod node_check;
 mod operator;
 mod plugin;
+mod policy;
 mod reconcile;
 mod repair;
 mod restart;
@@ -246,6 +247,9 @@ fn main() -> ExitCode {
         reconcile::a_lost_store_is_rebuilt_from_the_links,
         reconcile::a_full_store_costs_neither_pod_nor_address,
         reconcile::a_daemon_that_hangs_costs_neither_pod_nor_address,
+        policy::filters_change_without_a_reset,
+        policy::a_missing_filter_lets_nothing_pass,
+        policy::a_reflector_is_reached_by_a_peer_selector,
         routing::routes_come_and_go_with_the_announcements,
         routing::equal_paths_share_the_traffic,
         routing::a_session_comes_up_whoever_dials,

@@ -125,7 +125,7 @@ pub(crate) fn refusals_name_field_value_and_remedy(api: &ApiServer) -> Result<()
         ),
         (
             "BGPPeer",
-            "{peerIP: 10.0.0.1}",
+            "{localWorkloadSelector: all()}",
             "spec.asNumber: Invalid value: the peer's AS number is missing; add asNumber: 64512",
         ),
         (

@@ -171,7 +171,7 @@ pub(super) const BGP_PEER: Rules = &[(
         ),
         Rule::of(
             ".asNumber",
-            "has(self.asNumber) || !has(self.peerIP) && !has(self.localWorkloadSelector)",
+            "has(self.asNumber) || !has(self.localWorkloadSelector)",
             "the peer's AS number is missing; add asNumber: 64512",
         ),
         Rule::of(

@@ -213,7 +213,6 @@ impl Rules for BgpConfiguration {
 
     fn unsupported(&self) -> Vec<Unsupported> {
         let spec = &self.spec;
-        let communities = "routes are announced without communities";
         let peering = "no session with a pod is made";
         let metric = "learned routes have the metric of twilld.yaml (fib.metric)";
         Effects::new()
@@ -227,8 +226,6 @@ impl Rules for BgpConfiguration {
                 "spec.bindMode",
                 "nodes listen on all addresses",
             )
-            .when(!spec.communities.is_empty(), "spec.communities", communities)
-            .when(!spec.prefix_advertisements.is_empty(), "spec.prefixAdvertisements", communities)
             .when(
                 !spec.ignored_interfaces.is_empty(),
                 "spec.ignoredInterfaces",

@@ -220,7 +220,23 @@ impl Rules for BgpFilter {
     }
 
     fn unsupported(&self) -> Vec<Unsupported> {
-        Effects::new().when(true, "spec", "nothing is filtered").done()
+        let spec = &self.spec;
+        let lists = [
+            ("spec.exportV4", &spec.export_v4),
+            ("spec.importV4", &spec.import_v4),
+            ("spec.exportV6", &spec.export_v6),
+            ("spec.importV6", &spec.import_v6),
+        ];
+        let mut effects = Effects::new();
+        for (list, rules) in lists {
+            for (index, _) in rules.iter().enumerate().filter(|(_, rule)| rule.interface.is_some())
+            {
+                let field = format!("{list}[{index}].interface");
+                effects =
+                    effects.when(true, &field, "no route has an interface; the rule matches none");
+            }
+        }
+        effects.done()
     }
 }
 

@@ -38,7 +38,7 @@ pub struct BgpPeerSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Selector>"))]
     pub peer_selector: Option<Selector>,
-    /// The peer's AS number.
+    /// The peer's AS number; unset beside `peerIP`: that of the Node with this address.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::AsNumber>"))]
     pub as_number: Option<Asn>,
@@ -89,7 +89,7 @@ pub struct BgpPeerSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<crate::crd::Selector>"))]
     pub local_workload_selector: Option<Selector>,
-    /// Whether the selected peers get the mirror image of this session.
+    /// Whether the nodes of `peerSelector` have this peer, too, in the other direction; unset: they do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reverse_peering: Option<ReversePeering>,
     /// Twill's own: the session is stopped, and the peer's operator told this (RFC 9003), at most 255
@@ -283,6 +283,11 @@ impl BgpPeerSpec {
             (None, None) => true,
         }
     }
+
+    /// Whether other nodes say who the peers are, or which AS they are in.
+    pub const fn depends_on_nodes(&self) -> bool {
+        self.peer_selector.is_some() || self.peer_ip.is_some() && self.as_number.is_none()
+    }
 }
 
 impl Rules for BgpPeer {
@@ -299,7 +304,7 @@ impl Rules for BgpPeer {
         if !peer_ip.1 && !peer_selector.1 && !workloads.1 {
             report.error("spec.peerIP", "the peer has no address; write peerIP: 192.0.2.1");
         }
-        if (peer_ip.1 || workloads.1) && spec.as_number.is_none() {
+        if workloads.1 && spec.as_number.is_none() {
             report.error("spec.asNumber", "the peer's AS number is missing; add asNumber: 64512");
         }
         if peer_selector.1 && spec.as_number.is_some() {
@@ -345,22 +350,18 @@ impl Rules for BgpPeer {
     /// its next hop with each of them.
     fn unsupported(&self) -> Vec<Unsupported> {
         let spec = &self.spec;
-        let no_session = "no session is made; name the peer by peerIP";
         Effects::new()
-            .when(spec.peer_selector.is_some(), "spec.peerSelector", no_session)
-            .when(spec.local_workload_selector.is_some(), "spec.localWorkloadSelector", no_session)
+            .when(
+                spec.local_workload_selector.is_some(),
+                "spec.localWorkloadSelector",
+                "no session is made; name the peer by peerIP",
+            )
             .when(
                 spec.keepalive_time.is_some(),
                 "spec.keepaliveTime",
                 "keepalives come at a third of the hold time",
             )
             .when(spec.reachable_by.is_some(), "spec.reachableBy", "no route to the peer is made")
-            .when(!spec.filters.is_empty(), "spec.filters", "nothing is filtered")
-            .when(
-                spec.reverse_peering == Some(ReversePeering::Auto),
-                "spec.reversePeering",
-                "no mirror session is made",
-            )
             .done()
     }
 }

@@ -152,7 +152,11 @@ fn what_has_no_effect_is_told() {
             "BGPPeer",
             "peerIP: 10.0.0.1\nasNumber: 1\nfilters: [a]\nreachableBy: 10.0.0.2"
         ),
-        ["spec.reachableBy", "spec.filters"]
+        ["spec.reachableBy"]
+    );
+    assert_eq!(
+        unsupported("BGPFilter", "exportV4: [{action: Reject}, {action: Reject, interface: eth0}]"),
+        ["spec.exportV4[1].interface"]
     );
     let tunnel = "projectcalico.org/IPv4IPIPTunnelAddr";
     let node = only(&format!(
@@ -260,7 +264,7 @@ fn invalid_values_name_place_value_and_remedy() {
         ),
         (
             "BGPPeer",
-            "peerIP: 10.0.0.1",
+            "localWorkloadSelector: all()",
             "error: m.yaml:5: spec.asNumber: the peer's AS number is missing; add asNumber: 64512",
         ),
         (

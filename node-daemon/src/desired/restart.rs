@@ -27,7 +27,10 @@ mod tests {
     use twill_bgp_proto::PeerConfig;
     use twill_k8s_api::{files, load_manifests};
 
-    use super::{super::desired, *};
+    use super::{
+        super::{Known, desired},
+        *,
+    };
     use crate::datastore::Snapshot;
 
     /// The sessions of node n1 with n2, by the mesh, and with a ToR.
@@ -53,7 +56,7 @@ spec: {{peerIP: 192.0.2.1, asNumber: 64513{peer}}}
 "
         );
         let resources = Snapshot::new(files::catalog([&load_manifests(&text, "m.yaml")]));
-        let peers = desired("n1", &resources, &BTreeMap::new()).peers;
+        let peers = desired("n1", &resources, &Known::default()).peers;
         let session = |last| {
             let found =
                 peers.iter().find(|(key, _)| key.address == IpAddr::from([192, 0, 2, last]));

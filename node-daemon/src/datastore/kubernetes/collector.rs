@@ -325,13 +325,16 @@ impl Collector {
         self.copy_due = (!is_done).then_some(self.copy_rests);
     }
 
-    /// What a snapshot makes necessary: all Nodes for the mesh, the Secrets that sessions name.
+    /// What a snapshot makes necessary: all Nodes for the mesh and for peers that only a Node tells more
+    /// of, the Secrets that sessions name.
     fn wanted_by(&self, snapshot: &Snapshot) -> BTreeSet<Subject> {
         let mut wanted: BTreeSet<Subject> =
             Subject::of_every_node(&self.node).into_iter().collect();
         let default = snapshot.bgp_configurations.get("default").map(|found| &found.spec);
         let has_mesh = default.and_then(|spec| spec.node_to_node_mesh_enabled).unwrap_or(true);
-        wanted.insert(Subject::nodes((!has_mesh).then_some(self.node.as_str())));
+        let needs_nodes = snapshot.peers.values().any(|peer| peer.spec.depends_on_nodes());
+        let only_own = !has_mesh && !needs_nodes;
+        wanted.insert(Subject::nodes(only_own.then_some(self.node.as_str())));
         let of_mesh = default.and_then(|spec| spec.node_mesh_password.as_ref());
         let of_peers = snapshot.peers.values().filter_map(|peer| peer.spec.password.as_ref());
         let name = |password: &BgpPassword| {

@@ -43,9 +43,10 @@ const NODE: &str = "spec.node";
 const OWNER: &str = "spec.owner";
 
 /// Kinds of which every node needs every object.
-const EVERYWHERE: [ApiKind; 7] = [
+const EVERYWHERE: [ApiKind; 8] = [
     own("IPPool", "ippools"),
     own("BGPPeer", "bgppeers"),
+    own("BGPFilter", "bgpfilters"),
     own("BGPConfiguration", "bgpconfigurations"),
     own("IPAMConfiguration", "ipamconfigurations"),
     own("IPAMConfig", "ipamconfigs"),
