@@ -1,6 +1,6 @@
 //! Kernel settings for which there is no netlink message.
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 use nix::{
     errno::Errno,
@@ -34,17 +34,32 @@ pub(crate) fn ensure(key: &str, value: u32) -> Result<Option<u32>, Error> {
     if before == value {
         return Ok(None);
     }
-    fs::write(path(key), value.to_string()).map_err(failed)?;
+    write(key, value).map_err(failed)?;
     Ok(Some(before))
 }
 
 /// Sets `net/<key>` without a look at what it is. Where it cannot be written (a read-only `/proc/sys`
 /// of a container), it is enough that it has this value already.
 pub(crate) fn set(key: &str, value: u32) -> Result<(), Error> {
-    match fs::write(path(key), value.to_string()) {
+    match write(key, value) {
         Ok(()) => Ok(()),
         Err(_) if read(key).is_ok_and(|found| found == Some(value)) => Ok(()),
         Err(source) => Err(Error::Sysctl { path: path(key).into(), value, source }),
+    }
+}
+
+/// `/proc/sys` is read-only in a container: the host's is mounted elsewhere (`conf/install/`). Both show the
+/// network namespace of who looks.
+fn write(key: &str, value: u32) -> io::Result<()> {
+    const MOUNTED: &str = "/host/proc/sys/net";
+    match fs::write(path(key), value.to_string()) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            match fs::write(Path::new(MOUNTED).join(key), value.to_string()) {
+                Err(other) if other.kind() == io::ErrorKind::NotFound => Err(error),
+                written => written,
+            }
+        }
+        written => written,
     }
 }
 

@@ -28,7 +28,7 @@ use twill_ipam_store::{Options, OwnerLock, STANDALONE_MARK, Service, boot_id};
 use crate::{
     cluster,
     config::{Config, LogFormat, LogLevel},
-    datastore, http,
+    datastore, http, install,
     node::{Node, Tasks, endless},
     reaper, server,
     spool::Spool,
@@ -46,10 +46,12 @@ struct Args {
     /// The configuration file.
     #[arg(long, default_value = "/etc/twill/twilld.yaml")]
     config: PathBuf,
-    /// What this process is: the daemon of a node, or what does the work for the whole cluster (with the
-    /// datastore kubernetes).
+    /// What this process is: the daemon of a node, what does the work for the whole cluster (with the
+    /// datastore kubernetes), or what installs the plugin.
     #[arg(long, value_enum, default_value_t = Role::Node)]
     role: Role,
+    #[command(flatten)]
+    places: install::Places,
 }
 
 /// What a process is.
@@ -59,12 +61,18 @@ enum Role {
     Node,
     /// The controller of a cluster.
     Controller,
+    /// Puts the plugin and the network configuration onto the node, and ends.
+    Install,
 }
 
 /// Runs `twilld`.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    match start(&args) {
+    let result = match args.role {
+        Role::Install => install::run(&args.config, &args.places),
+        Role::Node | Role::Controller => start(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Before logging is set up, and for those who start it by hand: one line for each
@@ -84,8 +92,8 @@ fn start(args: &Args) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     let result = match args.role {
-        Role::Node => runtime.block_on(run(config)),
         Role::Controller => runtime.block_on(run_controller(config)),
+        _ => runtime.block_on(run(config)),
     };
     // A store that is being written finishes by itself; nothing else is worth waiting for.
     runtime.shutdown_timeout(Duration::from_secs(1));

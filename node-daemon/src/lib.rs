@@ -32,6 +32,7 @@ mod gone;
 mod heartbeat;
 mod host;
 mod http;
+mod install;
 mod ipam;
 mod look;
 mod metrics;

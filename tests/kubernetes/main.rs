@@ -16,6 +16,7 @@ mod changes;
 mod claims;
 mod controller;
 mod crds;
+mod install;
 mod lending;
 mod manifests;
 mod nodes;
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
         cases::the_api_server_decides_as_the_cases_say,
         cases::refusals_name_field_value_and_remedy,
         cases::an_unknown_field_is_named,
+        install::nothing_comes_onto_a_node_where_calico_is,
+        install::a_definition_of_somebody_else_is_not_taken_over,
+        install::the_manifest_can_be_applied_again,
         manifests::seed_manifests_apply,
         manifests::samples_apply,
         tables::columns_are_those_of_calicoctl,

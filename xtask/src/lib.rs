@@ -1,13 +1,15 @@
 //! Chores of the workspace. `cargo xtask tidy` checks the rules that neither the compiler nor
 //! clippy can see: who may depend on whom, how large things get, and whether the documents still
-//! say what the tree is. `cargo xtask crds` writes the files that are made from code.
+//! say what the tree is. `cargo xtask crds` and `cargo xtask install` write the files that are made from
+//! code and from other files.
 //!
 //! Promise: every finding names a file and a line, what is wrong there, and the remedy. Nothing
-//! but `conf/crds/` is changed.
+//! but `conf/crds/` and `conf/install/twill.yaml` is changed.
 
 mod count;
 mod crds;
 mod finding;
+mod install;
 mod metadata;
 mod rules;
 mod tree;
@@ -40,6 +42,8 @@ enum Command {
     },
     /// Write the CustomResourceDefinitions that `k8s-api` makes to `conf/crds/`.
     Crds,
+    /// Write `conf/install/twill.yaml` out of the other files in `conf/`.
+    Install,
     /// Add up the results in the output of `cargo test`, and print `N passed, N failed`.
     CountTests {
         /// Files that hold the output.
@@ -57,6 +61,7 @@ pub fn run(cli: Cli, out: &mut impl Write) -> anyhow::Result<bool> {
     match cli.command {
         Command::Tidy { notes } => tidy(root, notes, out),
         Command::Crds => crds::write(root, out),
+        Command::Install => install::write(root, out),
         Command::CountTests { logs } => count_tests(&logs, out),
     }
 }

@@ -21,6 +21,7 @@ mod read;
 mod reports;
 mod requests;
 mod services;
+mod strangers;
 mod subject;
 mod watching;
 
@@ -38,6 +39,7 @@ pub(crate) use claims::first_made;
 pub(crate) use leases::{OF_NODES, read as read_lease};
 pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
+pub(crate) use strangers::strangers;
 
 use self::{
     cache::Cache,

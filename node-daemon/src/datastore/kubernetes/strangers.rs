@@ -1,0 +1,91 @@
+//! Whether the API server has Calico's definitions, whose objects Twill's would damage: docs/adr/0018-crds.md.
+
+use std::{future::Future, path::Path};
+
+use kube::{
+    api::ListParams,
+    core::{ApiResource, GroupVersionKind, ObjectMeta},
+};
+use tokio::time::timeout;
+
+use super::access::{Access, ApiError, failed};
+
+/// Both of Calico's groups end so.
+const GROUPS: &str = "projectcalico.org";
+
+/// What our definitions carry.
+const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "twill");
+
+/// Says who serves the group.
+const SERVICE: &str = "v3.projectcalico.org";
+
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Names what is Calico's, or anybody else's, in Calico's groups.
+pub(crate) async fn strangers(kubeconfig: Option<&Path>) -> Result<Vec<String>, ApiError> {
+    let access = Access::open(kubeconfig).await?;
+    let definitions = resource("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    let parameters = ListParams::default().match_any();
+    let api = access.objects(&definitions);
+    let what = "customresourcedefinitions";
+    let found = answer("list", what, api.list_metadata(&parameters)).await?;
+    let mut names: Vec<String> =
+        found.items.iter().filter_map(|definition| stranger(&definition.metadata)).collect();
+    let services = resource("apiregistration.k8s.io", "v1", "APIService");
+    let api = access.objects(&services);
+    if let Some(service) = answer("get", "apiservices", api.get_opt(SERVICE)).await?
+        && !service.data["spec"]["service"].is_null()
+    {
+        names.push(format!("the APIService {SERVICE}"));
+    }
+    Ok(names)
+}
+
+fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+async fn answer<T>(
+    verb: &'static str,
+    what: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ApiError> {
+    match timeout(DEADLINE, request).await {
+        Err(_) => Err(ApiError::Late { verb, what: what.to_owned() }),
+        Ok(Err(error)) => Err(failed(verb, what.to_owned(), error)),
+        Ok(Ok(answer)) => Ok(answer),
+    }
+}
+
+/// The name of a definition in one of the groups that is not ours.
+fn stranger(metadata: &ObjectMeta) -> Option<String> {
+    let name = metadata.name.as_deref()?;
+    let group = name.split_once('.')?.1;
+    let is_of_groups = group == GROUPS || group.strip_suffix(GROUPS)?.ends_with('.');
+    let label = metadata.labels.as_ref().and_then(|labels| labels.get(PART_OF.0));
+    let is_ours = label.is_some_and(|value| value == PART_OF.1);
+    (is_of_groups && !is_ours).then(|| format!("the definition {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_of_others_are_told_by_group_and_label() {
+        let definition = |name: &str, label: Option<&str>| {
+            let labels = label.map(|value| [(PART_OF.0.to_owned(), value.to_owned())].into());
+            stranger(&ObjectMeta { name: Some(name.to_owned()), labels, ..ObjectMeta::default() })
+        };
+        for (name, label, is_stranger) in [
+            ("ippools.projectcalico.org", Some("twill"), false),
+            ("ippools.projectcalico.org", None, true),
+            ("ippools.projectcalico.org", Some("calico"), true),
+            ("felixconfigurations.crd.projectcalico.org", None, true),
+            ("ippools.notprojectcalico.org", None, false),
+            ("certificates.cert-manager.io", None, false),
+        ] {
+            assert_eq!(definition(name, label).is_some(), is_stranger, "{name} {label:?}");
+        }
+    }
+}

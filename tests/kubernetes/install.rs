@@ -1,0 +1,136 @@
+//! What an installation does where the cluster is somebody else's.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Result, ensure};
+use twill_tests::{
+    kubernetes::ApiServer, process::output_with_input, programs, sandbox::LABS, wait::wait_for,
+};
+
+use super::LONG;
+
+/// A definition as Calico has it, with a field that ours does not have.
+fn calicos(group: &str) -> String {
+    format!(
+        "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
+         metadata: {{name: ippools.{group}}}\nspec:\n  group: {group}\n  scope: Cluster\n  \
+         names: {{kind: IPPool, plural: ippools, singular: ippool, listKind: IPPoolList}}\n  \
+         versions:\n  - name: v3\n    served: true\n    storage: true\n    schema:\n      \
+         openAPIV3Schema:\n        type: object\n        properties:\n          spec:\n            \
+         type: object\n            properties:\n              cidr: {{type: string}}\n              \
+         newer: {{type: string}}\n"
+    )
+}
+
+const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: theirs}\n\
+                    spec: {cidr: 10.66.0.0/16, newer: kept}\n";
+
+const SERVICE: &str = "apiVersion: apiregistration.k8s.io/v1\nkind: APIService\n\
+                       metadata: {name: v3.projectcalico.org}\n\
+                       spec: {group: projectcalico.org, version: v3, groupPriorityMinimum: 1500, \
+                       versionPriority: 200, service: {name: calico-api, namespace: calico}}\n";
+
+/// A node of a cluster.
+struct Host<'a> {
+    api: &'a ApiServer,
+    directory: std::path::PathBuf,
+}
+
+impl<'a> Host<'a> {
+    fn new(api: &'a ApiServer, name: &str) -> Result<Self> {
+        let directory = Path::new(LABS).join(name);
+        for made in ["bin", "net.d"] {
+            fs::create_dir_all(directory.join(made))?;
+        }
+        let kubeconfig = api.directory().join("admin.kubeconfig");
+        let config =
+            format!("datastore: {{type: kubernetes, kubeconfig: {}}}\n", kubeconfig.display());
+        fs::write(directory.join("twilld.yaml"), config)?;
+        Ok(Self { api, directory })
+    }
+
+    /// What the init container does; whether it succeeded, and what it said.
+    fn install(&self) -> Result<(bool, String)> {
+        let mut command = Command::new(programs::find("twilld")?);
+        command.args(["--role", "install", "--config"]).arg(self.directory.join("twilld.yaml"));
+        command.arg("--plugin-from").arg(programs::directory()?);
+        command.arg("--conflist-from").arg(programs::source("conf/cni/05-twill.conflist"));
+        command.arg("--plugin-to").arg(self.directory.join("bin"));
+        command.arg("--conflist-to").arg(self.directory.join("net.d"));
+        let output = self.api.namespace().enter(|| output_with_input(&mut command, b""))??;
+        Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
+    fn files(&self) -> Result<usize> {
+        let count =
+            |name: &str| -> Result<usize> { Ok(fs::read_dir(self.directory.join(name))?.count()) };
+        Ok(count("bin")? + count("net.d")?)
+    }
+}
+
+/// Calico's definitions or its API server keep the plugin off the nodes; without them it comes.
+pub(crate) fn nothing_comes_onto_a_node_where_calico_is(_: &ApiServer) -> Result<()> {
+    let api = ApiServer::start("calico", &Path::new(LABS).join("calico"))?;
+    let host = Host::new(&api, "calico-host")?;
+    let kubectl = api.kubectl();
+    for (kind, name, manifest) in [
+        ("crd", "ippools.crd.projectcalico.org", calicos("crd.projectcalico.org")),
+        ("crd", "ippools.projectcalico.org", calicos("projectcalico.org")),
+        ("apiservice", "v3.projectcalico.org", SERVICE.to_owned()),
+    ] {
+        kubectl.run_with_input(&["create", "-f", "-"], &manifest)?;
+        wait_for(&format!("{name} to be found"), LONG, || {
+            let (succeeded, said) = host.install()?;
+            ensure!(!succeeded && said.contains(name), "{said}");
+            ensure!(said.contains("remove Calico"), "no remedy: {said}");
+            Ok(())
+        })?;
+        ensure!(host.files()? == 0, "something was installed beside {name}");
+        kubectl.run(&["delete", kind, name])?;
+    }
+    wait_for("the installation", LONG, || {
+        let (succeeded, said) = host.install()?;
+        ensure!(succeeded, "{said}");
+        Ok(())
+    })?;
+    ensure!(host.files()? == 3, "{} files", host.files()?);
+    Ok(())
+}
+
+/// `kubectl apply --server-side` of the manifest leaves a definition of somebody else's as it is, and with it
+/// what his objects say.
+pub(crate) fn a_definition_of_somebody_else_is_not_taken_over(_: &ApiServer) -> Result<()> {
+    let api = ApiServer::start("conflict", &Path::new(LABS).join("conflict"))?;
+    let kubectl = api.kubectl();
+    kubectl.run_with_input(&["create", "-f", "-"], &calicos("projectcalico.org"))?;
+    wait_for("the definition to be served", LONG, || {
+        kubectl.run_with_input(&["apply", "-f", "-"], POOL)
+    })?;
+    let manifest = programs::source("conf/install/twill.yaml");
+    let said =
+        kubectl.refused(&["apply", "--server-side", "-f", &manifest.to_string_lossy()], "")?;
+    ensure!(said.contains("conflict") && said.contains(".spec.versions"), "{said}");
+    let pool = kubectl.json(&["get", "ippool", "theirs"])?;
+    ensure!(pool["spec"]["newer"] == "kept", "{pool}");
+    let definition = kubectl.json(&["get", "crd", "ippools.projectcalico.org"])?;
+    let label = &definition["metadata"]["labels"]["app.kubernetes.io/part-of"];
+    ensure!(label.is_null(), "it passes for ours: {label}");
+    Ok(())
+}
+
+/// The manifest as a whole is right, and applying it again changes nothing.
+pub(crate) fn the_manifest_can_be_applied_again(_: &ApiServer) -> Result<()> {
+    let api = ApiServer::start("manifest", &Path::new(LABS).join("manifest"))?;
+    let manifest = programs::source("conf/install/twill.yaml");
+    let manifest = manifest.to_string_lossy();
+    api.kubectl().run(&["apply", "--server-side", "-f", &manifest])?;
+    let versions = || -> Result<String> {
+        let columns = "custom-columns=K:.kind,N:.metadata.name,G:.metadata.generation";
+        api.kubectl().run(&["get", "-f", &manifest, "--no-headers", "-o", columns])
+    };
+    let before = versions()?;
+    ensure!(before.contains("DaemonSet") && before.contains("ConfigMap"), "{before}");
+    api.kubectl().run(&["apply", "--server-side", "-f", &manifest])?;
+    ensure!(versions()? == before, "{} after {before}", versions()?);
+    Ok(())
+}

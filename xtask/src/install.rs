@@ -1,0 +1,112 @@
+//! `conf/install/twill.yaml`: everything that one `kubectl apply` puts onto a cluster, out of the files that
+//! each part of it has anyway.
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::Context;
+
+const TARGET: &str = "conf/install/twill.yaml";
+
+const HEADER: &str = "\
+# Everything that Twill needs on a cluster:
+#
+#   kubectl apply --server-side -f conf/install/twill.yaml
+#
+# Made by `cargo xtask install` out of conf/; do not edit.
+";
+
+/// The namespace comes first, then the accounts, then what they use.
+const BEFORE: [&str; 4] = [
+    "conf/rbac/namespace.yaml",
+    "conf/rbac/twill-node.yaml",
+    "conf/rbac/twill-node-policy.yaml",
+    "conf/rbac/twill-controller.yaml",
+];
+const DEFINITIONS: &str = "conf/crds";
+/// The keys of the ConfigMap are the files' names.
+const CONFIGURATION: [&str; 2] = ["conf/install/twilld.yaml", "conf/cni/05-twill.conflist"];
+const AFTER: [&str; 2] = ["conf/install/daemonset.yaml", "conf/install/controller.yaml"];
+
+/// The tag of the image in the parts.
+const TAG: &str = ":VERSION";
+
+/// The whole file, as it has to be.
+fn manifest(root: &Path) -> anyhow::Result<String> {
+    let mut text = HEADER.to_owned();
+    for part in BEFORE {
+        document(&mut text, &read(root, part)?);
+    }
+    let mut definitions = Vec::new();
+    let directory = root.join(DEFINITIONS);
+    let found = fs::read_dir(&directory);
+    for entry in found.with_context(|| format!("cannot read {DEFINITIONS}"))? {
+        let name = entry?.file_name();
+        definitions.push(format!("{DEFINITIONS}/{}", name.to_string_lossy()));
+    }
+    definitions.sort();
+    for part in definitions {
+        document(&mut text, &read(root, &part)?);
+    }
+    document(&mut text, &config_map(root)?);
+    for part in AFTER {
+        document(&mut text, &read(root, part)?);
+    }
+    Ok(text.replace(TAG, concat!(":", env!("CARGO_PKG_VERSION"))))
+}
+
+/// Appends the documents of a file, without what it says about itself.
+fn document(text: &mut String, part: &str) {
+    text.push_str("---\n");
+    let own = part.lines().skip_while(|line| line.starts_with('#') || *line == "---");
+    for line in own {
+        text.push_str(line);
+        text.push('\n');
+    }
+}
+
+fn config_map(root: &Path) -> anyhow::Result<String> {
+    let mut text = String::from(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: twill\n  namespace: twill-system\n  \
+         labels: {app.kubernetes.io/part-of: twill}\ndata:\n",
+    );
+    for part in CONFIGURATION {
+        let name = part.rsplit('/').next().unwrap_or(part);
+        text.push_str(&format!("  {name}: |\n"));
+        for line in read(root, part)?.lines() {
+            text.push_str(&format!("    {line}\n"));
+        }
+    }
+    Ok(text)
+}
+
+fn read(root: &Path, path: &str) -> anyhow::Result<String> {
+    fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {path}"))
+}
+
+/// Writes it.
+pub(crate) fn write(root: &Path, out: &mut impl Write) -> anyhow::Result<bool> {
+    let text = manifest(root)?;
+    fs::write(root.join(TARGET), &text).with_context(|| format!("cannot write {TARGET}"))?;
+    writeln!(out, "install: {} lines in {TARGET}", text.lines().count())?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_manifest_is_what_its_parts_say() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let committed = fs::read_to_string(root.join(TARGET)).unwrap_or_default();
+        let wanted = manifest(root).unwrap();
+        assert!(wanted == committed, "{TARGET} is not current; run `cargo xtask install`");
+    }
+
+    #[test]
+    fn a_part_does_not_say_what_it_is() {
+        let mut text = String::new();
+        document(&mut text, "# about\n---\na: 1\n---\n# kept\nb: 2\n");
+        assert_eq!(text, "---\na: 1\n---\n# kept\nb: 2\n");
+    }
+}
