@@ -16,7 +16,7 @@ BENCH ?= --out bench/results
 BENCH_BGP ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak simulate fuzz bench bench-bgp bench-rib build plugin lint fmt crds tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak simulate fuzz bench bench-bgp bench-rib build plugin lint fmt crds manifest tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -63,10 +63,10 @@ test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go
 	@hack/build-go-tools cni crictl containerd
 	$(CARGO) test --locked --package twill-tests --test runtimes
 
-test-kubernetes: tools build ## CRDs and node daemons on a real API server (root, Go)
+test-kubernetes: tools build ## CRDs and node daemons on a real API server; a whole cluster (root, Go)
 	@hack/install-tools kubernetes
-	@hack/build-go-tools kubernetes
-	$(CARGO) test --locked --package twill-tests --test kubernetes
+	@hack/build-go-tools kubernetes containerd
+	$(CARGO) test --locked --no-fail-fast --package twill-tests --test kubernetes --test cluster
 
 bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
@@ -91,13 +91,16 @@ plugin: ## the CNI plugin as it is shipped: small and static
 
 lint: ## clippy, warnings denied
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --package twill-tests --test runtimes --test kubernetes -- -D warnings
+	$(CARGO) clippy --locked --package twill-tests --test runtimes --test kubernetes --test cluster -- -D warnings
 
 fmt: ## format
 	$(CARGO) fmt --all
 
 crds: ## conf/crds/, from the types of k8s-api
 	$(CARGO) xtask crds
+
+manifest: ## conf/install/twill.yaml, from the rest of conf/
+	$(CARGO) xtask install
 
 tidy: ## the structure rules
 	$(CARGO) xtask tidy

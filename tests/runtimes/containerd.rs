@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 use twill_tests::{
-    ping,
+    cgroup::Cgroup,
+    image, ping,
     process::{Daemon, check, run},
     programs,
     snapshot::Snapshot,
@@ -20,8 +21,6 @@ use twill_tests::{
 
 use crate::{
     LONG,
-    cgroup::Cgroup,
-    image,
     tool::{Site, wait_host_as_before},
 };
 

@@ -3,11 +3,9 @@
 
 use std::{process::ExitCode, time::Duration};
 
-mod cgroup;
 mod chains;
 mod cnitool;
 mod containerd;
-mod image;
 mod podman;
 mod tool;
 mod versions;

@@ -4,13 +4,9 @@ use std::{fs, net::IpAddr, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use twill_tests::{ping, process::check, programs, snapshot::Snapshot};
+use twill_tests::{cgroup::Cgroup, image, ping, process::check, programs, snapshot::Snapshot};
 
-use crate::{
-    cgroup::Cgroup,
-    image,
-    tool::{Site, wait_host_as_before},
-};
+use crate::tool::{Site, wait_host_as_before};
 
 struct Podman {
     site: Site,

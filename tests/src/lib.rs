@@ -11,10 +11,12 @@
 //! [`snapshot`] compares what is there before and after.
 
 pub mod bird;
+pub mod cgroup;
 pub mod cni;
 pub mod demo;
 pub mod frr;
 pub mod gobgp;
+pub mod image;
 pub mod kubernetes;
 pub mod lab;
 pub mod netns;

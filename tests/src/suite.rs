@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -104,11 +104,29 @@ pub fn main_sharing<T: Send + Sync + 'static>(
     start: fn() -> Result<T>,
     tests: &'static [SharedTest<T>],
 ) -> ExitCode {
+    main_of_threads(start, tests, None)
+}
+
+/// The same one after the other, in the order of the list: each may change all of what they share.
+pub fn main_in_turn<T: Send + 'static>(
+    start: fn() -> Result<T>,
+    tests: &'static [SharedTest<Mutex<T>>],
+) -> ExitCode {
+    let start = move || start().map(Mutex::new);
+    main_of_threads(start, tests, Some(1))
+}
+
+fn main_of_threads<T: Send + Sync + 'static>(
+    start: impl FnOnce() -> Result<T>,
+    tests: &'static [SharedTest<T>],
+    threads: Option<usize>,
+) -> ExitCode {
     if let Err(error) = sandbox::enter() {
         complain(&format!("{error:#}"));
         return ExitCode::FAILURE;
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = threads.or(arguments.test_threads);
     let trial = |test: &'static SharedTest<T>, shared: Option<Arc<T>>| {
         Trial::test(test.name, move || {
             let shared = shared.ok_or("nothing was started for a list")?;

@@ -42,6 +42,8 @@ pub struct ApiServer {
     directory: PathBuf,
     admin: Files,
     pki: Pki,
+    /// The address that the service `kubernetes` leads to, where it leads to any.
+    address: Option<String>,
     // In this order they are dropped.
     server: Option<Daemon>,
     etcd: Daemon,
@@ -51,6 +53,12 @@ impl ApiServer {
     /// Starts both in a namespace of this name, and waits until the server is ready. Data and logs
     /// go below `directory`, which should be on a tmpfs.
     pub fn start(name: &str, directory: &Path) -> Result<Self> {
+        Self::start_at(name, directory, None)
+    }
+
+    /// The same for a cluster whose nodes reach the server at this address, directly and as the service
+    /// `kubernetes`.
+    pub(super) fn start_at(name: &str, directory: &Path, address: Option<&str>) -> Result<Self> {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
         let namespace = Namespace::create(name)?;
@@ -64,7 +72,8 @@ impl ApiServer {
         let etcd = Daemon::start("etcd", &namespace, &mut etcd(&directory.join("etcd")), &log)
             .context("etcd does not start. Install it by\n    hack/install-tools kubernetes")?;
         let directory = directory.to_owned();
-        let mut started = Self { namespace, directory, admin, pki, server: None, etcd };
+        let address = address.map(str::to_owned);
+        let mut started = Self { namespace, directory, admin, pki, address, server: None, etcd };
         started.start_server()?;
         Ok(started)
     }
@@ -72,7 +81,7 @@ impl ApiServer {
     /// Starts the server, at first or again, and waits until it is ready.
     pub fn start_server(&mut self) -> Result<()> {
         let log = self.directory.join("kube-apiserver.log");
-        let mut command = kube_apiserver(&self.pki, &self.directory)?;
+        let mut command = kube_apiserver(&self.pki, &self.directory, self.address.as_deref())?;
         self.server = Some(Daemon::start("kube-apiserver", &self.namespace, &mut command, &log)?);
         self.wait_ready()
     }
@@ -158,6 +167,25 @@ impl ApiServer {
         text.lines().map(request).collect()
     }
 
+    /// Keys and certificates of the cluster.
+    pub(super) fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// Writes a kubeconfig of one user, who reaches the server at an address.
+    pub(super) fn write_kubeconfig(
+        &self,
+        user: &str,
+        groups: &[&str],
+        address: &str,
+    ) -> Result<PathBuf> {
+        let identity = self.pki.client(user, groups)?;
+        let path = self.directory.join(format!("{}.kubeconfig", user.replace(':', "-")));
+        let server = format!("https://{address}:{PORT}");
+        kubeconfig(&path, &server, &self.pki.authority(), &identity)?;
+        Ok(path)
+    }
+
     /// kubectl as a user who may do everything.
     pub fn kubectl(&self) -> Kubectl<'_> {
         Kubectl::new(&self.admin, &self.namespace)
@@ -204,7 +232,7 @@ fn etcd(data: &Path) -> Command {
     command
 }
 
-fn kube_apiserver(pki: &Pki, directory: &Path) -> Result<Command> {
+fn kube_apiserver(pki: &Pki, directory: &Path, address: Option<&str>) -> Result<Command> {
     let policy = directory.join("audit.yaml");
     let (namespace, account) = NODE_ACCOUNT;
     // A watch may stand there twice: when it begins and when it is over.
@@ -215,10 +243,14 @@ fn kube_apiserver(pki: &Pki, directory: &Path) -> Result<Command> {
          - {{level: None}}\n"
     );
     fs::write(&policy, text).with_context(|| format!("cannot write {}", policy.display()))?;
-    let places = format!(
+    let mut places = format!(
         "DNS:localhost,DNS:kubernetes.default,DNS:kubernetes.default.svc,IP:{ADDRESS},IP:{OWN_SERVICE}"
     );
+    if let Some(address) = address {
+        places += &format!(",IP:{address}");
+    }
     let server = pki.server("kube-apiserver", &places)?;
+    let client = pki.client("kube-apiserver-kubelet-client", &["system:masters"])?;
     let mut command = Command::new(programs::go_tool("kubernetes", "kube-apiserver")?);
     let mut file = |flag: &str, path: &Path| {
         command.arg(format!("--{flag}={}", path.display()));
@@ -229,17 +261,23 @@ fn kube_apiserver(pki: &Pki, directory: &Path) -> Result<Command> {
     file("client-ca-file", &pki.authority().certificate);
     file("tls-cert-file", &server.certificate);
     file("tls-private-key-file", &server.key);
+    file("kubelet-client-certificate", &client.certificate);
+    file("kubelet-client-key", &client.key);
     // A private key has the public one in it.
     file("service-account-key-file", &pki.token_key());
     file("service-account-signing-key-file", &pki.token_key());
     command
         .arg(format!("--etcd-servers={ETCD}"))
         .arg("--bind-address=0.0.0.0")
-        .arg(format!("--advertise-address={ADDRESS}"))
+        .arg(format!("--advertise-address={}", address.unwrap_or(ADDRESS)))
         .arg(format!("--secure-port={PORT}"))
         .arg(format!("--service-cluster-ip-range={SERVICE_CIDR}"))
         .arg("--service-account-issuer=https://kubernetes.default.svc")
-        .args(["--authorization-mode=Node,RBAC", "--endpoint-reconciler-type=none"])
+        .arg(match address {
+            Some(_) => "--endpoint-reconciler-type=lease",
+            None => "--endpoint-reconciler-type=none",
+        })
+        .args(["--authorization-mode=Node,RBAC", "--kubelet-preferred-address-types=InternalIP"])
         .args(["--profiling=false", "--allow-privileged=true"]);
     Ok(command)
 }

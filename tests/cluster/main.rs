@@ -1,0 +1,42 @@
+//! Twill on a real cluster, installed by its manifest: kubelets and containerd call it, and its daemon is a
+//! pod. Needs root, and the programs of `make test-kubernetes`.
+//!
+//! All cases share one cluster and run one after the other, in this order. Each removes the pods that it
+//! made, and leaves nodes and daemons as it found them.
+
+use std::{process::ExitCode, time::Duration};
+
+use twill_tests::kubernetes;
+
+mod addresses;
+mod readiness;
+mod restarts;
+mod site;
+mod stream;
+mod upgrade;
+
+/// How long what takes moments may take on a machine that is busy.
+const LONG: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    if let Some(ended) = kubernetes::enter() {
+        return ended;
+    }
+    let tests = twill_tests::shared_tests![
+        addresses::a_deployment_gets_addresses_of_the_pool_that_selects_its_nodes,
+        addresses::pods_of_two_nodes_reach_each_other,
+        addresses::the_tor_reaches_pods,
+        addresses::a_pod_on_an_unselected_node_waits_and_says_why,
+        addresses::nothing_is_left_of_many_pods,
+        restarts::a_kubelet_starts_again,
+        restarts::a_containerd_starts_again,
+        restarts::a_killed_daemon_comes_back,
+        restarts::pods_come_and_go_without_the_api_server,
+        readiness::a_node_is_not_ready_before_its_first_daemon,
+        readiness::a_deleted_node_keeps_its_block,
+        addresses::an_exhausted_pool_can_be_extended,
+        upgrade::an_upgrade_is_not_noticed,
+        restarts::a_replaced_daemon_frees_nothing,
+    ];
+    twill_tests::suite::main_in_turn(site::Site::start, tests)
+}

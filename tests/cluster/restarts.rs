@@ -1,0 +1,141 @@
+//! What ends and comes back under pods that go on.
+
+use std::sync::Mutex;
+
+use anyhow::{Result, ensure};
+use twill_tests::wait::{wait_for, wait_until};
+
+use super::{
+    LONG,
+    addresses::ON_SELECTED,
+    site::{Pod, SELECTED, Site, lock},
+};
+
+/// Two pods that have to stay as they are, one on each node.
+struct Kept(Vec<Pod>);
+
+impl Kept {
+    fn deploy(site: &Site) -> Result<Self> {
+        site.deploy("kept", 2, ON_SELECTED)?;
+        let kept = Self(site.wait_ready("kept", 2)?);
+        wait_for("the pods to reach each other", LONG, || kept.reach(site))?;
+        Ok(kept)
+    }
+
+    fn reach(&self, site: &Site) -> Result<()> {
+        site.pings(&self.0[0], &self.0[1])
+    }
+
+    /// They are the same, have never been started again, and reach each other; a new one on each node
+    /// gets another address, and gives it back.
+    fn check(&self, site: &Site) -> Result<()> {
+        let (mut before, mut now) = (self.0.clone(), site.wait_ready("kept", 2)?);
+        before.sort();
+        now.sort();
+        ensure!(before == now, "{now:?} instead of {before:?}");
+        for pod in site.pods("kept")? {
+            let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+            ensure!(*restarts == 0, "{pod}");
+        }
+        wait_for("the pods to reach each other", LONG, || self.reach(site))?;
+        site.deploy("new", 2, ON_SELECTED)?;
+        let new = site.wait_ready("new", 2)?;
+        let has = |pod: &Pod| self.0.iter().any(|kept| kept.address == pod.address);
+        ensure!(!new.iter().any(has), "{new:?} beside {:?}", self.0);
+        site.kubectl().run(&["delete", "deployment", "new"])?;
+        site.wait_gone("new")?;
+        site.wait_used(2)
+    }
+}
+
+/// A kubelet that starts again finds its pods.
+pub(crate) fn a_kubelet_starts_again(site: &Mutex<Site>) -> Result<()> {
+    let mut site = lock(site)?;
+    let kept = Kept::deploy(&site)?;
+    let node = site.cluster.node_mut(SELECTED[0])?;
+    node.kill_kubelet()?;
+    node.start_kubelet()?;
+    kept.check(&site)?;
+    site.remove("kept")
+}
+
+/// containerd that starts again reads the network configuration and goes on with its sandboxes.
+pub(crate) fn a_containerd_starts_again(site: &Mutex<Site>) -> Result<()> {
+    let mut site = lock(site)?;
+    let kept = Kept::deploy(&site)?;
+    let node = site.cluster.node_mut(SELECTED[0])?;
+    node.kill_containerd()?;
+    node.start_containerd()?;
+    kept.check(&site)?;
+    site.remove("kept")
+}
+
+/// A daemon that is killed comes back by its kubelet; meanwhile packets flow, and the router keeps its
+/// routes.
+pub(crate) fn a_killed_daemon_comes_back(site: &Mutex<Site>) -> Result<()> {
+    let site = lock(site)?;
+    let kept = Kept::deploy(&site)?;
+    let log = site.cluster.tor().bird().log().len();
+    let before = site.daemon_pid(SELECTED[0])?;
+    site.cluster.node(SELECTED[0])?.run("kill", &["-KILL", &before])?;
+    kept.reach(&site)?;
+    wait_until("another daemon", LONG, || Ok(site.daemon_pid(SELECTED[0])? != before))?;
+    site.wait_rollout()?;
+    kept.check(&site)?;
+    let withdrawn = site.cluster.tor().bird().withdrawals(SELECTED[0], log);
+    ensure!(withdrawn.is_empty(), "{withdrawn:?}");
+    site.remove("kept")
+}
+
+/// A daemon's pod that is replaced after pods were made frees nothing of theirs.
+pub(crate) fn a_replaced_daemon_frees_nothing(site: &Mutex<Site>) -> Result<()> {
+    let site = lock(site)?;
+    let kept = Kept::deploy(&site)?;
+    for node in SELECTED {
+        let before = site.daemon(node)?;
+        site.kubectl().run(&["delete", "pod", "-n", "twill-system", &before])?;
+        site.wait_rollout()?;
+        ensure!(site.daemon(node)? != before, "{before} is still there");
+        site.wait_used(2)?;
+    }
+    kept.check(&site)?;
+    site.remove("kept")
+}
+
+/// The API server goes while pods are being made. The kubelets go on with what they know, sandboxes that
+/// die are made again, and all is well once it is back.
+pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Result<()> {
+    const PODS: usize = 10;
+    let mut site = lock(site)?;
+    let kept = Kept::deploy(&site)?;
+    site.deploy("churn", PODS, ON_SELECTED)?;
+    wait_until("pods to be placed", LONG, || {
+        Ok(site.pods("churn")?.iter().all(|pod| pod["spec"]["nodeName"].is_string()))
+    })?;
+    site.cluster.api_mut().kill_server()?;
+    // A sandbox that dies is replaced: DEL and ADD, with nobody to ask.
+    for pod in &kept.0 {
+        let node = site.cluster.node(&pod.node)?;
+        let before = node.sandboxes(&pod.name)?;
+        for sandbox in &before {
+            node.ctr(&["tasks", "kill", "--signal", "SIGKILL", sandbox])?;
+        }
+        wait_for(&format!("another sandbox of {}", pod.name), LONG, || {
+            let running = node.running_sandboxes(&pod.name)?;
+            ensure!(running.iter().any(|id| !before.contains(id)), "{running:?}");
+            Ok(())
+        })?;
+    }
+    site.cluster.api_mut().start_server()?;
+    site.wait_ready("churn", PODS)?;
+    let again = site.wait_ready("kept", 2)?;
+    wait_for("the pods to reach each other", LONG, || {
+        let again = site.wait_ready("kept", 2)?;
+        site.pings(&again[0], &again[1])
+    })?;
+    ensure!(again.len() == 2, "{again:?}");
+    site.wait_used(u64::try_from(PODS + 2)?)?;
+    site.kubectl().run(&["delete", "deployment", "kept"])?;
+    site.wait_gone("kept")?;
+    site.remove("churn")
+}

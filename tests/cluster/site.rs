@@ -1,0 +1,307 @@
+//! The cluster of the suite, and what the cases do to it.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use twill_tests::{
+    bird::{BirdConfig, Neighbor},
+    image,
+    kubernetes::{BUSYBOX, Cluster, Kubectl, Tor},
+    process::tail,
+    programs,
+    wait::wait_for,
+};
+
+use super::LONG;
+
+/// Those that the pool selects, and one that it does not.
+pub(crate) const SELECTED: [&str; 2] = ["node1", "node2"];
+pub(crate) const UNSELECTED: &str = "node3";
+
+/// Whom the router peers with. The last one is there in one case only.
+const NODES: [&str; 4] = ["node1", "node2", "node3", "node4"];
+
+/// Of the HTTP endpoint in `conf/install/twilld.yaml`.
+const METRICS: u16 = 9190;
+
+const RESOURCES: &str = "\
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: app}
+spec: {cidr: 10.10.0.0/24, blockSize: 26, nodeSelector: env == 'prod'}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {name: tor}
+spec: {peerIP: 192.168.0.1, asNumber: 64513}
+---
+apiVersion: projectcalico.org/v3
+kind: IPAMConfiguration
+metadata: {name: default}
+spec: {strictAffinity: true}
+";
+
+/// A cluster with Twill on it.
+pub(crate) struct Site {
+    pub(crate) cluster: Cluster,
+    /// The image of the daemon.
+    pub(crate) image: PathBuf,
+}
+
+/// A pod that runs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) node: String,
+    pub(crate) address: IpAddr,
+}
+
+/// The site for one case. A case that failed has left its pods.
+pub(crate) fn lock(site: &Mutex<Site>) -> Result<MutexGuard<'_, Site>> {
+    let mut site = site.lock().unwrap_or_else(PoisonError::into_inner);
+    site.cluster.alive()?;
+    let left = site.kubectl().run(&["get", "deployments", "--output=name"])?;
+    if !left.is_empty() {
+        site.kubectl().run(&["delete", "deployments", "--all"])?;
+        let gone = ["wait", "--for=delete", "pods", "--all", "--timeout=60s"];
+        site.kubectl().run(&gone)?;
+    }
+    Ok(site)
+}
+
+impl Site {
+    /// Starts the cluster, installs Twill, and waits until it is ready everywhere.
+    pub(crate) fn start() -> Result<Self> {
+        let neighbors = NODES.iter().enumerate().map(|(number, name)| {
+            Neighbor::new(name, &format!("192.168.{}.10", number + 1), 64512).local(Tor::ADDRESS)
+        });
+        let bird = BirdConfig::new(Tor::ADDRESS, 64513);
+        let bird = neighbors.fold(bird, BirdConfig::neighbor);
+        let mut cluster = Cluster::start("cluster", bird)?;
+        let place = cluster.directory().join("images/twill");
+        fs::create_dir_all(&place)?;
+        let image = image::twill(&place)?;
+        cluster.add_nodes(&NODES[..3], std::slice::from_ref(&image))?;
+        let site = Self { cluster, image };
+        for name in &NODES[..3] {
+            site.introduce(name)?;
+        }
+        for name in SELECTED {
+            site.kubectl().run(&["label", "node", name, "env=prod"])?;
+        }
+        let manifest = programs::source("conf/install/twill.yaml");
+        let apply = ["apply", "--server-side", "-f", &manifest.to_string_lossy()];
+        site.kubectl().run(&apply)?;
+        wait_for("the kinds to be served", LONG, || site.apply(RESOURCES))?;
+        site.wait_rollout()?;
+        site.cluster.tor().bird().wait_established(&NODES[..3], LONG)?;
+        Ok(site)
+    }
+
+    /// Tells Twill the address of a node.
+    pub(crate) fn introduce(&self, node: &str) -> Result<()> {
+        let address = self.cluster.node(node)?.address();
+        let annotation = format!("projectcalico.org/IPv4Address={address}/24");
+        self.kubectl().run(&["annotate", "node", node, &annotation]).map(drop)
+    }
+
+    pub(crate) fn kubectl(&self) -> Kubectl<'_> {
+        self.cluster.kubectl()
+    }
+
+    pub(crate) fn apply(&self, manifest: &str) -> Result<()> {
+        self.kubectl().run_with_input(&["apply", "-f", "-"], manifest).map(drop)
+    }
+
+    /// Waits until every daemon is of the newest revision and ready.
+    pub(crate) fn wait_rollout(&self) -> Result<()> {
+        let status = ["rollout", "status", "daemonset/twill-node", "-n", "twill-system"];
+        self.kubectl().run(&[&status[..], &["--timeout=60s"]].concat()).map(drop)
+    }
+
+    /// A deployment of pods that live, `more` in each pod's spec.
+    pub(crate) fn deploy(&self, name: &str, replicas: usize, more: &str) -> Result<()> {
+        self.apply(&format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  \
+             replicas: {replicas}\n  selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    \
+             metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
+             terminationGracePeriodSeconds: 0\n      automountServiceAccountToken: false\n      dnsPolicy: Default\n      \
+             topologySpreadConstraints:\n      - maxSkew: 1\n        \
+             topologyKey: kubernetes.io/hostname\n        whenUnsatisfiable: DoNotSchedule\n        \
+             nodeAffinityPolicy: Honor\n        \
+             labelSelector: {{matchLabels: {{app: {name}}}}}\n      \
+             containers:\n      - name: main\n        image: {BUSYBOX}\n        \
+             imagePullPolicy: Never\n      {more}\n"
+        ))
+    }
+
+    pub(crate) fn scale(&self, name: &str, replicas: usize) -> Result<()> {
+        let replicas = format!("--replicas={replicas}");
+        self.kubectl().run(&["scale", "deployment", name, &replicas]).map(drop)
+    }
+
+    /// The pods of a deployment as the API server has them.
+    pub(crate) fn pods(&self, name: &str) -> Result<Vec<Value>> {
+        let pods = self.kubectl().json(&["get", "pods", "-l", &format!("app={name}")])?;
+        Ok(pods["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits until a deployment has so many pods, all ready.
+    pub(crate) fn wait_ready(&self, name: &str, count: usize) -> Result<Vec<Pod>> {
+        self.wait_ready_within(name, count, LONG)
+    }
+
+    pub(crate) fn wait_ready_within(
+        &self,
+        name: &str,
+        count: usize,
+        deadline: Duration,
+    ) -> Result<Vec<Pod>> {
+        wait_for(&format!("{count} pods of {name}"), deadline, || {
+            let pods = self.pods(name)?;
+            ensure!(pods.len() == count, "there are {}", pods.len());
+            pods.iter().map(ready).collect()
+        })
+        .or_else(|error| Err(error.context(self.events()?)))
+    }
+
+    /// What ways there are, for whoever has found none.
+    pub(crate) fn ways(&self) -> Result<String> {
+        let mut text = format!("tor:\n{}", self.cluster.tor().namespace().ip("route")?);
+        for node in self.cluster.nodes() {
+            let forwards = node.run("cat", &["/proc/sys/net/ipv4/ip_forward"])?;
+            let routes = node.namespace().ip("route")?;
+            text += &format!("{} (ip_forward {}):\n{routes}", node.name(), forwards.trim());
+        }
+        Ok(text)
+    }
+
+    /// What has been said of pods last.
+    pub(crate) fn events(&self) -> Result<String> {
+        let columns = "custom-columns=O:.involvedObject.name,R:.reason,M:.message";
+        let get = ["get", "events", "--sort-by=.lastTimestamp", "--no-headers", "-o", columns];
+        Ok(tail(&self.kubectl().run(&get)?, 8))
+    }
+
+    /// Removes a deployment, and waits until its pods and their addresses are gone.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        self.kubectl().run(&["delete", "deployment", name, "--ignore-not-found"])?;
+        self.wait_gone(name)?;
+        self.wait_used(0)
+    }
+
+    pub(crate) fn wait_gone(&self, name: &str) -> Result<()> {
+        self.wait_gone_within(name, LONG)
+    }
+
+    pub(crate) fn wait_gone_within(&self, name: &str, deadline: Duration) -> Result<()> {
+        wait_for(&format!("the pods of {name} to go"), deadline, || {
+            let pods = self.pods(name)?;
+            ensure!(pods.is_empty(), "there are {}", pods.len());
+            Ok(())
+        })
+    }
+
+    /// Waits until so many addresses are in use on all nodes.
+    pub(crate) fn wait_used(&self, count: u64) -> Result<()> {
+        wait_for(&format!("{count} addresses in use"), LONG, || {
+            let used = self.used()?;
+            ensure!(used == count, "there are {used}");
+            Ok(())
+        })
+    }
+
+    /// How many addresses are in use on all nodes, as their daemons say.
+    pub(crate) fn used(&self) -> Result<u64> {
+        let mut used = 0;
+        for node in self.cluster.nodes() {
+            used += self.metric(node.name(), "twill_ipam_addresses_in_use")?;
+        }
+        Ok(used)
+    }
+
+    /// The sum of a metric of a node's daemon.
+    pub(crate) fn metric(&self, node: &str, name: &str) -> Result<u64> {
+        let text = self.cluster.node(node)?.http(METRICS, "/metrics")?;
+        let value = |line: &str| {
+            let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+            (labels.is_empty() || labels.starts_with('{')).then(|| value.parse::<u64>().ok())?
+        };
+        Ok(text.lines().filter_map(value).sum())
+    }
+
+    /// The name of the daemon's pod on a node.
+    pub(crate) fn daemon(&self, node: &str) -> Result<String> {
+        let of_node = format!("spec.nodeName={node}");
+        let get = ["get", "pods", "-n", "twill-system", "--field-selector", &of_node];
+        let pods = self.kubectl().json(&get)?;
+        let name = pods["items"][0]["metadata"]["name"].as_str();
+        name.map(str::to_owned).with_context(|| format!("{node} has no daemon"))
+    }
+
+    /// The process of the daemon on a node, by its number there.
+    pub(crate) fn daemon_pid(&self, node: &str) -> Result<String> {
+        let node = self.cluster.node(node)?;
+        let filter = "labels.\"io.kubernetes.container.name\"==twilld";
+        let containers = node.ctr(&["containers", "list", "--quiet", filter])?;
+        let tasks = node.ctr(&["tasks", "list"])?;
+        // TASK PID STATUS
+        let running = tasks.lines().filter(|line| line.contains("RUNNING"));
+        let mut running = running.map(|line| line.split_whitespace());
+        let found = running.find_map(|mut words| {
+            let task = words.next()?;
+            containers.lines().any(|id| id == task).then(|| words.next())?
+        });
+        found.map(str::to_owned).context("no daemon runs")
+    }
+
+    /// What memory a node's daemon has, as the kernel tells it.
+    pub(crate) fn memory(&self, node: &str) -> Result<String> {
+        let status = format!("/proc/{}/status", self.daemon_pid(node)?);
+        let status = self.cluster.node(node)?.run("cat", &[&status])?;
+        let lines = status.lines().filter(|line| line.contains("RSS") || line.contains("RssAnon"));
+        Ok(lines
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>()
+            .join(", "))
+    }
+
+    pub(crate) fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
+        self.kubectl().run(&[&["exec", pod, "--"], command].concat())
+    }
+
+    pub(crate) fn pings(&self, from: &Pod, to: &Pod) -> Result<()> {
+        let to = to.address.to_string();
+        self.exec(&from.name, &["ping", "-c", "1", "-W", "5", &to]).map(drop)
+    }
+
+    /// A node's condition Ready: its status, its message, and since when.
+    pub(crate) fn node_ready(&self, node: &str) -> Result<(bool, String, String)> {
+        let found = self.kubectl().json(&["get", "node", node])?;
+        let conditions = found["status"]["conditions"].as_array().into_iter().flatten();
+        let ready = conditions.into_iter().find(|c| c["type"] == "Ready");
+        let ready = ready.with_context(|| format!("{node} has no condition Ready"))?;
+        let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("status") == "True", text("message"), text("lastTransitionTime")))
+    }
+}
+
+/// A pod that is ready.
+fn ready(pod: &Value) -> Result<Pod> {
+    let status = &pod["status"];
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    let mut ready = conditions.into_iter().filter(|c| c["type"] == "Ready");
+    ensure!(ready.any(|c| c["status"] == "True"), "{status}");
+    Ok(Pod {
+        name: pod["metadata"]["name"].as_str().context("no name")?.to_owned(),
+        node: pod["spec"]["nodeName"].as_str().context("no node")?.to_owned(),
+        address: status["podIP"].as_str().context("no address")?.parse()?,
+    })
+}
