@@ -15,14 +15,8 @@ const HEADER: &str = "\
 # Made by `cargo xtask install` out of conf/; do not edit.
 ";
 
-/// The namespace comes first, then the accounts, then what they use.
-const BEFORE: [&str; 4] = [
-    "conf/rbac/namespace.yaml",
-    "conf/rbac/twill-node.yaml",
-    "conf/rbac/twill-node-policy.yaml",
-    "conf/rbac/twill-controller.yaml",
-];
-const DEFINITIONS: &str = "conf/crds";
+/// Whole directories, each in the order of its files' names: accounts and what they may, then the kinds.
+const DIRECTORIES: [&str; 2] = ["conf/rbac", "conf/crds"];
 /// The keys of the ConfigMap are the files' names.
 const CONFIGURATION: [&str; 2] = ["conf/install/twilld.yaml", "conf/cni/05-twill.conflist"];
 const AFTER: [&str; 2] = ["conf/install/daemonset.yaml", "conf/install/controller.yaml"];
@@ -33,19 +27,16 @@ const TAG: &str = ":VERSION";
 /// The whole file, as it has to be.
 fn manifest(root: &Path) -> anyhow::Result<String> {
     let mut text = HEADER.to_owned();
-    for part in BEFORE {
-        document(&mut text, &read(root, part)?);
-    }
-    let mut definitions = Vec::new();
-    let directory = root.join(DEFINITIONS);
-    let found = fs::read_dir(&directory);
-    for entry in found.with_context(|| format!("cannot read {DEFINITIONS}"))? {
-        let name = entry?.file_name();
-        definitions.push(format!("{DEFINITIONS}/{}", name.to_string_lossy()));
-    }
-    definitions.sort();
-    for part in definitions {
-        document(&mut text, &read(root, &part)?);
+    for directory in DIRECTORIES {
+        let found = fs::read_dir(root.join(directory));
+        let mut parts = Vec::new();
+        for entry in found.with_context(|| format!("cannot read {directory}"))? {
+            parts.push(format!("{directory}/{}", entry?.file_name().to_string_lossy()));
+        }
+        parts.sort();
+        for part in parts {
+            document(&mut text, &read(root, &part)?);
+        }
     }
     document(&mut text, &config_map(root)?);
     for part in AFTER {

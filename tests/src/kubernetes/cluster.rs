@@ -128,6 +128,9 @@ impl Cluster {
             };
             let namespace = Namespace::create(*name)?;
             self.tor.plug(&namespace, number)?;
+            // As a machine comes that nobody has made a router. What a namespace begins with is the
+            // machine's own setting.
+            namespace.sysctl("ipv4/ip_forward", "0")?;
             let address = IpAddr::V4(Ipv4Addr::new(192, 168, u8::try_from(number)?, 10));
             planned.push((*name, address, namespace, self.directory.join(name), site));
         }
