@@ -23,6 +23,7 @@ const CONTAINERD_METRICS: u16 = 1338;
 
 /// Sandboxes at a time are few on a machine of two processors.
 const MANY: usize = 50;
+const FEW: usize = 8;
 
 /// A Deployment over two nodes gets addresses of the pool that selects them.
 pub(crate) fn a_deployment_gets_addresses_of_the_pool_that_selects_its_nodes(
@@ -106,12 +107,20 @@ pub(crate) fn nothing_is_left_of_many_pods(site: &Mutex<Site>) -> Result<()> {
     let site = lock(site)?;
     let before = traces(&site)?;
     site.deploy("many", 0, ON_SELECTED)?;
+    // One after the other, for the figures; then all the others at once.
+    for count in 1..=FEW {
+        site.scale("many", count)?;
+        site.wait_ready("many", count)?;
+    }
+    tell_figures(&site)?;
     site.scale("many", MANY)?;
     let pods = site.wait_ready_within("many", MANY, LONG * 4)?;
     let addresses: BTreeSet<_> = pods.iter().map(|pod: &Pod| pod.address).collect();
     ensure!(addresses.len() == MANY, "{} addresses", addresses.len());
     site.wait_used(u64::try_from(MANY)?)?;
-    tell_figures(&site)?;
+    for name in SELECTED {
+        writeln!(io::stderr(), "{name}: {} with {MANY} pods on two nodes", site.memory(name)?)?;
+    }
     site.scale("many", 0)?;
     site.wait_gone_within("many", LONG * 4)?;
     site.wait_used(0)?;
@@ -138,14 +147,12 @@ fn traces(site: &Site) -> Result<Vec<[usize; 3]>> {
     Ok(found)
 }
 
-/// How long containerd has waited for ADDs, and what memory the daemons have.
+/// How long containerd has waited for ADDs so far.
 fn tell_figures(site: &Site) -> Result<()> {
     for name in SELECTED {
         let text = site.cluster.node(name)?.http(CONTAINERD_METRICS, "/v1/metrics")?;
         let (half, count) = median(&text).context("containerd tells nothing of ADDs")?;
-        let memory = site.memory(name)?;
-        let line = format!("{name}: half of {count} ADDs took up to {half} s; {memory}");
-        writeln!(io::stderr(), "{line}")?;
+        writeln!(io::stderr(), "{name}: half of {count} ADDs took up to {half} s")?;
     }
     Ok(())
 }
@@ -192,5 +199,6 @@ pub(crate) fn an_exhausted_pool_can_be_extended(site: &Mutex<Site>) -> Result<()
     ensure!(addresses.len() == 6, "{pods:?}");
     site.remove("app")?;
     site.kubectl().run(&["label", "node", UNSELECTED, "env-"])?;
-    site.kubectl().run(&["delete", "ippool", "small", "more"]).map(drop)
+    // The node gives the blocks back in its own time.
+    site.kubectl().run(&["delete", "ippool", "small", "more", "--wait=false"]).map(drop)
 }

@@ -94,8 +94,8 @@ pub(crate) fn a_replaced_daemon_frees_nothing(site: &Mutex<Site>) -> Result<()> 
     for node in SELECTED {
         let before = site.daemon(node)?;
         site.kubectl().run(&["delete", "pod", "-n", "twill-system", &before])?;
+        wait_until("another daemon", LONG, || Ok(site.daemon(node)? != before))?;
         site.wait_rollout()?;
-        ensure!(site.daemon(node)? != before, "{before} is still there");
         site.wait_used(2)?;
     }
     kept.check(&site)?;

@@ -240,8 +240,8 @@ impl Site {
     /// The name of the daemon's pod on a node.
     pub(crate) fn daemon(&self, node: &str) -> Result<String> {
         let of_node = format!("spec.nodeName={node}");
-        let get = ["get", "pods", "-n", "twill-system", "--field-selector", &of_node];
-        let pods = self.kubectl().json(&get)?;
+        let get = ["get", "pods", "-n", "twill-system", "-l", "app.kubernetes.io/name=twill-node"];
+        let pods = self.kubectl().json(&[&get[..], &["--field-selector", &of_node]].concat())?;
         let name = pods["items"][0]["metadata"]["name"].as_str();
         name.map(str::to_owned).with_context(|| format!("{node} has no daemon"))
     }
