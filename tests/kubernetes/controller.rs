@@ -168,7 +168,7 @@ fn say_what_nodes_make_of_them(site: &Site, controller: &Controller) -> Result<(
         .replace("64513", "64513, password: {secretKeyRef: {name: nothing, key: k}}");
     site.apply(&missing)?;
     let no_filter = ("False", "FilterNotFound", "there is no BGPFilter f");
-    wait_condition(site, ("bgppeer", "missing", "ResolvedRefs"), no_filter)?;
+    wait_condition(site, ("bgppeer", "missing", "FiltersFound"), no_filter)?;
     let no_secret = ("False", "SecretNotFound", "there is no Secret nothing");
     wait_condition(site, ("bgppeer", "missing", "PasswordFound"), no_secret)?;
     for (kind, name, reason) in [
@@ -456,11 +456,9 @@ pub(crate) fn its_account_may_do_no_more(_: &ApiServer) -> Result<()> {
     refused(&["delete", "ippool", "app"], "")?;
     refused(&["get", "secrets", "-n", "twill-system"], "")?;
     refused(&["delete", "node", "node1"], "")?;
-    let create = format!(
-        "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {{name: 0a630000-26}}\n\
-         spec: {{node: node1, cidr: 10.99.0.0/26, pool: app}}\n"
-    );
-    refused(&["create", "-f", "-"], &create)?;
+    let create = "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {name: 0a630000-26}\n\
+                  spec: {node: node1, cidr: 10.99.0.0/26, pool: app}\n";
+    refused(&["create", "-f", "-"], create)?;
     let lease = ["patch", "lease", "-n", "twill-system", "twill-node-node1"];
     refused(&[&lease[..], &merge, &[r#"{"spec": {"holderIdentity": "me"}}"#]].concat(), "")?;
     let status = "apiVersion: projectcalico.org/v3\nkind: CalicoNodeStatus\nmetadata: {name: node1}\n\

@@ -22,6 +22,7 @@ mod manifests;
 mod nodes;
 mod pods;
 mod rights;
+mod services;
 mod tables;
 mod twillctl;
 
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         pods::a_pod_that_is_gone_is_freed_soon,
         pods::a_node_says_where_it_is_and_that_it_works,
         pods::a_node_writes_of_its_node_only_what_it_should,
+        services::addresses_of_services_are_announced,
         rights::a_node_writes_only_what_is_its_own,
         twillctl::tables_are_those_of_files,
         twillctl::manifests_are_written_and_taken_away,

@@ -1,6 +1,6 @@
 //! Objects that are right each by itself, and make no sense together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use twill_k8s_api::{BgpPeer, Condition, ConditionStatus, Resource};
 use twill_types::Block;
@@ -57,20 +57,6 @@ fn peers(world: &World, found: &mut Findings) {
                 address.ip
             );
             say(found, List::Peers, one, Condition::holds("Conflicted", "DuplicatePeer", message));
-        }
-    }
-    if !world.is_complete(List::Filters) {
-        return;
-    }
-    let filters: BTreeSet<&String> = world.entries(List::Filters).map(|(name, _)| name).collect();
-    for (name, peer) in peers {
-        let missing = peer.spec.filters.iter().filter(|filter| !filters.contains(filter));
-        let missing: Vec<&str> = missing.map(String::as_str).collect();
-        if !missing.is_empty() {
-            let missing = missing.join(", ");
-            let message =
-                format!("there is no BGPFilter {missing}: make it, or take it out of spec.filters");
-            say(found, List::Peers, name, fails("ResolvedRefs", "FilterNotFound", message));
         }
     }
 }
@@ -152,17 +138,6 @@ mod tests {
         );
         let message = &found[&(List::Peers, "c".to_owned())][0].message;
         assert!(message.contains("BGPPeer a means 10.0.0.1") && message.contains("nodes use a"));
-    }
-
-    #[test]
-    fn a_filter_has_to_be_there() {
-        let spec =
-            json!({"peerIP": "10.0.0.1", "asNumber": 64512, "filters": ["there", "missing"]});
-        let filter = (List::Filters, object(List::Filters, "there", json!({})));
-        let found = look(&samples::world(&[peer("a", spec), filter]));
-        assert_eq!(render(&found), ["BGPPeer a: ResolvedRefs FilterNotFound"]);
-        let message = &found[&(List::Peers, "a".to_owned())][0].message;
-        assert!(message.contains("no BGPFilter missing:"), "{message}");
     }
 
     #[test]

@@ -116,16 +116,17 @@ impl ApiServer {
     /// address.
     pub fn write_node_kubeconfig(&self, node: &str, address: &str) -> Result<PathBuf> {
         let bound = ["--bound-object-kind=Node", "--bound-object-name", node];
-        self.write_kubeconfig(node, NODE_ACCOUNT.1, &bound, address)
+        self.write_token(node, NODE_ACCOUNT.1, &bound, address)
     }
 
     /// Writes a kubeconfig of another account of the daemons' namespace, for programs in the server's own
     /// network namespace.
     pub fn write_account_kubeconfig(&self, account: &str) -> Result<PathBuf> {
-        self.write_kubeconfig(account, account, &[], ADDRESS)
+        self.write_token(account, account, &[], ADDRESS)
     }
 
-    fn write_kubeconfig(
+    /// Writes a kubeconfig with a token of an account of the daemons' namespace.
+    fn write_token(
         &self,
         name: &str,
         account: &str,
