@@ -94,6 +94,11 @@ impl Looker {
         Ok(Self { service, parked, metrics, grace, started: Instant::now(), pods, liveness })
     }
 
+    /// Whether a cluster says which pods there are.
+    pub(crate) const fn hears_of_pods(&self) -> bool {
+        self.pods.is_some()
+    }
+
     /// How long an ADD may take.
     pub(crate) fn grace_ms(&self) -> u64 {
         milliseconds(self.grace)

@@ -62,7 +62,8 @@ impl Reconcile {
         }
     }
 
-    /// One look; when the first of those that look dead will have for long enough.
+    /// One look; where a cluster tells of pods, also when the first of those that look dead will have for
+    /// long enough. Elsewhere the next round is early enough.
     fn round(&self) -> anyhow::Result<Option<Duration>> {
         let look = self.looker.look(false)?;
         self.tell(&look.verdict.troubles)?;
@@ -75,7 +76,7 @@ impl Reconcile {
             self.parked.reap();
         }
         let due = look.verdict.suspects.iter().map(|(.., left_ms)| *left_ms).min();
-        Ok(due.map(Duration::from_millis))
+        Ok(due.filter(|_| self.looker.hears_of_pods()).map(Duration::from_millis))
     }
 
     /// Puts what people have to look at into the node's status, and what is new into the log.
