@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use twill_types::{Asn, Family, Prefix};
+use twill_types::{Asn, Family, Prefix, PrefixList};
 
 use crate::{
     Time,
@@ -404,7 +404,7 @@ pub enum Output {
         /// Which.
         conn: ConnId,
     },
-    /// What should be in the kernel has changed.
+    /// What should be in the kernel has changed; no destination is named twice.
     Routes(Vec<RouteChange>),
     /// The next hops whose reachability matters, all of them.
     TrackNextHops(BTreeSet<IpAddr>),
@@ -420,13 +420,12 @@ pub enum Output {
     Event(PeerKey, PeerEvent),
 }
 
-/// A route to install or to remove.
+/// Routes to install or to remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteChange {
-    /// The destination.
-    pub prefix: Prefix,
-    /// BGP next hops to share the traffic, sorted; none means remove. Destinations with the same paths
-    /// have them in common.
+    /// The destinations, at least one and each once.
+    pub prefixes: PrefixList,
+    /// BGP next hops to share the traffic, sorted; none means remove.
     pub next_hops: Arc<[IpAddr]>,
     /// With one next hop: that of the path which would be the best without it, if there is any.
     pub backup: Option<IpAddr>,

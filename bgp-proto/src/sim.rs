@@ -224,12 +224,14 @@ impl Net {
             }
             Output::Close { conn } | Output::Abort { conn } => self.close((index, conn)),
             Output::Routes(changes) => {
+                let routes = &mut self.nodes[index].routes;
                 for change in changes {
-                    if change.next_hops.is_empty() {
-                        self.nodes[index].routes.remove(&change.prefix);
-                    } else {
-                        let next_hops = change.next_hops.to_vec();
-                        self.nodes[index].routes.insert(change.prefix, next_hops);
+                    for prefix in change.prefixes.iter() {
+                        if change.next_hops.is_empty() {
+                            routes.remove(&prefix);
+                        } else {
+                            routes.insert(prefix, change.next_hops.to_vec());
+                        }
                     }
                 }
             }

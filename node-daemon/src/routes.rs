@@ -198,9 +198,10 @@ impl Routes {
     async fn report(&mut self, report: Report) -> Result<(), Error> {
         match report {
             Report::Routes(changes) => {
-                for RouteChange { prefix, next_hops, backup } in changes {
-                    debug!(%prefix, ?next_hops, ?backup, "route");
-                    self.state.table.want(prefix, next_hops, backup);
+                for change in changes {
+                    debug!(?change, "routes");
+                    let RouteChange { prefixes, next_hops, backup } = change;
+                    self.state.table.want(&prefixes, &next_hops, backup);
                 }
             }
             Report::TrackNextHops(addresses) => {

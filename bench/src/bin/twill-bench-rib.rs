@@ -107,10 +107,12 @@ impl Bench {
             match output {
                 Output::Routes(changes) => {
                     for change in changes {
-                        match change.next_hops.is_empty() {
-                            true => self.kernel.remove(&change.prefix),
-                            false => self.kernel.insert(change.prefix, change.next_hops.to_vec()),
-                        };
+                        for prefix in change.prefixes.iter() {
+                            match change.next_hops.is_empty() {
+                                true => self.kernel.remove(&prefix),
+                                false => self.kernel.insert(prefix, change.next_hops.to_vec()),
+                            };
+                        }
                     }
                 }
                 Output::TrackNextHops(addresses) => {

@@ -18,7 +18,7 @@ use crate::{
     NextHopMode, PeerKey,
     decision::DEFAULT_LOCAL_PREF,
     policy::{Direction, Place, Route, Verdict},
-    rib::{Pass, PassedOn, Passing, Rib},
+    rib::{Pass, PassedOn, Passing, Rib, Unpacked},
     wire::{self, Community, PathAttributes},
 };
 
@@ -178,8 +178,9 @@ impl AdjRibsOut {
 impl Group {
     fn pass(&mut self, rib: &Rib, passes: &[Pass]) -> Parts {
         let view = &self.view;
-        let told = |passed: Option<PassedOn>, prefix: Prefix| {
-            view.told_but(&rib.passing(passed?)?, prefix)
+        let mut unpacked = Unpacked::default();
+        let mut told = |passed: Option<PassedOn>, prefix: Prefix| {
+            view.told_but(&rib.passing(passed?, &mut unpacked)?, prefix)
         };
         let mut gone: BTreeMap<But, Both> = BTreeMap::new();
         let mut only: BTreeMap<PeerKey, Both> = BTreeMap::new();
@@ -231,16 +232,17 @@ fn untold(members: &BTreeSet<PeerKey>, but: But) -> impl Iterator<Item = PeerKey
 
 impl ExportView {
     /// Who is not told of a path of all peers of this view; `None` if none of them is told.
-    fn told_but(&self, passing: &Passing<'_>, prefix: Prefix) -> Option<But> {
+    fn told_but(&self, passing: &Passing, prefix: Prefix) -> Option<But> {
         let next_hop = self.tells(passing, prefix)?;
         Some(But { from: passing.peer, next_hop })
     }
 
     /// Counts what is passed on to peers of this view.
     pub(super) fn count_passed(&self, rib: &Rib) -> Told {
-        let mut told = Told::default();
+        let (mut told, mut unpacked) = (Told::default(), Unpacked::default());
         for (prefix, passed) in rib.all_passed() {
-            if let Some(but) = rib.passing(passed).and_then(|p| self.told_but(&p, prefix)) {
+            let passing = rib.passing(passed, &mut unpacked);
+            if let Some(but) = passing.and_then(|p| self.told_but(&p, prefix)) {
                 told.add(but);
             }
         }
@@ -249,8 +251,10 @@ impl ExportView {
 
     /// Everything that is passed on to a peer, of these families.
     pub(super) fn all_passed(&self, rib: &Rib, peer: PeerKey, families: &[Family]) -> Vec<u8> {
-        let is_told = |passed: PassedOn, prefix: Prefix| {
-            rib.passing(passed).is_some_and(|passing| self.is_told(&passing, prefix, peer))
+        let mut unpacked = Unpacked::default();
+        let mut is_told = |passed: PassedOn, prefix: Prefix| {
+            let passing = rib.passing(passed, &mut unpacked);
+            passing.is_some_and(|passing| self.is_told(&passing, prefix, peer))
         };
         let all: Vec<(PassedOn, Prefix)> = rib
             .all_passed()
@@ -262,7 +266,7 @@ impl ExportView {
     }
 
     /// Whether one peer of this view is told of a path.
-    fn is_told(&self, passing: &Passing<'_>, prefix: Prefix, peer: PeerKey) -> bool {
+    fn is_told(&self, passing: &Passing, prefix: Prefix, peer: PeerKey) -> bool {
         self.told_but(passing, prefix).is_some_and(|but| !but.is(peer))
     }
 
@@ -275,8 +279,9 @@ impl ExportView {
         before: &Self,
     ) -> (Vec<u8>, Vec<u8>) {
         let (mut gone, mut other) = (Both::default(), Vec::new());
+        let mut unpacked = Unpacked::default();
         for (prefix, passed) in rib.all_passed() {
-            let Some(passing) = rib.passing(passed) else { continue };
+            let Some(passing) = rib.passing(passed, &mut unpacked) else { continue };
             let was_told = before.is_told(&passing, prefix, peer);
             let is_same = || {
                 was_told
@@ -307,7 +312,7 @@ impl ExportView {
         prefix: Prefix,
     ) -> Option<(String, Option<PeerKey>)> {
         let policy = self.policy.as_ref()?;
-        let passing = rib.passing(rib.passed_on(prefix)?)?;
+        let passing = rib.passing(rib.passed_on(prefix)?, &mut Unpacked::default())?;
         self.is_passed_by(&passing, Verdict::Unmatched).then_some(())?;
         let verdict = self.verdict(&passing, prefix);
         let why = policy.refusal(Direction::Export, prefix.family(), verdict)?;
@@ -332,9 +337,12 @@ impl ExportView {
         gone: &mut BTreeMap<But, Both>,
     ) -> Row {
         // What shares its attributes shares messages.
+        let mut unpacked = Unpacked::default();
         let mut paths: Vec<(PassedOn, Changes, Prefix)> = paths
             .into_iter()
-            .map(|(passed, prefix)| (passed, self.changes(rib, passed, prefix), prefix))
+            .map(|(passed, prefix)| {
+                (passed, self.changes(rib, passed, prefix, &mut unpacked), prefix)
+            })
             .collect();
         paths.sort_unstable_by(|(a, by_a, to_a), (b, by_b, to_b)| {
             let key = |passed: &PassedOn, to: &Prefix| (passed.source, to.family());
@@ -346,7 +354,7 @@ impl ExportView {
         };
         for run in paths.chunk_by(is_alike) {
             let Some((passed, _, first)) = run.first() else { continue };
-            let Some(passing) = rib.passing(*passed) else { continue };
+            let Some(passing) = rib.passing(*passed, &mut unpacked) else { continue };
             let Some(attributes) = self.passed_attributes(&passing, *first) else {
                 continue;
             };
@@ -365,25 +373,29 @@ impl ExportView {
     }
 
     /// What the filters say of a path.
-    fn verdict(&self, passing: &Passing<'_>, prefix: Prefix) -> Verdict {
+    fn verdict(&self, passing: &Passing, prefix: Prefix) -> Verdict {
         let Some(policy) = &self.policy else { return Verdict::Unmatched };
-        let (attributes, internal) = (passing.attributes, self.session.internal);
+        let (attributes, internal) = (&passing.attributes, self.session.internal);
         policy.verdict(Direction::Export, &Route { prefix, attributes, learned: true, internal })
     }
 
     /// What policy changes of a path.
-    fn changes(&self, rib: &Rib, passed: PassedOn, prefix: Prefix) -> Changes {
-        match (&self.policy, rib.passing(passed)) {
-            (Some(policy), Some(passing)) => Changes {
-                by: self.verdict(&passing, prefix).accepted_by(),
-                advertisements: policy.advertisements_of(prefix),
-            },
-            _ => Changes::default(),
-        }
+    fn changes(
+        &self,
+        rib: &Rib,
+        passed: PassedOn,
+        prefix: Prefix,
+        unpacked: &mut Unpacked,
+    ) -> Changes {
+        let Some(policy) = &self.policy else { return Changes::default() };
+        rib.passing(passed, unpacked).map_or_else(Changes::default, |passing| Changes {
+            by: self.verdict(&passing, prefix).accepted_by(),
+            advertisements: policy.advertisements_of(prefix),
+        })
     }
 
     /// Whether a path is passed on to peers of this view after what their filters say of it.
-    fn is_passed_by(&self, passing: &Passing<'_>, verdict: Verdict) -> bool {
+    fn is_passed_by(&self, passing: &Passing, verdict: Verdict) -> bool {
         let (from, internal, passed) = (passing.facts, self.session.internal, passing.passed);
         // RFC 4456 section 6: what comes from no client goes to clients alone.
         let within = from.external || passed.by_reflector && (from.client || self.client);
@@ -400,7 +412,7 @@ impl ExportView {
     }
 
     /// The next hop with which peers of this view are told of a path; `None` if they are not.
-    fn tells(&self, passing: &Passing<'_>, prefix: Prefix) -> Option<IpAddr> {
+    fn tells(&self, passing: &Passing, prefix: Prefix) -> Option<IpAddr> {
         let has = |community| passing.attributes.communities.binary_search(&community).is_ok();
         let (internal, family) = (self.session.internal, prefix.family());
         // RFC 1997.
@@ -419,7 +431,7 @@ impl ExportView {
     /// The next hop of a path as it is passed on: its own inside the AS (RFC 4456 section 10), and outside
     /// where the peer is on one link with it (RFC 4271 section 5.1.3); else this node's. One that holds on a
     /// link alone means nothing elsewhere.
-    fn passed_next_hop(&self, passing: &Passing<'_>, family: Family) -> Option<IpAddr> {
+    fn passed_next_hop(&self, passing: &Passing, family: Family) -> Option<IpAddr> {
         let next_hop = passing.attributes.next_hop;
         let shared = self.on_link.is_some_and(|link| link.contains(next_hop));
         let is_link_local = match next_hop {
@@ -443,8 +455,8 @@ impl ExportView {
     }
 
     /// The attributes of a path as it is passed on (RFC 4271 section 5.1, RFC 4456 section 8).
-    fn passed_attributes(&self, passing: &Passing<'_>, prefix: Prefix) -> Option<PathAttributes> {
-        let mut attributes = passing.attributes.clone();
+    fn passed_attributes(&self, passing: &Passing, prefix: Prefix) -> Option<PathAttributes> {
+        let mut attributes = PathAttributes::clone(&passing.attributes);
         attributes.next_hop = self.passed_next_hop(passing, prefix.family())?;
         if let Some(policy) = &self.policy {
             policy.export(self.verdict(passing, prefix), prefix, &mut attributes);

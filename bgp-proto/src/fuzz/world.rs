@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -44,7 +45,7 @@ pub(super) struct World<'a> {
     /// It is told at once.
     pub(super) answers: bool,
     /// The kernel's routes.
-    pub(super) kernel: BTreeMap<Prefix, RouteChange>,
+    pub(super) kernel: BTreeMap<Prefix, (Arc<[IpAddr]>, Option<IpAddr>)>,
     /// What was sent on each connection.
     pub(super) sent: BTreeMap<ConnId, Vec<u8>>,
     dialled: u64,
@@ -169,7 +170,7 @@ impl<'a> World<'a> {
                     self.ends.remove(&conn).is_some() | self.dialling.remove(&conn).is_some();
                 assert!(known, "{conn:?} is closed, which is not open");
             }
-            Output::Routes(changes) => changes.into_iter().for_each(|change| self.route(change)),
+            Output::Routes(changes) => changes.iter().for_each(|change| self.route(change)),
             Output::TrackNextHops(addresses) => {
                 let old = std::mem::take(&mut self.tracked);
                 let known = |address: &IpAddr| old.get(address).copied().flatten();
@@ -203,15 +204,20 @@ impl<'a> World<'a> {
         self.dialling.insert(conn, key);
     }
 
-    fn route(&mut self, change: RouteChange) {
-        let old = self.kernel.get(&change.prefix);
-        assert_ne!(old, Some(&change), "a route that is there is set");
-        if change.next_hops.is_empty() {
-            assert!(old.is_some(), "{}: a route that is not there is removed", change.prefix);
-            self.kernel.remove(&change.prefix);
-        } else {
-            assert!(change.next_hops.is_sorted_by(|a, b| a < b), "{:?}", change.next_hops);
-            self.kernel.insert(change.prefix, change);
+    fn route(&mut self, change: &RouteChange) {
+        let RouteChange { prefixes, next_hops, backup } = change;
+        assert!(!prefixes.is_empty(), "a change of nothing");
+        for prefix in prefixes.iter() {
+            let new = (Arc::clone(next_hops), *backup);
+            let old = self.kernel.get(&prefix);
+            assert_ne!(old, Some(&new), "a route that is there is set");
+            if next_hops.is_empty() {
+                assert!(old.is_some(), "{prefix}: a route that is not there is removed");
+                self.kernel.remove(&prefix);
+            } else {
+                assert!(next_hops.is_sorted_by(|a, b| a < b), "{next_hops:?}");
+                self.kernel.insert(prefix, new);
+            }
         }
     }
 
@@ -345,12 +351,12 @@ impl<'a> World<'a> {
         }
         assert!(self.kernel.keys().eq(wanted.keys()), "{:?} instead of {wanted:?}", self.kernel);
         for (prefix, next_hops) in &wanted {
-            let change = &self.kernel[prefix];
-            assert!(change.next_hops.iter().eq(next_hops), "{change:?} instead of {next_hops:?}");
-            for next_hop in next_hops.iter().chain(&change.backup) {
+            let (known, backup) = &self.kernel[prefix];
+            assert!(known.iter().eq(next_hops), "{known:?} instead of {next_hops:?}");
+            for next_hop in next_hops.iter().chain(backup) {
                 let known = self.tracked.get(next_hop);
                 let reachable = matches!(known, Some(Some(NextHopState::Reachable { .. })));
-                assert!(reachable, "{change:?} over {next_hop}: {known:?}");
+                assert!(reachable, "{next_hops:?} over {next_hop}: {known:?}");
             }
         }
     }

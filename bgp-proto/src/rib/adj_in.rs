@@ -21,7 +21,7 @@ use twill_types::{Family, Prefix, PrefixMap};
 pub(super) use self::destination::Destination;
 use self::{
     destination::LongPrefixes,
-    imported::{Imported, Importer},
+    imported::{Filtered, Imported, Importer},
 };
 use super::{
     next_hops::NextHops,
@@ -30,12 +30,16 @@ use super::{
 use crate::{
     NextHopState, PathKey, PeerKey,
     rib::PeerFacts,
-    wire::{Nlri, PathAttributes},
+    wire::{Nlri, Packed, PathAttributes},
 };
 
 /// The most paths that one peer may have to one prefix (RFC 7911 sets no bound). They are compared with
 /// each other, and sixteen next hops are the most that a route uses.
 const MOST_PATHS: usize = 64;
+
+/// What a source takes beside its attributes, in octets: itself, its entries among those of its peer and of
+/// its next hop, and the head of the attributes.
+const WEIGHT_OF_A_SOURCE: usize = 128;
 
 /// One set of attributes from one peer, under one of its path identifiers.
 #[derive(Debug)]
@@ -43,14 +47,12 @@ pub(super) struct Source {
     pub(super) peer: Id,
     /// 0 without ADD-PATH.
     pub(super) path_id: u32,
-    /// As they came.
-    received: Arc<PathAttributes>,
-    /// What the peer's policy makes of them.
+    /// What the peer's policy makes of them, and as they came.
     imported: Imported,
     /// What is known of the next hop, as in [`NextHops`].
     pub(super) next_hop: Option<NextHopState>,
     /// How many paths have it, and destinations that pass it on.
-    paths: usize,
+    paths: u32,
 }
 
 impl Source {
@@ -60,16 +62,13 @@ impl Source {
     }
 
     /// What the decision looks at; of what policy refuses, as it came.
-    pub(super) const fn attributes(&self) -> &Arc<PathAttributes> {
-        match &self.imported {
-            Imported::Changed(attributes) => attributes,
-            Imported::AsReceived | Imported::Refused => &self.received,
-        }
+    pub(super) fn attributes(&self) -> &Packed {
+        self.imported.attributes()
     }
 
     /// Whether the peer's policy refuses it.
-    pub(super) const fn is_refused(&self) -> bool {
-        matches!(self.imported, Imported::Refused)
+    pub(super) fn is_refused(&self) -> bool {
+        self.imported.is_refused()
     }
 }
 
@@ -95,9 +94,9 @@ pub(super) struct Table {
     count: [usize; 2],
     stale: [usize; 2],
     /// By path identifier, of which there is but 0 without ADD-PATH.
-    sources: BTreeMap<u32, BTreeMap<Arc<PathAttributes>, Id>>,
+    sources: BTreeMap<u32, BTreeMap<Packed, Id>>,
     /// Those that policy refuses or changes.
-    filtered: BTreeMap<(u32, Arc<PathAttributes>, Imported), Id>,
+    filtered: BTreeMap<(u32, Arc<Filtered>), Id>,
     /// What is taken from it; `None` if that is everything as it comes.
     importer: Option<Importer>,
     /// What all these take, in octets.
@@ -212,7 +211,7 @@ impl AdjRibsIn {
     ) -> usize {
         let mut refused = 0;
         let peer = self.peer(key);
-        let attributes = Arc::new(attributes);
+        let received = Packed::new(&attributes);
         let importer = self.peers.get(peer).and_then(|table| table.importer.clone());
         let mut last: Option<(u32, Imported, Id)> = None;
         for Nlri { prefix, path_id } in routes {
@@ -224,12 +223,13 @@ impl AdjRibsIn {
                 continue;
             }
             // Most messages have one identifier for all, and most peers no policy.
-            let imported = importer
-                .as_ref()
-                .map_or(Imported::AsReceived, |importer| importer.import(prefix, &attributes));
+            let imported = match &importer {
+                None => Imported::AsReceived(received.clone()),
+                Some(importer) => importer.import(prefix, &attributes, &received),
+            };
             let source = match &last {
                 Some((id, same, source)) if (*id, same) == (path_id, &imported) => *source,
-                _ => self.intern(peer, path_id, &attributes, imported.clone()),
+                _ => self.intern(peer, path_id, &imported),
             };
             last = Some((path_id, imported, source));
             // The same again, as after a restart of the peer, decides nothing anew.
@@ -254,36 +254,25 @@ impl AdjRibsIn {
     }
 
     /// The source of this name; it has to get a path.
-    fn intern(
-        &mut self,
-        peer: Id,
-        path_id: u32,
-        attributes: &Arc<PathAttributes>,
-        imported: Imported,
-    ) -> Id {
-        let known =
-            self.peers.get(peer).and_then(|table| table.find(path_id, attributes, &imported));
+    fn intern(&mut self, peer: Id, path_id: u32, imported: &Imported) -> Id {
+        let known = self.peers.get(peer).and_then(|table| table.find(path_id, imported));
         if let Some(known) = known {
             return known;
         }
-        let address = attributes.next_hop;
-        let is_refused = imported == Imported::Refused;
         let source = self.sources.insert(Source {
             peer,
             path_id,
-            received: Arc::clone(attributes),
             imported: imported.clone(),
             next_hop: None,
             paths: 0,
         });
-        // Nobody goes by what is refused.
-        let state = if is_refused { None } else { self.next_hops.add(address, source) };
+        let state = imported.next_hop().and_then(|address| self.next_hops.add(address, source));
         if let Some(new) = self.sources.get_mut(source) {
             new.next_hop = state;
         }
         if let Some(table) = self.peers.get_mut(peer) {
-            table.weight += attributes.weight();
-            table.note(path_id, attributes, imported, source);
+            table.weight += WEIGHT_OF_A_SOURCE + imported.received().length();
+            table.note(path_id, imported.clone(), source);
         }
         source
     }
@@ -296,7 +285,7 @@ impl AdjRibsIn {
     }
 
     /// Ends the use of a source by some paths.
-    pub(super) fn release(&mut self, id: Id, paths: usize) {
+    pub(super) fn release(&mut self, id: Id, paths: u32) {
         let Some(source) = self.sources.get_mut(id) else {
             return;
         };
@@ -304,11 +293,11 @@ impl AdjRibsIn {
         if source.paths == 0
             && let Some(gone) = self.sources.remove(id)
         {
-            if !gone.is_refused() {
-                self.next_hops.remove(gone.received.next_hop, id);
+            if let Some(address) = gone.imported.next_hop() {
+                self.next_hops.remove(address, id);
             }
             if let Some(table) = self.peers.get_mut(gone.peer) {
-                table.weight -= gone.received.weight();
+                table.weight -= WEIGHT_OF_A_SOURCE + gone.imported.received().length();
                 table.forget(gone);
             }
         }
@@ -576,7 +565,15 @@ impl AdjRibsIn {
 
 #[cfg(test)]
 mod tests {
-    impl super::AdjRibsIn {
+    use super::*;
+
+    #[test]
+    fn a_source_is_small_and_no_larger_for_policy() {
+        assert_eq!(size_of::<Imported>(), size_of::<Packed>());
+        assert_eq!(size_of::<Source>(), 40);
+    }
+
+    impl AdjRibsIn {
         /// What there is of everything, to find what is left behind: sources (twice), destinations (twice)
         /// and next hops. Lists of places may hold some more than there are.
         pub(in crate::rib) fn sizes(&self) -> [usize; 5] {

@@ -43,18 +43,23 @@ pub(super) struct LocRib {
 impl LocRib {
     /// The next hops that the kernel was told for a destination.
     pub(super) fn next_hops(&self, place: Id) -> &[IpAddr] {
-        self.forwarding(place).map_or(&[], |forwarding| &forwarding.next_hops)
+        self.forwarding(self.set(place)).map_or(&[], |forwarding| &forwarding.next_hops)
     }
 
-    fn forwarding(&self, place: Id) -> Option<&Forwarding> {
-        let selected = self.selected.get(place.index()).copied().flatten();
-        selected.and_then(|id| self.sets.get(id)).map(|set| &*set.forwarding)
+    /// The set that a destination has; `None` without a way.
+    pub(super) fn set(&self, place: Id) -> Option<Id> {
+        self.selected.get(place.index()).copied().flatten()
+    }
+
+    /// What is in a set.
+    pub(super) fn forwarding(&self, set: Option<Id>) -> Option<&Forwarding> {
+        set.and_then(|id| self.sets.get(id)).map(|set| &*set.forwarding)
     }
 
     /// The next hops of a destination from now on; says whether these are others than before.
     pub(super) fn select(&mut self, place: Id, new: &Forwarding) -> bool {
         let wanted = (!new.next_hops.is_empty()).then_some(new);
-        if self.forwarding(place) == wanted {
+        if self.forwarding(self.set(place)) == wanted {
             return false;
         }
         let new = wanted.map(|wanted| self.acquire(wanted));

@@ -16,6 +16,7 @@ mod model;
 mod next_hops;
 mod passed;
 mod slab;
+mod unpacked;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +24,7 @@ use std::{
     sync::Arc,
 };
 
-use twill_types::{Family, Prefix};
+use twill_types::{Family, Prefix, PrefixList};
 
 use self::{
     adj_in::{AdjRibsIn, Destination, Path, Source, Table},
@@ -49,18 +50,21 @@ pub(crate) struct PeerFacts {
 }
 
 /// Where what is passed on comes from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Passing<'a> {
+#[derive(Debug, Clone)]
+pub(crate) struct Passing {
     pub(crate) peer: PeerKey,
     pub(crate) facts: PeerFacts,
-    pub(crate) attributes: &'a PathAttributes,
+    pub(crate) attributes: Arc<PathAttributes>,
     /// The cluster of this node; `None` if it is no route reflector.
     pub(crate) cluster_id: Option<Ipv4Addr>,
     /// By whom and why.
     pub(crate) passed: PassedOn,
 }
 
-pub(crate) use self::passed::{Pass, PassedOn};
+pub(crate) use self::{
+    passed::{Pass, PassedOn},
+    unpacked::Unpacked,
+};
 
 /// Adj-RIBs-In and Loc-RIB.
 #[derive(Debug, Default)]
@@ -143,13 +147,13 @@ impl Rib {
     }
 
     /// What is passed on.
-    pub(crate) fn passing(&self, passed: PassedOn) -> Option<Passing<'_>> {
+    pub(crate) fn passing(&self, passed: PassedOn, unpacked: &mut Unpacked) -> Option<Passing> {
         let source = self.adj_in.sources.get(passed.source)?;
         let table = self.adj_in.peers.get(source.peer)?;
         Some(Passing {
             peer: table.key,
             facts: table.facts?,
-            attributes: source.attributes(),
+            attributes: unpacked.get(passed.source, source.attributes())?,
             cluster_id: self.cluster_id(),
             passed,
         })
@@ -267,7 +271,8 @@ impl Rib {
     /// Decides anew for what has changed since the last time.
     pub(crate) fn recompute(&mut self) -> Vec<RouteChange> {
         self.flush_lost();
-        let mut changes = Vec::new();
+        // By the set of next hops that they have now.
+        let mut changed: BTreeMap<Option<Id>, PrefixList> = BTreeMap::new();
         let mut selection = Selection::default();
         for place in self.adj_in.take_dirty() {
             let Some((prefix, destination)) = self.adj_in.destination(place) else {
@@ -286,8 +291,7 @@ impl Rib {
             let none = Forwarding::default();
             let forwarding = if is_own { &none } else { &selection.forwarding };
             if self.loc.select(place, forwarding) {
-                let Forwarding { next_hops, backup } = forwarding.clone();
-                changes.push(RouteChange { prefix, next_hops, backup });
+                changed.entry(self.loc.set(place)).or_default().push(prefix);
             }
             if let Some(destination) = self.adj_in.destinations.get_mut(place) {
                 for (path, used) in destination.paths.iter_mut().zip(&selection.used) {
@@ -297,17 +301,23 @@ impl Rib {
             self.adj_in.remove_empty(place);
         }
         self.adj_in.next_hops.forget_unused();
-        changes
+        let change = |(set, prefixes)| {
+            let Forwarding { next_hops, backup } =
+                self.loc.forwarding(set).cloned().unwrap_or_default();
+            RouteChange { prefixes, next_hops, backup }
+        };
+        changed.into_iter().map(change).collect()
     }
 
     fn selection(&self, destination: &Destination) -> Selection {
-        let mut candidates = self.candidates(destination);
+        let usable = self.usable(destination);
+        let mut candidates: Vec<Candidate<'_>> = usable.iter().map(Usable::candidate).collect();
         decide(&mut candidates, self.max_paths, &mut |_| {});
         let next_hops: BTreeSet<IpAddr> =
             candidates.iter().map(|candidate| candidate.attributes.next_hop).collect();
         let next_hops: Arc<[IpAddr]> = next_hops.into_iter().collect();
         let backup = match next_hops[..] {
-            [only] => self.best_without(destination, only),
+            [only] => self.best_without(&usable, only),
             _ => None,
         };
         let paths: BTreeSet<PathKey> = candidates.iter().map(|candidate| candidate.path).collect();
@@ -330,9 +340,9 @@ impl Rib {
 
     /// The next hop of the path that would be the best if none had the next hop `lost`. The decision
     /// is made anew: a path that lost by MED may win where the one that beat it is gone.
-    fn best_without(&self, destination: &Destination, lost: IpAddr) -> Option<IpAddr> {
-        let mut left = self.candidates(destination);
-        left.retain(|candidate| candidate.attributes.next_hop != lost);
+    fn best_without(&self, usable: &[Usable], lost: IpAddr) -> Option<IpAddr> {
+        let left = usable.iter().filter(|path| path.attributes.next_hop != lost);
+        let mut left: Vec<Candidate<'_>> = left.map(Usable::candidate).collect();
         decide(&mut left, 1, &mut |_| {});
         left.first().map(|best| best.attributes.next_hop)
     }
@@ -344,14 +354,12 @@ impl Rib {
     }
 
     /// The paths of a destination that could be used.
-    fn candidates<'a>(&'a self, destination: &Destination) -> Vec<Candidate<'a>> {
-        let paths = destination.paths.iter();
-        paths
-            .filter_map(|path| {
-                let (source, table) = self.adj_in.origin(*path)?;
-                candidate(source, table).ok()
-            })
-            .collect()
+    fn usable(&self, destination: &Destination) -> Vec<Usable> {
+        let usable = |path: &Path| {
+            let (source, table) = self.adj_in.origin(*path)?;
+            usable(source, table).ok()
+        };
+        destination.paths.iter().filter_map(usable).collect()
     }
 
     /// Everything about the paths to this prefix.
@@ -361,7 +369,8 @@ impl Rib {
             return explanation;
         };
         explanation.next_hops = self.loc.next_hops(place).to_vec();
-        let mut used = self.candidates(destination);
+        let candidates = self.usable(destination);
+        let mut used: Vec<Candidate<'_>> = candidates.iter().map(Usable::candidate).collect();
         let mut losses = BTreeMap::new();
         decide(&mut used, self.max_paths, &mut |loss| {
             losses.insert(loss.path, loss);
@@ -376,10 +385,11 @@ impl Rib {
             if self.loc.own.anycast.contains(&prefix) {
                 return Outcome::Unusable(Unusable::Anycast);
             }
-            let candidate = match candidate(source, table) {
-                Ok(candidate) => candidate,
+            let usable = match usable(source, table) {
+                Ok(usable) => usable,
                 Err(why) => return Outcome::Unusable(why),
             };
+            let candidate = usable.candidate();
             match (losses.get(&candidate.path), used.first()) {
                 (Some(loss), _) => Outcome::Lost { step: loss.step, against: loss.against },
                 (None, Some(best)) if best.path != candidate.path => {
@@ -395,7 +405,7 @@ impl Rib {
                 path_id: source.path_id,
                 external: table.facts.is_some_and(|facts| facts.external),
                 router_id: table.facts.map(|facts| facts.router_id),
-                attributes: Arc::clone(source.attributes()),
+                attributes: Arc::new(source.attributes().unpack()?),
                 stale: AdjRibsIn::is_stale(*path, prefix.family(), table),
                 stale_for: None,
                 next_hop: source.next_hop,
@@ -451,14 +461,15 @@ impl Rib {
     }
 
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = RouteSnapshot> {
-        self.adj_in.iter().flat_map(|(prefix, destination)| {
+        let mut unpacked = Unpacked::default();
+        self.adj_in.iter().flat_map(move |(prefix, destination)| {
             let snapshot = |path: &Path| {
                 let (source, table) = self.adj_in.origin(*path)?;
                 Some(RouteSnapshot {
                     prefix,
                     from: Some(table.key),
                     path_id: source.path_id,
-                    attributes: Some(Arc::clone(source.attributes())),
+                    attributes: Some(unpacked.get(path.source, source.attributes())?),
                     best: path.used,
                     stale: AdjRibsIn::is_stale(*path, prefix.family(), table),
                 })
@@ -488,8 +499,29 @@ impl Selection {
     }
 }
 
-/// A path as the decision sees it, or why it does not (RFC 4271 section 9.1.2).
-fn candidate<'a>(source: &'a Source, table: &Table) -> Result<Candidate<'a>, Unusable> {
+/// A path that could be used.
+struct Usable {
+    path: PathKey,
+    attributes: PathAttributes,
+    facts: PeerFacts,
+    metric: u32,
+}
+
+impl Usable {
+    /// As the decision sees it.
+    const fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            path: self.path,
+            attributes: &self.attributes,
+            external: self.facts.external,
+            metric: self.metric,
+            router_id: self.facts.router_id,
+        }
+    }
+}
+
+/// A path that can be used, or why it cannot (RFC 4271 section 9.1.2).
+fn usable(source: &Source, table: &Table) -> Result<Usable, Unusable> {
     if source.is_refused() {
         return Err(Unusable::Filtered);
     }
@@ -497,12 +529,9 @@ fn candidate<'a>(source: &'a Source, table: &Table) -> Result<Candidate<'a>, Unu
     match source.next_hop {
         None => Err(Unusable::NextHopUnknown),
         Some(NextHopState::Unreachable) => Err(Unusable::NextHopUnreachable),
-        Some(NextHopState::Reachable { metric }) => Ok(Candidate {
-            path: source.key(table),
-            attributes: source.attributes(),
-            external: facts.external,
-            metric,
-            router_id: facts.router_id,
-        }),
+        Some(NextHopState::Reachable { metric }) => {
+            let attributes = source.attributes().unpack().ok_or(Unusable::NextHopUnknown)?;
+            Ok(Usable { path: source.key(table), attributes, facts, metric })
+        }
     }
 }

@@ -448,11 +448,13 @@ impl Run {
     fn decide(&mut self) {
         for change in self.rib.recompute() {
             let now = (change.next_hops.to_vec(), change.backup);
-            let before = match now.0.is_empty() {
-                true => self.kernel.remove(&change.prefix),
-                false => self.kernel.insert(change.prefix, now.clone()),
-            };
-            assert_ne!(before.unwrap_or_default(), now, "a change that is none");
+            for prefix in change.prefixes.iter() {
+                let before = match now.0.is_empty() {
+                    true => self.kernel.remove(&prefix),
+                    false => self.kernel.insert(prefix, now.clone()),
+                };
+                assert_ne!(before.unwrap_or_default(), now, "a change that is none");
+            }
         }
         if let Some(conflicts) = self.rib.take_conflicts() {
             self.conflicts = conflicts;

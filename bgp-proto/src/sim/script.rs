@@ -168,7 +168,9 @@ impl Script {
                 }
                 Output::Routes(changes) => {
                     for change in changes {
-                        self.routes.insert(change.prefix, change.next_hops.to_vec());
+                        for prefix in change.prefixes.iter() {
+                            self.routes.insert(prefix, change.next_hops.to_vec());
+                        }
                     }
                     self.routes.retain(|_, next_hops| !next_hops.is_empty());
                 }

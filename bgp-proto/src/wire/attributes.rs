@@ -105,7 +105,7 @@ impl fmt::Display for LargeCommunity {
 /// The optional transitive attributes that came with the Partial bit: somebody on the way did not
 /// know them. The bit stays for good (RFC 4271 section 5).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Partial(u8);
+pub struct Partial(pub(super) u8);
 
 impl Partial {
     /// The ones that can have it, by type code.
@@ -187,20 +187,6 @@ pub struct PathAttributes {
 }
 
 impl PathAttributes {
-    /// About how much memory it takes, in octets.
-    pub(crate) fn weight(&self) -> usize {
-        let segments = self.as_path.segments().iter();
-        let asns: usize = segments.map(|segment| 32 + segment.asns().len() * 4).sum();
-        let unknown: usize = self.unknown.iter().map(|raw| 32 + raw.value.len()).sum();
-        size_of::<Self>()
-            + asns
-            + self.communities.len() * 4
-            + self.extended_communities.len() * 8
-            + self.large_communities.len() * 12
-            + self.cluster_list.len() * 4
-            + unknown
-    }
-
     /// The mandatory ones, the others absent.
     pub const fn new(origin: Origin, as_path: AsPath, next_hop: IpAddr) -> Self {
         Self {

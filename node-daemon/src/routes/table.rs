@@ -172,17 +172,30 @@ impl Table {
         }
     }
 
-    /// The speaker's word on a destination; no next hops for no route.
+    /// The speaker's word on destinations; no next hops for no route.
     pub(super) fn want(
         &mut self,
-        prefix: Prefix,
-        next_hops: Arc<[IpAddr]>,
+        prefixes: &PrefixList,
+        next_hops: &Arc<[IpAddr]>,
         backup: Option<IpAddr>,
     ) {
-        let wanted = match next_hops.is_empty() {
-            true => Wanted::Nothing,
-            false => Wanted::Set(self.set(SetKey { family: prefix.family(), next_hops, backup })),
-        };
+        let mut last = None;
+        for prefix in prefixes.iter() {
+            let family = prefix.family();
+            let wanted = match last {
+                Some((known, wanted)) if known == family => wanted,
+                _ if next_hops.is_empty() => Wanted::Nothing,
+                _ => {
+                    let next_hops = Arc::clone(next_hops);
+                    Wanted::Set(self.set(SetKey { family, next_hops, backup }))
+                }
+            };
+            last = Some((family, wanted));
+            self.want_one(prefix, wanted);
+        }
+    }
+
+    fn want_one(&mut self, prefix: Prefix, wanted: Wanted) {
         let new = || Entry { wanted: Wanted::Nothing, place: Place::Absent };
         let entry = self.entries.get_or_insert_with(prefix, new);
         let before = std::mem::replace(&mut entry.wanted, wanted);

@@ -209,10 +209,8 @@ impl Run {
     }
 
     fn want(&mut self, routes: std::ops::Range<u16>, hops: &[u8], backup: Option<u8>) {
-        for route in routes {
-            let hops = hops.iter().map(|number| address(*number)).collect();
-            self.table.want(prefix(route), hops, backup.map(address));
-        }
+        let hops = hops.iter().map(|number| address(*number)).collect();
+        self.table.want(&routes.map(prefix).collect(), &hops, backup.map(address));
     }
 
     fn link_dead(&mut self, number: u8, down: bool) {

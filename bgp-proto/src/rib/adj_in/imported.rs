@@ -4,25 +4,74 @@
 //! the peer. What policy makes of a path is part of its source: prefixes with the same attributes that it
 //! treats alike share one, and a peer without a policy pays nothing.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use twill_types::Prefix;
 
 use super::{AdjRibsIn, Id, PeerKey, Source, Table};
 use crate::{
     policy::{Direction, Route, RoutePolicy},
-    wire::PathAttributes,
+    wire::{Community, Packed, PathAttributes},
 };
 
-/// What became of a path.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// The attributes of a path as they came, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Imported {
     /// It is taken as it is.
-    AsReceived,
-    /// It is taken with these attributes.
-    Changed(Arc<PathAttributes>),
-    /// It is not used.
-    Refused,
+    AsReceived(Packed),
+    /// Policy refuses or changes it. This stands apart, so that the others are no larger for it.
+    Filtered(Arc<Filtered>),
+}
+
+/// What policy does not leave as it came.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Filtered {
+    received: Packed,
+    /// It is taken with these attributes; `None` if it is not used.
+    changed: Option<Packed>,
+}
+
+impl Imported {
+    fn filtered(received: Packed, changed: Option<Packed>) -> Self {
+        Self::Filtered(Arc::new(Filtered { received, changed }))
+    }
+
+    pub(super) fn received(&self) -> &Packed {
+        match self {
+            Self::AsReceived(received) => received,
+            Self::Filtered(filtered) => &filtered.received,
+        }
+    }
+
+    /// What it is taken with; of what is refused, as it came.
+    pub(super) fn attributes(&self) -> &Packed {
+        match self {
+            Self::AsReceived(received) => received,
+            Self::Filtered(filtered) => filtered.changed.as_ref().unwrap_or(&filtered.received),
+        }
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Filtered(filtered) if filtered.changed.is_none())
+    }
+
+    /// Where it leads to. Nobody goes by what is refused, and policy changes no next hop.
+    pub(super) fn next_hop(&self) -> Option<IpAddr> {
+        if self.is_refused() { None } else { self.received().next_hop() }
+    }
+
+    /// What becomes of the same path with a community more.
+    pub(super) fn with_community(&self, community: Community) -> Option<Self> {
+        let with = |packed: &Packed| Some(Packed::new(&packed.unpack()?.with_community(community)));
+        let received = with(self.received())?;
+        Some(match self {
+            Self::AsReceived(_) => Self::AsReceived(received),
+            Self::Filtered(filtered) => match &filtered.changed {
+                Some(changed) => Self::filtered(received, Some(with(changed)?)),
+                None => Self::filtered(received, None),
+            },
+        })
+    }
 }
 
 /// The policy of a peer.
@@ -38,14 +87,22 @@ impl Importer {
         Route { prefix, attributes, learned: true, internal: self.internal }
     }
 
-    pub(super) fn import(&self, prefix: Prefix, attributes: &PathAttributes) -> Imported {
+    /// What becomes of a path with these attributes, which are `received`.
+    pub(super) fn import(
+        &self,
+        prefix: Prefix,
+        attributes: &PathAttributes,
+        received: &Packed,
+    ) -> Imported {
         let route = self.route(prefix, attributes);
         let verdict = self.policy.verdict(Direction::Import, &route);
         if verdict.is_rejected() {
-            return Imported::Refused;
+            return Imported::filtered(received.clone(), None);
         }
-        let changed = self.policy.imported(verdict, &route);
-        changed.map_or(Imported::AsReceived, |changed| Imported::Changed(Arc::new(changed)))
+        match self.policy.imported(verdict, &route) {
+            None => Imported::AsReceived(received.clone()),
+            Some(changed) => Imported::filtered(received.clone(), Some(Packed::new(&changed))),
+        }
     }
 
     fn refusal(&self, prefix: Prefix, attributes: &PathAttributes) -> Option<String> {
@@ -56,65 +113,46 @@ impl Importer {
 
 impl Table {
     /// The source of these attributes of which this became.
-    pub(super) fn find(
-        &self,
-        path_id: u32,
-        attributes: &Arc<PathAttributes>,
-        imported: &Imported,
-    ) -> Option<Id> {
-        if *imported == Imported::AsReceived {
-            return self.sources.get(&path_id)?.get(attributes).copied();
+    pub(super) fn find(&self, path_id: u32, imported: &Imported) -> Option<Id> {
+        match imported {
+            Imported::AsReceived(received) => self.sources.get(&path_id)?.get(received).copied(),
+            Imported::Filtered(filtered) => {
+                self.filtered.get(&(path_id, Arc::clone(filtered))).copied()
+            }
         }
-        let key = (path_id, Arc::clone(attributes), imported.clone());
-        self.filtered.get(&key).copied()
     }
 
-    pub(super) fn note(
-        &mut self,
-        path_id: u32,
-        attributes: &Arc<PathAttributes>,
-        imported: Imported,
-        id: Id,
-    ) {
-        let attributes = Arc::clone(attributes);
-        if imported == Imported::AsReceived {
-            self.sources.entry(path_id).or_default().insert(attributes, id);
-        } else {
-            self.filtered.insert((path_id, attributes, imported), id);
+    pub(super) fn note(&mut self, path_id: u32, imported: Imported, id: Id) {
+        match imported {
+            Imported::AsReceived(received) => {
+                self.sources.entry(path_id).or_default().insert(received, id);
+            }
+            Imported::Filtered(filtered) => {
+                self.filtered.insert((path_id, filtered), id);
+            }
         }
     }
 
     pub(super) fn forget(&mut self, gone: Source) {
-        if gone.imported != Imported::AsReceived {
-            self.filtered.remove(&(gone.path_id, gone.received, gone.imported));
-        } else if let Some(sources) = self.sources.get_mut(&gone.path_id) {
-            sources.remove(&gone.received);
-            if sources.is_empty() {
-                self.sources.remove(&gone.path_id);
+        match gone.imported {
+            Imported::Filtered(filtered) => {
+                self.filtered.remove(&(gone.path_id, filtered));
+            }
+            Imported::AsReceived(received) => {
+                if let Some(sources) = self.sources.get_mut(&gone.path_id) {
+                    sources.remove(&received);
+                    if sources.is_empty() {
+                        self.sources.remove(&gone.path_id);
+                    }
+                }
             }
         }
     }
 
     /// Which rule refuses a path with this source, for people.
     pub(in crate::rib) fn refusal(&self, source: &Source, prefix: Prefix) -> Option<String> {
-        let importer = self.importer.as_ref().filter(|_| source.is_refused());
-        importer.and_then(|importer| importer.refusal(prefix, &source.received))
-    }
-}
-
-impl Source {
-    /// What becomes of the same path with a community more.
-    pub(super) fn with_community(
-        &self,
-        community: crate::wire::Community,
-    ) -> (Arc<PathAttributes>, Imported) {
-        let imported = match &self.imported {
-            Imported::Changed(attributes) => {
-                Imported::Changed(Arc::new(attributes.with_community(community)))
-            }
-            same @ (Imported::AsReceived | Imported::Refused) => same.clone(),
-        };
-        (Arc::new(self.received.with_community(community)), imported)
+        let importer = self.importer.as_ref().filter(|_| source.is_refused())?;
+        importer.refusal(prefix, &source.imported.received().unpack()?)
     }
 }
 
@@ -136,11 +174,13 @@ impl AdjRibsIn {
         if let Some(table) = self.peers.get_mut(peer) {
             table.importer.clone_from(&importer);
         }
+        let mut last = None;
         for place in self.take_places(peer) {
             let mut start = 0;
             while let Some(position) = self.next_position(peer, place, start) {
-                if let Some(source) = self.imported_again(peer, place, position, importer.as_ref())
-                {
+                let again = self.imported_again(place, position, importer.as_ref(), &mut last);
+                if let Some((path_id, imported)) = again {
+                    let source = self.intern(peer, path_id, &imported);
                     self.put_under(place, position, source);
                 }
                 start = position + 1;
@@ -149,28 +189,34 @@ impl AdjRibsIn {
         }
     }
 
-    /// The source of a path by another policy.
+    /// What becomes of a path by another policy, and its identifier. `last` is what the path before came
+    /// with: mostly that is the same.
     fn imported_again(
-        &mut self,
-        peer: Id,
+        &self,
         place: Id,
         position: usize,
         importer: Option<&Importer>,
-    ) -> Option<Id> {
+        last: &mut Option<(Packed, PathAttributes)>,
+    ) -> Option<(u32, Imported)> {
         let (prefix, destination) = self.destination(place)?;
         let source = self.sources.get(destination.paths.get(position)?.source)?;
-        let (path_id, received) = (source.path_id, Arc::clone(&source.received));
-        let imported =
-            importer.map_or(Imported::AsReceived, |importer| importer.import(prefix, &received));
-        Some(self.intern(peer, path_id, &received, imported))
+        let received = source.imported.received();
+        let Some(importer) = importer else {
+            return Some((source.path_id, Imported::AsReceived(received.clone())));
+        };
+        if last.as_ref().is_none_or(|(known, _)| known != received) {
+            *last = Some((received.clone(), received.unpack()?));
+        }
+        let (_, attributes) = last.as_ref()?;
+        Some((source.path_id, importer.import(prefix, attributes, received)))
     }
 
     /// How many paths of a peer its policy refuses.
     pub(in crate::rib) fn refused(&self, key: PeerKey) -> usize {
         let table = self.by_key.get(&key).and_then(|peer| self.peers.get(*peer));
-        let filtered = table.into_iter().flat_map(|table| &table.filtered);
-        let refused = filtered.filter(|((_, _, imported), _)| *imported == Imported::Refused);
-        let sources = refused.filter_map(|(_, id)| self.sources.get(*id));
-        sources.map(|source| source.paths).sum()
+        let filtered = table.into_iter().flat_map(|table| table.filtered.values());
+        let sources = filtered.filter_map(|id| self.sources.get(*id));
+        let refused = sources.filter(|source| source.is_refused());
+        refused.map(|source| source.paths as usize).sum()
     }
 }

@@ -123,6 +123,9 @@ impl AdjRibsIn {
             }
             self.give_place(peer, place);
         }
+        for id in marked.into_keys() {
+            self.release(id, 1);
+        }
         dropped
     }
 
@@ -136,22 +139,29 @@ impl AdjRibsIn {
     }
 
     /// The source with LLGR_STALE in the place of another; `None` if the path must not stay.
-    fn long_lived(&mut self, peer: Id, id: Id, marked: &mut BTreeMap<Id, Id>) -> Option<Id> {
+    fn long_lived(
+        &mut self,
+        peer: Id,
+        id: Id,
+        marked: &mut BTreeMap<Id, Option<Id>>,
+    ) -> Option<Id> {
+        if let Some(known) = marked.get(&id) {
+            return *known;
+        }
         let source = self.sources.get(id)?;
-        if source.attributes().has_community(Community::NO_LLGR) {
-            return None;
-        }
-        if source.received.has_community(Community::LLGR_STALE) {
-            return Some(id);
-        }
-        if let Some(new) = marked.get(&id) {
-            return Some(*new);
-        }
-        let (attributes, imported) = source.with_community(Community::LLGR_STALE);
-        let path_id = source.path_id;
-        let new = self.intern(peer, path_id, &attributes, imported);
+        let (imported, path_id) = (source.imported.clone(), source.path_id);
+        let new = if imported.attributes().unpack()?.has_community(Community::NO_LLGR) {
+            None
+        } else if imported.received().unpack()?.has_community(Community::LLGR_STALE) {
+            Some(id)
+        } else {
+            let with = imported.with_community(Community::LLGR_STALE)?;
+            Some(self.intern(peer, path_id, &with))
+        };
+        // Its name is not given to another source while it is among those that were looked at.
+        self.hold(id);
         marked.insert(id, new);
-        Some(new)
+        new
     }
 
     /// Gives a path another source.
