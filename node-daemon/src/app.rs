@@ -67,6 +67,7 @@ enum Role {
 
 /// Runs `twilld`.
 pub fn main() -> ExitCode {
+    twill_sys::share_heap();
     let args = Args::parse();
     let result = match args.role {
         Role::Install => install::run(&args.config, &args.places),

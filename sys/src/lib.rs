@@ -6,6 +6,7 @@
 mod arena;
 pub mod child;
 mod filter;
+mod heap;
 pub mod netns;
 pub mod sched;
 mod tcp_md5;
@@ -14,6 +15,7 @@ mod xtables;
 
 pub use arena::ShortLived;
 pub use filter::ignore_netlink;
+pub use heap::share_heap;
 pub use netns::{AtPath, Netns, NetnsError, in_netns, look, netns_cookie};
 pub use tcp_md5::{MAX_KEY_LENGTH, set_tcp_md5_key};
 pub use ttl_security::{send_highest_ttl, set_ttl_security};
