@@ -332,41 +332,35 @@ impl ExportView {
     fn announce(
         &self,
         rib: &Rib,
-        paths: Vec<(PassedOn, Prefix)>,
+        mut paths: Vec<(PassedOn, Prefix)>,
         members: &BTreeSet<PeerKey>,
         gone: &mut BTreeMap<But, Both>,
     ) -> Row {
         // What shares its attributes shares messages.
-        let mut unpacked = Unpacked::default();
-        let mut paths: Vec<(PassedOn, Changes, Prefix)> = paths
-            .into_iter()
-            .map(|(passed, prefix)| {
-                (passed, self.changes(rib, passed, prefix, &mut unpacked), prefix)
-            })
-            .collect();
-        paths.sort_unstable_by(|(a, by_a, to_a), (b, by_b, to_b)| {
-            let key = |passed: &PassedOn, to: &Prefix| (passed.source, to.family());
-            key(a, to_a).cmp(&key(b, to_b)).then(by_a.cmp(by_b)).then(to_a.cmp(to_b))
-        });
-        let mut row = Row::default();
-        let is_alike = |a: &(PassedOn, Changes, Prefix), b: &(PassedOn, Changes, Prefix)| {
-            (a.0.source, &a.1, a.2.family()) == (b.0.source, &b.1, b.2.family())
+        paths.sort_unstable_by_key(|(passed, to)| (passed.source, to.family(), *to));
+        let (mut row, mut unpacked) = (Row::default(), Unpacked::default());
+        let is_alike = |a: &(PassedOn, Prefix), b: &(PassedOn, Prefix)| {
+            (a.0.source, a.1.family()) == (b.0.source, b.1.family())
         };
         for run in paths.chunk_by(is_alike) {
-            let Some((passed, _, first)) = run.first() else { continue };
+            let Some((passed, first)) = run.first() else { continue };
             let Some(passing) = rib.passing(*passed, &mut unpacked) else { continue };
-            let Some(attributes) = self.passed_attributes(&passing, *first) else {
-                continue;
-            };
-            let prefixes: Vec<Prefix> = run.iter().map(|(_, _, prefix)| *prefix).collect();
             let family = first.family();
-            let encode = |bytes: &mut Vec<u8>| {
-                wire::encode_updates(&attributes, family, &prefixes, &self.session, bytes)
-            };
-            let but = But { from: passing.peer, next_hop: attributes.next_hop };
-            if !row.add(untold(members, but), encode) {
-                let both = gone.entry(but).or_default();
-                prefixes.into_iter().for_each(|prefix| push(both, prefix));
+            let prefixes = run.iter().map(|(_, prefix)| *prefix).collect();
+            for prefixes in self.by_changes(&passing, prefixes) {
+                let Some(attributes) =
+                    prefixes.first().and_then(|first| self.passed_attributes(&passing, *first))
+                else {
+                    continue;
+                };
+                let encode = |bytes: &mut Vec<u8>| {
+                    wire::encode_updates(&attributes, family, &prefixes, &self.session, bytes)
+                };
+                let but = But { from: passing.peer, next_hop: attributes.next_hop };
+                if !row.add(untold(members, but), encode) {
+                    let both = gone.entry(but).or_default();
+                    prefixes.into_iter().for_each(|prefix| push(both, prefix));
+                }
             }
         }
         row
@@ -379,19 +373,18 @@ impl ExportView {
         policy.verdict(Direction::Export, &Route { prefix, attributes, learned: true, internal })
     }
 
-    /// What policy changes of a path.
-    fn changes(
-        &self,
-        rib: &Rib,
-        passed: PassedOn,
-        prefix: Prefix,
-        unpacked: &mut Unpacked,
-    ) -> Changes {
-        let Some(policy) = &self.policy else { return Changes::default() };
-        rib.passing(passed, unpacked).map_or_else(Changes::default, |passing| Changes {
-            by: self.verdict(&passing, prefix).accepted_by(),
-            advertisements: policy.advertisements_of(prefix),
-        })
+    /// The prefixes of one path's source, apart by what policy changes of them.
+    fn by_changes(&self, passing: &Passing, prefixes: Vec<Prefix>) -> Vec<Vec<Prefix>> {
+        let Some(policy) = &self.policy else { return vec![prefixes] };
+        let mut alike: BTreeMap<Changes, Vec<Prefix>> = BTreeMap::new();
+        for prefix in prefixes {
+            let changes = Changes {
+                by: self.verdict(passing, prefix).accepted_by(),
+                advertisements: policy.advertisements_of(prefix),
+            };
+            alike.entry(changes).or_default().push(prefix);
+        }
+        alike.into_values().collect()
     }
 
     /// Whether a path is passed on to peers of this view after what their filters say of it.
