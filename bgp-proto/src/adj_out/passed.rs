@@ -18,7 +18,7 @@ use crate::{
     NextHopMode, PeerKey,
     decision::DEFAULT_LOCAL_PREF,
     policy::{Direction, Place, Route, Verdict},
-    rib::{Pass, PassedOn, Passing, Rib, Unpacked},
+    rib::{Pass, PassedOn, Passing, Rib, Unpacked, Why},
     wire::{self, Community, PathAttributes},
 };
 
@@ -389,9 +389,9 @@ impl ExportView {
 
     /// Whether a path is passed on to peers of this view after what their filters say of it.
     fn is_passed_by(&self, passing: &Passing, verdict: Verdict) -> bool {
-        let (from, internal, passed) = (passing.facts, self.session.internal, passing.passed);
+        let (from, internal, why) = (passing.facts, self.session.internal, passing.passed.why);
         // RFC 4456 section 6: what comes from no client goes to clients alone.
-        let within = from.external || passed.by_reflector && (from.client || self.client);
+        let within = from.external || why != Why::Filter && (from.client || self.client);
         match verdict {
             Verdict::Rejected(_) | Verdict::Closed => false,
             // Within the AS nobody but a reflector passes on what comes from inside, whatever a filter
@@ -399,7 +399,7 @@ impl ExportView {
             Verdict::Accepted { learned: true, .. } => !internal || within,
             // What is learned outside stays inside: a reflector is no way from one rack to another.
             Verdict::Accepted { learned: false, .. } | Verdict::Unmatched => {
-                passed.reflected && if internal { within } else { !from.external }
+                why == Why::Reflected && if internal { within } else { !from.external }
             }
         }
     }

@@ -62,7 +62,7 @@ pub(crate) struct Passing {
 }
 
 pub(crate) use self::{
-    passed::{Pass, PassedOn},
+    passed::{Pass, PassedOn, Why},
     unpacked::Unpacked,
 };
 

@@ -15,11 +15,19 @@ use crate::Reflection;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PassedOn {
     pub(crate) source: Id,
+    pub(crate) why: Why,
+}
+
+/// Why something is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
     /// This node is a route reflector, and the destination lies inside the pools: peers are told without
     /// a filter that says so.
-    pub(crate) reflected: bool,
-    /// This node is a route reflector.
-    pub(crate) by_reflector: bool,
+    Reflected,
+    /// A filter may say so. This node is a route reflector beside that.
+    FilterOfReflector,
+    /// A filter may say so.
+    Filter,
 }
 
 /// A destination whose best path is another, or has to be told again.
@@ -39,7 +47,9 @@ pub(super) struct Passed {
     /// There are peers whose filters name what was learned.
     by_filter: bool,
     /// By place in the slab of destinations.
-    sources: Vec<Option<PassedOn>>,
+    sources: Vec<Option<Id>>,
+    /// By the same place: an octet, which beside the source would take four.
+    why: Vec<Why>,
     changes: Vec<Pass>,
     /// What is decided on until [`Passed::take`] is told even where it stays the same.
     again: bool,
@@ -88,12 +98,13 @@ impl Passed {
         if self.is_idle() && self.sources.is_empty() {
             return false;
         }
-        let reflected = self.covers(prefix);
-        let new = best.filter(|_| reflected || self.by_filter).map(|source| PassedOn {
-            source,
-            reflected,
-            by_reflector: self.reflection.is_some(),
-        });
+        let why = match (self.covers(prefix), self.reflection.is_some()) {
+            (true, _) => Why::Reflected,
+            (false, true) => Why::FilterOfReflector,
+            (false, false) => Why::Filter,
+        };
+        let is_passed = why == Why::Reflected || self.by_filter;
+        let new = best.filter(|_| is_passed).map(|source| PassedOn { source, why });
         let old = self.source(place);
         let changed = old != new;
         if changed || self.again && new.is_some() {
@@ -102,9 +113,12 @@ impl Passed {
         if changed {
             if self.sources.len() <= place.index() {
                 self.sources.resize(place.index() + 1, None);
+                self.why.resize(place.index() + 1, why);
             }
-            if let Some(entry) = self.sources.get_mut(place.index()) {
-                *entry = new;
+            if let (Some(source), Some(known)) =
+                (self.sources.get_mut(place.index()), self.why.get_mut(place.index()))
+            {
+                (*source, *known) = (new.map(|new| new.source), why);
             }
         }
         changed && new.is_some()
@@ -112,14 +126,15 @@ impl Passed {
 
     /// What is passed on to a destination.
     pub(super) fn source(&self, place: Id) -> Option<PassedOn> {
-        self.sources.get(place.index()).copied().flatten()
+        let source = self.sources.get(place.index()).copied().flatten()?;
+        Some(PassedOn { source, why: *self.why.get(place.index())? })
     }
 
     /// All changes since the last call.
     pub(super) fn take(&mut self) -> Vec<Pass> {
         self.again = false;
         if self.is_idle() {
-            self.sources = Vec::new();
+            (self.sources, self.why) = (Vec::new(), Vec::new());
         }
         std::mem::take(&mut self.changes)
     }
