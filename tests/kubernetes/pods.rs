@@ -348,7 +348,7 @@ pub(crate) fn a_node_writes_of_its_node_only_what_it_should(_: &ApiServer) -> Re
             let mut object = patch;
             object["apiVersion"] = "v1".into();
             object["kind"] = "Node".into();
-            object["metadata"] = json!({"name": node});
+            object["metadata"]["name"] = node.into();
             input = object.to_string();
             let apply = ["apply", "--server-side", "--force-conflicts", "--subresource=status"];
             arguments.extend(apply.into_iter().chain(["-f", "-"]));
@@ -384,6 +384,19 @@ pub(crate) fn a_node_writes_of_its_node_only_what_it_should(_: &ApiServer) -> Re
     let addresses =
         json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.9"}]}});
     patch("node1", true, addresses, nothing_else)?;
+    patch("node1", true, json!({"status": {"phase": "Terminated"}}), nothing_else)?;
+    // A write of the status may bring metadata with it.
+    for key in [v6, "projectcalico.org/ASNumber", "example.com/other"] {
+        patch("node1", true, annotation(key, "64512"), adds)?;
+    }
+    let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": "node2", "uid": "1"}]);
+    for metadata in [
+        json!({"labels": {"role": "admin"}}),
+        json!({"finalizers": ["example.com/forever"]}),
+        json!({"ownerReferences": owner}),
+    ] {
+        patch("node1", true, json!({"metadata": metadata}), labels)?;
+    }
 
     patch("node1", false, annotation(v6, "fd00::11/64"), "")?;
     // Beside what a kubelet has written.
