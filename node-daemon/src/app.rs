@@ -2,7 +2,8 @@
 
 use std::{
     fs::DirBuilder,
-    io::Write,
+    io::{self, Write},
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,6 +16,7 @@ use clap::Parser;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     task::JoinSet,
 };
 use tracing::{info, warn};
@@ -78,7 +80,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Before logging is set up, and for those who start it by hand: one line for each
             // cause. Nobody may be reading.
-            let _ = writeln!(std::io::stderr(), "twilld: {error:#}");
+            let _ = writeln!(io::stderr(), "twilld: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -109,7 +111,7 @@ fn set_up_logging(config: &Config) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
     match config.log.format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_ansi(false).init(),
@@ -126,10 +128,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let node = config.node_name()?;
     info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut stop = Stop::new()?;
+    let mut tasks = JoinSet::new();
+    let (served, problems) = (watch::Sender::new(None), watch::Sender::default());
+    let told = http::Told { api: served.subscribe(), problems: problems.subscribe() };
+    let is_asked = serve_early(&config, &told, &mut tasks).await?;
     // Before anything is locked: it may have to wait for the API server, and until then the daemon
     // before this one serves, and a DEL without one leaves its tombstone.
     let datastore = tokio::select! {
-        opened = datastore::open(&config, &node) => opened.context("cannot use the datastore")?,
+        opened = datastore::open(&config, &node, problems) => {
+            opened.context("cannot use the datastore")?
+        }
         () = stop.told() => return Ok(()),
     };
     let run_dir = &config.run_dir;
@@ -151,7 +159,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot use the spool in {}", run_dir.display()))?;
     // From here on a DEL without a daemon is one that waits for this one.
     match std::fs::remove_file(ipam_dir.join(STANDALONE_MARK)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(error).context("cannot take over the address store");
         }
         _ => {}
@@ -167,7 +175,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
         info!(drained, "released what was deleted while no daemon ran");
     }
 
-    let mut tasks = JoinSet::new();
     let api =
         Node { config: &config, name: node, service, set_aside, datastore }.start(&mut tasks)?;
 
@@ -177,12 +184,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     endless(&mut tasks, server::serve(listener, Arc::clone(&api)));
     // From here on a DEL finds us.
     drop(spool);
-    if let Some(address) = config.metrics.listen {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} (metrics.listen)"))?;
-        let api = Arc::clone(&api);
-        tasks.spawn(async move { http::serve(listener, api).await.context("HTTP failed") });
+    served.send_replace(Some(Arc::clone(&api)));
+    if let (false, Some(address)) = (is_asked, config.metrics.listen) {
+        let bound = TcpListener::bind(address).await;
+        serve_http(bound.with_context(|| cannot_listen(address))?, told, &mut tasks);
     }
     info!(socket = %socket.display(), "ready");
 
@@ -199,6 +204,29 @@ async fn run(config: Config) -> anyhow::Result<()> {
     drop(lock);
     info!("stopped");
     result
+}
+
+/// Serves HTTP before there is anything to serve, so that it can be asked what the daemon waits for.
+/// `false` if that is for later: nobody wants it, or the daemon before this one still answers there.
+async fn serve_early(
+    config: &Config,
+    told: &http::Told,
+    tasks: &mut Tasks,
+) -> anyhow::Result<bool> {
+    let Some(address) = config.metrics.listen else { return Ok(false) };
+    match TcpListener::bind(address).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(false),
+        bound => serve_http(bound.with_context(|| cannot_listen(address))?, told.clone(), tasks),
+    }
+    Ok(true)
+}
+
+fn cannot_listen(address: SocketAddr) -> String {
+    format!("cannot listen on {address} (metrics.listen)")
+}
+
+fn serve_http(listener: TcpListener, told: http::Told, tasks: &mut Tasks) {
+    tasks.spawn(async move { http::serve(listener, told).await.context("HTTP failed") });
 }
 
 /// Opens the store; answers as well where a damaged one was moved to.

@@ -72,15 +72,19 @@ pub(crate) struct Datastore {
 }
 
 /// Opens the configured datastore and waits until it has told everything once: nothing in the kernel
-/// changes before.
-pub(crate) async fn open(config: &Config, node: &str) -> Result<Datastore, OpenError> {
+/// changes before. What is wrong with it is told meanwhile, too.
+pub(crate) async fn open(
+    config: &Config,
+    node: &str,
+    problems: tokio::sync::watch::Sender<Vec<String>>,
+) -> Result<Datastore, OpenError> {
     match config.datastore.kind {
         DatastoreKind::File => {
-            files::open(&config.datastore.directory, config.datastore.shared, node)
+            files::open(&config.datastore.directory, config.datastore.shared, node, problems)
         }
         DatastoreKind::Kubernetes => {
             let (kubeconfig, state) = (config.datastore.kubeconfig.as_deref(), &config.state_dir);
-            Ok(kubernetes::open(kubeconfig, state, node).await?)
+            Ok(kubernetes::open(kubeconfig, state, node, problems).await?)
         }
     }
 }

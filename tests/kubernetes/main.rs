@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         nodes::two_nodes_race_for_the_last_block,
         nodes::nodes_do_without_the_api_server_for_a_while,
         nodes::a_forbidden_request_is_said,
+        nodes::a_first_start_says_what_it_waits_for,
         controller::objects_say_what_nodes_make_of_them,
         controller::a_pool_is_held_by_its_claims,
         controller::what_a_node_that_is_gone_had_is_freed,

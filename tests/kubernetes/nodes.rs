@@ -3,6 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -293,6 +296,55 @@ pub(crate) fn a_forbidden_request_is_said(_: &ApiServer) -> Result<()> {
     // It goes on with what it knew.
     let pod = site.lab.add_pod("node1", "a")?;
     site.lab.delete_pod(pod)
+}
+
+/// What a daemon answers to a GET, status line and all.
+fn ask(site: &Site, node: &str, path: &str) -> Result<String> {
+    let get = || -> Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", 9190))?;
+        stream.set_read_timeout(Some(LONG))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    site.lab.node(node)?.namespace().enter(get)?
+}
+
+/// A first start without a right that it needs: the daemon lives, and says what it waits for.
+pub(crate) fn a_first_start_says_what_it_waits_for(_: &ApiServer) -> Result<()> {
+    let settings = "metrics: {listen: \"127.0.0.1:9190\"}\n";
+    let mut site = Site::start_with(&[POOL, STRICT], settings, &[])?;
+    ensure!(ask(&site, "node1", "/readyz")?.contains(" 200 "), "it is ready");
+    let rights = ["patch", "clusterrole", "twill-node", "--type=json", "-p"];
+    let patch = r#"[{"op": "remove", "path": "/rules/0"}]"#;
+    site.api.kubectl().run(&[&rights[..], &[patch]].concat())?;
+    let node = site.lab.node_mut("node1")?;
+    node.stop()?;
+    fs::remove_file(node.dir().join("state/last-known-good.json"))?;
+    node.launch()?;
+    for path in ["/readyz", "/statusz", "/metrics"] {
+        wait_for(&format!("{path} to say what is missing"), LONG, || {
+            let answer = ask(&site, "node1", path)?;
+            ensure!(
+                answer.contains(" 503 ") && answer.contains("may not list ippools"),
+                "{answer}"
+            );
+            Ok(())
+        })?;
+    }
+    let answer = ask(&site, "node1", "/healthz")?;
+    ensure!(answer.contains(" 200 "), "a probe would restart it: {answer}");
+
+    let account = programs::source("conf/rbac");
+    site.api.kubectl().run(&["apply", "-f", &account.to_string_lossy()])?;
+    // What is refused is asked for every half a minute.
+    wait_for("node1 to be ready", LONG * 3, || {
+        let answer = ask(&site, "node1", "/readyz")?;
+        ensure!(answer.contains(" 200 "), "{answer}");
+        Ok(())
+    })?;
+    site.lab.node_mut("node1")?.wait_ready()
 }
 
 /// The password of a session stands in a Secret of the daemons' own namespace.

@@ -32,6 +32,7 @@ pub(super) fn open(
     directory: &Path,
     shared: bool,
     node: &str,
+    problems: watch::Sender<Vec<String>>,
 ) -> Result<Datastore, super::OpenError> {
     let resources = watch(directory, shared)?;
     let reports = FileReports { directory: directory.to_owned(), node: node.to_owned() };
@@ -49,7 +50,7 @@ pub(super) fn open(
         fills: Some(Arc::new(FileFills { directory: directory.to_owned() })),
         shared,
         // They are in the snapshot's own.
-        problems: watch::Sender::default().subscribe(),
+        problems: problems.subscribe(),
     })
 }
 

@@ -65,6 +65,7 @@ pub(super) async fn open(
     kubeconfig: Option<&Path>,
     state_dir: &Path,
     node: &str,
+    problems: watch::Sender<Vec<String>>,
 ) -> Result<Datastore, ApiError> {
     let access = Arc::new(Access::open(kubeconfig).await?);
     let cache = Cache::open(state_dir, node)?;
@@ -75,7 +76,6 @@ pub(super) async fn open(
     let own_node = ApiNode::new(&access, node);
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
     let requests = watch::Sender::new(Arc::new(NodeRequests::new(node)));
-    let problems = watch::Sender::new(Vec::new());
     let objects = known.as_mut().map(|known| std::mem::take(&mut known.objects));
     let collector = Collector::new(
         node,
