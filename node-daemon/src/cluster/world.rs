@@ -15,6 +15,7 @@ use super::{
     kinds::List,
     watching::News,
 };
+use crate::datastore::kubernetes::Version;
 
 /// What of an object's metadata is of use here.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -233,15 +234,12 @@ impl World {
     }
 }
 
-/// Whether an object is an earlier version of what is known. Resource versions of one object can be
-/// compared as numbers (Kubernetes says so since 1.35, and did so ever since it has etcd 3).
+/// Whether an object is an earlier state of what is known.
 fn is_older(object: &DynamicObject, known: &Meta) -> bool {
-    let version = object.metadata.resource_version.as_deref().unwrap_or_default();
-    let is_same = object.metadata.uid.as_deref() == Some(known.uid.as_str());
-    match (version.parse::<u64>(), known.version.parse::<u64>()) {
-        (Ok(version), Ok(known)) => is_same && version < known,
-        _ => false,
-    }
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    let number = object.metadata.resource_version.as_deref().unwrap_or_default();
+    let known = Version { uid: &known.uid, number: &known.version };
+    Version { uid, number }.is_older_than(known)
 }
 
 fn meta(metadata: &ObjectMeta) -> Meta {

@@ -23,6 +23,7 @@ mod requests;
 mod services;
 mod strangers;
 mod subject;
+mod version;
 mod watching;
 
 use std::{
@@ -40,6 +41,7 @@ pub(crate) use leases::{OF_NODES, read as read_lease};
 pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 pub(crate) use strangers::strangers;
+pub(crate) use version::Version;
 
 use self::{
     cache::Cache,

@@ -7,7 +7,7 @@ use serde_json::Value;
 use twill_k8s_api::files::Claim;
 use twill_types::Block;
 
-use super::{read, subject::BLOCK_AFFINITIES};
+use super::{read, subject::BLOCK_AFFINITIES, version::Version};
 
 /// A claim with what is needed to change it.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +41,11 @@ impl Held {
         let version = object.metadata.resource_version.clone().unwrap_or_default();
         let manifest = read::trim(BLOCK_AFFINITIES, object);
         Some((block, Self { claim: read::claim(object), version, manifest }))
+    }
+
+    fn version(&self) -> Version<'_> {
+        let uid = self.manifest["metadata"]["uid"].as_str().unwrap_or_default();
+        Version { uid, number: &self.version }
     }
 }
 
@@ -118,20 +123,24 @@ impl OwnClaims {
         if let (Some(listing), Some((block, held))) = (&mut self.listing, Held::of(object))
             && !is_released
         {
-            listing.entry(block).or_insert(held);
+            // The list may be older than what was written here before it was read.
+            let known = self.blocks.get(&block);
+            let known = known.filter(|known| held.version().is_older_than(known.version()));
+            place(listing, block, known.cloned().unwrap_or(held));
         }
     }
 
-    /// Told by the watch, or just written.
+    /// Told by the watch, or just written. What is older than what is known changes nothing: a part would
+    /// seem to be lent no more.
     pub(super) fn set(&mut self, object: &DynamicObject) {
         if self.is_released(object) {
             return;
         }
         if let Some((block, held)) = Held::of(object) {
             if let Some(listing) = &mut self.listing {
-                listing.insert(block, held.clone());
+                place(listing, block, held.clone());
             }
-            self.blocks.insert(block, held);
+            place(&mut self.blocks, block, held);
         }
     }
 
@@ -163,6 +172,12 @@ impl OwnClaims {
 
     fn is_released(&self, object: &DynamicObject) -> bool {
         object.metadata.uid.as_ref().is_some_and(|uid| self.released.contains_key(uid))
+    }
+}
+
+fn place(blocks: &mut BTreeMap<Block, Held>, block: Block, held: Held) {
+    if !blocks.get(&block).is_some_and(|known| held.version().is_older_than(known.version())) {
+        blocks.insert(block, held);
     }
 }
 
@@ -204,6 +219,37 @@ mod tests {
         assert_eq!(uids(&claims), ["u2"]);
         claims.removed(&object("u2", "6"));
         assert_eq!(uids(&claims), [""; 0]);
+    }
+
+    #[test]
+    fn late_news_do_not_take_back_what_was_written() {
+        let parts = |claims: &OwnClaims| {
+            let claim = claims.blocks().values().next().unwrap().claim.clone().unwrap();
+            claim.delegations.len()
+        };
+        let mut lent = object("u1", "11");
+        lent.data["spec"]["delegations"] =
+            json!([{"cidr": "10.0.0.0/28", "node": "node2", "request": "r1"}]);
+        let mut claims = OwnClaims::default();
+        claims.set(&lent);
+        claims.set(&object("u1", "10"));
+        assert_eq!(parts(&claims), 1, "the watch is late");
+        claims.begin_list();
+        claims.listed(&object("u1", "10"));
+        claims.end_list();
+        assert_eq!(parts(&claims), 1, "so is a list");
+        claims.begin_list();
+        claims.listed(&lent);
+        claims.set(&object("u1", "10"));
+        claims.end_list();
+        assert_eq!(parts(&claims), 1, "what was written is told after a list that has it");
+        claims.set(&object("u1", "12"));
+        assert_eq!(parts(&claims), 0);
+        lent.metadata.resource_version = Some("13".to_owned());
+        claims.set(&lent);
+        assert_eq!(parts(&claims), 1);
+        claims.set(&object("u2", "10"));
+        assert_eq!(parts(&claims), 0, "it is another claim");
     }
 
     #[test]

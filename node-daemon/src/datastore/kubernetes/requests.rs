@@ -7,7 +7,7 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use twill_k8s_api::{BlockRequest, BlockRequestStatus};
 
-use super::subject::BLOCK_REQUESTS;
+use super::{subject::BLOCK_REQUESTS, version::Version};
 use crate::datastore::Requests;
 
 /// Which of the two lists a request is in. It is in none twice: nobody asks itself.
@@ -54,10 +54,8 @@ impl Told {
         self.request.as_ref().map(BlockRequest::outcome).unwrap_or_default()
     }
 
-    /// Whether another one is the same object at an earlier time. Versions are numbers that grow.
-    fn is_newer_than(&self, other: &Self) -> bool {
-        let number = |told: &Self| told.version.parse::<u64>().ok();
-        self.uid == other.uid && number(self) > number(other)
+    fn version(&self) -> Version<'_> {
+        Version { uid: &self.uid, number: &self.version }
     }
 }
 
@@ -113,7 +111,7 @@ impl NodeRequests {
             listed.insert(name.clone());
         }
         let known = self.side(side);
-        if !known.get(&name).is_some_and(|before| before.is_newer_than(&told)) {
+        if !known.get(&name).is_some_and(|before| told.version().is_older_than(before.version())) {
             known.insert(name, told);
         }
     }
