@@ -19,6 +19,7 @@ mod sysctl;
 
 pub mod fib;
 pub mod host;
+pub mod leave;
 pub mod nat;
 pub mod node;
 pub mod pod;

@@ -6,6 +6,7 @@ mod common;
 mod kernel {
     mod fib;
     mod host;
+    mod leave;
     mod nat;
     mod node;
     mod objects;

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use nix::sys::signal::SigSet;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -34,6 +35,7 @@ use crate::{
     node::{Node, Tasks, endless},
     reaper, server,
     spool::Spool,
+    uninstall,
 };
 
 /// How long a daemon waits for the one before it to let go of the store.
@@ -49,11 +51,17 @@ struct Args {
     #[arg(long, default_value = "/etc/twill/twilld.yaml")]
     config: PathBuf,
     /// What this process is: the daemon of a node, what does the work for the whole cluster (with the
-    /// datastore kubernetes), or what installs the plugin.
+    /// datastore kubernetes), or what installs the plugin or takes everything off the node.
     #[arg(long, value_enum, default_value_t = Role::Node)]
     role: Role,
     #[command(flatten)]
     places: install::Places,
+    /// With --role uninstall: also while pods have their network from Twill. They lose it.
+    #[arg(long)]
+    force: bool,
+    /// With --role uninstall: wait for SIGTERM in the end, as what a DaemonSet runs has to.
+    #[arg(long)]
+    stay: bool,
 }
 
 /// What a process is.
@@ -65,6 +73,8 @@ enum Role {
     Controller,
     /// Puts the plugin and the network configuration onto the node, and ends.
     Install,
+    /// Takes everything of Twill off the node, and ends.
+    Uninstall,
 }
 
 /// Runs `twilld`.
@@ -73,6 +83,7 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.role {
         Role::Install => install::run(&args.config, &args.places),
+        Role::Uninstall => uninstall(&args),
         Role::Node | Role::Controller => start(&args),
     };
     match result {
@@ -84,6 +95,18 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn uninstall(args: &Args) -> anyhow::Result<()> {
+    uninstall::run(&args.config, &args.places, args.force)?;
+    if args.stay {
+        let mut signals = SigSet::empty();
+        signals.add(nix::sys::signal::Signal::SIGTERM);
+        signals.add(nix::sys::signal::Signal::SIGINT);
+        signals.thread_block().context("cannot wait for SIGTERM")?;
+        signals.wait().context("cannot wait for SIGTERM")?;
+    }
+    Ok(())
 }
 
 fn start(args: &Args) -> anyhow::Result<()> {

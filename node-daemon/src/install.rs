@@ -20,24 +20,24 @@ use crate::{
 };
 
 /// The plugin, and its other name as a plugin for addresses alone.
-const PLUGIN: &str = "twill";
-const IPAM_PLUGIN: &str = "twill-ipam";
+pub(crate) const PLUGIN: &str = "twill";
+pub(crate) const IPAM_PLUGIN: &str = "twill-ipam";
 
-/// What `--role install` reads and writes.
+/// What `--role install` reads and writes, and `--role uninstall` removes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Places {
     /// With --role install: the directory that the plugin `twill` is taken from.
     #[arg(long, default_value = "/usr/lib/twill")]
     plugin_from: PathBuf,
-    /// With --role install: the network configuration that the node gets.
+    /// With --role install: the network configuration that the node gets; with --role uninstall its name counts.
     #[arg(long, default_value = "/etc/twill/05-twill.conflist")]
-    conflist_from: PathBuf,
-    /// With --role install: where runtimes look for plugins.
+    pub(crate) conflist_from: PathBuf,
+    /// With both roles: where runtimes look for plugins.
     #[arg(long, default_value = "/opt/cni/bin")]
-    plugin_to: PathBuf,
-    /// With --role install: where runtimes look for network configurations.
+    pub(crate) plugin_to: PathBuf,
+    /// With both roles: where runtimes look for network configurations.
     #[arg(long, default_value = "/etc/cni/net.d")]
-    conflist_to: PathBuf,
+    pub(crate) conflist_to: PathBuf,
 }
 
 /// Installs, unless the cluster is somebody else's.
@@ -138,7 +138,7 @@ fn link(path: &Path, target: &Path) -> anyhow::Result<Written> {
 
 /// A name in the same directory that no runtime takes for a plugin or a configuration. What an
 /// installation that was killed left there goes.
-fn beside(path: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn beside(path: &Path) -> anyhow::Result<PathBuf> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().context("a file without a name")?);
     name.push(".new");
@@ -187,7 +187,7 @@ fn first_before(directory: &Path, own: &Path) -> anyhow::Result<Option<PathBuf>>
 }
 
 /// To whoever reads the container's log; nobody may be reading.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "twilld: {text}");
 }
 

@@ -49,6 +49,7 @@ mod routes;
 mod server;
 mod services;
 mod spool;
+mod uninstall;
 
 pub use app::main;
 pub use config::{Config, ConfigError};
