@@ -65,7 +65,7 @@ test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go
 
 test-kubernetes: tools build ## CRDs and node daemons on a real API server; a whole cluster (root, Go)
 	@hack/install-tools kubernetes
-	@hack/build-go-tools kubernetes containerd
+	@hack/build-go-tools kubernetes containerd helm
 	$(CARGO) test --locked --no-fail-fast --package twill-tests --test kubernetes --test cluster
 
 bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, into bench/results/ (root)
@@ -99,7 +99,7 @@ fmt: ## format
 crds: ## conf/crds/, from the types of k8s-api
 	$(CARGO) xtask crds
 
-manifest: ## conf/install/twill.yaml, from the rest of conf/
+manifest: ## conf/install/twill.yaml and the Helm chart, from the rest of conf/
 	$(CARGO) xtask install
 
 tidy: ## the structure rules

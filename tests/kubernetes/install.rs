@@ -10,7 +10,7 @@ use twill_tests::{
 use super::LONG;
 
 /// A definition as Calico has it, with a field that ours does not have.
-fn calicos(group: &str) -> String {
+pub(crate) fn calicos(group: &str) -> String {
     format!(
         "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
          metadata: {{name: ippools.{group}}}\nspec:\n  group: {group}\n  scope: Cluster\n  \
@@ -132,5 +132,8 @@ pub(crate) fn the_manifest_can_be_applied_again(_: &ApiServer) -> Result<()> {
     ensure!(before.contains("DaemonSet") && before.contains("ConfigMap"), "{before}");
     api.kubectl().run(&["apply", "--server-side", "-f", &manifest])?;
     ensure!(versions()? == before, "{} after {before}", versions()?);
+    let base = programs::source("conf/install");
+    let apply = ["apply", "--server-side", "--dry-run=server", "-k", &base.to_string_lossy()];
+    api.kubectl().run(&apply)?;
     Ok(())
 }

@@ -20,6 +20,7 @@ mod install;
 mod lending;
 mod manifests;
 mod nodes;
+mod packages;
 mod pods;
 mod rights;
 mod services;
@@ -41,6 +42,8 @@ fn main() -> ExitCode {
         install::nothing_comes_onto_a_node_where_calico_is,
         install::a_definition_of_somebody_else_is_not_taken_over,
         install::the_manifest_can_be_applied_again,
+        packages::kustomize_and_helm_write_the_objects_of_the_manifest,
+        packages::a_release_leaves_definitions_and_pools,
         manifests::seed_manifests_apply,
         manifests::samples_apply,
         tables::columns_are_those_of_calicoctl,

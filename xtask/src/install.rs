@@ -1,9 +1,11 @@
 //! `conf/install/twill.yaml`: everything that one `kubectl apply` puts onto a cluster, out of the files that
-//! each part of it has anyway.
+//! each part of it has anyway. The Helm chart is made of the same parts.
 
 use std::{fs, io::Write, path::Path};
 
 use anyhow::Context;
+
+use crate::chart;
 
 const TARGET: &str = "conf/install/twill.yaml";
 
@@ -18,8 +20,10 @@ const HEADER: &str = "\
 /// Whole directories, each in the order of its files' names: accounts and what they may, then the kinds.
 const DIRECTORIES: [&str; 2] = ["conf/rbac", "conf/crds"];
 /// The keys of the ConfigMap are the files' names.
-const CONFIGURATION: [&str; 2] = ["conf/install/twilld.yaml", "conf/cni/05-twill.conflist"];
-const AFTER: [&str; 2] = ["conf/install/daemonset.yaml", "conf/install/controller.yaml"];
+pub(crate) const CONFIGURATION: [&str; 2] =
+    ["conf/install/twilld.yaml", "conf/cni/05-twill.conflist"];
+pub(crate) const DAEMON_SET: &str = "conf/install/daemonset.yaml";
+pub(crate) const CONTROLLER: &str = "conf/install/controller.yaml";
 
 /// The tag of the image in the parts.
 const TAG: &str = ":VERSION";
@@ -28,25 +32,30 @@ const TAG: &str = ":VERSION";
 fn manifest(root: &Path) -> anyhow::Result<String> {
     let mut text = HEADER.to_owned();
     for directory in DIRECTORIES {
-        let found = fs::read_dir(root.join(directory));
-        let mut parts = Vec::new();
-        for entry in found.with_context(|| format!("cannot read {directory}"))? {
-            parts.push(format!("{directory}/{}", entry?.file_name().to_string_lossy()));
-        }
-        parts.sort();
-        for part in parts {
+        for part in parts(root, directory)? {
             document(&mut text, &read(root, &part)?);
         }
     }
     document(&mut text, &config_map(root)?);
-    for part in AFTER {
+    for part in [DAEMON_SET, CONTROLLER] {
         document(&mut text, &read(root, part)?);
     }
     Ok(text.replace(TAG, concat!(":", env!("CARGO_PKG_VERSION"))))
 }
 
+/// The files of a directory, in the order of their names.
+pub(crate) fn parts(root: &Path, directory: &str) -> anyhow::Result<Vec<String>> {
+    let found = fs::read_dir(root.join(directory));
+    let mut parts = Vec::new();
+    for entry in found.with_context(|| format!("cannot read {directory}"))? {
+        parts.push(format!("{directory}/{}", entry?.file_name().to_string_lossy()));
+    }
+    parts.sort();
+    Ok(parts)
+}
+
 /// Appends the documents of a file, without what it says about itself.
-fn document(text: &mut String, part: &str) {
+pub(crate) fn document(text: &mut String, part: &str) {
     text.push_str("---\n");
     let own = part.lines().skip_while(|line| line.starts_with('#') || *line == "---");
     for line in own {
@@ -55,30 +64,40 @@ fn document(text: &mut String, part: &str) {
     }
 }
 
-fn config_map(root: &Path) -> anyhow::Result<String> {
+pub(crate) fn config_map(root: &Path) -> anyhow::Result<String> {
     let mut text = String::from(
         "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: twill\n  namespace: twill-system\n  \
          labels: {app.kubernetes.io/part-of: twill}\ndata:\n",
     );
     for part in CONFIGURATION {
         let name = part.rsplit('/').next().unwrap_or(part);
-        text.push_str(&format!("  {name}: |\n"));
-        for line in read(root, part)?.lines() {
-            text.push_str(&format!("    {line}\n"));
-        }
+        text.push_str(&format!("  {name}: |\n{}", indented(&read(root, part)?)));
     }
     Ok(text)
 }
 
-fn read(root: &Path, path: &str) -> anyhow::Result<String> {
+/// A file as the value of a key of the ConfigMap.
+pub(crate) fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
+}
+
+pub(crate) fn read(root: &Path, path: &str) -> anyhow::Result<String> {
     fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {path}"))
 }
 
-/// Writes it.
+/// All files that are made: path and text.
+fn files(root: &Path) -> anyhow::Result<Vec<(String, String)>> {
+    let mut files = vec![(TARGET.to_owned(), manifest(root)?)];
+    files.extend(chart::files(root)?);
+    Ok(files)
+}
+
+/// Writes them.
 pub(crate) fn write(root: &Path, out: &mut impl Write) -> anyhow::Result<bool> {
-    let text = manifest(root)?;
-    fs::write(root.join(TARGET), &text).with_context(|| format!("cannot write {TARGET}"))?;
-    writeln!(out, "install: {} lines in {TARGET}", text.lines().count())?;
+    for (path, text) in files(root)? {
+        fs::write(root.join(&path), &text).with_context(|| format!("cannot write {path}"))?;
+        writeln!(out, "install: {} lines in {path}", text.lines().count())?;
+    }
     Ok(true)
 }
 
@@ -87,11 +106,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_manifest_is_what_its_parts_say() {
+    fn the_committed_files_are_what_their_parts_say() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let committed = fs::read_to_string(root.join(TARGET)).unwrap_or_default();
-        let wanted = manifest(root).unwrap();
-        assert!(wanted == committed, "{TARGET} is not current; run `cargo xtask install`");
+        for (path, wanted) in files(root).unwrap() {
+            let committed = fs::read_to_string(root.join(&path)).unwrap_or_default();
+            assert!(wanted == committed, "{path} is not current; run `cargo xtask install`");
+        }
+    }
+
+    #[test]
+    fn what_uninstalls_has_the_same_image() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let text = read(root, "conf/install/uninstall.yaml").unwrap();
+        let wanted = concat!("image: localhost/twill:", env!("CARGO_PKG_VERSION"), "\n");
+        assert_eq!((text.matches(wanted).count(), text.matches("image:").count()), (2, 2));
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! code and from other files.
 //!
 //! Promise: every finding names a file and a line, what is wrong there, and the remedy. Nothing
-//! but `conf/crds/` and `conf/install/twill.yaml` is changed.
+//! but `conf/crds/`, `conf/install/twill.yaml` and `conf/helm/twill/` is changed.
 
+mod chart;
 mod count;
 mod crds;
 mod finding;
@@ -42,7 +43,7 @@ enum Command {
     },
     /// Write the CustomResourceDefinitions that `k8s-api` makes to `conf/crds/`.
     Crds,
-    /// Write `conf/install/twill.yaml` out of the other files in `conf/`.
+    /// Write `conf/install/twill.yaml` and the Helm chart `conf/helm/twill/` out of the other files in `conf/`.
     Install,
     /// Add up the results in the output of `cargo test`, and print `N passed, N failed`.
     CountTests {
