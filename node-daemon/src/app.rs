@@ -164,12 +164,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         () = stop.told() => return Ok(()),
     };
     let run_dir = &config.run_dir;
-    // Of a directory that is there, others may use a part.
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(run_dir)
-        .with_context(|| format!("cannot make runDir {}", run_dir.display()))?;
+    make_run_dir(run_dir)?;
     let ipam_dir = run_dir.join("ipam");
     let lock = OwnerLock::acquire(
         &ipam_dir.join("owner.lock"),
@@ -227,6 +222,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     drop(lock);
     info!("stopped");
     result
+}
+
+fn make_run_dir(run_dir: &Path) -> anyhow::Result<()> {
+    // Of a directory that is there, others may use a part.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(run_dir);
+    made.with_context(|| format!("cannot make runDir {}", run_dir.display()))
 }
 
 /// Serves HTTP before there is anything to serve, so that it can be asked what the daemon waits for.
