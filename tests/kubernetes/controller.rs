@@ -328,20 +328,25 @@ pub(crate) fn what_a_node_that_is_gone_had_borrowed_returns(_: &ApiServer) -> Re
         Ok(block.map_err(|error| anyhow::anyhow!("{error}"))?.claim_name())
     };
     let (own, other_name) = (name(&own)?, name(other)?);
-    let request = |name: &str, node: &str, block: &str| {
+    // As daemons write them.
+    let request = |name: &str, node: &str, owner: &str, block: &str| {
         format!(
-            "---\napiVersion: projectcalico.org/v3\nkind: BlockRequest\nmetadata: {{name: {name}}}\n\
-             spec: {{node: {node}, block: {block}, pool: app, length: 29}}\n"
+            "---\napiVersion: projectcalico.org/v3\nkind: BlockRequest\n\
+             metadata: {{name: {name}, finalizers: [twill.projectcalico.org/request]}}\n\
+             spec: {{node: {node}, owner: {owner}, block: {block}, pool: app, length: 29}}\n"
         )
     };
+    let own_block = if other == first { second } else { first };
     site.apply(&format!(
         "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\n\
          metadata: {{name: {other_name}, finalizers: [twill.projectcalico.org/claim]}}\n\
          spec: {{node: ghost, cidr: {other}, pool: app, delegations: \
-         [{{cidr: {other_half}, node: node2, request: lent}}]}}\n{}{}{}",
-        request("granted", "ghost", other),
-        request("asked", "ghost", other),
-        request("lent", "node2", other),
+         [{{cidr: {other_half}, node: node2, request: lent}}]}}\n{}{}{}{}{}",
+        request("granted", "ghost", "node1", own_block),
+        request("asked", "ghost", "node1", own_block),
+        request("both-gone", "ghost", "phantom", "10.10.0.0/28"),
+        request("lent", "node2", "ghost", other),
+        request("unanswered", "node2", "ghost", other),
     ))?;
     let patch = format!(
         r#"{{"spec": {{"delegations": [
@@ -356,6 +361,10 @@ pub(crate) fn what_a_node_that_is_gone_had_borrowed_returns(_: &ApiServer) -> Re
 
     let controller = Controller::start(&site, "controller1", 9191)?;
     let list = |what: &str| site.api.kubectl().run(&["get", what, "-o", "name"]);
+    let status = |name: &str, status: &str| {
+        let patch = format!(r#"{{"status": {status}}}"#);
+        merge(&["blockrequest", name, "--subresource=status"], &patch)
+    };
     let result = (|| {
         wait_for("the parts to be given up", TAKE_OVER, || {
             let granted = site.api.kubectl().json(&["get", "blockrequest", "granted"])?;
@@ -364,21 +373,39 @@ pub(crate) fn what_a_node_that_is_gone_had_borrowed_returns(_: &ApiServer) -> Re
             let parts = claim["spec"]["delegations"].as_array().cloned().unwrap_or_default();
             ensure!(parts.len() == 1 && parts[0]["request"] == "granted", "{claim}");
             let requests = list("blockrequests")?;
-            ensure!(!requests.contains("/asked") && requests.contains("/lent"), "{requests}");
+            ensure!(!requests.contains("/both-gone"), "{requests}");
+            // The other owner lives: the last word is its own, also where nothing was granted.
+            let asked = site.api.kubectl().json(&["get", "blockrequest", "asked"])?;
+            ensure!(asked["status"]["returned"] == true, "{asked}");
+            ensure!(asked["metadata"]["deletionTimestamp"].is_null(), "{asked}");
             Ok(())
         })?;
         ensure!(list("blockaffinities")?.contains(&other_name), "node2 has a part of it");
-        merge(
-            &["blockrequest", "lent", "--subresource=status"],
-            r#"{"status": {"returned": true}}"#,
-        )?;
+        let unanswered = site.api.kubectl().json(&["get", "blockrequest", "unanswered"])?;
+        ensure!(unanswered["status"]["refused"].is_null(), "the claim is there: {unanswered}");
+        status("lent", r#"{"returned": true}"#)?;
         wait_until("the block of the node that is gone", TAKE_OVER, || {
             Ok(!list("blockaffinities")?.contains(&other_name))
         })?;
-        // The owner takes its part back.
+        wait_for("those that asked it to be answered", TAKE_OVER, || {
+            for name in ["lent", "unanswered"] {
+                let request = site.api.kubectl().json(&["get", "blockrequest", name])?;
+                ensure!(request["status"]["refused"].is_string(), "{request}");
+            }
+            Ok(())
+        })?;
+        // The owner takes its part back, and says so.
         merge(&["blockaffinity", &own], r#"{"spec": {"delegations": null}}"#)?;
-        wait_until("the last request", TAKE_OVER, || {
-            Ok(!list("blockrequests")?.contains("/granted"))
+        for name in ["granted", "asked"] {
+            status(name, r#"{"refused": "it was returned, and taken back"}"#)?;
+        }
+        wait_for("the last requests of the node that is gone", TAKE_OVER, || {
+            let requests = list("blockrequests")?;
+            ensure!(!requests.contains("/granted") && !requests.contains("/asked"), "{requests}");
+            ensure!(requests.contains("/lent"), "node2's are its own to remove: {requests}");
+            let metrics = controller.get(&site, "/metrics")?;
+            ensure!(metrics.contains("twill_controller_gone_nodes 0"), "{metrics}");
+            Ok(())
         })?;
         ensure!(list("blockaffinities")?.contains(&own), "node1 is not gone");
         Ok(())

@@ -14,17 +14,15 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tracing::info;
-use twill_k8s_api::{
-    Delegation,
-    files::{Claim, Lease},
-};
+use twill_k8s_api::files::Lease;
 
 use super::{
+    borrowing::lent,
     kinds::List,
     leader::settled,
     metrics::Metrics,
     requests::{RequestError, Requests},
-    world::World,
+    world::{RequestEntry, World},
 };
 use crate::{
     datastore::kubernetes::{OF_NODES, read_lease},
@@ -45,8 +43,8 @@ const NODES: usize = 16;
 
 /// Who looks after them.
 pub(super) struct Departed {
-    requests: Arc<Requests>,
-    metrics: Metrics,
+    pub(super) requests: Arc<Requests>,
+    pub(super) metrics: Metrics,
     grace: Duration,
     absences: Absences,
     missing: usize,
@@ -126,7 +124,11 @@ impl Departed {
     }
 
     /// Whether the node is still without a Node, and its daemon silent, as the API server has it now.
-    async fn is_still_gone(&self, node: &str, lease: Option<&Lease>) -> Result<bool, RequestError> {
+    pub(super) async fn is_still_gone(
+        &self,
+        node: &str,
+        lease: Option<&Lease>,
+    ) -> Result<bool, RequestError> {
         let api: Api<Node> = Api::all(self.requests.client());
         let found = api.get_metadata_opt(node);
         if self.requests.read("get", "nodes", node, found).await?.is_some() {
@@ -157,6 +159,7 @@ impl Departed {
             let freed = settled(self.free(world, node, &name).await)?.unwrap_or(false);
             is_all &= freed;
         }
+        is_all &= self.refuse_for(world, node, lease).await?;
         if !is_all || !self.is_still_gone(node, lease).await? {
             return Ok(false);
         }
@@ -215,93 +218,6 @@ impl Departed {
         Ok(true)
     }
 
-    /// Says for a node that is gone that it does not use what it has borrowed: the owner takes it back.
-    /// Whether nothing of that is left to be done.
-    async fn return_borrowed(
-        &self,
-        world: &mut World,
-        node: &str,
-        lease: Option<&Lease>,
-    ) -> Result<bool, RequestError> {
-        let asked: Vec<String> = world
-            .requests
-            .iter()
-            .filter(|(_, request)| request.node == node)
-            .map(|(name, _)| name.clone())
-            .collect();
-        let lenders = lenders(world, node);
-        if asked.is_empty() && lenders.is_empty() {
-            return Ok(true);
-        }
-        if !self.is_still_gone(node, lease).await? {
-            return Ok(false);
-        }
-        let mut is_all = true;
-        for name in asked {
-            let is_granted = lenders
-                .iter()
-                .any(|(_, claim)| claim.delegations.iter().any(|part| part.request == name));
-            is_all &= if is_granted {
-                self.give_up(world, &name).await?;
-                // The owner takes the part back first.
-                false
-            } else {
-                self.delete(world, List::Requests, &name).await?
-            };
-        }
-        for (name, claim) in lenders {
-            let is_asked = |part: &Delegation| world.requests.contains_key(&part.request);
-            let kept: Vec<Delegation> = claim
-                .delegations
-                .iter()
-                .filter(|part| part.node != node || is_asked(part))
-                .cloned()
-                .collect();
-            if kept.len() < claim.delegations.len() {
-                self.take_parts_off(world, &name, kept).await?;
-            }
-        }
-        Ok(is_all)
-    }
-
-    /// Writes in a request that its part came back.
-    async fn give_up(&self, world: &mut World, name: &str) -> Result<(), RequestError> {
-        let Some(request) = world.requests.get(name).filter(|request| !request.returned) else {
-            return Ok(());
-        };
-        let patch = json!({"metadata": {"uid": request.meta.uid}, "status": {"returned": true}});
-        let (api, params) = (self.requests.objects(List::Requests), PatchParams::default());
-        let patch = Patch::Merge(&patch);
-        let request = api.patch_status(name, &params, &patch);
-        let written = self.requests.write("patch", "blockrequests/status", name, request).await;
-        if let Some(written) = settled(written)? {
-            world.apply(List::Requests, &written);
-        }
-        Ok(())
-    }
-
-    /// Parts whose requests are gone are nobody's.
-    async fn take_parts_off(
-        &self,
-        world: &mut World,
-        name: &str,
-        kept: Vec<Delegation>,
-    ) -> Result<(), RequestError> {
-        let Some(meta) = world.meta(List::Claims, name) else { return Ok(()) };
-        let patch = json!({
-            "metadata": {"uid": meta.uid, "resourceVersion": meta.version},
-            "spec": {"delegations": kept},
-        });
-        let (api, params) = (self.requests.objects(List::Claims), PatchParams::default());
-        let patch = Patch::Merge(&patch);
-        let request = api.patch(name, &params, &patch);
-        let written = self.requests.write("patch", "blockaffinities", name, request).await;
-        if let Some(written) = settled(written)? {
-            world.apply(List::Claims, &written);
-        }
-        Ok(())
-    }
-
     /// Deletes an object as it is known; whether it is gone.
     async fn delete(
         &self,
@@ -330,12 +246,17 @@ fn lease_name(node: &str) -> String {
 }
 
 /// What is not there has been deleted.
-fn gone_is_good<T>(outcome: Result<T, RequestError>) -> Result<(), RequestError> {
+pub(super) fn gone_is_good<T>(outcome: Result<T, RequestError>) -> Result<(), RequestError> {
     match outcome {
         Ok(_) => Ok(()),
         Err(error) if error.is(404) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Who is asked, and has not said the last word.
+fn unanswered(request: &RequestEntry) -> Option<&String> {
+    request.owner.as_ref().filter(|_| !request.is_refused)
 }
 
 /// Who has left something, and has no Node.
@@ -349,36 +270,20 @@ fn strangers(world: &World) -> BTreeSet<String> {
     let speakers = world.statuses.iter().filter(|(_, status)| status.is_own);
     owners
         .chain(world.requests.values().map(|request| &request.node))
+        .chain(world.requests.values().filter_map(unanswered))
         .chain(speakers.map(|(node, _)| node))
         .filter(|node| !world.nodes.contains_key(*node))
         .cloned()
         .collect()
 }
 
-/// The claims that this node has a part of.
-fn lenders(world: &World, node: &str) -> Vec<(String, Claim)> {
-    let claims = world.claims.iter().filter_map(|(name, entry)| {
-        let claim = entry.claim.as_ref().ok()?;
-        let has_part = claim.delegations.iter().any(|part| part.node == node);
-        has_part.then(|| (name.clone(), claim.clone()))
-    });
-    claims.collect()
-}
-
-/// The parts of a claim that somebody still has: one is over when its request says that it came back, or is
-/// gone with the node that asked. A node that lives makes its request again.
-fn lent<'a>(claim: &'a Claim, world: &World) -> Vec<&'a Delegation> {
-    let is_over = |part: &Delegation| match world.requests.get(&part.request) {
-        Some(request) => request.returned,
-        None => !world.nodes.contains_key(&part.node),
-    };
-    claim.delegations.iter().filter(|part| !is_over(part)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
-        super::samples::{self, object},
+        super::{
+            borrowing::lenders,
+            samples::{self, object},
+        },
         *,
     };
 
@@ -387,7 +292,8 @@ mod tests {
     }
 
     fn request(name: &str, node: &str, returned: bool) -> (List, DynamicObject) {
-        let mut request = object(List::Requests, name, json!({"node": node}));
+        let spec = json!({"node": node, "owner": "asked", "block": "10.9.0.0/26"});
+        let mut request = object(List::Requests, name, spec);
         request.data["status"] = json!({"returned": returned});
         (List::Requests, request)
     }
@@ -424,7 +330,7 @@ mod tests {
         let found = strangers(&world());
         assert_eq!(
             found.iter().map(String::as_str).collect::<Vec<_>>(),
-            ["asker", "borrower", "owner", "speaker"]
+            ["asked", "asker", "borrower", "owner", "speaker"]
         );
     }
 

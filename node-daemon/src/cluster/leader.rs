@@ -164,7 +164,11 @@ impl Leader {
         if std::mem::take(&mut self.is_dirty) {
             self.settle().await?;
         }
-        self.departed.look(&mut self.world).await
+        let before = self.departed.missing();
+        let outcome = self.departed.look(&mut self.world).await;
+        // Told as a figure, also where no object changes any more.
+        self.is_dirty |= self.departed.missing() != before;
+        outcome
     }
 
     /// Brings what is said about objects, and what holds pools, up to date.

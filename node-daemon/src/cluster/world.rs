@@ -9,6 +9,7 @@ use twill_k8s_api::{
     files::{BlockFill, Claim},
     load_manifests,
 };
+use twill_types::Block;
 
 use super::{
     conditions::{Counts, Stated},
@@ -52,9 +53,34 @@ pub(super) struct ClaimEntry {
 #[derive(Debug, Clone, Default)]
 pub(super) struct RequestEntry {
     pub(super) meta: Meta,
+    /// Who asks.
     pub(super) node: String,
+    /// Who is asked.
+    pub(super) owner: Option<String>,
+    /// Of which block.
+    pub(super) block: Option<Block>,
+    /// The owner has written which part it lends.
+    pub(super) is_granted: bool,
+    /// The owner has said its last word: it has no entry for it, and enters none.
+    pub(super) is_refused: bool,
     /// Who asked does not use the part.
     pub(super) returned: bool,
+}
+
+impl RequestEntry {
+    /// Value by value: one that cannot be read hides no other.
+    fn of(object: &DynamicObject, meta: Meta) -> Self {
+        let (spec, status) = (&object.data["spec"], &object.data["status"]);
+        Self {
+            meta,
+            node: spec["node"].as_str().unwrap_or_default().to_owned(),
+            owner: spec["owner"].as_str().map(ToOwned::to_owned),
+            block: spec["block"].as_str().and_then(|block| block.parse().ok()),
+            is_granted: !status["granted"].is_null(),
+            is_refused: status["refused"].is_string(),
+            returned: status["returned"] == true,
+        }
+    }
 }
 
 /// What one node says.
@@ -183,9 +209,7 @@ impl World {
                 self.claims.insert(name, ClaimEntry { meta, claim, conditions });
             }
             List::Requests => {
-                let node = object.data["spec"]["node"].as_str().unwrap_or_default().to_owned();
-                let returned = object.data["status"]["returned"] == true;
-                self.requests.insert(name, RequestEntry { meta, node, returned });
+                self.requests.insert(name, RequestEntry::of(object, meta));
             }
             List::NodeStatuses => {
                 // People may make others, as on Calico; a daemon's own is named by its node.
