@@ -60,6 +60,14 @@ pub(crate) fn what_never_changes_is_refused(api: &ApiServer) -> Result<()> {
         let said = kubectl.refused(&["patch", object, "--type=merge", "-p", patch], "")?;
         ensure!(said.contains(expected), "{object} {patch}: {said}");
     }
+    // Who is asked lends of what it was asked for.
+    let status = ["patch", "blockrequest/never", "--subresource=status", "--type=merge", "-p"];
+    for part in ["10.78.0.64/29", "10.78.0.0/26", "10.0.0.0/20"] {
+        let patch = format!(r#"{{"status": {{"granted": "{part}"}}}}"#);
+        let said = kubectl.refused(&[&status[..], &[&patch]].concat(), "")?;
+        ensure!(said.contains(&format!("{part} is no part of 10.78.0.0/26")), "{said}");
+    }
+    kubectl.run(&[&status[..], &[r#"{"status": {"granted": "10.78.0.8/29"}}"#]].concat())?;
     kubectl.run_with_input(&["delete", "-f", "-"], &objects).map(drop)
 }
 

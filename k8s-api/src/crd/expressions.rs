@@ -340,7 +340,18 @@ pub(super) const BLOCK_AFFINITY: Rules = &[
 const NAMED_BY_BLOCK: &str = "a claim is named by its block: the address in 8 or 32 hexadecimal \
                               digits, `-` and the length, such as 0a0a0040-26";
 
-pub(super) const BLOCK_REQUEST: Rules = &[(
+pub(super) const BLOCK_REQUEST: Rules = &[
+    (
+    "",
+    &[Rule::of(
+        ".status.granted",
+        "!has(self.status) || !has(self.status.granted) || !isCIDR(self.status.granted) || \
+         !isCIDR(self.spec.block) || cidr(self.spec.block).containsCIDR(self.status.granted) && \
+         cidr(self.status.granted).prefixLength() > cidr(self.spec.block).prefixLength()",
+        "is no part of the block that was asked for",
+    ).saying("'%s is no part of %s'.format([self.status.granted, self.spec.block])")],
+    ),
+    (
     "spec",
     &[
         Rule::here("self == oldSelf", "a request does not change; make another one"),
@@ -357,4 +368,5 @@ pub(super) const BLOCK_REQUEST: Rules = &[(
             "is not in the block; leave it out, or ask for a part of another block",
         ).saying("'%s is not in %s; leave it out, or ask for a part of another block'.format([self.address, self.block])"),
     ],
-)];
+),
+];

@@ -240,10 +240,22 @@ pub struct BlockRequestStatus {
 }
 
 impl BlockRequest {
-    /// What became of it; nothing, where the status is none or makes no sense.
+    /// What became of it, value by value: what makes no sense was not said, and hides nothing else. So is a
+    /// part of another block: its owner may give nobody the addresses of a third.
     pub fn outcome(&self) -> BlockRequestStatus {
-        let status = self.status.clone().and_then(|status| serde_json::from_value(status).ok());
-        status.unwrap_or_default()
+        let status = self.status.as_ref();
+        let value = |name: &str| status.and_then(|status| status.get(name));
+        let granted = value("granted").and_then(|part| Block::deserialize(part).ok());
+        let block = self.spec.block.prefix();
+        let is_part = |part: &Block| {
+            let part = part.prefix();
+            block.covers(part) && part.length() > block.length()
+        };
+        BlockRequestStatus {
+            refused: value("refused").and_then(|why| String::deserialize(why).ok()),
+            granted: granted.filter(is_part),
+            returned: value("returned").and_then(serde_json::Value::as_bool).unwrap_or_default(),
+        }
     }
 
     /// The same with another outcome.
@@ -335,5 +347,41 @@ impl Rules for BlockAffinity {
 
     fn unsupported(&self) -> Vec<Unsupported> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn outcome(status: Value) -> BlockRequestStatus {
+        let request: BlockRequest = serde_json::from_value(json!({
+            "apiVersion": API_VERSION, "kind": "BlockRequest", "metadata": {"name": "r"},
+            "spec": {"node": "node2", "block": "10.10.0.0/26", "pool": "a", "length": 29},
+            "status": status,
+        }))
+        .unwrap();
+        request.outcome()
+    }
+
+    #[test]
+    fn what_is_granted_is_a_part_of_the_block_that_was_asked_for() {
+        let granted = |part: &str| outcome(json!({"granted": part})).granted.is_some();
+        assert!(granted("10.10.0.0/27") && granted("10.10.0.63/32"));
+        for part in ["10.10.0.64/27", "10.10.0.0/26", "10.10.0.0/20", "fd00::/122"] {
+            assert!(!granted(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_hides_no_other() {
+        let found = outcome(json!({"granted": "all of it", "refused": "no", "returned": true}));
+        let right =
+            BlockRequestStatus { refused: Some("no".to_owned()), granted: None, returned: true };
+        assert_eq!(found, right);
+        assert_eq!(outcome(json!({"returned": "yes"})), BlockRequestStatus::default());
+        assert_eq!(outcome(Value::Null), BlockRequestStatus::default());
     }
 }
