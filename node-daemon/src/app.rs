@@ -158,7 +158,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     // Before anything is locked: it may have to wait for the API server, and until then the daemon
     // before this one serves, and a DEL without one leaves its tombstone.
     let datastore = tokio::select! {
-        opened = datastore::open(&config, &node, problems) => {
+        opened = datastore::open(&config, &node, problems, &mut tasks) => {
             opened.context("cannot use the datastore")?
         }
         () = stop.told() => return Ok(()),

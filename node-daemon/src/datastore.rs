@@ -33,6 +33,7 @@ use twill_types::Prefix;
 
 use crate::{
     config::{Config, DatastoreKind},
+    node::Tasks,
     services::Services,
 };
 
@@ -72,11 +73,12 @@ pub(crate) struct Datastore {
 }
 
 /// Opens the configured datastore and waits until it has told everything once: nothing in the kernel
-/// changes before. What is wrong with it is told meanwhile, too.
+/// changes before. What is wrong with it is told meanwhile, too. Its tasks are among those that never end.
 pub(crate) async fn open(
     config: &Config,
     node: &str,
     problems: tokio::sync::watch::Sender<Vec<String>>,
+    tasks: &mut Tasks,
 ) -> Result<Datastore, OpenError> {
     match config.datastore.kind {
         DatastoreKind::File => {
@@ -84,7 +86,7 @@ pub(crate) async fn open(
         }
         DatastoreKind::Kubernetes => {
             let (kubeconfig, state) = (config.datastore.kubeconfig.as_deref(), &config.state_dir);
-            Ok(kubernetes::open(kubeconfig, state, node, problems).await?)
+            Ok(kubernetes::open(kubeconfig, state, node, problems, tasks).await?)
         }
     }
 }

@@ -7,6 +7,7 @@ mod access;
 mod cache;
 mod claims;
 mod collector;
+mod deaths;
 #[cfg(test)]
 mod fake;
 mod fills;
@@ -55,6 +56,7 @@ use self::{
     services::ServiceWatch,
 };
 use super::{Datastore, Tenure};
+use crate::node::Tasks;
 
 /// How long a node that has a copy of what was last known waits for the API server at its start.
 const FRESH: Duration = Duration::from_millis(800);
@@ -68,13 +70,14 @@ pub(super) async fn open(
     state_dir: &Path,
     node: &str,
     problems: watch::Sender<Vec<String>>,
+    tasks: &mut Tasks,
 ) -> Result<Datastore, ApiError> {
     let access = Arc::new(Access::open(kubeconfig).await?);
     let cache = Cache::open(state_dir, node)?;
     let mut known = cache.read();
     let cache = Arc::new(Mutex::new(cache));
     // Nobody waits for them here: an ADD waits for its own.
-    let pods = ApiPods::start(&access, state_dir, node);
+    let pods = ApiPods::start(&access, state_dir, node, tasks);
     let own_node = ApiNode::new(&access, node);
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
     let requests = watch::Sender::new(Arc::new(NodeRequests::new(node)));
@@ -87,8 +90,13 @@ pub(super) async fn open(
         (owned.clone(), requests.clone()),
         problems.clone(),
     );
-    let (resources, progress) = collector.start();
-    let is_fresh = wait(progress.clone(), known.as_ref().map(|_| [FRESH, ANSWERING])).await?;
+    let (resources, progress) = collector.start(tasks);
+    let is_fresh = tokio::select! {
+        is_fresh = wait(progress.clone(), known.as_ref().map(|_| [FRESH, ANSWERING])) => is_fresh?,
+        _ = access.deaths().first() => return Err(ApiError::Died),
+    };
+    let mourner = Arc::clone(&access);
+    tasks.spawn(async move { mourner.deaths().first().await });
     if let (false, Some(known)) = (is_fresh, known) {
         warn!("the API server has not told everything yet: starting with what was last known");
         owned.send_if_modified(|claims| {
@@ -111,7 +119,7 @@ pub(super) async fn open(
         });
     }
     let (services, service_problems) =
-        ServiceWatch::new(node, &access, state_dir, resources.subscribe()).start();
+        ServiceWatch::new(node, &access, state_dir, resources.subscribe()).start(tasks);
     Ok(Datastore {
         resources: resources.subscribe(),
         services,

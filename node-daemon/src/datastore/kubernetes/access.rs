@@ -15,6 +15,8 @@ use kube::{
 use tokio::{runtime::Handle, sync::watch, task::block_in_place, time::timeout};
 use twill_k8s_api::files::FileError;
 
+use super::deaths::Deaths;
+
 /// How long one request may take. Who waits for it is the task that claims blocks.
 const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -105,6 +107,7 @@ pub(crate) struct Access {
     late: Mutex<Option<Instant>>,
     /// Nothing is asked any more, and no answer is waited for.
     ending: watch::Sender<bool>,
+    deaths: Deaths,
 }
 
 impl Access {
@@ -135,12 +138,18 @@ impl Access {
     /// Uses a client; has to be called inside the runtime that is to carry the requests.
     pub(super) fn with_client(client: Client, namespace: String) -> Self {
         let (runtime, ending) = (Handle::current(), watch::Sender::new(false));
-        Self { client, namespace, runtime, late: Mutex::default(), ending }
+        let (late, deaths) = (Mutex::default(), Deaths::default());
+        Self { client, namespace, runtime, late, ending, deaths }
     }
 
     /// The daemon is about to end: requests that wait for an answer fail at once, and so do later ones.
     pub(super) fn end(&self) {
         self.ending.send_replace(true);
+    }
+
+    /// Where watches are started that take the process down if they die.
+    pub(super) fn deaths(&self) -> &Deaths {
+        &self.deaths
     }
 
     /// The namespace of the daemon.

@@ -20,14 +20,16 @@ use twill_types::error_chain;
 use super::{
     access::Access,
     cache::Cache,
+    deaths::Following,
     owned::OwnClaims,
     read,
     requests::{NodeRequests, Side},
     subject::Subject,
-    watching::{self, Following, News},
+    watching::{self, News},
 };
 use crate::{
     datastore::{Snapshot, file::keep_last_good},
+    node::{Tasks, endless},
     problems,
 };
 
@@ -147,9 +149,12 @@ impl Collector {
     }
 
     /// Starts; the snapshots, and how far it is. Both end with the task.
-    pub(super) fn start(self) -> (watch::Sender<Arc<Snapshot>>, watch::Receiver<Progress>) {
+    pub(super) fn start(
+        self,
+        tasks: &mut Tasks,
+    ) -> (watch::Sender<Arc<Snapshot>>, watch::Receiver<Progress>) {
         let (resources, progress) = (self.resources.clone(), self.progress.subscribe());
-        tokio::spawn(self.run());
+        endless(tasks, self.run());
         (resources, progress)
     }
 

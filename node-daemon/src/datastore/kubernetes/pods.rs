@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     datastore::pods::{Annotations, KnownPod, KnownPods, PodNamespace},
+    node::{Tasks, endless},
     problems,
 };
 
@@ -70,14 +71,19 @@ pub(crate) struct ApiPods {
 
 impl ApiPods {
     /// Starts with the copy of what was known, and watches.
-    pub(super) fn start(access: &Arc<Access>, state_dir: &Path, node: &str) -> Self {
+    pub(super) fn start(
+        access: &Arc<Access>,
+        state_dir: &Path,
+        node: &str,
+        tasks: &mut Tasks,
+    ) -> Self {
         let mut copy = Copy { path: state_dir.join(FILE), node: node.to_owned(), written: None };
         let known = watch::Sender::new(Arc::new(KnownPods::from_copy(copy.read())));
         let problems = watch::Sender::default();
         let (sender, news) = mpsc::channel(QUEUE);
         let following = watching::start(access, &Subject::pods(node), &sender);
         let (told, said) = (known.clone(), problems.clone());
-        tokio::spawn(async move {
+        endless(tasks, async move {
             // They live as long as this task, which lives as long as the process.
             let _kept = (following, sender);
             run(news, told, said, copy).await;

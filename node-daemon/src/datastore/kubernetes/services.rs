@@ -23,11 +23,13 @@ use twill_types::error_chain;
 
 use super::{
     access::Access,
+    deaths::Following,
     subject::Subject,
     watching::{self, News},
 };
 use crate::{
     datastore::Snapshot,
+    node::{Tasks, endless},
     problems,
     services::{Ranges, Service, Services, Slice},
 };
@@ -66,7 +68,7 @@ pub(super) struct ServiceWatch {
 
 /// While it is watched.
 struct Watching {
-    _following: [watching::Following; 2],
+    _following: [Following; 2],
     news: mpsc::Receiver<(Subject, News)>,
     services: List<Service>,
     slices: List<Slice>,
@@ -107,9 +109,10 @@ impl ServiceWatch {
     /// Starts; what is known, and what is wrong.
     pub(super) fn start(
         self,
+        tasks: &mut Tasks,
     ) -> (watch::Receiver<Option<Arc<Services>>>, watch::Receiver<Vec<String>>) {
         let (known, problems) = (self.known.subscribe(), self.problems.subscribe());
-        tokio::spawn(self.run());
+        endless(tasks, self.run());
         (known, problems)
     }
 

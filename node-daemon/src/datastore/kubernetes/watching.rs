@@ -10,11 +10,12 @@ use kube::{
     runtime::watcher::{self, Event, watcher},
 };
 use serde_json::Value;
-use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use twill_types::error_chain;
 
 use super::{
     access::{Access, ApiError, failed},
+    deaths::Following,
     subject::Subject,
 };
 use crate::backoff::{Backoff, jittered};
@@ -194,17 +195,8 @@ pub(super) fn start(
     subject: &Subject,
     news: &mpsc::Sender<(Subject, News)>,
 ) -> Following {
-    let task = tokio::spawn(follow(access.client(), subject.clone(), news.clone()));
-    Following(task.abort_handle())
-}
-
-/// A task that ends with its owner.
-pub(super) struct Following(AbortHandle);
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    let task = follow(access.client(), subject.clone(), news.clone());
+    access.deaths().start(subject.what(), task)
 }
 
 #[cfg(test)]
