@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tracing::{info, warn};
 use twill_bgp_proto::{
     NotificationCount, Own, PeerKey, PeerKind, PeerSnapshot, RefreshError, RouteSnapshot,
@@ -29,7 +32,6 @@ use crate::{
     explain::{communities, milliseconds},
     problems,
     routes::KernelRoutes,
-    services::{Ranges, Services},
 };
 
 /// After a restart, old kernel routes are kept at the most this long for peers that have not sent
@@ -54,13 +56,14 @@ pub(crate) struct Bgp {
     pub(crate) node: String,
     /// Over BGPConfiguration's port.
     pub(crate) listen_port: Option<u16>,
-    /// Families whose routes were in the kernel when this process started.
+    /// Families in which forwarding went on while no daemon ran: whose routes were in the kernel when this
+    /// process started, and in which services are announced that are not served by it.
     pub(crate) forwarding: BTreeSet<Family>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// Blocks that are claimed and confirmed; `None` until the claims have been read.
     pub(crate) owned: watch::Receiver<Option<OwnedBlocks>>,
-    /// The cluster's services; `None` until they may be acted upon.
-    pub(crate) services: watch::Receiver<Option<Arc<Services>>>,
+    /// What is announced of the cluster's services; `None` until it may be acted upon.
+    pub(crate) services: watch::Receiver<Option<BTreeSet<Prefix>>>,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     pub(crate) current: watch::Sender<Option<(Identity, Handle)>>,
     pub(crate) problems: watch::Sender<Vec<String>>,
@@ -70,6 +73,9 @@ pub(crate) struct Bgp {
 
 /// What one task has to say about objects.
 pub(crate) type Conditions = watch::Sender<BTreeMap<ObjectId, Vec<Condition>>>;
+
+/// The running speaker's task.
+type Shell = JoinHandle<Result<(), ShellError>>;
 
 impl Bgp {
     /// Runs until the speaker fails, or for ever.
@@ -83,28 +89,17 @@ impl Bgp {
         }
         let mut task = None;
         let mut known = Known::default();
+        let mut resources_changed = true;
         loop {
-            let resources = Arc::clone(&self.resources.borrow_and_update());
-            let wanted = desired(&self.node, &resources, &known);
-            known = Known::of(&wanted);
-            problems::tell(&self.problems, wanted.problems.clone());
-            self.conditions.send_if_modified(|said| {
-                let changed = *said != wanted.conditions;
-                said.clone_from(&wanted.conditions);
-                changed
-            });
-            if let Some(identity) = wanted.identity {
-                if self.current.borrow().as_ref().is_none_or(|(running, _)| *running != identity) {
-                    self.replace_speaker(identity, &mut task).await;
-                }
-                self.configure(wanted).await;
+            // Blocks and services say nothing about sessions.
+            if resources_changed {
+                self.follow_resources(&mut known, &mut task).await;
             }
             self.originate().await;
-            tokio::select! {
-                changed = self.resources.changed() => if changed.is_err() { return Ok(()) },
-                changed = self.owned.changed() => if changed.is_err() { return Ok(()) },
-                // From files there is nothing to come.
-                Ok(()) = self.services.changed() => {}
+            let changed = tokio::select! {
+                changed = self.resources.changed() => changed.map(|()| true),
+                changed = self.owned.changed() => changed.map(|()| false),
+                changed = self.services.changed() => changed.map(|()| false),
                 ended = async {
                     match task.as_mut() {
                         Some(task) => task.await,
@@ -114,17 +109,36 @@ impl Bgp {
                     // The shell ends by itself only with an error, or because it panicked.
                     return ended.unwrap_or(Ok(()));
                 }
+            };
+            match changed {
+                Ok(which) => resources_changed = which,
+                Err(_) => return Ok(()),
             }
+        }
+    }
+
+    /// Brings the sessions in line with the resources.
+    async fn follow_resources(&mut self, known: &mut Known, task: &mut Option<Shell>) {
+        let resources = Arc::clone(&self.resources.borrow_and_update());
+        let wanted = desired(&self.node, &resources, known);
+        *known = Known::of(&wanted);
+        problems::tell(&self.problems, wanted.problems.clone());
+        self.conditions.send_if_modified(|said| {
+            let changed = *said != wanted.conditions;
+            said.clone_from(&wanted.conditions);
+            changed
+        });
+        if let Some(identity) = wanted.identity {
+            if self.current.borrow().as_ref().is_none_or(|(running, _)| *running != identity) {
+                self.replace_speaker(identity, task).await;
+            }
+            self.configure(wanted).await;
         }
     }
 
     /// Starts a speaker with this identity. One with another identity says goodbye first: its
     /// sessions cannot go on.
-    async fn replace_speaker(
-        &mut self,
-        identity: Identity,
-        task: &mut Option<tokio::task::JoinHandle<Result<(), ShellError>>>,
-    ) {
+    async fn replace_speaker(&mut self, identity: Identity, task: &mut Option<Shell>) {
         let old = self.current.borrow().clone();
         if let Some((was, handle)) = old {
             warn!(?was, ?identity, "AS number or router id changed: all sessions start again");
@@ -163,7 +177,7 @@ impl Bgp {
     }
 
     async fn originate(&mut self) {
-        let anycast = self.service_prefixes();
+        let anycast = self.services.borrow_and_update().clone().unwrap_or_default();
         let own = match &*self.owned.borrow_and_update() {
             Some(owned) => Own {
                 prefixes: owned.blocks.iter().map(|(block, a)| (block.prefix(), *a)).collect(),
@@ -176,16 +190,6 @@ impl Bgp {
             return;
         };
         handle.send(Command::SetOwn(own)).await;
-    }
-
-    /// What this node announces of the cluster's services.
-    fn service_prefixes(&mut self) -> BTreeSet<Prefix> {
-        let resources = self.resources.borrow();
-        let default = resources.bgp_configurations.get("default").map(|found| &found.spec);
-        let own = resources.nodes.get(&self.node);
-        let labels = own.map(|node| node.metadata.labels.clone()).unwrap_or_default();
-        let known = self.services.borrow_and_update().clone().unwrap_or_default();
-        known.announced(&Ranges::of(default), &labels)
     }
 }
 

@@ -12,7 +12,10 @@ mod seam;
 mod status;
 pub(crate) mod watch;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 pub(crate) use claims::{lent, new_uid};
 pub(crate) use fills::FileFills;
@@ -29,12 +32,11 @@ use twill_k8s_api::{
     Resource, Secret,
     files::{Catalog, FileError},
 };
-use twill_types::Prefix;
+use twill_types::{Family, Prefix};
 
 use crate::{
     config::{Config, DatastoreKind},
     node::Tasks,
-    services::Services,
 };
 
 /// The datastore cannot be opened.
@@ -52,9 +54,12 @@ pub(crate) enum OpenError {
 pub(crate) struct Datastore {
     /// The resources; the first ones are complete.
     pub(crate) resources: tokio::sync::watch::Receiver<Arc<Snapshot>>,
-    /// The cluster's services; `None` until they may be acted upon.
-    pub(crate) services: tokio::sync::watch::Receiver<Option<Arc<Services>>>,
-    /// Why they are not known as they are now.
+    /// What this node announces of the cluster's services; `None` until it may be acted upon.
+    pub(crate) services: tokio::sync::watch::Receiver<Option<BTreeSet<Prefix>>>,
+    /// The families in which the process before announced any of that since the machine started: who serves
+    /// them (kube-proxy) forwards whether or not a daemon runs.
+    pub(crate) served_before: BTreeSet<Family>,
+    /// Why services are not known as they are now.
     pub(crate) service_problems: tokio::sync::watch::Receiver<Vec<String>>,
     pub(crate) claims: Arc<dyn ClaimStore>,
     pub(crate) leases: Arc<dyn Leases>,
@@ -82,7 +87,7 @@ pub(crate) async fn open(
 ) -> Result<Datastore, OpenError> {
     match config.datastore.kind {
         DatastoreKind::File => {
-            files::open(&config.datastore.directory, config.datastore.shared, node, problems)
+            files::open(&config.datastore.directory, config.datastore.shared, node, problems, tasks)
         }
         DatastoreKind::Kubernetes => {
             let (kubeconfig, state) = (config.datastore.kubeconfig.as_deref(), &config.state_dir);

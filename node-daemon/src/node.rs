@@ -191,7 +191,7 @@ impl Node<'_> {
         let service = Arc::clone(&self.service);
         let tombstones = Tombstones::new(&self.config.run_dir, service, Arc::clone(&parked));
         let wires = Wires::new(tombstones, parked, mtu);
-        let forwarding = kernel.forwarding.clone();
+        let forwarding = &kernel.forwarding | &self.datastore.served_before;
         let (commands, queue) = mpsc::channel(256);
         let (reports, report_queue) = mpsc::unbounded_channel();
 

@@ -1,5 +1,5 @@
 //! Addresses of services that this node announces: which of them, by what the cluster's Services and
-//! EndpointSlices say. Nothing here knows where these come from.
+//! EndpointSlices say. Nothing here knows where they come from.
 //!
 //! As Calico does it: ranges are announced whole by every node, since kube-proxy serves each address on
 //! each node. A single address is announced where a range is not enough: by the nodes that have a ready
@@ -12,14 +12,21 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use twill_k8s_api::{BgpConfigurationSpec, LoadBalancerAggregation, ServiceCidr};
 use twill_types::{Family, Prefix};
 
+use crate::datastore::Snapshot;
+
 /// The label of a node that gets no traffic from outside (Kubernetes' own; its value does not matter).
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// What this node announces of the cluster's services; `None` until it may be acted upon.
+pub(crate) type Announced = watch::Sender<Option<BTreeSet<Prefix>>>;
 
 /// What is known of the cluster's services.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +103,14 @@ impl Ranges {
 }
 
 impl Services {
+    /// What a node announces by what is configured and by its Node's labels.
+    pub(crate) fn announced_by(&self, node: &str, resources: &Snapshot) -> BTreeSet<Prefix> {
+        let default = resources.bgp_configurations.get("default").map(|found| &found.spec);
+        let none = BTreeMap::new();
+        let labels = resources.nodes.get(node).map_or(&none, |own| &own.metadata.labels);
+        self.announced(&Ranges::of(default), labels)
+    }
+
     /// What a node with these labels announces. Without `endpoints` nothing is known of them, and only
     /// whole ranges are sure.
     pub(crate) fn announced(
@@ -124,6 +139,33 @@ impl Services {
         }
         announced
     }
+}
+
+/// Tells which ranges a node announces where there are no Services: all of them, whole. Runs as long as the
+/// resources do.
+pub(crate) async fn follow_ranges(
+    node: String,
+    mut resources: watch::Receiver<Arc<Snapshot>>,
+    announced: Announced,
+) {
+    loop {
+        let now = Services::default().announced_by(&node, &resources.borrow_and_update());
+        tell(&announced, now);
+        if resources.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells what is announced, if that is anything new; whether it is.
+pub(crate) fn tell(announced: &Announced, now: BTreeSet<Prefix>) -> bool {
+    announced.send_if_modified(|before| {
+        let is_new = before.as_ref() != Some(&now);
+        if is_new {
+            *before = Some(now);
+        }
+        is_new
+    })
 }
 
 impl Service {

@@ -1,7 +1,7 @@
 //! The file datastore behind the seam.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,6 +26,10 @@ use super::{
     Grant, Leases, Lender, Lending, Release, Reports, Requests, Snapshot, Stamp, Tenure,
     claims::FileClaims, leases::FileLeases, seam::Still, status::report, watch::watch,
 };
+use crate::{
+    node::{Tasks, endless},
+    services::{Announced, follow_ranges},
+};
 
 /// Opens the datastore in a directory for a node.
 pub(super) fn open(
@@ -33,13 +37,19 @@ pub(super) fn open(
     shared: bool,
     node: &str,
     problems: watch::Sender<Vec<String>>,
+    tasks: &mut Tasks,
 ) -> Result<Datastore, super::OpenError> {
     let resources = watch(directory, shared)?;
     let reports = FileReports { directory: directory.to_owned(), node: node.to_owned() };
+    // There are no Services in files.
+    let announced = Announced::default();
+    let services = announced.subscribe();
+    endless(tasks, follow_ranges(node.to_owned(), resources.clone(), announced));
     Ok(Datastore {
         resources,
-        // Ranges are announced, and there are no Services in files.
-        services: watch::Sender::new(Some(Arc::default())).subscribe(),
+        services,
+        // Nobody says that somebody serves them.
+        served_before: BTreeSet::new(),
         service_problems: watch::Sender::default().subscribe(),
         claims: Arc::new(FileClaims::open(directory)?),
         leases: Arc::new(FileLeases::open(directory)?),

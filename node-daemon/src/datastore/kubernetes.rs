@@ -118,11 +118,13 @@ pub(super) async fn open(
             is_older
         });
     }
-    let (services, service_problems) =
-        ServiceWatch::new(node, &access, state_dir, resources.subscribe()).start(tasks);
+    let services = ServiceWatch::new(node, &access, state_dir, resources.subscribe());
+    let served_before = services.served_before();
+    let (services, service_problems) = services.start(tasks);
     Ok(Datastore {
         resources: resources.subscribe(),
         services,
+        served_before,
         service_problems,
         claims: Arc::new(ApiClaims::new(
             Arc::clone(&access),

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use kube::{core::DynamicObject, runtime::watcher::Event};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, watch},
@@ -18,8 +20,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tracing::warn;
+use twill_ipam_store::boot_id;
 use twill_k8s_api::files::{FileError, replace_private_file};
-use twill_types::error_chain;
+use twill_types::{Family, Prefix, error_chain};
 
 use super::{
     access::Access,
@@ -31,7 +34,7 @@ use crate::{
     datastore::Snapshot,
     node::{Tasks, endless},
     problems,
-    services::{Ranges, Service, Services, Slice},
+    services::{self, Announced, Ranges, Service, Services, Slice},
 };
 
 /// Where what was last known is kept, in `stateDir`.
@@ -53,8 +56,8 @@ const QUEUE: usize = 256;
 /// The label of an EndpointSlice that says whose endpoints they are.
 const OWNER: &str = "kubernetes.io/service-name";
 
-/// What is known; `None` until it may be acted upon.
-pub(super) type Known = watch::Sender<Option<Arc<Services>>>;
+/// The version of the copy's format.
+const FORMAT: u32 = 1;
 
 /// The task.
 pub(super) struct ServiceWatch {
@@ -62,7 +65,7 @@ pub(super) struct ServiceWatch {
     access: Arc<Access>,
     path: PathBuf,
     resources: watch::Receiver<Arc<Snapshot>>,
-    known: Known,
+    announced: Announced,
     problems: watch::Sender<Vec<String>>,
 }
 
@@ -70,8 +73,11 @@ pub(super) struct ServiceWatch {
 struct Watching {
     _following: [Following; 2],
     news: mpsc::Receiver<(Subject, News)>,
-    services: List<Service>,
-    slices: List<Slice>,
+    known: Services,
+    services: Listing,
+    slices: Listing,
+    /// Something is known that is not in the copy.
+    is_copy_old: bool,
     /// By the kind's plural.
     faults: BTreeMap<&'static str, String>,
     /// When what there is is told, whether or not everything was heard.
@@ -81,12 +87,24 @@ struct Watching {
     copy_due: Option<Instant>,
 }
 
-/// One watched list, cut down to what counts.
-#[derive(Debug)]
-struct List<T> {
-    items: BTreeMap<String, T>,
-    listing: Option<BTreeSet<String>>,
+/// How far one list has been read.
+#[derive(Debug, Default)]
+struct Listing {
+    listed: Option<BTreeSet<String>>,
     in_sync: bool,
+}
+
+/// What is in the copy.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Copy<S> {
+    format: u32,
+    /// What is ready here is another matter on another node.
+    node: String,
+    /// What was announced before the machine started last says nothing about what forwards now.
+    boot_id: Option<String>,
+    announced: BTreeSet<Prefix>,
+    known: S,
 }
 
 impl ServiceWatch {
@@ -101,19 +119,27 @@ impl ServiceWatch {
             access: Arc::clone(access),
             path: state_dir.join(FILE),
             resources,
-            known: watch::Sender::default(),
+            announced: Announced::default(),
             problems: watch::Sender::default(),
         }
     }
 
-    /// Starts; what is known, and what is wrong.
+    /// The families in which the process before announced anything, if the machine has not started since.
+    pub(super) fn served_before(&self) -> BTreeSet<Family> {
+        let same = |copy: &Copy<Services>| copy.boot_id.is_some() && copy.boot_id == boot_id().ok();
+        let copy = self.read_copy().filter(same);
+        let announced = copy.map(|copy| copy.announced).unwrap_or_default();
+        announced.into_iter().map(Prefix::family).collect()
+    }
+
+    /// Starts; what is announced, and what is wrong.
     pub(super) fn start(
         self,
         tasks: &mut Tasks,
-    ) -> (watch::Receiver<Option<Arc<Services>>>, watch::Receiver<Vec<String>>) {
-        let (known, problems) = (self.known.subscribe(), self.problems.subscribe());
+    ) -> (watch::Receiver<Option<BTreeSet<Prefix>>>, watch::Receiver<Vec<String>>) {
+        let (announced, problems) = (self.announced.subscribe(), self.problems.subscribe());
         endless(tasks, self.run());
-        (known, problems)
+        (announced, problems)
     }
 
     async fn run(self) {
@@ -121,21 +147,22 @@ impl ServiceWatch {
         let mut watching: Option<Watching> = None;
         loop {
             let is_wanted = announces(&resources.borrow_and_update());
-            match (is_wanted, &watching) {
+            match (is_wanted, &mut watching) {
                 (true, None) => watching = Some(self.begin()),
+                // Ranges, or this node's labels.
+                (true, Some(watching)) => watching.tell(&self),
                 (false, _) => {
                     watching = None;
                     problems::tell(&self.problems, Vec::new());
-                    // Ranges without addresses announce nothing.
-                    self.tell(Services::default());
+                    self.remove_copy();
+                    services::tell(&self.announced, BTreeSet::new());
                 }
-                (true, Some(_)) => {}
             }
             tokio::select! {
                 changed = resources.changed() => if changed.is_err() { return },
                 () = async {
                     match &mut watching {
-                        Some(watching) => watching.turn(&self).await,
+                        Some(watching) => watching.go_on(&self).await,
                         None => std::future::pending().await,
                     }
                 } => {}
@@ -147,13 +174,14 @@ impl ServiceWatch {
         let (sender, news) = mpsc::channel(QUEUE);
         let copy = self.read_copy();
         let patience = PATIENCE[usize::from(copy.is_none())];
-        let Services { services, slices } = copy.unwrap_or_default();
         let subjects = [Subject::services(), Subject::endpoint_slices()];
         Watching {
             _following: subjects.map(|subject| watching::start(&self.access, &subject, &sender)),
             news,
-            services: List::known(services),
-            slices: List::known(slices),
+            known: copy.map(|copy| copy.known).unwrap_or_default(),
+            services: Listing::default(),
+            slices: Listing::default(),
+            is_copy_old: true,
             faults: BTreeMap::new(),
             patience: Some(Instant::now() + patience),
             tell_due: None,
@@ -161,22 +189,10 @@ impl ServiceWatch {
         }
     }
 
-    fn tell(&self, services: Services) {
-        self.known.send_if_modified(|known| {
-            let is_new = known.as_deref() != Some(&services);
-            if is_new {
-                *known = Some(Arc::new(services));
-            }
-            is_new
-        });
-    }
-
-    fn read_copy(&self) -> Option<Services> {
+    fn read_copy(&self) -> Option<Copy<Services>> {
         let text = std::fs::read(&self.path).ok()?;
-        let read: Result<(String, Services), _> = serde_json::from_slice(&text);
-        match read {
-            // What is ready here is another matter on another node.
-            Ok((node, services)) => (node == self.node).then_some(services),
+        match serde_json::from_slice::<Copy<Services>>(&text) {
+            Ok(copy) => (copy.format == FORMAT && copy.node == self.node).then_some(copy),
             Err(error) => {
                 warn!(path = %self.path.display(), %error, "the copy of services is of no use");
                 None
@@ -184,16 +200,31 @@ impl ServiceWatch {
         }
     }
 
-    fn write_copy(&self) {
-        let Some(services) = self.known.borrow().clone() else { return };
-        let written = serde_json::to_vec(&(&self.node, &*services))
-            .map_err(|error| error_chain(&error))
-            .and_then(|text| {
+    fn write_copy(&self, known: &Services) {
+        let copy = Copy {
+            format: FORMAT,
+            node: self.node.clone(),
+            boot_id: boot_id().ok(),
+            announced: self.announced.borrow().clone().unwrap_or_default(),
+            known,
+        };
+        let written =
+            serde_json::to_vec(&copy).map_err(|error| error_chain(&error)).and_then(|text| {
                 replace_private_file(&self.path, &text)
                     .map_err(|error: FileError| error_chain(&error))
             });
         if let Err(error) = written {
             warn!(error, "the copy of services is out of date");
+        }
+    }
+
+    /// Nothing is announced, and so nothing was when the next process starts.
+    fn remove_copy(&self) {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(path = %self.path.display(), %error, "the copy of services stays");
+            }
+            _ => {}
         }
     }
 }
@@ -205,14 +236,22 @@ fn announces(snapshot: &Snapshot) -> bool {
 }
 
 impl Watching {
+    /// Runs for ever. It may be given up at any time.
+    async fn go_on(&mut self, of: &ServiceWatch) {
+        loop {
+            self.turn(of).await;
+        }
+    }
+
     /// Does the next thing that is due. It may be given up while it waits.
     async fn turn(&mut self, of: &ServiceWatch) {
         let at = |due: Option<Instant>| sleep_until(due.unwrap_or_else(Instant::now));
         tokio::select! {
             news = self.news.recv() => {
                 let Some((subject, news)) = news else { return std::future::pending().await };
-                self.take(of, &subject, news);
-                self.tell_due = self.tell_due.or_else(|| Some(Instant::now() + GATHER));
+                if self.take(of, &subject, news) {
+                    self.tell_due = self.tell_due.or_else(|| Some(Instant::now() + GATHER));
+                }
             }
             () = at(self.patience), if self.patience.is_some() => {
                 self.patience = None;
@@ -224,7 +263,8 @@ impl Watching {
             }
             () = at(self.copy_due), if self.copy_due.is_some() => {
                 self.copy_due = None;
-                block_in_place(|| of.write_copy());
+                self.is_copy_old = false;
+                block_in_place(|| of.write_copy(&self.known));
             }
         }
     }
@@ -236,74 +276,82 @@ impl Watching {
             return;
         }
         self.patience = None;
-        of.tell(Services {
-            services: self.services.items.clone(),
-            slices: self.slices.items.clone(),
-        });
-        if is_complete {
+        let announced = self.known.announced_by(&of.node, &of.resources.borrow());
+        self.is_copy_old |= services::tell(&of.announced, announced);
+        if is_complete && self.is_copy_old {
             self.copy_due = self.copy_due.or_else(|| Some(Instant::now() + COPY));
         }
     }
 
-    fn take(&mut self, of: &ServiceWatch, subject: &Subject, news: News) {
+    /// Whether there is anything to tell.
+    fn take(&mut self, of: &ServiceWatch, subject: &Subject, news: News) -> bool {
         let plural = subject.kind.plural;
         match news {
-            News::Resumed => drop(self.faults.remove(plural)),
+            News::Resumed => self.faults.remove(plural).is_some(),
             News::Failed { text, .. } => {
                 let effect = "addresses of services are announced as they were last known";
-                self.faults.insert(plural, format!("{text}; {effect}"));
+                let text = format!("{text}; {effect}");
+                self.faults.insert(plural, text.clone()) != Some(text)
             }
             News::Event(event) => {
-                if !matches!(*event, Event::Init) {
-                    self.faults.remove(plural);
-                }
-                if *subject == Subject::services() {
-                    self.services.take(*event, |object| Some(service(object)));
+                let is_answer = !matches!(*event, Event::Init);
+                let is_better = is_answer && self.faults.remove(plural).is_some();
+                let was_in_sync = self.services.in_sync && self.slices.in_sync;
+                let Services { services, slices } = &mut self.known;
+                let is_other = if *subject == Subject::services() {
+                    self.services.take(services, *event, |object| Some(service(object)))
                 } else {
-                    self.slices.take(*event, |object| slice(object, &of.node));
-                }
+                    self.slices.take(slices, *event, |object| slice(object, &of.node))
+                };
+                self.is_copy_old |= is_other;
+                let is_in_sync = self.services.in_sync && self.slices.in_sync;
+                is_other || is_better || was_in_sync != is_in_sync
             }
         }
     }
 }
 
-impl<T> List<T> {
-    const fn known(items: BTreeMap<String, T>) -> Self {
-        Self { items, listing: None, in_sync: false }
-    }
-
-    fn take(&mut self, event: Event<DynamicObject>, read: impl Fn(&DynamicObject) -> Option<T>) {
+impl Listing {
+    /// Whether anything that counts is another.
+    fn take<T: PartialEq>(
+        &mut self,
+        items: &mut BTreeMap<String, T>,
+        event: Event<DynamicObject>,
+        read: impl Fn(&DynamicObject) -> Option<T>,
+    ) -> bool {
         match event {
-            Event::Init => self.listing = Some(BTreeSet::new()),
+            Event::Init => {
+                self.listed = Some(BTreeSet::new());
+                false
+            }
             Event::InitApply(object) => {
-                let key = self.set(&object, read);
-                if let Some(listing) = &mut self.listing {
-                    listing.insert(key);
+                if let Some(listed) = &mut self.listed {
+                    listed.insert(key(&object));
                 }
+                set(items, key(&object), read(&object))
             }
             Event::InitDone => {
-                if let Some(listed) = self.listing.take() {
-                    self.items.retain(|key, _| listed.contains(key));
-                }
                 self.in_sync = true;
+                let Some(listed) = self.listed.take() else { return false };
+                let before = items.len();
+                items.retain(|key, _| listed.contains(key));
+                items.len() != before
             }
-            Event::Apply(object) => drop(self.set(&object, read)),
-            Event::Delete(object) => drop(self.items.remove(&key(&object))),
+            Event::Apply(object) => set(items, key(&object), read(&object)),
+            Event::Delete(object) => items.remove(&key(&object)).is_some(),
         }
     }
+}
 
-    fn set(
-        &mut self,
-        object: &DynamicObject,
-        read: impl Fn(&DynamicObject) -> Option<T>,
-    ) -> String {
-        let key = key(object);
-        match read(object) {
-            Some(item) => drop(self.items.insert(key.clone(), item)),
-            None => drop(self.items.remove(&key)),
-        }
-        key
+fn set<T: PartialEq>(items: &mut BTreeMap<String, T>, key: String, item: Option<T>) -> bool {
+    if items.get(&key) == item.as_ref() {
+        return false;
     }
+    match item {
+        Some(item) => drop(items.insert(key, item)),
+        None => drop(items.remove(&key)),
+    }
+    true
 }
 
 /// `namespace/name`.
@@ -417,18 +465,97 @@ mod tests {
 
     #[test]
     fn a_new_list_takes_away_what_it_lacks() {
-        let mut list = List::known([("shop/old".to_owned(), Service::default())].into());
+        let mut list = Listing::default();
+        let mut items: BTreeMap<_, _> = [("shop/old".to_owned(), Service::default())].into();
         let web = || {
             object(json!({"apiVersion": "v1", "kind": "Service",
                           "metadata": {"name": "web", "namespace": "shop"}, "spec": {}}))
         };
         let read = |object: &DynamicObject| Some(service(object));
-        list.take(Event::Init, read);
-        list.take(Event::InitApply(web()), read);
-        assert_eq!((list.items.len(), list.in_sync), (2, false), "not before it is complete");
-        list.take(Event::InitDone, read);
-        assert_eq!(list.items.keys().collect::<Vec<_>>(), ["shop/web"]);
-        list.take(Event::Delete(web()), read);
-        assert!(list.items.is_empty() && list.in_sync);
+        assert!(!list.take(&mut items, Event::Init, read));
+        assert!(list.take(&mut items, Event::InitApply(web()), read));
+        assert_eq!((items.len(), list.in_sync), (2, false), "not before it is complete");
+        assert!(list.take(&mut items, Event::InitDone, read));
+        assert_eq!(items.keys().collect::<Vec<_>>(), ["shop/web"]);
+        assert!(!list.take(&mut items, Event::Apply(web()), read), "nothing of it is another");
+        assert!(list.take(&mut items, Event::Delete(web()), read));
+        assert!(items.is_empty() && list.in_sync);
+        assert!(!list.take(&mut items, Event::Delete(web()), read));
+    }
+
+    fn resources(ranges: &[&str]) -> Arc<Snapshot> {
+        let ranges: Vec<String> = ranges.iter().map(|cidr| format!("{{cidr: {cidr}}}")).collect();
+        let text = format!(
+            "apiVersion: projectcalico.org/v3\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
+             spec: {{serviceExternalIPs: [{}]}}\n",
+            ranges.join(", ")
+        );
+        let loaded = twill_k8s_api::load_manifests(&text, "test");
+        Arc::new(Snapshot::new(twill_k8s_api::files::catalog([&loaded])))
+    }
+
+    /// What is told about services changes only with what is announced; what was announced is known to
+    /// the next process of the same boot.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_what_is_announced_is_told_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let access = crate::datastore::kubernetes::fake::Fake::default().access();
+        let configured = watch::Sender::new(resources(&["192.0.2.0/24"]));
+        let new = || ServiceWatch::new("node1", &access, directory.path(), configured.subscribe());
+        let of = new();
+        let mut announced = of.announced.subscribe();
+        let mut watching = of.begin();
+        let mut take = |subject: Subject, event| {
+            let is_news = watching.take(&of, &subject, News::Event(Box::new(event)));
+            if is_news {
+                watching.tell(&of);
+            }
+            (is_news, announced.has_changed().unwrap(), announced.borrow_and_update().clone())
+        };
+        let web = |external: &str| {
+            object(json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {"name": "web", "namespace": "shop"},
+                "spec": {"externalTrafficPolicy": "Local", "externalIPs": [external]},
+            }))
+        };
+        let here =
+            |ready: bool| endpoints(json!([{"nodeName": "node1", "conditions": {"ready": ready}}]));
+        take(Subject::services(), Event::Init);
+        take(Subject::services(), Event::InitApply(web("192.0.2.9")));
+        assert_eq!(take(Subject::services(), Event::InitDone).2, None, "not everything was told");
+        take(Subject::endpoint_slices(), Event::Init);
+        take(Subject::endpoint_slices(), Event::InitApply(here(true)));
+        let set = |texts: &[&str]| {
+            Some(texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<Prefix>>())
+        };
+        let both = set(&["192.0.2.0/24", "192.0.2.9/32"]);
+        assert_eq!(take(Subject::endpoint_slices(), Event::InitDone), (true, true, both.clone()));
+        // Another port, another pod's address.
+        let slice = Subject::endpoint_slices();
+        assert_eq!(take(slice.clone(), Event::Apply(here(true))), (false, false, both.clone()));
+        // One in no range.
+        let mut other = web("203.0.113.1");
+        other.metadata.name = Some("other".to_owned());
+        assert_eq!(take(Subject::services(), Event::Apply(other)), (true, false, both));
+        let range = set(&["192.0.2.0/24"]);
+        assert_eq!(take(slice, Event::Apply(here(false))), (true, true, range));
+
+        assert_eq!(new().served_before(), BTreeSet::new(), "it was not written yet");
+        of.write_copy(&watching.known);
+        assert_eq!(new().served_before(), BTreeSet::from([Family::V4]));
+        let text = std::fs::read_to_string(&of.path).unwrap();
+        std::fs::write(&of.path, text.replace(&boot_id().unwrap(), "another boot")).unwrap();
+        assert_eq!(new().served_before(), BTreeSet::new(), "nothing forwards because of that");
+        assert!(new().read_copy().is_some(), "what is known is of use all the same");
+
+        // Without ranges the next process has nothing that it announced.
+        of.write_copy(&watching.known);
+        configured.send_replace(resources(&[]));
+        let mut tasks = Tasks::new();
+        let (mut announced, _problems) = of.start(&mut tasks);
+        announced.wait_for(|told| told.as_ref().is_some_and(BTreeSet::is_empty)).await.unwrap();
+        assert!(!directory.path().join(FILE).exists());
+        tasks.shutdown().await;
     }
 }
