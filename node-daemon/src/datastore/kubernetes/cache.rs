@@ -2,6 +2,7 @@
 //! speaks BGP by it while the API server is away. Passwords are in it, so nobody but root can read it.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -25,7 +26,7 @@ const FORMAT: u32 = 1;
 const FILE: &str = "last-known-good.json";
 
 /// What is in the file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Copy {
     format: u32,
@@ -34,6 +35,16 @@ struct Copy {
     objects: Vec<(String, Value)>,
     /// This node's BlockAffinities, and its BlockRequests for the parts that it has.
     claims: Vec<Value>,
+}
+
+/// The same, borrowed from those who have it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'a> {
+    format: u32,
+    node: &'a str,
+    objects: &'a [(&'a str, &'a Value)],
+    claims: &'a [Value],
 }
 
 /// What was known.
@@ -63,8 +74,9 @@ pub(super) struct Cache {
     right: Right,
     /// Told when it is this process's to write.
     begun: Arc<Notify>,
-    /// What is in the file, as far as this process has written it.
-    written: Option<Copy>,
+    /// A hash of what is in the file, as far as this process has written it, by keys of its own.
+    written: Option<u64>,
+    keys: RandomState,
 }
 
 impl Cache {
@@ -73,7 +85,8 @@ impl Cache {
         make_private_directory(directory)?;
         let path = directory.join(FILE);
         let (node, begun) = (node.to_owned(), Arc::default());
-        Ok(Self { path, node, right: Right::NotYet, begun, written: None })
+        let (written, keys) = (None, RandomState::new());
+        Ok(Self { path, node, right: Right::NotYet, begun, written, keys })
     }
 
     /// Told once it is this process's to write.
@@ -127,39 +140,44 @@ impl Cache {
     /// Replaces it as a whole, if anything is new; `false` while it is not this process's to write.
     pub(super) fn write(
         &mut self,
-        objects: Vec<(String, Value)>,
-        claims: Vec<Value>,
+        objects: &[(&str, &Value)],
+        claims: &[Value],
     ) -> Result<bool, FileError> {
         if self.right != Right::Held {
             return Ok(false);
         }
-        self.replace(Copy { format: FORMAT, node: self.node.clone(), objects, claims })?;
+        self.replace(objects, claims)?;
         Ok(true)
     }
 
     /// The same with other claims only; durable when it returns. Without a copy there is nothing to
     /// write them into, and nothing that names a claim.
-    pub(super) fn write_claims(&mut self, claims: Vec<Value>) -> Result<(), ApiError> {
+    pub(super) fn write_claims(&mut self, claims: &[Value]) -> Result<(), ApiError> {
         if self.right != Right::Held {
             return Err(ApiError::Ending);
         }
-        let Some(before) = self.written.clone().or_else(|| self.parse()) else { return Ok(()) };
-        Ok(self.replace(Copy { claims, ..before })?)
+        // Read again: a second copy in memory would cost more than this does, now and then.
+        let Some(before) = self.parse() else { return Ok(()) };
+        let objects: Vec<_> =
+            before.objects.iter().map(|(plural, object)| (plural.as_str(), object)).collect();
+        Ok(self.replace(&objects, claims)?)
     }
 
-    fn replace(&mut self, copy: Copy) -> Result<(), FileError> {
-        if self.written.as_ref() == Some(&copy) {
-            return Ok(());
-        }
+    fn replace(&mut self, objects: &[(&str, &Value)], claims: &[Value]) -> Result<(), FileError> {
+        let copy = Written { format: FORMAT, node: &self.node, objects, claims };
         let text = serde_json::to_vec(&copy).map_err(|source| FileError::Io {
             action: "write",
             path: self.path.clone(),
             source: source.into(),
         })?;
+        let hash = self.keys.hash_one(&text);
+        if self.written == Some(hash) {
+            return Ok(());
+        }
         // Whether it is there or not: if this fails, nobody knows.
         self.written = None;
         replace_private_file(&self.path, &text)?;
-        self.written = Some(copy);
+        self.written = Some(hash);
         Ok(())
     }
 }
@@ -207,7 +225,8 @@ mod tests {
         let mut cache = Cache::open(directory.path(), "node1").unwrap();
         cache.begin();
         assert!(cache.read().is_none());
-        cache.write(vec![pool()], vec![claim()]).unwrap();
+        let (plural, pool) = pool();
+        cache.write(&[(&plural, &pool)], &[claim()]).unwrap();
         let path = directory.path().join(FILE);
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "passwords are in it");
@@ -230,16 +249,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut old = Cache::open(directory.path(), "node1").unwrap();
         old.begin();
-        assert!(old.write(vec![pool()], vec![claim()]).unwrap());
+        let (plural, pool) = pool();
+        assert!(old.write(&[(&plural, &pool)], &[claim()]).unwrap());
         let mut new = Cache::open(directory.path(), "node1").unwrap();
-        assert!(!new.write(vec![], vec![]).unwrap(), "the one before it still serves");
-        assert!(matches!(new.write_claims(vec![]), Err(ApiError::Ending)));
+        assert!(!new.write(&[], &[]).unwrap(), "the one before it still serves");
+        assert!(matches!(new.write_claims(&[]), Err(ApiError::Ending)));
         old.end();
-        assert!(!old.write(vec![], vec![]).unwrap(), "the one after it may serve already");
+        assert!(!old.write(&[], &[]).unwrap(), "the one after it may serve already");
         assert_eq!(new.read().unwrap().snapshot.pools.len(), 1);
         new.begin();
         // It has written nothing yet, and knows what is there all the same.
-        new.write_claims(vec![]).unwrap();
+        new.write_claims(&[]).unwrap();
         let known = new.read().unwrap();
         assert_eq!((known.snapshot.pools.len(), known.claims.blocks().len()), (1, 0));
     }
@@ -255,6 +275,11 @@ mod tests {
         replace_private_file(&cache.path, b"{}").unwrap();
         cache.begin();
         assert!(left.iter().all(|path| !path.exists()));
-        assert!(cache.write(vec![pool()], vec![]).unwrap());
+        let (plural, pool) = pool();
+        let mut write = || cache.write(&[(&plural, &pool)], &[]).unwrap();
+        assert!(write());
+        // What is there already is not written again.
+        std::fs::remove_file(directory.path().join(FILE)).unwrap();
+        assert!(write() && !directory.path().join(FILE).exists());
     }
 }

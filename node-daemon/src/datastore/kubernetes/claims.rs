@@ -195,7 +195,7 @@ impl ApiClaims {
     fn use_claim(&self, object: &DynamicObject) -> Result<Claim, ApiError> {
         let claim = self.note(object)?;
         let mut cache = lock(&self.cache);
-        if let Err(error) = cache.write_claims(self.kept()) {
+        if let Err(error) = cache.write_claims(&self.kept()) {
             let error = error_chain(&error);
             warn!(error, "the copy for a start without the API server lacks a claim");
         }
@@ -261,7 +261,7 @@ impl ApiClaims {
             false
         });
         let mut cache = lock(&self.cache);
-        cache.write_claims(self.kept())
+        cache.write_claims(&self.kept())
     }
 
     /// Takes the finalizer off, then deletes: an end in between leaves a claim that is still this node's.

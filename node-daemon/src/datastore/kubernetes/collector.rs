@@ -113,6 +113,10 @@ pub(super) struct Collector {
     progress: watch::Sender<Progress>,
     /// A claim is not what it was when it was written here.
     claims_changed: bool,
+    /// Something is that the next snapshot is made of, or decides whether there is one.
+    is_dirty: bool,
+    /// Something is that the copy has otherwise.
+    is_copy_old: bool,
 }
 
 impl Collector {
@@ -145,6 +149,8 @@ impl Collector {
             resources: watch::Sender::default(),
             progress: watch::Sender::new(Progress::Silent),
             claims_changed: false,
+            is_dirty: false,
+            is_copy_old: true,
         }
     }
 
@@ -197,34 +203,41 @@ impl Collector {
         // News of one that is not followed any more may still come.
         let Some(list) = self.lists.get_mut(subject) else { return };
         let event = match news {
-            News::Resumed => return list.fault = None,
+            News::Resumed => return self.is_dirty |= list.fault.take().is_some(),
             News::Failed { text, refused } => {
                 if refused && !subject.is_optional() {
                     self.come_to(Progress::Stuck);
                 }
                 let Some(list) = self.lists.get_mut(subject) else { return };
+                self.is_dirty |= subject.is_optional();
                 let times = list.fault.as_ref().map_or(1, |fault| fault.times.saturating_add(1));
                 return list.fault = Some(Fault { text, refused, times });
             }
             News::Event(event) => *event,
         };
         if !matches!(event, Event::Init | Event::InitApply(_)) {
-            list.fault = None;
+            self.is_dirty |= list.fault.take().is_some();
         }
+        let was_in_sync = list.in_sync;
         list.in_sync |= matches!(event, Event::InitDone);
         let is_in_sync = list.in_sync;
+        self.is_dirty |= was_in_sync != is_in_sync;
         if subject.is_claims() {
+            self.is_copy_old = true;
             self.claims_changed |= self.owned.send_if_modified(|claims| {
                 let before = Arc::clone(claims);
                 take_claim(Arc::make_mut(claims), &event);
                 before.blocks() != claims.blocks()
             });
         } else if let Some(side) = subject.requests() {
+            self.is_copy_old = true;
             // One that somebody removes is made again by who looks after claims.
             self.claims_changed |= matches!(event, Event::Delete(_));
             self.requests.send_modify(|known| take_request(Arc::make_mut(known), side, &event));
         } else {
-            list.take(subject, event);
+            let is_other = list.take(subject, event);
+            self.is_dirty |= is_other;
+            self.is_copy_old |= is_other;
         }
         if is_in_sync {
             self.come_to(Progress::Begun);
@@ -239,9 +252,21 @@ impl Collector {
         });
     }
 
-    /// Makes a snapshot, if everything that it needs is there.
+    /// Makes a snapshot, if everything that it needs is there and it would be another one: kubelets write
+    /// their Nodes all the time, and nothing of that is read.
     fn settle(&mut self) {
         self.tell_faults();
+        if std::mem::take(&mut self.is_dirty) {
+            self.renew();
+        } else if *self.progress.borrow() == Progress::Complete {
+            if std::mem::take(&mut self.claims_changed) {
+                self.resources.send_modify(|_| {});
+            }
+            self.want_copy();
+        }
+    }
+
+    fn renew(&mut self) {
         // These say what else is wanted. What cannot be had of that may be wanted no more.
         let in_sync = |subject: &Subject| self.lists.get(subject).is_some_and(|list| list.in_sync);
         if !Subject::of_every_node(&self.node).iter().all(in_sync) {
@@ -252,6 +277,7 @@ impl Collector {
         let is_other = wanted != self.wanted;
         if is_other {
             self.wanted = wanted;
+            self.is_copy_old = true;
             self.follow_wanted();
         }
         if !self.is_complete() {
@@ -302,24 +328,31 @@ impl Collector {
             }
             changed || claims_changed
         });
-        self.copy_due = self.copy_due.or_else(|| Some(self.copy_rests.max(Instant::now())));
+        self.want_copy();
+    }
+
+    fn want_copy(&mut self) {
+        if self.is_copy_old {
+            self.copy_due = self.copy_due.or_else(|| Some(self.copy_rests.max(Instant::now())));
+        }
     }
 
     /// Writes the copy, if what is in it has changed.
     fn keep_copy(&mut self) {
         let objects = self.lists.iter().flat_map(|(subject, list)| {
-            let plural = subject.kind.plural;
-            list.objects.values().map(move |entry| (plural.to_owned(), entry.manifest.clone()))
+            list.objects.values().map(|entry| (subject.kind.plural, &entry.manifest))
         });
-        let objects = objects.collect();
+        let objects: Vec<_> = objects.collect();
         let started = Instant::now();
         let written = block_in_place(|| {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             // Under the lock: a claim that is given back meanwhile must not be written again.
             let mut claims = self.owned.borrow().manifests();
             claims.extend(self.requests.borrow().manifests());
-            cache.write(objects, claims)
+            cache.write(&objects, &claims)
         });
+        // Until the next change, if it could not be.
+        self.is_copy_old = written.is_err();
         let is_done = written.unwrap_or_else(|error| {
             let error = error_chain(&error);
             warn!(error, "the copy for a start without the API server is out of date");
@@ -379,35 +412,41 @@ impl List {
         Self { objects, ..Self::default() }
     }
 
-    fn take(&mut self, subject: &Subject, event: Event<DynamicObject>) {
+    /// Whether anything that is read is another.
+    fn take(&mut self, subject: &Subject, event: Event<DynamicObject>) -> bool {
         match event {
-            Event::Init => self.listing = Some(BTreeSet::new()),
+            Event::Init => {
+                self.listing = Some(BTreeSet::new());
+                false
+            }
             Event::InitApply(object) => {
-                let name = self.set(subject, &object);
+                let is_other = self.set(subject, &object);
                 if let Some(listing) = &mut self.listing {
-                    listing.insert(name);
+                    listing.insert(object.metadata.name.unwrap_or_default());
                 }
+                is_other
             }
             Event::InitDone => {
-                if let Some(listed) = self.listing.take() {
-                    self.objects.retain(|name, _| listed.contains(name));
-                }
+                let Some(listed) = self.listing.take() else { return false };
+                let before = self.objects.len();
+                self.objects.retain(|name, _| listed.contains(name));
+                self.objects.len() != before
             }
-            Event::Apply(object) => drop(self.set(subject, &object)),
+            Event::Apply(object) => self.set(subject, &object),
             Event::Delete(object) => {
-                self.objects.remove(&object.metadata.name.unwrap_or_default());
+                self.objects.remove(&object.metadata.name.unwrap_or_default()).is_some()
             }
         }
     }
 
-    /// Reads an object. One that is broken now keeps what was last right in it.
-    fn set(&mut self, subject: &Subject, object: &DynamicObject) -> String {
+    /// Reads an object; whether it is another. One that is broken now keeps what was last right in it.
+    fn set(&mut self, subject: &Subject, object: &DynamicObject) -> bool {
         let name = object.metadata.name.clone().unwrap_or_default();
         let manifest = read::trim(subject.kind, object);
         let is_same = |entry: &Entry| entry.manifest == manifest && !entry.loaded.has_errors();
         if self.objects.get(&name).is_some_and(is_same) {
             // A change that nobody here reads.
-            return name;
+            return false;
         }
         let mut loaded = read::load(subject.kind.plural, &name, &manifest);
         // Another object of the same name says nothing about this one.
@@ -418,11 +457,11 @@ impl List {
         {
             keep_last_good(&mut loaded, before.loaded);
             let entry = Entry { manifest: before.manifest, loaded };
-            self.objects.insert(name.clone(), entry);
-            return name;
+            self.objects.insert(name, entry);
+            return true;
         }
-        self.objects.insert(name.clone(), Entry { manifest, loaded });
-        name
+        self.objects.insert(name, Entry { manifest, loaded });
+        true
     }
 }
 
@@ -490,6 +529,62 @@ mod tests {
         assert_eq!(take(Event::Apply(pool("nonsense"))), (kept, right.clone()));
         assert_eq!(take(Event::Apply(pool("10.0.0.0/16"))), (good, right));
         assert_eq!(take(Event::Delete(pool("10.0.0.0/16"))), ((String::new(), 0), None));
+    }
+
+    /// A collector of node1 that nothing is told to but by the test.
+    fn collector() -> (Collector, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path(), "node1").unwrap();
+        let access = crate::datastore::kubernetes::fake::Fake::default().access();
+        let cache = Arc::new(Mutex::new(cache));
+        let (own, problems) = (Own::default(), watch::Sender::default());
+        (Collector::new("node1", &access, cache, Vec::new(), own, problems), directory)
+    }
+
+    /// A kubelet writes its Node every few minutes, of which nothing is read.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_change_that_nobody_reads_makes_no_snapshot_and_no_copy() {
+        let (mut collector, _directory) = collector();
+        collector.cache.lock().unwrap().begin();
+        collector.follow_wanted();
+        let mut tell = |subject: &Subject, event| {
+            collector.take(subject, News::Event(Box::new(event)));
+            collector.settle();
+            let is_wanted = collector.copy_due.is_some();
+            if is_wanted {
+                collector.keep_copy();
+            }
+            is_wanted
+        };
+        let no_mesh: Value = serde_json::from_value(json!({
+            "apiVersion": "projectcalico.org/v3", "kind": "BGPConfiguration",
+            "metadata": {"name": "default"}, "spec": {"nodeToNodeMeshEnabled": false},
+        }))
+        .unwrap();
+        let nodes = Subject::nodes(Some("node1"));
+        let mut subjects = Subject::of_every_node("node1");
+        subjects.push(nodes.clone());
+        for subject in &subjects {
+            tell(subject, Event::Init);
+            if subject.kind.kind == "BGPConfiguration" {
+                let object = serde_json::from_value(no_mesh.clone()).unwrap();
+                tell(subject, Event::InitApply(object));
+            }
+            tell(subject, Event::InitDone);
+        }
+        let node = |label: &str, seen: &str| -> Event<DynamicObject> {
+            let node = json!({
+                "apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": "node1", "labels": {"rack": label}},
+                "status": {"conditions": [{"type": "Ready", "lastHeartbeatTime": seen}]},
+            });
+            Event::Apply(serde_json::from_value(node).unwrap())
+        };
+        assert!(tell(&nodes, node("a", "1")), "it is new");
+        assert!(!tell(&nodes, node("a", "2")), "it is as it was, for those who read it");
+        assert!(tell(&nodes, node("b", "2")));
+        let resources = Arc::clone(&collector.resources.borrow());
+        assert_eq!(resources.nodes["node1"].metadata.labels["rack"], "b");
     }
 
     #[test]

@@ -263,7 +263,7 @@ impl Lending for ApiClaims {
         }
         if is_own {
             self.requests.send_modify(|known| Arc::make_mut(known).set_returning(name));
-            lock(&self.cache).write_claims(self.kept())?;
+            lock(&self.cache).write_claims(&self.kept())?;
         }
         let returned = json!({"returned": true});
         if !self.write_status(name, &returned)? && is_own {

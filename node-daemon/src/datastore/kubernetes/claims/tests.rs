@@ -146,7 +146,7 @@ async fn a_full_pool_is_not_listed_for_each_pod() {
 async fn the_copy_has_a_claim_from_its_first_address_until_it_may_be_anothers() {
     let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
     let store = store(&fake, directory.path(), &pools(&[("a", "10.0.0.0/24", 26)]));
-    lock(&store.cache).write(Vec::new(), Vec::new()).unwrap();
+    lock(&store.cache).write(&[], &[]).unwrap();
     let claim = store.claim(WHO, &blocks).unwrap().unwrap();
     let copy = directory.path().join("last-known-good.json");
     let text = move || std::fs::read_to_string(&copy).unwrap();
