@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 use tracing::{info, warn};
-use twill_k8s_api::{BgpPassword, Loaded, files::catalog};
+use twill_k8s_api::{BgpPassword, BgpPeerSpec, Loaded, files::catalog};
 use twill_types::error_chain;
 
 use super::{
@@ -370,7 +370,17 @@ impl Collector {
             Subject::of_every_node(&self.node).into_iter().collect();
         let default = snapshot.bgp_configurations.get("default").map(|found| &found.spec);
         let has_mesh = default.and_then(|spec| spec.node_to_node_mesh_enabled).unwrap_or(true);
-        let needs_nodes = snapshot.peers.values().any(|peer| peer.spec.depends_on_nodes());
+        // Whether a peer with that address is a reflector, too, and where it listens.
+        let own = snapshot.nodes.get(&self.node);
+        let is_reflector = own.is_some_and(|own| own.route_reflector_cluster_id().is_some());
+        let mut configurations = snapshot.bgp_configurations.iter();
+        let has_ports = configurations
+            .any(|(name, found)| name.starts_with("node.") && found.spec.listen_port.is_some());
+        let depends = |spec: &BgpPeerSpec| {
+            let may_be_node = spec.peer_ip.is_some() && (is_reflector || has_ports);
+            spec.depends_on_nodes() || may_be_node
+        };
+        let needs_nodes = snapshot.peers.values().any(|peer| depends(&peer.spec));
         let only_own = !has_mesh && !needs_nodes;
         wanted.insert(Subject::nodes(only_own.then_some(self.node.as_str())));
         let of_mesh = default.and_then(|spec| spec.node_mesh_password.as_ref());
@@ -541,6 +551,9 @@ mod tests {
         (Collector::new("node1", &access, cache, Vec::new(), own, problems), directory)
     }
 
+    const NO_MESH: &str = "apiVersion: projectcalico.org/v3\nkind: BGPConfiguration\n\
+                           metadata: {name: default}\nspec: {nodeToNodeMeshEnabled: false}\n";
+
     /// A kubelet writes its Node every few minutes, of which nothing is read.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_change_that_nobody_reads_makes_no_snapshot_and_no_copy() {
@@ -585,6 +598,29 @@ mod tests {
         assert!(tell(&nodes, node("b", "2")));
         let resources = Arc::clone(&collector.resources.borrow());
         assert_eq!(resources.nodes["node1"].metadata.labels["rack"], "b");
+    }
+
+    /// Which Nodes a reflector, or who speaks with Nodes on ports of theirs, has to see.
+    #[tokio::test]
+    async fn all_nodes_are_wanted_where_a_peer_may_be_one_of_them() {
+        let (collector, _directory) = collector();
+        let peer = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: rr2}\n\
+                    spec: {peerIP: 192.0.2.12, asNumber: 64512}\n";
+        let reflector = "apiVersion: v1\nkind: Node\nmetadata: {name: node1, annotations: \
+                         {projectcalico.org/RouteReflectorClusterID: 10.0.0.1}}\n";
+        let port = "apiVersion: projectcalico.org/v3\nkind: BGPConfiguration\n\
+                    metadata: {name: node.node2}\nspec: {listenPort: 1179}\n";
+        let wants_all = |manifests: &[&str]| {
+            let text = [&[NO_MESH], manifests].concat().join("---\n");
+            let loaded = twill_k8s_api::load_manifests(&text, "test");
+            assert!(!loaded.has_errors(), "{:?}", loaded.problems);
+            let wanted = collector.wanted_by(&Snapshot::new(catalog([&loaded])));
+            wanted.contains(&Subject::nodes(None))
+        };
+        assert!(!wants_all(&[peer]));
+        assert!(!wants_all(&[reflector]), "it has the ToR alone");
+        assert!(wants_all(&[peer, reflector]), "its peer may be a reflector of its cluster");
+        assert!(wants_all(&[peer, port]), "its peer may listen elsewhere");
     }
 
     #[test]
