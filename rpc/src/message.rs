@@ -22,8 +22,8 @@ use twill_types::{Asn, AttachmentId, Block, Dedication, Family, Prefix};
 pub use twill_types::{Finding, FindingKind, ForeignUse, ReleaseRequest};
 
 /// The version both sides must speak. It changes when a message changes in a way that the other
-/// side cannot ignore; unknown fields are ignored.
-pub const PROTOCOL_VERSION: u16 = 1;
+/// side cannot ignore, and when there is one that it does not know; unknown fields are ignored.
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// First frame of a connection, from the client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -496,4 +496,36 @@ pub enum ErrorKind {
     Mismatch,
     /// A fault of the daemon.
     Internal,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who adds a frame or takes one away changes the version with it: the other side would call it broken, and
+    /// not say that it is of another release.
+    #[test]
+    fn a_version_has_its_frames() {
+        let frames = |error: serde_json::Error| {
+            let text = error.to_string();
+            let names = text.split('`').skip(3).step_by(2);
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let unknown = r#"{"type": "?", "body": null}"#;
+        let requests = serde_json::from_str::<Request>(unknown).map(drop).map_err(frames);
+        let responses = serde_json::from_str::<Response>(unknown).map(drop).map_err(frames);
+        assert_eq!(PROTOCOL_VERSION, 2);
+        assert_eq!(
+            requests.unwrap_err(),
+            "podAnnotations assign endpointUp release check attachments readiness nodeStatus \
+             nodeCheck bgpPeers bgpRoutes bgpExplain bgpRefresh ipamShow ipamFind ipamRelease \
+             ipamReleaseNode ipamCheck"
+        );
+        assert_eq!(
+            responses.unwrap_err(),
+            "podAnnotations assigned done released attachments readiness nodeStatus nodeChecked \
+             bgpPeers bgpRoutes bgpExplained bgpRefreshed ipamShow ipamFound ipamReleased \
+             ipamNodeReleased ipamChecked error"
+        );
+    }
 }
