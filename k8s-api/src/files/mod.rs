@@ -13,12 +13,13 @@ mod requests;
 mod status;
 
 use std::{
+    ffi::OsStr,
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 pub use claims::{Claim, Claims, claim_block, claimed_blocks, read_claim, read_claims};
@@ -265,7 +266,7 @@ fn sweep(directory: &Path) -> Result<Vec<String>, FileError> {
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let entry = entry.map_err(failed("list", directory))?;
         let name = entry.file_name();
-        if name.to_string_lossy().starts_with(TEMPORARY) {
+        if is_temporary(&name) {
             let path = entry.path();
             fs::remove_file(&path).map_err(failed("remove", &path))?;
         } else if let Ok(name) = name.into_string()
@@ -282,10 +283,23 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace_file_as(path, bytes, EVERYONE)
 }
 
-/// Removes what writers that were killed left in a directory. Only for who knows that nobody else writes
-/// there.
-pub fn sweep_leftovers(directory: &Path) -> Result<(), FileError> {
-    sweep(directory).map(drop)
+/// Removes what writers that were killed before a moment left in a directory. Only for who knows that whoever
+/// wrote there then writes there no more.
+pub fn sweep_leftovers(directory: &Path, before: SystemTime) -> Result<(), FileError> {
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let entry = entry.map_err(failed("list", directory))?;
+        // One that is gone by now was no leftover.
+        let changed = entry.metadata().and_then(|found| found.modified());
+        if is_temporary(&entry.file_name()) && changed.is_ok_and(|changed| changed < before) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_temporary(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(TEMPORARY)
 }
 
 /// Replaces a file as a whole; if it is new, nobody but its owner can read it.

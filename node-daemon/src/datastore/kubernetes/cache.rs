@@ -6,6 +6,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,9 @@ pub(super) struct Cache {
     /// A hash of what is in the file, as far as this process has written it, by keys of its own.
     written: Option<u64>,
     keys: RandomState,
+    /// What was written before that is not this process's, with room for a clock that ticks every few
+    /// milliseconds.
+    opened: SystemTime,
 }
 
 impl Cache {
@@ -86,7 +90,8 @@ impl Cache {
         let path = directory.join(FILE);
         let (node, begun) = (node.to_owned(), Arc::default());
         let (written, keys) = (None, RandomState::new());
-        Ok(Self { path, node, right: Right::NotYet, begun, written, keys })
+        let opened = SystemTime::now() - Duration::from_secs(1);
+        Ok(Self { path, node, right: Right::NotYet, begun, written, keys, opened })
     }
 
     /// Told once it is this process's to write.
@@ -98,7 +103,9 @@ impl Cache {
     pub(super) fn begin(&mut self) {
         self.right = Right::Held;
         self.begun.notify_one();
-        let swept = self.path.parent().map_or(Ok(()), sweep_leftovers);
+        // Other tasks write there already.
+        let sweep = |directory| sweep_leftovers(directory, self.opened);
+        let swept = self.path.parent().map_or(Ok(()), sweep);
         if let Err(error) = swept {
             warn!(error = %error_chain(&error), "what a daemon that was killed left in stateDir stays there");
         }
@@ -270,11 +277,19 @@ mod tests {
         let left: Vec<_> = (0..64)
             .map(|number| directory.path().join(format!(".tmp-{}-{number}", std::process::id())))
             .collect();
-        left.iter().for_each(|path| std::fs::write(path, "half").unwrap());
+        let long_ago = SystemTime::now() - Duration::from_secs(60);
+        for path in &left {
+            std::fs::write(path, "half").unwrap();
+            std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+        }
         let mut cache = Cache::open(directory.path(), "node1").unwrap();
         replace_private_file(&cache.path, b"{}").unwrap();
+        // Another task of this process is writing.
+        let fresh = directory.path().join(".tmp-fresh");
+        std::fs::write(&fresh, "half").unwrap();
         cache.begin();
         assert!(left.iter().all(|path| !path.exists()));
+        assert!(fresh.exists(), "it is not renamed yet");
         let (plural, pool) = pool();
         let mut write = || cache.write(&[(&plural, &pool)], &[]).unwrap();
         assert!(write());
