@@ -10,6 +10,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::{Context, bail};
@@ -22,6 +23,10 @@ use crate::{
 /// The plugin, and its other name as a plugin for addresses alone.
 pub(crate) const PLUGIN: &str = "twill";
 pub(crate) const IPAM_PLUGIN: &str = "twill-ipam";
+
+/// When a configuration was changed that runtimes have not been told of: being written for that makes it
+/// newer.
+const UNTOLD: SystemTime = SystemTime::UNIX_EPOCH;
 
 /// What `--role install` reads and writes, and `--role uninstall` removes.
 #[derive(Debug, clap::Args)]
@@ -50,12 +55,13 @@ pub(crate) fn run(config: &Path, places: &Places) -> anyhow::Result<()> {
     }
     let plugin = places.plugin_from.join(PLUGIN);
     let bytes = fs::read(&plugin).with_context(|| format!("cannot read {}", plugin.display()))?;
-    let mut said = vec![replace(&places.plugin_to.join(PLUGIN), &bytes, 0o755)?];
+    let mut said = vec![replace(&places.plugin_to.join(PLUGIN), &bytes, 0o755, None)?];
     said.push(link(&places.plugin_to.join(IPAM_PLUGIN), Path::new(PLUGIN))?);
     let conflist = fs::read(&places.conflist_from)
         .with_context(|| format!("cannot read {}", places.conflist_from.display()))?;
-    let written = replace(&target, &conflist, 0o644)?;
-    if written.changed {
+    let written = replace(&target, &conflist, 0o644, Some(UNTOLD))?;
+    // Or of an installation that was killed before it came to that.
+    if fs::metadata(&target).and_then(|found| found.modified()).is_ok_and(|at| at == UNTOLD) {
         wake(&target, &conflist)?;
     }
     said.push(written);
@@ -72,7 +78,8 @@ pub(crate) fn run(config: &Path, places: &Places) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Definitions of Calico's mean objects that are Calico's. The node stays as it is then.
+/// Definitions of Calico's mean objects that are Calico's. A node stays as it is then. One that has Twill
+/// goes on: its pods need the daemon, whatever somebody has brought into the cluster since.
 fn refuse_strangers(config: &Config, target: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -81,6 +88,14 @@ fn refuse_strangers(config: &Config, target: &Path) -> anyhow::Result<()> {
     let found = runtime.block_on(strangers(config.datastore.kubeconfig.as_deref()));
     match found {
         Ok(found) if found.is_empty() => Ok(()),
+        Ok(found) if target.is_file() => {
+            say(&format!(
+                "WARNING: this cluster has {}, which is not Twill's. Twill is on this node already and \
+                 goes on; no other node gets it until that is removed",
+                found.join(", ")
+            ));
+            Ok(())
+        }
         Ok(found) => bail!(
             "this cluster has {}, which is not Twill's: nothing was changed on this node. Export the \
              objects (kubectl get ... -o yaml), remove Calico with its definitions and its API server, \
@@ -106,9 +121,14 @@ struct Written {
     changed: bool,
 }
 
-/// Makes a file hold exactly this. A reader finds what was there before, or all of it, after a power cut
+/// Makes a file hold exactly this, and be as old as is said. A reader finds what was there before, or all of it, after a power cut
 /// too; whoever executes it meanwhile goes on with the old one.
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<Written> {
+fn replace(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    modified: Option<SystemTime>,
+) -> anyhow::Result<Written> {
     let failed = || format!("cannot write {}", path.display());
     let is_current = fs::metadata(path)
         .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o777 == mode)
@@ -118,6 +138,9 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<Written> {
         let mut file = File::create(&beside).with_context(failed)?;
         file.write_all(bytes).with_context(failed)?;
         file.set_permissions(Permissions::from_mode(mode)).with_context(failed)?;
+        if let Some(modified) = modified {
+            file.set_modified(modified).with_context(failed)?;
+        }
         file.sync_all().with_context(failed)?;
         drop(file);
         rename(&beside, path)?;
@@ -269,6 +292,22 @@ mod tests {
         assert_eq!(io::read_to_string(running).unwrap(), "v1");
         assert_eq!(fs::read(site.places.plugin_to.join("twill")).unwrap(), b"v2, longer");
         assert_eq!(inodes()[1..], before[1..]);
+    }
+
+    #[test]
+    fn runtimes_are_told_by_the_next_installation_if_one_was_killed_before() {
+        let site = Site::new();
+        let target = site.places.conflist_to.join("05-twill.conflist");
+        let modified = || fs::metadata(&target).unwrap().modified().unwrap();
+        let bytes = fs::read(&site.places.conflist_from).unwrap();
+        // All that the one that was killed came to.
+        replace(&target, &bytes, 0o644, Some(UNTOLD)).unwrap();
+        assert_eq!(modified(), UNTOLD);
+        site.install().unwrap();
+        let told = modified();
+        assert!(told > UNTOLD);
+        site.install().unwrap();
+        assert_eq!(modified(), told, "once is enough");
     }
 
     #[test]

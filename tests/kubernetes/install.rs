@@ -94,7 +94,16 @@ pub(crate) fn nothing_comes_onto_a_node_where_calico_is(_: &ApiServer) -> Result
         Ok(())
     })?;
     ensure!(host.files()? == 3, "{} files", host.files()?);
-    Ok(())
+
+    // A node that has Twill goes on when somebody brings one later: its pods need the daemon.
+    let name = "ippools.crd.projectcalico.org";
+    kubectl.run_with_input(&["create", "-f", "-"], &calicos("crd.projectcalico.org"))?;
+    wait_for(&format!("{name} to be told"), LONG, || {
+        let (succeeded, said) = host.install()?;
+        ensure!(succeeded, "it was refused: {said}");
+        ensure!(said.contains(name) && said.contains("goes on"), "{said}");
+        Ok(())
+    })
 }
 
 /// `kubectl apply --server-side` of the manifest leaves a definition of somebody else's as it is, and with it
