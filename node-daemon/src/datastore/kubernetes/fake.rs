@@ -134,7 +134,9 @@ impl Fake {
         let (parts, body) = request.into_parts();
         let body = body.collect_bytes().await?;
         let body = serde_json::from_slice(&body).unwrap_or_default();
-        let path = parts.uri.path().split_once("/v3/").map_or("", |(_, path)| path).to_owned();
+        let path = parts.uri.path();
+        let of_group = path.split_once("/v3/").or_else(|| path.split_once("/api/v1/"));
+        let path = of_group.map_or("", |(_, path)| path).to_owned();
         let mut objects = self.objects.lock().unwrap();
         objects.asked.push((parts.method.clone(), path.clone()));
         let (code, answer) = objects.answer(&parts.method, &path, &body);

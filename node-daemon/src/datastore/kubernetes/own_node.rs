@@ -73,9 +73,10 @@ impl ApiNode {
         resources: watch::Receiver<Arc<Snapshot>>,
         ready: impl Future<Output = ()>,
     ) {
+        let of_node = resources.clone();
         let say = async {
             ready.await;
-            self.say_up().await;
+            self.say_up(of_node).await;
         };
         tokio::join!(self.keep_addresses(resources), say);
     }
@@ -187,27 +188,49 @@ impl ApiNode {
         ))
     }
 
-    /// Says that the network works, unless that stands there.
-    async fn say_up(&self) {
-        while let Err(error) = self.set_condition().await {
-            if !is_conflict(&error) {
-                problems::tell(&self.problems[1], vec![error_chain(&error)]);
+    /// Says that the network works, unless that stands there: once of each Node. One that is deleted and made
+    /// again says of itself what its maker says, and may keep pods away.
+    async fn say_up(&self, mut resources: watch::Receiver<Arc<Snapshot>>) {
+        // The uid of the Node of which it was said.
+        let mut said: Option<Option<String>> = None;
+        loop {
+            let own = resources.borrow_and_update().nodes.get(&self.name).cloned();
+            let is_another = |said: &Option<String>| {
+                own.is_some_and(|own| own.metadata.uid.is_some() && own.metadata.uid != *said)
+            };
+            if said.as_ref().is_none_or(is_another) {
+                match self.set_condition().await {
+                    Ok(uid) => {
+                        said = Some(uid);
+                        problems::tell(&self.problems[1], Vec::new());
+                    }
+                    Err(error) => {
+                        if !is_conflict(&error) {
+                            problems::tell(&self.problems[1], vec![error_chain(&error)]);
+                        }
+                        tokio::time::sleep(AGAIN).await;
+                        continue;
+                    }
+                }
             }
-            tokio::time::sleep(AGAIN).await;
+            if resources.changed().await.is_err() {
+                return;
+            }
         }
-        problems::tell(&self.problems[1], Vec::new());
     }
 
-    async fn set_condition(&self) -> Result<(), DatastoreError> {
-        if is_up(&self.get().await?) {
-            return Ok(());
+    /// The uid of the Node of which it stands there now.
+    async fn set_condition(&self) -> Result<Option<String>, DatastoreError> {
+        let node = self.get().await?;
+        if is_up(&node) {
+            return Ok(node.metadata.uid);
         }
         let patch = condition(&jiff::Timestamp::now().to_string());
         let (params, patch) = (PatchParams::default(), Patch::Strategic(&patch));
         let request = self.api.patch_status(&self.name, &params, &patch);
         self.access.answer("patch", format!("{}/status", self.what()), request).await?;
         info!("said that the network of this node works");
-        Ok(())
+        Ok(node.metadata.uid)
     }
 
     async fn get(&self) -> Result<Node, ApiError> {
@@ -310,6 +333,42 @@ mod tests {
         check(Family::V6, json!([own]), Found::None);
         let other = "192.0.2.12".parse().unwrap();
         check(Family::V4, json!([address("InternalIP", "192.0.2.12")]), Found::Elsewhere(other));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_is_made_again_is_said_to_work() {
+        let fake = crate::datastore::kubernetes::fake::Fake::default();
+        let make = |uid: &str| {
+            let node = json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": uid},
+                "status": {"conditions": [{"type": NETWORK_UNAVAILABLE, "status": "True"}]},
+            });
+            fake.with(|objects| objects.put("nodes/n1", node));
+            let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n1, uid: {uid}}}\n");
+            let loaded = twill_k8s_api::load_manifests(&text, "test");
+            Arc::new(Snapshot::new(twill_k8s_api::files::catalog([&loaded])))
+        };
+        let said = || async {
+            let is_said = || {
+                let node = fake.with(|objects| objects.stored["nodes/n1"].clone());
+                is_up(&serde_json::from_value(node).unwrap())
+            };
+            let wait = async {
+                while !is_said() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
+        };
+        let resources = watch::Sender::new(make("u1"));
+        let own_node = ApiNode::new(&fake.access(), "n1");
+        let of_node = resources.subscribe();
+        let task = tokio::spawn(async move { own_node.say_up(of_node).await });
+        said().await;
+        resources.send_replace(make("u2"));
+        said().await;
+        drop(resources);
+        task.await.unwrap();
     }
 
     #[test]
