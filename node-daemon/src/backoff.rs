@@ -46,10 +46,15 @@ impl Backoff {
 
 /// Half of a pause to all of it.
 pub(crate) fn jittered(pause: Duration) -> Duration {
+    pause / 2 + spread(pause / 2)
+}
+
+/// Any part of a time, so that what happens to all nodes at one moment is not told by all at one moment.
+pub(crate) fn spread(over: Duration) -> Duration {
     // The seed of the standard library's hash tables: another one for each.
     let random = RandomState::new().hash_one(0_u8);
     let share = (random % 1000) as u32;
-    pause / 2 + pause / 2 * share / 1000
+    over * share / 1000
 }
 
 #[cfg(test)]
@@ -72,6 +77,17 @@ mod tests {
         backoff.succeeded();
         assert!(backoff.is_due());
         assert!(backoff.failed() <= second);
+    }
+
+    #[test]
+    fn a_moment_is_spread_over_the_time_and_no_longer() {
+        let over = Duration::from_secs(1000);
+        let parts: BTreeSet<_> = (0..64).map(|_| spread(over)).collect();
+        assert!(parts.len() > 32, "{parts:?}");
+        assert!(parts.iter().all(|part| *part < over), "{parts:?}");
+        let halves = parts.iter().filter(|part| **part < over / 2).count();
+        assert!((1..parts.len()).contains(&halves), "one half alone: {parts:?}");
+        assert_eq!(spread(Duration::ZERO), Duration::ZERO);
     }
 
     #[test]

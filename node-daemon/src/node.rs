@@ -26,6 +26,7 @@ use twill_types::{Family, error_chain};
 
 use crate::{
     api::Api,
+    backoff::spread,
     bgp::{Bgp, Conditions, Identity},
     claims::{self, Claims, OwnedBlocks},
     config::{Config, Toggle},
@@ -458,12 +459,17 @@ async fn report_status(
             // Nothing else depends on it.
             warn!(error = %error_chain(&error), "cannot write the status of the resources");
         }
-        tokio::select! {
-            changed = resources.changed() => if changed.is_err() { return },
-            changed = claims.changed() => if changed.is_err() { return },
-            changed = bgp.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(if failed { STATUS_PAUSE } else { STATUS_AGAIN }) => {}
+        let changed = tokio::select! {
+            changed = resources.changed() => changed,
+            changed = claims.changed() => changed,
+            changed = bgp.changed() => changed,
+            () = tokio::time::sleep(if failed { STATUS_PAUSE } else { STATUS_AGAIN }) => continue,
+        };
+        if changed.is_err() {
+            return;
         }
+        // All nodes hear of a change within milliseconds.
+        tokio::time::sleep(spread(reports.spread())).await;
     }
 }
 

@@ -248,6 +248,9 @@ pub(crate) trait Reports: Send + Sync {
         snapshot: &Snapshot,
         said: BTreeMap<ObjectId, Vec<Condition>>,
     ) -> Result<(), DatastoreError>;
+
+    /// Over how long the nodes of a cluster spread what all of them have to say about one change.
+    fn spread(&self) -> Duration;
 }
 
 /// How full each node's blocks are, told to all.

@@ -21,6 +21,9 @@ use crate::datastore::{DatastoreError, Reports, Snapshot, conditions};
 /// How long what was written is taken for what stands there: somebody may delete it.
 const REWRITE: Duration = Duration::from_secs(600);
 
+/// Ten thousand nodes that hear of a change of a pool would write at one moment.
+const SPREAD: Duration = Duration::from_secs(3);
+
 /// Who writes.
 const MANAGER: &str = "twilld";
 
@@ -71,6 +74,10 @@ impl ApiReports {
 }
 
 impl Reports for ApiReports {
+    fn spread(&self) -> Duration {
+        SPREAD
+    }
+
     fn report(
         &self,
         snapshot: &Snapshot,
