@@ -51,7 +51,7 @@ impl Ipam {
             return Ok(found);
         }
         match &self.pods {
-            Some(pods) => pods.namespace(name).await.map_err(|unknown| again(&unknown)),
+            Some(pods) => pods.namespace(name, deadline).await.map_err(|unknown| again(&unknown)),
             None => Err(RpcError {
                 kind: ErrorKind::TryAgain,
                 message: format!(

@@ -113,7 +113,8 @@ impl ApiPods {
         let what = format!("pods/{} in namespace {}", pod.name, pod.namespace);
         debug!(what, "no watch has told of it: asking for it");
         let api: Api<Pod> = Api::namespaced(self.access.client(), &pod.namespace);
-        let found = self.access.answer("get", &what, api.get_metadata_opt(&pod.name)).await?;
+        let request = self.access.answer("get", &what, api.get_metadata_opt(&pod.name));
+        let found = until(deadline, &what, request).await?;
         let found = found.and_then(|found| KnownPod::of(&metadata_alone(found.metadata)));
         let found = found.ok_or_else(|| Unknown::Absent(what.clone()))?;
         if !pod.uid.as_deref().is_some_and(|uid| found.is(uid)) {
@@ -138,11 +139,16 @@ impl ApiPods {
     }
 
     /// A namespace that no watch has told of.
-    pub(crate) async fn namespace(&self, name: &str) -> Result<PodNamespace, Unknown> {
+    pub(crate) async fn namespace(
+        &self,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<PodNamespace, Unknown> {
         let what = format!("namespaces/{name}");
         debug!(what, "no watch has told of it: asking for it");
         let api: Api<Namespace> = Api::all(self.access.client());
-        let found = self.access.answer("get", &what, api.get_metadata_opt(name)).await?;
+        let request = self.access.answer("get", &what, api.get_metadata_opt(name));
+        let found = until(deadline, &what, request).await?;
         let found = found.ok_or(Unknown::Absent(what))?.metadata;
         let labels = found.labels.unwrap_or_default();
         let namespace = PodNamespace::new(labels, &found.annotations.unwrap_or_default());
@@ -151,6 +157,16 @@ impl ApiPods {
         });
         Ok(namespace)
     }
+}
+
+/// An answer that comes too late for who waits is none.
+async fn until<T>(
+    deadline: Instant,
+    what: &str,
+    answer: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    let late = |_| ApiError::Late { verb: "get", what: what.to_owned() };
+    timeout_at(deadline, answer).await.map_err(late)?
 }
 
 fn metadata_alone(
@@ -272,5 +288,21 @@ impl Copy {
         replace_private_file(&self.path, &text)?;
         self.written = Some(copied);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_an_answer_longer_than_until_the_deadline() {
+        let never = std::future::pending::<Result<(), ApiError>>();
+        let outcome = until(Instant::now(), "pods/a in namespace b", never).await;
+        assert!(
+            matches!(&outcome, Err(ApiError::Late { what, .. }) if what.starts_with("pods/a")),
+            "{outcome:?}"
+        );
+        assert_eq!(until(Instant::now(), "pods/a", async { Ok(7) }).await.unwrap(), 7);
     }
 }
