@@ -1,7 +1,7 @@
 # The image of the node daemon, with the plugin that it installs: programs that are linked statically, and
 # nothing else. hack/image-root and conf/image/files say what is in it.
 #
-#   docker build -t twill:0.1.0 .
+#   docker build -t localhost/twill:0.1.0 .
 ARG RUST=1
 FROM rust:${RUST}-slim-bookworm AS build
 RUN apt-get update \

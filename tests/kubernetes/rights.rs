@@ -111,7 +111,10 @@ pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     let apply = ["apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-"];
     node1.refused(&apply, status, of_node2)?;
     let lease = ["delete", "lease", "-n", "twill-system", "twill-node-node2"];
-    node1.refused(&lease, "", of_node2)?;
+    node1.refused(&lease, "", "cannot delete resource \"leases\"")?;
+    // Its own goes with its Node, and the controller does that.
+    let lease = ["delete", "lease", "-n", "twill-system", "twill-node-node1"];
+    node1.refused(&lease, "", "cannot delete resource \"leases\"")?;
 
     requests(&site, &node1)?;
 
