@@ -102,6 +102,8 @@ pub(crate) fn kustomize_and_helm_write_the_objects_of_the_manifest(api: &ApiServ
     for wanted in ["localhost/twill:v9", "/k3s/net.d", "192.0.2.1"] {
         ensure!(text.contains(wanted), "{wanted} is missing: {text}");
     }
+    // The installer and the daemon.
+    ensure!(text.matches("192.0.2.1").count() == 2, "{text}");
     let absent = ["kind: Deployment", "kind: CustomResourceDefinition", ":0.1.0"];
     ensure!(!absent.iter().any(|absent| text.contains(absent)), "{text}");
     Ok(())

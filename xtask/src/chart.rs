@@ -47,6 +47,15 @@ const PODS: Changes = &[
 ];
 
 const DAEMON_SET: Changes = &[
+    // It asks the API server, too.
+    (
+        "command: [/usr/bin/twilld, --role, install]\n",
+        "command: [/usr/bin/twilld, --role, install]\n          \
+         {{- with .Values.apiServer }}{{ if .host }}\n          env:\n            \
+         - {name: KUBERNETES_SERVICE_HOST, value: {{ .host | quote }}}\n            \
+         - {name: KUBERNETES_SERVICE_PORT, value: {{ .port | quote }}}\n          \
+         {{- end }}{{ end }}\n",
+    ),
     (
         "nodeSelector: {kubernetes.io/os: linux}",
         "nodeSelector: {{ toJson .Values.node.nodeSelector }}",
