@@ -16,7 +16,7 @@ BENCH ?= --out bench/results
 BENCH_BGP ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill soak simulate fuzz bench bench-bgp bench-rib build plugin lint fmt crds manifest tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill test-outage soak simulate fuzz bench bench-bgp bench-rib build plugin lint fmt crds manifest tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -67,6 +67,10 @@ test-kubernetes: tools build ## CRDs and node daemons on a real API server; a wh
 	@hack/install-tools kubernetes
 	@hack/build-go-tools kubernetes containerd helm
 	$(CARGO) test --locked --no-fail-fast --package twill-tests --test kubernetes --test cluster
+
+test-outage: build ## the API server away for OUTAGE (60) seconds under pods that come and go on a cluster (root, Go)
+	TWILL_OUTAGE_SECONDS=$(or $(OUTAGE),60) \
+	    $(CARGO) test --locked --package twill-tests --test cluster -- restarts::pods_come_and_go
 
 bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench

@@ -1,16 +1,43 @@
 //! A node without a daemon, and one that goes for good.
 
-use std::{fs, sync::Mutex};
+use std::{fs, sync::Mutex, time::Instant};
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use twill_tests::{programs, wait::wait_for};
 
 use super::{
     LONG,
-    site::{SELECTED, Site, lock},
+    site::{DOOMED as NEW, GONE_NODE, SELECTED, Site, UNSELECTED, lock},
 };
 
-const NEW: &str = "node4";
+/// Each daemon has said where its node is and that its network works; the controller is led.
+pub(crate) fn nodes_say_where_they_are(site: &Mutex<Site>) -> Result<()> {
+    let site = lock(site)?;
+    for name in [SELECTED[0], SELECTED[1], UNSELECTED] {
+        wait_for("what the daemon adds to its Node", LONG, || {
+            let node = site.kubectl().json(&["get", "node", name])?;
+            let address = &node["metadata"]["annotations"]["projectcalico.org/IPv4Address"];
+            let own = format!("{}/24", site.cluster.node(name)?.address());
+            ensure!(*address == own.as_str(), "{address} instead of {own}");
+            let unavailable = site.condition(name, "NetworkUnavailable")?;
+            let is_up = unavailable["status"] == "False" && unavailable["reason"] == "TwillIsUp";
+            ensure!(is_up, "{unavailable}");
+            Ok(())
+        })?;
+    }
+    let lease = ["get", "lease", "twill-controller", "-n", "twill-system"];
+    let lease = site.kubectl().json(&lease)?;
+    let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+    ensure!(!holder.is_empty(), "nobody leads: {lease}");
+    wait_for("the pool to be accepted", LONG, || {
+        let pool = site.kubectl().json(&["get", "ippool", "app"])?;
+        let conditions = pool["status"]["conditions"].as_array().into_iter().flatten();
+        let is_accepted = |c: &Value| c["type"] == "Accepted" && c["status"] == "True";
+        ensure!(conditions.into_iter().any(is_accepted), "{}", pool["status"]);
+        Ok(())
+    })
+}
 
 /// Plugin and configuration are on the node, and no daemon ever was: containerd asks STATUS, and the node
 /// is not ready and says why. It is once the daemon has come.
@@ -18,7 +45,6 @@ pub(crate) fn a_node_is_not_ready_before_its_first_daemon(site: &Mutex<Site>) ->
     let mut site = lock(site)?;
     // Without the image, the daemon's pod waits.
     site.cluster.add_nodes(&[NEW], &[])?;
-    site.introduce(NEW)?;
     let settings = site.cluster.directory().join("install.yaml");
     fs::write(&settings, "datastore: {type: file}\n")?;
     let node = site.cluster.node(NEW)?;
@@ -42,14 +68,13 @@ pub(crate) fn a_node_is_not_ready_before_its_first_daemon(site: &Mutex<Site>) ->
     site.wait_rollout()
 }
 
-/// A node loses its power and is deleted. The others lose their session with it and its routes, and nobody
-/// gets its block before it is said that it will not come back.
-pub(crate) fn a_deleted_node_keeps_its_block(site: &Mutex<Site>) -> Result<()> {
+/// A node loses its power and is deleted. The router loses its routes, and the controller frees its block once it
+/// has been gone for long enough.
+pub(crate) fn what_a_deleted_node_had_is_free(site: &Mutex<Site>) -> Result<()> {
     let mut site = lock(site)?;
     if site.cluster.node(NEW).is_err() {
         let image = site.image.clone();
         site.cluster.add_nodes(&[NEW], &[image])?;
-        site.introduce(NEW)?;
         site.wait_rollout()?;
     }
     site.kubectl().run(&["label", "node", NEW, "env=prod"])?;
@@ -73,9 +98,23 @@ pub(crate) fn a_deleted_node_keeps_its_block(site: &Mutex<Site>) -> Result<()> {
     site.cluster.cut_power(NEW)?;
     site.kubectl().run(&["delete", "deployment", "app"])?;
     site.kubectl().run(&["delete", "pods", "-l", "app=app", "--force", "--grace-period=0"])?;
+    let deleted = Instant::now();
     site.kubectl().run(&["delete", "node", NEW])?;
     let claims = site.kubectl().run(&["get", "blockaffinities"])?;
     ensure!(claims.contains(&block), "{claims}");
+    wait_for("the router to miss the node", LONG, || {
+        let routes = site.cluster.tor().bird().routes_from(NEW)?;
+        ensure!(routes.is_empty(), "{routes:?}");
+        Ok(())
+    })?;
+    wait_for("the claim to be free", LONG + GONE_NODE, || {
+        let claims = site.kubectl().json(&["get", "blockaffinities"])?;
+        let mut claims = claims["items"].as_array().into_iter().flatten();
+        let is_kept = claims.any(|claim| claim["spec"]["node"] == NEW);
+        ensure!(!is_kept, "{NEW} has a claim");
+        Ok(())
+    })?;
+    ensure!(deleted.elapsed() >= GONE_NODE, "its claim was free after {:?}", deleted.elapsed());
     // Those who are left go on.
     site.deploy("app", 2, super::addresses::ON_SELECTED)?;
     let pods = site.wait_ready("app", 2)?;

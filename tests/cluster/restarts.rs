@@ -1,15 +1,22 @@
 //! What ends and comes back under pods that go on.
 
-use std::sync::Mutex;
+use std::{
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use twill_tests::wait::{wait_for, wait_until};
 
 use super::{
     LONG,
     addresses::ON_SELECTED,
-    site::{Pod, SELECTED, Site, lock},
+    site::{GONE_POD, Pod, SELECTED, Site, lock},
 };
+
+/// Between two looks at what must not change.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Two pods that have to stay as they are, one on each node.
 struct Kept(Vec<Pod>);
@@ -24,6 +31,23 @@ impl Kept {
 
     fn reach(&self, site: &Site) -> Result<()> {
         site.pings(&self.0[0], &self.0[1])
+    }
+
+    /// Kills their sandboxes, and waits until each has another one: DEL and ADD.
+    fn replace_sandboxes(&self, site: &Site) -> Result<()> {
+        for pod in &self.0 {
+            let node = site.cluster.node(&pod.node)?;
+            let before = node.running_sandboxes(&pod.name)?;
+            for sandbox in &before {
+                node.ctr(&["tasks", "kill", "--signal", "SIGKILL", sandbox])?;
+            }
+            wait_for(&format!("another sandbox of {}", pod.name), LONG, || {
+                let running = node.running_sandboxes(&pod.name)?;
+                ensure!(running.iter().any(|id| !before.contains(id)), "{running:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// They are the same, have never been started again, and reach each other; a new one on each node
@@ -98,12 +122,19 @@ pub(crate) fn a_replaced_daemon_frees_nothing(site: &Mutex<Site>) -> Result<()> 
         site.wait_rollout()?;
         site.wait_used(2)?;
     }
+    // Long enough for both to have looked again at what was gone when they came.
+    let past = Instant::now() + GONE_POD + GONE_POD / 2;
+    while Instant::now() < past {
+        let used = site.used()?;
+        ensure!(used == 2, "{used} addresses in use");
+        thread::sleep(LOOK);
+    }
     kept.check(&site)?;
     site.remove("kept")
 }
 
 /// The API server goes while pods are being made. The kubelets go on with what they know, sandboxes that
-/// die are made again, and all is well once it is back.
+/// die are made again, over and over as long as `TWILL_OUTAGE_SECONDS` says, and all is well once it is back.
 pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Result<()> {
     const PODS: usize = 10;
     let mut site = lock(site)?;
@@ -112,19 +143,17 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
     wait_until("pods to be placed", LONG, || {
         Ok(site.pods("churn")?.iter().all(|pod| pod["spec"]["nodeName"].is_string()))
     })?;
+    let outage = match std::env::var("TWILL_OUTAGE_SECONDS") {
+        Ok(seconds) => Duration::from_secs(seconds.parse().context("TWILL_OUTAGE_SECONDS")?),
+        Err(_) => Duration::ZERO,
+    };
     site.cluster.api_mut().kill_server()?;
-    // A sandbox that dies is replaced: DEL and ADD, with nobody to ask.
-    for pod in &kept.0 {
-        let node = site.cluster.node(&pod.node)?;
-        let before = node.sandboxes(&pod.name)?;
-        for sandbox in &before {
-            node.ctr(&["tasks", "kill", "--signal", "SIGKILL", sandbox])?;
+    let end = Instant::now() + outage;
+    loop {
+        kept.replace_sandboxes(&site)?;
+        if Instant::now() >= end {
+            break;
         }
-        wait_for(&format!("another sandbox of {}", pod.name), LONG, || {
-            let running = node.running_sandboxes(&pod.name)?;
-            ensure!(running.iter().any(|id| !before.contains(id)), "{running:?}");
-            Ok(())
-        })?;
     }
     site.cluster.api_mut().start_server()?;
     site.wait_ready("churn", PODS)?;

@@ -26,10 +26,18 @@ pub(crate) const SELECTED: [&str; 2] = ["node1", "node2"];
 pub(crate) const UNSELECTED: &str = "node3";
 
 /// Whom the router peers with. The last one is there in one case only.
-const NODES: [&str; 4] = ["node1", "node2", "node3", "node4"];
+const NODES: [&str; 4] = ["node1", "node2", "node3", DOOMED];
+pub(crate) const DOOMED: &str = "node4";
 
 /// Of the HTTP endpoint in `conf/install/twilld.yaml`.
 const METRICS: u16 = 9190;
+
+/// The annotation that chooses pools.
+pub(crate) const POOLS: &str = "cni.projectcalico.org/ipv4pools";
+
+/// How long a pod and a node are gone before what they had is free.
+pub(crate) const GONE_POD: Duration = Duration::from_secs(10);
+pub(crate) const GONE_NODE: Duration = Duration::from_secs(20);
 
 const RESOURCES: &str = "\
 apiVersion: projectcalico.org/v3
@@ -63,12 +71,13 @@ pub(crate) struct Pod {
     pub(crate) address: IpAddr,
 }
 
-/// The site for one case. A case that failed has left its pods.
+/// The site for one case. A case that failed has left its pods, and what it said of their namespace.
 pub(crate) fn lock(site: &Mutex<Site>) -> Result<MutexGuard<'_, Site>> {
     let mut site = site.lock().unwrap_or_else(PoisonError::into_inner);
     site.cluster.alive()?;
     let left = site.kubectl().run(&["get", "deployments", "--output=name"])?;
     if !left.is_empty() {
+        site.kubectl().run(&["annotate", "namespace", "default", &format!("{POOLS}-")])?;
         site.kubectl().run(&["delete", "deployments", "--all"])?;
         let gone = ["wait", "--for=delete", "pods", "--all", "--timeout=60s"];
         site.kubectl().run(&gone)?;
@@ -80,7 +89,14 @@ impl Site {
     /// Starts the cluster, installs Twill, and waits until it is ready everywhere.
     pub(crate) fn start() -> Result<Self> {
         let neighbors = NODES.iter().enumerate().map(|(number, name)| {
-            Neighbor::new(name, &format!("192.168.{}.10", number + 1), 64512).local(Tor::ADDRESS)
+            let address = format!("192.168.{}.10", number + 1);
+            let neighbor = Neighbor::new(name, &address, 64512).local(Tor::ADDRESS);
+            // The one that goes without a word should be missed soon, and not be waited for.
+            if *name == DOOMED {
+                neighbor.option("hold time 15").option("graceful restart off")
+            } else {
+                neighbor
+            }
         });
         let bird = BirdConfig::new(Tor::ADDRESS, 64513);
         let bird = neighbors.fold(bird, BirdConfig::neighbor);
@@ -90,26 +106,44 @@ impl Site {
         let image = image::twill(&place)?;
         cluster.add_nodes(&NODES[..3], std::slice::from_ref(&image))?;
         let site = Self { cluster, image };
-        for name in &NODES[..3] {
-            site.introduce(name)?;
-        }
         for name in SELECTED {
             site.kubectl().run(&["label", "node", name, "env=prod"])?;
         }
-        let manifest = programs::source("conf/install/twill.yaml");
-        let apply = ["apply", "--server-side", "-f", &manifest.to_string_lossy()];
-        site.kubectl().run(&apply)?;
+        site.install()?;
         wait_for("the kinds to be served", LONG, || site.apply(RESOURCES))?;
         site.wait_rollout()?;
+        site.wait_controller()?;
         site.cluster.tor().bird().wait_established(&NODES[..3], LONG)?;
         Ok(site)
     }
 
-    /// Tells Twill the address of a node.
-    pub(crate) fn introduce(&self, node: &str) -> Result<()> {
-        let address = self.cluster.node(node)?.address();
-        let annotation = format!("projectcalico.org/IPv4Address={address}/24");
-        self.kubectl().run(&["annotate", "node", node, &annotation]).map(drop)
+    /// Installs Twill by an overlay, which gives it a configuration of its own.
+    fn install(&self) -> Result<()> {
+        let directory = self.cluster.directory().join("install");
+        let base = directory.join("base");
+        fs::create_dir_all(&base)?;
+        for file in ["kustomization.yaml", "twill.yaml"] {
+            let from = programs::source("conf/install").join(file);
+            fs::copy(&from, base.join(file))
+                .with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+        let config = fs::read_to_string(programs::source("conf/install/twilld.yaml"))?;
+        let graces = format!(
+            "reconcile: {{intervalSeconds: 2, graceSeconds: {}}}\nipam: {{goneNodeGraceSeconds: {}}}\n",
+            GONE_POD.as_secs(),
+            GONE_NODE.as_secs()
+        );
+        let config: String =
+            (config + &graces).lines().map(|line| format!("        {line}\n")).collect();
+        let overlay = format!(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [base]\n\
+             patches:\n- patch: |\n    apiVersion: v1\n    kind: ConfigMap\n    \
+             metadata: {{name: twill, namespace: twill-system}}\n    data:\n      \
+             twilld.yaml: |\n{config}"
+        );
+        fs::write(directory.join("kustomization.yaml"), overlay)?;
+        let apply = ["apply", "--server-side", "-k", &directory.to_string_lossy()];
+        self.kubectl().run(&apply).map(drop)
     }
 
     pub(crate) fn kubectl(&self) -> Kubectl<'_> {
@@ -126,12 +160,29 @@ impl Site {
         self.kubectl().run(&[&status[..], &["--timeout=60s"]].concat()).map(drop)
     }
 
+    /// Waits until the controller's pod is ready.
+    pub(crate) fn wait_controller(&self) -> Result<()> {
+        let status = ["rollout", "status", "deployment/twill-controller", "-n", "twill-system"];
+        self.kubectl().run(&[&status[..], &["--timeout=60s"]].concat()).map(drop)
+    }
+
     /// A deployment of pods that live, `more` in each pod's spec.
     pub(crate) fn deploy(&self, name: &str, replicas: usize, more: &str) -> Result<()> {
+        self.deploy_annotated(name, replicas, "", more)
+    }
+
+    /// The same, `annotations` on each pod.
+    pub(crate) fn deploy_annotated(
+        &self,
+        name: &str,
+        replicas: usize,
+        annotations: &str,
+        more: &str,
+    ) -> Result<()> {
         self.apply(&format!(
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  \
              replicas: {replicas}\n  selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    \
-             metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
+             metadata: {{labels: {{app: {name}}}, annotations: {{{annotations}}}}}\n    spec:\n      \
              terminationGracePeriodSeconds: 0\n      automountServiceAccountToken: false\n      dnsPolicy: Default\n      \
              topologySpreadConstraints:\n      - maxSkew: 1\n        \
              topologyKey: kubernetes.io/hostname\n        whenUnsatisfiable: DoNotSchedule\n        \
@@ -284,12 +335,17 @@ impl Site {
 
     /// A node's condition Ready: its status, its message, and since when.
     pub(crate) fn node_ready(&self, node: &str) -> Result<(bool, String, String)> {
-        let found = self.kubectl().json(&["get", "node", node])?;
-        let conditions = found["status"]["conditions"].as_array().into_iter().flatten();
-        let ready = conditions.into_iter().find(|c| c["type"] == "Ready");
-        let ready = ready.with_context(|| format!("{node} has no condition Ready"))?;
+        let ready = self.condition(node, "Ready")?;
         let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
         Ok((text("status") == "True", text("message"), text("lastTransitionTime")))
+    }
+
+    /// A condition of a node.
+    pub(crate) fn condition(&self, node: &str, kind: &str) -> Result<Value> {
+        let found = self.kubectl().json(&["get", "node", node])?;
+        let mut conditions = found["status"]["conditions"].as_array().into_iter().flatten();
+        let found = conditions.find(|condition| condition["type"] == kind);
+        found.cloned().with_context(|| format!("{node} has no condition {kind}"))
     }
 }
 

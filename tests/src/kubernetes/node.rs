@@ -262,11 +262,14 @@ maxPods: 250
 registryPullQPS: 0
 "#;
 
-/// No limit of its own on tracked connections: that one would be the whole machine's.
+/// No limit of its own on tracked connections: that one would be the whole machine's. What does not come from a pod
+/// comes from outside, so that answers of services to the router's side come back this way.
 const PROXY: &str = r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 clientConnection: {kubeconfig: KUBECONFIG}
 mode: nftables
 conntrack: {maxPerCore: 0}
+detectLocalMode: InterfaceNamePrefix
+detectLocal: {interfaceNamePrefix: twl}
 metricsBindAddress: 127.0.0.1:10249
 "#;
