@@ -16,7 +16,7 @@ BENCH ?= --out bench/results
 BENCH_BGP ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill test-outage soak simulate fuzz bench bench-bgp bench-rib build plugin lint fmt crds manifest tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill test-outage soak simulate fuzz bench bench-bgp bench-rib scale build plugin lint fmt crds manifest tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -83,6 +83,12 @@ bench-bgp: tools ## the speaker beside BIRD and FRR, into bench/results/ (root; 
 
 bench-rib: ## time and memory of the speaker's tables, without a network
 	$(CARGO) run --locked --release --bin twill-bench-rib -- $(BENCH_RIB)
+
+scale: tools ## what NODES (1000) nodes ask of the API server, into bench/results/ (SCALE="--mesh") (root, Go; an hour)
+	@hack/install-tools kubernetes
+	@hack/build-go-tools kubernetes
+	$(CARGO) build --locked --release --bin twilld --bin twill-bench-scale
+	$(TARGET_DIR)/release/twill-bench-scale --nodes $(or $(NODES),1000) $(or $(SCALE),--out bench/results)
 
 build: ## all programs, for demo and tests
 	$(CARGO) build --locked --workspace --bins

@@ -13,6 +13,7 @@ mod echo;
 mod ipam;
 mod measure;
 mod report;
+pub mod scale;
 mod svg;
 mod timings;
 

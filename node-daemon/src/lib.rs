@@ -28,6 +28,7 @@ mod controller;
 mod datastore;
 mod desired;
 mod explain;
+pub mod fleet;
 mod gone;
 mod heartbeat;
 mod host;

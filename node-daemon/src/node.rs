@@ -442,7 +442,7 @@ const STATUS_PAUSE: Duration = Duration::from_secs(10);
 const STATUS_AGAIN: Duration = Duration::from_secs(600);
 
 /// Keeps what this node says about each object up to date.
-async fn report_status(
+pub(crate) async fn report_status(
     reports: Arc<dyn Reports>,
     mut resources: watch::Receiver<Arc<Snapshot>>,
     [mut claims, mut bgp]: [watch::Receiver<BTreeMap<ObjectId, Vec<Condition>>>; 2],

@@ -23,6 +23,7 @@ mod nodes;
 mod packages;
 mod pods;
 mod rights;
+mod scale;
 mod services;
 mod tables;
 mod twillctl;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         pods::a_node_writes_of_its_node_only_what_it_should,
         services::addresses_of_services_are_announced,
         rights::a_node_writes_only_what_is_its_own,
+        scale::what_a_node_asks_for_does_not_grow_with_the_cluster,
         twillctl::tables_are_those_of_files,
         twillctl::manifests_are_written_and_taken_away,
         twillctl::a_part_of_an_object_is_changed,

@@ -24,6 +24,7 @@ mod requests;
 mod services;
 mod strangers;
 mod subject;
+mod transport;
 mod version;
 mod watching;
 
@@ -65,7 +66,7 @@ const FRESH: Duration = Duration::from_millis(800);
 const ANSWERING: Duration = Duration::from_secs(5);
 
 /// Connects, and waits until everything was told once, or takes what was last known.
-pub(super) async fn open(
+pub(crate) async fn open(
     kubeconfig: Option<&Path>,
     state_dir: &Path,
     node: &str,

@@ -15,7 +15,7 @@ use kube::{
 use tokio::{runtime::Handle, sync::watch, task::block_in_place, time::timeout};
 use twill_k8s_api::files::FileError;
 
-use super::deaths::Deaths;
+use super::{deaths::Deaths, transport};
 
 /// How long one request may take. Who waits for it is the task that claims blocks.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -26,9 +26,9 @@ const LIST_DEADLINE: Duration = Duration::from_secs(15);
 /// For how long nothing is asked after a request without an answer: who waits for it has more to do.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// After how long without an octet a connection is dead. A watch that has nothing to say ends by itself
-/// before that.
-const STALLED: Duration = Duration::from_secs(300);
+/// After how long without an octet a connection is dead: a watch that has nothing to say has a bookmark every
+/// minute. One of HTTP/2 is asked more often.
+const STALLED: Duration = Duration::from_secs(180);
 
 /// The namespace of conf/rbac.
 const NAMESPACE: &str = "twill-system";
@@ -127,11 +127,9 @@ impl Access {
         };
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(STALLED);
-        // Each request has a deadline of its own, and a later attempt is the caller's to decide.
-        config.default_retry = false;
         let namespace = config.default_namespace.clone();
         let client =
-            Client::try_from(config).map_err(|source| ApiError::Client(Box::new(source)))?;
+            transport::client(config).map_err(|source| ApiError::Client(Box::new(source)))?;
         Ok(Self::with_client(client, namespace))
     }
 

@@ -32,6 +32,7 @@ pub(super) const BLOCK_REQUESTS: ApiKind = own("BlockRequest", "blockrequests");
 /// What nodes tell about themselves.
 pub(super) const NODE_STATUSES: ApiKind = own("CalicoNodeStatus", "caliconodestatuses");
 const NODES: ApiKind = core("Node", "nodes");
+const NAMESPACES: ApiKind = core("Namespace", "namespaces");
 const PODS: ApiKind = core("Pod", "pods");
 const SECRETS: ApiKind = core("Secret", "secrets");
 const SERVICES: ApiKind = core("Service", "services");
@@ -51,7 +52,7 @@ const EVERYWHERE: [ApiKind; 8] = [
     own("IPAMConfiguration", "ipamconfigurations"),
     own("IPAMConfig", "ipamconfigs"),
     own("IPReservation", "ipreservations"),
-    core("Namespace", "namespaces"),
+    NAMESPACES,
 ];
 
 impl ApiKind {
@@ -106,9 +107,10 @@ impl Subject {
         Self { kind: PODS, namespace: None, field: Some(format!("spec.nodeName={node}")) }
     }
 
-    /// Whether the metadata are all that is asked for: a kubelet changes a pod's status many times.
+    /// Whether the metadata are all that is asked for, as nothing else is read. A kubelet writes a status many
+    /// times, and that of a Node is several times as long as the rest of it.
     pub(super) fn is_metadata_alone(&self) -> bool {
-        self.kind == PODS
+        [PODS, NODES, NAMESPACES].contains(&self.kind)
     }
 
     /// One Secret.

@@ -33,6 +33,11 @@ const EXPIRED: Duration = Duration::from_secs(60);
 /// connection may take.
 const SETTLED: Duration = Duration::from_secs(3);
 
+/// How long a watch may go on: as long as the API server sees fit, which is between half an hour and an hour and
+/// another time for each. Else all watches of all nodes that started together would begin anew together,
+/// every five minutes. What is dead is noticed by the connection.
+const ENDLESS: u32 = 0;
+
 /// What a watch has to say.
 pub(super) enum News {
     /// A change, or a part of a list.
@@ -50,7 +55,7 @@ pub(super) async fn follow(
     news: mpsc::Sender<(Subject, News)>,
 ) {
     let resource = subject.kind.resource();
-    let mut config = watcher::Config::default();
+    let mut config = watcher::Config::default().timeout(ENDLESS);
     if !subject.is_own() {
         // From the API server's memory. Not for what is written here: what was given back must not show
         // again.
@@ -201,7 +206,67 @@ pub(super) fn start(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
     use super::*;
+
+    /// Follows until a watch has begun; the list's and the watch's URI and what they accept.
+    async fn asked(subject: Subject) -> Vec<(String, String)> {
+        let asked = Arc::<Mutex<Vec<(String, String)>>>::default();
+        let (sender, mut news) = mpsc::channel(8);
+        let (notes, watching) = (Arc::clone(&asked), Arc::new(tokio::sync::Notify::new()));
+        let begun = Arc::clone(&watching);
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let uri = request.uri().to_string();
+            let accept = request.headers().get("accept").and_then(|accept| accept.to_str().ok());
+            let accept = accept.unwrap_or_default().to_owned();
+            let is_watch = uri.contains("watch=true");
+            notes.lock().unwrap().push((uri, accept));
+            let begun = Arc::clone(&begun);
+            async move {
+                if is_watch {
+                    begun.notify_one();
+                    return std::future::pending().await;
+                }
+                let list = json!({"metadata": {"resourceVersion": "1"}, "items": []});
+                Ok::<_, kube::Error>(Response::new(Body::from(list.to_string().into_bytes())))
+            }
+        });
+        let client = kube::Client::new(server, "default");
+        let task = tokio::spawn(follow(client, subject, sender));
+        tokio::select! {
+            () = watching.notified() => {}
+            () = async { while news.recv().await.is_some() {} } => panic!("it ended"),
+        }
+        task.abort();
+        let asked = asked.lock().unwrap().clone();
+        asked
+    }
+
+    #[tokio::test]
+    async fn the_server_says_how_long_a_watch_goes_on() {
+        for subject in Subject::of_every_node("node1") {
+            let asked = asked(subject).await;
+            let [_, (watch, _)] = &asked[..] else { panic!("{asked:?}") };
+            assert!(watch.contains("timeoutSeconds=0"), "{watch}");
+            assert!(watch.contains("allowWatchBookmarks=true"), "{watch}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_kubelets_write_is_asked_for_without_its_status() {
+        let namespaces = |subject: &Subject| subject.kind.kind == "Namespace";
+        let namespaces = Subject::of_every_node("node1").into_iter().find(namespaces).unwrap();
+        for subject in [Subject::nodes(None), Subject::nodes(Some("a")), namespaces] {
+            for (uri, accept) in asked(subject).await {
+                assert!(accept.contains("as=PartialObjectMetadata"), "{uri}: {accept}");
+            }
+        }
+    }
 
     #[test]
     fn versions_that_are_too_old_again_and_again_are_listed_ever_later() {

@@ -1,0 +1,5 @@
+//! `twill-bench-scale`: what a large cluster costs its API server.
+
+fn main() -> anyhow::Result<()> {
+    twill_bench::scale::main()
+}
