@@ -78,10 +78,12 @@ impl Member {
     /// Starts the node's tasks, and waits until it has its blocks. It has to be called in a
     /// runtime of several threads, which needs one that may block for each node that starts.
     pub async fn start(&self) -> anyhow::Result<Running> {
-        let datastore = kubernetes::open(Some(&self.kubeconfig), &self.state_dir, &self.node);
+        let mut tasks = JoinSet::new();
+        let (kubeconfig, problems) = (Some(self.kubeconfig.as_path()), watch::Sender::default());
+        let datastore =
+            kubernetes::open(kubeconfig, &self.state_dir, &self.node, problems, &mut tasks);
         let datastore = datastore.await.with_context(|| format!("{} cannot start", self.node))?;
         datastore.tenure.begin();
-        let mut tasks = JoinSet::new();
         let conditions = self.start_tasks(&datastore, &mut tasks);
         let claims = self.claims(&datastore, &conditions).await?;
         let fills = datastore.fills.clone().context("nobody wants to know how full blocks are")?;

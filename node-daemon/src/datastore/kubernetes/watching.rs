@@ -243,8 +243,7 @@ mod tests {
             () = async { while news.recv().await.is_some() {} } => panic!("it ended"),
         }
         task.abort();
-        let asked = asked.lock().unwrap().clone();
-        asked
+        asked.lock().unwrap().clone()
     }
 
     #[tokio::test]
