@@ -37,7 +37,7 @@ pub(crate) const POOLS: &str = "cni.projectcalico.org/ipv4pools";
 
 /// How long a pod and a node are gone before what they had is free.
 pub(crate) const GONE_POD: Duration = Duration::from_secs(10);
-pub(crate) const GONE_NODE: Duration = Duration::from_secs(20);
+pub(crate) const GONE_NODE: Duration = Duration::from_secs(12);
 
 const RESOURCES: &str = "\
 apiVersion: projectcalico.org/v3
@@ -93,7 +93,7 @@ impl Site {
             let neighbor = Neighbor::new(name, &address, 64512).local(Tor::ADDRESS);
             // The one that goes without a word should be missed soon, and not be waited for.
             if *name == DOOMED {
-                neighbor.option("hold time 15").option("graceful restart off")
+                neighbor.option("hold time 9").option("graceful restart off")
             } else {
                 neighbor
             }
