@@ -41,4 +41,22 @@ impl Condition {
             message: message.into(),
         }
     }
+
+    /// A condition that does not hold.
+    pub fn fails(kind: &str, reason: &str, message: impl Into<String>) -> Self {
+        Self { status: ConditionStatus::False, ..Self::holds(kind, reason, message) }
+    }
+
+    /// Whether it is bad news.
+    pub fn is_bad(&self) -> bool {
+        let bad = match BAD_WHEN_TRUE.contains(&self.kind.as_str()) {
+            true => ConditionStatus::True,
+            false => ConditionStatus::False,
+        };
+        self.status == bad
+    }
 }
+
+/// Types of condition that are bad news when they hold; all others are when they do not.
+const BAD_WHEN_TRUE: [&str; 5] =
+    ["AddressPressure", "BlockLimitReached", "ClaimLost", "Conflicted", "Unsupported"];

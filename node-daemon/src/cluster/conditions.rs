@@ -3,10 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use twill_k8s_api::{Condition, ConditionStatus};
-
-/// Types of condition that are bad news when they hold; all others are when they do not.
-const BAD_WHEN_TRUE: [&str; 3] = ["Unsupported", "Conflicted", "AddressPressure"];
+use twill_k8s_api::Condition;
 
 /// The longest message, in octets: the definitions allow more, but nobody reads it.
 const MESSAGE: usize = 4096;
@@ -43,15 +40,6 @@ pub(super) enum Change {
     Details,
     /// What is said at all.
     Turn,
-}
-
-/// Whether a condition is bad news.
-pub(super) fn is_bad(condition: &Condition) -> bool {
-    let bad = match BAD_WHEN_TRUE.contains(&condition.kind.as_str()) {
-        true => ConditionStatus::True,
-        false => ConditionStatus::False,
-    };
-    condition.status == bad
 }
 
 /// What is to stand in the status of an object of this generation, in the order of types. The time of a
@@ -103,10 +91,10 @@ pub(super) fn new_faults<'a>(before: &[Stated], after: &'a [Stated]) -> Vec<&'a 
     let is_known = |condition: &Condition| {
         before.iter().any(|known| {
             let known = &known.condition;
-            is_bad(known) && known.kind == condition.kind && known.reason == condition.reason
+            known.is_bad() && known.kind == condition.kind && known.reason == condition.reason
         })
     };
-    let bad = after.iter().map(|stated| &stated.condition).filter(|condition| is_bad(condition));
+    let bad = after.iter().map(|stated| &stated.condition).filter(|condition| condition.is_bad());
     bad.filter(|condition| !is_known(condition)).collect()
 }
 
@@ -120,6 +108,8 @@ pub(super) fn shorten(text: &mut String, most: usize) {
 
 #[cfg(test)]
 mod tests {
+    use twill_k8s_api::ConditionStatus;
+
     use super::*;
 
     fn condition(kind: &str, holds: bool, reason: &str, message: &str) -> Condition {

@@ -22,13 +22,13 @@ use twill_k8s_api::Condition;
 use twill_types::{Block, Prefix, error_chain};
 
 use super::{
-    conditions::{Change, Counts, Stated, compare, is_bad, new_faults, shorten, state},
+    conditions::{Change, Counts, Stated, compare, new_faults, shorten, state},
     departed::Departed,
     kinds::{CONFIGURATION, List, OF_NODES},
     metrics::{FaultLabels, Gauges, Metrics},
     pools::{self, FINALIZER, PoolView},
     requests::{RequestError, Requests, jittered},
-    rollup::{Said, roll_up},
+    rollup::{Said, bad_news, roll_up},
     sense,
     watching::{self, News},
     world::World,
@@ -212,7 +212,7 @@ impl Leader {
         let uid = meta.uid.clone();
         // Before the status: what stands there has been told.
         let gist = |condition: &Condition| (condition.kind.clone(), condition.reason.clone());
-        let bad = after.iter().map(|stated| &stated.condition).filter(|c| is_bad(c));
+        let bad = after.iter().map(|stated| &stated.condition).filter(|c| c.is_bad());
         let bad: BTreeSet<_> = bad.map(gist).collect();
         let mut told = self.told.remove(&(*list, name.clone())).unwrap_or_default();
         told.retain(|fault| bad.contains(fault));
@@ -399,7 +399,14 @@ fn wanted(world: &World, pools: &BTreeMap<String, PoolView>, now: &str) -> Vec<W
     }
     // Of claims there are many, and nothing to say about most.
     for (name, entry) in &world.claims {
-        let found = findings.remove(&(List::Claims, name.clone())).unwrap_or_default();
+        // What another node says of it is not for this object.
+        let owner = entry.claim.as_ref().map(|claim| claim.node.as_str());
+        let said = reports.get(&(List::Claims.kind(), name.as_str())).into_iter().flatten();
+        let said: Vec<Said<'_>> = said.filter(|(node, _)| owner == Ok(node)).copied().collect();
+        let mut found = bad_news(&said, entry.meta.generation);
+        for condition in findings.remove(&(List::Claims, name.clone())).unwrap_or_default() {
+            add(&mut found, condition);
+        }
         if found.is_empty() && entry.conditions.is_empty() {
             continue;
         }
@@ -416,7 +423,7 @@ fn wanted(world: &World, pools: &BTreeMap<String, PoolView>, now: &str) -> Vec<W
 fn add(conditions: &mut Vec<Condition>, own: Condition) {
     match conditions.iter_mut().find(|known| known.kind == own.kind) {
         None => conditions.push(own),
-        Some(known) if is_bad(known) && !is_bad(&own) => {}
+        Some(known) if known.is_bad() && !own.is_bad() => {}
         Some(known) => *known = own,
     }
 }
@@ -429,7 +436,7 @@ fn gauges(
 ) -> Gauges {
     let mut faults: BTreeMap<FaultLabels, u64> = BTreeMap::new();
     for wanted in wanted {
-        let bad = wanted.after.iter().map(|stated| &stated.condition).filter(|c| is_bad(c));
+        let bad = wanted.after.iter().map(|stated| &stated.condition).filter(|c| c.is_bad());
         for condition in bad {
             let labels = FaultLabels {
                 kind: wanted.list.kind(),
@@ -544,6 +551,31 @@ mod tests {
     }
 
     #[test]
+    fn what_owners_say_of_their_claims_and_limits_is_told() {
+        let claim = json!({"node": "n1", "cidr": "10.0.0.0/26", "pool": "a"});
+        let condition = |kind: &str, status: &str, reason: &str| json!([{"type": kind, "status": status, "reason": reason, "message": ""}]);
+        let of_claim = condition("Assigning", "False", "SecondOrigin");
+        let of_claim =
+            json!({"kind": "BlockAffinity", "name": "0a000000-26", "conditions": of_claim});
+        let limit = condition("BlockLimitReached", "True", "MaxBlocksPerHost");
+        let limit = json!({"kind": "IPAMConfiguration", "name": "default", "conditions": limit});
+        let said_by = |node: &str| {
+            let world = samples::world(&[
+                (List::Claims, object(List::Claims, "0a000000-26", claim.clone())),
+                (List::IpamConfigurations, object(List::IpamConfigurations, "default", json!({}))),
+                self::node(node),
+                status(node, json!([of_claim, limit])),
+            ]);
+            render(&world)
+        };
+        let of_limit = "ipamconfigurations/default Accepted=Unknown/NoReports \
+                        BlockLimitReached=True/MaxBlocksPerHost 0+0";
+        let of_claim = "blockaffinities/0a000000-26 Assigning=False/SecondOrigin 0+0";
+        assert_eq!(said_by("n1"), [of_limit, of_claim]);
+        assert_eq!(said_by("n2"), [of_limit], "the claim is another's");
+    }
+
+    #[test]
     fn what_was_said_of_a_claim_is_taken_back() {
         let mut claim = object(
             List::Claims,
@@ -560,10 +592,10 @@ mod tests {
 
     #[test]
     fn the_controllers_good_news_do_not_hide_a_nodes_bad_ones() {
-        let mut conditions = vec![sense::fails("Allocatable", "NoBlock", "by a node")];
+        let mut conditions = vec![Condition::fails("Allocatable", "NoBlock", "by a node")];
         add(&mut conditions, Condition::holds("Allocatable", "Usable", ""));
         assert_eq!(conditions[0].reason, "NoBlock");
-        add(&mut conditions, sense::fails("Allocatable", "Disabled", ""));
+        add(&mut conditions, Condition::fails("Allocatable", "Disabled", ""));
         assert_eq!((conditions.len(), conditions[0].reason.as_str()), (1, "Disabled"));
     }
 

@@ -8,7 +8,6 @@ use twill_types::{Block, Prefix};
 use super::{
     conditions::Stated,
     kinds::List,
-    sense::fails,
     world::{Entry, World},
 };
 use crate::datastore::kubernetes::first_made;
@@ -103,7 +102,7 @@ fn deleting(claims: usize) -> Condition {
             format!("it is being deleted, and goes with the last of {claims} claims that hold it")
         }
     };
-    fails("Allocatable", "Deleting", message)
+    Condition::fails("Allocatable", "Deleting", message)
 }
 
 /// Whether nodes take blocks of it; `None` if only they can tell.
@@ -114,7 +113,7 @@ fn allocatable(
     overlaps: Option<&String>,
     pools: &BTreeMap<String, IpPool>,
 ) -> Option<Condition> {
-    let no = |reason, message| Some(fails("Allocatable", reason, message));
+    let no = |reason, message| Some(Condition::fails("Allocatable", reason, message));
     if entry.meta.is_deleting {
         return Some(deleting(claims));
     }
@@ -175,7 +174,7 @@ fn pressure(before: &[Stated], (all, left): (u128, u128)) -> Condition {
         );
         Condition::holds(PRESSURE, "NearlyFull", message)
     } else {
-        fails(PRESSURE, "Sufficient", "")
+        Condition::fails(PRESSURE, "Sufficient", "")
     };
     match known {
         Some(known) if (known.status, &known.reason) == (condition.status, &condition.reason) => {

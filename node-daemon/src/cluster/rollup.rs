@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use twill_k8s_api::{Condition, ConditionStatus, ObjectReport};
 
-use super::conditions::{Counts, is_bad, shorten};
+use super::conditions::{Counts, shorten};
 
 /// How many nodes are named for each reason.
 const NAMED: usize = 3;
@@ -32,6 +32,22 @@ pub(super) fn roll_up(
     generation: Option<i64>,
     own: Option<&str>,
 ) -> (Vec<Condition>, Counts) {
+    let mut types = by_type(said, generation);
+    let groups = types.remove("Accepted").unwrap_or_default();
+    let (accepted, counts) = accepted(&groups, nodes, own);
+    let mut conditions = vec![accepted];
+    conditions.extend(types.into_values().filter_map(|groups| other(groups, nodes)));
+    (conditions, counts)
+}
+
+/// What nodes say about an object of their own: bad news, and nothing about whether they use it.
+pub(super) fn bad_news(said: &[Said<'_>], generation: Option<i64>) -> Vec<Condition> {
+    let types = by_type(said, generation).into_values();
+    types.filter_map(|groups| other(groups, said.len())).collect()
+}
+
+/// What is said of each type, by what it is.
+fn by_type<'a>(said: &[Said<'a>], generation: Option<i64>) -> BTreeMap<&'a str, Vec<Group<'a>>> {
     let is_behind = |report: &ObjectReport| {
         report.observed_generation.is_some_and(|seen| generation.is_some_and(|now| seen < now))
     };
@@ -45,16 +61,12 @@ pub(super) fn roll_up(
             }
         }
     }
-    let groups = types.remove("Accepted").unwrap_or_default();
-    let (accepted, counts) = accepted(&groups, nodes, own);
-    let mut conditions = vec![accepted];
-    conditions.extend(types.into_values().filter_map(|groups| other(groups, nodes)));
-    (conditions, counts)
+    types
 }
 
 /// Whether the object is used as it stands.
 fn accepted(groups: &[Group<'_>], nodes: usize, own: Option<&str>) -> (Condition, Counts) {
-    let (bad, good): (Vec<_>, Vec<_>) = groups.iter().partition(|group| is_bad(group.condition));
+    let (bad, good): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.condition.is_bad());
     let count = |groups: &[&Group<'_>]| groups.iter().map(|group| group.nodes.len()).sum::<usize>();
     let (refused, accepted) = (count(&bad), count(&good));
     let silent = match nodes.saturating_sub(refused + accepted) {
@@ -84,7 +96,7 @@ fn accepted(groups: &[Group<'_>], nodes: usize, own: Option<&str>) -> (Condition
 /// Any other type: bad news of one node are bad news. Good ones are said only where somebody else has
 /// said so before: nobody has to know that nothing is the matter.
 fn other(groups: Vec<Group<'_>>, nodes: usize) -> Option<Condition> {
-    let bad: Vec<&Group<'_>> = groups.iter().filter(|group| is_bad(group.condition)).collect();
+    let bad: Vec<&Group<'_>> = groups.iter().filter(|group| group.condition.is_bad()).collect();
     let first = bad.iter().max_by_key(|group| group.nodes.len())?.condition;
     let count: usize = bad.iter().map(|group| group.nodes.len()).sum();
     let message = match &bad[..] {

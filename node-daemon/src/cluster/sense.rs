@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use twill_k8s_api::{BgpPeer, Condition, ConditionStatus, Resource};
+use twill_k8s_api::{BgpPeer, Condition, Resource};
 use twill_types::Block;
 
 use super::{kinds::List, world::World};
@@ -24,11 +24,6 @@ fn say(found: &mut Findings, list: List, name: &str, condition: Condition) {
         Some(known) => known.message = format!("{}; {}", known.message, condition.message),
         None => conditions.push(condition),
     }
-}
-
-/// A condition that does not hold.
-pub(super) fn fails(kind: &str, reason: &str, message: impl Into<String>) -> Condition {
-    Condition { status: ConditionStatus::False, ..Condition::holds(kind, reason, message) }
 }
 
 fn peers(world: &World, found: &mut Findings) {
@@ -72,7 +67,7 @@ fn claims(world: &World, found: &mut Findings) {
                     "{why}. Its block is nobody's to use as long as this is there: restore it, or \
                      delete it if no pod has an address of it"
                 );
-                say(found, List::Claims, name, fails("Accepted", "Damaged", message));
+                say(found, List::Claims, name, Condition::fails("Accepted", "Damaged", message));
             }
         }
     }
