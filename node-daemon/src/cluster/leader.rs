@@ -304,7 +304,11 @@ impl Leader {
             let patch = Patch::Merge(&patch);
             let request = api.patch(name, &params, &patch);
             let written = self.requests.write("patch", "ippools", name, request).await;
-            let Some(written) = settled(written)? else { continue };
+            let Some(written) = settled(written)? else {
+                // Tried again, also where nothing else changes: the permission may come.
+                self.is_dirty = true;
+                continue;
+            };
             info!(
                 pool = name,
                 claims = view.claims,
