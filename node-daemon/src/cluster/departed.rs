@@ -134,9 +134,31 @@ impl Departed {
         if self.requests.read("get", "nodes", node, found).await?.is_some() {
             return Ok(false);
         }
-        let (api, name) = (self.leases(), lease_name(node));
-        let found = self.requests.read("get", "leases", &name, api.get_opt(&name)).await?;
+        let found = self.find_lease(node).await?;
         Ok(found.and_then(read_lease).as_ref() == lease)
+    }
+
+    async fn find_lease(&self, node: &str) -> Result<Option<LeaseObject>, RequestError> {
+        let (api, name) = (self.leases(), lease_name(node));
+        self.requests.read("get", "leases", &name, api.get_opt(&name)).await
+    }
+
+    /// Deletes a Lease as it was not renewed; whether it is gone. One that was renewed meanwhile is that of a
+    /// daemon that lives.
+    async fn delete_lease(&self, node: &str, lease: &Lease) -> Result<bool, RequestError> {
+        let Some(found) = self.find_lease(node).await? else { return Ok(true) };
+        let preconditions = Preconditions {
+            uid: found.metadata.uid.clone(),
+            resource_version: found.metadata.resource_version.clone(),
+        };
+        if read_lease(found).as_ref() != Some(lease) {
+            return Ok(false);
+        }
+        let (api, name) = (self.leases(), lease_name(node));
+        let params = DeleteParams::default().preconditions(preconditions);
+        let request = api.delete(&name, &params);
+        let deleted = self.requests.write("delete", "leases", &name, request).await;
+        Ok(settled(gone_is_good(deleted))?.is_some())
     }
 
     /// Frees what a node had; whether nothing is left. Others' parts of its blocks keep these.
@@ -164,11 +186,8 @@ impl Departed {
             return Ok(false);
         }
         is_all &= self.delete(world, List::NodeStatuses, node).await?;
-        if lease.is_some() {
-            let (api, name, params) = (self.leases(), lease_name(node), DeleteParams::default());
-            let request = api.delete(&name, &params);
-            let deleted = self.requests.write("delete", "leases", &name, request).await;
-            is_all &= settled(gone_is_good(deleted))?.is_some();
+        if let Some(lease) = lease {
+            is_all &= self.delete_lease(node, lease).await?;
             self.leases.remove(node);
         }
         Ok(is_all)
