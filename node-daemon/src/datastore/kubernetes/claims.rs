@@ -357,7 +357,19 @@ impl ClaimStore for ApiClaims {
         {
             return Ok(ClaimOutcome::Won(claim.clone()));
         }
-        if let Some(other) = self.in_the_way(block, Age::Any)? {
+        if let Some(found) = self.find(block)? {
+            let claim = read_claim(&found)?;
+            if claim.node != self.node {
+                return Ok(ClaimOutcome::Lost(claim));
+            }
+        }
+        // Whoever claims this block meanwhile has it under the same name, unless pools share addresses. Claims of
+        // pools that were here before a list has shown.
+        let may_contest = lock(&self.pools).may_contest(block);
+        let taken = self.seen().map_or_else(|| self.list_taken(&[]), |(taken, _)| Ok(taken))?;
+        if (may_contest || taken.overlaps(block))
+            && let Some(other) = self.in_the_way(block, Age::Any)?
+        {
             return Ok(ClaimOutcome::Lost(other));
         }
         for _ in 0..ATTEMPTS {

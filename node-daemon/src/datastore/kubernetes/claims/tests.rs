@@ -94,6 +94,23 @@ async fn a_claim_that_cannot_be_cleared_is_not_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_another_has_is_not_listed_for_again() {
+    let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
+    let store = store(&fake, directory.path(), &pools(&[("a", "10.0.0.0/24", 26)]));
+    fake.with(|objects| objects.put("blockaffinities/0a000000-26", others("10.0.0.0/26")));
+    fake.with(|objects| objects.put("blockaffinities/0a000050-28", others("10.0.0.80/28")));
+    for _ in 0..4 {
+        for (wanted, had) in [("10.0.0.0/26", "10.0.0.0/26"), ("10.0.0.64/26", "10.0.0.80/28")] {
+            let outcome = store.try_claim(wanted.parse().unwrap(), WHO).unwrap();
+            let ClaimOutcome::Lost(claim) = outcome else { panic!("{wanted} is another's") };
+            assert_eq!(claim.block.to_string(), had);
+        }
+    }
+    // Once for all, and where it shows that an older claim is in the way.
+    assert_eq!(fake.with(|objects| objects.lists()), 1 + 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_no_pools_overlap_a_claim_is_one_request() {
     let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
     let store = store(&fake, directory.path(), &pools(&[("a", "10.0.0.0/24", 26)]));
