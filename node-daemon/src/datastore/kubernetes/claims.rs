@@ -145,16 +145,17 @@ impl ApiClaims {
         let params = PostParams::default();
         // Before: the watch may tell of it before the answer comes.
         let may_contest = lock(&self.pools).may_contest(block);
-        if may_contest {
-            lock(&self.doubted).insert(block);
-        }
+        let is_new = may_contest && lock(&self.doubted).insert(block);
         let request = self.api.create(&params, &object);
         match self.access.ask("create", format!("blockaffinities/{name}"), request) {
             Ok(object) if may_contest => self.clear(block, &object),
             Ok(object) => Ok(Made::Own(self.use_claim(&object)?)),
             Err(error) => {
                 if error.is(409) {
-                    lock(&self.doubted).remove(&block);
+                    // An attempt before this one may have made it, without an answer.
+                    if is_new {
+                        lock(&self.doubted).remove(&block);
+                    }
                     return Ok(Made::Taken(block));
                 }
                 Err(error.into())
@@ -379,11 +380,13 @@ impl ClaimStore for ApiClaims {
             };
             let Some(found) = self.find(in_the_way)? else { continue };
             let claim = read_claim(&found)?;
-            if claim.node == self.node {
-                self.note(&found)?;
+            if claim.node != self.node {
+                return Ok(ClaimOutcome::Lost(claim));
+            }
+            self.note(&found)?;
+            if self.is_clear(in_the_way)? {
                 return Ok(ClaimOutcome::Won(claim));
             }
-            return Ok(ClaimOutcome::Lost(claim));
         }
         let message = "it comes and goes".to_owned();
         Err(ApiError::Damaged { what: format!("blockaffinities/{}", block.claim_name()), message })?

@@ -94,6 +94,29 @@ async fn a_claim_that_cannot_be_cleared_is_not_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_doubt_outlives_an_attempt_that_came_too_late() {
+    let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
+    let both = pools(&[("a", "10.0.0.0/24", 26), ("b", "10.0.0.0/24", 28)]);
+    let store = store(&fake, directory.path(), &both);
+    // The answer to the first creation is lost, and the watch is late.
+    let block: Block = "10.0.0.0/26".parse().unwrap();
+    lock(&store.doubted).insert(block);
+    let mut claim = others("10.0.0.0/26");
+    claim["spec"]["node"] = json!("node1");
+    let path = format!("blockaffinities/{}", block.claim_name());
+    let object = fake.with(|objects| objects.put(&path, claim));
+    fake.with(|objects| objects.put("blockaffinities/0a000010-28", others("10.0.0.16/28")));
+    assert!(matches!(store.create(block, WHO).unwrap(), Made::Taken(_)));
+    store.note(&serde_json::from_value(object).unwrap()).unwrap();
+    assert!(store.known(&[]).unwrap().claims.is_empty(), "another has a part of it");
+
+    // One that another has is in no doubt.
+    fake.with(|objects| objects.put("blockaffinities/0a000080-26", others("10.0.0.128/26")));
+    store.create("10.0.0.128/26".parse().unwrap(), WHO).unwrap();
+    assert_eq!(lock(&store.doubted).len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_block_that_another_has_is_not_listed_for_again() {
     let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
     let store = store(&fake, directory.path(), &pools(&[("a", "10.0.0.0/24", 26)]));
