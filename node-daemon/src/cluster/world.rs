@@ -148,7 +148,7 @@ impl World {
         let sync = self.sync.entry(list).or_default();
         let event = match news {
             News::Resumed => return sync.fault.take().is_some(),
-            News::Failed(text) => {
+            News::Failed { text, .. } => {
                 sync.fault = Some(text);
                 return false;
             }
@@ -316,7 +316,7 @@ mod tests {
         assert!(!world.is_current(List::Nodes), "a part of a list says nothing");
         world.take(List::Nodes, event(Event::InitDone));
         assert!(world.is_current(List::Nodes));
-        world.take(List::Nodes, News::Failed("it is away".to_owned()));
+        world.take(List::Nodes, News::Failed { text: "it is away".to_owned(), refused: false });
         assert!(!world.is_current(List::Nodes) && world.is_complete(List::Nodes));
         world.take(List::Nodes, News::Resumed);
         assert!(world.is_current(List::Nodes));

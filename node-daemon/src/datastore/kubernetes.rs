@@ -44,6 +44,7 @@ pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 pub(crate) use strangers::strangers;
 pub(crate) use version::Version;
+pub(crate) use watching::{News, describe, pass_on, whole};
 
 use self::{
     cache::Cache,

@@ -1,9 +1,12 @@
 //! One watched list: listed once, then followed by its resource version with bookmarks; listed again where
 //! that has become too old. What fails is tried again, later each time.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use kube::{
     Api,
     core::{DynamicObject, PartialObjectMeta},
@@ -39,7 +42,7 @@ const SETTLED: Duration = Duration::from_secs(3);
 const ENDLESS: u32 = 0;
 
 /// What a watch has to say.
-pub(super) enum News {
+pub(crate) enum News {
     /// A change, or a part of a list.
     Event(Box<Event<DynamicObject>>),
     /// It works again.
@@ -64,7 +67,7 @@ pub(super) async fn follow(
     if let Some(field) = &subject.field {
         config = config.fields(field);
     }
-    let mut stream = if subject.is_metadata_alone() {
+    let stream = if subject.is_metadata_alone() {
         let api: Api<PartialObjectMeta> = Api::all_with(client, &resource);
         watcher(api, config).map(|event| Ok(whole(event?))).boxed()
     } else {
@@ -74,6 +77,19 @@ pub(super) async fn follow(
         };
         watcher(api, config).boxed()
     };
+    let describe = |error| describe(subject.what(), error, |error| error_chain(&error));
+    pass_on(stream, subject.clone(), describe, news).await;
+}
+
+/// Passes on what a watch tells, for a node as for the controller, until nobody listens. `describe` says what
+/// failed, and whether it was refused.
+pub(crate) async fn pass_on<S: Clone>(
+    stream: impl Stream<Item = watcher::Result<Event<DynamicObject>>>,
+    subject: S,
+    describe: impl Fn(watcher::Error) -> (String, bool),
+    news: mpsc::Sender<(S, News)>,
+) {
+    let mut stream = pin!(stream);
     let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     let mut expiry = Expiry::default();
     let (mut fails, mut is_listing) = (false, true);
@@ -113,7 +129,7 @@ pub(super) async fn follow(
             }
             Ok(Some(Err(error))) => {
                 fails = true;
-                let (text, refused) = describe(&subject, error);
+                let (text, refused) = describe(error);
                 let pause = backoff.failed();
                 let wait = if refused { jittered(REFUSED) } else { pause };
                 (News::Failed { text, refused }, Some(wait))
@@ -129,7 +145,7 @@ pub(super) async fn follow(
 }
 
 /// As an object that has nothing else.
-fn whole(event: Event<PartialObjectMeta>) -> Event<DynamicObject> {
+pub(crate) fn whole(event: Event<PartialObjectMeta>) -> Event<DynamicObject> {
     let object = |PartialObjectMeta { types, metadata, .. }| DynamicObject {
         types,
         metadata,
@@ -169,8 +185,12 @@ impl Expiry {
     }
 }
 
-/// What failed, and whether it was refused.
-fn describe(subject: &Subject, error: watcher::Error) -> (String, bool) {
+/// What failed, by the name of the list, and whether it was refused. `say` puts it in words.
+pub(crate) fn describe(
+    what: String,
+    error: watcher::Error,
+    say: impl Fn(ApiError) -> String,
+) -> (String, bool) {
     let (verb, source) = match error {
         watcher::Error::InitialListFailed(source) => ("list", source),
         watcher::Error::WatchStartFailed(source) | watcher::Error::WatchFailed(source) => {
@@ -178,20 +198,18 @@ fn describe(subject: &Subject, error: watcher::Error) -> (String, bool) {
         }
         watcher::Error::WatchError(status) => ("watch", kube::Error::Api(status)),
         watcher::Error::NoResourceVersion => {
-            return (format!("a watch of {} has no resource version", subject.what()), false);
+            return (format!("a watch of {what} has no resource version"), false);
         }
     };
-    let error = failed(verb, subject.what(), source);
+    let error = failed(verb, what.clone(), source);
     if error.is(404) {
-        let text = format!(
-            "the API server does not know {}; apply the definitions of conf/crds",
-            subject.what()
-        );
+        let text =
+            format!("the API server does not know {what}; apply the definitions of conf/crds");
         return (text, true);
     }
     // A request that is no good, as by a name that there cannot be, does not become better.
     let refused = matches!(error, ApiError::Forbidden { .. }) || error.is(400) || error.is(422);
-    (error_chain(&error), refused)
+    (say(error), refused)
 }
 
 /// Starts following; ends when the handle is dropped.
@@ -275,5 +293,20 @@ mod tests {
         assert!(first >= PAUSES[0] / 2 && second >= PAUSES[0], "{first:?}, {second:?}");
         expiry.last = Instant::now().checked_sub(EXPIRED);
         assert_eq!(expiry.pause(), None, "after a while it is another story");
+    }
+
+    #[tokio::test]
+    async fn lists_that_expire_at_once_are_no_hot_loop() {
+        let gone = || {
+            let status = kube::core::Status::failure("too old", "Expired").with_code(410);
+            Err(watcher::Error::WatchError(status.boxed()))
+        };
+        let stream = futures_util::stream::iter((0..3).map(|_| gone()));
+        let (sender, _news) = mpsc::channel(1);
+        let before = Instant::now();
+        let say = |error| describe("pods".to_owned(), error, |error| error_chain(&error));
+        pass_on(stream, (), say, sender).await;
+        // Two pauses, the second about twice the first, each of half its length at the least.
+        assert!(before.elapsed() >= PAUSES[0] * 3 / 2, "{:?}", before.elapsed());
     }
 }
