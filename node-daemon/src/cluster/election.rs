@@ -17,8 +17,9 @@ use twill_types::error_chain;
 
 use super::{
     metrics::Metrics,
-    requests::{DEADLINE, RequestError, Requests, jittered},
+    requests::{DEADLINE, RequestError, Requests},
 };
+use crate::backoff::jittered;
 
 /// The Lease's name.
 const NAME: &str = "twill-controller";
@@ -31,8 +32,8 @@ const RENEW_WITHIN: Duration = Duration::from_secs(10);
 
 const _: () = assert!(RENEW_WITHIN.as_secs() + DEADLINE.as_secs() < DURATION.as_secs());
 
-/// How often it is renewed, or looked at by those who wait.
-const PERIOD: Duration = Duration::from_secs(3);
+/// The longest time between two renewals, or two looks of those who wait: about 3 s, as pauses are uneven.
+const PERIOD: Duration = Duration::from_secs(4);
 
 /// The pause after a renewal that failed.
 const RETRY: Duration = Duration::from_secs(1);

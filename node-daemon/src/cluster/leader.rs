@@ -27,12 +27,13 @@ use super::{
     kinds::{CONFIGURATION, List, OF_NODES},
     metrics::{FaultLabels, Gauges, Metrics},
     pools::{self, FINALIZER, PoolView},
-    requests::{RequestError, Requests, jittered},
+    requests::{RequestError, Requests},
     rollup::{Said, bad_news, roll_up},
     sense,
     watching::{self, News},
     world::World,
 };
+use crate::backoff::Backoff;
 
 /// Who writes.
 const MANAGER: &str = "twill-controller";
@@ -68,8 +69,8 @@ pub(super) struct Leader {
     told: BTreeMap<(List, String), BTreeSet<(String, String)>>,
     /// Whether there is something to look at.
     is_dirty: bool,
-    /// How many attempts in a row had no answer.
-    silences: u32,
+    /// When the API server does not answer.
+    backoff: Backoff,
     /// Why it cannot do all its work.
     problems: watch::Sender<Vec<String>>,
 }
@@ -105,7 +106,7 @@ impl Leader {
             written: BTreeMap::new(),
             told: BTreeMap::new(),
             is_dirty: false,
-            silences: 0,
+            backoff: Backoff::new(GATHER, LONGEST),
             problems,
         }
     }
@@ -144,16 +145,14 @@ impl Leader {
         said.extend(self.requests.refusals());
         let pause = match outcome {
             Ok(()) => {
-                self.silences = 0;
+                self.backoff.succeeded();
                 GATHER
             }
             Err(error) => {
                 said.push(error_chain(&error));
                 // What is not done yet is to be done later.
                 self.is_dirty = true;
-                let longer = GATHER * 2_u32.saturating_pow(self.silences.min(5));
-                self.silences += 1;
-                jittered(longer.min(LONGEST))
+                self.backoff.failed()
             }
         };
         crate::problems::tell(&self.problems, said);

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    hash::{BuildHasher, RandomState},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -159,27 +158,5 @@ impl Requests {
             return Err(RequestError::NotLeading);
         }
         self.read(verb, resource, name, request).await
-    }
-}
-
-/// Three to five quarters of a duration, so that many do not ask at once.
-pub(super) fn jittered(duration: Duration) -> Duration {
-    // Each state has keys of its own, which the kernel's generator is behind.
-    let random = RandomState::new().hash_one(0_u8);
-    let part = u32::try_from(random % 512).unwrap_or_default();
-    duration * 3 / 4 + duration * part / 1024
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_differ_and_stay_near() {
-        let second = Duration::from_secs(1);
-        let all: Vec<Duration> = (0..64).map(|_| jittered(second)).collect();
-        let (least, most) = (all.iter().min().unwrap(), all.iter().max().unwrap());
-        assert!(*least >= second * 3 / 4 && *most < second * 5 / 4, "{least:?} {most:?}");
-        assert_ne!(least, most);
     }
 }
