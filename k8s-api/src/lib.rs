@@ -39,8 +39,8 @@ pub use kinds::{
     ip_pool::{AllowedUse, AssignmentMode, EncapsulationMode, IpPool, IpPoolSpec},
     ipam::{
         AffinityState, AffinityType, BlockAffinity, BlockAffinitySpec, BlockRequest,
-        BlockRequestSpec, BlockRequestStatus, Delegation, IpReservation, IpReservationSpec,
-        IpamConfig, IpamConfigSpec, VmAddressPersistence,
+        BlockRequestSpec, BlockRequestStatus, CLAIM_FINALIZER, Delegation, IpReservation,
+        IpReservationSpec, IpamConfig, IpamConfigSpec, REQUEST_FINALIZER, VmAddressPersistence,
     },
     node::{Namespace, Node, NodeSpec},
     node_status::{

@@ -117,6 +117,14 @@ impl Rules for IpReservation {
     }
 }
 
+/// The finalizer of a claim on the API server: it keeps the claim, whoever deletes it, until its owner has let go of
+/// it. Never an owner reference: claims would go with a Node, while its pods live.
+pub const CLAIM_FINALIZER: &str = "twill.projectcalico.org/claim";
+
+/// The finalizer of a BlockRequest on the API server: it keeps the request, whoever deletes it, until its part has
+/// come back.
+pub const REQUEST_FINALIZER: &str = "twill.projectcalico.org/request";
+
 /// The claim of a block by a node.
 pub type BlockAffinity = Object<BlockAffinitySpec>;
 

@@ -5,7 +5,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 use tracing::info;
 use twill_k8s_api::{
-    Delegation,
+    Delegation, REQUEST_FINALIZER,
     files::{Claim, Lease},
 };
 
@@ -17,9 +17,6 @@ use super::{
     world::{RequestEntry, World},
 };
 use crate::datastore::NOT_OURS;
-
-/// Keeps a request until its part has come back.
-const REQUEST_FINALIZER: &str = "twill.projectcalico.org/request";
 
 impl Departed {
     /// Says for a node that is gone that it does not use what it has borrowed: the owner takes it back, and

@@ -14,7 +14,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tracing::info;
-use twill_k8s_api::files::Lease;
+use twill_k8s_api::{CLAIM_FINALIZER, files::Lease};
 
 use super::{
     borrowing::lent,
@@ -25,12 +25,9 @@ use super::{
     world::{RequestEntry, World},
 };
 use crate::{
-    datastore::kubernetes::{OF_NODES, read_lease},
+    datastore::kubernetes::{OF_NODES, lease_name, read_lease},
     gone::{Absences, had_node},
 };
-
-/// The finalizer of claims.
-const CLAIM_FINALIZER: &str = "twill.projectcalico.org/claim";
 
 /// How often nodes that are gone are looked for, at the least.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -258,10 +255,6 @@ impl Departed {
         }
         Ok(is_gone)
     }
-}
-
-fn lease_name(node: &str) -> String {
-    format!("twill-node-{node}")
 }
 
 /// What is not there has been deleted.

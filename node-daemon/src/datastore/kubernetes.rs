@@ -39,7 +39,7 @@ use tracing::{info, warn};
 
 pub(crate) use access::{Access, ApiError, failed};
 pub(crate) use claims::first_made;
-pub(crate) use leases::{OF_NODES, read as read_lease};
+pub(crate) use leases::{OF_NODES, name as lease_name, read as read_lease};
 pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 pub(crate) use strangers::strangers;

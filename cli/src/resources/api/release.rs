@@ -6,14 +6,11 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
-use twill_k8s_api::Kind;
+use twill_k8s_api::{CLAIM_FINALIZER, Kind};
 use twill_rpc::message::IpamNodeReleased;
 
 use super::{ApiServer, MANAGER, Place, ipam::read_claim};
 use crate::resources::{ResourceError, Resources, Target};
-
-/// What keeps a claim until its node gives the block back.
-const FINALIZER: &str = "twill.projectcalico.org/claim";
 
 impl ApiServer {
     /// Takes away the claims of a node that has no Node object and whose daemon shows no life; with
@@ -67,7 +64,7 @@ impl ApiServer {
             .as_array()
             .into_iter()
             .flatten()
-            .filter(|finalizer| *finalizer != FINALIZER)
+            .filter(|finalizer| *finalizer != CLAIM_FINALIZER)
             .collect();
         let patch = Patch::Merge(json!({ "metadata": {
             "uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], "finalizers": others,

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tracing::warn;
 use twill_ipam::Taken;
 use twill_k8s_api::{
-    Delegation, IpPool, Problem, Severity,
+    CLAIM_FINALIZER, Delegation, IpPool, Problem, Severity,
     files::{Claim, Claims},
 };
 use twill_types::{Block, Prefix, error_chain};
@@ -39,10 +39,6 @@ use crate::{
         lent, seam::Still,
     },
 };
-
-/// Keeps a claim until its owner has let go of it, whoever deletes it. Never an owner reference: claims
-/// would go with a Node, while its pods live.
-const FINALIZER: &str = "twill.projectcalico.org/claim";
 
 /// How many claims of a pool may be lost in a row until all claims are listed.
 const LOSSES: usize = 3;
@@ -271,7 +267,7 @@ impl ApiClaims {
         let name = claim.block.claim_name();
         let what = format!("blockaffinities/{name}");
         let meta = &object.metadata;
-        let others = meta.finalizers.iter().flatten().filter(|name| *name != FINALIZER);
+        let others = meta.finalizers.iter().flatten().filter(|name| *name != CLAIM_FINALIZER);
         let bare = json!({"metadata": {
             "uid": meta.uid, "resourceVersion": meta.resource_version,
             "finalizers": others.collect::<Vec<_>>(),
@@ -523,7 +519,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn manifest(block: Block, who: Claimant<'_>, parts: &[Delegation]) -> DynamicObject {
     let name = block.claim_name();
     let mut object = DynamicObject::new(&name, &BLOCK_AFFINITIES.resource());
-    object.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+    object.metadata.finalizers = Some(vec![CLAIM_FINALIZER.to_owned()]);
     let mut spec = json!({
         "state": "confirmed", "type": "host", "node": who.node, "cidr": block, "pool": who.pool,
     });

@@ -114,7 +114,8 @@ impl Leases for ApiLeases {
     }
 }
 
-fn name(node: &str) -> String {
+/// The name of a node's Lease.
+pub(crate) fn name(node: &str) -> String {
     format!("twill-node-{node}")
 }
 

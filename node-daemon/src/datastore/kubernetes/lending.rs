@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use twill_k8s_api::{
-    BlockRequestSpec, Delegation,
+    BlockRequestSpec, Delegation, REQUEST_FINALIZER,
     files::{Claim, Claims},
 };
 use twill_types::Block;
@@ -28,9 +28,6 @@ use super::{
 use crate::datastore::{
     Answer, Borrowed, DatastoreError, Grant, Lender, Lending, NOT_OURS, Requests, new_uid,
 };
-
-/// Keeps a request, whoever deletes it, until its part has come back.
-const FINALIZER: &str = "twill.projectcalico.org/request";
 
 /// How long a list of all claims says who may lend anything.
 const CURRENT: Duration = Duration::from_secs(10);
@@ -62,7 +59,7 @@ impl ApiClaims {
 
     fn create_request(&self, name: &str, spec: &BlockRequestSpec) -> Result<(), ApiError> {
         let mut object = DynamicObject::new(name, &BLOCK_REQUESTS.resource());
-        object.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+        object.metadata.finalizers = Some(vec![REQUEST_FINALIZER.to_owned()]);
         let object = object.data(json!({ "spec": spec }));
         let params = PostParams::default();
         let request = self.request_api.create(&params, &object);

@@ -258,7 +258,7 @@ fn a_claim_is_an_object_that_reads_back() {
     let block: Block = "10.0.0.64/26".parse().unwrap();
     let mut object = manifest(block, WHO, &[]);
     assert_eq!(object.metadata.name.as_deref(), Some("0a000040-26"));
-    assert_eq!(object.metadata.finalizers, Some(vec![FINALIZER.to_owned()]));
+    assert_eq!(object.metadata.finalizers, Some(vec![CLAIM_FINALIZER.to_owned()]));
     assert_eq!(object.metadata.owner_references, None);
     object.metadata.uid = Some("u1".to_owned());
     let claim = read_claim(&object).unwrap();
