@@ -171,6 +171,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
         &format!("twilld of node {node}"),
         Instant::now() + TAKE_OVER,
     )?;
+    // The daemon before this one is gone by now: a port that is taken is somebody else's.
+    if let (false, Some(address)) = (is_asked, config.metrics.listen) {
+        let bound = TcpListener::bind(address).await;
+        serve_http(bound.with_context(|| cannot_listen(address))?, told, &mut tasks);
+    }
     let tenure = Arc::clone(&datastore.tenure);
     tenure.begin();
     let spool = Spool::lock(run_dir, Instant::now() + SPOOL)
@@ -203,10 +208,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
     // From here on a DEL finds us.
     drop(spool);
     served.send_replace(Some(Arc::clone(&api)));
-    if let (false, Some(address)) = (is_asked, config.metrics.listen) {
-        let bound = TcpListener::bind(address).await;
-        serve_http(bound.with_context(|| cannot_listen(address))?, told, &mut tasks);
-    }
     info!(socket = %socket.display(), "ready");
 
     let result = wait_for_the_end(&mut tasks, &mut stop).await;

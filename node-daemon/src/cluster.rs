@@ -37,7 +37,11 @@ use tokio::{net::TcpListener, sync::watch};
 use tracing::info;
 
 use self::{
-    election::Election, leader::Leader, metrics::Metrics, requests::Requests, serve::Served,
+    election::{Election, KEEP_ALIVE},
+    leader::Leader,
+    metrics::Metrics,
+    requests::Requests,
+    serve::Served,
 };
 use crate::{
     config::{Config, DatastoreKind},
@@ -53,7 +57,7 @@ pub(crate) async fn run(config: &Config, stop: impl Future<Output = ()>) -> anyh
              does this work"
         );
     }
-    let access = Access::open(config.datastore.kubeconfig.as_deref())
+    let access = Access::open(config.datastore.kubeconfig.as_deref(), KEEP_ALIVE)
         .await
         .context("cannot use the datastore")?;
     let metrics = Metrics::default();

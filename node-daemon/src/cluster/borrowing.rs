@@ -57,7 +57,7 @@ impl Departed {
             let kept = parts.filter(|part| part.node != node || is_asked(part)).cloned();
             let kept: Vec<Delegation> = kept.collect();
             if kept.len() < claim.delegations.len() {
-                self.take_parts_off(world, &name, kept).await?;
+                is_all &= self.take_parts_off(world, &name, kept).await?;
             }
         }
         Ok(is_all)
@@ -148,14 +148,14 @@ impl Departed {
         Ok(true)
     }
 
-    /// Parts whose requests are gone are nobody's.
+    /// Parts whose requests are gone are nobody's; whether that is written.
     async fn take_parts_off(
         &self,
         world: &mut World,
         name: &str,
         kept: Vec<Delegation>,
-    ) -> Result<(), RequestError> {
-        let Some(meta) = world.meta(List::Claims, name) else { return Ok(()) };
+    ) -> Result<bool, RequestError> {
+        let Some(meta) = world.meta(List::Claims, name) else { return Ok(true) };
         let patch = json!({
             "metadata": {"uid": meta.uid, "resourceVersion": meta.version},
             "spec": {"delegations": kept},
@@ -164,10 +164,11 @@ impl Departed {
         let patch = Patch::Merge(&patch);
         let request = api.patch(name, &params, &patch);
         let written = self.requests.write("patch", "blockaffinities", name, request).await;
-        if let Some(written) = settled(written)? {
-            world.apply(List::Claims, &written);
+        let written = settled(written)?;
+        if let Some(written) = &written {
+            world.apply(List::Claims, written);
         }
-        Ok(())
+        Ok(written.is_some())
     }
 }
 

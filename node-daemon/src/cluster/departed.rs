@@ -184,8 +184,11 @@ impl Departed {
         }
         is_all &= self.delete(world, List::NodeStatuses, node).await?;
         if let Some(lease) = lease {
-            is_all &= self.delete_lease(node, lease).await?;
-            self.leases.remove(node);
+            let is_deleted = self.delete_lease(node, lease).await?;
+            if is_deleted {
+                self.leases.remove(node);
+            }
+            is_all &= is_deleted;
         }
         Ok(is_all)
     }

@@ -19,7 +19,7 @@ use super::{
     metrics::Metrics,
     requests::{DEADLINE, RequestError, Requests},
 };
-use crate::backoff::jittered;
+use crate::{backoff::jittered, datastore::kubernetes::KeepAlive};
 
 /// The Lease's name.
 const NAME: &str = "twill-controller";
@@ -31,6 +31,14 @@ const DURATION: Duration = Duration::from_secs(15);
 const RENEW_WITHIN: Duration = Duration::from_secs(10);
 
 const _: () = assert!(RENEW_WITHIN.as_secs() + DEADLINE.as_secs() < DURATION.as_secs());
+
+/// How soon it is noticed that the connection is dead, so that there is time for another one and a renewal
+/// by it.
+pub(super) const KEEP_ALIVE: KeepAlive = [Duration::from_secs(2), Duration::from_secs(2)];
+
+const _: () = assert!(
+    KEEP_ALIVE[0].as_secs() + KEEP_ALIVE[1].as_secs() + DEADLINE.as_secs() < RENEW_WITHIN.as_secs()
+);
 
 /// The longest time between two renewals, or two looks of those who wait: about 3 s, as pauses are uneven.
 const PERIOD: Duration = Duration::from_secs(4);

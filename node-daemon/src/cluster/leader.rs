@@ -15,7 +15,7 @@ use kube::{
 use serde_json::json;
 use tokio::{
     sync::{mpsc, watch},
-    task::AbortHandle,
+    task::JoinSet,
 };
 use tracing::{info, warn};
 use twill_k8s_api::Condition;
@@ -111,18 +111,14 @@ impl Leader {
         }
     }
 
-    /// Runs as long as this process leads.
+    /// Runs as long as this process leads; returns only if a part of it has died.
     pub(super) async fn run(mut self) {
         let (sender, mut news) = mpsc::channel(QUEUE);
         // They end with this task.
-        let _watches: Vec<Watch> = CONFIGURATION
-            .into_iter()
-            .chain(OF_NODES)
-            .map(|list| {
-                let watch = watching::follow(self.requests.client(), list, sender.clone());
-                Watch(tokio::spawn(watch).abort_handle())
-            })
-            .collect();
+        let mut watches = JoinSet::new();
+        for list in CONFIGURATION.into_iter().chain(OF_NODES) {
+            watches.spawn(watching::follow(self.requests.client(), list, sender.clone()));
+        }
         let mut next_look = Instant::now() + GATHER;
         loop {
             let look = tokio::time::sleep_until(next_look.into());
@@ -130,6 +126,8 @@ impl Leader {
                 // There is a sender here, so it goes on for ever.
                 Some((list, news)) = news.recv() => self.take(list, news),
                 () = look => next_look = Instant::now() + self.look().await,
+                // What a watch does not tell any more would be old for ever.
+                Some(_) = watches.join_next() => return,
             }
         }
     }
@@ -457,15 +455,6 @@ fn gauges(
         pools: pools.iter().filter_map(addresses).collect(),
         nodes: number(nodes),
         gone_nodes: number(gone),
-    }
-}
-
-/// A watch that ends with its owner.
-struct Watch(AbortHandle);
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) use leases::{OF_NODES, name as lease_name, read as read_lease};
 pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 pub(crate) use strangers::strangers;
+pub(crate) use transport::{KeepAlive, OF_A_NODE};
 pub(crate) use version::Version;
 pub(crate) use watching::{News, describe, pass_on, whole};
 
@@ -74,7 +75,7 @@ pub(crate) async fn open(
     problems: watch::Sender<Vec<String>>,
     tasks: &mut Tasks,
 ) -> Result<Datastore, ApiError> {
-    let access = Arc::new(Access::open(kubeconfig).await?);
+    let access = Arc::new(Access::open(kubeconfig, OF_A_NODE).await?);
     let cache = Cache::open(state_dir, node)?;
     let mut known = cache.read();
     let cache = Arc::new(Mutex::new(cache));

@@ -88,7 +88,10 @@ impl<'a> Policies<'a> {
         };
         let why = format!("there is no BGPFilter {missing}");
         let (policy, until) = match known.filter(|known| is_open(known)) {
-            Some(known) => (known.clone(), "the session keeps the filters that it had"),
+            Some(known) => (
+                known.clone(),
+                "the session keeps the filters that it had, as long as this daemon runs; after that no route goes out",
+            ),
             None => {
                 let by = format!("BGPFilter {missing}, which does not exist");
                 let closed = RoutePolicy { closed: Some(by), ..RoutePolicy::default() };

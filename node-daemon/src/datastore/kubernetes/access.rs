@@ -15,7 +15,10 @@ use kube::{
 use tokio::{runtime::Handle, sync::watch, task::block_in_place, time::timeout};
 use twill_k8s_api::files::FileError;
 
-use super::{deaths::Deaths, transport};
+use super::{
+    deaths::Deaths,
+    transport::{self, KeepAlive},
+};
 
 /// How long one request may take. Who waits for it is the task that claims blocks.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -111,7 +114,10 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    pub(crate) async fn open(kubeconfig: Option<&Path>) -> Result<Self, ApiError> {
+    pub(crate) async fn open(
+        kubeconfig: Option<&Path>,
+        keep_alive: KeepAlive,
+    ) -> Result<Self, ApiError> {
         let mut config = match kubeconfig {
             Some(path) => {
                 let failed = |source| ApiError::Kubeconfig {
@@ -128,8 +134,8 @@ impl Access {
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(STALLED);
         let namespace = config.default_namespace.clone();
-        let client =
-            transport::client(config).map_err(|source| ApiError::Client(Box::new(source)))?;
+        let client = transport::client(config, keep_alive)
+            .map_err(|source| ApiError::Client(Box::new(source)))?;
         Ok(Self::with_client(client, namespace))
     }
 

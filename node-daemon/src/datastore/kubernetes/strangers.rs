@@ -23,7 +23,7 @@ const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Names what is Calico's, or anybody else's, in Calico's groups.
 pub(crate) async fn strangers(kubeconfig: Option<&Path>) -> Result<Vec<String>, ApiError> {
-    let access = Access::open(kubeconfig).await?;
+    let access = Access::open(kubeconfig, super::OF_A_NODE).await?;
     let definitions = resource("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let parameters = ListParams::default().match_any();
     let api = access.objects(&definitions);

@@ -19,10 +19,14 @@ use tower::{BoxError, ServiceBuilder};
 
 /// How often the server is asked whether the connection is alive, and how long it may take to say so. Without
 /// it all that goes through a connection which died without a word would wait for its own deadlines.
-const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(5)];
+pub(crate) type KeepAlive = [Duration; 2];
 
-/// A client. Where the server, or what stands before it, knows no HTTP/2, it speaks HTTP/1.1.
-pub(super) fn client(config: Config) -> kube::Result<Client> {
+/// A node's: there are many, and a server with much to do may be slow to answer.
+pub(crate) const OF_A_NODE: KeepAlive = [Duration::from_secs(10), Duration::from_secs(5)];
+
+/// A client. Where the server, or what stands before it, knows no HTTP/2, it speaks HTTP/1.1. kube's layer
+/// that repeats what was answered with 429 or 503 is left out: who asks has a deadline and a back-off.
+pub(super) fn client(config: Config, keep_alive: KeepAlive) -> kube::Result<Client> {
     if config.proxy_url.is_some() {
         // Not built in; it says so.
         return Client::try_from(config);
@@ -42,8 +46,8 @@ pub(super) fn client(config: Config) -> kube::Result<Client> {
     connector.set_read_timeout(config.read_timeout);
     let http = HttpClient::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .http2_keep_alive_interval(KEEP_ALIVE[0])
-        .http2_keep_alive_timeout(KEEP_ALIVE[1])
+        .http2_keep_alive_interval(keep_alive[0])
+        .http2_keep_alive_timeout(keep_alive[1])
         .build::<_, Body>(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
