@@ -90,7 +90,8 @@ impl<'a> Policies<'a> {
         let (policy, until) = match known.filter(|known| is_open(known)) {
             Some(known) => (
                 known.clone(),
-                "the session keeps the filters that it had, as long as this daemon runs; after that no route goes out",
+                "the session keeps the filters that it had, as long as this daemon runs; after that no \
+                 route goes out",
             ),
             None => {
                 let by = format!("BGPFilter {missing}, which does not exist");
@@ -317,7 +318,7 @@ mod tests {
         assert_eq!(policies.find(&names(&["g"]), Some(&closed)).0, closed);
         let (kept, condition) = policies.find(&names(&["g"]), Some(&found));
         assert_eq!(kept, found);
-        assert!(condition.unwrap().message.ends_with("keeps the filters that it had"));
+        assert!(condition.unwrap().message.contains("keeps the filters that it had, as long as"));
         assert_eq!(policies.find(&names(&["g"]), Some(&None)).0, None);
     }
 
