@@ -114,6 +114,14 @@ pub(crate) struct Socket {
     buffer: Vec<u8>,
 }
 
+/// The number by which the kernel marks the events that a socket causes.
+#[cfg(feature = "watch")]
+pub(crate) fn port_of(socket: &netlink_sys::Socket) -> Result<u32, Error> {
+    let mut address = SocketAddr::new(0, 0);
+    socket.get_address(&mut address).map_err(Error::Socket)?;
+    Ok(address.port_number())
+}
+
 /// Appends an attribute to a payload.
 pub(crate) fn push_attribute(payload: &mut Vec<u8>, kind: u16, value: &[u8]) {
     const HEADER: usize = 4;
@@ -140,9 +148,7 @@ impl Socket {
     /// The port number by which the kernel marks the events that this socket causes.
     #[cfg(feature = "watch")]
     pub(crate) fn port(&self) -> Result<u32, Error> {
-        let mut address = SocketAddr::new(0, 0);
-        self.inner.get_address(&mut address).map_err(Error::Socket)?;
-        Ok(address.port_number())
+        port_of(&self.inner)
     }
 
     /// Executes one request.

@@ -155,9 +155,7 @@ impl Socket {
     /// The number by which the kernel marks the events that this socket causes.
     #[cfg(feature = "watch")]
     pub(crate) fn port(&self) -> Result<u32, Error> {
-        let mut address = SocketAddr::new(0, 0);
-        self.inner.get_address(&mut address).map_err(Error::Socket)?;
-        Ok(address.port_number())
+        crate::netlink::port_of(&self.inner)
     }
 
     /// Makes all changes at once, or none; `step` names them in errors. No packet sees a part of them.

@@ -28,8 +28,8 @@ pub(crate) use seam::{
 use status::conditions;
 
 use twill_k8s_api::{
-    BgpConfiguration, BgpFilter, BgpPeer, IpPool, IpamConfigSpec, Metadata, Node, Problem,
-    Resource, Secret,
+    BgpConfiguration, BgpConfigurationSpec, BgpFilter, BgpPeer, IpPool, IpamConfigSpec, Metadata,
+    Node, Problem, Resource, Secret,
     files::{Catalog, FileError},
 };
 use twill_types::{Family, Prefix};
@@ -150,6 +150,11 @@ impl Snapshot {
         }
         snapshot.catalog = catalog;
         snapshot
+    }
+
+    /// What the BGPConfiguration `default` says, if there is one.
+    pub(crate) fn bgp_default(&self) -> Option<&BgpConfigurationSpec> {
+        self.bgp_configurations.get("default").map(|found| &found.spec)
     }
 
     /// The IPAMConfig `default`; without one, its defaults.

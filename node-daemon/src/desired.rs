@@ -185,7 +185,7 @@ impl<'a> Configuration<'a> {
         resources: &'a Snapshot,
         known: &'a Known,
     ) -> (Self, Vec<(String, Condition)>) {
-        let default = resources.bgp_configurations.get("default").map(|config| &config.spec);
+        let default = resources.bgp_default();
         let (policies, wrong) =
             Policies::of(node, &resources.filters, &resources.bgp_configurations);
         let config = Self {

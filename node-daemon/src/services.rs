@@ -105,7 +105,7 @@ impl Ranges {
 impl Services {
     /// What a node announces by what is configured and by its Node's labels.
     pub(crate) fn announced_by(&self, node: &str, resources: &Snapshot) -> BTreeSet<Prefix> {
-        let default = resources.bgp_configurations.get("default").map(|found| &found.spec);
+        let default = resources.bgp_default();
         let none = BTreeMap::new();
         let labels = resources.nodes.get(node).map_or(&none, |own| &own.metadata.labels);
         self.announced(&Ranges::of(default), labels)

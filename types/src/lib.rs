@@ -13,6 +13,8 @@ mod prefix;
 mod prefix_list;
 mod prefix_map;
 mod request;
+#[cfg(test)]
+mod samples;
 
 pub use asn::{Asn, AsnError};
 pub use attachment::{

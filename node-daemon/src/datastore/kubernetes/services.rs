@@ -231,7 +231,7 @@ impl ServiceWatch {
 
 /// Whether addresses of services are to be announced.
 fn announces(snapshot: &Snapshot) -> bool {
-    let default = snapshot.bgp_configurations.get("default").map(|found| &found.spec);
+    let default = snapshot.bgp_default();
     !Ranges::of(default).is_empty()
 }
 
