@@ -1,49 +1,109 @@
 //! The least that answers on a unix socket: frames in, frames of one size out, on the runtime that the
-//! daemon has, in a process of its own.
+//! daemon has, in a process of its own. Asked to, it makes as many octets durable before it answers as
+//! an allocation does, with the storage library alone: less than that cannot give an address.
 
 use std::{
     env,
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixListener,
 };
 
-/// Set for the process that is the echo: the size of an answer and the socket.
+/// Set for the process that is the echo: how it is to be one, as JSON.
 const ECHO: &str = "TWILL_BENCH_ECHO";
+
+/// What an echo is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Orders {
+    socket: PathBuf,
+    /// Octets of an answer.
+    answer: usize,
+    durable: Option<Durable>,
+}
+
+/// What each question makes durable: the entries of an allocation, then those of its release, in turn.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Durable {
+    /// The database's.
+    pub(crate) directory: PathBuf,
+    /// Octets of a record, a block, and what belongs to the store as a whole.
+    pub(crate) record: usize,
+    pub(crate) block: usize,
+    pub(crate) meta: usize,
+}
 
 /// Is the echo, for ever, in a process that was started as one.
 pub fn serve_if_asked() -> Result<()> {
     let Ok(asked) = env::var(ECHO) else { return Ok(()) };
-    let (answer, socket) = asked.split_once(' ').context("no socket")?;
-    let answer: usize = answer.parse()?;
+    let orders: Orders = serde_json::from_str(&asked)?;
+    let mut durable = orders.durable.map(Database::open).transpose()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let listener = UnixListener::bind(socket)?;
+        let listener = UnixListener::bind(&orders.socket)?;
         say_ready()?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            tokio::spawn(async move {
-                let mut stream = BufReader::new(stream);
-                let mut length = [0; 4];
-                while stream.read_exact(&mut length).await.is_ok() {
-                    let mut body = vec![0; u32::from_be_bytes(length) as usize];
-                    let came = stream.read_exact(&mut body).await;
-                    let answer = vec![0; answer];
-                    if came.is_err() || stream.write_all(&answer).await.is_err() {
-                        return;
-                    }
+        let (stream, _) = listener.accept().await?;
+        // On a worker, as the daemon's connections are.
+        let served = tokio::spawn(async move {
+            let mut stream = BufReader::new(stream);
+            let mut length = [0; 4];
+            while stream.read_exact(&mut length).await.is_ok() {
+                let mut body = vec![0; u32::from_be_bytes(length) as usize];
+                stream.read_exact(&mut body).await?;
+                if let Some(database) = &mut durable {
+                    database.write()?;
                 }
-            });
-        }
+                stream.write_all(&vec![0; orders.answer]).await?;
+            }
+            anyhow::Ok(())
+        });
+        served.await?
     })
+}
+
+/// The storage library alone.
+struct Database {
+    tree: sled::Db,
+    sizes: Durable,
+    turn: u64,
+}
+
+impl Database {
+    fn open(sizes: Durable) -> Result<Self> {
+        let config = sled::Config::default()
+            .path(&sizes.directory)
+            .cache_capacity(16 * 1024 * 1024)
+            .flush_every_ms(None);
+        Ok(Self { tree: config.open()?, sizes, turn: 0 })
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let filled = |size: usize| {
+            let mut value = vec![0; size];
+            value[..8].copy_from_slice(&self.turn.to_le_bytes());
+            value
+        };
+        let mut batch = sled::Batch::default();
+        if self.turn.is_multiple_of(2) {
+            batch.insert(b"r\x04\x0a\x00\x00\x01", filled(self.sizes.record));
+            batch.insert(b"m", filled(self.sizes.meta));
+        } else {
+            batch.remove(b"r\x04\x0a\x00\x00\x01");
+        }
+        batch.insert(b"b\x04\x0a\x00\x00\x00\x1a", filled(self.sizes.block));
+        self.turn += 1;
+        self.tree.apply_batch(batch)?;
+        self.tree.flush()?;
+        Ok(())
+    }
 }
 
 /// Tells the other process that it can connect.
@@ -61,9 +121,15 @@ pub(crate) struct Echo {
 
 impl Echo {
     /// Starts one, for frames of these sizes, lengths included.
-    pub(crate) fn start(socket: &Path, question: usize, answer: usize) -> Result<Self> {
+    pub(crate) fn start(
+        socket: &Path,
+        question: usize,
+        answer: usize,
+        durable: Option<Durable>,
+    ) -> Result<Self> {
+        let orders = Orders { socket: socket.to_owned(), answer, durable };
         let mut child = Command::new(env::current_exe()?)
-            .env(ECHO, format!("{answer} {}", socket.display()))
+            .env(ECHO, serde_json::to_string(&orders)?)
             .stdout(Stdio::piped())
             .spawn()?;
         let mut ready = [0; 6];
