@@ -20,7 +20,7 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use tracing_subscriber::filter::LevelFilter;
 use twill_dataplane::{
     Link,
@@ -209,6 +209,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     drop(spool);
     served.send_replace(Some(Arc::clone(&api)));
     info!(socket = %socket.display(), "ready");
+    // Most of what has run until here never runs again.
+    if let Err(error) = twill_sys::let_go_of_code() {
+        debug!(%error, "the code of the start stays in memory");
+    }
 
     let result = wait_for_the_end(&mut tasks, &mut stop).await;
     tenure.end();

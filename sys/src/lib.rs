@@ -5,6 +5,7 @@
 
 mod arena;
 pub mod child;
+mod code;
 mod filter;
 mod heap;
 pub mod netns;
@@ -14,6 +15,7 @@ mod ttl_security;
 mod xtables;
 
 pub use arena::ShortLived;
+pub use code::let_go_of_code;
 pub use filter::ignore_netlink;
 pub use heap::share_heap;
 pub use netns::{AtPath, Netns, NetnsError, in_netns, look, netns_cookie};

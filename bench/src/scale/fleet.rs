@@ -52,9 +52,10 @@ pub(super) fn name(number: u32) -> String {
 
 impl Part {
     pub(super) fn run(&self) -> Result<()> {
-        // Each node that starts waits for answers on a thread of its own.
+        // A node waits for answers on threads of its own: for its report, its fills, its lease, its claims
+        // and its start. With fewer, all that there are wait, and none is left to read the answers.
         let threads = match self {
-            Self::Nodes { nodes, .. } => 64 + 2 * *nodes as usize,
+            Self::Nodes { nodes, .. } => 64 + 8 * *nodes as usize,
             Self::Prepare { .. } | Self::Heartbeat { .. } => 64,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
