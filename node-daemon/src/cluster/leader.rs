@@ -33,7 +33,7 @@ use super::{
     watching::{self, News},
     world::World,
 };
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, datastore::kubernetes::ApiError};
 
 /// Who writes.
 const MANAGER: &str = "twill-controller";
@@ -352,7 +352,7 @@ pub(super) fn settled<T>(outcome: Result<T, RequestError>) -> Result<Option<T>, 
         // Somebody else has written it, or it is gone: the watch will tell.
         Err(error) if error.is(409) || error.is(404) => Ok(None),
         // Said when it was refused.
-        Err(RequestError::Forbidden { .. }) => Ok(None),
+        Err(RequestError::Api(ApiError::Forbidden { .. })) => Ok(None),
         Err(error) => {
             warn!("{}", error_chain(&error));
             Ok(None)

@@ -9,11 +9,11 @@ use std::{
 };
 
 use kube::{Api, Client, core::DynamicObject};
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::{kinds::List, metrics::Metrics};
-use crate::datastore::kubernetes::{ApiError, failed};
+use crate::datastore::kubernetes::{Account, ApiError, in_time};
 
 /// How long one request may take. Who leads stops writing this long before the others may take over, and
 /// more: see [`super::election`].
@@ -31,13 +31,7 @@ pub(super) enum RequestError {
     /// Nothing is written any more.
     #[error("this controller does not lead any more")]
     NotLeading,
-    /// RBAC, or an admission policy.
-    #[error(
-        "the controller may not {verb} {what}: {message}; grant it to its account, as \
-         conf/rbac/twill-controller.yaml does"
-    )]
-    Forbidden { verb: &'static str, what: String, message: String },
-    /// Anything else.
+    /// Any other reason.
     #[error(transparent)]
     Api(#[from] ApiError),
 }
@@ -119,14 +113,12 @@ impl Requests {
             refused.get(&key).filter(|(when, _)| when.elapsed() < REFUSED).cloned()
         };
         let what = if name.is_empty() { resource.to_owned() } else { format!("{resource}/{name}") };
+        let account = Account::Controller;
         if let Some((_, message)) = before {
-            return Err(RequestError::Forbidden { verb, what, message });
+            return Err(ApiError::Forbidden { account, verb, what, message }.into());
         }
-        let deadline = if verb == "list" { LIST_DEADLINE } else { DEADLINE };
-        let answer = match timeout(deadline, request).await {
-            Err(_) => Err(ApiError::Late { verb, what: what.clone() }),
-            Ok(answer) => answer.map_err(|error| failed(verb, what, error)),
-        };
+        let limit = if verb == "list" { LIST_DEADLINE } else { DEADLINE };
+        let answer = in_time(account, verb, what, limit, request).await;
         self.metrics.request(verb, resource, answer.is_ok());
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
@@ -134,15 +126,14 @@ impl Requests {
                 refused.remove(&key);
                 Ok(answer)
             }
-            Err(ApiError::Forbidden { verb, what, message }) => {
-                let first = refused.insert(key, (Instant::now(), message.clone())).is_none();
-                let error = RequestError::Forbidden { verb, what, message };
-                if first {
+            Err(error) => {
+                if let ApiError::Forbidden { message, .. } = &error
+                    && refused.insert(key, (Instant::now(), message.clone())).is_none()
+                {
                     warn!("{error}");
                 }
-                Err(error)
+                Err(error.into())
             }
-            Err(error) => Err(error.into()),
         }
     }
 

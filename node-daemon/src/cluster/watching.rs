@@ -7,11 +7,10 @@ use kube::{
     runtime::watcher::{self, watcher},
 };
 use tokio::sync::mpsc;
-use twill_types::error_chain;
 
-use super::{kinds::List, requests::RequestError};
+use super::kinds::List;
 pub(super) use crate::datastore::kubernetes::News;
-use crate::datastore::kubernetes::{ApiError, describe, pass_on, whole};
+use crate::datastore::kubernetes::{Account, describe, pass_on, whole};
 
 /// Runs until nobody listens.
 pub(super) async fn follow(client: Client, list: List, news: mpsc::Sender<(List, News)>) {
@@ -20,7 +19,7 @@ pub(super) async fn follow(client: Client, list: List, news: mpsc::Sender<(List,
         // From the API server's memory.
         config = config.any_semantic();
     }
-    let describe = |error| describe(list.plural().to_owned(), error, say);
+    let describe = |error| describe(Account::Controller, list.plural().to_owned(), error);
     if list == List::Nodes {
         let api: Api<PartialObjectMeta> = Api::all_with(client, &list.resource());
         let stream = watcher(api, config).map(|event| Ok(whole(event?)));
@@ -28,15 +27,5 @@ pub(super) async fn follow(client: Client, list: List, news: mpsc::Sender<(List,
     } else {
         let api: Api<DynamicObject> = Api::all_with(client, &list.resource());
         pass_on(watcher(api, config), list, describe, news).await;
-    }
-}
-
-/// With the account that lacks a permission.
-fn say(error: ApiError) -> String {
-    match error {
-        ApiError::Forbidden { verb, what, message } => {
-            RequestError::Forbidden { verb, what, message }.to_string()
-        }
-        error => error_chain(&error),
     }
 }

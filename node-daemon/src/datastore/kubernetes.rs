@@ -37,7 +37,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
-pub(crate) use access::{Access, ApiError, failed};
+pub(crate) use access::{Access, Account, ApiError, in_time};
 pub(crate) use claims::first_made;
 pub(crate) use leases::{OF_NODES, name as lease_name, read as read_lease};
 pub(crate) use own_node::ApiNode;
@@ -85,7 +85,7 @@ pub(crate) async fn open(
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
     let requests = watch::Sender::new(Arc::new(NodeRequests::new(node)));
     let objects = known.as_mut().map(|known| std::mem::take(&mut known.objects));
-    let collector = Collector::new(
+    let mut collector = Collector::new(
         node,
         &access,
         Arc::clone(&cache),
@@ -93,6 +93,9 @@ pub(crate) async fn open(
         (owned.clone(), requests.clone()),
         problems.clone(),
     );
+    if let Some(known) = &known {
+        collector.expect(&known.snapshot);
+    }
     let (resources, progress) = collector.start(tasks);
     let is_fresh = tokio::select! {
         is_fresh = wait(progress.clone(), known.as_ref().map(|_| [FRESH, ANSWERING])) => is_fresh?,

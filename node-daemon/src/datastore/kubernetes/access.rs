@@ -1,6 +1,7 @@
 //! The connection, and what can go wrong with a request.
 
 use std::{
+    env, fmt,
     future::Future,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -13,11 +14,12 @@ use kube::{
     core::{ApiResource, DynamicObject},
 };
 use tokio::{runtime::Handle, sync::watch, task::block_in_place, time::timeout};
+use tracing::info;
 use twill_k8s_api::files::FileError;
 
 use super::{
     deaths::Deaths,
-    transport::{self, KeepAlive},
+    transport::{self, KeepAlive, Proxy, UnusableProxy},
 };
 
 /// How long one request may take. Who waits for it is the task that claims blocks.
@@ -54,12 +56,15 @@ pub(crate) enum ApiError {
         "no service account of a pod is to be found here; run in a pod, or set datastore.kubeconfig"
     )]
     InCluster(#[source] Box<InClusterError>),
+    /// The proxy before it has no address.
+    #[error("cannot reach the API server by a proxy")]
+    Proxy(#[from] UnusableProxy),
     /// What the configuration says cannot be used together.
     #[error("cannot make a client of the API server")]
     Client(#[source] Box<kube::Error>),
     /// RBAC, or an admission policy.
-    #[error("this node may not {verb} {what}: {message}; grant it to the daemon's account")]
-    Forbidden { verb: &'static str, what: String, message: String },
+    #[error("{account} may not {verb} {what}: {message}; {}", account.remedy())]
+    Forbidden { account: Account, verb: &'static str, what: String, message: String },
     /// No answer in time.
     #[error("the API server does not answer: {verb} {what}")]
     Late { verb: &'static str, what: String },
@@ -98,6 +103,45 @@ impl ApiError {
     pub(crate) fn is(&self, expected: u16) -> bool {
         matches!(self, Self::Refused { code, .. } if *code == expected)
     }
+
+    /// Whether there was no answer, so that other requests have none either.
+    pub(crate) fn is_silence(&self) -> bool {
+        match self {
+            Self::Late { .. } => true,
+            // One that cannot be read is an answer.
+            Self::Request { source, .. } => {
+                !matches!(source.downcast_ref(), Some(kube::Error::SerdeError(_)))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Who asks: what is refused has to be granted to another account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Account {
+    /// The daemon of a node.
+    Node,
+    /// The controller of the cluster.
+    Controller,
+}
+
+impl Account {
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Node => "grant it to the daemon's account",
+            Self::Controller => "grant it to its account, as conf/rbac/twill-controller.yaml does",
+        }
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Node => "this node",
+            Self::Controller => "the controller",
+        })
+    }
 }
 
 /// A client of the API server.
@@ -118,6 +162,7 @@ impl Access {
         kubeconfig: Option<&Path>,
         keep_alive: KeepAlive,
     ) -> Result<Self, ApiError> {
+        let mut proxy_named = None;
         let mut config = match kubeconfig {
             Some(path) => {
                 let failed = |source| ApiError::Kubeconfig {
@@ -126,6 +171,7 @@ impl Access {
                 };
                 let mut read = Kubeconfig::read_from(path).map_err(failed)?;
                 name_namespace(&mut read);
+                proxy_named = transport::named(&read).map(str::to_owned);
                 let options = KubeConfigOptions::default();
                 Config::from_custom_kubeconfig(read, &options).await.map_err(failed)?
             }
@@ -134,7 +180,12 @@ impl Access {
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(STALLED);
         let namespace = config.default_namespace.clone();
-        let client = transport::client(config, keep_alive)
+        let variable = |name: &str| env::var(name).ok();
+        let proxy = Proxy::find(proxy_named.as_deref(), &config.cluster_url, variable)?;
+        if let Some(proxy) = &proxy {
+            info!(server = %config.cluster_url, %proxy, "the API server is reached by a proxy");
+        }
+        let client = transport::client(config, proxy.as_ref(), keep_alive)
             .map_err(|source| ApiError::Client(Box::new(source)))?;
         Ok(Self::with_client(client, namespace))
     }
@@ -197,21 +248,12 @@ impl Access {
         let answer = tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
-            answer = timeout(deadline(verb), request) => answer,
+            answer = in_time(Account::Node, verb, what, deadline(verb), request) => answer,
         };
-        let is_answered = match &answer {
-            Err(_) => false,
-            Ok(Err(error)) => matches!(error, kube::Error::Api(_) | kube::Error::SerdeError(_)),
-            Ok(Ok(_)) => true,
-        };
-        if !is_answered {
+        if matches!(&answer, Err(error) if error.is_silence()) {
             *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
-        match answer {
-            Err(_) => Err(ApiError::Late { verb, what }),
-            Ok(Err(error)) => Err(failed(verb, what, error)),
-            Ok(Ok(answer)) => Ok(answer),
-        }
+        answer
     }
 }
 
@@ -230,13 +272,32 @@ fn deadline(verb: &str) -> Duration {
     if verb == "list" { LIST_DEADLINE } else { DEADLINE }
 }
 
+/// The answer to one request of `account`, within `limit`.
+pub(crate) async fn in_time<T>(
+    account: Account,
+    verb: &'static str,
+    what: String,
+    limit: Duration,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ApiError> {
+    match timeout(limit, request).await {
+        Err(_) => Err(ApiError::Late { verb, what }),
+        Ok(answer) => answer.map_err(|error| failed(account, verb, what, error)),
+    }
+}
+
 /// Why a request failed. A refusal is told apart: only people can do something about it.
-pub(crate) fn failed(verb: &'static str, what: String, error: kube::Error) -> ApiError {
+pub(super) fn failed(
+    account: Account,
+    verb: &'static str,
+    what: String,
+    error: kube::Error,
+) -> ApiError {
     let source: Box<dyn std::error::Error + Send + Sync> = match error {
         kube::Error::Api(status) => {
             let message = status.message.clone();
             return match status.is_forbidden() {
-                true => ApiError::Forbidden { verb, what, message },
+                true => ApiError::Forbidden { account, verb, what, message },
                 false => ApiError::Refused { verb, what, code: status.code, message },
             };
         }
@@ -295,16 +356,22 @@ mod tests {
 
     #[test]
     fn errors_name_verb_and_resource_once() {
-        let answer = |message: &str, reason: &str, code| {
+        let answer = |account, message: &str, reason: &str, code| {
             let status = Status::failure(message, reason).with_code(code).boxed();
-            failed("list", "ippools".to_owned(), kube::Error::Api(status))
+            failed(account, "list", "ippools".to_owned(), kube::Error::Api(status))
         };
-        let error = answer("no such right", "Forbidden", 403);
+        let error = answer(Account::Node, "no such right", "Forbidden", 403);
         assert_eq!(
             error_chain(&error),
             "this node may not list ippools: no such right; grant it to the daemon's account"
         );
-        let error = answer("it is there", "AlreadyExists", 409);
+        let error = answer(Account::Controller, "no such right", "Forbidden", 403);
+        assert_eq!(
+            error_chain(&error),
+            "the controller may not list ippools: no such right; grant it to its account, as \
+             conf/rbac/twill-controller.yaml does"
+        );
+        let error = answer(Account::Node, "it is there", "AlreadyExists", 409);
         assert!(error.is(409) && !error.is(404));
         assert_eq!(
             error_chain(&error),
@@ -312,8 +379,29 @@ mod tests {
         );
         let error = kube::Error::Service("connection refused".into());
         assert_eq!(
-            error_chain(&failed("watch", "ippools".to_owned(), error)),
+            error_chain(&failed(Account::Node, "watch", "ippools".to_owned(), error)),
             "cannot watch ippools on the API server: connection refused"
         );
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_read_is_no_silence() {
+        let ask = async |limit, outcome: kube::Result<()>| {
+            let request = std::future::ready(outcome);
+            in_time(Account::Node, "get", "x".to_owned(), limit, request).await
+        };
+        let unread = serde_json::from_str::<u8>("x").unwrap_err();
+        let refused = Status::failure("no", "Conflict").with_code(409).boxed();
+        for (error, is_silence) in [
+            (kube::Error::Service("connection refused".into()), true),
+            (kube::Error::SerdeError(unread), false),
+            (kube::Error::Api(refused), false),
+        ] {
+            let error = ask(DEADLINE, Err(error)).await.unwrap_err();
+            assert_eq!(error.is_silence(), is_silence, "{error:?}");
+        }
+        let never = std::future::pending::<kube::Result<()>>();
+        let late = in_time(Account::Node, "get", "x".to_owned(), Duration::ZERO, never).await;
+        assert!(matches!(&late, Err(error @ ApiError::Late { .. }) if error.is_silence()));
     }
 }

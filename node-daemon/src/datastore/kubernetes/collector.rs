@@ -154,6 +154,12 @@ impl Collector {
         }
     }
 
+    /// What `known` makes necessary is followed from the start, and not only when all that says so was told
+    /// again.
+    pub(super) fn expect(&mut self, known: &Snapshot) {
+        self.wanted = self.wanted_by(known);
+    }
+
     /// Starts; the snapshots, and how far it is. Both end with the task.
     pub(super) fn start(
         self,

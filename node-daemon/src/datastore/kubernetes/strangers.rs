@@ -1,14 +1,13 @@
 //! Whether the API server has Calico's definitions, whose objects Twill's would damage: docs/adr/0018-crds.md.
 
-use std::{future::Future, path::Path};
+use std::path::Path;
 
 use kube::{
     api::ListParams,
     core::{ApiResource, GroupVersionKind, ObjectMeta},
 };
-use tokio::time::timeout;
 
-use super::access::{Access, ApiError, failed};
+use super::access::{Access, Account, ApiError, in_time};
 
 /// Both of Calico's groups end so.
 const GROUPS: &str = "projectcalico.org";
@@ -28,12 +27,15 @@ pub(crate) async fn strangers(kubeconfig: Option<&Path>) -> Result<Vec<String>, 
     let parameters = ListParams::default().match_any();
     let api = access.objects(&definitions);
     let what = "customresourcedefinitions";
-    let found = answer("list", what, api.list_metadata(&parameters)).await?;
+    let found = api.list_metadata(&parameters);
+    let found = in_time(Account::Node, "list", what.to_owned(), DEADLINE, found).await?;
     let mut names: Vec<String> =
         found.items.iter().filter_map(|definition| stranger(&definition.metadata)).collect();
     let services = resource("apiregistration.k8s.io", "v1", "APIService");
     let api = access.objects(&services);
-    if let Some(service) = answer("get", "apiservices", api.get_opt(SERVICE)).await?
+    let service = api.get_opt(SERVICE);
+    if let Some(service) =
+        in_time(Account::Node, "get", "apiservices".to_owned(), DEADLINE, service).await?
         && !service.data["spec"]["service"].is_null()
     {
         names.push(format!("the APIService {SERVICE}"));
@@ -43,18 +45,6 @@ pub(crate) async fn strangers(kubeconfig: Option<&Path>) -> Result<Vec<String>, 
 
 fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
-}
-
-async fn answer<T>(
-    verb: &'static str,
-    what: &str,
-    request: impl Future<Output = kube::Result<T>>,
-) -> Result<T, ApiError> {
-    match timeout(DEADLINE, request).await {
-        Err(_) => Err(ApiError::Late { verb, what: what.to_owned() }),
-        Ok(Err(error)) => Err(failed(verb, what.to_owned(), error)),
-        Ok(Ok(answer)) => Ok(answer),
-    }
 }
 
 /// The name of a definition in one of the groups that is not ours.

@@ -2,12 +2,25 @@
 //! HTTP/1.1 alone, so that each of thirteen watches has a connection with a TLS session of its own, on the
 //! node and, times the number of nodes, on the API server.
 
+mod proxy;
+mod single_flight;
+#[cfg(test)]
+mod tests;
+mod token;
+
 use std::time::Duration;
 
+use hyper::{
+    Uri,
+    rt::{Read, Write},
+};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    client::legacy::{
+        Client as HttpClient,
+        connect::{Connection, HttpConnector},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
 use kube::{
@@ -15,7 +28,10 @@ use kube::{
     client::{Body, ConfigExt},
     config::Config,
 };
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Service, ServiceBuilder, util::MapRequestLayer};
+
+pub(super) use self::proxy::{Proxy, UnusableProxy, named};
+use self::{proxy::Scheme, single_flight::SingleFlight};
 
 /// How often the server is asked whether the connection is alive, and how long it may take to say so. Without
 /// it all that goes through a connection which died without a word would wait for its own deadlines.
@@ -26,13 +42,39 @@ pub(crate) const OF_A_NODE: KeepAlive = [Duration::from_secs(10), Duration::from
 
 /// A client. Where the server, or what stands before it, knows no HTTP/2, it speaks HTTP/1.1. kube's layer
 /// that repeats what was answered with 429 or 503 is left out: who asks has a deadline and a back-off.
-pub(super) fn client(config: Config, keep_alive: KeepAlive) -> kube::Result<Client> {
-    if config.proxy_url.is_some() {
-        // Not built in; it says so.
-        return Client::try_from(config);
+/// `config.proxy_url` is not looked at: [`Proxy::find`] is right about `NO_PROXY`.
+pub(super) fn client(
+    config: Config,
+    proxy: Option<&Proxy>,
+    keep_alive: KeepAlive,
+) -> kube::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    // A request is several small writes.
+    tcp.set_nodelay(true);
+    let Some(proxy) = proxy else { return over(tcp, config, keep_alive) };
+    match proxy.scheme() {
+        Scheme::Http => over(proxy.tunnel(tcp), config, keep_alive),
+        Scheme::Https => {
+            let tls = HttpsConnectorBuilder::new()
+                .with_tls_config(config.rustls_client_config()?)
+                .https_only()
+                .enable_http1()
+                .wrap_connector(tcp);
+            over(proxy.tunnel(tls), config, keep_alive)
+        }
+        Scheme::Socks5 => over(proxy.socks(tcp), config, keep_alive),
     }
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
+}
+
+/// A client of which `connector` makes the connections that TLS goes over.
+fn over<C>(connector: C, config: Config, keep_alive: KeepAlive) -> kube::Result<Client>
+where
+    C: Service<Uri> + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin + 'static,
+    C::Future: Send + 'static,
+    C::Error: Into<BoxError>,
+{
     let mut builder = HttpsConnectorBuilder::new()
         .with_tls_config(config.rustls_client_config()?)
         .https_or_http();
@@ -41,7 +83,8 @@ pub(super) fn client(config: Config, keep_alive: KeepAlive) -> kube::Result<Clie
         let name = name.map_err(|error| Error::Service(BoxError::from(error)))?;
         builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
-    let mut connector = TimeoutConnector::new(builder.enable_all_versions().wrap_connector(http));
+    let tls = builder.enable_all_versions().wrap_connector(connector);
+    let mut connector = TimeoutConnector::new(tls);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);
     let http = HttpClient::builder(TokioExecutor::new())
@@ -49,11 +92,13 @@ pub(super) fn client(config: Config, keep_alive: KeepAlive) -> kube::Result<Clie
         .http2_keep_alive_interval(keep_alive[0])
         .http2_keep_alive_timeout(keep_alive[1])
         .build::<_, Body>(connector);
+    let token = token::read(&config.auth_info)?;
+    let auth = if token.is_none() { config.auth_layer()? } else { None };
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
+        .option_layer(token.map(|token| MapRequestLayer::new(move |request| token.put_on(request))))
+        .option_layer(auth)
         .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
-        .service(http);
+        .service(SingleFlight::new(http));
     Ok(Client::new(service, config.default_namespace))
 }

@@ -17,7 +17,7 @@ use tokio::{sync::mpsc, time::timeout};
 use twill_types::error_chain;
 
 use super::{
-    access::{Access, ApiError, failed},
+    access::{Access, Account, ApiError, failed},
     deaths::Following,
     subject::Subject,
 };
@@ -77,7 +77,7 @@ pub(super) async fn follow(
         };
         watcher(api, config).boxed()
     };
-    let describe = |error| describe(subject.what(), error, |error| error_chain(&error));
+    let describe = |error| describe(Account::Node, subject.what(), error);
     pass_on(stream, subject.clone(), describe, news).await;
 }
 
@@ -185,12 +185,8 @@ impl Expiry {
     }
 }
 
-/// What failed, by the name of the list, and whether it was refused. `say` puts it in words.
-pub(crate) fn describe(
-    what: String,
-    error: watcher::Error,
-    say: impl Fn(ApiError) -> String,
-) -> (String, bool) {
+/// What failed, by the name of the list, and whether it was refused.
+pub(crate) fn describe(account: Account, what: String, error: watcher::Error) -> (String, bool) {
     let (verb, source) = match error {
         watcher::Error::InitialListFailed(source) => ("list", source),
         watcher::Error::WatchStartFailed(source) | watcher::Error::WatchFailed(source) => {
@@ -201,7 +197,7 @@ pub(crate) fn describe(
             return (format!("a watch of {what} has no resource version"), false);
         }
     };
-    let error = failed(verb, what.clone(), source);
+    let error = failed(account, verb, what.clone(), source);
     if error.is(404) {
         let text =
             format!("the API server does not know {what}; apply the definitions of conf/crds");
@@ -209,7 +205,7 @@ pub(crate) fn describe(
     }
     // A request that is no good, as by a name that there cannot be, does not become better.
     let refused = matches!(error, ApiError::Forbidden { .. }) || error.is(400) || error.is(422);
-    (say(error), refused)
+    (error_chain(&error), refused)
 }
 
 /// Starts following; ends when the handle is dropped.
@@ -304,7 +300,7 @@ mod tests {
         let stream = futures_util::stream::iter((0..3).map(|_| gone()));
         let (sender, _news) = mpsc::channel(1);
         let before = Instant::now();
-        let say = |error| describe("pods".to_owned(), error, |error| error_chain(&error));
+        let say = |error| describe(Account::Node, "pods".to_owned(), error);
         pass_on(stream, (), say, sender).await;
         // Two pauses, the second about twice the first, each of half its length at the least.
         assert!(before.elapsed() >= PAUSES[0] * 3 / 2, "{:?}", before.elapsed());

@@ -121,6 +121,22 @@ async fn all_nodes_are_wanted_where_a_peer_may_be_one_of_them() {
     assert!(wants_all(&[peer, port]), "its peer may listen elsewhere");
 }
 
+#[tokio::test]
+async fn what_the_copy_makes_necessary_is_followed_from_the_start() {
+    let (mut collector, _directory) = collector();
+    let peer = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor}\nspec: {peerIP: \
+                192.0.2.1, asNumber: 64513, password: {secretKeyRef: {name: bgp, key: tor}}}\n";
+    let loaded = twill_k8s_api::load_manifests(peer, "test");
+    assert!(!loaded.has_errors(), "{:?}", loaded.problems);
+    collector.expect(&Snapshot::new(catalog([&loaded])));
+    collector.follow_wanted();
+    let follows = |subject: &Subject| collector.following.contains_key(subject);
+    assert!(follows(&Subject::nodes(None)), "the mesh is on");
+    assert!(!follows(&Subject::nodes(Some("node1"))), "it is one of all");
+    assert!(follows(&Subject::secret(collector.access.namespace(), "bgp")));
+    assert!(Subject::of_every_node("node1").iter().all(follows));
+}
+
 #[test]
 fn an_object_that_is_broken_at_the_start_is_what_the_copy_says() {
     let of_copy = |name: &str, uid: &str| {
