@@ -13,6 +13,7 @@
 //! is there nor its daemon alive. Judgement is in pure functions: `conditions`, `rollup`, `sense`, `pools`,
 //! [`crate::gone`].
 
+mod backlog;
 mod borrowing;
 mod conditions;
 mod departed;

@@ -22,6 +22,7 @@ use twill_k8s_api::Condition;
 use twill_types::{Block, Prefix, error_chain};
 
 use super::{
+    backlog::Backlog,
     conditions::{Change, Counts, Stated, compare, new_faults, shorten, state},
     departed::Departed,
     kinds::{CONFIGURATION, List, OF_NODES},
@@ -120,12 +121,17 @@ impl Leader {
             watches.spawn(watching::follow(self.requests.client(), list, sender.clone()));
         }
         let mut next_look = Instant::now() + GATHER;
+        let mut backlog = Backlog::default();
         loop {
             let look = tokio::time::sleep_until(next_look.into());
             tokio::select! {
                 // There is a sender here, so it goes on for ever.
                 Some((list, news)) = news.recv() => self.take(list, news),
-                () = look => next_look = Instant::now() + self.look().await,
+                () = look => {
+                    let pause = backlog.gather_during(self.look(), &mut news).await;
+                    next_look = Instant::now() + pause;
+                    backlog.take().for_each(|(list, news)| self.take(list, news));
+                }
                 // What a watch does not tell any more would be old for ever.
                 Some(_) = watches.join_next() => return,
             }
@@ -141,6 +147,7 @@ impl Leader {
         let outcome = self.work().await;
         let mut said: Vec<String> = self.world.faults().into_iter().collect();
         said.extend(self.requests.refusals());
+        said.extend(self.world.unread());
         let pause = match outcome {
             Ok(()) => {
                 self.backoff.succeeded();

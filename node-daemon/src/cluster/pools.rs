@@ -41,12 +41,7 @@ pub(super) fn look(world: &World) -> BTreeMap<String, PoolView> {
     let pools: BTreeMap<String, IpPool> = world.entries(List::Pools).filter_map(pool).collect();
     // The nodes' own rule.
     let first = first_made(&pools);
-    let fills: BTreeMap<Block, &BlockFill> = world
-        .statuses
-        .values()
-        .flat_map(|node| node.fills())
-        .map(|fill| (fill.block, fill))
-        .collect();
+    let fills = fills(world);
     let one = |(name, entry): (&String, &Entry)| {
         let mut view = PoolView { claims: claims(world, name).count(), ..PoolView::default() };
         if let Some(pool) = pools.get(name) {
@@ -69,6 +64,19 @@ pub(super) fn look(world: &World) -> BTreeMap<String, PoolView> {
         (name.clone(), view)
     };
     world.entries(List::Pools).map(one).collect()
+}
+
+/// How full blocks are, as their owners say: what another node says of a block is not believed.
+fn fills(world: &World) -> BTreeMap<Block, &BlockFill> {
+    let told = world
+        .statuses
+        .iter()
+        .flat_map(|(node, status)| status.fills().iter().map(move |fill| (node, fill)));
+    let is_owner = |(node, fill): &(&String, &BlockFill)| {
+        let claim = world.claims.get(&fill.block.claim_name());
+        claim.is_some_and(|entry| entry.claim.as_ref().is_ok_and(|claim| claim.node == **node))
+    };
+    told.filter(is_owner).map(|(_, fill)| (fill.block, fill)).collect()
 }
 
 /// The claims that hold a pool, by name.
@@ -210,7 +218,11 @@ mod tests {
     }
 
     fn fill(blocks: &[(&str, u32)]) -> Told {
-        let mut status = object(List::NodeStatuses, "n", json!({"node": "n"}));
+        fill_by("n", blocks)
+    }
+
+    fn fill_by(node: &str, blocks: &[(&str, u32)]) -> Told {
+        let mut status = object(List::NodeStatuses, node, json!({"node": node}));
         let block = |(block, free): &(&str, u32)| {
             let size = block.parse::<Block>().unwrap().size();
             json!({
@@ -307,6 +319,25 @@ mod tests {
         assert_eq!(said(Some("NearlyFull"), &[(one, 0), (two, 19)]), is("NearlyFull", true));
         assert_eq!(said(Some("NearlyFull"), &[(one, 10), (two, 10)]), is("Sufficient", false));
         assert_eq!(said(Some("NearlyFull"), &[(one, 0), (two, 0)]), is("Exhausted", false));
+    }
+
+    #[test]
+    fn only_the_owner_of_a_block_is_believed() {
+        let (one, two) = ("10.0.0.0/26", "10.0.0.64/26");
+        let spec = json!({"cidr": "10.0.0.0/25", "blockSize": 26});
+        let said = |told: &[Told]| {
+            let mut objects = vec![pool("a", spec.clone(), 1), claim(one, "a"), claim(two, "a")];
+            objects.extend(told.iter().cloned());
+            look(&samples::world(&objects))["a"].addresses
+        };
+        let own = fill(&[(one, 60), (two, 60)]);
+        assert_eq!(said(std::slice::from_ref(&own)), Some((128, 120)));
+        // By names before and behind the owner's.
+        for liar in ["liar", "zealot"] {
+            let lie = fill_by(liar, &[(one, 0), (two, 0)]);
+            assert_eq!(said(&[own.clone(), lie.clone()]), Some((128, 120)));
+            assert_eq!(said(&[lie]), None, "nobody has said anything");
+        }
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub(super) struct NodeEntry {
     /// It is a daemon's own.
     pub(super) is_own: bool,
     pub(super) report: NodeStatusReport,
+    /// The first value of it that cannot be read, if there is one.
+    unread: Option<String>,
 }
 
 impl NodeEntry {
@@ -136,6 +138,24 @@ impl World {
     /// Why lists are behind, where they are.
     pub(super) fn faults(&self) -> BTreeSet<String> {
         self.sync.values().filter_map(|sync| sync.fault.clone()).collect()
+    }
+
+    /// What nodes say that cannot be read here, in one text: in the middle of an upgrade it may be many.
+    pub(super) fn unread(&self) -> Option<String> {
+        let unread = |(node, status): (&String, &NodeEntry)| {
+            Some(format!("caliconodestatuses/{node}: {}", status.unread.as_ref()?))
+        };
+        let unread: Vec<String> = self.statuses.iter().filter_map(unread).collect();
+        let first = unread.first()?;
+        let nodes = if unread.len() == 1 {
+            "one node".to_owned()
+        } else {
+            format!("{} nodes", unread.len())
+        };
+        Some(format!(
+            "not all that {nodes} say can be read, as daemons of another release may say it; the rest \
+             counts. The first: {first}"
+        ))
     }
 
     /// The objects of a list that users write, by name.
@@ -214,9 +234,12 @@ impl World {
             List::NodeStatuses => {
                 // People may make others, as on Calico; a daemon's own is named by its node.
                 let is_own = object.data["spec"]["node"] == json!(name);
-                let report = serde_json::from_value(object.data["status"].clone());
-                let report = report.ok().filter(|_| is_own).unwrap_or_default();
-                self.statuses.insert(name, NodeEntry { meta, is_own, report });
+                let (report, unread) = match is_own {
+                    true => NodeStatusReport::read(&object.data["status"]),
+                    false => Default::default(),
+                };
+                let unread = unread.into_iter().next();
+                self.statuses.insert(name, NodeEntry { meta, is_own, report, unread });
             }
             List::Nodes => drop(self.nodes.insert(name, meta)),
             _ => {
@@ -342,5 +365,33 @@ mod tests {
         pool.metadata.uid = Some("another".to_owned());
         world.apply(List::Pools, &pool);
         assert_eq!(world.meta(List::Pools, "a").unwrap().finalizers, [""; 0]);
+    }
+    #[test]
+    fn a_value_of_a_newer_release_does_not_silence_a_node() {
+        let status = |node: &str, verdict: &str| {
+            let conditions = json!([
+                {"type": "Accepted", "status": "True", "reason": "Valid", "message": ""},
+                {"type": "Other", "status": verdict, "reason": "New", "message": ""},
+            ]);
+            let mut status = object(List::NodeStatuses, node, json!({"node": node}));
+            status.data["status"] = json!({
+                "objects": [{"kind": "IPPool", "name": "a", "conditions": conditions}],
+                "ipam": {"since": "2026-01-01T00:00:00Z", "blocks": [{
+                    "block": "10.0.0.0/26", "pool": "a", "size": 64, "used": 0, "free": 64,
+                    "cooling": 0, "reserved": 0,
+                }]},
+            });
+            (List::NodeStatuses, status)
+        };
+        let world = samples::world(&[status("n1", "True"), status("n2", "True")]);
+        assert_eq!(world.unread(), None);
+        let world =
+            samples::world(&[status("n1", "True"), status("n2", "Likely"), status("n3", "Likely")]);
+        let newer = &world.statuses["n2"];
+        assert_eq!((newer.report.objects[0].conditions.len(), newer.fills().len()), (1, 1));
+        let unread = world.unread().unwrap();
+        let place =
+            "caliconodestatuses/n2: status.objects[0].conditions[1]: unknown variant `Likely`";
+        assert!(unread.contains(place) && unread.contains("2 nodes"), "{unread}");
     }
 }

@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use twill_k8s_api::{
-    Kind, ObjectReport, Problem, Resource, Severity,
+    IpamReport, Kind, NodeStatusReport, ObjectReport, Problem, Resource, Severity,
     files::{Claim, Claims, NodeFill},
 };
 use twill_types::Block;
@@ -30,6 +30,8 @@ pub(super) struct OwnStatus {
     pub(super) objects: Vec<ObjectReport>,
     /// How full its blocks are, if it tells.
     fill: Option<NodeFill>,
+    /// What of it cannot be read.
+    unread: Vec<String>,
 }
 
 impl OwnStatus {
@@ -39,15 +41,13 @@ impl OwnStatus {
         let node = object["metadata"]["name"].as_str()?;
         // Only the object that has a node's name is that node's own.
         (object["spec"]["node"] == *node).then_some(())?;
-        let status = &object["status"];
-        let report = |report: &Value| serde_json::from_value(report.clone()).ok();
-        let objects =
-            status["objects"].as_array().into_iter().flatten().filter_map(report).collect();
-        let mut fill = status["ipam"].clone();
-        if let Some(fields) = fill.as_object_mut() {
-            fields.insert("node".to_owned(), json!(node));
-        }
-        Some(Self { node: node.to_owned(), objects, fill: serde_json::from_value(fill).ok() })
+        let (report, unread) = NodeStatusReport::read(&object["status"]);
+        let fill = report.ipam.map(|IpamReport { since, blocks }| NodeFill {
+            node: node.to_owned(),
+            since,
+            blocks,
+        });
+        Some(Self { node: node.to_owned(), objects: report.objects, fill, unread })
     }
 }
 
@@ -100,6 +100,9 @@ impl ApiServer {
             all.nodes.entry(name).or_default();
         }
         for status in self.node_statuses()? {
+            let place = format!("caliconodestatuses/{}", status.node);
+            let unread = status.unread.iter().map(|unread| format!("{place}: {unread}"));
+            all.manifest_problems.extend(unread);
             match status.fill {
                 Some(fill) => drop(all.fills.insert(status.node, fill)),
                 None => drop(all.silent.insert(status.node)),
@@ -199,6 +202,7 @@ mod tests {
         let fill = status.fill.unwrap();
         assert_eq!((fill.node.as_str(), fill.blocks[0].used), ("node1", 3));
         assert_eq!(status.objects.len(), 1, "what is of a later release hides no other");
+        assert_eq!(status.unread, ["status.objects[1]: has no kind, or no name"]);
         object["status"]["ipam"] = json!({"blocks": "full"});
         assert_eq!(OwnStatus::of(&object).unwrap().fill, None);
         object["status"] = Value::Null;
