@@ -40,7 +40,8 @@ pub use kinds::{
     ipam::{
         AffinityState, AffinityType, BlockAffinity, BlockAffinitySpec, BlockRequest,
         BlockRequestSpec, BlockRequestStatus, CLAIM_FINALIZER, Delegation, IpReservation,
-        IpReservationSpec, IpamConfig, IpamConfigSpec, REQUEST_FINALIZER, VmAddressPersistence,
+        IpReservationSpec, IpamConfig, IpamConfigSpec, NOT_OURS, REQUEST_FINALIZER,
+        VmAddressPersistence,
     },
     node::{Namespace, Node, NodeSpec},
     node_status::{

@@ -23,7 +23,7 @@ use pods::PodNamespace;
 pub(crate) use requests::Requests;
 pub(crate) use seam::{
     Answer, Borrowed, ClaimOutcome, ClaimStore, Claimant, DatastoreError, Fills, Grant, Leases,
-    Lender, Lending, NOT_OURS, Release, Reports, Stamp, Tenure,
+    Lender, Lending, Release, Reports, Stamp, Tenure,
 };
 use status::conditions;
 

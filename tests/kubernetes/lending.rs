@@ -16,6 +16,7 @@ use twill_types::Prefix;
 use super::{
     LONG,
     nodes::{NODES, PEER, Site},
+    twillctl::Ctl,
 };
 
 const HASTY: &str = "ipam: {emptyBlockGraceSeconds: 1}\n";
@@ -208,6 +209,41 @@ pub(crate) fn a_request_that_somebody_removes_returns_nothing(_: &ApiServer) -> 
     ping::reaches(borrower.namespace(), owner.address()?)?;
     site.lab.delete_pod(borrower)?;
     wait_for_the_end_of_all(&site)
+}
+
+/// Without a controller `twillctl` ends what a node that is gone has asked for, and what it was asked.
+pub(crate) fn what_a_gone_node_asked_for_is_settled_by_hand(_: &ApiServer) -> Result<()> {
+    let (mut site, owner) = one_block(&NODES)?;
+    site.lab.add_pod("node2", "borrower")?;
+    ensure!(parts(&site)?.len() == 1, "{:?}", parts(&site)?);
+    site.lab.node_mut("node2")?.kill9()?;
+    site.api.kubectl().run(&["delete", "node", "node2"])?;
+    let ctl = Ctl::new(&site.api);
+    let done = ctl.run(&["ipam", "release", "--node", "node2", "--force"], "")?;
+    let expected = "Returned 10.10.0.8/29 that node node2 had borrowed\n\
+                    Settled 1 request for a part of a block\n";
+    ensure!(done == expected, "{done}");
+    ensure!(parts(&site)?.is_empty() && requests(&site)?.is_empty(), "something is left");
+
+    // Somebody waits for an answer of a node that is gone.
+    site.apply(
+        "apiVersion: projectcalico.org/v3\nkind: BlockRequest\n\
+         metadata: {name: asking, finalizers: [twill.projectcalico.org/request]}\n\
+         spec: {node: node8, owner: node9, block: 10.99.0.0/26, pool: app, length: 29}\n",
+    )?;
+    let done = Ctl::new(&site.api).run(&["ipam", "release", "--node", "node9"], "")?;
+    ensure!(done == "Settled 1 request for a part of a block\n", "{done}");
+    let left = requests(&site)?.pop().context("the answer has to stay for who asked")?;
+    ensure!(left["status"]["refused"] == "the block is not this node's any more", "{left}");
+
+    // The owner gives addresses of the part again: more than there are without it.
+    let mut pods = vec![owner];
+    for n in 0..8 {
+        let mut pod = site.lab.bare_pod("node1", &format!("more{n}"))?;
+        wait_for("an address of the part", LONG, || site.lab.attach(&mut pod).map(drop))?;
+        pods.push(pod);
+    }
+    pods.into_iter().try_for_each(|pod| site.lab.delete_pod(pod))
 }
 
 /// The text of an error that has to be one.

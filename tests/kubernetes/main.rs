@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         lending::a_block_that_changes_hands_meanwhile_is_not_lent,
         lending::two_borrowers_get_parts_of_their_own,
         lending::a_request_that_somebody_removes_returns_nothing,
+        lending::what_a_gone_node_asked_for_is_settled_by_hand,
         nodes::a_password_comes_from_a_secret,
         nodes::pods_get_addresses_of_claims_that_kubectl_shows,
         nodes::an_add_asks_the_api_server_for_nothing,

@@ -23,14 +23,14 @@ use super::{
 };
 
 /// `twillctl` as one user, in a namespace that reaches the API server.
-struct Ctl<'a> {
+pub(crate) struct Ctl<'a> {
     namespace: &'a Namespace,
     /// What every command line begins with.
     options: Vec<String>,
 }
 
 impl<'a> Ctl<'a> {
-    fn new(api: &'a ApiServer) -> Self {
+    pub(crate) fn new(api: &'a ApiServer) -> Self {
         Self::with(api.namespace(), api.kubeconfig())
     }
 
@@ -48,7 +48,7 @@ impl<'a> Ctl<'a> {
         self.namespace.enter(|| output_with_input(&mut command, input.as_bytes()))?
     }
 
-    fn run(&self, arguments: &[&str], input: &str) -> Result<String> {
+    pub(crate) fn run(&self, arguments: &[&str], input: &str) -> Result<String> {
         check(&format!("twillctl {}", arguments.join(" ")), &self.output(arguments, input)?)
     }
 

@@ -103,9 +103,9 @@ fn leaks(findings: Vec<Finding>, node: &str) -> (Vec<Allocation>, BTreeMap<Strin
 fn node_text(node: &str, released: &IpamNodeReleased) -> String {
     let list =
         |blocks: &[Block]| blocks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let IpamNodeReleased { blocks, parts, lent } = released;
+    let IpamNodeReleased { blocks, parts, lent, requests } = released;
     let mut text = String::new();
-    if blocks.is_empty() && parts.is_empty() && lent.is_empty() {
+    if blocks.is_empty() && parts.is_empty() && lent.is_empty() && *requests == 0 {
         let _ = writeln!(text, "Node {node} has no block");
     }
     if !blocks.is_empty() {
@@ -113,6 +113,11 @@ fn node_text(node: &str, released: &IpamNodeReleased) -> String {
     }
     if !parts.is_empty() {
         let _ = writeln!(text, "Returned {} that node {node} had borrowed", list(parts));
+    }
+    match requests {
+        0 => {}
+        1 => text.push_str("Settled 1 request for a part of a block\n"),
+        many => drop(writeln!(text, "Settled {many} requests for parts of blocks")),
     }
     if !lent.is_empty() {
         let _ = writeln!(text, "Left alone: {}: other nodes have parts of it", list(lent));
@@ -163,6 +168,27 @@ mod tests {
         let (mine, others) = leaks(all, "node1");
         assert_eq!(mine, [Allocation { attachment: id(1), sequence: 1 }]);
         assert_eq!(others, BTreeMap::from([("node2".to_owned(), 1)]));
+    }
+
+    #[test]
+    fn what_came_of_a_node_is_told() {
+        let block = |text: &str| text.parse::<Block>().unwrap();
+        let nothing = IpamNodeReleased::default();
+        assert_eq!(node_text("n", &nothing), "Node n has no block\n");
+        let one = IpamNodeReleased { requests: 1, ..nothing.clone() };
+        assert_eq!(node_text("n", &one), "Settled 1 request for a part of a block\n");
+        let all = IpamNodeReleased {
+            blocks: vec![block("10.0.0.0/28")],
+            parts: vec![block("10.0.0.16/29")],
+            lent: vec![block("10.0.0.32/28")],
+            requests: 2,
+        };
+        assert_eq!(
+            node_text("n", &all),
+            "Released 10.0.0.0/28 of node n\nReturned 10.0.0.16/29 that node n had borrowed\n\
+             Settled 2 requests for parts of blocks\n\
+             Left alone: 10.0.0.32/28: other nodes have parts of it\n"
+        );
     }
 
     #[test]

@@ -125,6 +125,10 @@ pub const CLAIM_FINALIZER: &str = "twill.projectcalico.org/claim";
 /// come back.
 pub const REQUEST_FINALIZER: &str = "twill.projectcalico.org/request";
 
+/// The owner's last word (`status.refused`) about a part of a block that is not its own any more: who asked may
+/// claim the block.
+pub const NOT_OURS: &str = "the block is not this node's any more";
+
 /// The claim of a block by a node.
 pub type BlockAffinity = Object<BlockAffinitySpec>;
 

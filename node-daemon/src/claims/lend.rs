@@ -6,11 +6,11 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use tracing::{info, warn};
-use twill_k8s_api::{BlockRequestSpec, Delegation, files::Claim};
+use twill_k8s_api::{BlockRequestSpec, Delegation, NOT_OURS, files::Claim};
 use twill_types::{Block, error_chain};
 
 use super::{Claims, ClaimsError};
-use crate::datastore::{Grant, Lending, NOT_OURS, Requests};
+use crate::datastore::{Grant, Lending, Requests};
 
 impl Claims {
     /// Answers the requests for parts of this node's blocks, and takes back what was returned.

@@ -1,22 +1,22 @@
 //! The requests of nodes that are gone, and those that ask them: docs/adr/0022-lending-on-the-api.md has
 //! the order of the writes. What a node that is gone would write is written for it here.
 
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tracing::info;
 use twill_k8s_api::{
-    Delegation, REQUEST_FINALIZER,
+    Delegation, NOT_OURS, REQUEST_FINALIZER,
     files::{Claim, Lease},
 };
 
 use super::{
-    departed::{Departed, gone_is_good},
+    departed::Departed,
     kinds::List,
     leader::settled,
     requests::RequestError,
     world::{RequestEntry, World},
 };
-use crate::datastore::NOT_OURS;
+use crate::datastore::kubernetes::{Found, Removal};
 
 impl Departed {
     /// Says for a node that is gone that it does not use what it has borrowed: the owner takes it back, and
@@ -120,27 +120,16 @@ impl Departed {
         name: &str,
     ) -> Result<bool, RequestError> {
         let Some(meta) = world.meta(List::Requests, name).cloned() else { return Ok(true) };
-        let others = meta.finalizers.iter().filter(|name| *name != REQUEST_FINALIZER);
-        let bare = json!({"metadata": {
-            "uid": meta.uid, "resourceVersion": meta.version,
-            "finalizers": others.collect::<Vec<_>>(),
-        }});
-        let (api, params) = (self.requests.objects(List::Requests), PatchParams::default());
-        let patch = Patch::Merge(&bare);
-        let request = api.patch(name, &params, &patch);
-        let freed = self.requests.write("patch", "blockrequests", name, request).await;
-        let Some(freed) = settled(freed)? else { return Ok(false) };
-        // Somebody had deleted it before: it is gone with its finalizer.
-        if !meta.is_deleting {
-            let params = DeleteParams::default().preconditions(Preconditions {
-                uid: freed.metadata.uid.clone(),
-                resource_version: freed.metadata.resource_version.clone(),
-            });
-            let request = api.delete(name, &params);
-            let deleted = self.requests.write("delete", "blockrequests", name, request).await;
-            if settled(gone_is_good(deleted))?.is_none() {
-                return Ok(false);
-            }
+        let found = Found {
+            uid: &meta.uid,
+            version: &meta.version,
+            finalizers: &meta.finalizers,
+            is_going: meta.is_deleting,
+        };
+        let api = self.requests.objects(List::Requests);
+        let removal = Removal::new(&api, name, found, REQUEST_FINALIZER);
+        if settled(self.requests.remove(List::Requests, name, &removal).await)?.is_none() {
+            return Ok(false);
         }
         world.remove(List::Requests, name);
         self.metrics.freed(List::Requests.kind());

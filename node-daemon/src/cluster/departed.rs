@@ -9,10 +9,9 @@ use std::{
 use k8s_openapi::api::{coordination::v1::Lease as LeaseObject, core::v1::Node};
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, ListParams, Preconditions},
     core::DynamicObject,
 };
-use serde_json::{Value, json};
 use tracing::info;
 use twill_k8s_api::{CLAIM_FINALIZER, files::Lease};
 
@@ -21,11 +20,11 @@ use super::{
     kinds::List,
     leader::settled,
     metrics::Metrics,
-    requests::{RequestError, Requests},
+    requests::{RequestError, Requests, or_gone},
     world::{RequestEntry, World},
 };
 use crate::{
-    datastore::kubernetes::{OF_NODES, lease_name, read_lease},
+    datastore::kubernetes::{Found, OF_NODES, Removal, lease_name, read_lease},
     gone::{Absences, had_node},
 };
 
@@ -155,7 +154,7 @@ impl Departed {
         let params = DeleteParams::default().preconditions(preconditions);
         let request = api.delete(&name, &params);
         let deleted = self.requests.write("delete", "leases", &name, request).await;
-        Ok(settled(gone_is_good(deleted))?.is_some())
+        Ok(settled(or_gone(deleted))?.is_some())
     }
 
     /// Frees what a node had; whether nothing is left. Others' parts of its blocks keep these.
@@ -210,27 +209,8 @@ impl Departed {
         if !lent(&claim, world).is_empty() {
             return Ok(false);
         }
-        let meta = &object.metadata;
-        let finalizers = meta.finalizers.iter().flatten().filter(|name| *name != CLAIM_FINALIZER);
-        let bare = json!({
-            "metadata": {
-                "uid": meta.uid, "resourceVersion": meta.resource_version,
-                "finalizers": finalizers.collect::<Vec<_>>(),
-            },
-            "spec": {"delegations": Value::Null},
-        });
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&bare));
-        let request = api.patch(name, &params, &patch);
-        let object = self.requests.write("patch", "blockaffinities", name, request).await?;
-        if meta.deletion_timestamp.is_none() {
-            let params = DeleteParams::default().preconditions(Preconditions {
-                uid: object.metadata.uid.clone(),
-                resource_version: object.metadata.resource_version.clone(),
-            });
-            let request = api.delete(name, &params);
-            let deleted = self.requests.write("delete", "blockaffinities", name, request).await;
-            gone_is_good(deleted)?;
-        }
+        let removal = Removal::new(&api, name, Found::of(&object), CLAIM_FINALIZER).with_parts();
+        self.requests.remove(List::Claims, name, &removal).await?;
         world.remove(List::Claims, name);
         self.metrics.freed(List::Claims.kind());
         info!(node, block = %claim.block, "the node is gone: its block is free");
@@ -251,21 +231,12 @@ impl Departed {
         let api: Api<DynamicObject> = self.requests.objects(list);
         let request = api.delete(name, &params);
         let deleted = self.requests.write("delete", list.plural(), name, request).await;
-        let is_gone = settled(gone_is_good(deleted))?.is_some();
+        let is_gone = settled(or_gone(deleted))?.is_some();
         if is_gone {
             world.remove(list, name);
             self.metrics.freed(list.kind());
         }
         Ok(is_gone)
-    }
-}
-
-/// What is not there has been deleted.
-pub(super) fn gone_is_good<T>(outcome: Result<T, RequestError>) -> Result<(), RequestError> {
-    match outcome {
-        Ok(_) => Ok(()),
-        Err(error) if error.is(404) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 
@@ -294,6 +265,8 @@ fn strangers(world: &World) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::{
         super::{
             borrowing::lenders,

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{kinds::List, metrics::Metrics};
-use crate::datastore::kubernetes::{Account, ApiError, in_time};
+use crate::datastore::kubernetes::{Account, ApiError, Removal, in_time};
 
 /// How long one request may take. Who leads stops writing this long before the others may take over, and
 /// more: see [`super::election`].
@@ -149,5 +149,29 @@ impl Requests {
             return Err(RequestError::NotLeading);
         }
         self.read(verb, resource, name, request).await
+    }
+
+    /// Takes the finalizer off an object, and deletes it. One that is not there has been removed.
+    pub(super) async fn remove(
+        &self,
+        list: List,
+        name: &str,
+        removal: &Removal<'_>,
+    ) -> Result<(), RequestError> {
+        let unheld = self.write("patch", list.plural(), name, removal.unhold()).await;
+        let Some(unheld) = or_gone(unheld)? else { return Ok(()) };
+        if let Some(request) = removal.delete(&unheld) {
+            or_gone(self.write("delete", list.plural(), name, request).await)?;
+        }
+        Ok(())
+    }
+}
+
+/// What was answered; `None` if there is no such object.
+pub(super) fn or_gone<T>(outcome: Result<T, RequestError>) -> Result<Option<T>, RequestError> {
+    match outcome {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.is(404) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -84,9 +84,6 @@ pub(crate) struct Lender {
     pub(crate) pool: String,
 }
 
-/// Why an owner lends nothing of a block that is not its own any more.
-pub(crate) const NOT_OURS: &str = "the block is not this node's any more";
-
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {

@@ -134,6 +134,9 @@ pub struct IpamNodeReleased {
     pub parts: Vec<Block>,
     /// Blocks that stay, since others have parts of them.
     pub lent: Vec<Block>,
+    /// Requests for parts, by the node or to it, that nobody waits for any more.
+    #[serde(default)]
+    pub requests: u32,
 }
 
 /// Body of [`Request::IpamCheck`](super::Request::IpamCheck).

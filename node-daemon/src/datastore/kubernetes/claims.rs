@@ -9,7 +9,7 @@ use std::{
 
 use kube::{
     Api,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{ListParams, PostParams},
     core::DynamicObject,
 };
 use serde_json::{Value, json};
@@ -20,15 +20,16 @@ use twill_k8s_api::{
     CLAIM_FINALIZER, Delegation, IpPool, Problem, Severity,
     files::{Claim, Claims},
 };
-use twill_types::{Block, Prefix, error_chain};
+use twill_types::{Block, Family, Prefix, error_chain};
 
 use super::{
     access::{Access, ApiError},
     cache::Cache,
-    names::{self, Age, Listed},
+    names::{self, Age, Listed, Which},
     owned::{Held, OwnClaims},
     pools::Pools,
     read,
+    removal::{Found, Removal},
     requests::NodeRequests,
     subject::{BLOCK_AFFINITIES, BLOCK_REQUESTS},
 };
@@ -40,8 +41,9 @@ use crate::{
     },
 };
 
-/// How many claims of a pool may be lost in a row until all claims are listed.
-const LOSSES: usize = 3;
+/// How many claims of a pool may be lost in a row until all claims are listed: each costs about a
+/// kilobyte, and the list a hundred octets for each claim that there is.
+const LOSSES: usize = 16;
 
 /// How many claims may be lost in one attempt.
 const LOSSES_AT_MOST: usize = 32;
@@ -56,11 +58,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// again. The longer, the longer it shows nothing that is free.
 const CURRENT: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
-/// Blocks that cannot be had.
-#[derive(Clone)]
+/// Blocks that cannot be had, as far as that was looked at.
+#[derive(Default)]
 struct Seen {
     taken: Taken,
-    listed: Instant,
+    /// When all claims were listed last.
+    listed: Option<Instant>,
+    /// The sizes of block, by family and prefix length, beside which the claims of all other sizes were
+    /// listed.
+    beside: BTreeSet<(Family, u8)>,
 }
 
 /// How making a claim ended.
@@ -79,7 +85,7 @@ pub(super) struct ApiClaims {
     /// This node's, by the watch and by what was written here.
     owned: watch::Sender<Arc<OwnClaims>>,
     /// Blocks that others had when that was looked at last.
-    taken: Mutex<Option<Seen>>,
+    taken: Mutex<Seen>,
     /// While it is not over, a list would show nothing that is free, either.
     full: Mutex<Backoff>,
     pools: Mutex<Pools>,
@@ -214,34 +220,53 @@ impl ApiClaims {
     /// The blocks that cannot be had, as they are now: the server's memory may be behind what was
     /// written here, or was `lost` a moment ago.
     fn list_taken(&self, lost: &[Block]) -> Result<Taken, ApiError> {
-        let listed = names::list(&self.access, Age::Any)?;
+        let listed = names::list(&self.access, Which::All, Age::Any)?;
         let mut taken: Taken = listed.into_iter().map(|claim| claim.block).collect();
         self.own().blocks().keys().chain(lost).for_each(|block| taken.insert(*block));
-        let seen = Seen { taken: taken.clone(), listed: Instant::now() };
-        *lock(&self.taken) = Some(seen);
+        let mut seen = lock(&self.taken);
+        seen.taken = taken.clone();
+        seen.listed = Some(Instant::now());
         Ok(taken)
     }
 
-    /// The same as it was listed last, with this node's own; and whether that is new enough.
-    fn seen(&self) -> Option<(Taken, bool)> {
-        let Seen { mut taken, listed } = lock(&self.taken).clone()?;
+    /// Looks, once for each size of block, for claims of other sizes: a claim of this block is made under its
+    /// own name, so only others of its size are in its way by themselves. Whether anything new was seen.
+    fn look_beside(&self, block: Block) -> Result<bool, ApiError> {
+        let size = size(block);
+        let seen = lock(&self.taken);
+        if seen.listed.is_some() || seen.beside.contains(&size) {
+            return Ok(false);
+        }
+        drop(seen);
+        let listed = names::list(&self.access, Which::OfOtherSizes(size.0, size.1), Age::Any)?;
+        let mut seen = lock(&self.taken);
+        listed.into_iter().for_each(|claim| seen.taken.insert(claim.block));
+        seen.beside.insert(size);
+        Ok(true)
+    }
+
+    /// The same as it was seen last, with this node's own; and whether that is all, and new enough.
+    fn seen(&self) -> (Taken, bool) {
+        let seen = lock(&self.taken);
+        let (mut taken, listed) = (seen.taken.clone(), seen.listed);
+        drop(seen);
         self.own().blocks().keys().for_each(|block| taken.insert(*block));
-        Some((taken, listed.elapsed() < CURRENT[0] || !lock(&self.full).is_due()))
+        let is_new = |listed: Instant| listed.elapsed() < CURRENT[0] || !lock(&self.full).is_due();
+        (taken, listed.is_some_and(is_new))
     }
 
     fn note_lost(&self, block: Block) {
-        if let Some(seen) = &mut *lock(&self.taken) {
-            seen.taken.insert(block);
-        }
+        lock(&self.taken).taken.insert(block);
     }
 
     /// A claim of a part of a block, or of more than it: of a pool with blocks of another size. The names
-    /// of two such claims differ, so all names are looked at.
+    /// of two such claims differ, so that making both is not refused.
     fn in_the_way(&self, block: Block, age: Age) -> Result<Option<Claim>, DatastoreError> {
         let is_in_the_way =
             |other: &Block| *other != block && other.prefix().overlaps(block.prefix());
-        let listed = names::list(&self.access, age)?.into_iter().map(|claim| claim.block);
-        for other in listed.filter(is_in_the_way) {
+        let (family, length) = size(block);
+        let listed = names::list(&self.access, Which::OfOtherSizes(family, length), age)?;
+        for other in listed.into_iter().map(|claim| claim.block).filter(is_in_the_way) {
             if let Some(claim) = self.get(other)? {
                 return Ok(Some(claim));
             }
@@ -266,29 +291,16 @@ impl ApiClaims {
         self.forget_in_copy(claim)?;
         let name = claim.block.claim_name();
         let what = format!("blockaffinities/{name}");
-        let meta = &object.metadata;
-        let others = meta.finalizers.iter().flatten().filter(|name| *name != CLAIM_FINALIZER);
-        let bare = json!({"metadata": {
-            "uid": meta.uid, "resourceVersion": meta.resource_version,
-            "finalizers": others.collect::<Vec<_>>(),
-        }});
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&bare));
-        let request = self.api.patch(&name, &params, &patch);
-        let object = match self.access.ask("patch", what.clone(), request) {
+        let removal = Removal::new(&self.api, &name, Found::of(object), CLAIM_FINALIZER);
+        let unheld = match self.access.ask("patch", what.clone(), removal.unhold()) {
             Ok(object) => object,
             Err(error) if error.is(404) => return Ok(Release::Anothers),
             // Also where somebody has written it since: it is given back once more, as it is then.
             Err(error) => return Err(error),
         };
-        // Somebody had deleted it before: it is gone with its finalizer.
-        let is_gone = meta.deletion_timestamp.is_some();
-        if !is_gone {
-            let params = DeleteParams::default().preconditions(Preconditions {
-                uid: object.metadata.uid.clone(),
-                resource_version: object.metadata.resource_version.clone(),
-            });
-            match self.access.ask("delete", what, self.api.delete(&name, &params)) {
-                Ok(_) => {}
+        if let Some(request) = removal.delete(&unheld) {
+            match self.access.ask("delete", what, request) {
+                Ok(()) => {}
                 Err(error) if error.is(404) => {}
                 Err(error) => return Err(error),
             }
@@ -299,16 +311,15 @@ impl ApiClaims {
 }
 
 impl ClaimStore for ApiClaims {
-    /// One request where the first block is free. The names of all claims are listed before the first
-    /// claim, after some losses, and before it is said that nothing is left.
+    /// One request where the first block is free. Before the first claim of a size those of other sizes
+    /// are listed, of which there should be none; all names after some losses, and before it is said that nothing
+    /// is left.
     fn claim(
         &self,
         who: Claimant<'_>,
         choose: &dyn Fn(&Taken) -> Option<Block>,
     ) -> Result<Option<Claim>, DatastoreError> {
-        let seen = self.seen();
-        let (mut taken, mut is_current) =
-            seen.map_or_else(|| Ok::<_, ApiError>((self.list_taken(&[])?, true)), Ok)?;
+        let (mut taken, mut is_current) = self.seen();
         let mut was_listed = false;
         let mut lost = Vec::new();
         loop {
@@ -324,6 +335,12 @@ impl ClaimStore for ApiClaims {
                 (is_current, was_listed) = (true, true);
                 continue;
             };
+            if self.look_beside(block)? {
+                taken = self.seen().0;
+                if taken.overlaps(block) {
+                    continue;
+                }
+            }
             let in_the_way = match self.create(block, who)? {
                 Made::Own(claim) => {
                     lock(&self.full).succeeded();
@@ -363,8 +380,8 @@ impl ClaimStore for ApiClaims {
         // Whoever claims this block meanwhile has it under the same name, unless pools share addresses. Claims of
         // pools that were here before a list has shown.
         let may_contest = lock(&self.pools).may_contest(block);
-        let taken = self.seen().map_or_else(|| self.list_taken(&[]), |(taken, _)| Ok(taken))?;
-        if (may_contest || taken.overlaps(block))
+        self.look_beside(block)?;
+        if (may_contest || self.seen().0.overlaps(block))
             && let Some(other) = self.in_the_way(block, Age::Any)?
         {
             return Ok(ClaimOutcome::Lost(other));
@@ -472,7 +489,7 @@ impl ClaimStore for ApiClaims {
 
     fn taken(&self) -> Result<Taken, DatastoreError> {
         match self.seen() {
-            Some((taken, true)) => Ok(taken),
+            (taken, true) => Ok(taken),
             _ => Ok(self.list_taken(&[])?),
         }
     }
@@ -482,7 +499,7 @@ impl ClaimStore for ApiClaims {
     fn settled_pools(&self, resources: &Snapshot, _known: &Claims) -> Vec<String> {
         if lock(&self.pools).see(&resources.pools) {
             // There may be claims in it that no list was looked at for.
-            *lock(&self.taken) = None;
+            *lock(&self.taken) = Seen::default();
             lock(&self.full).succeeded();
         }
         first_made(&resources.pools)
@@ -515,11 +532,19 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What claims of blocks have in common that cannot share addresses under different names.
+fn size(block: Block) -> (Family, u8) {
+    (block.prefix().family(), block.prefix().length())
+}
+
 /// The claim as an object. Parts that other nodes have stay theirs, whoever owns the block.
 fn manifest(block: Block, who: Claimant<'_>, parts: &[Delegation]) -> DynamicObject {
     let name = block.claim_name();
     let mut object = DynamicObject::new(&name, &BLOCK_AFFINITIES.resource());
     object.metadata.finalizers = Some(vec![CLAIM_FINALIZER.to_owned()]);
+    let (family, length) = size(block);
+    let label = (names::label(family).to_owned(), length.to_string());
+    object.metadata.labels = Some(BTreeMap::from([label]));
     let mut spec = json!({
         "state": "confirmed", "type": "host", "node": who.node, "cidr": block, "pool": who.pool,
     });

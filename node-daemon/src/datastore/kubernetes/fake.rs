@@ -54,7 +54,12 @@ impl Objects {
             .count()
     }
 
-    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (StatusCode, Value) {
+    fn answer(
+        &mut self,
+        method: &Method,
+        (path, query): (&str, &str),
+        body: &Value,
+    ) -> (StatusCode, Value) {
         let missing = || (StatusCode::NOT_FOUND, status(404, "NotFound"));
         let conflict = || (StatusCode::CONFLICT, status(409, "Conflict"));
         match *method {
@@ -69,7 +74,7 @@ impl Objects {
                 Some(object) => (StatusCode::OK, object.clone()),
                 None => missing(),
             },
-            Method::GET => (StatusCode::OK, self.table(path)),
+            Method::GET => (StatusCode::OK, self.table(path, &selector(query))),
             Method::PATCH => {
                 // A status is a part of its object, and only an object can be made by applying it.
                 let is_status = path.ends_with("/status");
@@ -95,9 +100,17 @@ impl Objects {
         }
     }
 
-    fn table(&self, list: &str) -> Value {
+    fn table(&self, list: &str, selector: &[String]) -> Value {
+        let is_meant = |object: &Value| {
+            let labels = &object["metadata"]["labels"];
+            selector.iter().all(|requirement| match requirement.split_once("!=") {
+                Some((label, value)) => labels[label] != value,
+                None => labels[requirement.trim_start_matches('!')].is_null(),
+            })
+        };
         let rows = self.stored.iter().filter_map(|(path, object)| {
             let name = path.strip_prefix(list)?.strip_prefix('/')?;
+            is_meant(object).then_some(())?;
             Some(json!({"cells": [name, object["spec"]["node"], object["spec"]["pool"]]}))
         });
         json!({
@@ -134,18 +147,28 @@ impl Fake {
         let (parts, body) = request.into_parts();
         let body = body.collect_bytes().await?;
         let body = serde_json::from_slice(&body).unwrap_or_default();
-        let path = parts.uri.path();
+        let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
         let of_group = path.split_once("/v3/").or_else(|| path.split_once("/api/v1/"));
         let path = of_group.map_or("", |(_, path)| path).to_owned();
         let mut objects = self.objects.lock().unwrap();
         objects.asked.push((parts.method.clone(), path.clone()));
-        let (code, answer) = objects.answer(&parts.method, &path, &body);
+        let (code, answer) = objects.answer(&parts.method, (&path, query), &body);
         if let Some(hook) = &*self.hook.lock().unwrap() {
             hook(&parts.method, &path, &mut objects);
         }
         let response = Response::builder().status(code);
         Ok(response.body(Body::from(answer.to_string().into_bytes())).unwrap())
     }
+}
+
+/// The requirements of a label selector: `label!=value`, or `!label`.
+fn selector(query: &str) -> Vec<String> {
+    let of_selector = query.split('&').find_map(|pair| pair.strip_prefix("labelSelector="));
+    let mut text = of_selector.unwrap_or_default().to_owned();
+    for (code, character) in [("%2F", "/"), ("%21", "!"), ("%3D", "="), ("%2C", ",")] {
+        text = text.replace(code, character);
+    }
+    text.split(',').filter(|requirement| !requirement.is_empty()).map(str::to_owned).collect()
 }
 
 fn status(code: u16, reason: &str) -> Value {

@@ -8,12 +8,12 @@ use std::{
 };
 
 use kube::{
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{Patch, PatchParams, PostParams},
     core::DynamicObject,
 };
 use serde_json::{Value, json};
 use twill_k8s_api::{
-    BlockRequestSpec, Delegation, REQUEST_FINALIZER,
+    BlockRequestSpec, Delegation, NOT_OURS, REQUEST_FINALIZER,
     files::{Claim, Claims},
 };
 use twill_types::Block;
@@ -21,12 +21,13 @@ use twill_types::Block;
 use super::{
     access::ApiError,
     claims::{ApiClaims, lock, read_claim},
-    names::{self, Age, Listed},
+    names::{self, Age, Listed, Which},
+    removal::{Found, Removal},
     requests::Told,
     subject::BLOCK_REQUESTS,
 };
 use crate::datastore::{
-    Answer, Borrowed, DatastoreError, Grant, Lender, Lending, NOT_OURS, Requests, new_uid,
+    Answer, Borrowed, DatastoreError, Grant, Lender, Lending, Requests, new_uid,
 };
 
 /// How long a list of all claims says who may lend anything.
@@ -85,24 +86,34 @@ impl ApiClaims {
 
     /// Removes a request of this node that its owner has said the last word about.
     fn remove_request(&self, name: &str) -> Result<(), ApiError> {
-        let Some(told) = self.told(name) else { return Ok(()) };
+        let Some(known) = self.told(name) else { return Ok(()) };
+        let is_gone = || {
+            self.requests.send_modify(|all| Arc::make_mut(all).removed(name, &known.uid));
+        };
+        // As it is now: out of the copy it has neither version nor finalizers.
+        let Some(told) = self.find_request(name)?.filter(|told| told.uid == known.uid) else {
+            is_gone();
+            return Ok(());
+        };
         let what = format!("blockrequests/{name}");
-        let bare = json!({"metadata": {"uid": told.uid, "finalizers": null}});
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&bare));
-        let freed =
-            self.access.ask("patch", what.clone(), self.request_api.patch(name, &params, &patch));
-        let uid = Some(told.uid.clone());
-        let precondition = Preconditions { uid, resource_version: None };
-        let params = DeleteParams::default().preconditions(precondition);
-        let gone = freed.and_then(|_| {
-            self.access.ask("delete", what, self.request_api.delete(name, &params)).map(drop)
+        let found = Found {
+            uid: &told.uid,
+            version: &told.version,
+            finalizers: &told.finalizers,
+            is_going: told.is_going,
+        };
+        let removal = Removal::new(&self.request_api, name, found, REQUEST_FINALIZER);
+        let gone = self.access.ask("patch", what.clone(), removal.unhold()).and_then(|unheld| {
+            removal
+                .delete(&unheld)
+                .map_or(Ok(()), |request| self.access.ask("delete", what, request))
         });
         match gone {
             Err(error) if !error.is(404) => return Err(error),
             // Gone already, by hand or with its finalizer.
             Ok(()) | Err(_) => {}
         }
-        self.requests.send_modify(|known| Arc::make_mut(known).removed(name, &told.uid));
+        is_gone();
         Ok(())
     }
 
@@ -142,7 +153,7 @@ impl Lending for ApiClaims {
     fn lenders(&self, node: &str, pools: &[String]) -> Result<Vec<Lender>, DatastoreError> {
         let mut listed = lock(&self.lenders);
         if listed.as_ref().is_none_or(|(when, _)| when.elapsed() >= CURRENT) {
-            *listed = Some((Instant::now(), names::list(&self.access, Age::Any)?));
+            *listed = Some((Instant::now(), names::list(&self.access, Which::All, Age::Any)?));
         }
         let listed = listed.iter().flat_map(|(_, listed)| listed);
         let is_lender = |claim: &&Listed| claim.node != node && pools.contains(&claim.pool);

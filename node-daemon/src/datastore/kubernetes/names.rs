@@ -1,4 +1,4 @@
-//! All claims of a cluster in few words: which blocks, and whose.
+//! Claims of a cluster in few words: which blocks, and whose.
 //!
 //! What a server keeps about an object (who wrote which field when) is longer than its name, so a list of
 //! 40,000 has tens of megabytes even without their specs. As a table, which is what kubectl asks for, it
@@ -12,7 +12,7 @@ use kube::{
 };
 use serde::Deserialize;
 use serde_json::Value;
-use twill_types::Block;
+use twill_types::{Block, Family};
 
 use super::{
     access::{Access, ApiError},
@@ -26,6 +26,36 @@ pub(super) enum Age {
     Any,
     /// With everything that was written before it was asked for.
     Newest,
+}
+
+/// Which claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// All that there are.
+    All,
+    /// Those that may share addresses with a block of this family and prefix length although they have other
+    /// names: where all pools have blocks of one size, none, however many claims there are.
+    OfOtherSizes(Family, u8),
+}
+
+impl Which {
+    /// The label selector; a claim without these labels is always meant, as its size is not known.
+    fn selector(self) -> Option<String> {
+        let Self::OfOtherSizes(family, length) = self else { return None };
+        let [own, other] = match family {
+            Family::V4 => [label(Family::V4), label(Family::V6)],
+            Family::V6 => [label(Family::V6), label(Family::V4)],
+        };
+        Some(format!("{own}!={length},!{other}"))
+    }
+}
+
+/// The label of a claim that says how long the prefix of its block is.
+pub(super) fn label(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "twill.projectcalico.org/ipv4-block-size",
+        Family::V6 => "twill.projectcalico.org/ipv6-block-size",
+    }
 }
 
 /// A claim.
@@ -54,10 +84,10 @@ struct Row {
     cells: Vec<Value>,
 }
 
-/// Lists all claims.
-pub(super) fn list(access: &Access, age: Age) -> Result<Vec<Listed>, ApiError> {
+/// Lists claims.
+pub(super) fn list(access: &Access, which: Which, age: Age) -> Result<Vec<Listed>, ApiError> {
     let what = "blockaffinities";
-    let request = request(age).map_err(|source| ApiError::Request {
+    let request = request(which, age).map_err(|source| ApiError::Request {
         verb: "list",
         what: what.to_owned(),
         source,
@@ -68,14 +98,16 @@ pub(super) fn list(access: &Access, age: Age) -> Result<Vec<Listed>, ApiError> {
 }
 
 fn request(
+    which: Which,
     age: Age,
 ) -> Result<axum::http::Request<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
     const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
     let path = DynamicObject::url_path(&BLOCK_AFFINITIES.resource(), None);
-    let params = match age {
+    let mut params = match age {
         Age::Any => ListParams::default().match_any(),
         Age::Newest => ListParams::default(),
     };
+    params.label_selector = which.selector();
     let mut request = Request::new(path).list(&params)?;
     // The rows without the objects that they are made of.
     *request.uri_mut() = format!("{}&includeObject=None", request.uri()).parse()?;
@@ -103,14 +135,29 @@ mod tests {
 
     #[test]
     fn a_list_is_asked_for_as_a_table_without_objects() {
-        let cached = request(Age::Any).unwrap();
+        let cached = request(Which::All, Age::Any).unwrap();
         let path = "/apis/projectcalico.org/v3/blockaffinities?";
         assert!(cached.uri().to_string().starts_with(path), "{}", cached.uri());
         assert!(cached.uri().to_string().contains("resourceVersion=0"), "{}", cached.uri());
         assert!(cached.uri().to_string().ends_with("includeObject=None"), "{}", cached.uri());
-        let newest = request(Age::Newest).unwrap();
+        let newest = request(Which::All, Age::Newest).unwrap();
         assert!(!newest.uri().to_string().contains("resourceVersion"), "{}", newest.uri());
         assert!(newest.headers()["accept"].to_str().unwrap().contains("as=Table"));
+        assert!(!newest.uri().to_string().contains("labelSelector"), "{}", newest.uri());
+    }
+
+    #[test]
+    fn claims_of_the_same_size_are_not_listed_where_others_are_looked_for() {
+        let selector = |block: &str| {
+            let block: Block = block.parse().unwrap();
+            let prefix = block.prefix();
+            Which::OfOtherSizes(prefix.family(), prefix.length()).selector().unwrap()
+        };
+        let [v4, v6] = ["ipv4", "ipv6"].map(|f| format!("twill.projectcalico.org/{f}-block-size"));
+        assert_eq!(selector("10.0.0.0/26"), format!("{v4}!=26,!{v6}"));
+        assert_eq!(selector("fd00::/122"), format!("{v6}!=122,!{v4}"));
+        let request = request(Which::OfOtherSizes(Family::V4, 26), Age::Any).unwrap();
+        assert!(request.uri().to_string().contains("labelSelector=twill"), "{}", request.uri());
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub(super) struct Told {
     pub(super) request: Option<BlockRequest>,
     pub(super) uid: String,
     pub(super) version: String,
+    pub(super) finalizers: Vec<String>,
+    /// Somebody has deleted it.
+    pub(super) is_going: bool,
 }
 
 /// The requests that matter to a node, by name.
@@ -47,7 +50,9 @@ impl Told {
         let uid = metadata.uid.clone().unwrap_or_default();
         let version = metadata.resource_version.clone().unwrap_or_default();
         let request = serde_json::from_value(manifest(object)).ok();
-        Some((name, Self { request, uid, version }))
+        let finalizers = metadata.finalizers.clone().unwrap_or_default();
+        let is_going = metadata.deletion_timestamp.is_some();
+        Some((name, Self { request, uid, version, finalizers, is_going }))
     }
 
     pub(super) fn outcome(&self) -> BlockRequestStatus {

@@ -153,6 +153,38 @@ async fn where_no_pools_overlap_a_claim_is_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_claim_lists_no_claims_of_its_own_size() {
+    let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
+    let both = pools(&[("a", "10.0.0.0/24", 26), ("v6", "fd00::/118", 122)]);
+    let of_node2 = store(&fake, directory.path(), &both);
+    let who = Claimant { node: "node2", ..WHO };
+    for block in ["10.0.0.0/26", "10.0.0.64/26", "fd00::/122"] {
+        let outcome = of_node2.try_claim(block.parse().unwrap(), who).unwrap();
+        assert!(matches!(outcome, ClaimOutcome::Won(_)));
+    }
+    // Of a pool that is gone, made by somebody who knows of no labels.
+    fake.with(|objects| objects.put("blockaffinities/0a000090-28", others("10.0.0.144/28")));
+    let listed = |block: &str| {
+        let (family, length) = size(block.parse().unwrap());
+        let listed = names::list(&fake.access(), Which::OfOtherSizes(family, length), Age::Any);
+        listed.unwrap().into_iter().map(|claim| claim.block.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed("10.0.0.0/26"), ["10.0.0.144/28"]);
+    assert_eq!(listed("10.0.0.0/27"), ["10.0.0.0/26", "10.0.0.64/26", "10.0.0.144/28"]);
+    assert_eq!(listed("fd00::/122"), ["10.0.0.144/28"]);
+
+    // Only one block is free: the other is seen to be in a claim's way, or lost.
+    let own = store(&fake, directory.path(), &both);
+    fake.with(|objects| objects.asked.clear());
+    let claim = own.claim(WHO, &blocks).unwrap().unwrap();
+    assert_eq!(claim.block.to_string(), "10.0.0.192/26");
+    assert_eq!(fake.with(|objects| objects.lists()), 1);
+    // Before it is said that nothing is left, all names are looked at.
+    assert!(own.claim(WHO, &blocks).unwrap().is_none());
+    assert_eq!(fake.with(|objects| objects.lists()), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_loses_without_end_tries_again_later() {
     let (fake, directory) = (Fake::default(), tempfile::tempdir().unwrap());
     let store = store(&fake, directory.path(), &pools(&[("a", "10.0.0.0/8", 26)]));
@@ -160,7 +192,7 @@ async fn who_loses_without_end_tries_again_later() {
     let all = |taken: &Taken| next_candidate("10.0.0.0/8".parse().unwrap(), 26, "node1", taken);
     let error = store.claim(WHO, &all).unwrap_err();
     assert!(matches!(error, DatastoreError::Api(ApiError::Outrun { .. })), "{error}");
-    assert_eq!(fake.with(|objects| objects.lists()), 2, "before the first, and after three");
+    assert_eq!(fake.with(|objects| objects.lists()), 2, "before the first, and after sixteen");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +205,7 @@ async fn a_full_pool_is_not_listed_for_each_pod() {
     assert_eq!(fake.with(|objects| objects.lists()), 1);
     // As after the two seconds for which any list counts.
     let age = || {
-        lock(&store.taken).as_mut().unwrap().listed = Instant::now() - CURRENT[0];
+        lock(&store.taken).listed = Instant::now().checked_sub(CURRENT[0]);
         assert!(store.claim(WHO, &|_| None).unwrap().is_none());
         fake.with(|objects| objects.lists())
     };
