@@ -29,6 +29,7 @@ use crate::{
     backoff::Backoff,
     controller::Controller,
     datastore::{ClaimStore, Claimant, Datastore, Fills, Snapshot, kubernetes, new_uid},
+    host::DATAPLANE_READY,
     node::{Tasks, endless, report_status},
 };
 
@@ -84,14 +85,16 @@ impl Member {
             kubernetes::open(kubeconfig, &self.state_dir, &self.node, problems, &mut tasks);
         let datastore = datastore.await.with_context(|| format!("{} cannot start", self.node))?;
         datastore.tenure.begin();
-        let conditions = self.start_tasks(&datastore, &mut tasks);
+        let found = Condition::holds(DATAPLANE_READY, "ChecksPass", "");
+        let host = watch::Sender::new(Some(found));
+        let conditions = self.start_tasks(&datastore, &host, &mut tasks);
         let claims = self.claims(&datastore, &conditions).await?;
         let fills = datastore.fills.clone().context("nobody wants to know how full blocks are")?;
         endless(&mut tasks, tell_fill(fills, self.fill(&claims)));
         let blocks = claims.iter().map(|claim| claim.block).collect();
         // The problems' receivers and the rest of it live as long as the tasks.
         endless(&mut tasks, async move {
-            let _kept = (datastore, conditions);
+            let _kept = (datastore, conditions, host);
             pending().await
         });
         Ok(Running { blocks, tasks })
@@ -101,16 +104,21 @@ impl Member {
     fn start_tasks(
         &self,
         datastore: &Datastore,
+        host: &watch::Sender<Option<Condition>>,
         tasks: &mut Tasks,
     ) -> watch::Sender<BTreeMap<ObjectId, Vec<Condition>>> {
         let conditions = watch::Sender::new(BTreeMap::new());
         let resources = &datastore.resources;
         // Of BGP there is nothing to say, and its sender is the first's.
         let said = [conditions.subscribe(), conditions.subscribe()];
+        let of_host = (self.node.clone(), host.subscribe());
         let reports = Arc::clone(&datastore.reports);
-        endless(tasks, report_status(reports, resources.clone(), said));
+        endless(tasks, report_status(reports, resources.clone(), said, of_host));
         if let Some(own_node) = &datastore.own_node {
-            endless(tasks, Arc::clone(own_node).run(resources.clone(), ready(())));
+            endless(
+                tasks,
+                Arc::clone(own_node).run(resources.clone(), host.subscribe(), ready(())),
+            );
         }
         let controller = Controller {
             node: self.node.clone(),

@@ -1,5 +1,5 @@
 //! What decides on a host whether pods' packets get through, and that others may need as it is: it is
-//! told of, and not changed. What is wrong is a standing problem of the node and a metric;
+//! told of, and not changed. What is wrong is a standing problem of the node, a condition and a metric;
 //! `twillctl node check` shows all of it.
 
 mod verdict;
@@ -22,6 +22,7 @@ use twill_dataplane::{
     host::{DroppingChain, dropping_chains, has_old_tables, look},
     pod::host_links,
 };
+use twill_k8s_api::Condition;
 use twill_rpc::message::{HostCheck, HostOutcome};
 use twill_types::{Family, error_chain};
 
@@ -30,6 +31,9 @@ use crate::{datastore::Snapshot, metrics::Metrics, problems::tell, routes::Kerne
 
 /// How often is looked: the kernel tells of some of what is looked at, and of the rest nobody.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// The condition that sums the checks up, in what a node says of its Node and on the Node itself.
+pub(crate) const DATAPLANE_READY: &str = "TwillDataplaneReady";
 
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +62,19 @@ pub(crate) struct Host {
 
 impl Host {
     /// Looks for ever.
-    pub(crate) async fn watch(self: Arc<Self>, problems: watch::Sender<Vec<String>>) {
+    pub(crate) async fn watch(
+        self: Arc<Self>,
+        problems: watch::Sender<Vec<String>>,
+        said: watch::Sender<Option<Condition>>,
+    ) {
         loop {
             let checks = block_in_place(|| self.look(Depth::Settings));
+            let found = Some(condition(&checks));
+            said.send_if_modified(|known| {
+                let changed = *known != found;
+                *known = found;
+                changed
+            });
             let failed = checks.iter().filter(|check| check.outcome == HostOutcome::Failed);
             // What the task of the packet filter tells by itself is not told twice.
             let failed = failed.filter(|check| check.name != verdict::NAT_OUTGOING);
@@ -121,5 +135,42 @@ fn text(check: &HostCheck) -> String {
     match check.remedy.as_str() {
         "" => check.detail.clone(),
         remedy => format!("{}; {remedy}", check.detail),
+    }
+}
+
+/// All checks as one condition. A warning is no failure.
+pub(crate) fn condition(checks: &[HostCheck]) -> Condition {
+    let failed = checks.iter().filter(|check| check.outcome == HostOutcome::Failed);
+    let failed: Vec<String> =
+        failed.map(|check| format!("{}: {}", check.name, text(check))).collect();
+    if failed.is_empty() {
+        let message = "nothing on this node is in the way of pods' packets";
+        return Condition::holds(DATAPLANE_READY, "ChecksPass", message);
+    }
+    Condition::fails(DATAPLANE_READY, "ChecksFailed", failed.join(". "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checks_are_one_condition() {
+        let check = |name: &str, outcome, detail: &str, remedy: &str| {
+            let [name, detail, remedy] = [name, detail, remedy].map(str::to_owned);
+            HostCheck { name, outcome, detail, remedy }
+        };
+        let fine = check("mtu", HostOutcome::Ok, "1500", "");
+        let warning = check("uplink-source-check", HostOutcome::Warning, "strict", "2");
+        let good = condition(&[fine.clone(), warning.clone()]);
+        assert_eq!((good.reason.as_str(), good.is_bad()), ("ChecksPass", false));
+        let off = check("forwarding", HostOutcome::Failed, "it is 0", "set it to 1");
+        let nat = check(verdict::NAT_OUTGOING, HostOutcome::Failed, "no table", "");
+        let bad = condition(&[fine, off, warning, nat]);
+        assert!(bad.is_bad());
+        assert_eq!(
+            (bad.reason.as_str(), bad.message.as_str()),
+            ("ChecksFailed", "forwarding: it is 0; set it to 1. nat-outgoing: no table")
+        );
     }
 }

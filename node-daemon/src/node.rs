@@ -21,7 +21,7 @@ use twill_dataplane::{
     watch::Events,
 };
 use twill_ipam_store::{Service, now_ms};
-use twill_k8s_api::{Condition, ObjectId};
+use twill_k8s_api::{Condition, Kind, ObjectId};
 use twill_types::{Family, error_chain};
 
 use crate::{
@@ -83,6 +83,8 @@ struct Wires {
     conditions: watch::Sender<BTreeMap<ObjectId, Vec<Condition>>>,
     reconcile_problems: watch::Sender<Vec<String>>,
     host_problems: watch::Sender<Vec<String>>,
+    /// By `host`: what was found on the machine.
+    host_condition: watch::Sender<Option<Condition>>,
     nat_problems: watch::Sender<Vec<String>>,
     repair_problems: watch::Sender<Vec<String>>,
     /// By `routes`: what somebody else may have taken from pods.
@@ -113,6 +115,7 @@ impl Wires {
             conditions: watch::Sender::default(),
             reconcile_problems: watch::Sender::default(),
             host_problems: watch::Sender::default(),
+            host_condition: watch::Sender::default(),
             nat_problems: watch::Sender::default(),
             repair_problems: watch::Sender::default(),
             damage: Arc::default(),
@@ -234,13 +237,15 @@ impl Node<'_> {
         let resources = self.datastore.resources.clone();
         let reports = Arc::clone(&self.datastore.reports);
         let conditions = [wires.conditions.subscribe(), wires.bgp_conditions.subscribe()];
-        endless(tasks, report_status(reports, resources, conditions));
+        let of_host = (self.name.clone(), wires.host_condition.subscribe());
+        endless(tasks, report_status(reports, resources, conditions, of_host));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         endless(tasks, Arc::clone(&wires.tombstones).watch());
         if let Some(own_node) = &self.datastore.own_node {
             let resources = self.datastore.resources.clone();
-            endless(tasks, Arc::clone(own_node).run(resources, wires.works()));
+            let host = wires.host_condition.subscribe();
+            endless(tasks, Arc::clone(own_node).run(resources, host, wires.works()));
         }
         let (name, resources) = (self.name.clone(), self.datastore.resources.clone());
         let rules = Arc::clone(&host.rules_changed);
@@ -252,7 +257,7 @@ impl Node<'_> {
             host_changed: Arc::clone(&host.changed),
         };
         endless(tasks, repair.run());
-        endless(tasks, host.watch(wires.host_problems));
+        endless(tasks, host.watch(wires.host_problems, wires.host_condition));
         let nat = OutgoingNat {
             resources: resources.clone(),
             problems: wires.nat_problems,
@@ -446,12 +451,18 @@ pub(crate) async fn report_status(
     reports: Arc<dyn Reports>,
     mut resources: watch::Receiver<Arc<Snapshot>>,
     [mut claims, mut bgp]: [watch::Receiver<BTreeMap<ObjectId, Vec<Condition>>>; 2],
+    (node, mut host): (String, watch::Receiver<Option<Condition>>),
 ) {
+    let own = ObjectId { kind: Kind::Node.singular().to_owned(), namespace: None, name: node };
     loop {
         let snapshot = Arc::clone(&resources.borrow_and_update());
         let mut said = claims.borrow_and_update().clone();
         for (object, conditions) in &*bgp.borrow_and_update() {
             said.entry(object.clone()).or_default().extend(conditions.iter().cloned());
+        }
+        let found = host.borrow_and_update().clone();
+        if let Some(condition) = found.filter(|_| snapshot.nodes.contains_key(&own.name)) {
+            said.entry(own.clone()).or_default().push(condition);
         }
         let written = block_in_place(|| reports.report(&snapshot, said));
         let failed = written.is_err();
@@ -463,6 +474,7 @@ pub(crate) async fn report_status(
             changed = resources.changed() => changed,
             changed = claims.changed() => changed,
             changed = bgp.changed() => changed,
+            changed = host.changed() => changed,
             () = tokio::time::sleep(if failed { STATUS_PAUSE } else { STATUS_AGAIN }) => continue,
         };
         if changed.is_err() {

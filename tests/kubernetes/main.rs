@@ -82,6 +82,7 @@ fn main() -> ExitCode {
         pods::a_pod_that_is_gone_is_freed_soon,
         pods::a_node_says_where_it_is_and_that_it_works,
         pods::a_node_writes_of_its_node_only_what_it_should,
+        pods::what_is_in_the_way_of_pods_is_a_condition,
         services::addresses_of_services_are_announced,
         rights::a_node_writes_only_what_is_its_own,
         scale::what_a_node_asks_for_does_not_grow_with_the_cluster,

@@ -123,12 +123,18 @@ impl Site {
 
     /// What a node says about an object in its own status.
     pub(crate) fn condition(&self, node: &str, kind: &str, name: &str) -> Result<Value> {
+        let mut accepted = self.conditions(node, kind, name)?.into_iter();
+        let accepted = accepted.find(|condition| condition["type"] == "Accepted");
+        accepted.with_context(|| format!("{kind} {name} is not accepted by {node}"))
+    }
+
+    /// All that a node says about an object.
+    pub(crate) fn conditions(&self, node: &str, kind: &str, name: &str) -> Result<Vec<Value>> {
         let status = self.api.kubectl().json(&["get", "caliconodestatus", node])?;
         let objects = status["status"]["objects"].as_array().cloned().unwrap_or_default();
         let found = objects.iter().find(|object| object["kind"] == kind && object["name"] == name);
         let conditions = found.and_then(|object| object["conditions"].as_array());
-        let accepted = conditions.into_iter().flatten().find(|c| c["type"] == "Accepted");
-        accepted.cloned().with_context(|| format!("nothing about {kind} {name} in {status}"))
+        conditions.cloned().with_context(|| format!("nothing about {kind} {name} in {status}"))
     }
 }
 

@@ -1,6 +1,9 @@
 //! Pods that the API server has, with their annotations, and what daemons write to their Nodes.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -8,6 +11,7 @@ use twill_tests::{
     cni::CniError,
     kubernetes::ApiServer,
     lab::Pod,
+    process::check,
     wait::{wait_for, wait_until},
 };
 
@@ -268,11 +272,48 @@ fn node(site: &Site, name: &str) -> Result<Value> {
     site.api.kubectl().json(&["get", "node", name])
 }
 
-fn unavailable(site: &Site, name: &str) -> Result<Value> {
+fn condition(site: &Site, name: &str, kind: &str) -> Result<Value> {
     let node = node(site, name)?;
     let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let found = conditions.into_iter().find(|c| c["type"] == "NetworkUnavailable");
-    found.with_context(|| format!("no condition on {name}"))
+    let found = conditions.into_iter().find(|c| c["type"] == kind);
+    found.with_context(|| format!("no condition {kind} on {name}"))
+}
+
+fn unavailable(site: &Site, name: &str) -> Result<Value> {
+    condition(site, name, "NetworkUnavailable")
+}
+
+/// What stops pods' packets on a node is a condition of its Node, and in what it says of itself.
+pub(crate) fn what_is_in_the_way_of_pods_is_a_condition(_: &ApiServer) -> Result<()> {
+    let site = Site::start(&[POOL, PEER, STRICT])?;
+    let ready = "TwillDataplaneReady";
+    let is = |status: &str, reason: &str| {
+        wait_for(&format!("{ready} to be {status}"), LONG, || {
+            let found = condition(&site, "node1", ready)?;
+            ensure!(found["status"] == status && found["reason"] == reason, "{found}");
+            let own = site.conditions("node1", "Node", "node1")?;
+            let own = own.iter().find(|c| c["type"] == ready).context("it says nothing of it")?;
+            ensure!(own["status"] == status && own["message"] == found["message"], "{own}");
+            Ok(found)
+        })
+    };
+    let before = is("True", "ChecksPass")?;
+    // Docker and others do this.
+    let rules = "nft add table ip guard; nft 'add chain ip guard forward { type filter hook forward priority 0; \
+                 policy drop; }'";
+    let shell = |command: &str| {
+        let namespace = site.lab.node("node1")?.namespace();
+        check(command, &namespace.output(Command::new("sh").args(["-c", command]))?).map(drop)
+    };
+    shell(rules)?;
+    let found = is("False", "ChecksFailed")?;
+    let message = found["message"].as_str().unwrap_or_default();
+    ensure!(message.starts_with("forward-policy: chain forward of table ip guard"), "{message}");
+    ensure!(found["lastTransitionTime"] != before["lastTransitionTime"], "{found}");
+    let told = site.api.kubectl().run(&["describe", "node", "node1"])?;
+    ensure!(told.contains(ready) && told.contains("ChecksFailed"), "{told}");
+    shell("nft delete table ip guard")?;
+    is("True", "ChecksPass").map(drop)
 }
 
 /// An address that nobody has written is found by the kubelet's and by the link that has it; one that
@@ -366,8 +407,8 @@ pub(crate) fn a_node_writes_of_its_node_only_what_it_should(_: &ApiServer) -> Re
     let other = "may not write what is of node node2";
     let [v4, v6] = ["projectcalico.org/IPv4Address", "projectcalico.org/IPv6Address"];
     wait_for("the policy", LONG, || patch("node2", false, annotation(v6, "fd00::12"), other))?;
-    let condition = |kind: &str, status: &str| json!({"status": {"conditions": [{"type": kind, "status": status, "reason": "Test"}]}});
-    patch("node2", true, condition("NetworkUnavailable", "True"), other)?;
+    let say = |kind: &str, status: &str| json!({"status": {"conditions": [{"type": kind, "status": status, "reason": "Test"}]}});
+    patch("node2", true, say("NetworkUnavailable", "True"), other)?;
 
     let adds = "adds addresses that are missing";
     patch("node1", false, annotation(v4, "192.168.2.77/24"), adds)?;
@@ -378,8 +419,14 @@ pub(crate) fn a_node_writes_of_its_node_only_what_it_should(_: &ApiServer) -> Re
     patch("node1", false, json!({"spec": {"unschedulable": true}}), labels)?;
     let taint = json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}});
     patch("node1", false, taint, labels)?;
-    let nothing_else = "the condition NetworkUnavailable, and nothing else";
-    patch("node1", true, condition("Ready", "True"), nothing_else)?;
+    let nothing_else = "NetworkUnavailable and TwillDataplaneReady, and nothing else";
+    for kind in ["Ready", "DiskPressure", "TwillDataplane", "TwillDataplaneReadyToo"] {
+        patch("node1", true, say(kind, "True"), nothing_else)?;
+    }
+    patch("node2", true, say("TwillDataplaneReady", "False"), other)?;
+    // One that is its own does not bring another along.
+    let both = ["TwillDataplaneReady", "Ready"].map(|kind| json!({"type": kind, "status": "True"}));
+    patch("node1", true, json!({"status": {"conditions": both}}), nothing_else)?;
     patch("node1", true, json!({"status": {"capacity": {"cpu": "64"}}}), nothing_else)?;
     let addresses =
         json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.9"}]}});
@@ -410,8 +457,9 @@ pub(crate) fn a_node_writes_of_its_node_only_what_it_should(_: &ApiServer) -> Re
     let kubelet = kubelet.to_string();
     let arguments = ["patch", "node", "node1", "--subresource=status", "-p", &kubelet];
     site.api.kubectl().run(&arguments)?;
-    patch("node1", true, condition("NetworkUnavailable", "True"), "")?;
+    patch("node1", true, say("NetworkUnavailable", "True"), "")?;
     let status = unavailable(&site, "node1")?;
     ensure!(status["reason"] == "Test", "{status}");
+    patch("node1", true, say("TwillDataplaneReady", "Unknown"), "")?;
     Ok(())
 }

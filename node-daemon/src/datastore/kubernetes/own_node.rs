@@ -1,5 +1,7 @@
-//! What a daemon writes to its own Node: where it is, if nobody has said so, and that its network works.
-//! docs/adr/0027-pods-and-nodes.md.
+//! What a daemon writes to its own Node: where it is, if nobody has said so, and in its conditions what its
+//! network is like. docs/adr/0027-pods-and-nodes.md.
+
+mod conditions;
 
 use std::{collections::BTreeMap, future::Future, net::IpAddr, sync::Arc, time::Duration};
 
@@ -8,12 +10,14 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{sync::watch, task::block_in_place};
 use tracing::{info, warn};
 use twill_dataplane::node::prefix_length;
+use twill_k8s_api::Condition;
 use twill_types::{Family, error_chain};
 
+use self::conditions::PACE;
 use super::access::{Access, ApiError};
 use crate::{
     datastore::{DatastoreError, Snapshot},
@@ -26,16 +30,12 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// The pause where the Node was changed in between.
 const SOON: Duration = Duration::from_secs(1);
 
-/// A Node's condition that keeps pods away while it is true.
-const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
-const IS_UP: &str = "TwillIsUp";
-
 /// The Node of this daemon.
 pub(crate) struct ApiNode {
     access: Arc<Access>,
     api: Api<Node>,
     name: String,
-    /// Why it has no address; why the condition cannot be written.
+    /// Why it has no address; why its conditions cannot be written.
     problems: [watch::Sender<Vec<String>>; 2],
 }
 
@@ -67,17 +67,14 @@ impl ApiNode {
         self.problems.each_ref().map(watch::Sender::subscribe)
     }
 
-    /// Runs for ever. `ready` ends when the network works.
+    /// Runs for ever. `host` is what was found on the machine; `ready` ends when the network works.
     pub(crate) async fn run(
         self: Arc<Self>,
         resources: watch::Receiver<Arc<Snapshot>>,
+        host: watch::Receiver<Option<Condition>>,
         ready: impl Future<Output = ()>,
     ) {
-        let of_node = resources.clone();
-        let say = async {
-            ready.await;
-            self.say_up(of_node).await;
-        };
+        let say = self.say(resources.clone(), host, ready, PACE);
         tokio::join!(self.keep_addresses(resources), say);
     }
 
@@ -188,51 +185,6 @@ impl ApiNode {
         ))
     }
 
-    /// Says that the network works, unless that stands there: once of each Node. One that is deleted and made
-    /// again says of itself what its maker says, and may keep pods away.
-    async fn say_up(&self, mut resources: watch::Receiver<Arc<Snapshot>>) {
-        // The uid of the Node of which it was said.
-        let mut said: Option<Option<String>> = None;
-        loop {
-            let own = resources.borrow_and_update().nodes.get(&self.name).cloned();
-            let is_another = |said: &Option<String>| {
-                own.is_some_and(|own| own.metadata.uid.is_some() && own.metadata.uid != *said)
-            };
-            if said.as_ref().is_none_or(is_another) {
-                match self.set_condition().await {
-                    Ok(uid) => {
-                        said = Some(uid);
-                        problems::tell(&self.problems[1], Vec::new());
-                    }
-                    Err(error) => {
-                        if !is_conflict(&error) {
-                            problems::tell(&self.problems[1], vec![error_chain(&error)]);
-                        }
-                        tokio::time::sleep(AGAIN).await;
-                        continue;
-                    }
-                }
-            }
-            if resources.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// The uid of the Node of which it stands there now.
-    async fn set_condition(&self) -> Result<Option<String>, DatastoreError> {
-        let node = self.get().await?;
-        if is_up(&node) {
-            return Ok(node.metadata.uid);
-        }
-        let patch = condition(&jiff::Timestamp::now().to_string());
-        let (params, patch) = (PatchParams::default(), Patch::Strategic(&patch));
-        let request = self.api.patch_status(&self.name, &params, &patch);
-        self.access.answer("patch", format!("{}/status", self.what()), request).await?;
-        info!("said that the network of this node works");
-        Ok(node.metadata.uid)
-    }
-
     async fn get(&self) -> Result<Node, ApiError> {
         self.access.answer("get", self.what(), self.api.get(&self.name)).await
     }
@@ -283,28 +235,11 @@ fn find<E>(
     })
 }
 
-/// Whether it says already that the network works.
-fn is_up(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions
-        .filter(|condition| condition.type_ == NETWORK_UNAVAILABLE)
-        .any(|condition| condition.status == "False" && condition.reason.as_deref() == Some(IS_UP))
-}
-
-fn condition(now: &str) -> Value {
-    json!({"status": {"conditions": [{
-        "type": NETWORK_UNAVAILABLE,
-        "status": "False",
-        "reason": IS_UP,
-        "message": "Twill is running on this node",
-        "lastTransitionTime": now,
-        "lastHeartbeatTime": now,
-    }]}})
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+
+    use serde_json::Value;
 
     use super::*;
 
@@ -333,52 +268,5 @@ mod tests {
         check(Family::V6, json!([own]), Found::None);
         let other = "192.0.2.12".parse().unwrap();
         check(Family::V4, json!([address("InternalIP", "192.0.2.12")]), Found::Elsewhere(other));
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_node_that_is_made_again_is_said_to_work() {
-        let fake = crate::datastore::kubernetes::fake::Fake::default();
-        let make = |uid: &str| {
-            let node = json!({
-                "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": uid},
-                "status": {"conditions": [{"type": NETWORK_UNAVAILABLE, "status": "True"}]},
-            });
-            fake.with(|objects| objects.put("nodes/n1", node));
-            let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n1, uid: {uid}}}\n");
-            let loaded = twill_k8s_api::load_manifests(&text, "test");
-            Arc::new(Snapshot::new(twill_k8s_api::files::catalog([&loaded])))
-        };
-        let said = || async {
-            let is_said = || {
-                let node = fake.with(|objects| objects.stored["nodes/n1"].clone());
-                is_up(&serde_json::from_value(node).unwrap())
-            };
-            let wait = async {
-                while !is_said() {
-                    tokio::task::yield_now().await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
-        };
-        let resources = watch::Sender::new(make("u1"));
-        let own_node = ApiNode::new(&fake.access(), "n1");
-        let of_node = resources.subscribe();
-        let task = tokio::spawn(async move { own_node.say_up(of_node).await });
-        said().await;
-        resources.send_replace(make("u2"));
-        said().await;
-        drop(resources);
-        task.await.unwrap();
-    }
-
-    #[test]
-    fn the_condition_is_written_once() {
-        assert!(!is_up(&node(&json!({}))));
-        let own = condition("2026-01-01T00:00:00Z");
-        assert!(is_up(&node(&own["status"])));
-        let calicos = json!({"conditions": [{
-            "type": NETWORK_UNAVAILABLE, "status": "True", "reason": "CalicoIsDown",
-        }]});
-        assert!(!is_up(&node(&calicos)));
     }
 }
