@@ -4,8 +4,8 @@
 //! decoded and encoded again has to decode to the same.
 
 use super::{
-    AddPath, Frame, MAX_EXTENDED, MAX_MESSAGE, MessageType, Notification, Session, UpdateIn,
-    decode_open, decode_route_refresh, decode_update, encode_notification, encode_open,
+    AddPath, Frame, MAX_EXTENDED, MAX_MESSAGE, MessageType, Notification, Packed, Session,
+    UpdateIn, decode_open, decode_route_refresh, decode_update, encode_notification, encode_open,
     encode_route_refresh, encode_updates, encode_withdrawals, frame,
 };
 
@@ -112,6 +112,8 @@ pub fn update_of(body: &[u8], session: &Session) -> Option<UpdateIn> {
     let add_path = AddPath { send_ipv4: receive_ipv4, send_ipv6: receive_ipv6, ..session.add_path };
     let session = Session { add_path, ..*session };
     for (attributes, routes) in &update.announced {
+        let kept = Packed::new(attributes).unpack();
+        assert_eq!(kept.as_ref(), Some(attributes), "attributes have changed in the table");
         let all: Vec<_> = routes.iter().collect();
         let Some(family) = all.first().map(|first| first.prefix.family()) else {
             panic!("a group without a route: {update:?}");
