@@ -175,6 +175,33 @@ fn row(state: &str, event: &str) -> String {
     format!("| {event} | {next} | {} | {} |", list(actions.join(", ")), list(timers.join(", ")))
 }
 
+/// Where RFCs say what a row does: that follows from the event, and from what becomes of it.
+fn sections(state: &str, event: &str, actions: &str) -> &'static str {
+    let says = |number: &str| actions.contains(&format!("NOTIFICATION {number}"));
+    let (closes, lost) = (actions.contains("close"), actions.contains("session down"));
+    let has_connection = matches!(state, "OpenSent" | "OpenConfirm" | "Established");
+    match event.split(' ').next().unwrap_or_default() {
+        // A message that has no place in the state.
+        "19" | "22" | "26" | "27" | "28" | "30" if says("5/") => "4271 6.6, 6608 4",
+        "2" if says("6/2") => "4271 8.2.2, 4486 4, 9003",
+        "2" if says("6/9") => "8538 3.1",
+        "8" if says("6/6") => "4271 8.2.2, 4486 4",
+        "15" => "4486 4",
+        "17" if has_connection => "4271 6.8",
+        "18" if lost => "4271 8.2.2, 4724 4.2",
+        "21" if says("1/1") => "4271 8.2.2, 6.1",
+        "22" if says("2/2") => "4271 8.2.2, 6.2",
+        "23" if lost => "4724 4.2",
+        "23" => "4271 6.8",
+        "25" if lost => "4271 8.2.2, 8538 4",
+        "24" | "25" if closes => "4271 8.2.2, 6.4",
+        "28" if says("3/1") => "4271 8.2.2, 7606 3",
+        "29" => "9687 4.3",
+        "30" if actions == "refresh" => "2918 4",
+        _ => "4271 8.2.2",
+    }
+}
+
 #[test]
 fn every_state_and_event_is_as_the_table_says() {
     let mut wrong = Vec::new();
@@ -188,6 +215,15 @@ fn every_state_and_event_is_as_the_table_says() {
                 wrong.push(format!("{state}: {row}"));
                 continue;
             };
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            let [_, _, actions, _, cited, _] = cells[..] else {
+                wrong.push(format!("{state}: {line} has no six columns"));
+                continue;
+            };
+            let sections = sections(state, event, actions);
+            if cited != sections {
+                wrong.push(format!("{state}: {event} is by RFC {sections}, not {cited}"));
+            }
             if line.contains("| cannot occur") && !row.contains(&format!("| {state} | – |")) {
                 wrong.push(format!("{state}: {event} is not ignored"));
             }
