@@ -17,24 +17,36 @@ struct Known {
 }
 
 impl Known {
-    /// Before which others it is chosen (RFC 4271 section 9.1.2.2); what else is looked at is all the same.
+    /// Before which others it is used (RFC 4271 section 9.1.2.2); what else is looked at is all the same.
+    fn goodness(&self) -> (usize, bool) {
+        (self.as_path.len(), !self.external)
+    }
+
+    /// Before which others it is the best.
     fn rank(&self) -> impl Ord + use<> {
-        let reflected = (self.originator, self.clusters.len(), self.from);
-        (self.as_path.len(), !self.external, reflected)
+        (self.goodness(), self.originator, self.clusters.len(), self.from)
     }
 }
 
 /// By node and peer: prefixes and their paths.
 type Tables = BTreeMap<(usize, usize), BTreeMap<Prefix, Known>>;
 
-/// What `node` uses for a prefix.
-fn best(shape: &Shape, tables: &Tables, node: usize, prefix: Prefix) -> Option<Known> {
+/// What `node` uses for a prefix: the best path, and those that are as good as that, best first.
+fn used(shape: &Shape, tables: &Tables, node: usize, prefix: Prefix) -> Vec<Known> {
     if shape.own[node].contains(&prefix) {
-        return None;
+        return Vec::new();
     }
     let tables = tables.iter().filter(|((at, _), _)| *at == node);
-    let known = tables.filter_map(|(_, table)| table.get(&prefix));
-    known.min_by_key(|known| known.rank()).cloned()
+    let mut known: Vec<Known> =
+        tables.filter_map(|(_, table)| table.get(&prefix)).cloned().collect();
+    known.sort_by_key(Known::rank);
+    let best = known.first().map(Known::goodness);
+    known.retain(|known| Some(known.goodness()) == best);
+    known
+}
+
+fn best(shape: &Shape, tables: &Tables, node: usize, prefix: Prefix) -> Option<Known> {
+    used(shape, tables, node, prefix).into_iter().next()
 }
 
 /// What `from` tells `to` about a prefix, as `to` takes it.
@@ -121,7 +133,25 @@ pub(super) fn check(net: &Net, shape: &Shape, name: &str) {
         let (learned, wanted): (BTreeSet<_>, BTreeSet<_>) = (learned.collect(), wanted.collect());
         assert_eq!(learned, wanted, "{name}: node {node} knows too little or too much");
         check_routes(net, shape, &tables, node, name);
+        for prefix in of_it.routes.keys() {
+            follow(net, shape, *prefix, node, &mut Vec::new(), name);
+        }
     }
+}
+
+/// Whoever follows next hops, whichever of several, comes to somebody who announces the prefix, and
+/// nowhere twice.
+fn follow(net: &Net, shape: &Shape, prefix: Prefix, at: usize, way: &mut Vec<usize>, name: &str) {
+    assert!(!way.contains(&at), "{name}: {prefix} goes round by {way:?} to {at}");
+    way.push(at);
+    if !shape.own[at].contains(&prefix) {
+        let next_hops = net.nodes[at].routes.get(&prefix).filter(|_| net.nodes[at].alive);
+        for next_hop in next_hops.unwrap_or_else(|| panic!("{name}: {prefix} ends by {way:?}")) {
+            let next = net.nodes.iter().position(|node| node.address == *next_hop).unwrap();
+            follow(net, shape, prefix, next, way, name);
+        }
+    }
+    way.pop();
 }
 
 /// One session with each live neighbor, on one connection.
@@ -136,16 +166,17 @@ fn check_sessions(net: &Net, shape: &Shape, node: usize, name: &str) {
     assert_eq!(wires, live.len(), "{name}: node {node} has other connections");
 }
 
-/// The kernel has a route to each prefix that is known and not its own, over the best path's next hop.
+/// The kernel has a route to each prefix that is known and not its own, over the next hops of the best path
+/// and of those that are as good, and over no others.
 fn check_routes(net: &Net, shape: &Shape, tables: &Tables, node: usize, name: &str) {
     let prefixes: BTreeSet<Prefix> = shape.own.iter().flatten().copied().collect();
     let routes = &net.nodes[node].routes;
     for prefix in &prefixes {
-        let best = best(shape, tables, node, *prefix);
-        assert_eq!(routes.contains_key(prefix), best.is_some(), "{name}: node {node}, {prefix}");
-        let Some(best) = best else { continue };
-        let next_hops = &routes[prefix];
-        assert!(next_hops.contains(&address(best.next_hop)), "{name}: node {node}, {prefix}");
+        let used = used(shape, tables, node, *prefix);
+        let wanted: BTreeSet<IpAddr> = used.iter().map(|known| address(known.next_hop)).collect();
+        let found = routes.get(prefix).into_iter().flatten().copied().collect::<BTreeSet<_>>();
+        assert_eq!(found, wanted, "{name}: node {node}, {prefix}");
+        let Some(best) = used.first() else { continue };
         let explained = net.nodes[node].speaker.explain(net.now, *prefix).unwrap();
         let first = explained.paths[0].from.address;
         assert_eq!(first, address(best.from), "{name}: node {node}, {prefix}");
