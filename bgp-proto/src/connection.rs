@@ -266,6 +266,12 @@ impl Connection {
             open.capabilities.retain(|c| !matches!(c, Capability::GracefulRestart(_)));
         }
         let has_role = has(|c| matches!(c, Capability::Role(_)));
+        let has_long_lived = |family: Family| {
+            let of_it = |entry: &LongLivedFamily| entry.family == family;
+            ours.iter().any(
+                |c| matches!(c, Capability::LongLivedGracefulRestart(all) if all.iter().any(of_it)),
+            )
+        };
         let hold_time = offer.peer.hold_time.min(open.hold_time);
         self.negotiated = Some(Negotiated {
             session: Session { as_sets: offer.peer.policy.as_sets, ..session },
@@ -273,7 +279,7 @@ impl Connection {
             long_lived: open
                 .long_lived_restart()
                 .iter()
-                .filter(|theirs| offer.peer.long_lived.contains_key(&theirs.family))
+                .filter(|theirs| has_long_lived(theirs.family))
                 .copied()
                 .collect(),
             notification_restart: open.graceful_restart().is_some_and(|r| r.notification),

@@ -8,8 +8,8 @@ use crate::{
     RefreshError, UpdateErrorCount,
     wire::{
         self, AddPathFamily, AsPath, Capability, GracefulRestart, GracefulRestartFamily,
-        MessageType, NextHopEncoding, Nlri, Notification, Open, Origin, PathAttributes, Role,
-        RouteRefresh, Segment, Session, cease, code, open_error,
+        LongLivedFamily, MessageType, NextHopEncoding, Nlri, Notification, Open, Origin,
+        PathAttributes, Role, RouteRefresh, Segment, Session, cease, code, open_error,
     },
 };
 

@@ -232,6 +232,35 @@ fn a_refused_capability_is_left_out_of_the_next_open() {
     assert_eq!(script.reachable(), [""; 0]);
 }
 
+/// The same of one that has to be configured: what was left out of our OPEN is not in force, though
+/// the peer offers it (RFC 5492 section 3, RFC 9494 section 4.2).
+#[test]
+fn long_lived_restart_that_was_refused_is_not_in_force() {
+    let name = "long-lived graceful restart";
+    let theirs = || {
+        let entry = LongLivedFamily { family: Family::V4, forwarding: true, stale_time: 600 };
+        let long_lived = Capability::LongLivedGracefulRestart(vec![entry]);
+        everything().into_iter().chain([long_lived]).collect::<Vec<_>>()
+    };
+    let mut script = Single::new(|config| config.long_lived = [(Family::V4, 600)].into());
+    script.establish(theirs());
+    assert!(script.speaker.peers()[0].capabilities.contains(&name));
+    let mut script = Single::new(|config| config.long_lived = [(Family::V4, 600)].into());
+    script.dial();
+    let said = Notification::new(code::OPEN, open_error::CAPABILITY).with_data(&[71, 0]);
+    script.say(wire::encode_notification(&said));
+    script.wait(Duration::from_secs(30));
+    script.establish(theirs());
+    let in_force = &script.speaker.peers()[0].capabilities;
+    assert!(in_force.contains(&"graceful restart") && !in_force.contains(&name), "{in_force:?}");
+    script.announce(&attributes("192.0.2.2"), &[nlri(TWO[0], 0)]);
+    script.break_off();
+    script.wait(Duration::from_secs(119));
+    assert_eq!(script.reachable(), [TWO[0]]);
+    script.wait(Duration::from_secs(1));
+    assert_eq!(script.reachable(), [""; 0], "it goes with the restart time");
+}
+
 #[test]
 fn roles_have_to_fit() {
     for (ours, theirs, comes_up) in [
