@@ -408,14 +408,15 @@ impl ExportView {
     fn tells(&self, passing: &Passing, prefix: Prefix) -> Option<IpAddr> {
         let has = |community| passing.attributes.communities.binary_search(&community).is_ok();
         let (internal, family) = (self.session.internal, prefix.family());
-        // RFC 1997.
+        // RFC 1997; RFC 9774 section 3 about sets, also where they are accepted from whom they come.
+        let stays_here = has(Community::NO_ADVERTISE) || passing.attributes.as_path.has_set();
         let stays_inside = has(Community::NO_EXPORT) || has(Community::NO_EXPORT_SUBCONFED);
         let is_told = self.session.has(family)
             // RFC 9234 section 5.
             && !(self.no_customer && passing.attributes.only_to_customer.is_some())
             // RFC 9494 section 4.3.
             && (self.long_lived || !has(Community::LLGR_STALE))
-            && !has(Community::NO_ADVERTISE)
+            && !stays_here
             && (internal || !stays_inside)
             && self.is_passed_by(passing, self.verdict(passing, prefix));
         is_told.then(|| self.passed_next_hop(passing, family)).flatten()

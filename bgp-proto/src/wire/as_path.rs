@@ -190,7 +190,7 @@ impl AsPath {
     }
 
     /// Whether it has an AS_SET (RFC 9774).
-    pub(super) fn has_set(&self) -> bool {
+    pub(crate) fn has_set(&self) -> bool {
         self.0.iter().any(|segment| matches!(segment, Segment::Set(_)))
     }
 

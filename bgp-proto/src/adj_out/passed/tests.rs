@@ -15,7 +15,7 @@ use crate::{
     any_policy::policies,
     policy::RoutePolicy,
     rib::PeerFacts,
-    wire::{AsPath, Nlri, Origin, Session},
+    wire::{AsPath, Nlri, Origin, Segment, Session},
 };
 
 const PREFIXES: [&str; 5] =
@@ -96,9 +96,13 @@ fn attributes() -> impl Strategy<Value = PathAttributes> {
         1 => prop::sample::subsequence(communities.to_vec(), 0..=2),
     ];
     let hop = prop_oneof![Just(1_u8), Just(2), Just(200)];
-    (hop, any::<bool>(), prop::option::of(1_u32..3), communities).prop_map(
-        |(hop, far, preference, communities)| {
-            let path = AsPath::sequence(far.then(|| asn(64999)));
+    let path = prop_oneof![
+        3 => Just(AsPath::default()),
+        3 => Just(AsPath::sequence([asn(64999)])),
+        1 => Just(AsPath::new(vec![Segment::Set(vec![asn(64999)])])),
+    ];
+    (hop, path, prop::option::of(1_u32..3), communities).prop_map(
+        |(hop, path, preference, communities)| {
             let next_hop = IpAddr::from([192, 0, 2, hop]);
             PathAttributes {
                 local_pref: preference,
@@ -285,6 +289,7 @@ impl Run {
         policy.export(verdict, prefix, &mut attributes);
         let lost = number == peer
             || has(Community::NO_ADVERTISE)
+            || best.attributes.as_path.segments().iter().any(|s| matches!(s, Segment::Set(_)))
             || has(Community::LLGR_STALE) && !view.long_lived
             || !internal && has(Community::NO_EXPORT)
             || !is_passed;
