@@ -28,7 +28,8 @@ pub struct Session {
     /// Routes with AS_SETs are used. RFC 9774 section 3 leaves that to the operator, and withdraws
     /// them where nothing is said.
     pub as_sets: bool,
-    /// AIGP is believed and sent (RFC 7311 section 3.2, AIGP_SESSION).
+    /// AIGP is believed and sent (RFC 7311 section 3.3, AIGP_SESSION). No session of the speaker has it:
+    /// section 3.3 wants it configured for each session, and nothing configures it.
     pub aigp: bool,
 }
 

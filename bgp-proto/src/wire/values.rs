@@ -132,7 +132,7 @@ impl Collected<'_> {
         Ok(())
     }
 
-    /// RFC 7311 sections 3 and 3.2: without the configuration it is as unknown as any other
+    /// RFC 7311 sections 3.2 and 3.3: without the configuration it is as unknown as any other
     /// attribute that is not transitive.
     pub(super) fn aigp(&mut self, value: &[u8]) -> Read {
         const AIGP_TLV: u8 = 1;
