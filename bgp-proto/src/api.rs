@@ -72,11 +72,12 @@ pub struct SpeakerConfig {
     pub hostname: String,
     /// Spreads timers; any number.
     pub seed: u64,
-    /// Families whose routes were found in the kernel at the start: OPENs then say that we restarted
-    /// and kept forwarding for them (the R and F bits of RFC 4724 section 3).
+    /// Families whose routes were found in the kernel at the start: OPENs then say that forwarding went
+    /// on for them (the F bits of RFC 4724 section 3). That the speaker has just started they say anyway
+    /// (the R bit).
     pub forwarding: BTreeSet<Family>,
-    /// After this time a restart is over even if a peer has not finished (the
-    /// Selection_Deferral_Timer of RFC 4724 section 4.1).
+    /// After this time a start is over even if a peer has not finished (the Selection_Deferral_Timer of
+    /// RFC 4724 section 4.1); after 5 s at the latest if `forwarding` is empty.
     pub selection_deferral: Duration,
     /// The most paths that one route uses at once.
     pub max_paths: usize,
@@ -408,9 +409,10 @@ pub enum Output {
     Routes(Vec<RouteChange>),
     /// The next hops whose reachability matters, all of them.
     TrackNextHops(BTreeSet<IpAddr>),
-    /// The restart is over: routes in the kernel that no [`Output::Routes`] named can go.
+    /// The start is over: routes in the kernel that no [`Output::Routes`] named can go.
     Converged {
-        /// Peers that had not sent everything when the time for it was over.
+        /// Peers that had not sent everything when the time for it was over; none if
+        /// [`SpeakerConfig::forwarding`] was empty, as nothing of theirs was kept.
         unheard: Vec<PeerKey>,
     },
     /// What peers announce of what this node has, all of it, whenever that changes. These routes are
@@ -549,7 +551,8 @@ pub struct PeerSnapshot {
     pub stale_until: Option<Time>,
     /// Some of these are long-lived stale: used only where there is nothing else (RFC 9494).
     pub long_lived_stale: bool,
-    /// After our restart, old kernel routes wait for what it has to say.
+    /// After our restart, old kernel routes wait for what it has to say. Never after a start that found
+    /// none.
     pub awaited: bool,
     /// Prefixes announced, those included whose attributes leave no room in a message of the session.
     pub prefixes_out: usize,

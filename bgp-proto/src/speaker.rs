@@ -37,7 +37,7 @@ pub struct Speaker {
     outputs: VecDeque<Output>,
     jitter: Jitter,
     next_conn: u64,
-    /// When the restart is over at the latest; `None` once it is.
+    /// When the start is over at the latest; `None` once it is.
     converge_by: Option<Time>,
     configured: bool,
     /// When the last input came whose consequences for routes are not drawn yet.
@@ -47,11 +47,14 @@ pub struct Speaker {
 impl Speaker {
     /// A speaker without peers.
     pub fn new(config: SpeakerConfig, now: Time) -> Self {
+        let mut rib = Rib::new(config.max_paths);
+        // RFC 4724 section 4.1: nobody hears of a choice out of half of what there is.
+        rib.defer_passing_on();
         Self {
-            rib: Rib::new(config.max_paths),
+            rib,
             adj_out: AdjRibsOut::default(),
             jitter: Jitter::new(config.seed),
-            converge_by: Some(now + config.selection_deferral),
+            converge_by: Some(now + restart::deferral(&config)),
             config,
             peers: BTreeMap::new(),
             exchanges: BTreeMap::new(),
@@ -384,7 +387,7 @@ impl Speaker {
             prefixes_stale,
             stale_until: kept.and_then(Exchange::stale_until),
             long_lived_stale: kept.is_some_and(Exchange::is_long_lived),
-            awaited: self.converge_by.is_some() && exchange.is_some_and(Exchange::is_awaited),
+            awaited: self.keeps_old_routes() && exchange.is_some_and(Exchange::is_awaited),
             prefixes_out: self.adj_out.count(peer.key),
             messages_in: peer.messages_in,
             messages_out: peer.messages_out,

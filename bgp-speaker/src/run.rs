@@ -87,9 +87,10 @@ pub enum Report {
     Routes(Vec<RouteChange>),
     /// The next hops whose reachability the speaker has to know, all of them.
     TrackNextHops(BTreeSet<IpAddr>),
-    /// After a restart: every peer that had something to say has said it, or will not be waited for.
+    /// After a start: every peer that had something to say has said it, or will not be waited for.
     Converged {
-        /// Peers that had not said everything when the time for it was over.
+        /// Peers that had not said everything when the time for it was over; none if there was nothing of
+        /// theirs to keep.
         unheard: Vec<PeerKey>,
     },
     /// What peers announce of what this node has, all of it.

@@ -111,6 +111,20 @@ impl Rib {
         !self.passed.is_idle()
     }
 
+    /// Passes nothing on until [`Rib::end_deferral`].
+    pub(crate) const fn defer_passing_on(&mut self) {
+        self.passed.defer();
+    }
+
+    /// Passes on what is the best from now on; says whether there is to be anything.
+    pub(crate) fn end_deferral(&mut self) -> bool {
+        let follows = self.passed.end_deferral();
+        if follows {
+            self.adj_in.touch_all();
+        }
+        follows
+    }
+
     /// What is passed on to a destination.
     pub(crate) fn passed_on(&self, prefix: Prefix) -> Option<PassedOn> {
         self.adj_in.find(prefix).and_then(|(place, _)| self.passed.source(place))

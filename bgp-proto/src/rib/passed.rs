@@ -53,6 +53,8 @@ pub(super) struct Passed {
     changes: Vec<Pass>,
     /// What is decided on until [`Passed::take`] is told even where it stays the same.
     again: bool,
+    /// Nothing is passed on yet: too little has been heard to choose from.
+    deferred: bool,
 }
 
 impl Passed {
@@ -76,6 +78,16 @@ impl Passed {
         std::mem::replace(&mut self.by_filter, by_filter) != by_filter
     }
 
+    /// Passes nothing on until [`Passed::end_deferral`]. To be called before anything is.
+    pub(super) const fn defer(&mut self) {
+        self.deferred = true;
+    }
+
+    /// Ends what [`Passed::defer`] began; says whether anything follows from that.
+    pub(super) const fn end_deferral(&mut self) -> bool {
+        std::mem::replace(&mut self.deferred, false) && !self.is_idle()
+    }
+
     pub(super) const fn reflection(&self) -> Option<&Reflection> {
         self.reflection.as_ref()
     }
@@ -95,7 +107,7 @@ impl Passed {
     /// Notes the source of a destination's best path. `true` asks the caller to take hold of it: it has to
     /// stay until [`Passed::take`] has named it as the old one.
     pub(super) fn note(&mut self, place: Id, prefix: Prefix, best: Option<Id>) -> bool {
-        if self.is_idle() && self.sources.is_empty() {
+        if self.deferred || self.is_idle() && self.sources.is_empty() {
             return false;
         }
         let why = match (self.covers(prefix), self.reflection.is_some()) {

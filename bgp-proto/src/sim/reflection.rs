@@ -175,6 +175,39 @@ fn a_reflector_that_restarts_costs_no_route() {
     }
 }
 
+/// RFC 4724 section 4.1: a reflector that has restarted tells nobody of a choice out of half of what
+/// there is. What its clients were told before stays with them until it has heard everybody.
+#[test]
+fn a_reflector_that_restarts_defers_its_selection() {
+    let asns = [64512; 4];
+    let mut net = star(&asns, 1, &[1, 2, 3]);
+    let shared = prefix("10.0.3.0/24");
+    net.input(3, Input::SetOwn(Own::default()));
+    for node in [1, 2] {
+        net.input(node, Input::SetOwn(Own::announced([block(node), shared])));
+    }
+    let goes_to_1 = |net: &Net| net.nodes[3].routes.get(&shared) == Some(&vec![address(1)]);
+    net.run_until("the better one", SECONDS_10, goes_to_1);
+    net.run_for(SECONDS_10);
+    net.kill(0, false);
+    net.cut.insert((0, 1));
+    net.restart(0, &asns);
+    sessions(&mut net, &asns, 1, &[1, 2, 3], 0);
+    let told = |net: &Net| net.nodes[0].speaker.peers()[2].prefixes_out;
+    let hears = |net: &Net| net.nodes[0].routes.contains_key(&shared);
+    net.run_until("the other one's", SECONDS_10, hears);
+    net.run_for(SECONDS_10);
+    assert_eq!((told(&net), goes_to_1(&net)), (1, true), "nothing but its own");
+    net.heal();
+    while net.nodes[0].converged.is_none() {
+        assert!(net.step());
+        assert!(goes_to_1(&net), "at {:?}", net.now);
+    }
+    assert_eq!(net.nodes[0].converged, Some(vec![]));
+    net.run_for(Duration::from_secs(400));
+    assert_eq!((told(&net), goes_to_1(&net)), (4, true));
+}
+
 /// Two reflectors of one cluster: nothing goes round between them, and one is enough.
 #[test]
 fn one_of_two_reflectors_is_enough() {

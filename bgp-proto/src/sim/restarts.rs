@@ -4,7 +4,10 @@ use super::{
     script::{Says, Script},
     *,
 };
-use crate::wire::{GracefulRestart, MessageType};
+use crate::{
+    Reflection,
+    wire::{self, GracefulRestart, MessageType, RouteRefresh},
+};
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 const SECOND: Duration = Duration::from_secs(1);
@@ -19,17 +22,18 @@ fn bits(script: &Script, peer: usize) -> (bool, Vec<Family>) {
     (restarting, forwarding.collect())
 }
 
-/// RFC 4724 section 3: F of the families whose routes were found, R until all is known.
+/// RFC 4724 sections 3 and 4.1: F of the families whose routes were found, R until all is known, also
+/// where none were.
 #[test]
 fn the_bits_say_what_was_found() {
     for found in [&[][..], &BOTH[..1], &BOTH[1..], &BOTH[..]] {
         let mut script = Script::new(found, 2, |_| {});
         script.connect(1, &Says::restart());
-        assert_eq!(bits(&script, 1), (!found.is_empty(), found.to_vec()));
+        assert_eq!(bits(&script, 1), (true, found.to_vec()));
         script.end_of_rib(1, Family::V4);
         script.end_of_rib(1, Family::V6);
         script.connect(2, &Says::restart());
-        assert_eq!(bits(&script, 2), (!found.is_empty(), found.to_vec()), "not converged yet");
+        assert_eq!(bits(&script, 2), (true, found.to_vec()), "not converged yet");
         script.end_of_rib(2, Family::V4);
         script.end_of_rib(2, Family::V6);
         script.lose(2);
@@ -44,13 +48,13 @@ fn the_bits_say_what_was_found() {
 fn a_session_that_breaks_does_not_end_forwarding() {
     let mut script = Script::new(&[], 2, |_| {});
     script.connect(1, &Says::restart());
-    assert_eq!(bits(&script, 1), (false, vec![]));
+    assert_eq!(bits(&script, 1).1, []);
     script.lose(1);
     script.connect(1, &Says::restart());
-    assert_eq!(bits(&script, 1), (false, BOTH.to_vec()));
+    assert_eq!(bits(&script, 1).1, BOTH);
     // What one has seen says nothing about another, which may have known this node before a reboot.
     script.connect(2, &Says::restart());
-    assert_eq!(bits(&script, 2), (false, vec![]));
+    assert_eq!(bits(&script, 2).1, []);
 }
 
 /// Own routes wait for nobody: they follow the KEEPALIVE, and End-of-RIB follows them.
@@ -119,6 +123,58 @@ fn who_stays_away_is_waited_for_until_the_timer() {
     assert_eq!(script.converged, None);
     script.wait(Duration::from_millis(1));
     assert_eq!(script.converged, Some(vec![peer(2, 64513).0]));
+}
+
+/// RFC 7313 section 4: nothing is replayed before our End-of-RIB, which of who passes routes on waits.
+#[test]
+fn a_refresh_is_answered_behind_the_end_of_rib() {
+    let mut script = Script::new(&BOTH, 2, |_| {});
+    let pools = [prefix("10.0.0.0/8")].into();
+    let reflection = Reflection { cluster_id: Ipv4Addr::new(0, 0, 0, 1), pools };
+    script.input(Input::SetReflection(Some(reflection)));
+    script.connect(1, &Says::restart());
+    let request = RouteRefresh { family: Family::V4, subtype: RouteRefresh::REQUEST };
+    script.send(1, wire::encode_route_refresh(request));
+    let updates = |script: &Script| -> Vec<Vec<u8>> {
+        let told = script.told(1).into_iter();
+        told.filter(|(kind, _)| *kind == MessageType::Update).map(|(_, body)| body).collect()
+    };
+    assert_eq!(updates(&script).len(), 1, "its own prefix");
+    script.connect(2, &Says::restart());
+    for peer in [1, 2] {
+        script.end_of_rib(peer, Family::V4);
+        script.end_of_rib(peer, Family::V6);
+    }
+    assert_eq!(script.converged, Some(vec![]));
+    let told = updates(&script);
+    assert_eq!(told.len(), 4, "{told:02x?}");
+    assert_eq!(
+        (&told[1], &told[3]),
+        (&vec![0; 4], &told[0]),
+        "End-of-RIB, then what was asked for"
+    );
+}
+
+/// Where nothing was found there is nothing to keep: peers get 5 s, and those that are left out by RFC
+/// 4724 section 4.1 no time at all.
+#[test]
+fn a_start_that_found_nothing_is_over_soon() {
+    let restarting = Says { restarting: true, ..Says::restart() };
+    for says in [&Says::default(), &restarting] {
+        let mut script = Script::new(&[], 1, |_| {});
+        script.wait(SECOND);
+        assert_eq!(script.converged, None);
+        script.connect(1, says);
+        assert_eq!(script.converged, Some(vec![]));
+    }
+    let mut script = Script::new(&[], 2, |_| {});
+    script.connect(1, &Says::restart());
+    script.end_of_rib(1, Family::V4);
+    script.end_of_rib(1, Family::V6);
+    script.wait(SECOND * 5 - Duration::from_millis(1));
+    assert_eq!(script.converged, None);
+    script.wait(Duration::from_millis(1));
+    assert_eq!(script.converged, Some(vec![]), "nothing of the other was kept");
 }
 
 /// Nodes that restart together wait for none of each other (Calico waits for up to four minutes),

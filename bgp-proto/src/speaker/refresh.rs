@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use twill_types::Family;
 
-use super::Speaker;
+use super::{Speaker, restart::Exchange};
 use crate::{
     PeerKey, RefreshError, Time,
     peer::Peer,
@@ -32,11 +32,12 @@ impl Speaker {
     }
 
     /// Tells again what was asked for, one family after the other, and each once the peer has taken what
-    /// was sent before: one that asks faster than it reads is not answered more often than that.
+    /// was sent before: one that asks faster than it reads is not answered more often than that. Before
+    /// our End-of-RIB nothing of it can begin (RFC 7313 section 4).
     pub(super) fn answer_refresh(&mut self, now: Time, key: PeerKey) {
         while self.peers.get(&key).is_some_and(|peer| !peer.has_unsent()) {
             let exchange = self.exchanges.get_mut(&key);
-            let Some(family) = exchange.and_then(|exchange| exchange.asked.pop_first()) else {
+            let Some(family) = exchange.and_then(Exchange::take_asked) else {
                 return;
             };
             let messages = self.adj_out.refresh(&self.rib, key, family);

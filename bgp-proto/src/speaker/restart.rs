@@ -18,7 +18,7 @@ use twill_types::Family;
 
 use super::Speaker;
 use crate::{
-    Output, PeerEvent, PeerKey, Time,
+    Output, PeerEvent, PeerKey, SpeakerConfig, Time,
     adj_out::Messages,
     connection::Negotiated,
     peer::{Loss, Peer},
@@ -31,10 +31,20 @@ use crate::{
 const LONGEST_RESYNC: Duration = Duration::from_secs(360);
 /// After our restart, a peer that is not to be waited for (RFC 4724 section 4.1) still has this long
 /// to say what it has in hand: kernel routes that went before it would be back a moment later. FRR
-/// gathers for a second before its first UPDATE.
+/// gathers for a second before its first UPDATE. A start that has found no routes waits so long for
+/// anyone at the most, since there is nothing to keep meanwhile.
 const FIRST_ROUTES: Duration = Duration::from_secs(5);
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// How long a start may wait to have heard everything (the Selection_Deferral_Timer of RFC 4724
+/// section 4.1).
+pub(super) fn deferral(config: &SpeakerConfig) -> Duration {
+    match config.forwarding.is_empty() {
+        true => config.selection_deferral.min(FIRST_ROUTES),
+        false => config.selection_deferral,
+    }
+}
 
 /// What is kept beside the session of a peer.
 #[derive(Debug, Default)]
@@ -76,7 +86,7 @@ impl Kept {
     }
 }
 
-/// Whether old kernel routes wait for a peer after our restart (RFC 4724 section 4.1).
+/// Whether the end of our start waits for a peer (RFC 4724 section 4.1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Hold {
     #[default]
@@ -99,9 +109,16 @@ impl Exchange {
         self.hold = Hold::No;
     }
 
-    /// Old kernel routes wait for the peer.
+    /// The end of our start waits for the peer.
     pub(super) const fn is_awaited(&self) -> bool {
         !matches!(self.hold, Hold::No)
+    }
+
+    /// The next family to tell again.
+    pub(super) fn take_asked(&mut self) -> Option<Family> {
+        let family = self.asked.difference(&self.owed).next().copied()?;
+        self.asked.remove(&family);
+        Some(family)
     }
 
     /// The timers that run.
@@ -131,9 +148,15 @@ impl Exchange {
 }
 
 impl Speaker {
-    /// This node has restarted, and not heard everything yet.
-    pub(super) fn is_restarting(&self) -> bool {
-        !self.config.forwarding.is_empty() && self.converge_by.is_some()
+    /// This speaker has started, and not heard everything yet (the R bit of RFC 4724 section 3). Whether
+    /// forwarding went on before that is another matter (the F bits).
+    pub(super) const fn is_restarting(&self) -> bool {
+        self.converge_by.is_some()
+    }
+
+    /// Kernel routes of the process before wait for the end of the start.
+    pub(super) fn keeps_old_routes(&self) -> bool {
+        self.is_restarting() && !self.config.forwarding.is_empty()
     }
 
     pub(super) fn tick(&mut self, now: Time) {
@@ -207,13 +230,15 @@ impl Speaker {
         self.rib.set_peer(key, facts);
         self.resume_kept(now, key, &negotiated);
         let restart = negotiated.graceful_restart();
+        let keeps_nothing = !self.keeps_old_routes();
         if let Some(exchange) = self.exchanges.get_mut(&key) {
             exchange.awaited.clone_from(&families);
-            if families.is_empty() {
+            // RFC 4724 section 4.1: without graceful restart it sends no End-of-RIB, and one that has
+            // restarted too may wait for ours first.
+            let is_left_out = restart.is_none_or(|restart| restart.restarting);
+            if families.is_empty() || is_left_out && keeps_nothing {
                 exchange.release();
-            } else if exchange.is_awaited() && restart.is_none_or(|restart| restart.restarting) {
-                // RFC 4724 section 4.1: without graceful restart it sends no End-of-RIB, and one
-                // that has restarted too may wait for ours first.
+            } else if exchange.is_awaited() && is_left_out {
                 exchange.hold = Hold::FirstRoutes(now + FIRST_ROUTES);
             }
         }
@@ -221,8 +246,8 @@ impl Speaker {
             Some(view) => self.adj_out.join(&self.rib, key, view),
             None => Messages::default(),
         };
-        // After a restart who passes routes on does not know yet which. Until it says that this is
-        // all, the peer keeps what it was told before.
+        // After a start who passes routes on does not know yet which, and tells none. Until it says that
+        // this is all, the peer keeps what it was told before.
         let owes = self.rib.passes_on() && self.is_restarting();
         match self.exchanges.get_mut(&key).filter(|_| owes) {
             Some(exchange) => exchange.owed = families,
@@ -338,7 +363,8 @@ impl Speaker {
         }
     }
 
-    /// Ends the restart once nobody is waited for any more.
+    /// Ends the start once nobody is waited for any more. What is passed on is told then, and that this
+    /// was all (RFC 4724 section 4.1).
     pub(super) fn converge(&mut self, now: Time) {
         let Some(deadline) = self.converge_by else {
             return;
@@ -348,8 +374,12 @@ impl Speaker {
         // A next hop that is still looked for stands for routes that are not out yet.
         let waiting = !unheard.is_empty() || self.rib.has_unknown_next_hops();
         if (self.configured && !waiting) || deadline <= now {
+            let unheard = if self.keeps_old_routes() { unheard } else { Vec::new() };
             self.converge_by = None;
             self.outputs.push_back(Output::Converged { unheard });
+            if self.rib.end_deferral() {
+                self.settle(now);
+            }
             self.send_owed(now);
         }
     }
@@ -361,6 +391,7 @@ impl Speaker {
             let mut messages = Messages::default();
             messages.end(&families);
             self.send_established(now, key, messages);
+            self.answer_refresh(now, key);
         }
     }
 }
