@@ -37,6 +37,7 @@ mod install;
 mod ipam;
 mod look;
 mod metrics;
+mod namespaces;
 mod nat;
 mod node;
 mod passwords;

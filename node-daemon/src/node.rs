@@ -37,6 +37,7 @@ use crate::{
     ipam::{Ipam, View},
     look::Looker,
     metrics::Metrics,
+    namespaces,
     nat::OutgoingNat,
     publish::Publisher,
     reaper::{self, Parked},
@@ -307,6 +308,7 @@ impl Node<'_> {
             .chain([self.datastore.problems.clone(), self.datastore.service_problems.clone()])
             .chain(self.datastore.pods.as_ref().map(|pods| pods.problems()))
             .chain(self.datastore.own_node.iter().flat_map(|own| own.problems()))
+            .chain([namespaces::look()])
             .collect(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),

@@ -15,7 +15,7 @@ use nix::{
 };
 
 /// `NS_GET_ID` of `linux/nsfs.h`: the namespace's 64-bit identity, for a network namespace the same
-/// number as `SO_NETNS_COOKIE`. Older kernels answer `ENOTTY`.
+/// number as `SO_NETNS_COOKIE`. Kernels before 6.18 answer `ENOTTY`.
 const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
 
 /// What can go wrong with a network namespace.
@@ -250,6 +250,32 @@ mod tests {
         assert_eq!(cookie, cookie_from_within(a.as_fd()).unwrap());
         assert!(cookie.is_some());
         assert_ne!(cookie, b.cookie().unwrap());
+    }
+
+    /// Runs something on a thread that has no capability.
+    fn powerless<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        let drop_all = || {
+            // `_LINUX_CAPABILITY_VERSION_3`, and this thread.
+            let header: [u32; 2] = [0x2008_0522, 0];
+            let nothing = [0u32; 6];
+            // SAFETY: the kernel reads both, which are as long as version 3 has them.
+            let result =
+                unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), nothing.as_ptr()) };
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        };
+        let run = || {
+            drop_all();
+            work()
+        };
+        thread::scope(|scope| scope.spawn(run).join().unwrap())
+    }
+
+    #[test]
+    fn without_a_capability_the_older_way_says_what_it_needs() {
+        let a = fresh();
+        let error = powerless(|| cookie_from_within(a.as_fd())).unwrap_err();
+        assert!(matches!(error, NetnsError::Enter(_)), "{error:?}");
+        assert!(error.to_string().contains("CAP_SYS_ADMIN"), "{error}");
     }
 
     #[test]
