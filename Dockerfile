@@ -2,7 +2,9 @@
 # nothing else. hack/image-root and conf/image/files say what is in it.
 #
 #   docker build -t localhost/twill:0.1.0 .
-ARG RUST=1
+#
+# The release of Rust is the workspace's rust-version.
+ARG RUST=1.95
 FROM rust:${RUST}-slim-bookworm AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends gcc libc6-dev make musl-tools \

@@ -65,7 +65,7 @@ test-runtimes: build ## cnitool, chains of plugins, podman, containerd (root, Go
 
 test-kubernetes: tools build ## CRDs and node daemons on a real API server; a whole cluster (root, Go)
 	@hack/install-tools kubernetes
-	@hack/build-go-tools kubernetes containerd helm
+	@hack/build-go-tools kubernetes containerd helm cni
 	$(CARGO) test --locked --no-fail-fast --package twill-tests --test kubernetes --test cluster
 
 test-outage: build ## the API server away for OUTAGE (60) seconds under pods that come and go on a cluster (root, Go)

@@ -21,6 +21,7 @@ mod election;
 mod kinds;
 mod leader;
 mod metrics;
+mod of_nodes;
 mod pools;
 mod requests;
 mod rollup;

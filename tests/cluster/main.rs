@@ -10,6 +10,7 @@ use twill_tests::kubernetes;
 
 mod addresses;
 mod readiness;
+mod release;
 mod restarts;
 mod site;
 mod stream;

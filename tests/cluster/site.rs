@@ -32,6 +32,9 @@ pub(crate) const DOOMED: &str = "node4";
 /// Of the HTTP endpoint in `conf/install/twilld.yaml`.
 const METRICS: u16 = 9190;
 
+/// What a daemon may have of memory, KiB resident.
+const MEMORY: u64 = 60 * 1024;
+
 /// The annotation that chooses pools.
 pub(crate) const POOLS: &str = "cni.projectcalico.org/ipv4pools";
 
@@ -313,10 +316,14 @@ impl Site {
         found.map(str::to_owned).context("no daemon runs")
     }
 
-    /// What memory a node's daemon has, as the kernel tells it.
+    /// What memory a node's daemon has, as the kernel tells it. More than [`MEMORY`] is an error.
     pub(crate) fn memory(&self, node: &str) -> Result<String> {
         let status = format!("/proc/{}/status", self.daemon_pid(node)?);
         let status = self.cluster.node(node)?.run("cat", &[&status])?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|kib| kib.trim().strip_suffix(" kB"));
+        let resident: u64 = resident.context("no VmRSS")?.trim().parse()?;
+        ensure!(resident <= MEMORY, "the daemon of {node} has {resident} KiB of {MEMORY}");
         let lines = status.lines().filter(|line| line.contains("RSS") || line.contains("RssAnon"));
         Ok(lines
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))

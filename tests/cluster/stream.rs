@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -25,13 +25,25 @@ const PORT: u16 = 9000;
 /// Between two numbers.
 const PERIOD: Duration = Duration::from_millis(2);
 
+/// The longest time without a number. A connection outlives a lost route: who lost one would see the numbers
+/// come late, after as long as TCP waits before it sends again, twice as long each time.
+const GAP: Duration = Duration::from_secs(2);
+
+/// What went over a stream.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) numbers: u64,
+    /// The longest time between two that came.
+    pub(crate) gap: Duration,
+}
+
 /// Numbers that go from one pod to another, one after the other, over one connection.
 pub(crate) struct Stream {
     stop: Arc<AtomicBool>,
     /// The last number that came.
     last: Arc<AtomicU64>,
     sender: JoinHandle<Result<u64>>,
-    receiver: JoinHandle<Result<()>>,
+    receiver: JoinHandle<Result<Duration>>,
 }
 
 impl Stream {
@@ -68,15 +80,16 @@ impl Stream {
         })
     }
 
-    /// Ends it, and says how many numbers went. Fails if one did not come.
-    pub(crate) fn finish(self) -> Result<u64> {
+    /// Ends it, and says what went. Fails if a number did not come, or came late.
+    pub(crate) fn finish(self) -> Result<Sent> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = |_| anyhow!("a thread of the stream panicked");
-        let sent = self.sender.join().map_err(ended)??;
-        self.receiver.join().map_err(ended)??;
+        let numbers = self.sender.join().map_err(ended)??;
+        let gap = self.receiver.join().map_err(ended)??;
         let last = self.last.load(Ordering::Relaxed);
-        ensure!(last == sent, "{sent} numbers were sent, {last} came");
-        Ok(sent)
+        ensure!(last == numbers, "{numbers} numbers were sent, {last} came");
+        ensure!(gap < GAP, "no number came for {gap:?}");
+        Ok(Sent { numbers, gap })
     }
 }
 
@@ -91,11 +104,15 @@ fn send(mut connection: TcpStream, stop: &AtomicBool) -> Result<u64> {
     Ok(number)
 }
 
-fn receive(connection: TcpStream, last: &AtomicU64) -> Result<()> {
+/// The longest time between two numbers.
+fn receive(connection: TcpStream, last: &AtomicU64) -> Result<Duration> {
+    let (mut gap, mut came) = (Duration::ZERO, Instant::now());
     for line in BufReader::new(connection).lines() {
         let number: u64 = line.context("the connection broke")?.parse()?;
         let before = last.swap(number, Ordering::Relaxed);
         ensure!(number == before + 1, "{number} came after {before}");
+        gap = gap.max(came.elapsed());
+        came = Instant::now();
     }
-    Ok(())
+    Ok(gap)
 }

@@ -20,12 +20,12 @@ const OURS: [&str; 2] = ["-n", "twill-system"];
 /// and reach each other.
 pub(crate) fn the_next_network_finds_nodes_that_work(site: &Mutex<Site>) -> Result<()> {
     let site = lock(site)?;
-    let manifest = programs::source("conf/install/uninstall.yaml");
+    let manifest = programs::source("conf/uninstall");
     let manifest = manifest.to_string_lossy();
     site.deploy("app", 2, ON_SELECTED)?;
     site.wait_ready("app", 2)?;
     site.kubectl().run(&[&GONE[..], &OURS, &["--wait=true"]].concat())?;
-    site.kubectl().run(&["apply", "-f", &manifest])?;
+    site.kubectl().run(&["apply", "-k", &manifest])?;
     wait_for("the refusals", LONG, || {
         let get = ["get", "pods", "-l", "app.kubernetes.io/name=twill-uninstall", "-o", "yaml"];
         let pods = site.kubectl().run(&[&get[..], &OURS].concat())?;
@@ -49,7 +49,7 @@ pub(crate) fn the_next_network_finds_nodes_that_work(site: &Mutex<Site>) -> Resu
         let left = traces(node)?;
         ensure!(left.is_empty(), "{}: {left:?}", node.name());
     }
-    site.kubectl().run(&["delete", "-f", &manifest])?;
+    site.kubectl().run(&["delete", "-k", &manifest])?;
 
     for (number, node) in site.cluster.nodes().iter().enumerate() {
         bring_another(node, number)?;

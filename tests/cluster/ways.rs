@@ -139,7 +139,7 @@ pub(crate) fn a_service_is_reached_from_the_router(site: &Mutex<Site>) -> Result
 }
 
 /// What a server on port 80 answers.
-fn get(address: &str) -> Result<String> {
+pub(crate) fn get(address: &str) -> Result<String> {
     const LIMIT: Duration = Duration::from_secs(5);
     let mut stream = TcpStream::connect_timeout(&format!("{address}:80").parse()?, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;

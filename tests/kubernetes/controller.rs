@@ -101,6 +101,43 @@ fn wait_condition(
     })
 }
 
+/// The kinds that no other part of this test has: right objects, one claim that nobody can read, and a
+/// status object that asks for what is told elsewhere.
+fn every_kind_has_conditions(site: &Site) -> Result<()> {
+    let by_all = ("True", "Accepted", "accepted by 2 of 2 nodes");
+    let good = [
+        (
+            "BGPFilter",
+            "good",
+            "{exportV4: [{cidr: 10.10.0.0/16, matchOperator: In, action: Accept}]}",
+        ),
+        ("BGPConfiguration", "default", "{asNumber: 64512}"),
+        ("IPReservation", "good", "{reservedCIDRs: [10.77.0.0/24]}"),
+        ("IPAMConfig", "second", "{strictAffinity: true}"),
+    ];
+    for (kind, name, spec) in good {
+        site.apply(&format!(
+            "apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+        ))?;
+    }
+    site.apply(
+        "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {name: 0a630000-26}\n\
+         spec: {node: node1, cidr: 10.99.0.0/26}\n",
+    )?;
+    let damaged = ("False", "Damaged", "spec.pool is missing");
+    wait_condition(site, ("blockaffinity", "0a630000-26", "Accepted"), damaged)?;
+    site.apply(
+        "apiVersion: projectcalico.org/v3\nkind: CalicoNodeStatus\nmetadata: {name: sessions}\n\
+         spec: {node: node1, classes: [BGP]}\n",
+    )?;
+    for (kind, name, _) in good {
+        wait_condition(site, (&kind.to_lowercase(), name, "Accepted"), by_all)?;
+    }
+    let elsewhere = ("True", "NotImplemented", "`twillctl node status`");
+    wait_condition(site, ("caliconodestatus", "sessions", "Unsupported"), elsewhere)?;
+    Ok(())
+}
+
 /// The Events of a reason about an object.
 fn events(site: &Site, kind: &str, name: &str, reason: &str) -> Result<Vec<Value>> {
     let found = site.api.kubectl().json(&["get", "events.events.k8s.io", "-n", "default"])?;
@@ -141,6 +178,7 @@ fn say_what_nodes_make_of_them(site: &Site, controller: &Controller) -> Result<(
     wait_condition(site, ("ipamconfiguration", "default", "Accepted"), by_all)?;
     wait_condition(site, ("bgppeer", "tor", "Accepted"), by_all)?;
     wait_condition(site, ("ippool", "app", "Allocatable"), ("True", "Usable", ""))?;
+    every_kind_has_conditions(site)?;
     let pool = site.api.kubectl().json(&["get", "ippool", "app"])?;
     ensure!(pool["status"]["nodes"]["accepted"] == 2, "{pool}");
 
@@ -177,6 +215,7 @@ fn say_what_nodes_make_of_them(site: &Site, controller: &Controller) -> Result<(
         ("BGPPeer", "damaged", "Invalid"),
         ("BGPPeer", "missing", "FilterNotFound"),
         ("BGPPeer", "missing", "SecretNotFound"),
+        ("BlockAffinity", "0a630000-26", "Damaged"),
     ] {
         let events = events(site, kind, name, reason)?;
         ensure!(events.len() == 1, "{kind} {name} {reason}: {events:?}");
@@ -383,6 +422,12 @@ pub(crate) fn what_a_node_that_is_gone_had_borrowed_returns(_: &ApiServer) -> Re
         ensure!(list("blockaffinities")?.contains(&other_name), "node2 has a part of it");
         let unanswered = site.api.kubectl().json(&["get", "blockrequest", "unanswered"])?;
         ensure!(unanswered["status"]["refused"].is_null(), "the claim is there: {unanswered}");
+        for (name, said) in [
+            ("unanswered", ("Unknown", "Waiting", "ghost has not answered node2 yet")),
+            ("granted", ("False", "Returned", "node1 takes it back")),
+        ] {
+            wait_condition(&site, ("blockrequest", name, "Granted"), said)?;
+        }
         status("lent", r#"{"returned": true}"#)?;
         wait_until("the block of the node that is gone", TAKE_OVER, || {
             Ok(!list("blockaffinities")?.contains(&other_name))
@@ -488,10 +533,6 @@ pub(crate) fn its_account_may_do_no_more(_: &ApiServer) -> Result<()> {
     refused(&["create", "-f", "-"], create)?;
     let lease = ["patch", "lease", "-n", "twill-system", "twill-node-node1"];
     refused(&[&lease[..], &merge, &[r#"{"spec": {"holderIdentity": "me"}}"#]].concat(), "")?;
-    let status = "apiVersion: projectcalico.org/v3\nkind: CalicoNodeStatus\nmetadata: {name: node1}\n\
-                  status: {objects: []}\n";
-    let apply = ["apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-"];
-    refused(&apply, status)?;
 
     // A policy works a moment after it was made. kubectl's patch reads first, which it may not of pools.
     let peer =
@@ -500,6 +541,10 @@ pub(crate) fn its_account_may_do_no_more(_: &ApiServer) -> Result<()> {
     wait_for("the policy", LONG, || refused(&[&patch[..], &merge, &[peer]].concat(), ""))?;
     let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
     refused(&apply, &POOL.replace("blockSize: 27,", "blockSize: 27, disabled: true,"))?;
+    let of_status = [&apply[..], &["--subresource=status"]].concat();
+    let status = "apiVersion: projectcalico.org/v3\nkind: CalicoNodeStatus\nmetadata: {name: node1}\n\
+                  status: {lastUpdated: \"2026-01-01T00:00:00Z\"}\n";
+    refused(&of_status, status)?;
     let held = "apiVersion: projectcalico.org/v3\nkind: IPPool\n\
                 metadata: {name: app, finalizers: [twill.projectcalico.org/pool]}\n";
     kubectl

@@ -127,20 +127,39 @@ pub(crate) fn a_definition_of_somebody_else_is_not_taken_over(_: &ApiServer) -> 
     Ok(())
 }
 
-/// The manifest as a whole is right, and applying it again changes nothing.
+/// The manifest as a whole is right, in both ways that kubectl has, and applying it again changes nothing.
 pub(crate) fn the_manifest_can_be_applied_again(_: &ApiServer) -> Result<()> {
     let api = ApiServer::start("manifest", &Path::new(LABS).join("manifest"))?;
     let manifest = programs::source("conf/install/twill.yaml");
     let manifest = manifest.to_string_lossy();
-    api.kubectl().run(&["apply", "--server-side", "-f", &manifest])?;
     let versions = || -> Result<String> {
         let columns = "custom-columns=K:.kind,N:.metadata.name,G:.metadata.generation";
         api.kubectl().run(&["get", "-f", &manifest, "--no-headers", "-o", columns])
     };
+    let definitions = programs::source("conf/crds");
+    let definitions = definitions.to_string_lossy();
+    // As people write it who do not read on. A definition is not served at once, but no object of it is in the manifest.
+    api.kubectl().run(&["apply", "-f", &manifest])?;
+    let wait = ["wait", "--for=condition=Established", "--timeout=60s", "-f", &definitions];
+    api.kubectl().run(&wait)?;
+    let plain = versions()?;
+    api.kubectl().run(&["apply", "-f", &manifest])?;
+    ensure!(versions()? == plain, "{} after {plain}", versions()?);
+    // The server takes kubectl for somebody else then, once.
+    let apply = ["apply", "--server-side", "-f", &manifest];
+    let said = api.kubectl().refused(&apply, "")?;
+    ensure!(said.contains("kubectl-client-side-apply"), "{said}");
+    api.kubectl().run(&[&apply[..], &["--force-conflicts"]].concat())?;
     let before = versions()?;
     ensure!(before.contains("DaemonSet") && before.contains("ConfigMap"), "{before}");
     api.kubectl().run(&["apply", "--server-side", "-f", &manifest])?;
     ensure!(versions()? == before, "{} after {before}", versions()?);
+    // What keeps two of them, and others, off one node.
+    for (object, port) in [("daemonset/twill-node", 9190), ("deployment/twill-controller", 9191)] {
+        let object = api.kubectl().json(&["get", object, "-n", "twill-system"])?;
+        let ports = &object["spec"]["template"]["spec"]["containers"][0]["ports"];
+        ensure!(ports[0]["hostPort"] == port, "{ports}");
+    }
     let base = programs::source("conf/install");
     let apply = ["apply", "--server-side", "--dry-run=server", "-k", &base.to_string_lossy()];
     api.kubectl().run(&apply)?;

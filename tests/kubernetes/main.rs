@@ -13,6 +13,7 @@ use twill_tests::{kubernetes::ApiServer, programs, sandbox::LABS, wait::wait_unt
 
 mod cases;
 mod changes;
+mod chart;
 mod claims;
 mod controller;
 mod crds;
@@ -44,6 +45,10 @@ fn main() -> ExitCode {
         install::a_definition_of_somebody_else_is_not_taken_over,
         install::the_manifest_can_be_applied_again,
         packages::kustomize_and_helm_write_the_objects_of_the_manifest,
+        chart::the_network_is_of_the_values,
+        chart::pods_are_of_the_values,
+        chart::a_namespace_has_to_allow_our_pods,
+        chart::what_uninstalls_is_as_what_was_installed,
         packages::a_release_leaves_definitions_and_pools,
         manifests::seed_manifests_apply,
         manifests::samples_apply,
@@ -68,6 +73,7 @@ fn main() -> ExitCode {
         nodes::nodes_do_without_the_api_server_for_a_while,
         nodes::a_forbidden_request_is_said,
         nodes::a_first_start_says_what_it_waits_for,
+        nodes::a_watch_that_is_too_old_begins_again,
         controller::objects_say_what_nodes_make_of_them,
         controller::a_pool_is_held_by_its_claims,
         controller::what_a_node_that_is_gone_had_is_freed,

@@ -7,6 +7,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
@@ -18,8 +19,11 @@ use twill_tests::{
     bird::{BirdConfig, Neighbor},
     kubernetes::ApiServer,
     lab::{Lab, Pod, Topology},
+    ping,
+    process::check,
     programs,
     sandbox::LABS,
+    snapshot::Snapshot,
     wait::{wait_for, wait_until},
 };
 
@@ -317,18 +321,38 @@ fn ask(site: &Site, node: &str, path: &str) -> Result<String> {
     site.lab.node(node)?.namespace().enter(get)?
 }
 
-/// A first start without a right that it needs: the daemon lives, and says what it waits for.
+/// All of a node's kernel that a daemon may write to.
+fn kernel_of(site: &Site, node: &str) -> Result<(Snapshot, String)> {
+    let namespace = site.lab.node(node)?.namespace();
+    let tables = namespace.output(Command::new("nft").args(["list", "ruleset"]))?;
+    Ok((Snapshot::namespace(namespace)?, check("nft", &tables)?))
+}
+
+/// A first start without a right that it needs: the daemon lives, and says what it waits for. Until it knows
+/// everything, all in the kernel stays as it was, also what is not the daemon's any more.
 pub(crate) fn a_first_start_says_what_it_waits_for(_: &ApiServer) -> Result<()> {
+    const STALE: &str = "10.99.0.0/24";
     let settings = "metrics: {listen: \"127.0.0.1:9190\"}\n";
-    let mut site = Site::start_with(&[POOL, STRICT], settings, &[])?;
+    let pool = POOL.replace("blockSize: 27,", "blockSize: 27, natOutgoing: true,");
+    let mut site = Site::start_with(&[&pool, STRICT], settings, &[])?;
     ensure!(ask(&site, "node1", "/readyz")?.contains(" 200 "), "it is ready");
+    let pod = site.lab.add_pod("node1", "kept")?;
+    wait_for("the table of nftables", LONG, || {
+        let (_, tables) = kernel_of(&site, "node1")?;
+        ensure!(tables.contains("table inet twill"), "{tables}");
+        Ok(())
+    })?;
     let rights = ["patch", "clusterrole", "twill-node", "--type=json", "-p"];
     let patch = r#"[{"op": "remove", "path": "/rules/0"}]"#;
     site.api.kubectl().run(&[&rights[..], &[patch]].concat())?;
     let node = site.lab.node_mut("node1")?;
     node.stop()?;
     fs::remove_file(node.dir().join("state/last-known-good.json"))?;
-    node.launch()?;
+    // Of a daemon that is no more: the first thing that a sweep would take.
+    node.namespace().ip(&format!("route add {STALE} via {TOR} proto 116 metric 512"))?;
+    let before = kernel_of(&site, "node1")?;
+    ensure!(before.0.lines().any(|line| line.contains(STALE)), "no stale route");
+    site.lab.node_mut("node1")?.launch()?;
     for path in ["/readyz", "/statusz", "/metrics"] {
         wait_for(&format!("{path} to say what is missing"), LONG, || {
             let answer = ask(&site, "node1", path)?;
@@ -341,6 +365,11 @@ pub(crate) fn a_first_start_says_what_it_waits_for(_: &ApiServer) -> Result<()> 
     }
     let answer = ask(&site, "node1", "/healthz")?;
     ensure!(answer.contains(" 200 "), "a probe would restart it: {answer}");
+    let now = kernel_of(&site, "node1")?;
+    let changed = before.0.differences(&now.0);
+    ensure!(changed.is_empty(), "before anything is known: {changed:#?}");
+    ensure!(now.1 == before.1, "{} instead of {}", now.1, before.1);
+    ping::reaches(site.lab.node("node1")?.namespace(), pod.address()?)?;
 
     let account = programs::source("conf/rbac");
     site.api.kubectl().run(&["apply", "-f", &account.to_string_lossy()])?;
@@ -350,7 +379,46 @@ pub(crate) fn a_first_start_says_what_it_waits_for(_: &ApiServer) -> Result<()> 
         ensure!(answer.contains(" 200 "), "{answer}");
         Ok(())
     })?;
-    site.lab.node_mut("node1")?.wait_ready()
+    site.lab.node_mut("node1")?.wait_ready()?;
+    wait_for("the stale route to be swept", LONG, || {
+        let (kernel, _) = kernel_of(&site, "node1")?;
+        ensure!(!kernel.lines().any(|line| line.contains(STALE)), "it is there");
+        Ok(())
+    })?;
+    site.lab.delete_pod(pod)
+}
+
+/// The API server has forgotten what the nodes saw last: it has started anew over a store that was compacted. They
+/// list again, and hear of what has changed and of what has gone; pods go on.
+pub(crate) fn a_watch_that_is_too_old_begins_again(_: &ApiServer) -> Result<()> {
+    let other = POOL.replace("name: app", "name: other").replace("10.10.", "10.20.");
+    let mut site = Site::start(&[POOL, &other, STRICT])?;
+    let kept = site.lab.add_pod("node1", "kept")?;
+    site.wait_settled("node1")?;
+    site.api.set_reachable(false)?;
+    let lists = |site: &Site| -> Result<usize> {
+        let requests = site.api.node_requests()?;
+        Ok(requests.iter().filter(|request| *request == "list ippools").count())
+    };
+    let before = lists(&site)?;
+    site.api.kubectl().run(&["delete", "ippool", "other", "--wait=false"])?;
+    site.apply(&POOL.replace("name: app", "name: late").replace("10.10.", "10.30."))?;
+    site.api.kill_server()?;
+    site.api.compact()?;
+    site.api.start_server()?;
+    site.api.set_reachable(true)?;
+    wait_for("node1 to hear of a pool", LONG, || site.condition("node1", "IPPool", "late"))?;
+    ensure!(lists(&site)? > before, "the watch went on: nothing was too old");
+    wait_for("node1 to hear that a pool is gone", LONG, || {
+        let other = site.condition("node1", "IPPool", "other");
+        ensure!(other.is_err(), "{other:?}");
+        Ok(())
+    })?;
+    let used = site.lab.node("node1")?.addresses_in_use()?;
+    ensure!(used == 1, "{used} addresses in use");
+    let more = site.lab.add_pod("node1", "more")?;
+    site.lab.delete_pod(more)?;
+    site.lab.delete_pod(kept)
 }
 
 /// The password of a session stands in a Secret of the daemons' own namespace.

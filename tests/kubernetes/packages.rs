@@ -11,13 +11,13 @@ use twill_tests::{
 use super::{LONG, install::calicos};
 
 /// What Helm takes the cluster for when it only writes manifests.
-const RELEASE: &str = "--kube-version=1.36.3";
+pub(crate) const RELEASE: &str = "--kube-version=1.36.3";
 
 /// Objects by kind and name.
-type Objects = BTreeMap<String, Value>;
+pub(crate) type Objects = BTreeMap<String, Value>;
 
 /// helm as the user who may do everything; whether it succeeded, and what it wrote or complained about.
-fn helm(api: &ApiServer, arguments: &[&str]) -> Result<(bool, String)> {
+pub(crate) fn helm(api: &ApiServer, arguments: &[&str]) -> Result<(bool, String)> {
     let home = Path::new(LABS).join("helm");
     fs::create_dir_all(&home)?;
     let mut command = Command::new(programs::go_tool("helm", "helm")?);
@@ -29,18 +29,18 @@ fn helm(api: &ApiServer, arguments: &[&str]) -> Result<(bool, String)> {
     Ok((succeeded, if succeeded { text(&output.stdout) } else { text(&output.stderr) }))
 }
 
-fn helm_done(api: &ApiServer, arguments: &[&str]) -> Result<String> {
+pub(crate) fn helm_done(api: &ApiServer, arguments: &[&str]) -> Result<String> {
     let (succeeded, said) = helm(api, arguments)?;
     ensure!(succeeded, "helm {}: {said}", arguments.join(" "));
     Ok(said)
 }
 
-fn chart() -> String {
+pub(crate) fn chart() -> String {
     programs::source("conf/helm/twill").to_string_lossy().into_owned()
 }
 
 /// The objects of a manifest, as kubectl reads them.
-fn objects(api: &ApiServer, manifest: &Path) -> Result<Objects> {
+pub(crate) fn objects(api: &ApiServer, manifest: &Path) -> Result<Objects> {
     let create = ["create", "--dry-run=client", "--validate=false", "-o", "json", "-f"];
     let text = api.kubectl().run(&[&create[..], &[&manifest.to_string_lossy()]].concat())?;
     let mut objects = Objects::new();
@@ -51,8 +51,10 @@ fn objects(api: &ApiServer, manifest: &Path) -> Result<Objects> {
             let of = object["metadata"]["namespace"].as_str().unwrap_or_default();
             let name = format!("{} {of}/{}", object["kind"], object["metadata"]["name"]);
             // The same text in another form.
-            if let Some(config) = object["data"]["twilld.yaml"].as_str() {
-                object["data"]["twilld.yaml"] = serde_saphyr::from_str(config)?;
+            for key in ["twilld.yaml", "05-twill.conflist"] {
+                if let Some(config) = object["data"][key].as_str() {
+                    object["data"][key] = serde_saphyr::from_str(config)?;
+                }
             }
             ensure!(objects.insert(name.clone(), object).is_none(), "{name} is there twice");
         }
@@ -140,7 +142,11 @@ pub(crate) fn a_release_leaves_definitions_and_pools(_: &ApiServer) -> Result<()
 
     let (succeeded, said) = helm(&api, &[&install[..], &POOL].concat())?;
     ensure!(!succeeded && said.contains("install the release first"), "{said}");
-    helm_done(&api, &install)?;
+    let notes = helm_done(&api, &install)?;
+    // The namespace is Helm's, without the label that ours has.
+    let label =
+        "kubectl label namespace twill-system pod-security.kubernetes.io/enforce=privileged";
+    ensure!(notes.contains(label), "{notes}");
     let upgrade = ["upgrade", "twill", &chart];
     wait_until("the kind to be served", LONG, || {
         let kinds = ["api-resources", "--api-group=projectcalico.org", "-o", "name"];
@@ -152,6 +158,9 @@ pub(crate) fn a_release_leaves_definitions_and_pools(_: &ApiServer) -> Result<()
     let manifest = programs::source("conf/install/twill.yaml");
     kubectl.run(&["get", "-f", &manifest.to_string_lossy()])?;
 
+    let daemon_sets = || kubectl.run(&["get", "daemonset", "-n", "twill-system", "-o", "name"]);
+    helm_done(&api, &[&upgrade[..], &["--reuse-values", "--set", "uninstall=true"]].concat())?;
+    ensure!(daemon_sets()?.trim() == "daemonset.apps/twill-uninstall", "{}", daemon_sets()?);
     helm_done(&api, &["uninstall", "twill"])?;
     let left = kubectl.run(&["get", "daemonset,deployment,configmap", "-n", "twill-system"])?;
     ensure!(!left.contains("twill"), "{left}");

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
@@ -17,6 +18,12 @@ pub const BUSYBOX: &str = "/bin/busybox";
 
 /// The node daemon's, as `conf/install/` names it.
 pub const TWILL: &str = concat!("localhost/twill:", env!("CARGO_PKG_VERSION"));
+
+/// Another release of it.
+pub const NEXT: &str = concat!("localhost/twill:", env!("CARGO_PKG_VERSION"), "-next");
+
+/// Where the plugin is in it, by `conf/image/files`.
+pub const PLUGIN: &str = "usr/lib/twill/twill";
 
 /// What pods call.
 const APPLETS: [&str; 5] = ["sh", "sleep", "ip", "ping", "true"];
@@ -55,6 +62,17 @@ pub fn twill(directory: &Path) -> Result<PathBuf> {
     let mut command = Command::new(programs::source("hack/image-root"));
     run(command.arg(&root).arg(programs::directory()?))?;
     archive_of(directory, TWILL, &["/usr/bin/twilld"])
+}
+
+/// The image of another release, by [`NEXT`]: its plugin has one octet more.
+pub fn next_twill(directory: &Path) -> Result<PathBuf> {
+    twill(directory)?;
+    let plugin = directory.join("root").join(PLUGIN);
+    let cannot = || format!("cannot change {}", plugin.display());
+    let file = fs::OpenOptions::new().append(true).open(&plugin).with_context(cannot)?;
+    (&file).write_all(b"\n").with_context(cannot)?;
+    drop(file);
+    archive_of(directory, NEXT, &["/usr/bin/twilld"])
 }
 
 /// An archive of the root file system in `directory`/root, by a name and with what it runs.

@@ -1,10 +1,10 @@
 //! What happens to a kernel's routes while something else goes on.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
 
-use crate::{lab::Lab, process::Daemon, wait::wait_for};
+use crate::{lab::Lab, netns::Namespace, process::Daemon, wait::wait_for};
 
 /// `ip monitor route` in one machine's namespace.
 #[derive(Debug)]
@@ -16,8 +16,12 @@ pub struct RouteWatch {
 impl RouteWatch {
     /// Starts to watch; returns when it sees.
     pub fn start(lab: &Lab, machine: &str) -> Result<Self> {
-        let namespace = lab.namespace(machine)?;
-        let log = lab.dir().join(format!("routes-of-{machine}.log"));
+        Self::of(machine, lab.namespace(machine)?, lab.dir())
+    }
+
+    /// The same of any machine by its namespace. The log goes into a directory.
+    pub fn of(machine: &str, namespace: &Namespace, directory: &Path) -> Result<Self> {
+        let log = directory.join(format!("routes-of-{machine}.log"));
         fs::write(&log, "")?;
         let mut command = Command::new("ip");
         command.args(["-n", namespace.name(), "-timestamp", "monitor", "route"]);

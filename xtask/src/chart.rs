@@ -31,12 +31,6 @@ const PODS: Changes = &[
         "      {{- with .Values.imagePullSecrets }}\n      imagePullSecrets: {{ toJson . }}\n      \
          {{- end }}\n      priorityClassName:",
     ),
-    // Whoever changes the configuration wants it to count.
-    (
-        "    metadata:\n      labels:",
-        "    metadata:\n      annotations: {checksum/config: \
-         {{ toJson .Values.config | sha256sum | quote }}}\n      labels:",
-    ),
     (
         "          env:\n",
         "          env:\n            {{- with .Values.apiServer }}{{ if .host }}\n            \
@@ -47,6 +41,18 @@ const PODS: Changes = &[
 ];
 
 const DAEMON_SET: Changes = &[
+    // Whoever changes the configuration wants it to count, and here that of the network, too.
+    (
+        "    metadata:\n      labels:",
+        "    metadata:\n      annotations: {checksum/config: \
+         {{ list .Values.config .Values.cni | toJson | sha256sum | quote }}}\n      labels:",
+    ),
+    (
+        "updateStrategy:\n    type: RollingUpdate\n    rollingUpdate: {maxUnavailable: 1}",
+        "updateStrategy: {{ toJson .Values.node.updateStrategy }}",
+    ),
+    SELINUX,
+    ("add: [NET_ADMIN, NET_BIND_SERVICE]", "add: {{ toJson .Values.node.capabilities }}"),
     // It asks the API server, too.
     (
         "command: [/usr/bin/twilld, --role, install]\n",
@@ -65,12 +71,72 @@ const DAEMON_SET: Changes = &[
         "resources:\n            requests: {cpu: 50m, memory: 64Mi}",
         "resources: {{ toJson .Values.node.resources }}",
     ),
-    ("port: 9190,", "port: {{ .Values.config.metrics.listen | splitList \":\" | last }},"),
-    ("{path: /opt/cni/bin,", "{path: {{ .Values.cni.binDir | quote }},"),
-    ("{path: /etc/cni/net.d,", "{path: {{ .Values.cni.confDir | quote }},"),
+    ("port: 9190,", "port: {{ include \"twill.port\" .Values.config.metrics.listen }},"),
+    (
+        "containerPort: 9190}",
+        "containerPort: {{ include \"twill.port\" .Values.config.metrics.listen }}}",
+    ),
+    BIN_DIR,
+    CONF_DIR,
+];
+
+const BIN_DIR: (&str, &str) = ("{path: /opt/cni/bin,", "{path: {{ .Values.cni.binDir | quote }},");
+const CONF_DIR: (&str, &str) =
+    ("{path: /etc/cni/net.d,", "{path: {{ .Values.cni.confDir | quote }},");
+
+/// Of pods that write to the host.
+const SELINUX: (&str, &str) = (
+    "        seccompProfile: {type: RuntimeDefault}\n",
+    "        seccompProfile: {type: RuntimeDefault}\n        \
+     {{- with .Values.node.seLinuxOptions }}\n        seLinuxOptions: {{ toJson . }}\n        \
+     {{- end }}\n",
+);
+
+/// It comes where the daemons were, and with their image.
+const UNINSTALL: Changes = &[
+    (
+        concat!("image: localhost/twill:", env!("CARGO_PKG_VERSION")),
+        "image: \"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}\"",
+    ),
+    ("imagePullPolicy: IfNotPresent", "imagePullPolicy: {{ .Values.image.pullPolicy }}"),
+    (
+        "      priorityClassName:",
+        "      {{- with .Values.imagePullSecrets }}\n      imagePullSecrets: {{ toJson . }}\n      \
+         {{- end }}\n      priorityClassName:",
+    ),
+    (
+        "nodeSelector: {kubernetes.io/os: linux}",
+        "nodeSelector: {{ toJson .Values.node.nodeSelector }}",
+    ),
+    ("tolerations: [{operator: Exists}]", "tolerations: {{ toJson .Values.node.tolerations }}"),
+    SELINUX,
+    BIN_DIR,
+    CONF_DIR,
+];
+
+/// Of the network configuration: what is plain there is a value here.
+const CONFLIST: Changes = &[
+    (
+        "[\"1.0.0\", \"1.1.0\"]",
+        "[{{ range $at, $version := .Values.cni.versions }}\
+     {{ if $at }}, {{ end }}{{ $version | quote }}{{ end }}]",
+    ),
+    ("\"mtu\": 0,", "\"mtu\": {{ .Values.cni.mtu | int }},"),
+    ("\"assignIPv4\": true", "\"assignIPv4\": {{ .Values.cni.assignIPv4 }}"),
+    ("\"assignIPv6\": false", "\"assignIPv6\": {{ .Values.cni.assignIPv6 }}"),
+    (
+        "        }\n      ]\n",
+        "        }\n        {{- range .Values.cni.chained }},\n        {{ toJson . }}\n        \
+         {{- end }}\n      ]\n",
+    ),
 ];
 
 const CONTROLLER: Changes = &[
+    (
+        "    metadata:\n      labels:",
+        "    metadata:\n      annotations: {checksum/config: \
+         {{ toJson .Values.config | sha256sum | quote }}}\n      labels:",
+    ),
     ("replicas: 1", "replicas: {{ .Values.controller.replicas }}"),
     (
         "nodeSelector: {kubernetes.io/os: linux}",
@@ -80,7 +146,11 @@ const CONTROLLER: Changes = &[
         "resources:\n            requests: {cpu: 10m, memory: 32Mi}",
         "resources: {{ toJson .Values.controller.resources }}",
     ),
-    ("port: 9191,", "port: {{ .Values.config.controller.listen | splitList \":\" | last }},"),
+    ("port: 9191,", "port: {{ include \"twill.port\" .Values.config.controller.listen }},"),
+    (
+        "containerPort: 9191}",
+        "containerPort: {{ include \"twill.port\" .Values.config.controller.listen }}}",
+    ),
 ];
 
 /// The files of the chart that are made, as they have to be: path and text.
@@ -88,15 +158,17 @@ pub(crate) fn files(root: &Path) -> anyhow::Result<Vec<(String, String)>> {
     let part = |path: &str| install::read(root, path);
     let daemons = change(part(install::DAEMON_SET)?, &[PODS, DAEMON_SET])?;
     let controller = change(controller_part(&part(install::CONTROLLER)?)?, &[PODS, CONTROLLER])?;
+    let uninstall = change(uninstall_part(&part(install::UNINSTALL)?), &[UNINSTALL])?;
     let made = [
         ("crds.yaml", crds(root)?),
         ("rbac.yaml", rbac(root)?),
         ("configmap.yaml", config_map(root)?),
-        ("daemonset.yaml", daemons),
+        ("daemonset.yaml", only_if("not .Values.uninstall", &daemons)),
         (
             "controller.yaml",
-            format!("{{{{- if .Values.controller.enabled }}}}\n{controller}{{{{- end }}}}\n"),
+            only_if("and .Values.controller.enabled (not .Values.uninstall)", &controller),
         ),
+        ("uninstall.yaml", only_if(".Values.uninstall", &uninstall)),
     ];
     let mut files = vec![(format!("{DIRECTORY}/Chart.yaml"), about())];
     for (name, text) in made {
@@ -104,6 +176,16 @@ pub(crate) fn files(root: &Path) -> anyhow::Result<Vec<(String, String)>> {
         files.push((format!("{DIRECTORY}/templates/{name}"), format!("{MADE}{text}")));
     }
     Ok(files)
+}
+
+/// A template that writes nothing unless a condition holds.
+fn only_if(condition: &str, text: &str) -> String {
+    format!("{{{{- if {condition} }}}}\n{text}{{{{- end }}}}\n")
+}
+
+/// Without what the file says of kubectl.
+fn uninstall_part(text: &str) -> String {
+    text.split_inclusive('\n').skip_while(|line| line.starts_with('#')).collect()
 }
 
 /// `Chart.yaml`: the chart has the version of what it installs.
@@ -163,7 +245,8 @@ fn config_map(root: &Path) -> anyhow::Result<String> {
     let text = install::config_map(root)?;
     let written = install::indented(&install::read(root, daemon)?);
     ensure!(text.contains(&written), "{daemon} is not in the ConfigMap");
-    Ok(text.replace(&written, "    {{- toYaml .Values.config | nindent 4 }}\n"))
+    let text = text.replace(&written, "    {{- toYaml .Values.config | nindent 4 }}\n");
+    change(text, &[CONFLIST])
 }
 
 /// A part that Helm leaves as it is.

@@ -24,6 +24,8 @@ pub(crate) const CONFIGURATION: [&str; 2] =
     ["conf/install/twilld.yaml", "conf/cni/05-twill.conflist"];
 pub(crate) const DAEMON_SET: &str = "conf/install/daemonset.yaml";
 pub(crate) const CONTROLLER: &str = "conf/install/controller.yaml";
+/// Not in the manifest: it is for the end.
+pub(crate) const UNINSTALL: &str = "conf/uninstall/uninstall.yaml";
 
 /// The tag of the image in the parts.
 const TAG: &str = ":VERSION";
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn what_uninstalls_has_the_same_image() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let text = read(root, "conf/install/uninstall.yaml").unwrap();
+        let text = read(root, UNINSTALL).unwrap();
         let wanted = concat!("image: localhost/twill:", env!("CARGO_PKG_VERSION"), "\n");
         assert_eq!((text.matches(wanted).count(), text.matches("image:").count()), (2, 2));
     }

@@ -6,11 +6,11 @@ use super::{
     definition::schema_of,
     expressions,
     rules::Rule,
-    status::{ObjectStatus, RequestStatus},
+    status::{NodeReportStatus, ObjectStatus, RequestStatus},
 };
 use crate::{
     BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec, BlockAffinitySpec, BlockRequestSpec,
-    IpPoolSpec, IpReservationSpec, IpamConfigSpec, NodeStatusReport, NodeStatusSpec,
+    IpPoolSpec, IpReservationSpec, IpamConfigSpec, NodeStatusSpec,
 };
 
 /// What makes the definition of one kind.
@@ -198,7 +198,7 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
         ],
         selectable: &[],
         spec: schema_of::<NodeStatusSpec>,
-        status: schema_of::<NodeStatusReport>,
+        status: schema_of::<NodeReportStatus>,
         rules: &[],
     },
 ];

@@ -65,3 +65,18 @@ pub(crate) struct RequestStatus {
     #[schemars(flatten)]
     outcome: crate::BlockRequestStatus,
 }
+
+/// What a node told, beside what the controller says of the object.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase")]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct NodeReportStatus {
+    /// What of the object nobody fills, and why. The controller writes it.
+    #[schemars(
+        length(max = 32),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
+    conditions: Option<Vec<StatusCondition>>,
+    #[schemars(flatten)]
+    report: crate::NodeStatusReport,
+}

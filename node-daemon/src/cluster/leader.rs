@@ -27,6 +27,7 @@ use super::{
     departed::Departed,
     kinds::{CONFIGURATION, List, OF_NODES},
     metrics::{FaultLabels, Gauges, Metrics},
+    of_nodes,
     pools::{self, FINALIZER, PoolView},
     requests::{RequestError, Requests},
     rollup::{Said, bad_news, roll_up},
@@ -56,6 +57,10 @@ const QUEUE: usize = 256;
 
 /// The longest text of an Event, octets.
 const NOTE: usize = 1000;
+
+/// Reasons that make no Event.
+const UNTOLD: [&str; 6] =
+    ["Disabled", "Deleting", "NotForWorkloads", "NotImplemented", "Refused", "Returned"];
 
 /// The controller's work.
 pub(super) struct Leader {
@@ -230,7 +235,7 @@ impl Leader {
         if !after.is_empty() {
             status["conditions"] = json!(after);
         }
-        if *list != List::Claims {
+        if CONFIGURATION.contains(list) {
             status["nodes"] = json!(wanted.counts);
         }
         let object = json!({
@@ -253,10 +258,8 @@ impl Leader {
         uid: &str,
         fault: &Condition,
     ) -> Result<(), RequestError> {
-        // What people have asked for is no news to them.
-        if ["Disabled", "Deleting", "NotForWorkloads", "NotImplemented"]
-            .contains(&fault.reason.as_str())
-        {
+        // What people have asked for is no news to them, nor what nodes settle between them.
+        if UNTOLD.contains(&fault.reason.as_str()) {
             return Ok(());
         }
         let (kind, reason) = (list.kind(), fault.reason.as_str());
@@ -422,6 +425,17 @@ fn wanted(world: &World, pools: &BTreeMap<String, PoolView>, now: &str) -> Vec<W
         let change = compare(&entry.conditions, &after);
         let (name, before, counts) = (name.clone(), entry.conditions.clone(), Counts::default());
         all.push(Wanted { list: List::Claims, name, before, after, counts, change });
+    }
+    for (list, name, meta, before) in of_nodes::all(world) {
+        let found = findings.remove(&(list, name.clone())).unwrap_or_default();
+        // Most nodes' own.
+        if found.is_empty() && before.is_empty() {
+            continue;
+        }
+        let after = state(before, found, meta.generation, now);
+        let change = compare(before, &after);
+        let (name, before, counts) = (name.clone(), before.to_vec(), Counts::default());
+        all.push(Wanted { list, name, before, after, counts, change });
     }
     all
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use twill_k8s_api::{BgpPeer, Condition, Resource};
 use twill_types::Block;
 
-use super::{kinds::List, world::World};
+use super::{kinds::List, of_nodes, world::World};
 
 /// What is said about an object, beside what nodes say.
 pub(super) type Findings = BTreeMap<(List, String), Vec<Condition>>;
@@ -15,10 +15,12 @@ pub(super) fn look(world: &World) -> Findings {
     let mut found = Findings::new();
     peers(world, &mut found);
     claims(world, &mut found);
+    of_nodes::look(world, &mut found);
     found
 }
 
-fn say(found: &mut Findings, list: List, name: &str, condition: Condition) {
+/// Adds a condition; of one type there is one, with both messages.
+pub(super) fn say(found: &mut Findings, list: List, name: &str, condition: Condition) {
     let conditions = found.entry((list, name.to_owned())).or_default();
     match conditions.iter_mut().find(|known| known.kind == condition.kind) {
         Some(known) => known.message = format!("{}; {}", known.message, condition.message),

@@ -14,6 +14,7 @@ use twill_types::Block;
 use super::{
     conditions::{Counts, Stated},
     kinds::List,
+    of_nodes::Asked,
     watching::News,
 };
 use crate::datastore::kubernetes::Version;
@@ -65,6 +66,7 @@ pub(super) struct RequestEntry {
     pub(super) is_refused: bool,
     /// Who asked does not use the part.
     pub(super) returned: bool,
+    pub(super) conditions: Vec<Stated>,
 }
 
 impl RequestEntry {
@@ -79,6 +81,7 @@ impl RequestEntry {
             is_granted: !status["granted"].is_null(),
             is_refused: status["refused"].is_string(),
             returned: status["returned"] == true,
+            conditions: stated(object).0,
         }
     }
 }
@@ -92,6 +95,7 @@ pub(super) struct NodeEntry {
     pub(super) report: NodeStatusReport,
     /// The first value of it that cannot be read, if there is one.
     unread: Option<String>,
+    pub(super) asked: Asked,
 }
 
 impl NodeEntry {
@@ -239,7 +243,8 @@ impl World {
                     false => Default::default(),
                 };
                 let unread = unread.into_iter().next();
-                self.statuses.insert(name, NodeEntry { meta, is_own, report, unread });
+                let asked = Asked::of(object);
+                self.statuses.insert(name, NodeEntry { meta, is_own, report, unread, asked });
             }
             List::Nodes => drop(self.nodes.insert(name, meta)),
             _ => {
@@ -300,7 +305,7 @@ fn meta(metadata: &ObjectMeta) -> Meta {
 }
 
 /// What is said in the object's own status now.
-fn stated(object: &DynamicObject) -> (Vec<Stated>, Counts) {
+pub(super) fn stated(object: &DynamicObject) -> (Vec<Stated>, Counts) {
     let status = &object.data["status"];
     let conditions = status["conditions"].as_array().into_iter().flatten();
     // One that cannot be read is written anew.

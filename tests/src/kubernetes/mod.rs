@@ -8,6 +8,7 @@
 
 mod apiserver;
 mod cluster;
+mod etcd;
 mod kubectl;
 mod machine;
 mod node;
