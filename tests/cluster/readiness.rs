@@ -4,11 +4,11 @@ use std::{fs, sync::Mutex, time::Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use twill_tests::{programs, wait::wait_for};
+use twill_tests::{kubernetes::Runtime, ping, programs, wait::wait_for};
 
 use super::{
     LONG,
-    site::{DOOMED as NEW, GONE_NODE, SELECTED, Site, UNSELECTED, lock},
+    site::{DOOMED as NEW, GONE_NODE, OLD, SELECTED, Site, UNSELECTED, lock},
 };
 
 /// Each daemon has said where its node is and that its network works; the controller is led.
@@ -39,33 +39,67 @@ pub(crate) fn nodes_say_where_they_are(site: &Mutex<Site>) -> Result<()> {
     })
 }
 
-/// Plugin and configuration are on the node, and no daemon ever was: containerd asks STATUS, and the node
-/// is not ready and says why. It is once the daemon has come.
+/// Plugin and configuration are on two nodes, and no daemon ever was. One's containerd asks STATUS: the node is
+/// not ready, and says why, until the daemon has come. The other's does not ask: its node is ready at once, and a
+/// pod there waits for the daemon.
 pub(crate) fn a_node_is_not_ready_before_its_first_daemon(site: &Mutex<Site>) -> Result<()> {
     let mut site = lock(site)?;
     // Without the image, the daemon's pod waits.
-    site.cluster.add_nodes(&[NEW], &[])?;
-    let settings = site.cluster.directory().join("install.yaml");
-    fs::write(&settings, "datastore: {type: file}\n")?;
-    let node = site.cluster.node(NEW)?;
-    let (config, plugin) = (settings.to_string_lossy(), programs::directory()?);
-    let conflist = programs::source("conf/cni/05-twill.conflist");
-    let (plugin, conflist) = (plugin.to_string_lossy(), conflist.to_string_lossy());
-    let places = ["--plugin-from", &plugin, "--conflist-from", &conflist];
-    let install = ["--role", "install", "--config", &config];
-    node.run(programs::find("twilld")?, &[&install[..], &places].concat())?;
+    site.cluster.add_nodes(&[(NEW, Runtime::Newest), (OLD, Runtime::Debian)], &[])?;
+    site.kubectl().run(&["label", "node", OLD, "env=prod"])?;
+    [NEW, OLD].into_iter().try_for_each(|node| install_without_daemon(&site, node))?;
+    wait_for("the node whose containerd does not ask", LONG, || {
+        let (is_ready, message, _) = site.node_ready(OLD)?;
+        ensure!(is_ready, "{message}");
+        Ok(())
+    })?;
+    site.deploy("app", 1, &format!("nodeSelector: {{kubernetes.io/hostname: {OLD}}}"))?;
     wait_for("the node to say what it lacks", LONG, || {
         let (is_ready, message, _) = site.node_ready(NEW)?;
         ensure!(!is_ready && message.contains("twilld.sock"), "{is_ready}: {message}");
         Ok(())
     })?;
-    site.cluster.node(NEW)?.import(&site.image)?;
+    wait_for("the pod's ADD to wait for the daemon", LONG, || {
+        let processes = ["-c", "cat /proc/[0-9]*/comm 2>/dev/null || true"];
+        let processes = site.cluster.node(OLD)?.run("sh", &processes)?;
+        ensure!(processes.lines().any(|name| name == "twill"), "{}", site.events()?);
+        Ok(())
+    })?;
+    let pods = site.pods("app")?;
+    ensure!(pods[0]["status"]["podIP"].is_null(), "{}", pods[0]["status"]);
+    ensure!(site.node_ready(OLD)?.0, "the node has asked for STATUS");
+
+    for node in [NEW, OLD] {
+        site.cluster.node(node)?.import(&site.image)?;
+    }
     wait_for("the node to be ready", LONG, || {
         let (is_ready, message, _) = site.node_ready(NEW)?;
         ensure!(is_ready, "{message}");
         Ok(())
     })?;
+    site.wait_rollout()?;
+    let pod = site.wait_ready("app", 1)?.remove(0);
+    wait_for("the router to reach the pod", LONG, || {
+        ping::reaches(site.cluster.tor().namespace(), pod.address)
+    })
+    .or_else(|error| Err(error.context(site.ways()?)))?;
+    site.remove("app")?;
+    site.cluster.cut_power(OLD)?;
+    site.kubectl().run(&["delete", "node", OLD])?;
     site.wait_rollout()
+}
+
+/// What the init container of the daemon's pod does, by hand.
+fn install_without_daemon(site: &Site, node: &str) -> Result<()> {
+    let settings = site.cluster.directory().join("install.yaml");
+    fs::write(&settings, "datastore: {type: file}\n")?;
+    let (config, plugin) = (settings.to_string_lossy(), programs::directory()?);
+    let conflist = programs::source("conf/cni/05-twill.conflist");
+    let (plugin, conflist) = (plugin.to_string_lossy(), conflist.to_string_lossy());
+    let places = ["--plugin-from", &plugin, "--conflist-from", &conflist];
+    let install = ["--role", "install", "--config", &config];
+    let install = [&install[..], &places].concat();
+    site.cluster.node(node)?.run(programs::find("twilld")?, &install).map(drop)
 }
 
 /// A node loses its power and is deleted. The router loses its routes, and the controller frees its block once it
@@ -74,7 +108,7 @@ pub(crate) fn what_a_deleted_node_had_is_free(site: &Mutex<Site>) -> Result<()> 
     let mut site = lock(site)?;
     if site.cluster.node(NEW).is_err() {
         let image = site.image.clone();
-        site.cluster.add_nodes(&[NEW], &[image])?;
+        site.cluster.add_nodes(&[(NEW, Runtime::Newest)], &[image])?;
         site.wait_rollout()?;
     }
     site.kubectl().run(&["label", "node", NEW, "env=prod"])?;

@@ -1,6 +1,7 @@
 //! What ends and comes back under pods that go on.
 
 use std::{
+    io::{self, Write},
     sync::Mutex,
     thread,
     time::{Duration, Instant},
@@ -13,6 +14,7 @@ use super::{
     LONG,
     addresses::ON_SELECTED,
     site::{GONE_POD, Pod, SELECTED, Site, lock},
+    stream::Stream,
 };
 
 /// Between two looks at what must not change.
@@ -50,6 +52,13 @@ impl Kept {
         Ok(())
     }
 
+    /// Numbers from the one to the other, to see that what is done to nodes disturbs no packet.
+    fn stream(&self, site: &Site) -> Result<Stream> {
+        let stream = Stream::start(site, &self.0[0], &self.0[1])?;
+        stream.wait_more()?;
+        Ok(stream)
+    }
+
     /// They are the same, have never been started again, and reach each other; a new one on each node
     /// gets another address, and gives it back.
     fn check(&self, site: &Site) -> Result<()> {
@@ -72,40 +81,48 @@ impl Kept {
     }
 }
 
-/// A kubelet that starts again finds its pods.
+/// Kubelets that start again find their pods.
 pub(crate) fn a_kubelet_starts_again(site: &Mutex<Site>) -> Result<()> {
     let mut site = lock(site)?;
     let kept = Kept::deploy(&site)?;
-    let node = site.cluster.node_mut(SELECTED[0])?;
-    node.kill_kubelet()?;
-    node.start_kubelet()?;
+    let stream = kept.stream(&site)?;
+    for node in SELECTED {
+        let node = site.cluster.node_mut(node)?;
+        node.kill_kubelet()?;
+        node.start_kubelet()?;
+    }
     kept.check(&site)?;
+    stream.finish()?;
     site.remove("kept")
 }
 
-/// containerd that starts again reads the network configuration and goes on with its sandboxes.
+/// containerd of either release that starts again reads the network configuration and goes on with its sandboxes.
 pub(crate) fn a_containerd_starts_again(site: &Mutex<Site>) -> Result<()> {
     let mut site = lock(site)?;
     let kept = Kept::deploy(&site)?;
-    let node = site.cluster.node_mut(SELECTED[0])?;
-    node.kill_containerd()?;
-    node.start_containerd()?;
+    let stream = kept.stream(&site)?;
+    for node in SELECTED {
+        let node = site.cluster.node_mut(node)?;
+        node.kill_containerd()?;
+        node.start_containerd()?;
+    }
     kept.check(&site)?;
+    stream.finish()?;
     site.remove("kept")
 }
 
-/// A daemon that is killed comes back by its kubelet; meanwhile packets flow, and the router keeps its
+/// A daemon that is killed comes back by its kubelet; meanwhile no byte is lost, and the router keeps its
 /// routes.
 pub(crate) fn a_killed_daemon_comes_back(site: &Mutex<Site>) -> Result<()> {
     let site = lock(site)?;
     let kept = Kept::deploy(&site)?;
     let log = site.cluster.tor().bird().log().len();
-    let before = site.daemon_pid(SELECTED[0])?;
-    site.cluster.node(SELECTED[0])?.run("kill", &["-KILL", &before])?;
-    kept.reach(&site)?;
-    wait_until("another daemon", LONG, || Ok(site.daemon_pid(SELECTED[0])? != before))?;
+    let stream = kept.stream(&site)?;
+    kill_daemon(&site, SELECTED[0])?;
     site.wait_rollout()?;
     kept.check(&site)?;
+    stream.wait_more()?;
+    stream.finish()?;
     let withdrawn = site.cluster.tor().bird().withdrawals(SELECTED[0], log);
     ensure!(withdrawn.is_empty(), "{withdrawn:?}");
     site.remove("kept")
@@ -133,10 +150,19 @@ pub(crate) fn a_replaced_daemon_frees_nothing(site: &Mutex<Site>) -> Result<()> 
     site.remove("kept")
 }
 
-/// The API server goes while pods are being made. The kubelets go on with what they know, sandboxes that
-/// die are made again, over and over as long as `TWILL_OUTAGE_SECONDS` says, and all is well once it is back.
+/// Kills the daemon of a node, and waits for the next one.
+fn kill_daemon(site: &Site, node: &str) -> Result<()> {
+    let before = site.daemon_pid(node)?;
+    site.cluster.node(node)?.run("kill", &["-KILL", &before])?;
+    wait_until("another daemon", LONG, || Ok(site.daemon_pid(node)? != before))
+}
+
+/// The API server goes for a minute (or `TWILL_OUTAGE_SECONDS`) while pods are being made. The kubelets go on with
+/// what they know, and sandboxes that die are made again, over and over, also after a daemon has died: the next one has its
+/// copy alone. The router keeps all routes, and all is well once the server is back.
 pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Result<()> {
     const PODS: usize = 10;
+    const OUTAGE: Duration = Duration::from_secs(60);
     let mut site = lock(site)?;
     let kept = Kept::deploy(&site)?;
     site.deploy("churn", PODS, ON_SELECTED)?;
@@ -145,17 +171,20 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
     })?;
     let outage = match std::env::var("TWILL_OUTAGE_SECONDS") {
         Ok(seconds) => Duration::from_secs(seconds.parse().context("TWILL_OUTAGE_SECONDS")?),
-        Err(_) => Duration::ZERO,
+        Err(_) => OUTAGE,
     };
+    let log = site.cluster.tor().bird().log().len();
     site.cluster.api_mut().kill_server()?;
     let end = Instant::now() + outage;
-    loop {
+    kept.replace_sandboxes(&site)?;
+    kill_daemon(&site, SELECTED[1])?;
+    let mut replaced = 1;
+    while replaced < 2 || Instant::now() < end {
         kept.replace_sandboxes(&site)?;
-        if Instant::now() >= end {
-            break;
-        }
+        replaced += 1;
     }
     site.cluster.api_mut().start_server()?;
+    writeln!(io::stderr(), "the sandboxes of 2 pods were made again {replaced} times")?;
     site.wait_ready("churn", PODS)?;
     let again = site.wait_ready("kept", 2)?;
     wait_for("the pods to reach each other", LONG, || {
@@ -164,6 +193,10 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
     })?;
     ensure!(again.len() == 2, "{again:?}");
     site.wait_used(u64::try_from(PODS + 2)?)?;
+    for node in SELECTED {
+        let withdrawn = site.cluster.tor().bird().withdrawals(node, log);
+        ensure!(withdrawn.is_empty(), "{withdrawn:?}");
+    }
     site.kubectl().run(&["delete", "deployment", "kept"])?;
     site.wait_gone("kept")?;
     site.remove("churn")

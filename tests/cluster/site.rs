@@ -13,24 +13,23 @@ use serde_json::Value;
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
     image,
-    kubernetes::{BUSYBOX, Cluster, Kubectl, Tor},
+    kubernetes::{BUSYBOX, Cluster, Kubectl, METRICS, Runtime, Tor},
     process::tail,
-    programs,
     wait::wait_for,
 };
 
 use super::LONG;
 
-/// Those that the pool selects, and one that it does not.
+/// Those that the pool selects, and one that it does not. The second has the containerd of an old node.
 pub(crate) const SELECTED: [&str; 2] = ["node1", "node2"];
 pub(crate) const UNSELECTED: &str = "node3";
+const FIRST: [(&str, Runtime); 3] =
+    [(SELECTED[0], Runtime::Newest), (SELECTED[1], Runtime::Debian), (UNSELECTED, Runtime::Newest)];
 
-/// Whom the router peers with. The last one is there in one case only.
-const NODES: [&str; 4] = ["node1", "node2", "node3", DOOMED];
+/// Whom the router peers with. The last ones are there in few cases only.
+const NODES: [&str; 5] = [SELECTED[0], SELECTED[1], UNSELECTED, DOOMED, OLD];
 pub(crate) const DOOMED: &str = "node4";
-
-/// Of the HTTP endpoint in `conf/install/twilld.yaml`.
-const METRICS: u16 = 9190;
+pub(crate) const OLD: &str = "node5";
 
 /// What a daemon may have of memory, KiB resident.
 const MEMORY: u64 = 60 * 1024;
@@ -94,8 +93,8 @@ impl Site {
         let neighbors = NODES.iter().enumerate().map(|(number, name)| {
             let address = format!("192.168.{}.10", number + 1);
             let neighbor = Neighbor::new(name, &address, 64512).local(Tor::ADDRESS);
-            // The one that goes without a word should be missed soon, and not be waited for.
-            if *name == DOOMED {
+            // Those that go without a word should be missed soon, and not be waited for.
+            if [DOOMED, OLD].contains(name) {
                 neighbor.option("hold time 9").option("graceful restart off")
             } else {
                 neighbor
@@ -107,46 +106,22 @@ impl Site {
         let place = cluster.directory().join("images/twill");
         fs::create_dir_all(&place)?;
         let image = image::twill(&place)?;
-        cluster.add_nodes(&NODES[..3], std::slice::from_ref(&image))?;
+        cluster.add_nodes(&FIRST, std::slice::from_ref(&image))?;
         let site = Self { cluster, image };
         for name in SELECTED {
             site.kubectl().run(&["label", "node", name, "env=prod"])?;
         }
-        site.install()?;
-        wait_for("the kinds to be served", LONG, || site.apply(RESOURCES))?;
-        site.wait_rollout()?;
-        site.wait_controller()?;
-        site.cluster.tor().bird().wait_established(&NODES[..3], LONG)?;
-        Ok(site)
-    }
-
-    /// Installs Twill by an overlay, which gives it a configuration of its own.
-    fn install(&self) -> Result<()> {
-        let directory = self.cluster.directory().join("install");
-        let base = directory.join("base");
-        fs::create_dir_all(&base)?;
-        for file in ["kustomization.yaml", "twill.yaml"] {
-            let from = programs::source("conf/install").join(file);
-            fs::copy(&from, base.join(file))
-                .with_context(|| format!("cannot copy {}", from.display()))?;
-        }
-        let config = fs::read_to_string(programs::source("conf/install/twilld.yaml"))?;
-        let graces = format!(
+        let settings = format!(
             "reconcile: {{intervalSeconds: 2, graceSeconds: {}}}\nipam: {{goneNodeGraceSeconds: {}}}\n",
             GONE_POD.as_secs(),
             GONE_NODE.as_secs()
         );
-        let config: String =
-            (config + &graces).lines().map(|line| format!("        {line}\n")).collect();
-        let overlay = format!(
-            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [base]\n\
-             patches:\n- patch: |\n    apiVersion: v1\n    kind: ConfigMap\n    \
-             metadata: {{name: twill, namespace: twill-system}}\n    data:\n      \
-             twilld.yaml: |\n{config}"
-        );
-        fs::write(directory.join("kustomization.yaml"), overlay)?;
-        let apply = ["apply", "--server-side", "-k", &directory.to_string_lossy()];
-        self.kubectl().run(&apply).map(drop)
+        site.cluster.install_twill(&settings)?;
+        wait_for("the kinds to be served", LONG, || site.apply(RESOURCES))?;
+        site.wait_rollout()?;
+        site.cluster.wait_controller()?;
+        site.cluster.tor().bird().wait_established(&NODES[..3], LONG)?;
+        Ok(site)
     }
 
     pub(crate) fn kubectl(&self) -> Kubectl<'_> {
@@ -159,14 +134,7 @@ impl Site {
 
     /// Waits until every daemon is of the newest revision and ready.
     pub(crate) fn wait_rollout(&self) -> Result<()> {
-        let status = ["rollout", "status", "daemonset/twill-node", "-n", "twill-system"];
-        self.kubectl().run(&[&status[..], &["--timeout=60s"]].concat()).map(drop)
-    }
-
-    /// Waits until the controller's pod is ready.
-    pub(crate) fn wait_controller(&self) -> Result<()> {
-        let status = ["rollout", "status", "deployment/twill-controller", "-n", "twill-system"];
-        self.kubectl().run(&[&status[..], &["--timeout=60s"]].concat()).map(drop)
+        self.cluster.wait_rollout()
     }
 
     /// A deployment of pods that live, `more` in each pod's spec.
@@ -293,27 +261,12 @@ impl Site {
 
     /// The name of the daemon's pod on a node.
     pub(crate) fn daemon(&self, node: &str) -> Result<String> {
-        let of_node = format!("spec.nodeName={node}");
-        let get = ["get", "pods", "-n", "twill-system", "-l", "app.kubernetes.io/name=twill-node"];
-        let pods = self.kubectl().json(&[&get[..], &["--field-selector", &of_node]].concat())?;
-        let name = pods["items"][0]["metadata"]["name"].as_str();
-        name.map(str::to_owned).with_context(|| format!("{node} has no daemon"))
+        self.cluster.daemon(node)
     }
 
     /// The process of the daemon on a node, by its number there.
     pub(crate) fn daemon_pid(&self, node: &str) -> Result<String> {
-        let node = self.cluster.node(node)?;
-        let filter = "labels.\"io.kubernetes.container.name\"==twilld";
-        let containers = node.ctr(&["containers", "list", "--quiet", filter])?;
-        let tasks = node.ctr(&["tasks", "list"])?;
-        // TASK PID STATUS
-        let running = tasks.lines().filter(|line| line.contains("RUNNING"));
-        let mut running = running.map(|line| line.split_whitespace());
-        let found = running.find_map(|mut words| {
-            let task = words.next()?;
-            containers.lines().any(|id| id == task).then(|| words.next())?
-        });
-        found.map(str::to_owned).context("no daemon runs")
+        self.cluster.node(node)?.daemon_pid()
     }
 
     /// What memory a node's daemon has, as the kernel tells it. More than [`MEMORY`] is an error.

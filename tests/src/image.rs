@@ -57,10 +57,15 @@ pub fn archive(directory: &Path, name: &str) -> Result<PathBuf> {
 
 /// The image of the node daemon, out of the programs that are tested.
 pub fn twill(directory: &Path) -> Result<PathBuf> {
-    let root = directory.join("root");
     programs::find("twilld")?;
+    twill_of(directory, &[programs::directory()?])
+}
+
+/// The same out of the programs in these directories: of each the first that is found.
+pub fn twill_of(directory: &Path, programs: &[PathBuf]) -> Result<PathBuf> {
+    let root = directory.join("root");
     let mut command = Command::new(programs::source("hack/image-root"));
-    run(command.arg(&root).arg(programs::directory()?))?;
+    run(command.arg(&root).args(programs))?;
     archive_of(directory, TWILL, &["/usr/bin/twilld"])
 }
 

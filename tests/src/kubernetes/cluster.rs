@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow};
 use super::{
     ApiServer, Kubectl,
     node::{Node, PAUSE, Site},
+    runtime::Runtime,
 };
 use crate::{
     bird::{Bird, BirdConfig},
@@ -111,13 +112,13 @@ impl Cluster {
         Ok(Self { nodes: Vec::new(), managers, api, tor, directory, images })
     }
 
-    /// Adds nodes of these names, and waits until the API server knows them. They start side by side.
-    /// `images` are those that they get beside busybox.
-    pub fn add_nodes(&mut self, names: &[&str], images: &[PathBuf]) -> Result<()> {
+    /// Adds nodes of these names and releases of containerd, and waits until the API server knows them. They
+    /// start side by side. `images` are those that they get beside busybox.
+    pub fn add_nodes(&mut self, nodes: &[(&str, Runtime)], images: &[PathBuf]) -> Result<()> {
         let images = [&self.images, images].concat();
         let proxy = self.api.write_kubeconfig("system:kube-proxy", &[], CONTROL_PLANE)?;
         let mut planned = Vec::new();
-        for name in names {
+        for (name, runtime) in nodes {
             let number = self.nodes.len() + planned.len() + 1;
             let user = format!("system:node:{name}");
             let site = Site {
@@ -132,12 +133,12 @@ impl Cluster {
             // machine's own setting.
             namespace.sysctl("ipv4/ip_forward", "0")?;
             let address = IpAddr::V4(Ipv4Addr::new(192, 168, u8::try_from(number)?, 10));
-            planned.push((*name, address, namespace, self.directory.join(name), site));
+            planned.push(((*name, *runtime), address, namespace, self.directory.join(name), site));
         }
-        let nodes: Vec<Result<Node>> = thread::scope(|scope| {
+        let started: Vec<Result<Node>> = thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (name, address, namespace, directory, site) in planned {
-                let start = move || Node::start(name, address, namespace, directory, &site);
+            for (node, address, namespace, directory, site) in planned {
+                let start = move || Node::start(node, address, namespace, directory, &site);
                 threads.push(scope.spawn(start));
             }
             let join = |thread: thread::ScopedJoinHandle<'_, Result<Node>>| {
@@ -145,10 +146,10 @@ impl Cluster {
             };
             threads.into_iter().map(join).collect()
         });
-        for node in nodes {
+        for node in started {
             self.nodes.push(node?);
         }
-        for name in names {
+        for (name, _) in nodes {
             wait_for(&format!("node {name}"), START, || match self.alive() {
                 Ok(()) => self.kubectl().run(&["get", "node", name]).map(Ok),
                 Err(error) => Ok(Err(error)),

@@ -20,7 +20,7 @@ use nix::{
 use crate::{
     cgroup::{self, Cgroup},
     netns::Namespace,
-    process::{Daemon, run},
+    process::{Daemon, read_lossy, run},
     wait::wait_for,
 };
 
@@ -110,9 +110,17 @@ impl Machine {
 
     /// Starts a program inside that goes on.
     pub(super) fn service(&self, name: &str, command: &mut Command) -> Result<Service> {
-        let log = self.directory.join("log").join(format!("{name}.log"));
-        let daemon = Daemon::start(name, &self.namespace, command, &log)?;
+        let daemon = Daemon::start(name, &self.namespace, command, &self.log_of(name))?;
         Ok(Service { daemon })
+    }
+
+    /// What the programs of this name wrote so far.
+    pub(super) fn log(&self, name: &str) -> String {
+        read_lossy(&self.log_of(name))
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.directory.join("log").join(format!("{name}.log"))
     }
 
     /// Where a path inside is for a process outside.

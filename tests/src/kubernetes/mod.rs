@@ -13,9 +13,13 @@ mod kubectl;
 mod machine;
 mod node;
 mod pki;
+mod runtime;
+mod twill;
 
 pub use apiserver::ApiServer;
 pub use cluster::{BUSYBOX, Cluster, Tor};
 pub use kubectl::Kubectl;
 pub use machine::enter;
 pub use node::Node;
+pub use runtime::Runtime;
+pub use twill::METRICS;

@@ -12,14 +12,17 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::machine::{Machine, Service};
+use super::{
+    machine::{Machine, Service},
+    runtime::Runtime,
+};
 use crate::{netns::Namespace, programs, wait::wait_for};
 
 const START: Duration = Duration::from_secs(60);
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// The image of sandboxes, as [`CONTAINERD`] names it.
+/// The image of sandboxes, as the [`Runtime`]'s configuration names it.
 pub(super) const PAUSE: &str = "localhost/pause:test";
 
 /// What a node has to know of its cluster.
@@ -40,6 +43,7 @@ pub(super) struct Site<'a> {
 pub struct Node {
     name: String,
     address: IpAddr,
+    runtime: Runtime,
     // Its programs end with the machine.
     containerd: Option<Service>,
     kubelet: Option<Service>,
@@ -50,7 +54,7 @@ pub struct Node {
 
 impl Node {
     pub(super) fn start(
-        name: &str,
+        (name, runtime): (&str, Runtime),
         address: IpAddr,
         namespace: Namespace,
         directory: PathBuf,
@@ -64,7 +68,7 @@ impl Node {
         // The one plugin that containerd wants for itself; packages of kubelets bring it.
         let loopback = Path::new(programs::REFERENCE_PLUGINS).join("loopback");
         machine.run("cp", &[&loopback.to_string_lossy(), "/opt/cni/bin/loopback"])?;
-        fs::write(directory.join("containerd.toml"), CONTAINERD)?;
+        fs::write(directory.join("containerd.toml"), runtime.configuration())?;
         let settings = KUBELET.replace("AUTHORITY", &site.authority.to_string_lossy());
         fs::write(directory.join("kubelet.yaml"), settings)?;
         let settings = PROXY.replace("KUBECONFIG", &site.proxy_kubeconfig.to_string_lossy());
@@ -76,6 +80,7 @@ impl Node {
         let mut node = Self {
             name: name.to_owned(),
             address,
+            runtime,
             containerd: None,
             kubelet: None,
             proxy,
@@ -99,6 +104,16 @@ impl Node {
         self.address
     }
 
+    /// Its containerd's release.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    /// What its containerd wrote so far.
+    pub fn containerd_log(&self) -> String {
+        self.machine.log("containerd")
+    }
+
     /// Its network namespace.
     pub fn namespace(&self) -> &Namespace {
         self.machine.namespace()
@@ -111,9 +126,8 @@ impl Node {
 
     /// `ctr` for the kubelet's containers.
     pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
-        let ctr = programs::go_tool("containerd", "ctr")?;
         let first = ["--address", SOCKET, "--namespace", "k8s.io"];
-        self.machine.run(ctr, &[&first[..], arguments].concat())
+        self.machine.run(self.runtime.ctr()?, &[&first[..], arguments].concat())
     }
 
     /// The sandboxes of a pod, those that have ended included.
@@ -151,8 +165,7 @@ impl Node {
     /// Gives containerd the images of an archive.
     pub fn import(&self, archive: &Path) -> Result<()> {
         let archive = archive.to_string_lossy();
-        let import = ["images", "import", "--local", "--snapshotter", "overlayfs", &archive];
-        self.ctr(&import).map(drop)
+        self.ctr(&[self.runtime.import(), &[&archive]].concat()).map(drop)
     }
 
     /// What a server on its 127.0.0.1 answers to a GET.
@@ -174,7 +187,7 @@ impl Node {
 
     /// Starts containerd, and waits until it answers.
     pub fn start_containerd(&mut self) -> Result<()> {
-        let program = programs::go_tool("containerd", "containerd")?;
+        let program = self.runtime.daemon()?;
         let mut command = self.machine.command(&program)?;
         // The shim is found beside it.
         let own = program.parent().context("no directory")?;
@@ -219,28 +232,6 @@ impl Node {
         services.into_iter().flatten().try_for_each(Service::alive)
     }
 }
-
-/// containerd as on a node, but that nobody here may make a process less likely to be killed when memory
-/// is short, and that there is no AppArmor. It tells how long the network's plugin takes.
-const CONTAINERD: &str = r#"version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
-[grpc]
-address = "/run/containerd/containerd.sock"
-[metrics]
-address = "127.0.0.1:1338"
-[plugins."io.containerd.cri.v1.images"]
-snapshotter = "overlayfs"
-[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "localhost/pause:test"
-[plugins."io.containerd.cri.v1.runtime"]
-restrict_oom_score_adj = true
-disable_apparmor = true
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["/opt/cni/bin"]
-conf_dir = "/etc/cni/net.d"
-"#;
 
 const KUBELET: &str = r#"apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
