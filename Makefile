@@ -15,8 +15,11 @@ BENCH ?= --out bench/results
 # What `make bench-bgp` does; `BENCH_BGP=--short` is over in half a minute.
 BENCH_BGP ?= --out bench/results
 
+# What `make bench-cluster` does; BENCH_CLUSTER="--rounds 1 --pods 8 --idle 0" is over in a minute.
+BENCH_CLUSTER ?= --out bench/results
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill test-outage soak simulate fuzz bench bench-bgp bench-rib scale build plugin lint fmt crds manifest tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill test-outage soak simulate fuzz bench bench-bgp bench-cluster bench-rib scale build plugin lint fmt crds manifest tidy deny ci clean tools
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -68,8 +71,8 @@ test-kubernetes: tools build ## CRDs and node daemons on a real API server; a wh
 	@hack/build-go-tools kubernetes containerd helm cni
 	$(CARGO) test --locked --no-fail-fast --package twill-tests --test kubernetes --test cluster
 
-test-outage: build ## the API server away for OUTAGE (60) seconds under pods that come and go on a cluster (root, Go)
-	TWILL_OUTAGE_SECONDS=$(or $(OUTAGE),60) \
+test-outage: build ## the API server away for OUTAGE (300) seconds under pods that come and go on a cluster (root, Go)
+	TWILL_OUTAGE_SECONDS=$(or $(OUTAGE),300) \
 	    $(CARGO) test --locked --package twill-tests --test cluster -- restarts::pods_come_and_go
 
 bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, into bench/results/ (root)
@@ -80,6 +83,12 @@ bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, int
 bench-bgp: tools ## the speaker beside BIRD and FRR, into bench/results/ (root; an hour)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench-bgp
 	$(TARGET_DIR)/release/twill-bench-bgp $(BENCH_BGP)
+
+bench-cluster: tools plugin ## ADD on a real cluster: containerd's metric, each execution, whole sandboxes, into bench/results/ (root, Go; ten minutes)
+	@hack/install-tools kubernetes
+	@hack/build-go-tools kubernetes containerd
+	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench-cluster --bin twill-bench-timed
+	$(TARGET_DIR)/release/twill-bench-cluster --plugin $(PLUGIN) $(BENCH_CLUSTER)
 
 bench-rib: ## time and memory of the speaker's tables, without a network
 	$(CARGO) run --locked --release --bin twill-bench-rib -- $(BENCH_RIB)

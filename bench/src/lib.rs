@@ -7,6 +7,7 @@
 //! alone never fails a run.
 
 pub mod bgp;
+pub mod cluster;
 mod competitor;
 mod crowd;
 mod echo;
