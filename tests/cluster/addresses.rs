@@ -152,7 +152,7 @@ fn traces(site: &Site) -> Result<Vec<[usize; 3]>> {
     Ok(found)
 }
 
-/// How long containerd has waited for ADDs so far. One that is older than 1.7 does not tell.
+/// How long the newest containerd has waited for ADDs so far.
 fn tell_figures(site: &Site) -> Result<()> {
     for name in SELECTED {
         let node = site.cluster.node(name)?;

@@ -54,7 +54,7 @@ impl Runtime {
     }
 }
 
-/// It tells how long the network's plugin takes, if it can.
+/// It tells how long the network's plugin takes.
 const COMMON: &str = r#"root = "/var/lib/containerd"
 state = "/run/containerd"
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
