@@ -118,7 +118,7 @@ pub(crate) fn pods_are_of_the_values(api: &ApiServer) -> Result<()> {
 }
 
 /// Where Pod Security holds a namespace to `baseline`, no pod of ours comes; the label that the documentation names
-/// is enough, and the manifest's own namespace has it.
+/// is enough, and the manifest's own namespace has it. Such a pod has a port of its host, so there is one on a node.
 pub(crate) fn a_namespace_has_to_allow_our_pods(api: &ApiServer) -> Result<()> {
     const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
     let kubectl = api.kubectl();
@@ -127,7 +127,8 @@ pub(crate) fn a_namespace_has_to_allow_our_pods(api: &ApiServer) -> Result<()> {
     let label = &of(&installed, "Namespace", "twill-system")?["metadata"]["labels"][ENFORCE];
     ensure!(label == "privileged", "{label}");
     kubectl.run(&["create", "namespace", "secured"])?;
-    for (kind, name) in [("DaemonSet", "twill-node"), ("Deployment", "twill-controller")] {
+    let both = [("DaemonSet", "twill-node", 9190), ("Deployment", "twill-controller", 9191)];
+    for (kind, name, port) in both {
         // The controller that makes the pods is not there, and what it would make is asked for here.
         let mut spec = pod(of(&found, kind, name)?).clone();
         spec["serviceAccountName"] = json!("default");
@@ -139,12 +140,15 @@ pub(crate) fn a_namespace_has_to_allow_our_pods(api: &ApiServer) -> Result<()> {
             let label = format!("{ENFORCE}={level}");
             kubectl.run(&["label", "--overwrite", "namespace", "secured", &label])
         };
-        let create = ["create", "--dry-run=server", "-f", "-"];
+        let create = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
         label("privileged")?;
-        wait_for("the account of the namespace", LONG, || {
+        let made = wait_for("the account of the namespace", LONG, || {
             kubectl.run_with_input(&["apply", "-f", "-"], ACCOUNT)?;
             kubectl.run_with_input(&create, &pod.to_string())
         })?;
+        let made: Value = serde_json::from_str(&made)?;
+        let ports = &made["spec"]["containers"][0]["ports"];
+        ensure!(ports[0]["hostPort"] == port, "{ports}");
         label("baseline")?;
         wait_for("the refusal", LONG, || {
             let said = kubectl.refused(&create, &pod.to_string())?;
