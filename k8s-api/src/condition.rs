@@ -58,5 +58,11 @@ impl Condition {
 }
 
 /// Types of condition that are bad news when they hold; all others are when they do not.
-const BAD_WHEN_TRUE: [&str; 5] =
-    ["AddressPressure", "BlockLimitReached", "ClaimLost", "Conflicted", "Unsupported"];
+const BAD_WHEN_TRUE: [&str; 6] = [
+    "AddressPressure",
+    "BlockLimitReached",
+    "ClaimLost",
+    "Conflicted",
+    "MixedBlockSizes",
+    "Unsupported",
+];

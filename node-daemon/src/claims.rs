@@ -327,3 +327,6 @@ impl Claims {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

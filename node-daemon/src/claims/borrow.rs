@@ -251,7 +251,9 @@ impl Claims {
         let Some(lending) = self.store.lending() else {
             return Err(waiting(&lender.node, lender.block));
         };
-        let name = lending.ask(spec.clone()).map_err(|error| again(&error))?;
+        // It may be there all the same, and then its owner answers it.
+        let asked = lending.ask(spec.clone()).inspect_err(|_| self.state.behind = true);
+        let name = asked.map_err(|error| again(&error))?;
         info!(block = %lender.block, owner = lender.node, "asked for a part of a block");
         let asked = Asked { owner: lender.node.clone(), spec, since: Instant::now() };
         self.state.borrowing.asked.insert(name, asked);
@@ -299,15 +301,16 @@ impl Claims {
         };
         let (pool, of, owner) = (asked.spec.pool.clone(), asked.spec.block, asked.owner.clone());
         let owned = OwnedBlock { block: part, pool: pool.clone(), dedication: None };
-        self.service.set_block(owned, true)?;
         info!(%part, owner, pool, "borrowed a part of a block");
+        // It is this node's whatever the store says.
         self.state.borrowing.asked.remove(request);
         let what = Part { request: request.to_owned(), pool, of, owner, unsure: false };
         self.state.borrowing.parts.insert(part, what);
         self.state.draining.insert(part);
         self.stamp(of);
         self.publish_owned();
-        Ok(())
+        let taken = self.service.set_block(owned, true);
+        Ok(taken.inspect_err(|_| self.state.behind = true)?)
     }
 
     /// Takes an unanswered request back. Whatever the owner enters for it now, it takes back as well.

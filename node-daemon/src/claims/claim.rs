@@ -282,6 +282,12 @@ impl Claims {
         info!(%block, pool, ?dedication, "claimed a block");
         // It is this node's whatever the store says.
         self.remember(claim);
+        let limit = self.resources.borrow().ipam_config().max_blocks_per_host as usize;
+        let of_family = self.state.mine.keys().filter(|mine| mine.family() == block.family());
+        if limit > 0 && of_family.count() >= limit {
+            // There is something to say about that.
+            self.state.behind = true;
+        }
         let taken = self.service.set_block(OwnedBlock { block, pool, dedication }, true);
         Ok(taken.inspect_err(|_| self.state.behind = true)?)
     }

@@ -101,6 +101,8 @@ impl Claims {
             self.state.leaving.insert(block, Leaving { what, since: Instant::now(), retry });
         }
         self.publish_owned();
+        // What is said of it is not so any more.
+        self.state.behind |= self.speaks_of_blocks();
         Ok(())
     }
 

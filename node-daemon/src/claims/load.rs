@@ -72,6 +72,7 @@ impl Claims {
         self.tell_store_what_is_lent(false)?;
         say_pools(&eligible, &mut said);
         self.say_limit(&resources, &mut said);
+        self.say_sizes(&resources, &mut said);
         problems::tell(&self.problems, said.problems);
         self.conditions.send_replace(said.conditions);
         self.publish_owned();
