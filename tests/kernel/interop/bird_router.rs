@@ -95,6 +95,8 @@ fn config(peering: &Peering, announced: bool) -> BirdConfig {
         let _ = writeln!(
             text,
             "protocol static second {{ ipv4 {{ preference 190; }}; route {OUTSIDE} blackhole {{ \
+             bgp_community.add(({mark})); }}; }}\n\
+             protocol static second6 {{ ipv6 {{ preference 190; }}; route {OUTSIDE6} blackhole {{ \
              bgp_community.add(({mark})); }}; }}"
         );
     }
@@ -126,6 +128,10 @@ impl Router for BirdRouter {
 
     fn announce(&mut self, announced: bool) -> Result<()> {
         self.bird.configure(config(&self.peering, announced))
+    }
+
+    fn withdraw_more(&mut self, _: &Peering) -> Result<()> {
+        self.bird.command("disable more").map(drop)
     }
 
     fn path(&self, prefix: &str) -> Result<Option<Learned>> {

@@ -1,6 +1,6 @@
 //! Sessions that one side refuses or ends, and what the other says of it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use twill_tests::wait::wait_until;
 
 use super::{
@@ -20,6 +20,11 @@ pub(super) fn refused_asn<R: Router>() -> Result<()> {
     let mut rig = Rig::<R>::start_with(peering.clone(), &bgp_peer(&wrong, ""))?;
     rig.wait_down(&format!("sent OPEN Message Error/Bad Peer AS (2/2): AS {}", peering.asn))?;
     wait_until("the router to hear of it", LONG, || rig.router.heard_bad_peer_as())?;
+    // Of a router that only counts NOTIFICATIONs it is this that it has heard: it was sent no other.
+    let peer = rig.peer()?;
+    let counts = peer["notifications"].as_array().context("no counts")?;
+    let mut sent = counts.iter().filter(|count| count["sent"] == true);
+    ensure!(sent.all(|count| count["code"] == 2 && count["subcode"] == 2), "{peer}");
     rig.lab.write_resource("router.yaml", &bgp_peer(&peering, ""))?;
     rig.wait_up()?;
     // The router takes the node for another one.

@@ -8,8 +8,9 @@ use twill_tests::{frr::Frr, netns::Namespace, process::Daemon};
 
 use super::router::{Learned, OUTSIDE, OUTSIDE6, Peering, ROUTER, Router, SECOND};
 
-/// Where its second path to the outside goes.
+/// Where its second paths to the outside go.
 const SECOND_HOP: &str = "192.168.2.99";
+const SECOND_HOP6: &str = "2001:db8:2::99";
 
 /// FRR with one neighbor.
 #[derive(Debug)]
@@ -87,7 +88,14 @@ fn families(peering: &Peering) -> String {
     }
     text += &activate;
     if !peering.no_capabilities {
-        let _ = write!(text, " address-family ipv6 unicast\n  network {OUTSIDE6}\n{activate}");
+        let _ = writeln!(text, " address-family ipv6 unicast\n  network {OUTSIDE6}");
+        if peering.add_path {
+            let _ = writeln!(
+                text,
+                "  redistribute kernel route-map second\n  neighbor {node} addpath-tx-all-paths"
+            );
+        }
+        text += &activate;
     }
     text
 }
@@ -107,8 +115,9 @@ impl FrrRouter {
 impl Router for FrrRouter {
     fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self> {
         if peering.add_path {
-            // Its second path is a route that somebody else has made.
+            // Its second paths are routes that somebody else has made.
             namespace.ip(&format!("route add {OUTSIDE} via {SECOND_HOP}"))?;
+            namespace.ip(&format!("-6 route add {OUTSIDE6} via {SECOND_HOP6}"))?;
         }
         let frr = Frr::start(namespace, &config(peering), dir)?;
         Ok(Self { frr, peering: peering.clone() })
@@ -133,6 +142,16 @@ impl Router for FrrRouter {
         let no = if announced { "" } else { "no " };
         let network = format!("{no}network {OUTSIDE}");
         self.router_bgp(&["address-family ipv4 unicast", &network])
+    }
+
+    fn withdraw_more(&mut self, _: &Peering) -> Result<()> {
+        let more: Vec<String> =
+            self.peering.more().map(|prefix| format!("no network {prefix}")).collect();
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        // A command line holds no more of them.
+        more.chunks(500).try_for_each(|some| {
+            self.router_bgp(&[&["address-family ipv4 unicast"], some].concat())
+        })
     }
 
     fn path(&self, prefix: &str) -> Result<Option<Learned>> {

@@ -25,7 +25,7 @@ pub(super) struct GobgpRouter {
     peering: Peering,
     /// Thousands of routes are more than its command line can add one by one: they come from a
     /// BIRD behind it.
-    _behind: Option<Bird>,
+    behind: Option<Bird>,
 }
 
 fn config(peering: &Peering) -> String {
@@ -49,6 +49,9 @@ fn config(peering: &Peering) -> String {
     }
     if !peering.no_capabilities && !peering.foreign_family {
         text += "  - config: {afi-safi-name: ipv6-unicast}\n";
+        if peering.add_path {
+            text += "    add-paths: {config: {send-max: 8}}\n";
+        }
     }
     if peering.ttl_security {
         text += "  ttl-security: {config: {enabled: true, ttl-min: 255}}\n";
@@ -112,7 +115,7 @@ impl Router for GobgpRouter {
                 Some(behind(namespace, &dir.join("behind"), peering)?)
             }
         };
-        let mut router = Self { gobgp, peering: peering.clone(), _behind: behind };
+        let mut router = Self { gobgp, peering: peering.clone(), behind };
         router.announce(true)?;
         if peering.add_path {
             let rib = ["global", "rib", "add", "-a", "ipv4", OUTSIDE, "identifier", "2"];
@@ -122,6 +125,10 @@ impl Router for GobgpRouter {
             // Left to itself it announces the session's IPv4 address as the next hop, mapped.
             let rib = ["global", "rib", "add", "-a", "ipv6", OUTSIDE6, "nexthop", ROUTER6];
             router.gobgp.command(&rib)?;
+            if peering.add_path {
+                let second = ["identifier", "2", "community", SECOND];
+                router.gobgp.command(&[&rib[..], &second].concat())?;
+            }
         }
         Ok(router)
     }
@@ -147,6 +154,11 @@ impl Router for GobgpRouter {
             rib.extend(["nexthop", ROUTER]);
         }
         self.gobgp.command(&rib).map(drop)
+    }
+
+    fn withdraw_more(&mut self, _: &Peering) -> Result<()> {
+        let behind = self.behind.as_ref().context("there is nothing behind it")?;
+        behind.command("disable more").map(drop)
     }
 
     fn path(&self, prefix: &str) -> Result<Option<Learned>> {

@@ -22,7 +22,8 @@ use crate::LONG;
 
 const MANY: u32 = 10_000;
 
-/// All that the router announces is in the node's kernel; what it takes back goes from there.
+/// All that the router announces is in the node's kernel; what it withdraws goes from there, and the rest
+/// with the session.
 pub(super) fn large_table_in<R: Router>() -> Result<()> {
     let mut rig = Rig::<R>::up(Peering { more: MANY, ..Peering::default() })?;
     let learned = |rig: &Rig<R>, wanted: usize| {
@@ -34,7 +35,11 @@ pub(super) fn large_table_in<R: Router>() -> Result<()> {
         })
     };
     learned(&rig, usize::try_from(MANY)? + 1)?;
-    // The outside alone is left when the session goes for good.
+    let before = rig.peer()?;
+    rig.router.withdraw_more(&Peering::default())?;
+    learned(&rig, 1)?;
+    let after = rig.peer()?;
+    ensure!(before["flaps"] == after["flaps"], "{before} became {after}");
     rig.router.shut_down("enough")?;
     learned(&rig, 0)
 }

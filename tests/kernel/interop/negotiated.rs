@@ -6,13 +6,13 @@ use twill_tests::wait::wait_for;
 
 use super::{
     rig::{BLOCK, Rig, bgp_peer},
-    router::{CROWD, OUTSIDE, Peering, ROUTER, Router, SECOND},
+    router::{CROWD, OUTSIDE, OUTSIDE6, Peering, ROUTER, Router, SECOND},
 };
 use crate::LONG;
 
 /// Paths to the outside, as the node explains them.
-fn paths<R: Router>(rig: &Rig<R>) -> Result<Vec<Value>> {
-    let explained = rig.node()?.ctl_json(&["bgp", "explain", OUTSIDE])?;
+fn paths<R: Router>(rig: &Rig<R>, outside: &str) -> Result<Vec<Value>> {
+    let explained = rig.node()?.ctl_json(&["bgp", "explain", outside])?;
     Ok(explained["paths"].as_array().cloned().unwrap_or_default())
 }
 
@@ -31,23 +31,29 @@ fn ensure_in_force<R: Router>(rig: &Rig<R>, capability: &str) -> Result<()> {
 /// takes nothing of the other along.
 pub(super) fn add_path<R: Router>() -> Result<()> {
     let mut rig = Rig::<R>::up(Peering { add_path: true, ..Peering::default() })?;
-    ensure_in_force(&rig, "ADD-PATH receive IPv4")?;
+    for (family, outside) in [("IPv4", OUTSIDE), ("IPv6", OUTSIDE6)] {
+        ensure_in_force(&rig, &format!("ADD-PATH receive {family}"))?;
+        wait_two_paths(&rig, outside)?;
+    }
+    rig.router.announce(false)?;
+    wait_for("one path", LONG, || {
+        let paths = paths(&rig, OUTSIDE)?;
+        ensure!(paths.len() == 1 && has_community(&paths[0], SECOND), "{paths:?}");
+        Ok(())
+    })?;
+    rig.node()?.wait_route(OUTSIDE, LONG)?;
+    wait_two_paths(&rig, OUTSIDE6)
+}
+
+fn wait_two_paths<R: Router>(rig: &Rig<R>, outside: &str) -> Result<()> {
     wait_for("two paths from one peer", LONG, || {
-        let paths = paths(&rig)?;
+        let paths = paths(rig, outside)?;
         let marked = paths.iter().filter(|path| has_community(path, SECOND)).count();
         ensure!(paths.len() == 2 && marked == 1, "{paths:?}");
         ensure!(paths.iter().all(|path| path["from"] == ROUTER), "{paths:?}");
         ensure!(paths[0]["pathId"] != paths[1]["pathId"], "{paths:?}");
         Ok(())
-    })?;
-    rig.router.announce(false)?;
-    wait_for("one path", LONG, || {
-        let paths = paths(&rig)?;
-        ensure!(paths.len() == 1 && has_community(&paths[0], SECOND), "{paths:?}");
-        Ok(())
-    })?;
-    rig.node()?.wait_route(OUTSIDE, LONG)?;
-    Ok(())
+    })
 }
 
 /// A route with more attributes than a message of 4,096 octets holds (RFC 8654).
@@ -55,7 +61,7 @@ pub(super) fn extended_messages<R: Router>() -> Result<()> {
     let rig = Rig::<R>::up(Peering { crowd: true, ..Peering::default() })?;
     ensure_in_force(&rig, "extended messages")?;
     rig.node()?.wait_route(OUTSIDE, LONG)?;
-    let paths = paths(&rig)?;
+    let paths = paths(&rig, OUTSIDE)?;
     let path = paths.first().context("no path")?;
     for number in 0..CROWD {
         ensure!(has_community(path, &format!("64513:8:{number}")), "{number} is missing: {path}");

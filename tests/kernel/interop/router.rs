@@ -53,7 +53,8 @@ pub(super) struct Peering {
     /// The IPv4 outside has [`CROWD`] large communities more: 12 octets each (RFC 8092), which a message
     /// of 4,096 octets does not hold (RFC 8654).
     pub(super) crowd: bool,
-    /// It has a second path to the IPv4 outside, marked with [`SECOND`], and sends both (RFC 7911).
+    /// It has a second path to the outside in both families, marked with [`SECOND`], and sends all of them
+    /// (RFC 7911).
     pub(super) add_path: bool,
     /// It speaks VPN-IPv4 alone (RFC 4364), a family that the node has not.
     pub(super) foreign_family: bool,
@@ -144,6 +145,12 @@ pub(super) trait Router: Sized {
 
     /// Announces the IPv4 outside, or withdraws it.
     fn announce(&mut self, announced: bool) -> Result<()>;
+
+    /// Withdraws what it announces beyond the outside, in the session that there is; `peering` says no
+    /// more of it.
+    fn withdraw_more(&mut self, peering: &Peering) -> Result<()> {
+        self.reconfigure(peering)
+    }
 
     /// The path to a prefix from the node.
     fn path(&self, prefix: &str) -> Result<Option<Learned>>;
