@@ -3,6 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 mod borrow;
+mod broken;
 mod checklist;
 mod claims;
 mod claims_storm;
@@ -265,10 +266,12 @@ fn main() -> ExitCode {
         routing::a_node_is_no_transit,
         routing::a_route_reflector_passes_pool_routes_on,
         restart::a_daemon_that_dies_or_is_replaced_loses_no_packet,
+        restart::a_daemon_that_dies_or_is_replaced_loses_no_packet_of_ipv6,
         restart::a_peer_that_announces_nothing_keeps_our_routes,
         restart::a_session_that_breaks_is_no_restart,
         restart::a_router_whose_fins_are_dropped_is_back_at_once,
         restart::a_router_that_dies_loses_no_packet,
+        restart::a_router_that_dies_loses_no_packet_of_ipv6,
         restart::both_ends_restart_at_once_and_lose_no_packet,
         restart::a_router_that_stays_away_loses_its_routes_in_time,
         restart::long_lived_stale_routes_are_the_last_to_go,
@@ -293,6 +296,7 @@ fn main() -> ExitCode {
         explain::each_path_says_why_it_is_used_or_not,
         sessions::a_peer_over_its_limit_is_ended_alone,
         sessions::a_session_is_stopped_with_a_text,
+        broken::broken_updates_are_answered_counted_and_told,
         contained::a_peer_that_resets_at_every_octet_is_forgotten,
         contained::a_peer_that_stalls_in_a_message_is_ended_by_the_hold_timer,
         contained::a_peer_that_sends_single_octets_is_understood,

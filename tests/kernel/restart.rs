@@ -15,6 +15,7 @@ pub(crate) use others::{
 };
 
 use std::{
+    net::IpAddr,
     process::Command,
     time::{Duration, Instant},
 };
@@ -35,6 +36,9 @@ use crate::{LONG, SECONDS};
 const NODE: &str = "192.168.2.11";
 const TOR: &str = "192.168.2.1";
 const OUTSIDE: &str = "198.51.100.0/24";
+const NODE6: &str = "2001:db8:2::11";
+const TOR6: &str = "2001:db8:2::1";
+const OUTSIDE6: &str = "2001:db8:ff::/64";
 const INTERVAL: Duration = Duration::from_millis(10);
 
 const POOL: &str = "apiVersion: projectcalico.org/v3
@@ -43,11 +47,21 @@ metadata: {name: pool}
 spec: {cidr: 10.10.0.0/20, blockSize: 26}
 ";
 
+const POOL6: &str = "apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool6}
+spec: {cidr: \"fd00:10::/112\", blockSize: 122}
+";
+
 /// A BGPPeer for the ToR; `more` is added to its spec.
 fn peer(more: &str) -> String {
+    peer_at(TOR, more)
+}
+
+fn peer_at(tor: &str, more: &str) -> String {
     format!(
         "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: tor}}\n\
-         spec: {{peerIP: {TOR}, asNumber: 64513{more}}}\n"
+         spec: {{peerIP: \"{tor}\", asNumber: 64513{more}}}\n"
     )
 }
 
@@ -66,7 +80,14 @@ fn tor_with(options: &[&str]) -> BirdConfig {
 struct Scene {
     lab: Lab,
     pod: Pod,
+    /// What the node announces.
     block: String,
+    /// The ToR's address of the session.
+    tor: &'static str,
+    /// What the ToR announces.
+    outside: &'static str,
+    /// Who is asked: the pod, and what is behind the ToR.
+    targets: [IpAddr; 2],
 }
 
 impl Scene {
@@ -81,8 +102,43 @@ impl Scene {
         let pod = lab.add_pod("node1", "web")?;
         let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
         lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
-        wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
-        Ok(Self { lab, pod, block })
+        let targets = [pod.address()?, "198.51.100.1".parse()?];
+        wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, targets[0]))?;
+        Ok(Self { lab, pod, block, tor: TOR, outside: OUTSIDE, targets })
+    }
+
+    /// The same over IPv6, with a ToR that announces a prefix. Nothing else leads to that.
+    fn ipv6() -> Result<Self> {
+        let neighbor = Neighbor::new("node1", NODE6, 64512).local(TOR6);
+        let bird = BirdConfig::new(TOR, 64513)
+            .neighbor(neighbor.option("graceful restart on"))
+            .announce(OUTSIDE6);
+        let mut topology = Topology::new();
+        let tor = topology.router("tor").on("seg-a", &format!("{TOR6}/64"));
+        tor.on("seg-a", "192.168.2.1/24").local("2001:db8:ff::1/64").bird(bird);
+        let node = topology.node("node1").on("seg-a", "192.168.2.11/24");
+        node.on("seg-a", &format!("{NODE6}/64"));
+        topology.resource("pool.yaml", POOL).resource("pool6.yaml", POOL6);
+        topology.resource("tor.yaml", &peer_at(TOR6, ""));
+        let mut lab = topology.build()?;
+        lab.start_all()?;
+        lab.node("node1")?.wait_established(&[TOR6], LONG)?;
+        let runtime = lab.node_mut("node1")?.runtime_mut();
+        let mut conflist = runtime.conflist().clone();
+        conflist["plugins"][0]["ipam"]["assignIPv6"] = true.into();
+        runtime.set_conflist(conflist);
+        let pod = lab.add_pod("node1", "web")?;
+        let inside = pod.addresses().iter().copied().find(IpAddr::is_ipv6).context("no IPv6")?;
+        let blocks = lab.node("node1")?.blocks()?;
+        let block = blocks.into_iter().find(|block| block.contains(':')).context("no block")?;
+        lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+        lab.node("node1")?.wait_route(OUTSIDE6, LONG)?;
+        let targets = [inside, "2001:db8:ff::1".parse()?];
+        wait_for("traffic", LONG, || {
+            ping::reaches(lab.router("tor")?, targets[0])?;
+            ping::reaches(pod.namespace(), targets[1])
+        })?;
+        Ok(Self { lab, pod, block, tor: TOR6, outside: OUTSIDE6, targets })
     }
 
     /// The same with a ToR that announces a prefix, which the node has learned.
@@ -113,12 +169,9 @@ impl Observers {
     fn start(scene: &Scene) -> Result<Self> {
         let watches = ["tor", "node1"].map(|machine| RouteWatch::start(&scene.lab, machine));
         let tor = scene.lab.router("tor")?;
-        let inward = Source { name: "tor", namespace: tor, targets: vec![scene.pod.address()?] };
-        let outward = Source {
-            name: "pod",
-            namespace: scene.pod.namespace(),
-            targets: vec!["198.51.100.1".parse()?],
-        };
+        let [inside, outside] = scene.targets.map(|target| vec![target]);
+        let inward = Source { name: "tor", namespace: tor, targets: inside };
+        let outward = Source { name: "pod", namespace: scene.pod.namespace(), targets: outside };
         Ok(Self {
             watches: watches.into_iter().collect::<Result<_>>()?,
             log: scene.lab.bird("tor")?.log().len(),
@@ -162,8 +215,12 @@ fn wait_helped(lab: &Lab) -> Result<()> {
 
 /// Waits until no path of the ToR is stale at the node.
 fn wait_fresh(node: &Node) -> Result<()> {
+    wait_fresh_of(node, TOR)
+}
+
+fn wait_fresh_of(node: &Node, tor: &str) -> Result<()> {
     wait_for("fresh routes", LONG, || {
-        let peer = node.peer(TOR)?;
+        let peer = node.peer(tor)?;
         ensure!(peer["state"] == "Established" && peer["prefixesStale"] == 0, "{peer}");
         Ok(())
     })
@@ -191,12 +248,20 @@ fn ends() -> [(&'static str, End); 3] {
 
 /// SIGKILL, SIGTERM, an upgrade: peers and kernels notice nothing, and no NOTIFICATION is sent.
 pub(crate) fn a_daemon_that_dies_or_is_replaced_loses_no_packet() -> Result<()> {
-    let mut scene = Scene::with_outside(tor(), "")?;
+    end_daemons(Scene::with_outside(tor(), "")?)
+}
+
+/// The same with routes of IPv6, in a session over IPv6.
+pub(crate) fn a_daemon_that_dies_or_is_replaced_loses_no_packet_of_ipv6() -> Result<()> {
+    end_daemons(Scene::ipv6()?)
+}
+
+fn end_daemons(mut scene: Scene) -> Result<()> {
     let observers = Observers::start(&scene)?;
     for (name, end) in ends() {
         let log = scene.node()?.log().len();
         end(scene.node_mut()?).with_context(|| name.to_owned())?;
-        scene.node()?.wait_established(&[TOR], LONG)?;
+        scene.node()?.wait_established(&[scene.tor], LONG)?;
         wait_helped(&scene.lab)?;
         wait_converged(scene.node()?, log)?;
     }
@@ -320,21 +385,29 @@ pub(crate) fn a_router_whose_fins_are_dropped_is_back_at_once() -> Result<()> {
 
 /// The helping side: stale while the router is away, fresh when it is back, forwarded all the time.
 pub(crate) fn a_router_that_dies_loses_no_packet() -> Result<()> {
-    let mut scene = Scene::with_outside(tor(), "")?;
+    end_router(Scene::with_outside(tor(), "")?)
+}
+
+/// The same with routes of IPv6, in a session over IPv6.
+pub(crate) fn a_router_that_dies_loses_no_packet_of_ipv6() -> Result<()> {
+    end_router(Scene::ipv6()?)
+}
+
+fn end_router(mut scene: Scene) -> Result<()> {
     let observers = Observers::start(&scene)?;
     let config = scene.lab.stop_bird("tor")?;
     wait_for("stale routes", SECONDS, || {
-        let peer = scene.node()?.peer(TOR)?;
+        let peer = scene.node()?.peer(scene.tor)?;
         ensure!(peer["prefixesStale"] == 1, "{peer}");
         let left = peer["staleForMs"].as_u64().context("no time is left")?;
         ensure!(left > 100_000 && left <= 120_000, "BIRD asked for 120 s: {peer}");
         Ok(())
     })?;
-    let explained = scene.node()?.ctl(&["bgp", "explain", OUTSIDE])?;
+    let explained = scene.node()?.ctl(&["bgp", "explain", scene.outside])?;
     ensure!(explained.contains("best, stale for "), "{explained}");
     scene.lab.return_bird("tor", config)?;
     wait_helped(&scene.lab)?;
-    wait_fresh(scene.node()?)?;
+    wait_fresh_of(scene.node()?, scene.tor)?;
     observers.saw_nothing(&scene.lab)
 }
 

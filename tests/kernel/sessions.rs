@@ -176,17 +176,33 @@ impl Raw {
         self.poll()?.context("no message came")
     }
 
-    /// The next message; `None` if there is none within the stream's timeout.
+    /// The next message; `None` if there is none within the stream's timeout, and an error if it is a
+    /// NOTIFICATION.
     pub(crate) fn poll(&mut self) -> Result<Option<(MessageType, Vec<u8>)>> {
+        let message = self.read()?;
+        if let Some((MessageType::Notification, body)) = &message {
+            bail!("the node says {}", Notification::decode(body));
+        }
+        Ok(message)
+    }
+
+    /// The NOTIFICATION that ends the session, behind whatever comes before it.
+    pub(crate) fn notification(&mut self) -> Result<Notification> {
+        loop {
+            let (kind, body) = self.read()?.context("no NOTIFICATION came")?;
+            if kind == MessageType::Notification {
+                return Ok(Notification::decode(&body));
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<(MessageType, Vec<u8>)>> {
         let mut piece = [0; 4096];
         loop {
             let frame = wire::frame(&self.received, wire::MAX_MESSAGE);
             if let Some(frame) = frame.map_err(|broken| anyhow!("{broken}"))? {
                 let (kind, body, length) = (frame.kind, frame.body.to_vec(), frame.length);
                 self.received.drain(..length);
-                if kind == MessageType::Notification {
-                    bail!("the node says {}", Notification::decode(&body));
-                }
                 return Ok(Some((kind, body)));
             }
             match self.stream.read(&mut piece) {
@@ -308,7 +324,8 @@ pub(crate) fn silent_tors() -> Result<Lab> {
         let resource = bgp_peer(name, address, ", passive: true");
         topology.resource(&format!("{name}.yaml"), &resource);
     }
-    topology.node("node1").on("seg-a", "192.168.2.11/24").log_level("warn");
+    let node = topology.node("node1").on("seg-a", "192.168.2.11/24").log_level("warn");
+    node.settings("metrics: {listen: \"127.0.0.1:9190\"}\n");
     let mut lab = topology.build()?;
     lab.start_all()?;
     Ok(lab)

@@ -92,20 +92,37 @@ pub(crate) fn frr_that_dies_loses_no_packet() -> Result<()> {
     let mut frr = start_frr(&lab, "")?;
     let (pod, block) = pod(&mut lab)?;
     frr.wait_route(&block, NODE, LONG)?;
-    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
-    static_route(&lab, &block)?;
-    wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
-    let watches = [RouteWatch::start(&lab, "node1")?];
+    let observers = Observers::start(&lab, &pod, &block)?;
     let before = lab.node("node1")?.peer(TOR)?;
-    let pinger = traffic(&lab, &pod)?;
     frr.restart_bgpd(lab.router("tor")?)?;
     wait_another_session(lab.node("node1")?, &before)?;
     wait_fresh(lab.node("node1")?)?;
     frr.wait_route(&block, NODE, LONG)?;
-    unharmed(pinger, &watches)
+    observers.saw_nothing()
 }
 
-/// The ToR's kernel has a route to the node's block, whatever its daemon does.
+/// Traffic both ways beside what a test does, and the node's route events. The ToR's kernel has a route to
+/// the node's block, whatever its daemon does.
+pub(super) struct Observers {
+    pinger: Pinger,
+    watch: RouteWatch,
+}
+
+impl Observers {
+    /// Starts once the node has learned the outside.
+    pub(super) fn start(lab: &Lab, pod: &Pod, block: &str) -> Result<Self> {
+        lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
+        static_route(lab, block)?;
+        wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
+        Ok(Self { watch: RouteWatch::start(lab, "node1")?, pinger: traffic(lab, pod)? })
+    }
+
+    /// No packet was lost, and no kernel route of the node deleted.
+    pub(super) fn saw_nothing(self) -> Result<()> {
+        unharmed(self.pinger, &[self.watch])
+    }
+}
+
 fn static_route(lab: &Lab, block: &str) -> Result<()> {
     lab.router("tor")?.ip(&format!("route replace {block} via {NODE} proto static")).map(drop)
 }
@@ -148,13 +165,9 @@ pub(crate) fn gobgp_that_dies_loses_no_packet() -> Result<()> {
     let announce = ["global", "rib", "add", "-a", "ipv4", OUTSIDE];
     gobgp.command(&announce)?;
     let (pod, block) = pod(&mut lab)?;
-    lab.node("node1")?.wait_route(OUTSIDE, LONG)?;
     let tor = lab.router("tor")?;
-    static_route(&lab, &block)?;
-    wait_for("traffic", LONG, || ping::reaches(tor, pod.address()?))?;
-    let watches = [RouteWatch::start(&lab, "node1")?];
+    let observers = Observers::start(&lab, &pod, &block)?;
     let before = lab.node("node1")?.peer(TOR)?;
-    let pinger = traffic(&lab, &pod)?;
     // It has to have its route again before it tells that it has told everything.
     let rules = "table ip held { chain c { type filter hook input priority 0; tcp dport 179 drop; \
                  tcp sport 179 drop; }; }";
@@ -165,15 +178,17 @@ pub(crate) fn gobgp_that_dies_loses_no_packet() -> Result<()> {
     wait_another_session(lab.node("node1")?, &before)?;
     wait_fresh(lab.node("node1")?)?;
     gobgp.wait_route(&block, NODE, LONG)?;
-    unharmed(pinger, &watches)
+    observers.saw_nothing()
 }
 
-/// GoBGP helps only where it is configured to; its table is watched, as it has no kernel routes.
+/// GoBGP helps only where it is configured to; its table is watched. It has no routes in its kernel: that
+/// one has a static one.
 pub(crate) fn gobgp_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
     let mut lab = lab()?;
     let dir = lab.dir().join("gobgp");
     let gobgp = start_gobgp(&lab, "restart-time: 120", "")?;
-    let (_pod, block) = pod(&mut lab)?;
+    gobgp.command(&["global", "rib", "add", "-a", "ipv4", OUTSIDE])?;
+    let (pod, block) = pod(&mut lab)?;
     gobgp.wait_route(&block, NODE, LONG)?;
     let log = dir.join("monitor.log");
     let mut monitor = Command::new("gobgp");
@@ -187,6 +202,7 @@ pub(crate) fn gobgp_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
         ensure!(monitor.log().contains("203.0.113.0/24"), "it sees nothing");
         Ok(())
     })?;
+    let observers = Observers::start(&lab, &pod, &block)?;
     for (name, end) in ends() {
         let before = fs::read_to_string(&log)?.len();
         restart(&mut lab, name, end)?;
@@ -201,5 +217,5 @@ pub(crate) fn gobgp_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
         let gone = said.lines().any(|line| line.contains("DEL") && line.contains(&block));
         ensure!(!gone, "{name}: {said}");
     }
-    Ok(())
+    observers.saw_nothing()
 }
