@@ -16,6 +16,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixListener,
 };
+use twill_ipam_store::{SledStore, Store};
 
 /// Set for the process that is the echo: how it is to be one, as JSON.
 const ECHO: &str = "TWILL_BENCH_ECHO";
@@ -69,40 +70,35 @@ pub fn serve_if_asked() -> Result<()> {
     })
 }
 
-/// The storage library alone.
+/// The storage library, and nothing above it.
 struct Database {
-    tree: sled::Db,
+    store: SledStore,
     sizes: Durable,
     turn: u64,
 }
 
 impl Database {
     fn open(sizes: Durable) -> Result<Self> {
-        let config = sled::Config::default()
-            .path(&sizes.directory)
-            .cache_capacity(16 * 1024 * 1024)
-            .flush_every_ms(None);
-        Ok(Self { tree: config.open()?, sizes, turn: 0 })
+        Ok(Self { store: SledStore::open(&sizes.directory)?, sizes, turn: 0 })
     }
 
     fn write(&mut self) -> Result<()> {
         let filled = |size: usize| {
             let mut value = vec![0; size];
             value[..8].copy_from_slice(&self.turn.to_le_bytes());
-            value
+            Some(value)
         };
-        let mut batch = sled::Batch::default();
-        if self.turn.is_multiple_of(2) {
-            batch.insert(b"r\x04\x0a\x00\x00\x01", filled(self.sizes.record));
-            batch.insert(b"m", filled(self.sizes.meta));
-        } else {
-            batch.remove(b"r\x04\x0a\x00\x00\x01");
-        }
-        batch.insert(b"b\x04\x0a\x00\x00\x00\x1a", filled(self.sizes.block));
+        let record = b"r\x04\x0a\x00\x00\x01".to_vec();
+        let block = (b"b\x04\x0a\x00\x00\x00\x1a".to_vec(), filled(self.sizes.block));
+        let batch = match self.turn.is_multiple_of(2) {
+            true => {
+                let meta = (b"m".to_vec(), filled(self.sizes.meta));
+                vec![(record, filled(self.sizes.record)), meta, block]
+            }
+            false => vec![(record, None), block],
+        };
         self.turn += 1;
-        self.tree.apply_batch(batch)?;
-        self.tree.flush()?;
-        Ok(())
+        Ok(self.store.commit(&batch)?)
     }
 }
 

@@ -209,11 +209,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     drop(spool);
     served.send_replace(Some(Arc::clone(&api)));
     info!(socket = %socket.display(), "ready");
-    // Most of what has run until here never runs again.
-    if let Err(error) = twill_sys::let_go_of_code() {
-        debug!(%error, "the code of the start stays in memory");
-    }
-
+    leave_the_start();
     let result = wait_for_the_end(&mut tasks, &mut stop).await;
     tenure.end();
     let speaker = api.speaker.borrow().clone();
@@ -227,6 +223,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     drop(lock);
     info!("stopped");
     result
+}
+
+/// Most of what has run until now never runs again, and need not be in memory.
+fn leave_the_start() {
+    if let Err(error) = twill_sys::let_go_of_code() {
+        debug!(%error, "the code of the start stays in memory");
+    }
 }
 
 fn make_run_dir(run_dir: &Path) -> anyhow::Result<()> {

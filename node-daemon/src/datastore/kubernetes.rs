@@ -50,7 +50,7 @@ pub(crate) use version::Version;
 pub(crate) use watching::{News, describe, pass_on, whole};
 
 use self::{
-    cache::Cache,
+    cache::{Cache, Known},
     claims::ApiClaims,
     collector::{Collector, Progress},
     fills::ApiFills,
@@ -60,7 +60,7 @@ use self::{
     requests::NodeRequests,
     services::ServiceWatch,
 };
-use super::{Datastore, Tenure};
+use super::{Datastore, Snapshot, Tenure};
 use crate::node::Tasks;
 
 /// How long a node that has a copy of what was last known waits for the API server at its start.
@@ -107,24 +107,7 @@ pub(crate) async fn open(
     tasks.spawn(async move { mourner.deaths().first().await });
     if let (false, Some(known)) = (is_fresh, known) {
         warn!("the API server has not told everything yet: starting with what was last known");
-        owned.send_if_modified(|claims| {
-            // What it has told meanwhile is newer.
-            let is_older = !claims.is_complete();
-            if is_older {
-                Arc::make_mut(claims).set_known(known.claims);
-            }
-            is_older
-        });
-        if *progress.borrow() != Progress::Complete {
-            requests.send_modify(|requests| Arc::make_mut(requests).set_known(&known.own));
-        }
-        resources.send_if_modified(|snapshot| {
-            let is_older = *progress.borrow() != Progress::Complete;
-            if is_older {
-                *snapshot = Arc::new(known.snapshot);
-            }
-            is_older
-        });
+        take_known(known, &progress, &resources, &owned, &requests);
     }
     let services = ServiceWatch::new(node, &access, state_dir, resources.subscribe());
     let served_before = services.served_before();
@@ -150,6 +133,34 @@ pub(crate) async fn open(
         shared: true,
         problems: problems.subscribe(),
     })
+}
+
+/// Takes what was last known for what the API server has not told yet: that is newer.
+fn take_known(
+    known: Known,
+    progress: &watch::Receiver<Progress>,
+    resources: &watch::Sender<Arc<Snapshot>>,
+    owned: &watch::Sender<Arc<OwnClaims>>,
+    requests: &watch::Sender<Arc<NodeRequests>>,
+) {
+    owned.send_if_modified(|claims| {
+        let is_older = !claims.is_complete();
+        if is_older {
+            Arc::make_mut(claims).set_known(known.claims);
+        }
+        is_older
+    });
+    if *progress.borrow() != Progress::Complete {
+        requests.send_modify(|requests| Arc::make_mut(requests).set_known(&known.own));
+    }
+    // Asked where nobody can tell anything at the same time.
+    resources.send_if_modified(|snapshot| {
+        let is_older = *progress.borrow() != Progress::Complete;
+        if is_older {
+            *snapshot = Arc::new(known.snapshot);
+        }
+        is_older
+    });
 }
 
 /// Waits until everything was told once; with a copy as long as a server may be silent, and may take
