@@ -22,11 +22,12 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
         "STATE",
         "UPTIME",
         "IN",
+        "REFUSED",
         "STALE",
         "OUT",
         "HOLD TIME",
     ];
-    let numbers = ["IN", "STALE", "OUT", "HOLD TIME", "MSGS IN", "MSGS OUT", "FLAPS"];
+    let numbers = ["IN", "REFUSED", "STALE", "OUT", "HOLD TIME", "MSGS IN", "MSGS OUT", "FLAPS"];
     if wide {
         header.extend([
             "ROUTER ID",
@@ -47,6 +48,7 @@ pub(crate) fn peers(peers: &[PeerStatus], now: Timestamp, wide: bool) -> String 
             if wide { peer.state.clone() } else { info(peer) },
             if is_up(peer) { age(peer.since_ms, now) } else { "-".to_owned() },
             peer.prefixes_in.to_string(),
+            peer.prefixes_refused.to_string(),
             stale(peer),
             peer.prefixes_out.to_string(),
             hold_time(peer),
@@ -164,25 +166,26 @@ mod tests {
         down.hostname = None;
         down.router_id = None;
         down.capabilities.clear();
+        down.prefixes_refused = 12;
         down.prefixes_stale = 2;
         down.stale_for_ms = Some(117_100);
         down.awaited = true;
         let all = [peer("192.168.2.1"), down];
         expect![[r#"
-            +--------------+------------+---------------+-------+------------------------------------+--------+----+-------------+-----+-----------+
-            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |                STATE               | UPTIME | IN |    STALE    | OUT | HOLD TIME |
-            +--------------+------------+---------------+-------+------------------------------------+--------+----+-------------+-----+-----------+
-            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established                        | 2m0s   |  2 |           0 |   1 |       90s |
-            | fd00::1      | peer-rack1 | node specific | 64513 | Idle (awaited): hold timer expired | -      |  2 | 2 for 1m58s |   1 |         - |
-            +--------------+------------+---------------+-------+------------------------------------+--------+----+-------------+-----+-----------+
+            +--------------+------------+---------------+-------+------------------------------------+--------+----+---------+-------------+-----+-----------+
+            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |                STATE               | UPTIME | IN | REFUSED |    STALE    | OUT | HOLD TIME |
+            +--------------+------------+---------------+-------+------------------------------------+--------+----+---------+-------------+-----+-----------+
+            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established                        | 2m0s   |  2 |       0 |           0 |   1 |       90s |
+            | fd00::1      | peer-rack1 | node specific | 64513 | Idle (awaited): hold timer expired | -      |  2 |      12 | 2 for 1m58s |   1 |         - |
+            +--------------+------------+---------------+-------+------------------------------------+--------+----+---------+-------------+-----+-----------+
         "#]].assert_eq(&peers(&all, now(), false));
         expect![[r#"
-            +--------------+------------+---------------+-------+-------------+--------+----+-------------+-----+-----------+-------------+-----------+---------+----------+-------+----------------------------------------+--------------------+
-            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |    STATE    | UPTIME | IN |    STALE    | OUT | HOLD TIME |  ROUTER ID  |    HOST   | MSGS IN | MSGS OUT | FLAPS |              CAPABILITIES              |     LAST EVENT     |
-            +--------------+------------+---------------+-------+-------------+--------+----+-------------+-----+-----------+-------------+-----------+---------+----------+-------+----------------------------------------+--------------------+
-            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established | 2m0s   |  2 |           0 |   1 |       90s | 192.168.2.1 | tor-rack1 |      12 |       11 |     0 | multiprotocol ipv4-unicast, 4-octet AS | -                  |
-            | fd00::1      | peer-rack1 | node specific | 64513 | Idle        | -      |  2 | 2 for 1m58s |   1 |         - | -           | -         |      12 |       11 |     0 | -                                      | hold timer expired |
-            +--------------+------------+---------------+-------+-------------+--------+----+-------------+-----+-----------+-------------+-----------+---------+----------+-------+----------------------------------------+--------------------+
+            +--------------+------------+---------------+-------+-------------+--------+----+---------+-------------+-----+-----------+-------------+-----------+---------+----------+-------+----------------------------------------+--------------------+
+            | PEER ADDRESS |    NAME    |      TYPE     |   AS  |    STATE    | UPTIME | IN | REFUSED |    STALE    | OUT | HOLD TIME |  ROUTER ID  |    HOST   | MSGS IN | MSGS OUT | FLAPS |              CAPABILITIES              |     LAST EVENT     |
+            +--------------+------------+---------------+-------+-------------+--------+----+---------+-------------+-----+-----------+-------------+-----------+---------+----------+-------+----------------------------------------+--------------------+
+            | 192.168.2.1  | peer-rack1 | node specific | 64513 | Established | 2m0s   |  2 |       0 |           0 |   1 |       90s | 192.168.2.1 | tor-rack1 |      12 |       11 |     0 | multiprotocol ipv4-unicast, 4-octet AS | -                  |
+            | fd00::1      | peer-rack1 | node specific | 64513 | Idle        | -      |  2 |      12 | 2 for 1m58s |   1 |         - | -           | -         |      12 |       11 |     0 | -                                      | hold timer expired |
+            +--------------+------------+---------------+-------+-------------+--------+----+---------+-------------+-----+-----------+-------------+-----------+---------+----------+-------+----------------------------------------+--------------------+
         "#]].assert_eq(&peers(&all, now(), true));
         expect![[r#"
             No peers are configured.

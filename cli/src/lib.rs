@@ -143,6 +143,7 @@ mod tests {
             router_id: Some("192.168.2.1".into()),
             capabilities: vec!["multiprotocol ipv4-unicast".into(), "4-octet AS".into()],
             prefixes_in: 2,
+            prefixes_refused: 0,
             prefixes_stale: 0,
             stale_for_ms: None,
             long_lived_stale: false,

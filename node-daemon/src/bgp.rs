@@ -248,6 +248,7 @@ fn peer_status(now: Time, peer: &PeerSnapshot) -> PeerStatus {
         router_id: peer.router_id.map(|id| id.to_string()),
         capabilities: peer.capabilities.iter().map(|name| (*name).to_owned()).collect(),
         prefixes_in: count(peer.prefixes_in),
+        prefixes_refused: count(peer.prefixes_refused),
         prefixes_stale: count(peer.prefixes_stale),
         stale_for_ms: peer.stale_until.map(|until| milliseconds(until.since(now))),
         long_lived_stale: peer.long_lived_stale,

@@ -223,6 +223,7 @@ impl Metrics {
 fn register_peers(registry: &mut Registry, status: &NodeStatus) {
     let up: Family<PeerLabels, Gauge> = Family::default();
     let prefixes_in: Family<PeerLabels, Gauge> = Family::default();
+    let prefixes_refused: Family<PeerLabels, Gauge> = Family::default();
     let prefixes_stale: Family<PeerLabels, Gauge> = Family::default();
     let prefixes_out: Family<PeerLabels, Gauge> = Family::default();
     let flaps: Family<PeerLabels, Counter<u64, AtomicU64>> = Family::default();
@@ -230,12 +231,18 @@ fn register_peers(registry: &mut Registry, status: &NodeStatus) {
         let labels = PeerLabels { peer: peer.address.to_string(), asn: peer.asn.get() };
         up.get_or_create(&labels).set(i64::from(peer.state == "Established"));
         prefixes_in.get_or_create(&labels).set(i64::from(peer.prefixes_in));
+        prefixes_refused.get_or_create(&labels).set(i64::from(peer.prefixes_refused));
         prefixes_stale.get_or_create(&labels).set(i64::from(peer.prefixes_stale));
         prefixes_out.get_or_create(&labels).set(i64::from(peer.prefixes_out));
         flaps.get_or_create(&labels).inc_by(u64::from(peer.flaps));
     }
     registry.register("bgp_session_up", "1 while the session is Established", up);
     registry.register("bgp_prefixes_received", "Prefixes accepted from the peer", prefixes_in);
+    registry.register(
+        "bgp_prefixes_refused",
+        "Prefixes that the peer tells and a filter refuses",
+        prefixes_refused,
+    );
     registry.register(
         "bgp_prefixes_stale",
         "Prefixes kept while the peer restarts or is away",
@@ -293,4 +300,40 @@ fn register_ipam(registry: &mut Registry, ipam: &IpamStatus) {
     registry.register("ipam_addresses_in_use", "Addresses given to pods of this node", used);
     registry.register("ipam_addresses_free", "Addresses free in this node's blocks", free);
     registry.register("ipam_blocks", "Blocks that this node owns", blocks);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_session_has_its_counters() {
+        let peer = json!({
+            "address": "192.0.2.1", "port": 179, "kind": "global", "name": "tor", "asn": 64513,
+            "state": "Established", "sinceMs": 0, "info": "", "holdTime": 90, "routerId": null,
+            "capabilities": [], "prefixesIn": 2, "prefixesRefused": 12, "prefixesStale": 1,
+            "prefixesOut": 3, "messagesIn": 0, "messagesOut": 0, "flaps": 4,
+        });
+        let status = json!({
+            "node": "n1", "version": "0", "pid": 1, "startedMs": 0, "addresses": [], "labels": {},
+            "asn": 64512, "routerId": "192.0.2.11", "inSync": true, "peers": [peer], "blocks": 0,
+            "kernelRoutes": 0, "problems": [],
+        });
+        let status: NodeStatus = serde_json::from_value(status).unwrap();
+        let ipam = IpamStatus { pools: Vec::new(), blocks: Vec::new(), claims: Vec::new() };
+        let text = Metrics::new().render(&status, &ipam);
+        for (name, value) in [
+            ("session_up", 1),
+            ("prefixes_received", 2),
+            ("prefixes_refused", 12),
+            ("prefixes_stale", 1),
+            ("prefixes_announced", 3),
+            ("session_flaps_total", 4),
+        ] {
+            let line = format!("twill_bgp_{name}{{peer=\"192.0.2.1\",asn=\"64513\"}} {value}");
+            assert!(text.lines().any(|found| found == line), "{text} lacks {line}");
+        }
+    }
 }

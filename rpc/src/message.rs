@@ -341,6 +341,9 @@ pub struct PeerStatus {
     pub capabilities: Vec<String>,
     /// Prefixes accepted from it, stale ones included.
     pub prefixes_in: u32,
+    /// Prefixes that it tells and a filter refuses; not among `prefixes_in`, and they count for `maxPrefixes`.
+    #[serde(default)]
+    pub prefixes_refused: u32,
     /// Of these, kept over a restart of the peer.
     pub prefixes_stale: u32,
     /// How long the first of these are still kept, or until they are the last resort, in
