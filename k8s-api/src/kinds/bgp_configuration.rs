@@ -170,6 +170,39 @@ pub enum ProgramClusterRoutes {
 impl BgpConfigurationSpec {
     /// The AS number of nodes for which none is set.
     pub const DEFAULT_AS_NUMBER: u32 = 64512;
+
+    /// As the schema has it: each prefix that is told is held against all entries of some of these.
+    fn check_lengths(&self, report: &mut Report) {
+        const MOST: usize = 500;
+        const MOST_COMMUNITIES: usize = 50;
+        let wider = "write one shorter cidr for several";
+        for (path, entries, remedy) in [
+            ("spec.serviceClusterIPs", self.service_cluster_ips.len(), wider),
+            ("spec.serviceExternalIPs", self.service_external_ips.len(), wider),
+            ("spec.serviceLoadBalancerIPs", self.service_load_balancer_ips.len(), wider),
+            (
+                "spec.communities",
+                self.communities.len(),
+                "write the values into prefixAdvertisements, which needs no name for them",
+            ),
+            ("spec.prefixAdvertisements", self.prefix_advertisements.len(), wider),
+            (
+                "spec.ignoredInterfaces",
+                self.ignored_interfaces.len(),
+                "write one pattern for several",
+            ),
+        ] {
+            report.at_most(path, MOST, entries, remedy);
+        }
+        for (index, advertised) in self.prefix_advertisements.iter().enumerate() {
+            report.at_most(
+                &format!("spec.prefixAdvertisements[{index}].communities"),
+                MOST_COMMUNITIES,
+                advertised.communities.len(),
+                "move some into another entry for the same cidr",
+            );
+        }
+    }
 }
 
 impl Rules for BgpConfiguration {
@@ -198,6 +231,7 @@ impl Rules for BgpConfiguration {
                 );
             }
         }
+        spec.check_lengths(report);
         spec.node_mesh_long_lived_restart_time
             .unwrap_or_default()
             .check("spec.nodeMeshLongLivedRestartTime", report);

@@ -50,7 +50,7 @@ pub struct BgpFilterRule {
     /// Where the route came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<RouteSource>,
-    /// The interface it points at; `*` stands for anything.
+    /// The interface it points at; `*` stands for anything, and alone for no interface as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 15)))]
     pub interface: Option<String>,
@@ -198,8 +198,15 @@ pub struct SetPriority {
 /// Metrics that a route can have: those of the kernel but its default and its greatest.
 const PRIORITIES: RangeInclusive<u32> = 1..=2_147_483_646;
 
+/// How many rules a list has at the most, as the schema has it.
+const RULES: usize = 500;
+
 /// How many items a list of a rule has.
 const ITEMS: RangeInclusive<usize> = 1..=10;
+
+/// What becomes of a rule that asks for an interface.
+const NO_INTERFACE: &str = "a block points at no interface, and of a learned route it is not known here; the \
+                            rule matches nothing: ask for cidr, source or communities in its place";
 
 impl Rules for BgpFilter {
     fn check(&self, report: &mut Report) {
@@ -210,6 +217,12 @@ impl Rules for BgpFilter {
             ("exportV6", Family::V6, &spec.export_v6),
             ("importV6", Family::V6, &spec.import_v6),
         ] {
+            report.at_most(
+                &format!("spec.{list}"),
+                RULES,
+                rules.len(),
+                "move the last ones into another BGPFilter, and name it next in the BGPPeer's filters",
+            );
             for (index, rule) in rules.iter().enumerate() {
                 let path = format!("spec.{list}[{index}]");
                 rule.check_prefix(family, &path, report);
@@ -229,11 +242,9 @@ impl Rules for BgpFilter {
         ];
         let mut effects = Effects::new();
         for (list, rules) in lists {
-            for (index, _) in rules.iter().enumerate().filter(|(_, rule)| rule.interface.is_some())
-            {
+            for (index, rule) in rules.iter().enumerate() {
                 let field = format!("{list}[{index}].interface");
-                effects =
-                    effects.when(true, &field, "no route has an interface; the rule matches none");
+                effects = effects.when(rule.asks_for_interface(), &field, NO_INTERFACE);
             }
         }
         effects.done()
@@ -241,6 +252,12 @@ impl Rules for BgpFilter {
 }
 
 impl BgpFilterRule {
+    /// Whether it is for routes that point at certain interfaces only. `*` is for all routes, those among
+    /// them that point at none.
+    pub fn asks_for_interface(&self) -> bool {
+        self.interface.as_ref().is_some_and(|pattern| pattern.bytes().any(|octet| octet != b'*'))
+    }
+
     fn check_prefix(&self, family: Family, path: &str, report: &mut Report) {
         if self.cidr.is_some() != self.match_operator.is_some() {
             report.error(path, "cidr and matchOperator come together; add the other one");

@@ -313,6 +313,7 @@ impl Rules for BgpPeer {
                 "nodes know their AS numbers; remove it beside peerSelector",
             );
         }
+        report.at_most("spec.filters", 100, spec.filters.len(), "write one BGPFilter for several");
         report.exclusive(
             ("spec.nextHopMode", spec.next_hop_mode.is_some()),
             ("spec.keepOriginalNextHop", spec.keep_original_next_hop),

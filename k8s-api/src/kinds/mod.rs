@@ -53,6 +53,13 @@ impl Report {
         self.findings.push(Finding { severity, path: path.to_owned(), message });
     }
 
+    /// A list that takes so many entries, each of which costs something wherever it is used.
+    pub(crate) fn at_most(&mut self, path: &str, most: usize, entries: usize, remedy: &str) {
+        if entries > most {
+            self.error(path, format!("has {entries} entries, and {most} are the most; {remedy}"));
+        }
+    }
+
     /// Two fields of which at most one may be set.
     pub(crate) fn exclusive(&mut self, (a, a_set): (&str, bool), (b, b_set): (&str, bool)) {
         if a_set && b_set {

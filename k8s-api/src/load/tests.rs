@@ -155,8 +155,12 @@ fn what_has_no_effect_is_told() {
         ["spec.reachableBy"]
     );
     assert_eq!(
-        unsupported("BGPFilter", "exportV4: [{action: Reject}, {action: Reject, interface: eth0}]"),
-        ["spec.exportV4[1].interface"]
+        unsupported(
+            "BGPFilter",
+            "exportV4: [{action: Reject}, {action: Reject, interface: eth0}]\n\
+             importV6: [{action: Reject, interface: '*'}, {action: Reject, interface: '*.calico'}]"
+        ),
+        ["spec.exportV4[1].interface", "spec.importV6[1].interface"]
     );
     let tunnel = "projectcalico.org/IPv4IPIPTunnelAddr";
     let node = only(&format!(
@@ -347,6 +351,58 @@ fn invalid_values_name_place_value_and_remedy() {
         assert_eq!(problems(&text), [expected], "{spec}");
         assert!(load_manifests(&text, "").resources.is_empty());
     }
+}
+
+/// As many as the schemas of Kubernetes allow, in files as well.
+#[test]
+fn lists_have_a_limit_that_is_told_with_the_remedy() {
+    let list = |entry: &str, count: usize| format!("[{}]", vec![entry; count].join(", "));
+    let wider = "write one shorter cidr for several";
+    let rules =
+        "move the last ones into another BGPFilter, and name it next in the BGPPeer's filters";
+    for (kind, before, field, entry, most, remedy) in [
+        ("BGPConfiguration", "", "prefixAdvertisements", "{cidr: 10.0.0.0/8}", 500, wider),
+        ("BGPConfiguration", "", "serviceClusterIPs", "{cidr: 10.0.0.0/8}", 500, wider),
+        ("BGPConfiguration", "", "serviceExternalIPs", "{cidr: 10.0.0.0/8}", 500, wider),
+        ("BGPConfiguration", "", "serviceLoadBalancerIPs", "{cidr: 10.0.0.0/8}", 500, wider),
+        (
+            "BGPConfiguration",
+            "",
+            "communities",
+            "{name: a, value: '1:2'}",
+            500,
+            "write the values into prefixAdvertisements, which needs no name for them",
+        ),
+        ("BGPConfiguration", "", "ignoredInterfaces", "a", 500, "write one pattern for several"),
+        ("BGPFilter", "", "exportV4", "{action: Reject}", 500, rules),
+        ("BGPFilter", "", "importV4", "{action: Reject}", 500, rules),
+        ("BGPFilter", "", "exportV6", "{action: Reject}", 500, rules),
+        ("BGPFilter", "", "importV6", "{action: Reject}", 500, rules),
+        (
+            "BGPPeer",
+            "peerIP: 10.0.0.1\nasNumber: 1\n",
+            "filters",
+            "f",
+            100,
+            "write one BGPFilter for several",
+        ),
+    ] {
+        let of = |count: usize| {
+            manifest(kind, "default", &format!("{before}{field}: {}", list(entry, count)))
+        };
+        assert_eq!(problems(&of(most)), Vec::<String>::new(), "{field}");
+        let said = problems(&of(most + 1));
+        let expected =
+            format!("spec.{field}: has {} entries, and {most} are the most; {remedy}", most + 1);
+        assert!(said.len() == 1 && said[0].ends_with(&expected), "{said:?} is not {expected}");
+        assert!(said[0].starts_with("error: "), "{said:?}");
+    }
+    let communities = list("'1:2'", 51);
+    let spec = format!("prefixAdvertisements: [{{cidr: 10.0.0.0/8, communities: {communities}}}]");
+    let said = problems(&manifest("BGPConfiguration", "default", &spec));
+    let expected = "spec.prefixAdvertisements[0].communities: has 51 entries, and 50 are the most; move \
+                    some into another entry for the same cidr";
+    assert!(said.len() == 1 && said[0].ends_with(expected), "{said:?}");
 }
 
 #[test]

@@ -165,7 +165,7 @@ fn route_rule(family: Family, rule: &BgpFilterRule) -> Rule {
             .zip(rule.match_operator)
             .map(|(cidr, operator)| prefix_match(family, cidr, operator, rule)),
         learned: rule.source.is_some(),
-        by_interface: rule.interface.is_some(),
+        by_interface: rule.asks_for_interface(),
         internal: rule.peer_type.map(|kind| kind == PeerType::Internal),
         community: communities.and_then(|values| community(values.first()?)),
         as_path: rule.as_path_prefix.clone().unwrap_or_default(),
@@ -261,6 +261,7 @@ mod tests {
                 "{action: Reject, interface: '*.calico'}".to_owned(),
                 Rule { by_interface: true, ..Rule::default() },
             ),
+            ("{action: Reject, interface: '*'}".to_owned(), Rule::default()),
             (
                 "{action: Reject, peerType: eBGP}".to_owned(),
                 Rule { internal: Some(false), ..Rule::default() },
