@@ -107,6 +107,9 @@ pub struct PeerConfig {
     pub local_address: Option<IpAddr>,
     /// Never connect, only accept.
     pub passive: bool,
+    /// Connections from its address are this session's. At most one of the sessions with an address has
+    /// them: the port that one comes from does not say which it is for.
+    pub takes_connections: bool,
     /// How long an open connection waits for the peer's OPEN before ours goes out (DelayOpenTime);
     /// zero sends it at once.
     pub delay_open: Duration,
@@ -187,6 +190,7 @@ impl PeerConfig {
             asn,
             local_address: None,
             passive: false,
+            takes_connections: true,
             delay_open: Duration::ZERO,
             shutdown: None,
             hold_time: 90,

@@ -259,11 +259,16 @@ impl Speaker {
 
     /// An unknown caller is told so, and closed (RFC 4486 subcode 5).
     fn accepted(&mut self, now: Time, conn: ConnId, local: SocketAddr, remote: SocketAddr) {
-        let key = self.peers.keys().find(|key| key.address == remote.ip()).copied();
+        let at = |port| PeerKey { address: remote.ip(), port };
+        let mut known = self.peers.range(at(0)..=at(u16::MAX)).peekable();
+        let is_known = known.peek().is_some();
+        let key = known.find(|(_, peer)| peer.config.takes_connections).map(|(key, _)| *key);
         match key {
             Some(key) => {
                 self.with_peer(now, key, |peer, sink| peer.accepted(conn, local, sink));
             }
+            // Without a NOTIFICATION, as it may be for a session that is well.
+            None if is_known => self.outputs.push_back(Output::Close { conn }),
             None => {
                 let notification = Notification::new(code::CEASE, cease::REJECTED);
                 let bytes = wire::encode_notification(&notification);

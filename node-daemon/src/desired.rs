@@ -3,6 +3,7 @@
 mod policy;
 mod restart;
 mod selected;
+mod shared;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -71,18 +72,30 @@ impl Desired {
 
     /// For each of several sessions of an object.
     fn say_once(&mut self, kind: Kind, name: &str, condition: Condition) {
-        let mut said = self.conditions.iter().filter(|(id, _)| id.name == name);
-        if !said.any(|(id, all)| id.kind == kind.singular() && all.contains(&condition)) {
-            self.say(kind, name, condition);
+        let problem = format!("{kind} {name}: {}", condition.message);
+        if self.note_once(kind, name, condition) {
+            self.problems.push(problem);
         }
     }
 
     fn say(&mut self, kind: Kind, name: &str, condition: Condition) {
         self.problems.push(format!("{kind} {name}: {}", condition.message));
-        let id =
-            ObjectId { kind: kind.singular().to_owned(), namespace: None, name: name.to_owned() };
-        self.conditions.entry(id).or_default().push(condition);
+        self.conditions.entry(object(kind, name)).or_default().push(condition);
     }
+
+    /// Says it of the object alone, as the node has no problem with it; `false` if it was said before.
+    fn note_once(&mut self, kind: Kind, name: &str, condition: Condition) -> bool {
+        let said = self.conditions.entry(object(kind, name)).or_default();
+        let is_new = !said.contains(&condition);
+        if is_new {
+            said.push(condition);
+        }
+        is_new
+    }
+}
+
+fn object(kind: Kind, name: &str) -> ObjectId {
+    ObjectId { kind: kind.singular().to_owned(), namespace: None, name: name.to_owned() }
 }
 
 /// What sessions have that there are already.
@@ -136,6 +149,7 @@ pub(crate) fn desired(node: &str, resources: &Snapshot, known: &Known) -> Desire
         mesh(own, resources, &config, &mut desired);
     }
     by_peers((own, asn), resources, &config, &mut desired);
+    shared::tell_apart(resources, &config, &mut desired);
     desired
 }
 

@@ -250,6 +250,7 @@ fn main() -> ExitCode {
         reconcile::a_daemon_that_hangs_costs_neither_pod_nor_address,
         policy::filters_change_without_a_reset,
         policy::a_missing_filter_lets_nothing_pass,
+        policy::two_routers_behind_one_address_are_told_apart,
         policy::a_reflector_is_reached_by_a_peer_selector,
         routing::routes_come_and_go_with_the_announcements,
         routing::equal_paths_share_the_traffic,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use twill_tests::{
-    bird::{BirdConfig, Neighbor},
+    bird::{Bird, BirdConfig, Neighbor},
     lab::{Lab, Topology},
     ping,
     wait::wait_for,
@@ -145,6 +145,58 @@ pub(crate) fn a_missing_filter_lets_nothing_pass() -> Result<()> {
     lab.write_resource("filter.yaml", &filter("{}"))?;
     lab.bird("tor1")?.wait_route(&block, "node1", LONG)?;
     lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    Ok(())
+}
+
+/// Two routers behind one address, in one AS, that dial the node as it dials them: each has the session of its own
+/// BGPPeer, with its filters.
+pub(crate) fn two_routers_behind_one_address_are_told_apart() -> Result<()> {
+    const ADDRESS: &str = "192.168.2.1";
+    let router = |identifier: &str, port: &str| {
+        let neighbor = Neighbor::new("node1", "192.168.2.11", 64512).local(ADDRESS);
+        BirdConfig::new(identifier, 64513).neighbor(neighbor.option(&format!("local port {port}")))
+    };
+    let mut topology = Topology::new();
+    topology.router("tor1").on("seg-a", &format!("{ADDRESS}/24")).bird(router("10.0.0.1", "179"));
+    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    for (name, address, filters) in
+        [("told", ADDRESS.to_owned(), ""), ("quiet", format!("{ADDRESS}:1179"), "racks")]
+    {
+        topology.resource(
+            &format!("{name}.yaml"),
+            &format!(
+                "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
+                 spec: {{peerIP: \"{address}\", asNumber: 64513, filters: [{filters}]}}\n"
+            ),
+        );
+    }
+    let refuses = filter("{exportV4: [{action: Reject}]}");
+    topology.resource("pool.yaml", POOL).resource("filter.yaml", &refuses);
+    let mut lab = topology.build()?;
+    let second = router("10.0.0.2", "1179");
+    let second = Bird::start(lab.router("tor1")?, second, &lab.dir().join("second"))?;
+    lab.start_all()?;
+    let _pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let block = node.blocks()?.first().cloned().context("no block")?;
+    wait_for("both sessions", LONG, || {
+        let peers = node.ctl_json(&["bgp", "peers"])?;
+        for (peer, (port, router, told)) in
+            [(179, "10.0.0.1", 1), (1179, "10.0.0.2", 0)].into_iter().enumerate()
+        {
+            let peer = &peers[peer];
+            ensure!(peer["port"] == port && peer["state"] == "Established", "{peers}");
+            ensure!(peer["routerId"] == router && peer["prefixesOut"] == told, "{peers}");
+        }
+        Ok(())
+    })?;
+    second.wait_established(&["node1"], LONG)?;
+    lab.bird("tor1")?.wait_route(&block, "node1", LONG)?;
+    second.wait_no_route(&block, LONG)?;
+    for name in ["told", "quiet"] {
+        let peer = node.ctl(&["get", "bgppeer", name, "-o", "yaml"])?;
+        ensure!(peer.contains("AddressShared"), "{peer}");
+    }
     Ok(())
 }
 

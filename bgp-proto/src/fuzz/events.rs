@@ -78,6 +78,7 @@ pub(super) fn peer(number: usize) -> (PeerKey, PeerConfig) {
         asn: say::asn(ASNS[number]),
         local_address: None,
         passive: false,
+        takes_connections: true,
         delay_open: Duration::ZERO,
         shutdown: None,
         hold_time: 9,

@@ -50,6 +50,29 @@ fn a_peer_over_its_limit_is_ended_and_held() {
     }
 }
 
+/// Two sessions with one address: what comes from there is for the one that takes it, else for nobody.
+#[test]
+fn a_connection_is_for_the_session_that_takes_it() {
+    for (takes, whose) in
+        [([true, false], Some(0)), ([false, true], Some(1)), ([false, false], None)]
+    {
+        let mut script = Single::new(|_| ());
+        let (key, config) = peer(ONE, PEER);
+        let sessions = [179, 1179].into_iter().zip(takes).map(|(port, takes_connections)| {
+            let config = PeerConfig { passive: true, takes_connections, ..config.clone() };
+            (PeerKey { port, ..key }, config)
+        });
+        script.input(Input::SetPeers(sessions.collect()));
+        script.script.dial(ONE, address(0));
+        let states: Vec<State> = script.speaker.peers().iter().map(|peer| peer.state).collect();
+        let opened = |index| if whose == Some(index) { State::OpenSent } else { State::Active };
+        assert_eq!(states, [opened(0), opened(1)], "{takes:?}");
+        assert_eq!(script.is_closed(), whose.is_none(), "{takes:?}");
+        // A session may be there, and a NOTIFICATION would be taken for its.
+        assert_eq!(script.sent().is_empty(), whose.is_none(), "{takes:?}");
+    }
+}
+
 /// What comes in the same bytes as the one prefix too many is not taken.
 #[test]
 fn nothing_is_taken_after_the_end() {
