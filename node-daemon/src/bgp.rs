@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, block_in_place},
 };
 use tracing::{info, warn};
 use twill_bgp_proto::{
@@ -23,13 +23,14 @@ use twill_k8s_api::{Condition, ObjectId};
 use twill_rpc::message::{
     self, ErrorKind, PeerStatus, RefreshRequest, Refreshed, RouteStatus, RpcError,
 };
-use twill_types::{Asn, Family, Prefix};
+use twill_types::{Asn, Family, Prefix, error_chain};
 
 use crate::{
     claims::OwnedBlocks,
     datastore::Snapshot,
     desired::{Desired, Known, desired},
     explain::{communities, milliseconds},
+    filters::FilterCopy,
     problems,
     routes::KernelRoutes,
 };
@@ -60,6 +61,8 @@ pub(crate) struct Bgp {
     /// process started, and in which services are announced that are not served by it.
     pub(crate) forwarding: BTreeSet<Family>,
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
+    /// The filters that sessions went by last.
+    pub(crate) filters: FilterCopy,
     /// Blocks that are claimed and confirmed; `None` until the claims have been read.
     pub(crate) owned: watch::Receiver<Option<OwnedBlocks>>,
     /// What is announced of the cluster's services; `None` until it may be acted upon.
@@ -88,7 +91,7 @@ impl Bgp {
             return Ok(());
         }
         let mut task = None;
-        let mut known = Known::default();
+        let mut known = Known::left(block_in_place(|| self.filters.read()));
         let mut resources_changed = true;
         loop {
             // Blocks and services say nothing about sessions.
@@ -121,19 +124,30 @@ impl Bgp {
     async fn follow_resources(&mut self, known: &mut Known, task: &mut Option<Shell>) {
         let resources = Arc::clone(&self.resources.borrow_and_update());
         let wanted = desired(&self.node, &resources, known);
-        *known = Known::of(&wanted);
-        problems::tell(&self.problems, wanted.problems.clone());
         self.conditions.send_if_modified(|said| {
             let changed = *said != wanted.conditions;
             said.clone_from(&wanted.conditions);
             changed
         });
+        let mut found = wanted.problems.clone();
+        // Without its own Node it changes nothing about its sessions, so what they have is as it was.
         if let Some(identity) = wanted.identity {
+            *known = Known::of(&wanted);
             if self.current.borrow().as_ref().is_none_or(|(running, _)| *running != identity) {
                 self.replace_speaker(identity, task).await;
             }
+            let last = wanted.last.clone();
             self.configure(wanted).await;
+            // After that, since a disk may take its time.
+            if let Err(error) = block_in_place(|| self.filters.write(&last)) {
+                found.push(format!(
+                    "BGPFilters cannot be kept in stateDir ({}): make it writable; until then a daemon that \
+                     starts while one of them is gone passes nothing to the peers that have it",
+                    error_chain(&error)
+                ));
+            }
         }
+        problems::tell(&self.problems, found);
     }
 
     /// Starts a speaker with this identity. One with another identity says goodbye first: its

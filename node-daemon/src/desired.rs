@@ -8,13 +8,11 @@ mod shared;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
     time::Duration,
 };
 
 use twill_bgp_proto::{
-    self as proto, PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig,
-    policy::RoutePolicy, wire::Role,
+    self as proto, PeerConfig, PeerKey, PeerKind, PeerPolicy, Reflection, SpeakerConfig, wire::Role,
 };
 use twill_bgp_speaker::Password;
 use twill_k8s_api::{
@@ -24,7 +22,7 @@ use twill_k8s_api::{
 use twill_types::{Asn, Family};
 
 use self::{policy::Policies, selected::Session};
-use crate::{bgp::Identity, datastore::Snapshot, passwords};
+use crate::{bgp::Identity, datastore::Snapshot, filters::LastFilters, passwords};
 
 /// BGP's own port (RFC 4271 section 3).
 const BGP_PORT: u16 = 179;
@@ -40,6 +38,8 @@ pub(crate) struct Desired {
     pub(crate) reflection: Option<Reflection>,
     /// By the peer's address.
     pub(crate) passwords: BTreeMap<IpAddr, Password>,
+    /// What sessions go by when a filter is gone, for the next process as well.
+    pub(crate) last: LastFilters,
     pub(crate) problems: Vec<String>,
     /// What is to be said about single objects.
     pub(crate) conditions: BTreeMap<ObjectId, Vec<Condition>>,
@@ -103,22 +103,29 @@ fn object(kind: Kind, name: &str) -> ObjectId {
 pub(crate) struct Known {
     /// By the peer's address.
     passwords: BTreeMap<IpAddr, Password>,
-    policies: BTreeMap<PeerKey, Option<Arc<RoutePolicy>>>,
+    /// With the filters that each session goes by, unless nothing passes it.
+    last: LastFilters,
 }
 
 impl Known {
     /// That of these sessions.
     pub(crate) fn of(desired: &Desired) -> Self {
-        let peers = desired.peers.iter();
-        Self {
-            passwords: desired.passwords.clone(),
-            policies: peers.map(|(key, peer)| (*key, peer.policy.routes.clone())).collect(),
-        }
+        let sessions =
+            desired.peers.iter().filter_map(|(key, peer)| Some((*key, policy::names(peer)?)));
+        let last =
+            LastFilters { filters: desired.last.filters.clone(), sessions: sessions.collect() };
+        Self { passwords: desired.passwords.clone(), last }
+    }
+
+    /// What the process before has left.
+    pub(crate) fn left(last: LastFilters) -> Self {
+        Self { passwords: BTreeMap::new(), last }
     }
 }
 
-/// Works out the sessions of `node`. One that is `known` already goes on with its own password or filters
-/// where the Secret or a BGPFilter is gone, since a mistake in a manifest ends no session.
+/// Works out the sessions of `node`. One that is `known` already goes on with its own password where the
+/// Secret is gone, and with filters as they were last where one is gone, since a mistake in a manifest ends no
+/// session.
 pub(crate) fn desired(node: &str, resources: &Snapshot, known: &Known) -> Desired {
     let (config, wrong) = Configuration::of(node, resources, known);
     let mut desired = Desired { listen_port: config.listen_port(node), ..Desired::default() };
@@ -150,6 +157,7 @@ pub(crate) fn desired(node: &str, resources: &Snapshot, known: &Known) -> Desire
     }
     by_peers((own, asn), resources, &config, &mut desired);
     shared::tell_apart(resources, &config, &mut desired);
+    desired.last.filters = config.policies.last(&resources.peers, &desired.last.sessions);
     desired
 }
 
@@ -200,8 +208,7 @@ impl<'a> Configuration<'a> {
         known: &'a Known,
     ) -> (Self, Vec<(String, Condition)>) {
         let default = resources.bgp_default();
-        let (policies, wrong) =
-            Policies::of(node, &resources.filters, &resources.bgp_configurations);
+        let (policies, wrong) = Policies::of(node, resources, &known.last.filters);
         let config = Self {
             asn: default.and_then(|spec| spec.as_number).unwrap_or_else(default_asn),
             mesh: default.and_then(|spec| spec.node_to_node_mesh_enabled).unwrap_or(true),
@@ -330,10 +337,11 @@ fn explicit(
         ));
         return;
     }
-    let (policy, missing) =
-        config.policies.find(&peer.spec.filters, config.known.policies.get(&key));
-    session.policy.routes = policy;
-    if let Some(condition) = missing {
+    let in_force = config.known.last.sessions.get(&key);
+    let found = config.policies.find(&peer.spec.filters, in_force);
+    session.policy.routes = found.policy;
+    desired.last.sessions.extend(found.kept.map(|kept| (key, kept)));
+    if let Some(condition) = found.condition {
         desired.say_once(Kind::BgpPeer, name, condition);
     }
     match passwords::find(peer.spec.password.as_ref(), &resources.secrets) {

@@ -28,6 +28,7 @@ mod controller;
 mod datastore;
 mod desired;
 mod explain;
+mod filters;
 pub mod fleet;
 mod gone;
 mod heartbeat;

@@ -113,6 +113,12 @@ pub(crate) fn the_documented_changes_are_the_real_ones() -> Result<()> {
         "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool6}\n\
          spec: {cidr: \"fd00:10::/112\", blockSize: 122, natOutgoing: true}\n",
     );
+    topology.resource(
+        "filter.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: BGPFilter\nmetadata: {name: racks}\nspec: {}\n---\n\
+         apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: other}\n\
+         spec: {node: other, peerIP: 192.168.2.9, asNumber: 64513, filters: [racks]}\n",
+    );
     let mut lab = topology.build()?;
     let namespace = |lab: &twill_tests::lab::Lab| -> Result<Snapshot> {
         Snapshot::namespace(lab.node("node1")?.namespace())
@@ -165,6 +171,12 @@ pub(crate) fn the_documented_changes_are_the_real_ones() -> Result<()> {
     }
     let node = lab.node("node1")?;
     files(&node.dir().join("run"), "runDir", &mut changes);
+    let kept = node.dir().join("state/last-known-filters.json");
+    wait_for("the filters to be kept", SECONDS, || {
+        ensure!(kept.exists());
+        Ok(())
+    })?;
+    files(&node.dir().join("state"), "stateDir", &mut changes);
     let mut resources = BTreeSet::new();
     files(&lab.dir().join("resources"), "resources", &mut resources);
     changes

@@ -26,8 +26,8 @@ fn filter(spec: &str) -> String {
     )
 }
 
-/// Two ToRs, and a node that has the filter `racks` for both.
-fn between_two_tors(spec: &str) -> Result<Lab> {
+/// Two ToRs, and a node that has the filter `racks` for both, whether or not there is one.
+fn between_two_tors(spec: Option<&str>) -> Result<Lab> {
     let mut topology = Topology::new();
     for (name, address, asn) in TORS {
         let neighbor = Neighbor::new("node1", "192.168.2.11", 64512).local(address);
@@ -49,7 +49,10 @@ fn between_two_tors(spec: &str) -> Result<Lab> {
         );
     }
     topology.node("node1").on("seg-a", "192.168.2.11/24");
-    topology.resource("pool.yaml", POOL).resource("filter.yaml", &filter(spec));
+    topology.resource("pool.yaml", POOL);
+    if let Some(spec) = spec {
+        topology.resource("filter.yaml", &filter(spec));
+    }
     let mut lab = topology.build()?;
     lab.start_all()?;
     lab.node("node1")?.wait_established(&TORS.map(|(_, address, _)| address), LONG)?;
@@ -58,6 +61,24 @@ fn between_two_tors(spec: &str) -> Result<Lab> {
 
 fn explained(lab: &Lab, prefix: &str) -> Result<Value> {
     lab.node("node1")?.ctl_json(&["bgp", "explain", prefix])
+}
+
+/// Waits until so many prefixes of a ToR are taken and refused, and so many told to it.
+fn wait_counts(lab: &Lab, tor: &str, expected: [u64; 3]) -> Result<()> {
+    wait_for(&format!("{expected:?} of {tor}"), LONG, || {
+        let peer = lab.node("node1")?.peer(tor)?;
+        let counts =
+            ["prefixesIn", "prefixesRefused", "prefixesOut"].map(|name| peer[name].as_u64());
+        ensure!(peer["state"] == "Established" && counts == expected.map(Some), "{peer}");
+        Ok(())
+    })
+}
+
+/// The daemon goes and comes, and its sessions with it.
+fn restart(lab: &mut Lab) -> Result<()> {
+    lab.node_mut("node1")?.stop()?;
+    lab.node_mut("node1")?.start()?;
+    lab.node("node1")?.wait_established(&TORS.map(|(_, address, _)| address), LONG)
 }
 
 /// No session of the node was lost.
@@ -70,11 +91,12 @@ fn sessions_went_on(lab: &Lab) -> Result<()> {
 }
 
 /// What filters refuse, in each direction, comes and goes as they change, and so does what they have
-/// passed on; no session is reset for it. A filter that is gone changes nothing.
+/// passed on; no session is reset for it. A filter that is gone changes nothing, also when the daemon starts
+/// again.
 pub(crate) fn filters_change_without_a_reset() -> Result<()> {
-    let lab = &mut between_two_tors(
+    let lab = &mut between_two_tors(Some(
         "{importV4: [{action: Reject, cidr: 198.51.101.0/24, matchOperator: Equal}]}",
-    )?;
+    ))?;
     let _pod = lab.add_pod("node1", "web")?;
     let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
     for (tor, ..) in TORS {
@@ -87,6 +109,7 @@ pub(crate) fn filters_change_without_a_reset() -> Result<()> {
         Ok(())
     })?;
     lab.node("node1")?.wait_no_route("198.51.101.0/24", LONG)?;
+    wait_counts(lab, "192.168.2.1", [1, 1, 1])?;
 
     let inside = "{action: Reject, cidr: 10.10.0.0/20, matchOperator: In}";
     lab.write_resource("filter.yaml", &filter(&format!("{{exportV4: [{inside}]}}")))?;
@@ -125,26 +148,42 @@ pub(crate) fn filters_change_without_a_reset() -> Result<()> {
         Ok(())
     })?;
     ensure!(prefixes("tor2")?.len() == 2, "{:?}", prefixes("tor2")?);
-    sessions_went_on(lab)
+    sessions_went_on(lab)?;
+    restart(lab)?;
+    wait_counts(lab, "192.168.2.1", [2, 0, 1])?;
+    wait_counts(lab, "192.168.2.2", [1, 0, 2])?;
+    let told = lab.bird("tor2")?.routes_from("node1")?;
+    ensure!(told.len() == 2, "{told:?}");
+    let all = lab.bird("tor2")?.command("show route 198.51.100.0/24 all")?;
+    ensure!(all.contains("BGP.as_path: 64512 64999 64513"), "{all}");
+    let peer = lab.node("node1")?.ctl(&["get", "bgppeer", "tor2", "-o", "yaml"])?;
+    ensure!(peer.contains("FilterNotFound") && peer.contains("it holds as it was last"), "{peer}");
+    Ok(())
 }
 
-/// Without its filter a session that is new comes up, and says and takes nothing until the filter is there.
+/// Without a filter that a node has never seen a session comes up, and says and takes nothing until the filter is
+/// there. From then on it may go, also while no daemon runs.
 pub(crate) fn a_missing_filter_lets_nothing_pass() -> Result<()> {
-    let lab = &mut between_two_tors("{}")?;
+    let lab = &mut between_two_tors(None)?;
     let _pod = lab.add_pod("node1", "web")?;
     let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
-    lab.bird("tor1")?.wait_route(&block, "node1", LONG)?;
-    lab.node_mut("node1")?.stop()?;
-    lab.remove_resource("filter.yaml")?;
-    lab.node_mut("node1")?.start()?;
-    lab.node("node1")?.wait_established(&TORS.map(|(_, address, _)| address), LONG)?;
+    wait_counts(lab, "192.168.2.1", [0, 2, 0])?;
     lab.node("node1")?.wait_no_route("198.51.100.0/24", LONG)?;
     lab.bird("tor1")?.wait_no_route(&block, LONG)?;
     let reason = explained(lab, "198.51.100.0/24")?["paths"][0]["reason"].clone();
     ensure!(reason == "rejected by BGPFilter racks, which does not exist", "{reason}");
-    lab.write_resource("filter.yaml", &filter("{}"))?;
+    restart(lab)?;
+    wait_counts(lab, "192.168.2.1", [0, 2, 0])?;
+    let refuses = "{importV4: [{action: Reject, cidr: 198.51.101.0/24, matchOperator: Equal}]}";
+    lab.write_resource("filter.yaml", &filter(refuses))?;
     lab.bird("tor1")?.wait_route(&block, "node1", LONG)?;
     lab.node("node1")?.wait_route("198.51.100.0/24", LONG)?;
+    wait_counts(lab, "192.168.2.1", [1, 1, 1])?;
+    lab.node_mut("node1")?.stop()?;
+    lab.remove_resource("filter.yaml")?;
+    lab.node_mut("node1")?.start()?;
+    wait_counts(lab, "192.168.2.1", [1, 1, 1])?;
+    lab.bird("tor1")?.wait_route(&block, "node1", LONG)?;
     Ok(())
 }
 

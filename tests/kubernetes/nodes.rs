@@ -290,6 +290,43 @@ fn churn(site: &mut Site, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// A BGPFilter that is gone holds as it was last, also for a daemon that starts after that, whether or not it can
+/// ask. One that a node has never seen lets nothing pass.
+pub(crate) fn a_filter_that_is_gone_holds(_: &ApiServer) -> Result<()> {
+    let peer = PEER.replace("64513}", "64513, filters: [racks]}");
+    let filter = "apiVersion: projectcalico.org/v3\nkind: BGPFilter\nmetadata: {name: racks}\n\
+                  spec: {exportV4: [{action: Accept}]}\n";
+    let mut site = Site::start(&[POOL, &peer, STRICT])?;
+    let pod = site.lab.add_pod("node1", "a")?;
+    let (block, _) = block_of(&site, &pod)?;
+    wait_announced(&site, 0)?;
+    site.lab.bird("tor")?.wait_no_route(&block, LONG)?;
+    site.apply(filter)?;
+    site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+    wait_announced(&site, 1)?;
+
+    site.lab.node_mut("node1")?.stop()?;
+    site.api.kubectl().run(&["delete", "bgpfilter", "racks"])?;
+    site.lab.node_mut("node1")?.start()?;
+    wait_announced(&site, 1)?;
+    site.lab.node_mut("node1")?.stop()?;
+    site.api.set_reachable(false)?;
+    site.lab.node_mut("node1")?.start()?;
+    wait_announced(&site, 1)?;
+    site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+    site.api.set_reachable(true)?;
+    site.lab.delete_pod(pod)
+}
+
+/// Waits until node1 tells the router so many prefixes.
+fn wait_announced(site: &Site, prefixes: u64) -> Result<()> {
+    wait_for(&format!("{prefixes} prefixes told"), LONG, || {
+        let peer = site.lab.node("node1")?.peer(TOR)?;
+        ensure!(peer["state"] == "Established" && peer["prefixesOut"] == prefixes, "{peer}");
+        Ok(())
+    })
+}
+
 /// What a node may not see is said with verb and resource.
 pub(crate) fn a_forbidden_request_is_said(_: &ApiServer) -> Result<()> {
     let mut site = Site::start(&[POOL, STRICT])?;

@@ -10,7 +10,7 @@ use crate::{Object, Unsupported};
 pub type BgpFilter = Object<BgpFilterSpec>;
 
 /// What a BGPFilter says: the first rule that matches decides, and no match accepts.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct BgpFilterSpec {
@@ -33,7 +33,7 @@ pub struct BgpFilterSpec {
 }
 
 /// One rule; every condition that is set has to hold.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BgpFilterRule {

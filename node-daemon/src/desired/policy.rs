@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use twill_bgp_proto::{
+    PeerConfig, PeerKey,
     policy::{
         Action, Advertisement, CommunityValue, Operation, PrefixMatch, RouteFilter, RoutePolicy,
         Rule,
@@ -10,27 +11,48 @@ use twill_bgp_proto::{
     wire::{Community, LargeCommunity},
 };
 use twill_k8s_api::{
-    BgpConfiguration, BgpConfigurationSpec, BgpFilter, BgpFilterRule, Condition, ConditionStatus,
-    FilterAction, FilterOperation, MatchOperator, PeerType,
+    BgpConfiguration, BgpConfigurationSpec, BgpFilter, BgpFilterRule, BgpFilterSpec, BgpPeer,
+    Condition, ConditionStatus, FilterAction, FilterOperation, MatchOperator, PeerType,
 };
 use twill_types::{Family, Prefix};
+
+use crate::datastore::Snapshot;
 
 /// Where a policy's parts come from.
 pub(super) struct Policies<'a> {
     filters: &'a BTreeMap<String, BgpFilter>,
+    /// As they were last, of those that were named.
+    last: &'a BTreeMap<String, BgpFilterSpec>,
     advertisements: Vec<Advertisement>,
 }
 
-/// The policy of a session that is there; `None` in it has none.
-type Known<'a> = Option<&'a Option<Arc<RoutePolicy>>>;
+/// What a session goes by.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) policy: Option<Arc<RoutePolicy>>,
+    /// The filters that it keeps in place of those that its BGPPeer names.
+    pub(super) kept: Option<Vec<String>>,
+    /// What is missing, and what holds until it is there.
+    pub(super) condition: Option<Condition>,
+}
+
+/// The filters that a session goes by; `None` if nothing passes it.
+pub(super) fn names(session: &PeerConfig) -> Option<Vec<String>> {
+    match &session.policy.routes {
+        None => Some(Vec::new()),
+        Some(policy) if policy.closed.is_some() => None,
+        Some(policy) => Some(policy.filters.iter().map(|filter| filter.name.clone()).collect()),
+    }
+}
 
 impl<'a> Policies<'a> {
     /// With what is wrong with the communities, and in which BGPConfiguration.
     pub(super) fn of(
         node: &str,
-        filters: &'a BTreeMap<String, BgpFilter>,
-        configurations: &BTreeMap<String, BgpConfiguration>,
+        resources: &'a Snapshot,
+        last: &'a BTreeMap<String, BgpFilterSpec>,
     ) -> (Self, Vec<(String, Condition)>) {
+        let (filters, configurations) = (&resources.filters, &resources.bgp_configurations);
         let named = |name: String| Some((configurations.get(&name)?, name));
         let own = named(format!("node.{node}"));
         let all = named("default".to_owned());
@@ -42,7 +64,7 @@ impl<'a> Policies<'a> {
         let (mut advertisements, mut wrong) = (Vec::new(), Vec::new());
         // What one node says of prefixes takes the place of what all say.
         let Some((configuration, name)) = (if says(&own) { &own } else { &all }) else {
-            return (Self { filters, advertisements }, wrong);
+            return (Self { filters, last, advertisements }, wrong);
         };
         for said in &configuration.spec.prefix_advertisements {
             let mut communities = Vec::new();
@@ -54,7 +76,7 @@ impl<'a> Policies<'a> {
             }
             advertisements.push(Advertisement { prefix: said.cidr, communities });
         }
-        (Self { filters, advertisements }, wrong)
+        (Self { filters, last, advertisements }, wrong)
     }
 
     /// The policy of a session without filters.
@@ -68,44 +90,66 @@ impl<'a> Policies<'a> {
         (policy != RoutePolicy::default()).then(|| Arc::new(policy))
     }
 
-    /// The policy of a session with these filters. If one does not exist, what was in force stays in
-    /// force; a session that is new passes nothing, as RFC 8212 has it.
-    pub(super) fn find(
-        &self,
-        names: &[String],
-        known: Known<'_>,
-    ) -> (Option<Arc<RoutePolicy>>, Option<Condition>) {
-        let found = names.iter().map(|name| match self.filters.get(name) {
-            Some(filter) => Ok(route_filter(name, filter)),
-            None => Err(name),
-        });
-        let missing = match found.collect::<Result<Vec<_>, _>>() {
-            Ok(filters) => return (self.with(filters), None),
-            Err(missing) => missing,
-        };
-        let is_open = |policy: &Option<Arc<RoutePolicy>>| {
-            policy.as_ref().is_none_or(|policy| policy.closed.is_none())
-        };
-        let why = format!("there is no BGPFilter {missing}");
-        let (policy, until) = match known.filter(|known| is_open(known)) {
-            Some(known) => (
-                known.clone(),
-                "the session keeps the filters that it had, as long as this daemon runs; after that no \
-                 route goes out",
-            ),
-            None => {
-                let by = format!("BGPFilter {missing}, which does not exist");
-                let closed = RoutePolicy { closed: Some(by), ..RoutePolicy::default() };
-                (Some(Arc::new(closed)), "no route goes out and none is taken")
+    /// The policy of a session with these filters. One that is gone holds as it was last. If one has never
+    /// been, a session that is there keeps the filters `in_force`; one that is new passes nothing, as RFC
+    /// 8212 has it.
+    pub(super) fn find(&self, names: &[String], in_force: Option<&Vec<String>>) -> Found {
+        let gone = names.iter().find(|name| !self.filters.contains_key(*name));
+        let unknown = match self.all(names) {
+            Ok(filters) => {
+                let condition = gone.map(|name| {
+                    missing(name, "it holds as it was last, also when the daemon starts again")
+                });
+                return Found { policy: self.with(filters), kept: None, condition };
             }
+            Err(unknown) => unknown,
         };
-        let condition = Condition {
-            kind: "FiltersFound".to_owned(),
-            status: ConditionStatus::False,
-            reason: "FilterNotFound".to_owned(),
-            message: format!("{why}: add it, or take its name out of filters. Until then {until}"),
+        let kept = in_force.and_then(|kept| Some((kept.clone(), self.all(kept).ok()?)));
+        if let Some((kept, filters)) = kept {
+            let condition = missing(unknown, "the session keeps the filters that it had");
+            let policy = self.with(filters);
+            return Found { policy, kept: Some(kept), condition: Some(condition) };
+        }
+        let by = format!("BGPFilter {unknown}, which does not exist");
+        let closed = RoutePolicy { closed: Some(by), ..RoutePolicy::default() };
+        let condition =
+            missing(unknown, "as this node has never seen it, no route goes out and none is taken");
+        Found { policy: Some(Arc::new(closed)), kept: None, condition: Some(condition) }
+    }
+
+    /// These filters as they are, or were last; the name of one that has never been.
+    fn all<'n>(&self, names: &'n [String]) -> Result<Vec<RouteFilter>, &'n str> {
+        let find = |name: &'n String| match self.spec(name) {
+            Some(spec) => Ok(route_filter(name, spec)),
+            None => Err(name.as_str()),
         };
-        (policy, Some(condition))
+        names.iter().map(find).collect()
+    }
+
+    fn spec(&self, name: &str) -> Option<&'a BgpFilterSpec> {
+        self.filters.get(name).map(|filter| &filter.spec).or_else(|| self.last.get(name))
+    }
+
+    /// What has to be remembered: the filters that BGPPeers name, and those that sessions keep.
+    pub(super) fn last(
+        &self,
+        peers: &BTreeMap<String, BgpPeer>,
+        kept: &BTreeMap<PeerKey, Vec<String>>,
+    ) -> BTreeMap<String, BgpFilterSpec> {
+        let named = peers.values().flat_map(|peer| &peer.spec.filters);
+        let names = named.chain(kept.values().flatten());
+        names.filter_map(|name| Some((name.clone(), self.spec(name)?.clone()))).collect()
+    }
+}
+
+fn missing(name: &str, until: &str) -> Condition {
+    Condition {
+        kind: "FiltersFound".to_owned(),
+        status: ConditionStatus::False,
+        reason: "FilterNotFound".to_owned(),
+        message: format!(
+            "there is no BGPFilter {name}: add it, or take its name out of filters. Until then {until}"
+        ),
     }
 }
 
@@ -145,11 +189,10 @@ fn called(name: &str, specs: &[&BgpConfigurationSpec]) -> Option<CommunityValue>
     all.find(|named| named.name == name).and_then(|named| community(&named.value))
 }
 
-fn route_filter(name: &str, filter: &BgpFilter) -> RouteFilter {
+fn route_filter(name: &str, spec: &BgpFilterSpec) -> RouteFilter {
     let rules = |family: Family, rules: &[BgpFilterRule]| {
         rules.iter().map(|rule| route_rule(family, rule)).collect()
     };
-    let spec = &filter.spec;
     RouteFilter {
         name: name.to_owned(),
         export: [rules(Family::V4, &spec.export_v4), rules(Family::V6, &spec.export_v6)],
@@ -216,7 +259,6 @@ mod tests {
     use twill_types::Asn;
 
     use super::*;
-    use crate::datastore::Snapshot;
 
     fn snapshot(text: &str) -> Snapshot {
         let loaded = load_manifests(text, "m.yaml");
@@ -230,7 +272,7 @@ mod tests {
              spec: {{exportV4: [{yaml}]}}\n"
         );
         let filters = snapshot(&text).filters;
-        route_filter("f", &filters["f"]).export[0][0].clone()
+        route_filter("f", &filters["f"].spec).export[0][0].clone()
     }
 
     #[test]
@@ -296,31 +338,46 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_does_not_exist_changes_nothing_or_lets_nothing_pass() {
+    fn a_filter_that_is_gone_holds_as_it_was_and_one_that_never_was_changes_nothing() {
         let filter = "apiVersion: projectcalico.org/v3\nkind: BGPFilter\nmetadata: {name: f}\n\
                       spec: {exportV4: [{action: Reject}]}\n";
-        let resources = snapshot(filter);
-        let (policies, wrong) = Policies::of("n1", &resources.filters, &BTreeMap::new());
+        let (resources, none) = (snapshot(filter), BTreeMap::new());
+        let (policies, wrong) = Policies::of("n1", &resources, &none);
         assert_eq!((wrong.len(), policies.plain()), (0, None));
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let (found, condition) = policies.find(&names(&["f"]), None);
-        assert_eq!(condition, None);
-        assert_eq!(found.as_ref().unwrap().filters[0].name, "f");
+        let (f, g, both) = (names(&["f"]), names(&["g"]), names(&["f", "g"]));
+        let there = policies.find(&f, None);
+        assert_eq!((there.kept, there.condition), (None, None));
+        assert_eq!(there.policy.as_ref().unwrap().filters[0].name, "f");
 
-        let (closed, condition) = policies.find(&names(&["f", "g"]), None);
-        assert_eq!(
-            closed.as_ref().unwrap().closed.as_deref(),
-            Some("BGPFilter g, which does not exist")
-        );
-        let condition = condition.unwrap();
+        // A node that has never seen it.
+        let closed = policies.find(&both, None);
+        let why = closed.policy.unwrap().closed.clone();
+        assert_eq!(why.as_deref(), Some("BGPFilter g, which does not exist"));
+        let condition = closed.condition.unwrap();
         assert_eq!(condition.reason, "FilterNotFound");
         assert!(condition.message.ends_with("no route goes out and none is taken"));
-        // What is closed stays so, and what is open as well.
-        assert_eq!(policies.find(&names(&["g"]), Some(&closed)).0, closed);
-        let (kept, condition) = policies.find(&names(&["g"]), Some(&found));
-        assert_eq!(kept, found);
-        assert!(condition.unwrap().message.contains("keeps the filters that it had, as long as"));
-        assert_eq!(policies.find(&names(&["g"]), Some(&None)).0, None);
+        // What is there stays, with filters and without.
+        let kept = policies.find(&both, Some(&f));
+        assert_eq!((&kept.policy, kept.kept.as_ref()), (&there.policy, Some(&f)));
+        assert!(kept.condition.unwrap().message.ends_with("keeps the filters that it had"));
+        let kept = policies.find(&g, Some(&Vec::new()));
+        assert_eq!((kept.policy, kept.kept), (None, Some(Vec::new())));
+        // What it had has gone as well, and nobody knows how it was.
+        assert!(policies.find(&g, Some(&names(&["h"]))).policy.unwrap().closed.is_some());
+
+        // One that has seen it, for any session.
+        let (emptied, last) = (snapshot(""), policies.last(&BTreeMap::new(), &[].into()));
+        assert_eq!(last, BTreeMap::new(), "nobody names it");
+        let peer = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: p}\n\
+                    spec: {peerIP: 192.0.2.1, asNumber: 1, filters: [f, g]}\n";
+        let last = policies.last(&snapshot(peer).peers, &[].into());
+        let (policies, _) = Policies::of("n1", &emptied, &last);
+        for in_force in [None, Some(&Vec::new())] {
+            let gone = policies.find(&f, in_force);
+            assert_eq!((&gone.policy, gone.kept), (&there.policy, None));
+            assert!(gone.condition.unwrap().message.contains("it holds as it was last"));
+        }
     }
 
     #[test]
@@ -338,8 +395,8 @@ mod tests {
         );
         let resources = snapshot(&all);
         let of = |resources: &Snapshot, node: &str| {
-            let (policies, wrong) =
-                Policies::of(node, &resources.filters, &resources.bgp_configurations);
+            let none = BTreeMap::new();
+            let (policies, wrong) = Policies::of(node, resources, &none);
             let plain = policies.plain();
             (plain.map(|plain| plain.advertisements.clone()).unwrap_or_default(), wrong)
         };

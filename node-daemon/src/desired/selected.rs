@@ -234,4 +234,54 @@ mod tests {
         assert_eq!(without.peers, with.peers);
         assert_eq!(without.conditions.len(), 1);
     }
+
+    /// Whatever becomes of filters and of the names in BGPPeers, a daemon that starts again does what the one
+    /// before did.
+    #[test]
+    fn a_restart_changes_nothing_about_filters() {
+        let filter = |name: &str, rule: &str| {
+            format!(
+                "---\napiVersion: projectcalico.org/v3\nkind: BGPFilter\nmetadata: {{name: {name}}}\n\
+                 spec: {{exportV4: [{rule}]}}\n"
+            )
+        };
+        let (reject, accept) = ("{action: Reject}", "{action: Accept}");
+        let peer = |filters: &str| {
+            bgp_peer("a", &format!("{{peerIP: 192.0.2.99, asNumber: 64513, filters: [{filters}]}}"))
+        };
+        let names = |found: &Desired| {
+            let policy = found.peers.values().next().unwrap().policy.routes.clone();
+            policy.map(|policy| match &policy.closed {
+                Some(_) => "closed".to_owned(),
+                None => policy
+                    .filters
+                    .iter()
+                    .map(|f| format!("{}{:?} ", f.name, f.export[0][0].action))
+                    .collect(),
+            })
+        };
+        let mut known = Known::default();
+        for (what, manifests, expected) in [
+            ("never seen", peer("f"), Some("closed")),
+            ("without", peer(""), None),
+            ("a name that never was", peer("f"), None),
+            ("it is there", peer("f") + &filter("f", reject), Some("fReject ")),
+            ("it changes", peer("f") + &filter("f", accept), Some("fAccept([]) ")),
+            ("it goes", peer("f"), Some("fAccept([]) ")),
+            ("one more that never was", peer("f, g"), Some("fAccept([]) ")),
+            ("another that never was", peer("h"), Some("fAccept([]) ")),
+            ("what it keeps is there again", peer("h") + &filter("f", reject), Some("fReject ")),
+            ("another in its place", peer("g") + &filter("g", accept), Some("gAccept([]) ")),
+            ("nobody names f any more", peer("f, g"), Some("gAccept([]) ")),
+        ] {
+            let resources = resources(false, &manifests);
+            let found = desired("n1", &resources, &known);
+            assert_eq!(names(&found).as_deref(), expected, "{what}");
+            let restarted = desired("n1", &resources, &Known::left(found.last.clone()));
+            assert_eq!(restarted.peers, found.peers, "{what}");
+            assert_eq!(restarted.last, found.last, "{what}");
+            assert_eq!(restarted.conditions, found.conditions, "{what}");
+            known = Known::of(&found);
+        }
+    }
 }

@@ -1,0 +1,194 @@
+//! The copy of BGPFilters in `stateDir`: what sessions went by last, so that a daemon that starts while a
+//! filter is gone goes on by it, as the one before did.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use twill_bgp_proto::PeerKey;
+use twill_k8s_api::{
+    BgpFilterSpec,
+    files::{FileError, make_private_directory, replace_private_file},
+};
+
+/// The version of the format. A copy of another version is of no use, and not an error.
+const FORMAT: u32 = 1;
+
+const FILE: &str = "last-known-filters.json";
+
+/// What sessions go by where a BGPFilter is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LastFilters {
+    /// By name, as they were last: those that a BGPPeer names, and those of `sessions`.
+    pub(crate) filters: BTreeMap<String, BgpFilterSpec>,
+    /// The filters of sessions whose BGPPeer names another that there has never been.
+    pub(crate) sessions: BTreeMap<PeerKey, Vec<String>>,
+}
+
+/// What is in the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Copy {
+    format: u32,
+    node: String,
+    filters: BTreeMap<String, BgpFilterSpec>,
+    sessions: Vec<Session>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Session {
+    address: IpAddr,
+    port: u16,
+    filters: Vec<String>,
+}
+
+/// The file of one node. Only the daemon that has the node's store uses it.
+pub(crate) struct FilterCopy {
+    path: PathBuf,
+    node: String,
+    /// What is in it, as far as that is known.
+    written: Option<LastFilters>,
+}
+
+impl FilterCopy {
+    pub(crate) fn new(state_dir: &Path, node: &str) -> Self {
+        Self { path: state_dir.join(FILE), node: node.to_owned(), written: None }
+    }
+
+    /// What the process before has left; nothing if it is another node's or cannot be read.
+    pub(crate) fn read(&mut self) -> LastFilters {
+        self.written = self.parse();
+        self.written.clone().unwrap_or_default()
+    }
+
+    fn parse(&self) -> Option<LastFilters> {
+        let path = self.path.display();
+        let text = match std::fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            // A node whose peers have no filters needs no file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Some(LastFilters::default());
+            }
+            Err(error) => {
+                warn!(%path, %error, "the copy of BGPFilters cannot be read");
+                return None;
+            }
+        };
+        match serde_json::from_str::<Copy>(&text) {
+            Ok(copy) if copy.format == FORMAT && copy.node == self.node => Some(copy.into()),
+            Ok(Copy { format, node, .. }) => {
+                warn!(%path, format, node, "the copy of BGPFilters is of no use here");
+                None
+            }
+            Err(error) => {
+                warn!(%path, %error, "the copy of BGPFilters is damaged");
+                None
+            }
+        }
+    }
+
+    /// Replaces it as a whole, if anything is new.
+    pub(crate) fn write(&mut self, last: &LastFilters) -> Result<(), FileError> {
+        if self.written.as_ref() == Some(last) {
+            return Ok(());
+        }
+        let session = |(key, filters): (&PeerKey, &Vec<String>)| Session {
+            address: key.address,
+            port: key.port,
+            filters: filters.clone(),
+        };
+        let copy = Copy {
+            format: FORMAT,
+            node: self.node.clone(),
+            filters: last.filters.clone(),
+            sessions: last.sessions.iter().map(session).collect(),
+        };
+        let text = serde_json::to_vec(&copy).map_err(|source| FileError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source: source.into(),
+        })?;
+        // If this fails, nobody knows what is there.
+        self.written = None;
+        if let Some(directory) = self.path.parent() {
+            make_private_directory(directory)?;
+        }
+        replace_private_file(&self.path, &text)?;
+        self.written = Some(last.clone());
+        Ok(())
+    }
+}
+
+impl From<Copy> for LastFilters {
+    fn from(copy: Copy) -> Self {
+        let session = |Session { address, port, filters }| (PeerKey { address, port }, filters);
+        Self { filters: copy.filters, sessions: copy.sessions.into_iter().map(session).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    fn some() -> LastFilters {
+        let spec = serde_json::json!({
+            "exportV4": [{"action": "Accept", "cidr": "10.0.0.0/8", "matchOperator": "In",
+                "operations": [{"addCommunity": {"value": "64512:100"}}]}],
+            "importV6": [{"action": "Reject", "asPathPrefix": [64513], "peerType": "eBGP"}],
+        });
+        let key = PeerKey { address: "2001:db8::1".parse().unwrap(), port: 1179 };
+        LastFilters {
+            filters: [("racks".to_owned(), serde_json::from_value(spec).unwrap())].into(),
+            sessions: [(key, vec!["racks".to_owned()])].into(),
+        }
+    }
+
+    #[test]
+    fn a_copy_is_read_back_by_its_own_node_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("state");
+        let path = directory.join(FILE);
+        let copy = |node: &str| FilterCopy::new(&directory, node);
+        assert_eq!(copy("node1").read(), LastFilters::default());
+
+        let mut first = copy("node1");
+        first.read();
+        first.write(&some()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(copy("node1").read(), some());
+        assert_eq!(copy("node2").read(), LastFilters::default());
+
+        let text = fs::read_to_string(&path).unwrap();
+        for damaged in [text.replace("\"format\":1", "\"format\":2"), text[..20].to_owned()] {
+            fs::write(&path, damaged).unwrap();
+            let mut next = copy("node1");
+            assert_eq!(next.read(), LastFilters::default());
+            next.write(&LastFilters::default()).unwrap();
+            assert_eq!(copy("node1").parse(), Some(LastFilters::default()), "it was replaced");
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_not_written_again_and_no_filter_makes_no_file() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        let mut copy = FilterCopy::new(root.path(), "node1");
+        copy.read();
+        copy.write(&LastFilters::default()).unwrap();
+        assert!(!path.exists());
+        copy.write(&some()).unwrap();
+        fs::remove_file(&path).unwrap();
+        copy.write(&some()).unwrap();
+        assert!(!path.exists(), "it is what was written last");
+        copy.write(&LastFilters::default()).unwrap();
+        assert_eq!(FilterCopy::new(root.path(), "node1").read(), LastFilters::default());
+        assert!(path.exists());
+    }
+}
