@@ -10,7 +10,7 @@ PLUGIN_TARGET ?= $(ARCH)-unknown-linux-musl
 PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 
 # What `make bench` does; BENCH="--rounds 1 --pods 16 --crowd 0" is over in seconds.
-BENCH ?= --out bench/results
+BENCH ?= --crowd 5000 --out bench/results
 
 # What `make bench-bgp` does; `BENCH_BGP=--short` is over in half a minute.
 BENCH_BGP ?= --out bench/results
@@ -75,10 +75,12 @@ test-outage: build ## the API server away for OUTAGE (300) seconds under pods th
 	TWILL_OUTAGE_SECONDS=$(or $(OUTAGE),300) \
 	    $(CARGO) test --locked --package twill-tests --test cluster -- restarts::pods_come_and_go
 
-bench: tools plugin ## ADD and DEL beside ptp + host-local, addresses alone, into bench/results/ (root)
+bench: tools plugin ## ADD and DEL beside ptp + host-local (Debian's, and the newest where Go is), addresses alone, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
 	$(CARGO) build --locked --release --package twill-ipam-store --example committer
-	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH)
+	@hack/build-go-tools cni || echo "bench: beside Debian's reference plugins alone" >&2
+	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH) \
+	    $$(if [ -x .tools/go/cni/ptp ]; then echo '--reference newest=$(CURDIR)/.tools/go/cni'; fi)
 
 bench-bgp: tools ## the speaker beside BIRD and FRR, into bench/results/ (root; an hour)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench-bgp

@@ -134,6 +134,13 @@ impl Report {
         for (name, against) in [("the reference", "ptp"), ("the floor", "floor")] {
             text += &self.ratios(name, against);
         }
+        let mut table = Table::new();
+        table.load_style(ASCII_MARKDOWN).set_header(["twill", "", "target"]);
+        table.add_rows(self.targets());
+        if let Some(column) = table.column_mut(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        text += &format!("\n{table}\n");
         // Until its exec a child shares the caller's memory, and the kernel counts that as its own.
         text += "\nOf the peak memory, what is no more than the floor's is the caller's own.";
         text += &format!("\nThe plugin's file: {:.2} MiB.", mib(self.plugin_bytes / 1024));
@@ -171,6 +178,46 @@ impl Report {
             text += &format!("  {} is {times:.1} times as fast at the p50 of ADD.\n", ours.name);
         }
         text
+    }
+
+    /// What Twill is to reach: the figure, what it is, and what it should be.
+    fn targets(&self) -> Vec<[String; 3]> {
+        const ADD: usize = 0;
+        let mut rows = Vec::new();
+        let mut row = |what: &str, value: String, target: &str| {
+            rows.push([what.to_owned(), value, target.to_owned()]);
+        };
+        let of = |name: &str| self.measured.iter().find(|measured| measured.name == name);
+        let against = |ours: &Measured, base: &Measured, index: usize| {
+            let figure = ROWS[index].of;
+            format!("{:.2}", figure(ours) / figure(base))
+        };
+        let (reference, floor) = (self.find("ptp"), self.find("floor (same"));
+        if let (Some(ours), Some(base)) = (of("twill"), reference) {
+            for (index, target) in [(ADD, "<= 0.25"), (1, "<= 0.30"), (2, "<= 0.20"), (4, ">= 5")] {
+                let what = format!("{}, times {}", ROWS[index].name, base.name);
+                row(&what, against(ours, base, index), target);
+            }
+        }
+        if let (Some(ours), Some(floor)) = (of("twill"), floor) {
+            row("ADD p50, times the floor", against(ours, floor, ADD), "<= 1.5");
+        }
+        if let Some(ours) = of("twill") {
+            let peak = format!("{:.1} MiB", peak_mib(&ours.add, &ours.del));
+            row("peak memory", peak, "<= 8 MiB");
+        }
+        if let (Some(alone), Some(base)) = (of("twill, standalone"), reference) {
+            row("standalone: ADD p50, times the reference", against(alone, base, ADD), "<= 1.0");
+            let peak = format!("{:.1} MiB", peak_mib(&alone.add, &alone.del));
+            row("standalone: peak memory", peak, "<= 32 MiB");
+        }
+        let size = format!("{:.2} MiB", mib(self.plugin_bytes / 1024));
+        row("the plugin's file, static", size, "<= 4 MiB");
+        if let Some(crowd) = &self.crowd {
+            let what = format!("ADD p50 with {} pods, times that with 10", crowd.pods);
+            row(&what, format!("{:.2}", crowd.twill.times()), "<= 1.2");
+        }
+        rows
     }
 
     fn json(&self) -> Value {
