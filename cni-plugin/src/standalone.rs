@@ -216,12 +216,18 @@ impl<'a> Standalone<'a> {
         Ok(outcomes.into_iter().map(released).collect())
     }
 
-    /// STATUS: whether the store can be used, and has an address of each family or can get one.
-    pub(crate) fn is_exhausted(&self, deadline: Deadline) -> Result<bool, StandaloneError> {
+    /// STATUS: whether the store can be used, and has an address of each family or can get one. `network` is
+    /// that of another main plugin.
+    pub(crate) fn is_exhausted(
+        &self,
+        network: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<bool, StandaloneError> {
         let owned = self.open(deadline)?;
         for family in &self.netconf.ipam.families {
             let pools = self.pools(*family, &[])?;
-            let free = owned.store.has_free(&pools).map_err(|source| owned.failed(source))?;
+            let free = owned.store.has_free(&pools, network);
+            let free = free.map_err(|source| owned.failed(source))?;
             if !free {
                 return Ok(true);
             }

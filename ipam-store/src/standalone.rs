@@ -66,16 +66,18 @@ impl Standalone {
         }
     }
 
-    /// Whether one of these pools has a free address in a block in use, or a block that is not.
+    /// Whether one of these pools has a free address in a block in use, or a block that is not: for pods
+    /// of our own, or of the network of another main plugin, which has blocks of its own.
     ///
     /// # Errors
     /// The service has ended.
-    pub fn has_free(&self, pools: &[String]) -> Result<bool, StoreError> {
+    pub fn has_free(&self, pools: &[String], network: Option<&str>) -> Result<bool, StoreError> {
         let blocks = self.service.blocks()?;
         let taken: Taken = blocks.iter().map(|summary| summary.block).collect();
         let mut ours = self.pools.iter().filter(|pool| pools.contains(&pool.name()));
         Ok(blocks.iter().any(|block| {
-            block.free > 0 && block.dedication.is_none() && pools.contains(&block.pool)
+            let set_aside = block.dedication.as_ref().map(|other| other.network.as_str());
+            block.free > 0 && set_aside == network && pools.contains(&block.pool)
         }) || ours.any(|pool| next_candidate(pool.cidr, pool.block_size, "", &taken).is_some()))
     }
 

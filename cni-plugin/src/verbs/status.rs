@@ -7,6 +7,7 @@ use twill_rpc::message::Readiness;
 use super::Call;
 use crate::{
     authority::Authority,
+    call::Persona,
     daemon::{Daemon, socket},
     delegate::Delegate,
     error::Error,
@@ -23,7 +24,8 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
         return Ok(delegate.status(call.deadline.at_most(PATIENCE))?);
     }
     if let Some(standalone) = Authority::giving(&call.netconf, call.deadline).standalone() {
-        return match standalone.is_exhausted(call.deadline.at_most(PATIENCE)) {
+        let network = (call.persona == Persona::Ipam).then_some(call.netconf.name.as_str());
+        return match standalone.is_exhausted(network, call.deadline.at_most(PATIENCE)) {
             Ok(true) if call.netconf.status.on_exhaustion => Err(Error::Exhausted),
             // Calls take turns, and many of them may be in front of this one.
             Ok(_) | Err(StandaloneError::Busy(_)) => Ok(()),
