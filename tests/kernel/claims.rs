@@ -15,7 +15,7 @@ use crate::{LONG, SECONDS, plugin::refusal};
 
 const ADDRESSES: [&str; 2] = ["192.168.2.11", "192.168.2.12"];
 
-fn pool(name: &str, cidr: &str, more: &str) -> String {
+pub(crate) fn pool(name: &str, cidr: &str, more: &str) -> String {
     format!(
         "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: {{cidr: \
          {cidr}, {more}}}\n"
@@ -23,7 +23,7 @@ fn pool(name: &str, cidr: &str, more: &str) -> String {
 }
 
 /// Nodes on one segment, in one mesh, with settings that give blocks back at once.
-fn nodes(count: usize, manifests: &[(&str, &str)]) -> Result<Lab> {
+pub(crate) fn nodes(count: usize, manifests: &[(&str, &str)]) -> Result<Lab> {
     let mut topology = Topology::new();
     for (number, address) in (1..).zip(&ADDRESSES[..count]) {
         topology
@@ -48,7 +48,7 @@ fn wait_blocks(lab: &Lab, node: &str, expected: &[&str]) -> Result<()> {
     })
 }
 
-fn problems(lab: &Lab, node: &str, text: &str) -> Result<()> {
+pub(crate) fn problems(lab: &Lab, node: &str, text: &str) -> Result<()> {
     wait_for(&format!("word of {text:?}"), LONG, || {
         let status = lab.node(node)?.status()?;
         ensure!(status["problems"].to_string().contains(text), "{}", status["problems"]);
@@ -56,7 +56,7 @@ fn problems(lab: &Lab, node: &str, text: &str) -> Result<()> {
     })
 }
 
-fn claims(lab: &Lab) -> Result<Vec<String>> {
+pub(crate) fn claims(lab: &Lab) -> Result<Vec<String>> {
     let directory = lab.resource("claims");
     let entries = fs::read_dir(&directory)?.map(|entry| Ok(entry?.file_name()));
     let names = entries.collect::<Result<Vec<_>>>()?;
@@ -68,7 +68,7 @@ fn claims(lab: &Lab) -> Result<Vec<String>> {
 }
 
 /// A condition of an object, as `twillctl get -o json` merges it.
-fn condition(lab: &Lab, object: &str, kind: &str) -> Result<Value> {
+pub(crate) fn condition(lab: &Lab, object: &str, kind: &str) -> Result<Value> {
     let name = format!("{kind} of {object}");
     let file = lab.resource("status").join("node1").join(format!("{object}.json"));
     wait_for(&name, SECONDS, || {
@@ -392,7 +392,12 @@ pub(crate) fn a_changed_block_size_never_overlaps() -> Result<()> {
     for n in 0..6 {
         pods_on(&mut lab, "node1", n)?;
     }
+    let of_before = lab.node("node1")?.blocks()?;
     lab.write_resource("a.yaml", &a(28))?;
+    let mixed = condition(&lab, "ippool.a", "MixedBlockSizes")?;
+    ensure!(mixed["status"] == "True" && mixed["reason"] == "BlockSizeChanged", "{mixed}");
+    let message = mixed["message"].to_string();
+    ensure!(of_before.iter().all(|block| message.contains(block)), "{mixed}, not {of_before:?}");
     // Blocks of both sizes side by side, as far as there is room, and no address twice.
     for n in 0..10 {
         pods_on(&mut lab, "node2", n)?;

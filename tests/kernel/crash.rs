@@ -5,13 +5,14 @@
 //! run to run; `make test-crash` tries them all.
 
 mod alone;
+mod collected;
 
 use std::{env, fs, net::IpAddr, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use twill_tests::{
-    cni::{self, Attachment, Runtime},
+    cni::{self, Attachment, Invocation, Runtime},
     lab::{Lab, Pod, Topology},
     netns::Namespace,
     ping,
@@ -23,9 +24,15 @@ use twill_tests::{
     wait::wait_for,
 };
 
-pub(crate) use self::alone::{
-    alone_a_del_killed_anywhere_may_be_repeated, alone_an_add_killed_anywhere_may_be_repeated,
-    alone_del_undoes_an_add_killed_anywhere,
+pub(crate) use self::{
+    alone::{
+        alone_a_del_killed_anywhere_may_be_repeated, alone_an_add_killed_anywhere_may_be_repeated,
+        alone_del_undoes_an_add_killed_anywhere, alone_gc_undoes_an_add_killed_anywhere,
+    },
+    collected::{
+        a_gc_killed_anywhere_may_be_repeated, alone_a_gc_killed_anywhere_may_be_repeated,
+        gc_undoes_an_add_killed_anywhere,
+    },
 };
 use crate::SECONDS;
 
@@ -50,7 +57,10 @@ impl Place<'_> {
 
     /// A call that is killed at its `at`-th system call; false if it ended well before.
     fn killed(&self, verb: &str, attachment: &Attachment, at: usize) -> Result<bool> {
-        let call = self.runtime.first_call(verb, attachment)?;
+        self.killed_call(verb, &self.runtime.first_call(verb, attachment)?, at)
+    }
+
+    fn killed_call(&self, verb: &str, call: &Invocation, at: usize) -> Result<bool> {
         let twill = programs::find("twill")?;
         let stdin = call.stdin();
         match ptrace::run(self.host, &twill, &call.environment, stdin.as_bytes(), at)? {

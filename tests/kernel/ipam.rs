@@ -10,7 +10,7 @@ use twill_tests::{
     wait::wait_for,
 };
 
-use crate::{SECONDS, plugin::refusal};
+use crate::{SECONDS, claims::condition, plugin::refusal};
 
 const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: small}\n\
                     spec: {cidr: 10.60.0.0/28, blockSize: 30}\n";
@@ -98,6 +98,10 @@ pub(crate) fn a_node_has_no_more_blocks_than_it_may() -> Result<()> {
     let pods = fill(&mut lab, "maxBlocksPerHost")?;
     ensure!(pods.len() == 8, "{} pods", pods.len());
     ensure!(lab.node("node1")?.blocks()?.len() == 2, "{:?}", lab.node("node1")?.blocks()?);
+    let limit = condition(&lab, "ipamconfig.default", "BlockLimitReached")?;
+    ensure!(limit["status"] == "True" && limit["reason"] == "MaxBlocksPerHost", "{limit}");
+    let message = limit["message"].to_string();
+    ensure!(message.contains("node1 has 2 IPv4 blocks and may have 2"), "{limit}");
     // An address of a third block cannot be had by name, either.
     let mut asking = lab.bare_pod("node1", "asking")?;
     let blocks = lab.node("node1")?.blocks()?;

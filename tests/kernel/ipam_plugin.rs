@@ -1,5 +1,7 @@
 //! `twill-ipam` under other main plugins, and `twill` over other IPAM plugins, with traffic.
 
+mod verbs;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
@@ -10,6 +12,10 @@ use twill_tests::{
     wait::wait_for,
 };
 
+pub(crate) use self::verbs::{
+    another_main_plugin_needs_no_daemon, bridge_gets_both_families_from_us,
+    gc_and_status_come_by_the_other_name,
+};
 use crate::{
     SECONDS,
     plugin::{one_node, refusal},

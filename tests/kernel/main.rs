@@ -25,11 +25,13 @@ mod node_check;
 mod operator;
 mod plugin;
 mod policy;
+mod pools;
 mod reconcile;
 mod repair;
 mod restart;
 mod routing;
 mod sessions;
+mod status;
 mod storm;
 mod wishes;
 
@@ -56,7 +58,11 @@ fn main() -> ExitCode {
         crash::an_add_follows_a_del_killed_anywhere,
         crash::a_restart_killed_anywhere_is_undone_or_repeated,
         crash::a_del_without_daemon_killed_anywhere_may_be_repeated,
+        crash::gc_undoes_an_add_killed_anywhere,
+        crash::a_gc_killed_anywhere_may_be_repeated,
         crash::alone_del_undoes_an_add_killed_anywhere,
+        crash::alone_gc_undoes_an_add_killed_anywhere,
+        crash::alone_a_gc_killed_anywhere_may_be_repeated,
         crash::alone_an_add_killed_anywhere_may_be_repeated,
         crash::alone_a_del_killed_anywhere_may_be_repeated,
         checklist::the_page_names_every_line,
@@ -175,6 +181,7 @@ fn main() -> ExitCode {
         borrow::nobody_lends_where_affinity_is_strict,
         borrow::an_address_of_another_nodes_block_can_be_borrowed,
         claims::a_changed_block_size_never_overlaps,
+        pools::a_pool_that_is_removed_is_drained,
         claims::a_pool_that_others_have_filled_is_passed_over,
         claims::nodes_that_start_at_once_share_no_block,
         claims::a_pod_writes_nothing_to_the_datastore,
@@ -225,10 +232,14 @@ fn main() -> ExitCode {
         gc::g_04_it_goes_on_after_an_error,
         gc::g_05_it_is_forwarded,
         gc::s_02_status_says_whether_an_add_would_succeed,
+        status::s_02_missing_routes_count_by_option,
         gc::s_03_exhaustion_counts_by_option,
         gc::s_03_a_full_pool_asked_for_by_name_is_not_the_nodes,
         ipam_plugin::ptp_gets_addresses_from_us,
         ipam_plugin::bridge_gets_a_subnet_with_a_gateway_from_us,
+        ipam_plugin::gc_and_status_come_by_the_other_name,
+        ipam_plugin::another_main_plugin_needs_no_daemon,
+        ipam_plugin::bridge_gets_both_families_from_us,
         ipam_plugin::macvlan_pods_are_neighbours_of_the_tor,
         ipam_plugin::a_foreign_networks_blocks_are_its_own,
         ipam_plugin::a_late_del_of_another_namespace_frees_nothing,

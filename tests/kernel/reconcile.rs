@@ -28,9 +28,11 @@ use crate::{LONG, SECONDS};
 /// Quick enough for a test.
 const SETTINGS: &str = "reconcile: {intervalSeconds: 1, graceSeconds: 1}\n";
 
-/// One node with one pool; its daemon does not run yet.
+/// One node behind a ToR, with one pool for all and one of the rack's own segment for who names it;
+/// its daemon does not run yet.
 fn lab(settings: &str) -> Result<Lab> {
     let mut topology = Topology::new();
+    topology.router("tor").on("seg-a", "192.168.2.1/24");
     topology
         .node("node1")
         .label("rack", "rack1")
@@ -38,6 +40,11 @@ fn lab(settings: &str) -> Result<Lab> {
         .on("seg-a", "192.168.2.11/24")
         .settings(settings);
     topology.samples(&["ippool-app.yaml", "ipamconfig-default.yaml"])?;
+    topology.resource(
+        "lan.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: lan}\nspec: {cidr: \
+         192.168.2.128/25, blockSize: 27, assignmentMode: Manual}\n",
+    );
     topology.build()
 }
 
@@ -96,17 +103,47 @@ pub(crate) fn a_link_that_a_del_names_is_not_looked_for() -> Result<()> {
     })
 }
 
-/// A pod whose interface the reference plugin ptp makes, with an address from us.
-fn foreign_pod(lab: &mut Lab, name: &str) -> Result<Pod> {
-    let run_dir = lab.node("node1")?.dir().join("run");
-    let runtime = lab.node_mut("node1")?.runtime_mut();
-    let ours = runtime.conflist().clone();
-    let ipam = json!({"type": "twill-ipam", "mode": "daemon", "runDir": run_dir});
-    let plugins = json!([{"type": "ptp", "ipam": ipam}]);
-    runtime.set_conflist(json!({"cniVersion": "1.0.0", "name": "lan", "plugins": plugins}));
-    let pod = lab.add_pod("node1", name);
-    lab.node_mut("node1")?.runtime_mut().set_conflist(ours);
-    pod
+/// Who makes the interface of a pod with an address from us.
+#[derive(Debug, Clone, Copy)]
+enum Foreign {
+    /// A link with one end on the node.
+    Ptp,
+    /// Nothing of it is on the node: the pod is on the rack's own segment.
+    Macvlan,
+}
+
+impl Foreign {
+    /// A pod that the reference plugin makes.
+    fn pod(self, lab: &mut Lab, name: &str) -> Result<Pod> {
+        let run_dir = lab.node("node1")?.dir().join("run");
+        let runtime = lab.node_mut("node1")?.runtime_mut();
+        let ours = runtime.conflist().clone();
+        let mut ipam = json!({"type": "twill-ipam", "mode": "daemon", "runDir": run_dir});
+        let plugin = match self {
+            Self::Ptp => json!({"type": "ptp", "ipam": ipam}),
+            Self::Macvlan => {
+                ipam["ipv4Pools"] = json!(["lan"]);
+                ipam["prefixLength"] = json!(24);
+                ipam["gateway"] = json!("192.168.2.1");
+                json!({"type": "macvlan", "master": "eth0", "mode": "bridge", "ipam": ipam})
+            }
+        };
+        let name_of_network = format!("{self:?}").to_lowercase();
+        let list = json!({"cniVersion": "1.0.0", "name": name_of_network, "plugins": [plugin]});
+        runtime.set_conflist(list);
+        let pod = lab.add_pod("node1", name);
+        lab.node_mut("node1")?.runtime_mut().set_conflist(ours);
+        pod
+    }
+
+    /// The pod answers who can see it: a node sees no macvlan of its own.
+    fn answers(self, lab: &Lab, pod: &Pod) -> Result<()> {
+        let from = match self {
+            Self::Ptp => lab.node("node1")?.namespace(),
+            Self::Macvlan => lab.router("tor")?,
+        };
+        ping::reaches(from, pod.address()?)
+    }
 }
 
 fn in_use(lab: &Lab, wanted: u64) -> Result<()> {
@@ -150,21 +187,23 @@ fn host_ends(host: &Namespace) -> Result<Vec<String>> {
 pub(crate) fn pods_that_are_gone_without_a_del_are_freed() -> Result<()> {
     let mut lab = running(&format!("{SETTINGS}metrics: {{listen: \"127.0.0.1:9190\"}}\n"))?;
     let (web, lost) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "lost")?);
-    let (lan, gone) = (foreign_pod(&mut lab, "lan")?, foreign_pod(&mut lab, "gone")?);
-    in_use(&lab, 4)?;
-    let freed = [lost.address()?, gone.address()?];
-    drop((lost, gone));
-    in_use(&lab, 2)?;
-    for pod in [&web, &lan] {
-        ping::reaches(lab.node("node1")?.namespace(), pod.address()?)?;
-    }
-    for (metric_of, reason) in [(1.0, "link-gone"), (1.0, "namespace-gone")] {
+    let (lan, gone) = (Foreign::Ptp.pod(&mut lab, "lan")?, Foreign::Ptp.pod(&mut lab, "gone")?);
+    let flat = Foreign::Macvlan.pod(&mut lab, "flat")?;
+    let away = Foreign::Macvlan.pod(&mut lab, "away")?;
+    in_use(&lab, 6)?;
+    let freed = [lost.address()?, gone.address()?, away.address()?];
+    drop((lost, gone, away));
+    in_use(&lab, 3)?;
+    ping::reaches(lab.node("node1")?.namespace(), web.address()?)?;
+    Foreign::Ptp.answers(&lab, &lan)?;
+    Foreign::Macvlan.answers(&lab, &flat)?;
+    for (metric_of, reason) in [(1.0, "link-gone"), (2.0, "namespace-gone")] {
         let name = format!("twill_ipam_reclaimed_total{{reason=\"{reason}\"}}");
         let value = metric(&lab, &name)?;
         ensure!((value - metric_of).abs() < f64::EPSILON, "{name} is {value}");
     }
     let log = lab.node("node1")?.log();
-    for (pod, address) in ["prod/lost", "prod/gone"].iter().zip(freed) {
+    for (pod, address) in ["prod/lost", "prod/gone", "prod/away"].iter().zip(freed) {
         let line = log.lines().find(|line| line.contains("released: ") && line.contains(pod));
         let line = line.with_context(|| format!("no word of {pod}"))?;
         ensure!(line.contains(&address.to_string()), "{line}");
@@ -172,7 +211,7 @@ pub(crate) fn pods_that_are_gone_without_a_del_are_freed() -> Result<()> {
     // Their DELs may come all the same.
     lab.node("node1")?.runtime().check(lab.node("node1")?.namespace(), web.attachment())?;
     lab.delete_pod(web)?;
-    in_use(&lab, 1)
+    in_use(&lab, 2)
 }
 
 /// Another daemon begins anew, and finds what the one before it had only begun to suspect.
@@ -259,7 +298,9 @@ pub(crate) fn a_daemon_that_sees_no_namespaces_frees_no_living_pod() -> Result<(
     node.launch_by(&["unshare", "--mount", "--propagation", "private"])?;
     node.wait_ready()?;
     let (web, lost) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "lost")?);
-    let (lan, gone) = (foreign_pod(&mut lab, "lan")?, foreign_pod(&mut lab, "gone")?);
+    let (lan, gone) = (Foreign::Ptp.pod(&mut lab, "lan")?, Foreign::Ptp.pod(&mut lab, "gone")?);
+    let flat = Foreign::Macvlan.pod(&mut lab, "flat")?;
+    let away = Foreign::Macvlan.pod(&mut lab, "away")?;
     wait_for("word of it", LONG, || {
         let status = lab.node("node1")?.status()?;
         let told = status["problems"].to_string();
@@ -268,18 +309,18 @@ pub(crate) fn a_daemon_that_sees_no_namespaces_frees_no_living_pod() -> Result<(
     })?;
     let shown = lab.node("node1")?.ctl(&["node", "status"])?;
     ensure!(shown.contains("Problems") && shown.contains("reads as a plain file"), "{shown}");
-    drop((lost, gone));
-    // The link's absence is evidence; that the other path reads as nothing now is none.
-    in_use(&lab, 3)?;
+    drop((lost, gone, away));
+    // The link's absence is evidence; that the other paths read as nothing now is none.
+    in_use(&lab, 5)?;
     let mut other = lab.add_pod("node1", "other")?;
     lab.attach(&mut other)?;
     drop(other);
-    in_use(&lab, 3)?;
-    for pod in [&web, &lan] {
-        ping::reaches(lab.node("node1")?.namespace(), pod.address()?)?;
-    }
+    in_use(&lab, 5)?;
+    ping::reaches(lab.node("node1")?.namespace(), web.address()?)?;
+    Foreign::Ptp.answers(&lab, &lan)?;
+    Foreign::Macvlan.answers(&lab, &flat)?;
     lab.delete_pod(web)?;
-    in_use(&lab, 2)
+    in_use(&lab, 4)
 }
 
 /// A link that belongs to no record, and whose owner cannot be told: it is told of, and stays.

@@ -84,6 +84,11 @@ pub(crate) fn addresses_of_services_are_announced(_: &ApiServer) -> Result<()> {
 
     site.apply(&slice([true, true]))?;
     wait_announced(&site, "198.51.100.7/32", both)?;
+    // A slice that goes alone takes the addresses of its service along, and brings them back.
+    kubectl.run(&["delete", "endpointslice", "web-1"])?;
+    wait_announced(&site, "198.51.100.7/32", &[])?;
+    site.apply(&slice([true, true]))?;
+    wait_announced(&site, "198.51.100.7/32", both)?;
     let exclude = "node.kubernetes.io/exclude-from-external-load-balancers=";
     kubectl.run(&["label", "node", "node2", exclude])?;
     wait_announced(&site, "10.96.0.0/16", &["node1"])?;

@@ -6,6 +6,7 @@ use std::{process::ExitCode, time::Duration};
 mod chains;
 mod cnitool;
 mod containerd;
+mod delegated;
 mod podman;
 mod tool;
 mod versions;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         chains::bandwidth_slows_the_pod_down,
         chains::tuning_may_change_the_hardware_address,
         chains::firewall_lets_the_pod_through,
+        delegated::the_newest_ptp_works_with_every_verb,
         podman::containers_live_with_the_daemon,
         podman::containers_live_without_a_daemon,
         containerd::debians_sandboxes_live,

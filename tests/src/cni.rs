@@ -179,15 +179,9 @@ impl Runtime {
 
     /// GC of every plugin, with these attachments to be kept.
     pub fn gc(&self, host: &Namespace, valid: &[&Attachment]) -> Result<()> {
-        let listed = |a: &&Attachment| json!({"containerID": a.container_id, "ifname": a.ifname});
-        let valid: Vec<Value> = valid.iter().map(listed).collect();
-        for plugin in self.plugins()? {
-            let mut plugin = plugin.clone();
-            plugin["cni.dev/valid-attachments"] = json!(valid);
-            plugin["cni.dev/attachments"] = json!(valid);
-            self.call_without_attachment(host, "GC", &plugin)?;
-        }
-        Ok(())
+        self.plugins()?.iter().try_for_each(|plugin| {
+            self.call_without_attachment(host, "GC", &with_valid(plugin, valid))
+        })
     }
 
     /// STATUS of every plugin.
@@ -204,12 +198,25 @@ impl Runtime {
         command: &str,
         plugin: &Value,
     ) -> Result<()> {
-        let (kind, netconf) = self.netconf(plugin)?;
+        let (kind, _) = self.netconf(plugin)?;
+        let call = self.invocation_without_attachment(command, plugin)?;
+        let output = self.execute(host, kind, &call.environment, call.stdin().as_bytes())?;
+        parse(command, kind, &output).map(drop)
+    }
+
+    fn invocation_without_attachment(&self, command: &str, plugin: &Value) -> Result<Invocation> {
+        let (_, netconf) = self.netconf(plugin)?;
         let path: Vec<_> = self.path.iter().map(|dir| dir.display().to_string()).collect();
         let environment = [("CNI_COMMAND", command.to_owned()), ("CNI_PATH", path.join(":"))]
-            .map(|(key, value)| (key.to_owned(), value));
-        let output = self.execute(host, kind, &environment, netconf.to_string().as_bytes())?;
-        parse(command, kind, &output).map(drop)
+            .map(|(key, value)| (key.to_owned(), value))
+            .to_vec();
+        Ok(Invocation { environment, netconf })
+    }
+
+    /// What the first plugin of the list is called with for a GC that keeps these attachments.
+    pub fn first_gc(&self, valid: &[&Attachment]) -> Result<Invocation> {
+        let plugin = self.plugins()?.first().context("the list of plugins is empty")?;
+        self.invocation_without_attachment("GC", &with_valid(plugin, valid))
     }
 
     /// Callers that panicked have left nothing half done in it.
@@ -285,6 +292,16 @@ impl Runtime {
         command.envs(environment.iter().map(|(key, value)| (key, value)));
         host.enter(|| output_with_input(&mut command, stdin))?
     }
+}
+
+/// A plugin's configuration with the attachments that a GC keeps, in both spellings as libcni has them.
+fn with_valid(plugin: &Value, valid: &[&Attachment]) -> Value {
+    let listed = |a: &&Attachment| json!({"containerID": a.container_id, "ifname": a.ifname});
+    let valid: Vec<Value> = valid.iter().map(listed).collect();
+    let mut plugin = plugin.clone();
+    plugin["cni.dev/valid-attachments"] = json!(valid);
+    plugin["cni.dev/attachments"] = json!(valid);
+    plugin
 }
 
 fn key(attachment: &Attachment) -> (String, String) {

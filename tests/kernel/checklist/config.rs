@@ -10,7 +10,7 @@ use super::Site;
 
 pub(crate) fn e_09_a_network_has_a_name() -> Result<()> {
     let site = Site::new()?;
-    for verb in ["ADD", "DEL", "CHECK", "STATUS"] {
+    for verb in ["ADD", "DEL", "CHECK", "STATUS", "GC"] {
         let call = |name: Value| -> Result<_> { Ok(site.call(verb)?.config("/name", name)) };
         call(Value::Null)?.run()?.refused(7, &["missing network name"])?;
         call(json!(""))?.run()?.refused(7, &["missing network name"])?;

@@ -178,6 +178,26 @@ pub(crate) fn e_14_what_is_asked_for_is_given_by_precedence() -> Result<()> {
         ensure!(given(&result) == "10.20.0.0/32", "{result}");
         site.call("DEL")?.run()?.silent()?;
     }
+    // So it is with the hardware address: the runtime, the caller's arguments, the pod's annotation.
+    let annotation = json!({"cni.projectcalico.org/hwAddr": "02:00:00:00:00:03"});
+    let annotated = json!({"io.kubernetes.cri.pod-annotations": annotation});
+    let mut both = annotated.clone();
+    both["mac"] = json!("02:00:00:00:00:01");
+    let argument = json!({"cni": {"mac": "02:00:00:00:00:02"}});
+    for (runtime, argument, mac) in [
+        (both, argument.clone(), "02:00:00:00:00:01"),
+        (annotated.clone(), argument, "02:00:00:00:00:02"),
+        (annotated, Value::Null, "02:00:00:00:00:03"),
+        (Value::Null, Value::Null, "02:00:00:00:00:04"),
+    ] {
+        let call = site.call("ADD")?.set("CNI_ARGS", "MAC=02:00:00:00:00:04");
+        let call = call.config("/runtimeConfig", runtime).config("/args", argument);
+        let result = call.run()?.object()?;
+        ensure!(result["interfaces"][1]["mac"] == mac, "{mac}: {result}");
+        let link = site.pod.ip("link show dev eth0")?;
+        ensure!(link.contains(mac), "{mac}: {link}");
+        site.call("DEL")?.run()?.silent()?;
+    }
     // What cannot be had is an error that says where it was asked for.
     for (arguments, code, words) in [
         ("IP=10.99.0.1", 103, ["10.99.0.1", "no block"]),

@@ -8,6 +8,22 @@ use twill_tests::programs;
 
 use super::Site;
 
+/// A route with what a result of 1.1.0 alone has a place for.
+fn measured() -> Value {
+    json!([{"dst": "192.0.2.0/24", "mtu": 1400, "advmss": 1360, "priority": 10}])
+}
+
+/// A result has that route, and of its fields these alone.
+fn has_route(result: &Value, keys: &[&str]) -> Result<()> {
+    let routes = result["routes"].as_array().context("no routes")?;
+    let route = routes.iter().find(|route| route["dst"] == "192.0.2.0/24");
+    let fields = route.and_then(Value::as_object).with_context(|| format!("{result}"))?;
+    let mut found: Vec<&str> = fields.keys().map(String::as_str).collect();
+    found.sort_unstable();
+    ensure!(found == keys, "{found:?} in {result}");
+    Ok(())
+}
+
 /// All that there are.
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -55,7 +71,7 @@ pub(crate) fn v_05_no_version_is_the_first_one() -> Result<()> {
 
 pub(crate) fn v_06_an_unknown_version_is_refused_with_those_known() -> Result<()> {
     let site = Site::new()?;
-    for verb in ["ADD", "DEL", "CHECK", "STATUS"] {
+    for verb in ["ADD", "DEL", "CHECK", "STATUS", "GC"] {
         let answer = site.call(verb)?.config("/cniVersion", json!("9.9.9")).run()?;
         answer.refused(1, &["incompatible CNI versions", "9.9.9", "0.3.1", "1.1.0"])?;
         ensure!(answer.error()?.message == "incompatible CNI versions");
@@ -98,7 +114,9 @@ pub(crate) fn v_08_the_oldest_results_have_one_address_of_each_family() -> Resul
 pub(crate) fn v_09_results_up_to_0_4_tell_the_family_and_no_mtu() -> Result<()> {
     let site = Site::new()?;
     for version in ["0.3.0", "0.3.1", "0.4.0"] {
-        let result = site.call("ADD")?.config("/cniVersion", json!(version)).run()?.object()?;
+        let call = site.call("ADD")?.config("/cniVersion", json!(version));
+        let result = call.config("/ipam/routes", measured()).run()?.object()?;
+        has_route(&result, &["dst", "gw"])?;
         ensure!(result["ips"][0]["version"] == "4", "{result}");
         ensure!(result["ips"][1]["version"] == "6", "{result}");
         for interface in result["interfaces"].as_array().context("no interfaces")? {
@@ -112,7 +130,11 @@ pub(crate) fn v_09_results_up_to_0_4_tell_the_family_and_no_mtu() -> Result<()> 
 
 pub(crate) fn v_10_a_result_of_1_0_has_no_field_of_1_1() -> Result<()> {
     let site = Site::new()?;
-    let result = site.call("ADD")?.config("/cniVersion", json!("1.0.0")).run()?.object()?;
+    let call = site.call("ADD")?.config("/ipam/routes", measured());
+    let result = call.clone().config("/cniVersion", json!("1.0.0")).run()?.object()?;
+    has_route(&result, &["dst", "gw"])?;
+    // The same pod's, as the newest version has it.
+    has_route(&call.run()?.object()?, &["advmss", "dst", "gw", "mtu", "priority"])?;
     for ip in result["ips"].as_array().context("no ips")? {
         ensure!(ip.get("version").is_none(), "{result}");
     }

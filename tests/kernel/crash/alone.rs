@@ -8,16 +8,16 @@ use super::{Place, as_before, quiet, sweep};
 use crate::plugin::{lone_node, standalone};
 
 /// A store that is opened in the plugin makes a call twice as long and three times as slow.
-const ALONE: usize = 9;
+pub(super) const ALONE: usize = 9;
 
 /// A node without a daemon, with one address for all of its pods: whoever leaks it is found out by
 /// the next. `work` gets container ids, which are used once.
-fn alone(work: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<()> {
+pub(super) fn alone(work: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<()> {
     let host = lone_node()?;
     let pod = Namespace::create("pod")?;
     let run_dir = tempfile::tempdir_in("/run")?;
     let pools = json!([{"cidr": "10.20.0.7/32", "blockSize": 32}]);
-    let mut conflist = standalone("1.0.0", run_dir.path(), &pools);
+    let mut conflist = standalone("1.1.0", run_dir.path(), &pools);
     conflist["plugins"][0]["logFile"] = json!(run_dir.path().join("twill.log"));
     let runtime = Runtime::new(conflist, vec![programs::directory()?]);
     let place =
@@ -35,6 +35,20 @@ pub(crate) fn alone_del_undoes_an_add_killed_anywhere() -> Result<()> {
             let attachment = place.attachment(&format!("c{at}"));
             let killed = place.killed("ADD", &attachment, at)?;
             place.del(&attachment)?;
+            place.round(&place.attachment(&format!("c{at}-next")))?;
+            Ok(killed)
+        })
+    })
+}
+
+/// Nobody calls the DEL: the runtime has forgotten the container, and lists it no more.
+pub(crate) fn alone_gc_undoes_an_add_killed_anywhere() -> Result<()> {
+    alone(|place| {
+        sweep(ALONE, |at| {
+            let attachment = place.attachment(&format!("c{at}"));
+            let killed = place.killed("ADD", &attachment, at)?;
+            place.gc(&[])?;
+            place.no_pod()?;
             place.round(&place.attachment(&format!("c{at}-next")))?;
             Ok(killed)
         })

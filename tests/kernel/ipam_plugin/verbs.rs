@@ -1,0 +1,195 @@
+//! Every verb by the name of `twill-ipam`, in both families, with a daemon and without.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use twill_tests::{
+    cni::{self, Attachment, Runtime},
+    lab::Node,
+    netns::Namespace,
+    ping, programs,
+    wait::wait_for,
+};
+
+use super::{as_ipam, in_use, ipam, use_plugin};
+use crate::{
+    SECONDS, crash,
+    plugin::{lone_node, one_node, refusal},
+};
+
+/// A verb that is about no container, as a main plugin forwards it.
+fn forwarded(node: &Node, verb: &str, netconf: &Value) -> Result<()> {
+    let environment = [("CNI_COMMAND".to_owned(), verb.to_owned())];
+    let stdin = netconf.to_string();
+    let runtime = node.runtime();
+    let output = runtime.execute(node.namespace(), "twill-ipam", &environment, stdin.as_bytes())?;
+    cni::parse(verb, "twill-ipam", &output).map(drop)
+}
+
+/// The configuration of a GC that keeps these.
+fn keeping(netconf: &Value, kept: &[&Attachment]) -> Value {
+    let entry = |a: &&Attachment| json!({"containerID": a.container_id, "ifname": a.ifname});
+    let mut netconf = netconf.clone();
+    netconf["cni.dev/valid-attachments"] = kept.iter().map(entry).collect();
+    netconf
+}
+
+pub(crate) fn gc_and_status_come_by_the_other_name() -> Result<()> {
+    let mut lab = one_node()?;
+    let ptp = json!({"cniVersion": "1.1.0", "name": "lan", "type": "ptp", "ipam": ipam(&lab)?});
+    let (kept, lost) = (lab.bare_pod("node1", "kept")?, lab.bare_pod("node1", "lost")?);
+    let node = lab.node("node1")?;
+    forwarded(node, "STATUS", &ptp)?;
+    let given = as_ipam(node, "ADD", kept.attachment(), &ptp)?;
+    as_ipam(node, "ADD", lost.attachment(), &ptp)?;
+    ensure!(in_use(&lab)? == 2);
+
+    let error = refusal(forwarded(node, "GC", &ptp))?;
+    ensure!(error.code == 7 && error.message.contains("cni.dev/valid-attachments"), "{error}");
+    let mut other = keeping(&ptp, &[]);
+    other["name"] = json!("other");
+    forwarded(node, "GC", &other)?;
+    ensure!(in_use(&lab)? == 2, "freed without a list, or by another network's");
+    forwarded(node, "GC", &keeping(&ptp, &[kept.attachment()]))?;
+    ensure!(in_use(&lab)? == 1, "{} addresses are in use", in_use(&lab)?);
+    let again = as_ipam(node, "ADD", kept.attachment(), &ptp)?;
+    ensure!(again == given, "{again}, it had {given}");
+
+    // What the main plugin has no place for stands in `ipam`.
+    lab.node_mut("node1")?.kill9()?;
+    let node = lab.node("node1")?;
+    forwarded(node, "STATUS", &ptp)?;
+    let mut hurried = ptp.clone();
+    hurried["ipam"]["statusGraceSeconds"] = json!(1);
+    hurried["ipam"]["timeoutSeconds"] = json!(1);
+    let error =
+        wait_for("the grace to end", SECONDS, || refusal(forwarded(node, "STATUS", &hurried)))?;
+    ensure!(error.code == 50 && error.message.contains("twilld.sock"), "{error}");
+    let error = refusal(forwarded(node, "GC", &keeping(&hurried, &[])))?;
+    ensure!(error.code == 11, "{error}");
+    lab.node_mut("node1")?.start()?;
+    ensure!(in_use(&lab)? == 1);
+    forwarded(lab.node("node1")?, "GC", &keeping(&ptp, &[]))?;
+    ensure!(in_use(&lab)? == 0);
+    Ok(())
+}
+
+/// The default route of each family is by the gateway, and addresses have these lengths.
+fn is_in_its_subnets(pod: &Namespace, gateways: [&str; 2], lengths: [&str; 2]) -> Result<()> {
+    for (family, gateway, length) in
+        [("-4", gateways[0], lengths[0]), ("-6", gateways[1], lengths[1])]
+    {
+        let routes = pod.ip(&format!("{family} route show default"))?;
+        ensure!(routes.contains(&format!("via {gateway} ")), "no {gateway}: {routes}");
+        let shown = pod.ip(&format!("{family} -oneline address show dev eth0 scope global"))?;
+        ensure!(shown.contains(length), "no {length}: {shown}");
+    }
+    Ok(())
+}
+
+/// Both addresses of a pod answer.
+fn answers(from: &Namespace, result: &Value) -> Result<()> {
+    let addresses = cni::addresses(result)?;
+    ensure!(addresses.len() == 2, "{result}");
+    addresses
+        .into_iter()
+        .try_for_each(|address| wait_for("an answer", SECONDS, || ping::reaches(from, address)))
+}
+
+/// A store of the plugin's own under `bridge`: two families, lengths and gateways by configuration.
+pub(crate) fn another_main_plugin_needs_no_daemon() -> Result<()> {
+    let host = lone_node()?;
+    let run_dir = tempfile::tempdir_in("/run")?;
+    let ipam = json!({
+        "type": "twill-ipam",
+        "mode": "standalone",
+        "runDir": run_dir.path(),
+        "assignIPv6": true,
+        "pools": [{"cidr": "10.20.0.4/30", "blockSize": 30}, {"cidr": "fd00:20::4/126", "blockSize": 126}],
+        "prefixLength": 24,
+        "prefixLengthIPv6": 64,
+        "gateway": ["10.20.0.5", "fd00:20::5"],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+    });
+    let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam});
+    let list = json!({"cniVersion": "1.0.0", "name": "lan", "plugins": [bridge]});
+    let path = vec![programs::directory()?, programs::REFERENCE_PLUGINS.into()];
+    let runtime = Runtime::new(list, path);
+    let pods = (0..4)
+        .map(|number| Namespace::create(format!("pod{number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let attachment = |number: usize| {
+        let netns = pods[number].path().display().to_string();
+        Attachment::pod("prod", "web", &format!("c{number}"), &netns)
+    };
+    let mut results = Vec::new();
+    for (number, pod) in pods.iter().enumerate().take(3) {
+        let result = runtime.add(&host, &attachment(number))?;
+        answers(&host, &result)?;
+        is_in_its_subnets(pod, ["10.20.0.5", "fd00:20::5"], ["/24", "/64"])?;
+        runtime.check(&host, &attachment(number))?;
+        results.push(result);
+    }
+    answers(&pods[0], &results[2])?;
+    // The gateway is nobody's, so three of four are all there are.
+    let error = refusal(runtime.add(&host, &attachment(3)))?;
+    ensure!(error.code == 101 && error.message.contains("10.20.0.4/30"), "{error}");
+    // A runtime's DEL follows; what the main plugin has left is in the way else.
+    runtime.del(&host, &attachment(3))?;
+
+    // As the newest versions of main plugins call it.
+    let plugin = |verb: &str, change: &dyn Fn(&mut Value)| -> Result<()> {
+        let mut netconf = runtime.conflist()["plugins"][0].clone();
+        netconf["name"] = json!("lan");
+        netconf["cniVersion"] = json!("1.1.0");
+        change(&mut netconf);
+        let environment = [("CNI_COMMAND".to_owned(), verb.to_owned())];
+        let stdin = netconf.to_string();
+        let output = runtime.execute(&host, "twill-ipam", &environment, stdin.as_bytes())?;
+        cni::parse(verb, "twill-ipam", &output).map(drop)
+    };
+    plugin("STATUS", &|_| {})?;
+    let kept = attachment(1);
+    plugin("GC", &|netconf| *netconf = keeping(netconf, &[&kept]))?;
+    runtime.check(&host, &kept)?;
+    let next = runtime.add(&host, &attachment(3))?;
+    answers(&host, &next)?;
+    for number in [1, 3] {
+        runtime.del(&host, &attachment(number))?;
+    }
+    plugin("STATUS", &|netconf| netconf["ipam"]["statusOnExhaustion"] = json!(true))
+}
+
+/// With the daemon: the first address of each block is the gateway.
+pub(crate) fn bridge_gets_both_families_from_us() -> Result<()> {
+    let mut lab = crash::node()?;
+    let mut ipam = ipam(&lab)?;
+    ipam["assignIPv6"] = json!(true);
+    ipam["routes"] = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
+    let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam});
+    use_plugin(&mut lab, bridge, "1.0.0")?;
+    let mut pods = Vec::new();
+    for name in ["one", "two"] {
+        let mut pod = lab.bare_pod("node1", name)?;
+        let result = lab.attach(&mut pod)?;
+        let node = lab.node("node1")?;
+        answers(node.namespace(), &result)?;
+        node.runtime().check(node.namespace(), pod.attachment())?;
+        pods.push((pod, result));
+    }
+    let blocks = lab.node("node1")?.blocks()?;
+    let mut gateways = Vec::new();
+    for ip in pods[0].1["ips"].as_array().context("no ips")? {
+        let gateway = ip["gateway"].as_str().context("no gateway")?;
+        let is_first = |block: &String| block.split('/').next() == Some(gateway);
+        ensure!(blocks.iter().any(is_first), "{gateway}, and the blocks are {blocks:?}");
+        gateways.push(gateway.to_owned());
+    }
+    ensure!(gateways.len() == 2, "{gateways:?}");
+    is_in_its_subnets(pods[0].0.namespace(), [&gateways[0], &gateways[1]], ["/26", "/122"])?;
+    answers(pods[0].0.namespace(), &pods[1].1)?;
+    for (pod, _) in pods {
+        lab.delete_pod(pod)?;
+    }
+    ensure!(in_use(&lab)? == 0, "{} addresses are in use", in_use(&lab)?);
+    Ok(())
+}
