@@ -1,4 +1,4 @@
-//! The speaker with BIRD, FRR and GoBGP as the peer: every row of the matrix in `docs/bgp.md` with
+//! The speaker with BIRD, FRR, GoBGP and OpenBGPD as the peer: every row of the matrix in `docs/bgp.md` with
 //! each of them, in the same words.
 
 use std::{collections::BTreeSet, fs};
@@ -12,6 +12,7 @@ mod frr_router;
 mod gobgp_router;
 mod large;
 mod negotiated;
+mod openbgpd_router;
 mod reflected;
 mod rig;
 mod router;
@@ -76,6 +77,29 @@ matrix! {
     // It never asks for routes again: it keeps what it has refused.
     gobgp: crate::interop::gobgp_router::GobgpRouter, and [];
 }
+
+// It waits for half a minute and longer after an error, so rows that break a session on purpose are
+// not among these; it announces one path to what is its own; and its 7.7 answers no ROUTE-REFRESH.
+rows!(
+    openbgpd,
+    crate::interop::openbgpd_router::OpenbgpdRouter,
+    [
+        sessions::families,
+        sessions::over_ipv6,
+        sessions::ibgp,
+        sessions::who_dials,
+        faults::no_capabilities,
+        faults::shutdown_text,
+        routes::withdraw,
+        routes::refresh,
+        routes::communities,
+        large::large_table_in,
+        large::large_table_out,
+        signed::ttl_security,
+        negotiated::no_common_family,
+        reflected::communities_passed_on,
+    ]
+);
 
 pub(crate) use reflected::nodes_reach_each_other_by_a_reflector;
 pub(crate) use sessions::a_lack_of_files_is_outlived;

@@ -12,6 +12,7 @@ pub(crate) use long_lived::{
 pub(crate) use others::{
     frr_keeps_the_routes_of_a_daemon_that_restarts, frr_that_dies_loses_no_packet,
     gobgp_keeps_the_routes_of_a_daemon_that_restarts, gobgp_that_dies_loses_no_packet,
+    openbgpd_keeps_the_routes_of_a_daemon_that_restarts,
 };
 
 use std::{

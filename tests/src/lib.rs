@@ -5,10 +5,10 @@
 //! the kernel itself cleans up, after SIGKILL too. Nothing here touches the machine's own
 //! interfaces, routes or files.
 //!
-//! A [`lab::Lab`] is a topology: nodes (each runs its own `twilld`), routers (real BIRD 2, or FRR
-//! and GoBGP by [`frr`] and [`gobgp`]) and the segments between them. [`cni`] calls plugins exactly
-//! as a container runtime does, [`ping`] counts lost packets, [`kubernetes`] is a real control plane,
-//! [`snapshot`] compares what is there before and after.
+//! A [`lab::Lab`] is a topology: nodes (each runs its own `twilld`), routers (real BIRD 2, or FRR,
+//! GoBGP and OpenBGPD by [`frr`], [`gobgp`] and [`openbgpd`]) and the segments between them.
+//! [`cni`] calls plugins exactly as a container runtime does, [`ping`] counts lost packets,
+//! [`kubernetes`] is a real control plane, [`snapshot`] compares what is there before and after.
 
 pub mod bird;
 pub mod cgroup;
@@ -20,6 +20,7 @@ pub mod image;
 pub mod kubernetes;
 pub mod lab;
 pub mod netns;
+pub mod openbgpd;
 pub mod ping;
 pub mod process;
 pub mod programs;

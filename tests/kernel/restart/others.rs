@@ -1,4 +1,4 @@
-//! The same with FRR and GoBGP at the other end.
+//! The same with FRR, GoBGP and OpenBGPD at the other end.
 
 use std::{fs, process::Command};
 
@@ -7,6 +7,7 @@ use twill_tests::{
     frr::Frr,
     gobgp::Gobgp,
     lab::{Lab, Pod, Topology},
+    openbgpd::Openbgpd,
     ping::{self, Pinger, Source},
     process::Daemon,
     wait::wait_for,
@@ -218,4 +219,44 @@ pub(crate) fn gobgp_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
         ensure!(!gone, "{name}: {said}");
     }
     observers.saw_nothing()
+}
+
+/// OpenBGPD keeps the routes of a daemon that dies or is replaced, as stale ones until it is back. It has
+/// no routes in its kernel, so its table and its log are watched. It does not dial: where a connection that
+/// it opens breaks at once, it begins the next one with a message too many, and has to be refused.
+pub(crate) fn openbgpd_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
+    let mut lab = lab()?;
+    let config = format!(
+        "AS 64513\nrouter-id {TOR}\nlog updates\nnetwork {OUTSIDE}\n\
+         neighbor {NODE} {{\n  remote-as 64512\n  passive\n}}\nallow from any\nallow to any\n"
+    );
+    let dir = lab.dir().join("openbgpd");
+    let openbgpd = Openbgpd::start(lab.router("tor")?, &config, &dir)?;
+    let (_pod, block) = pod(&mut lab)?;
+    openbgpd.wait_route(&block, NODE, LONG)?;
+    let watch = RouteWatch::start(&lab, "node1")?;
+    let said = openbgpd.log().len();
+    let stale = |wanted: bool| {
+        wait_for(&format!("routes with stale={wanted}"), LONG, || {
+            let path = openbgpd.wait_route(&block, NODE, LONG)?;
+            ensure!((path["stale"] == true) == wanted, "{path}");
+            Ok(())
+        })
+    };
+    let log = lab.node("node1")?.log().len();
+    lab.node_mut("node1")?.kill9()?;
+    stale(true)?;
+    lab.node_mut("node1")?.start()?;
+    lab.node("node1")?.wait_established(&[TOR], LONG)?;
+    wait_converged(lab.node("node1")?, log)?;
+    stale(false)?;
+    for (name, end) in ends().into_iter().skip(1) {
+        restart(&mut lab, name, end)?;
+        stale(false)?;
+    }
+    watch.nothing_deleted()?;
+    let said = openbgpd.log()[said..].to_owned();
+    let harm = [": withdraw ", ": flush ", "received notification"];
+    ensure!(harm.iter().all(|word| !said.contains(word)), "{said}");
+    Ok(())
 }
