@@ -82,7 +82,7 @@ bench: tools plugin ## ADD and DEL beside ptp + host-local (Debian's, and the ne
 	$(TARGET_DIR)/release/twill-bench --plugin $(PLUGIN) $(BENCH) \
 	    $$(if [ -x .tools/go/cni/ptp ]; then echo '--reference newest=$(CURDIR)/.tools/go/cni'; fi)
 
-bench-bgp: tools ## the speaker beside BIRD and FRR, into bench/results/ (root; an hour)
+bench-bgp: tools ## the speaker beside BIRD, FRR and OpenBGPD, into bench/results/ (root; an hour)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench-bgp
 	$(TARGET_DIR)/release/twill-bench-bgp $(BENCH_BGP)
 

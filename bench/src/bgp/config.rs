@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     pub(crate) dials: bool,
     /// It passes on what it learns: all peers are clients of it as a route reflector (RFC 4456).
     pub(crate) reflects: bool,
-    /// BIRD and FRR write no routes to the kernel. Twill always does.
+    /// BIRD and FRR write no routes to the kernel. Twill always does, and OpenBGPD never.
     pub(crate) kernel_off: bool,
     /// All of Twill's routes name nexthop objects; by default those with one next hop do not, for a flap
     /// of the carrier would take them along.
@@ -108,6 +108,24 @@ impl Plan {
         text
     }
 
+    /// OpenBGPD. By default it passes nothing in either direction.
+    pub(crate) fn openbgpd(&self) -> String {
+        let mut text = format!("AS {DEVICE_AS}\nrouter-id {DEVICE}\n");
+        for Session { peer, local, asn } in &self.sessions {
+            let _ = writeln!(
+                text,
+                "neighbor {peer} {{\n  remote-as {asn}\n  local-address {local}{}{}\n}}",
+                if self.dials { "" } else { "\n  passive" },
+                if self.reflects { "\n  route-reflector" } else { "" },
+            );
+        }
+        text.push_str("allow from any\n");
+        if self.reflects {
+            text.push_str("allow to any\n");
+        }
+        text
+    }
+
     /// BGPPeers for Twill; and a pool of all prefixes, for a node passes nothing else on.
     pub(crate) fn manifests(&self) -> String {
         let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: all}\n\
@@ -138,6 +156,7 @@ mod tests {
         let plan = Plan::with_peers(1000, true);
         assert_eq!(plan.bird().matches("rr client").count(), 1000);
         assert_eq!(plan.bgpd().matches("route-reflector-client").count(), 1000);
+        assert_eq!(plan.openbgpd().matches("  route-reflector").count(), 1000);
         assert_eq!(plan.manifests().matches("kind: BGPPeer").count(), 1000);
         let mut addresses: Vec<_> = (0..1000).map(peer_address).collect();
         addresses.dedup();

@@ -15,6 +15,7 @@ use nix::{
 use twill_tests::{
     lab::{Lab, Topology},
     netns::Namespace,
+    openbgpd::{self, Openbgpd},
     process::Daemon,
     programs,
     wait::wait_for,
@@ -39,6 +40,8 @@ pub(crate) enum Kind {
     Bird,
     /// zebra and bgpd.
     Frr,
+    /// All its processes. On Linux it writes no routes to the kernel.
+    OpenBgpd,
 }
 
 impl fmt::Display for Kind {
@@ -47,26 +50,27 @@ impl fmt::Display for Kind {
             Self::Twill => "twill",
             Self::Bird => "BIRD",
             Self::Frr => "FRR",
+            Self::OpenBgpd => "OpenBGPD",
         })
     }
 }
 
 impl Kind {
-    /// Those that are installed; Twill always is.
-    pub(crate) fn installed() -> Vec<Self> {
-        let mut all = vec![Self::Twill, Self::Bird];
-        if Path::new(FRR).join("bgpd").is_file() {
-            all.push(Self::Frr);
-        }
-        all
+    /// All, in the order of the table.
+    pub(crate) const ALL: [Self; 4] = [Self::Twill, Self::Bird, Self::Frr, Self::OpenBgpd];
+
+    /// Whether what it learns can be looked for in the kernel.
+    pub(crate) fn writes_kernel_routes(self) -> bool {
+        self != Self::OpenBgpd
     }
 
-    /// Its version, as its program tells it.
+    /// Its version, as its program tells it; an error if it is not installed.
     pub(crate) fn version(self) -> Result<String> {
         let program = match self {
             Self::Twill => programs::find("twilld")?,
             Self::Bird => PathBuf::from("bird"),
             Self::Frr => Path::new(FRR).join("bgpd"),
+            Self::OpenBgpd => return openbgpd::version(),
         };
         let output = Command::new(&program)
             .arg("--version")
@@ -84,6 +88,7 @@ impl Kind {
 pub(crate) struct Device {
     // Daemons end before their namespaces.
     daemons: Vec<Daemon>,
+    openbgpd: Option<Openbgpd>,
     lab: Lab,
     kind: Kind,
     plan: Plan,
@@ -95,7 +100,7 @@ impl Device {
         let mut topology = Topology::new();
         let device = match kind {
             Kind::Twill => topology.node("device").log_level("warn"),
-            Kind::Bird | Kind::Frr => topology.router("device"),
+            Kind::Bird | Kind::Frr | Kind::OpenBgpd => topology.router("device"),
         };
         device.on("near", &format!("{DEVICE}/16")).on("far", &format!("{OTHER}/16"));
         if plan.reflects {
@@ -114,7 +119,7 @@ impl Device {
         if kind == Kind::Twill {
             topology.resource("peers.yaml", &plan.manifests());
         }
-        Ok(Self { daemons: Vec::new(), lab: topology.build()?, kind, plan })
+        Ok(Self { daemons: Vec::new(), openbgpd: None, lab: topology.build()?, kind, plan })
     }
 
     /// Starts a device and waits until it answers.
@@ -138,6 +143,11 @@ impl Device {
                 self.spawn(&mut command, &dir)
             }
             Kind::Frr => self.launch_frr(&dir),
+            Kind::OpenBgpd => {
+                let config = self.plan.openbgpd();
+                self.openbgpd = Some(Openbgpd::launch(self.namespace()?, &config, &dir)?);
+                Ok(())
+            }
         }
     }
 
@@ -179,6 +189,9 @@ impl Device {
         wait_for("a listener on port 179", PATIENCE, || {
             for daemon in &mut self.daemons {
                 daemon.alive()?;
+            }
+            if let Some(openbgpd) = &mut self.openbgpd {
+                openbgpd.alive()?;
             }
             // Port 179 in hexadecimal, and the state LISTEN.
             let is_there = |table: &str| {
@@ -225,6 +238,9 @@ impl Device {
         if self.kind == Kind::Twill {
             return Ok(vec![self.lab.node("device")?.daemon()?.pid()]);
         }
+        if let Some(openbgpd) = &self.openbgpd {
+            return openbgpd.pids();
+        }
         Ok(self.daemons.iter().map(Daemon::pid).collect())
     }
 
@@ -270,6 +286,10 @@ impl Device {
             daemon.alive()?;
         }
         self.daemons.clear();
+        if let Some(mut openbgpd) = self.openbgpd.take() {
+            openbgpd.alive()?;
+            openbgpd.end()?;
+        }
         self.lab.remove()
     }
 }

@@ -118,16 +118,20 @@ impl Figures {
         let mut table = Table::new();
         table.load_style(ASCII_MARKDOWN);
         let names = columns.iter().map(|column| column.name());
-        let more = ["x BIRD", "x FRR", "target"].map(str::to_owned);
+        let more = ["x BIRD", "x FRR", "x OpenBGPD", "x best", "target"].map(str::to_owned);
         table.set_header(["median of the rounds".to_owned()].into_iter().chain(names).chain(more));
         for row in &self.rows {
             let cell = |column: &Column| match row.median(*column) {
                 Some(value) => format!("{value:.*} {}", row.digits(), row.unit.name()),
                 None => "-".to_owned(),
             };
-            let ratio =
-                |kind| row.ratio(kind).map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
-            let more = [ratio(Kind::Bird), ratio(Kind::Frr), row.target.to_owned()];
+            let others = [Kind::Bird, Kind::Frr, Kind::OpenBgpd].map(|kind| row.ratio(kind));
+            // The largest multiple is that of the best of them.
+            let best = others.into_iter().flatten().max_by(f64::total_cmp);
+            let ratios = others.into_iter().chain([best]);
+            let ratios =
+                ratios.map(|ratio| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")));
+            let more = ratios.chain([row.target.to_owned()]);
             let cells = columns.iter().map(cell);
             table.add_row([row.name.clone()].into_iter().chain(cells).chain(more));
         }
@@ -179,7 +183,7 @@ impl Figures {
             })
             .collect();
         let subtitle = heading.lines().next().unwrap_or_default();
-        svg::draw("BGP: twilld beside BIRD and FRR", subtitle, &charts)
+        svg::draw("BGP: twilld beside BIRD, FRR and OpenBGPD", subtitle, &charts)
     }
 
     fn json(&self, heading: &str) -> Value {
@@ -233,7 +237,11 @@ mod tests {
     #[test]
     fn rows_have_medians_and_ratios() {
         let mut figures = Figures::default();
-        for (kind, values) in [(Kind::Twill, [3.0, 1.0, 2.0]), (Kind::Bird, [8.0, 4.0, 4.0])] {
+        for (kind, values) in [
+            (Kind::Twill, [3.0, 1.0, 2.0]),
+            (Kind::Bird, [8.0, 4.0, 4.0]),
+            (Kind::OpenBgpd, [2.5, 2.5, 2.5]),
+        ] {
             for value in values {
                 let column = Column::Device(kind);
                 figures.add("receive", Unit::Milliseconds, "<= 0.60", column, value);
@@ -241,10 +249,13 @@ mod tests {
         }
         figures.fail("relay", &anyhow::anyhow!("nothing is passed on"));
         let text = figures.text();
-        for part in ["2.0 ms", "4.0 ms", "0.50", "<= 0.60", "* FAILED: relay: nothing is passed on"]
-        {
+        for part in ["2.0 ms", "4.0 ms", "<= 0.60", "* FAILED: relay: nothing is passed on"] {
             assert!(text.contains(part), "no {part} in {text}");
         }
+        let row = text.lines().find(|line| line.contains("receive")).unwrap_or_default();
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        // Of BIRD, of FRR, of OpenBGPD, of the best of them.
+        assert_eq!(cells[5..9], ["0.50", "-", "0.80", "0.80"], "{text}");
         assert!(figures.picture("h").contains("receive"));
     }
 }

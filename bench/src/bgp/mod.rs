@@ -1,4 +1,4 @@
-//! The speaker beside BIRD and FRR: the same scripted peers, in turn, in the same minutes.
+//! The speaker beside BIRD, FRR and OpenBGPD: the same scripted peers, in turn, in the same minutes.
 //!
 //! Promise: every round of every device begins with new namespaces and a new process, and is on the
 //! same links with the same peers, which are this program's and whose messages were made before the
@@ -38,11 +38,14 @@ const FAILOVER_PATIENCE: Duration = Duration::from_secs(5);
 /// After that a device that is not done does not work.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The speaker beside BIRD and FRR.
+/// Rounds of what takes long.
+const FEW: u32 = 3;
+
+/// The speaker beside BIRD, FRR and OpenBGPD.
 #[derive(Debug, Parser)]
 #[command(name = "twill-bench-bgp", version)]
 struct Arguments {
-    /// Rounds; devices take turns in each.
+    /// Rounds; devices take turns in each. What takes long has three at most.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Prefixes of a full table.
@@ -78,9 +81,9 @@ pub fn run() -> Result<()> {
         (arguments.rounds, arguments.prefixes, arguments.large) = (1, 5000, 0);
         (arguments.sessions, arguments.idle) = (vec![20], 1);
     }
-    let kinds = if arguments.alone { vec![Kind::Twill] } else { Kind::installed() };
-    let mut bench = Bench { arguments, kinds, figures: Figures::default(), reflects: Vec::new() };
-    let heading = bench.heading()?;
+    let mut bench =
+        Bench { arguments, kinds: Vec::new(), figures: Figures::default(), reflects: Vec::new() };
+    let heading = bench.choose()?;
     bench.measure()?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{heading}\n\n{}", bench.figures.text())?;
@@ -101,20 +104,36 @@ struct Bench {
 }
 
 impl Bench {
-    fn heading(&self) -> Result<String> {
-        let versions = self
-            .kinds
-            .iter()
-            .map(|kind| Ok(format!("{kind} ({})", kind.version()?)))
-            .collect::<Result<Vec<_>>>()?;
+    /// Takes the devices that are installed, says in a line which are not, and gives the heading.
+    fn choose(&mut self) -> Result<String> {
+        let mut versions = Vec::new();
+        let alone = self.arguments.alone;
+        for kind in Kind::ALL.into_iter().filter(|kind| !alone || *kind == Kind::Twill) {
+            match kind.version() {
+                Ok(version) => {
+                    versions.push(format!("{kind} ({version})"));
+                    self.kinds.push(kind);
+                }
+                // Targets are multiples of BIRD's figures.
+                Err(error) if matches!(kind, Kind::Twill | Kind::Bird) => return Err(error),
+                Err(error) => {
+                    // Nobody may be reading.
+                    let _ = writeln!(std::io::stderr(), "{kind} is left out: {error:#}");
+                    self.figures.note(&format!("{kind} is left out"), &error);
+                }
+            }
+        }
+        let rounds = self.arguments.rounds;
         Ok(format!(
-            "{}; Linux {}, {} processors; {} rounds.\n\nBIRD and FRR are set up as a node's speaker \
-             (BIRD as Calico does it); twilld is the whole daemon. CPU is of all threads until the \
-             device rests.",
+            "{}; Linux {}, {} processors; {rounds} rounds, {} of many sessions, failover and the large \
+             table.\n\nBIRD, FRR and OpenBGPD are set up as a node's speaker (BIRD as Calico does it); \
+             twilld is the whole daemon. OpenBGPD writes no routes to the kernel on Linux, so it is in \
+             the rows that do not look there, with that much less to do. CPU is of all threads until \
+             the device rests.",
             versions.join(", "),
             uname()?.release().to_string_lossy(),
             std::thread::available_parallelism()?,
-            self.arguments.rounds
+            rounds.min(FEW)
         ))
     }
 
@@ -174,7 +193,7 @@ impl Bench {
             return Ok(());
         }
         let program = floor::compile()?;
-        let (rounds, kinds) = (self.arguments.rounds, self.kinds.clone());
+        let (rounds, kinds) = (self.arguments.rounds, with_kernel(&self.kinds));
         self.rounds(&receive, rounds, &kinds, |kind, figures| {
             let received = receive::measure(kind, table, false, PATIENCE)?;
             let column = Column::Device(kind);
@@ -213,14 +232,14 @@ impl Bench {
         let kinds = self.reflects.clone();
         let (rounds, prefixes) = (self.arguments.rounds, self.arguments.prefixes);
         let large = self.arguments.large;
-        for (prefixes, shared, rounds) in [(prefixes, 10, rounds), (large, 5, rounds.min(3))] {
+        for (prefixes, shared, rounds) in [(prefixes, 10, rounds), (large, 5, rounds.min(FEW))] {
             if prefixes == 0 {
                 continue;
             }
             let name = format!("relay {prefixes}, {shared} a set");
             let memory = format!("peak memory, {prefixes} relayed");
             let limit = if prefixes > 500_000 { "<= 1.2 BIRD" } else { "<= 1.5 BIRD" };
-            self.rounds(&name, rounds, &kinds, |kind, figures| {
+            self.rounds(&name, rounds, &with_kernel(&kinds), |kind, figures| {
                 let table = Table { prefixes, shared };
                 let relayed = relay::one_to_one(kind, table, false, PATIENCE)?;
                 let column = Column::Device(kind);
@@ -237,13 +256,17 @@ impl Bench {
                 let table = Table { prefixes, shared };
                 let relayed = relay::one_to_one(kind, table, true, PATIENCE)?;
                 figures.step(&name, "", Column::Device(kind), relayed.step);
+                if !kind.writes_kernel_routes() {
+                    let mib = mebibytes(relayed.peak_kib);
+                    figures.add(&memory, Unit::Mebibytes, limit, Column::Device(kind), mib);
+                }
                 Ok(())
             });
         }
     }
 
     fn sessions(&mut self, sessions: u16) {
-        let rounds = self.arguments.rounds.min(3);
+        let rounds = self.arguments.rounds.min(FEW);
         let prefixes = if sessions >= 1000 { 1 } else { 2 };
         let crowd = Crowd { sessions, prefixes, patience: PATIENCE };
         let kernel = format!("{sessions} sessions, {prefixes} prefixes of each into the kernel");
@@ -258,7 +281,9 @@ impl Bench {
                 let column = Column::Device(kind);
                 let target = "<= 1.0 the best";
                 figures.step(&format!("{name}: Established"), target, column, crowded.established);
-                figures.step(&format!("{name}: converged"), target, column, crowded.converged);
+                if let Some(converged) = crowded.converged {
+                    figures.step(&format!("{name}: converged"), target, column, converged);
+                }
                 let mib = mebibytes(crowded.peak_kib);
                 let memory = format!("{name}: peak memory");
                 figures.add(&memory, Unit::Mebibytes, "", column, mib);
@@ -289,7 +314,7 @@ impl Bench {
     }
 
     fn failover_of(&mut self, failover: Failover) {
-        let (rounds, prefixes) = (self.arguments.rounds.min(3), self.arguments.prefixes);
+        let (rounds, prefixes) = (self.arguments.rounds.min(FEW), self.arguments.prefixes);
         let Failover { cause, shared, compatible } = failover;
         let ways = if shared { "ECMP" } else { "single path" };
         let mode = if compatible { "on" } else { "off" };
@@ -301,6 +326,7 @@ impl Bench {
             // It has no nexthop objects, so the mode is nothing to it.
             Kind::Bird => !compatible && !short,
             Kind::Frr => !short,
+            Kind::OpenBgpd => false,
         };
         let kinds: Vec<Kind> = self.kinds.iter().copied().filter(is_measured).collect();
         self.rounds(&name, rounds, &kinds, |kind, figures| {
@@ -327,7 +353,7 @@ impl Bench {
             return;
         }
         let name = format!("idle with {prefixes} routes, of a core");
-        let kinds = self.kinds.clone();
+        let kinds = with_kernel(&self.kinds);
         self.rounds(&name, 1, &kinds, |kind, figures| {
             let table = Table { prefixes, shared: 250 };
             let share = receive::idle(kind, table, Duration::from_secs(watched), PATIENCE)?;
@@ -350,6 +376,11 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// Those whose routes can be looked for in the kernel.
+fn with_kernel(kinds: &[Kind]) -> Vec<Kind> {
+    kinds.iter().copied().filter(|kind| kind.writes_kernel_routes()).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]

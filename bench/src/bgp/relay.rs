@@ -20,9 +20,9 @@ use super::{
 /// How long a device may take to pass on one route until it is taken for one that passes on none.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// Sessions that are being opened at a time: BIRD's queue of callers holds eight, and a SYN that it
-/// drops comes again after seconds.
-const DIALLING: usize = 8;
+/// Sessions that are being opened at a time: BIRD's queue of callers holds eight, OpenBGPD's five, and a
+/// SYN that it drops comes again after seconds.
+const DIALLING: usize = 5;
 
 /// What came of one round.
 #[derive(Debug, Clone, Copy)]
@@ -92,8 +92,9 @@ pub(crate) struct Crowd {
 pub(crate) struct Crowded {
     /// Until all are Established.
     pub(crate) established: Step,
-    /// From the first announcement until everybody, or the kernel, has everything.
-    pub(crate) converged: Step,
+    /// From the first announcement until everybody, or the kernel, has everything; `None` if that is the
+    /// kernel, and the device writes nothing to it.
+    pub(crate) converged: Option<Step>,
     pub(crate) peak_kib: u64,
 }
 
@@ -127,12 +128,15 @@ impl Crowd {
         let expected = if reflects { u64::from(sum - self.prefixes) } else { 0 };
         let start = Instant::now();
         let _peers = runtime.block_on(self.exchange(peers, messages, expected))?;
-        let mut last = Instant::now();
-        if !reflects {
-            last = kernel::wait_prefixes(device.namespace()?, base + sum, self.patience)?;
-        }
-        let wall = last - start;
-        let converged = Step { wall, cpu: device.cpu_at_rest()? - rested };
+        let last = if reflects {
+            Some(Instant::now())
+        } else if kind.writes_kernel_routes() {
+            Some(kernel::wait_prefixes(device.namespace()?, base + sum, self.patience)?)
+        } else {
+            None
+        };
+        let cpu = device.cpu_at_rest()? - rested;
+        let converged = last.map(|last| Step { wall: last - start, cpu });
         let peak_kib = device.peak_kib()?;
         device.finish()?;
         Ok(Crowded { established, converged, peak_kib })

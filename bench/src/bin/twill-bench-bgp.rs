@@ -1,4 +1,4 @@
-//! `twill-bench-bgp`: the speaker beside BIRD and FRR.
+//! `twill-bench-bgp`: the speaker beside BIRD, FRR and OpenBGPD.
 
 fn main() -> anyhow::Result<()> {
     twill_tests::sandbox::enter()?;
