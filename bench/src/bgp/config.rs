@@ -86,7 +86,7 @@ impl Plan {
     pub(crate) fn bgpd(&self) -> String {
         let mut text = format!(
             "frr defaults datacenter\nlog stdout errors\nrouter bgp {DEVICE_AS}\n bgp router-id \
-             {DEVICE}\n no bgp ebgp-requires-policy\n bgp bestpath as-path multipath-relax\n"
+             {DEVICE}\n coalesce-time 1000\n no bgp ebgp-requires-policy\n bgp bestpath as-path multipath-relax\n"
         );
         for Session { peer, asn, .. } in &self.sessions {
             let _ = writeln!(text, " neighbor {peer} remote-as {asn}");

@@ -173,6 +173,12 @@ impl Device {
         Ok(())
     }
 
+    /// Starts another program in the place of its own.
+    pub(crate) fn launch_other(&mut self, command: &mut Command) -> Result<()> {
+        let dir = self.dir()?;
+        self.spawn(command, &dir)
+    }
+
     fn spawn(&mut self, command: &mut Command, dir: &Path) -> Result<()> {
         let daemon =
             Daemon::start(&self.kind.to_string(), self.namespace()?, command, &dir.join("log"))?;

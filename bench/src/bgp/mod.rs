@@ -6,6 +6,7 @@
 //! and processor time is that of all threads of the device until it has come to rest. What does not
 //! work is said, and makes the run fail. Time never does.
 
+mod bare;
 mod config;
 mod device;
 mod failover;
@@ -24,6 +25,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use nix::sys::utsname::uname;
 
+pub use self::bare::bare_speaker;
 use self::{
     device::Kind,
     failover::{CAUSES, Failover},
@@ -248,14 +250,16 @@ impl Bench {
                 figures.add(&memory, Unit::Mebibytes, limit, column, mib);
                 Ok(())
             });
-            // What is left of it without a kernel, to know both parts.
-            let others: Vec<Kind> =
-                kinds.iter().copied().filter(|kind| *kind != Kind::Twill).collect();
+            // What is left of it without a kernel, to know both parts. A node cannot do without: of it that
+            // is the speaker.
             let name = format!("{name}, kernel routes off");
-            self.rounds(&name, rounds, &others, |kind, figures| {
+            self.rounds(&name, rounds, &kinds, |kind, figures| {
                 let table = Table { prefixes, shared };
-                let relayed = relay::one_to_one(kind, table, true, PATIENCE)?;
-                figures.step(&name, "", Column::Device(kind), relayed.step);
+                let relayed = match kind {
+                    Kind::Twill => relay::bare(table, PATIENCE)?,
+                    other => relay::one_to_one(other, table, true, PATIENCE)?,
+                };
+                figures.step(&name, "<= 1.0 BIRD", Column::Device(kind), relayed.step);
                 if !kind.writes_kernel_routes() {
                     let mib = mebibytes(relayed.peak_kib);
                     figures.add(&memory, Unit::Mebibytes, limit, Column::Device(kind), mib);

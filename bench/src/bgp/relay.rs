@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinSet;
 
 use super::{
+    bare,
     config::{DEVICE, DEVICE_AS, PEERS_AS, Plan, peer_address},
     device::{Device, Kind},
     figures::Step,
@@ -54,7 +55,19 @@ pub(crate) fn one_to_one(
     kernel_off: bool,
     patience: Duration,
 ) -> Result<Relayed> {
-    let device = Device::start(kind, Plan { kernel_off, ..Plan::with_peers(2, true) })?;
+    relay(Device::start(kind, Plan { kernel_off, ..Plan::with_peers(2, true) })?, table, patience)
+}
+
+/// The same of Twill's speaker without its daemon: no kernel, no datastore, nobody who asks it anything.
+pub(crate) fn bare(table: Table, patience: Duration) -> Result<Relayed> {
+    // The links and the clock are those of any program.
+    let mut device = Device::prepare(Kind::Bird, Plan::with_peers(2, true))?;
+    device.launch_other(&mut bare::program(2)?)?;
+    device.wait_ready()?;
+    relay(device, table, patience)
+}
+
+fn relay(device: Device, table: Table, patience: Duration) -> Result<Relayed> {
     let runtimes = [peer::runtime()?, peer::runtime()?];
     let (sender, announcer) = client(0);
     let (receiver, _) = client(1);
