@@ -129,9 +129,9 @@ impl Bench {
         Ok(format!(
             "{}; Linux {}, {} processors; {rounds} rounds, {} of many sessions, failover and the large \
              table.\n\nBIRD, FRR and OpenBGPD are set up as a node's speaker (BIRD as Calico does it); \
-             twilld is the whole daemon. OpenBGPD writes no routes to the kernel on Linux, so it is in \
-             the rows that do not look there, with that much less to do. CPU is of all threads until \
-             the device rests.",
+             twilld is the whole daemon, and its speaker alone where kernel routes are off. OpenBGPD \
+             writes no routes to the kernel on Linux, so it is in the rows that do not look there, with \
+             that much less to do. CPU is of all threads until the device rests.",
             versions.join(", "),
             uname()?.release().to_string_lossy(),
             std::thread::available_parallelism()?,
