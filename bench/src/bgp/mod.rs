@@ -221,7 +221,8 @@ impl Bench {
 
     /// Who passes routes on is found out first: where one does not, it is said once.
     fn relay(&mut self) {
-        if !self.wanted("relay") && !self.wanted("full fan-out") {
+        let crowds = &self.arguments.sessions;
+        if !self.wanted("relay") && !crowds.iter().any(|many| self.wanted(&fan_out(*many))) {
             return;
         }
         for kind in self.kinds.clone() {
@@ -271,10 +272,10 @@ impl Bench {
 
     fn sessions(&mut self, sessions: u16) {
         let rounds = self.arguments.rounds.min(FEW);
-        let prefixes = if sessions >= 1000 { 1 } else { 2 };
+        let prefixes = prefixes_of_each(sessions);
         let crowd = Crowd { sessions, prefixes, patience: PATIENCE };
         let kernel = format!("{sessions} sessions, {prefixes} prefixes of each into the kernel");
-        let fan_out = format!("{sessions} sessions, {prefixes} prefixes of each, full fan-out");
+        let fan_out = fan_out(sessions);
         let (all, reflecting) = (self.kinds.clone(), self.reflects.clone());
         for (name, kinds, reflects) in [(kernel, all, false), (fan_out, reflecting, true)] {
             self.rounds(&name, rounds, &kinds, |kind, figures| {
@@ -380,6 +381,15 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+const fn prefixes_of_each(sessions: u16) -> u32 {
+    if sessions >= 1000 { 1 } else { 2 }
+}
+
+/// The name of what many sessions are told.
+fn fan_out(sessions: u16) -> String {
+    format!("{sessions} sessions, {} prefixes of each, full fan-out", prefixes_of_each(sessions))
 }
 
 /// Those whose routes can be looked for in the kernel.
