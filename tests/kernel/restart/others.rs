@@ -232,9 +232,9 @@ pub(crate) fn openbgpd_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()
     );
     let dir = lab.dir().join("openbgpd");
     let openbgpd = Openbgpd::start(lab.router("tor")?, &config, &dir)?;
-    let (_pod, block) = pod(&mut lab)?;
+    let (pod, block) = pod(&mut lab)?;
     openbgpd.wait_route(&block, NODE, LONG)?;
-    let watch = RouteWatch::start(&lab, "node1")?;
+    let observers = Observers::start(&lab, &pod, &block)?;
     let said = openbgpd.log().len();
     let stale = |wanted: bool| {
         wait_for(&format!("routes with stale={wanted}"), LONG, || {
@@ -254,7 +254,7 @@ pub(crate) fn openbgpd_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()
         restart(&mut lab, name, end)?;
         stale(false)?;
     }
-    watch.nothing_deleted()?;
+    observers.saw_nothing()?;
     let said = openbgpd.log()[said..].to_owned();
     let harm = [": withdraw ", ": flush ", "received notification"];
     ensure!(harm.iter().all(|word| !said.contains(word)), "{said}");
