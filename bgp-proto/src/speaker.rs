@@ -39,6 +39,8 @@ pub struct Speaker {
     next_conn: u64,
     /// When the start is over at the latest; `None` once it is.
     converge_by: Option<Time>,
+    /// When routes are passed on at the latest; `None` once they are.
+    pass_by: Option<Time>,
     configured: bool,
     /// When the last input came whose consequences for routes are not drawn yet.
     unsettled: Option<Time>,
@@ -55,6 +57,7 @@ impl Speaker {
             adj_out: AdjRibsOut::default(),
             jitter: Jitter::new(config.seed),
             converge_by: Some(now + restart::deferral(&config)),
+            pass_by: Some(now + restart::passing(&config)),
             config,
             peers: BTreeMap::new(),
             exchanges: BTreeMap::new(),
@@ -104,7 +107,8 @@ impl Speaker {
         let peers = next.and_then(Peer::next_deadline).into_iter();
         let restarts = self.exchanges.values().flat_map(Exchange::timers);
         let refreshes = self.refreshes.values().map(|deadline| (*deadline, "refresh timer"));
-        let converge = self.converge_by.map(|deadline| (deadline, "selection deferral timer"));
+        let start = self.converge_by.into_iter().chain(self.pass_by);
+        let converge = start.map(|deadline| (deadline, "selection deferral timer"));
         peers.chain(restarts).chain(refreshes).chain(converge).min()
     }
 

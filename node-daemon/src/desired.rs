@@ -161,7 +161,7 @@ pub(crate) fn desired(node: &str, resources: &Snapshot, known: &Known) -> Desire
     desired
 }
 
-/// The sessions of all BGPPeers. There is one with each address: that of a `peerIP` before that of a
+/// The sessions of all BGPPeers. There is one with each address and port: that of a `peerIP` before that of a
 /// `peerSelector`, and of two of a kind the first by name. Each takes the place of the mesh's.
 fn by_peers(
     own: (&Node, Asn),

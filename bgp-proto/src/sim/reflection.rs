@@ -196,7 +196,7 @@ fn a_reflector_that_restarts_defers_its_selection() {
     let told = |net: &Net| net.nodes[0].speaker.peers()[2].prefixes_out;
     let hears = |net: &Net| net.nodes[0].routes.contains_key(&shared);
     net.run_until("the other one's", SECONDS_10, hears);
-    net.run_for(SECONDS_10);
+    net.run_for(Duration::from_secs(1));
     assert_eq!((told(&net), goes_to_1(&net)), (1, true), "nothing but its own");
     net.heal();
     while net.nodes[0].converged.is_none() {
@@ -206,6 +206,33 @@ fn a_reflector_that_restarts_defers_its_selection() {
     assert_eq!(net.nodes[0].converged, Some(vec![]));
     net.run_for(Duration::from_secs(400));
     assert_eq!((told(&net), goes_to_1(&net)), (4, true));
+}
+
+/// Another client is gone for good, so the reflector's start takes its time; but one that has restarted with it
+/// has what it passes on before the kernel routes of its own start go.
+#[test]
+fn a_client_that_restarts_with_its_reflector_loses_no_route() {
+    let asns = [64512; 4];
+    let mut net = star(&asns, 1, &[1, 2, 3]);
+    let hears = |net: &Net| {
+        let found = net.nodes[1].speaker.explain(net.now, block(2));
+        found.is_some_and(|found| !found.paths.is_empty())
+    };
+    net.run_until("all", SECONDS_10, |net| hears(net) && net.nodes[0].routes.len() == 3);
+    for node in [3, 0, 1] {
+        net.kill(node, false);
+    }
+    for node in [0, 1] {
+        net.restart(node, &asns);
+        sessions(&mut net, &asns, 1, &[1, 2, 3], node);
+    }
+    assert!(!hears(&net));
+    // From then on what it has not heard of goes from its kernel.
+    while net.nodes[1].converged.is_none() {
+        assert!(net.step());
+    }
+    assert!(hears(&net), "at {:?}", net.now);
+    assert_eq!(net.nodes[0].converged, None, "it still waits for the one that is gone");
 }
 
 /// Two reflectors of one cluster: nothing goes round between them, and one is enough.

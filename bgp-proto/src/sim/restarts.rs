@@ -90,12 +90,20 @@ fn every_peer_that_helps_is_waited_for() {
 }
 
 /// RFC 4724 section 4.1: one without graceful restart sends no End-of-RIB, and one that restarts may
-/// wait for ours. They get 5 s for what they have in hand, not more.
+/// wait for ours first. They get 5 s for what they have in hand, not more.
 #[test]
 fn who_may_wait_himself_is_not_waited_for() {
     let restarting = Says { restarting: true, ..Says::restart() };
-    for says in [&Says::default(), &restarting] {
+    for (says, reflects) in [
+        (&Says::default(), false),
+        (&restarting, false),
+        (&Says::default(), true),
+        (&restarting, true),
+    ] {
         let mut script = Script::new(&BOTH, 1, |_| {});
+        if reflects {
+            script.input(Input::SetReflection(Some(reflection())));
+        }
         script.wait(SECOND * 3);
         script.connect(1, says);
         assert_eq!(script.converged, None, "its first routes are on the way");
@@ -110,6 +118,11 @@ fn who_may_wait_himself_is_not_waited_for() {
     script.end_of_rib(1, Family::V4);
     script.end_of_rib(1, Family::V6);
     assert_eq!(script.converged, Some(vec![]), "it has said everything");
+}
+
+fn reflection() -> Reflection {
+    let pools = [prefix("10.0.0.0/8")].into();
+    Reflection { cluster_id: Ipv4Addr::new(0, 0, 0, 1), pools }
 }
 
 /// The Selection_Deferral_Timer; who was waited for in vain is named.
@@ -129,9 +142,7 @@ fn who_stays_away_is_waited_for_until_the_timer() {
 #[test]
 fn a_refresh_is_answered_behind_the_end_of_rib() {
     let mut script = Script::new(&BOTH, 2, |_| {});
-    let pools = [prefix("10.0.0.0/8")].into();
-    let reflection = Reflection { cluster_id: Ipv4Addr::new(0, 0, 0, 1), pools };
-    script.input(Input::SetReflection(Some(reflection)));
+    script.input(Input::SetReflection(Some(reflection())));
     script.connect(1, &Says::restart());
     let request = RouteRefresh { family: Family::V4, subtype: RouteRefresh::REQUEST };
     script.send(1, wire::encode_route_refresh(request));

@@ -35,6 +35,10 @@ const LONGEST_RESYNC: Duration = Duration::from_secs(360);
 /// anyone at the most, since there is nothing to keep meanwhile.
 const FIRST_ROUTES: Duration = Duration::from_secs(5);
 
+/// After our restart, routes are passed on no later than this, whoever has not been heard: sooner than a peer that
+/// has restarted, too, gives up what it has of ours from before ([`FIRST_ROUTES`]).
+const PASSING: Duration = Duration::from_secs(4);
+
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// How long a start may wait to have heard everything (the Selection_Deferral_Timer of RFC 4724
@@ -44,6 +48,12 @@ pub(super) fn deferral(config: &SpeakerConfig) -> Duration {
         true => config.selection_deferral.min(FIRST_ROUTES),
         false => config.selection_deferral,
     }
+}
+
+/// How long a start may pass nothing on. A choice out of half of what there is replaces nothing that is kept at a
+/// peer, which gives up only at our End-of-RIB what it was not told again, and that waits for the end of the start.
+pub(super) fn passing(config: &SpeakerConfig) -> Duration {
+    deferral(config).min(PASSING)
 }
 
 /// What is kept beside the session of a peer.
@@ -366,6 +376,9 @@ impl Speaker {
     /// Ends the start once nobody is waited for any more. What is passed on is told then, and that this
     /// was all (RFC 4724 section 4.1).
     pub(super) fn converge(&mut self, now: Time) {
+        if self.pass_by.is_some_and(|deadline| deadline <= now) {
+            self.end_deferral(now);
+        }
         let Some(deadline) = self.converge_by else {
             return;
         };
@@ -377,10 +390,16 @@ impl Speaker {
             let unheard = if self.keeps_old_routes() { unheard } else { Vec::new() };
             self.converge_by = None;
             self.outputs.push_back(Output::Converged { unheard });
-            if self.rib.end_deferral() {
-                self.settle(now);
-            }
+            self.end_deferral(now);
             self.send_owed(now);
+        }
+    }
+
+    /// Tells what is passed on, if nothing was yet.
+    fn end_deferral(&mut self, now: Time) {
+        self.pass_by = None;
+        if self.rib.end_deferral() {
+            self.settle(now);
         }
     }
 
