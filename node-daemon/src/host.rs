@@ -2,6 +2,7 @@
 //! told of, and not changed. What is wrong is a standing problem of the node, a condition and a metric;
 //! `twillctl node check` shows all of it.
 
+mod gather;
 mod verdict;
 
 use std::{
@@ -26,6 +27,7 @@ use twill_k8s_api::Condition;
 use twill_rpc::message::{HostCheck, HostOutcome};
 use twill_types::{Family, error_chain};
 
+pub(crate) use self::gather::gather;
 use self::verdict::{Facts, verdict};
 use crate::{datastore::Snapshot, metrics::Metrics, problems::tell, routes::KernelRoutes};
 

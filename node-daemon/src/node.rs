@@ -34,7 +34,7 @@ use crate::{
     datastore::{Datastore, Reports, Snapshot, new_uid},
     filters::FilterCopy,
     heartbeat,
-    host::Host,
+    host::{Host, gather},
     ipam::{Ipam, View},
     look::Looker,
     metrics::Metrics,
@@ -239,15 +239,17 @@ impl Node<'_> {
         let resources = self.datastore.resources.clone();
         let reports = Arc::clone(&self.datastore.reports);
         let conditions = [wires.conditions.subscribe(), wires.bgp_conditions.subscribe()];
-        let of_host = (self.name.clone(), wires.host_condition.subscribe());
+        let found = watch::Sender::default();
+        let of_host = (self.name.clone(), found.subscribe());
+        let of_node = found.subscribe();
+        endless(tasks, gather(wires.host_condition.subscribe(), found, wires.works()));
         endless(tasks, report_status(reports, resources, conditions, of_host));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         endless(tasks, Arc::clone(&wires.tombstones).watch());
         if let Some(own_node) = &self.datastore.own_node {
             let resources = self.datastore.resources.clone();
-            let host = wires.host_condition.subscribe();
-            endless(tasks, Arc::clone(own_node).run(resources, host, wires.works()));
+            endless(tasks, Arc::clone(own_node).run(resources, of_node, wires.works()));
         }
         let (name, resources) = (self.name.clone(), self.datastore.resources.clone());
         let rules = Arc::clone(&host.rules_changed);

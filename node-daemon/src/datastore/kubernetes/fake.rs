@@ -23,6 +23,8 @@ pub(super) struct Objects {
     pub(super) asked: Vec<(Method, String)>,
     /// Each creation is answered with 409.
     pub(super) is_all_taken: bool,
+    /// What an admission policy refuses, by path and body of the request.
+    pub(super) forbids: Option<fn(&str, &Value) -> bool>,
     version: u64,
 }
 
@@ -62,6 +64,9 @@ impl Objects {
     ) -> (StatusCode, Value) {
         let missing = || (StatusCode::NOT_FOUND, status(404, "NotFound"));
         let conflict = || (StatusCode::CONFLICT, status(409, "Conflict"));
+        if self.forbids.is_some_and(|forbids| forbids(path, body)) {
+            return (StatusCode::FORBIDDEN, status(403, "Forbidden"));
+        }
         match *method {
             Method::POST => {
                 let name = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap());

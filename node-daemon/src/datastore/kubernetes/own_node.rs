@@ -17,7 +17,7 @@ use twill_dataplane::node::prefix_length;
 use twill_k8s_api::Condition;
 use twill_types::{Family, error_chain};
 
-use self::conditions::PACE;
+use self::conditions::PATIENCE;
 use super::access::{Access, ApiError};
 use crate::{
     datastore::{DatastoreError, Snapshot},
@@ -67,14 +67,14 @@ impl ApiNode {
         self.problems.each_ref().map(watch::Sender::subscribe)
     }
 
-    /// Runs for ever. `host` is what was found on the machine; `ready` ends when the network works.
+    /// Runs for ever. `host` is what was found on the machine, gathered; `ready` ends when the network works.
     pub(crate) async fn run(
         self: Arc<Self>,
         resources: watch::Receiver<Arc<Snapshot>>,
         host: watch::Receiver<Option<Condition>>,
         ready: impl Future<Output = ()>,
     ) {
-        let say = self.say(resources.clone(), host, ready, PACE);
+        let say = self.say(resources.clone(), host, ready, PATIENCE);
         tokio::join!(self.keep_addresses(resources), say);
     }
 
@@ -200,6 +200,11 @@ async fn sleep(pause: Option<Duration>) {
 
 fn is_conflict(error: &DatastoreError) -> bool {
     matches!(error, DatastoreError::Api(error) if error.is(409))
+}
+
+/// Whether RBAC or an admission policy is in the way.
+fn is_forbidden(error: &DatastoreError) -> bool {
+    matches!(error, DatastoreError::Api(ApiError::Forbidden { .. }))
 }
 
 /// Calico's annotation for the address of a family.

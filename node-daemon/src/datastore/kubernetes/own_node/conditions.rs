@@ -1,7 +1,7 @@
 //! What a daemon says in the conditions of its own Node: that its network works, and whether anything on
 //! the machine is in the way of pods' packets. Written when it changes.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, slice, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use kube::api::{Patch, PatchParams};
@@ -11,7 +11,7 @@ use tracing::info;
 use twill_k8s_api::{Condition, ConditionStatus};
 use twill_types::error_chain;
 
-use super::{AGAIN, ApiNode, is_conflict};
+use super::{AGAIN, ApiNode, is_conflict, is_forbidden};
 use crate::{
     datastore::{DatastoreError, Snapshot},
     problems,
@@ -21,28 +21,19 @@ use crate::{
 const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 const IS_UP: &str = "TwillIsUp";
 
-/// When what was found on the machine is written.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
-    /// How long it waits for the network to work: some of it is put right at a start, and what keeps the
-    /// network from working is to be told all the same.
-    patience: Duration,
-    /// For how long changes of it are gathered: each write goes to whoever watches Nodes.
-    gather: Duration,
-}
-
-pub(super) const PACE: Pace =
-    Pace { patience: Duration::from_secs(60), gather: Duration::from_secs(10) };
+/// How long what was found on the machine waits for the network to work: some of it is put right at a start,
+/// and what keeps the network from working is to be told all the same.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 impl ApiNode {
     /// Says it, and once more of a Node that is made again: that says of itself what its maker says, and may
-    /// keep pods away. `ready` ends when the network works.
+    /// keep pods away. `ready` ends when the network works, and `host` is gathered already.
     pub(super) async fn say(
         &self,
         mut resources: watch::Receiver<Arc<Snapshot>>,
         mut host: watch::Receiver<Option<Condition>>,
         ready: impl Future<Output = ()>,
-        Pace { patience, gather }: Pace,
+        patience: Duration,
     ) {
         let mut ready = pin!(ready);
         let mut is_up = timeout(patience, &mut ready).await.is_ok();
@@ -62,6 +53,14 @@ impl ApiNode {
                         problems::tell(&self.problems[1], Vec::new());
                     }
                     Err(error) => {
+                        let up = wanted.split_first().filter(|_| is_up);
+                        if let Some((up, [_, ..])) = up
+                            && is_forbidden(&error)
+                        {
+                            // A policy of before there was the other condition refuses both, and
+                            // without this one a node of a cloud takes no pods.
+                            drop(self.set_conditions(slice::from_ref(up)).await);
+                        }
                         if !is_conflict(&error) {
                             problems::tell(&self.problems[1], vec![error_chain(&error)]);
                         }
@@ -72,12 +71,7 @@ impl ApiNode {
             }
             let changed = tokio::select! {
                 changed = resources.changed() => changed,
-                changed = host.changed() => {
-                    if changed.is_ok() {
-                        tokio::time::sleep(gather).await;
-                    }
-                    changed
-                }
+                changed = host.changed() => changed,
                 () = &mut ready, if !is_up => {
                     is_up = true;
                     Ok(())
@@ -152,7 +146,7 @@ mod tests {
 
     use super::{super::super::fake::Fake, *};
 
-    const SOON: Pace = Pace { patience: Duration::ZERO, gather: Duration::ZERO };
+    const SOON: Duration = Duration::ZERO;
 
     fn node(status: &Value) -> Node {
         serde_json::from_value(json!({"metadata": {"name": "n1"}, "status": status})).unwrap()
@@ -234,18 +228,35 @@ mod tests {
         said(&fake, &["TwillDataplaneReady=False/ChecksFailed"]).await;
         let asked = || fake.with(|objects| objects.asked.len());
         let before = asked();
-        // What comes and goes within the time in which changes are gathered is not written.
-        host.send_replace(None);
-        host.send_replace(Some(condition));
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(asked(), before);
         host.send_replace(Some(Condition::holds("TwillDataplaneReady", "ChecksPass", "")));
         said(&fake, &["TwillDataplaneReady=True/ChecksPass"]).await;
         assert_eq!(asked(), before + 2, "it is read, and written once");
         drop(host);
         task.await.unwrap();
+    }
+
+    /// A policy of an older release knows one of the conditions alone.
+    #[tokio::test]
+    async fn a_policy_that_refuses_what_was_found_does_not_keep_pods_away() {
+        let fake = Fake::default();
+        make(&fake, "u1");
+        fake.with(|objects| {
+            objects.forbids = Some(|_, body| body.to_string().contains("TwillDataplaneReady"));
+        });
+        let resources = watch::Sender::new(snapshot("u1"));
+        let checked = Condition::holds("TwillDataplaneReady", "ChecksPass", "");
+        let host = watch::Sender::new(Some(checked));
+        let own_node = Arc::new(ApiNode::new(&fake.access(), "n1"));
+        let [_, mut problems] = own_node.problems();
+        let (of_node, of_host) = (resources.subscribe(), host.subscribe());
+        let saying = Arc::clone(&own_node);
+        let task = tokio::spawn(async move { saying.say(of_node, of_host, ready(()), SOON).await });
+        said(&fake, &["NetworkUnavailable=False/TwillIsUp"]).await;
+        // What is refused is told as long as it is.
+        let told = problems.wait_for(|problems| !problems.is_empty());
+        let told = timeout(Duration::from_secs(20), told).await.unwrap().unwrap().join(" ");
+        assert!(told.contains("may not patch nodes/n1/status"), "{told}");
+        task.abort();
     }
 
     #[test]
