@@ -75,6 +75,21 @@ pub(crate) fn the_network_is_of_the_values(api: &ApiServer) -> Result<()> {
     Ok(())
 }
 
+/// The values of an older release hide the defaults of this chart, where `--reuse-values` has them. A daemon without
+/// rights, or a network configuration that nothing can read, would come of that.
+pub(crate) fn what_there_is_no_doing_without_has_to_have_a_value(api: &ApiServer) -> Result<()> {
+    let chart = chart();
+    for name in ["node.capabilities", "cni.versions", "cni.assignIPv4", "cni.assignIPv6"] {
+        let setting = format!("{name}=null");
+        let template = ["template", "twill", &chart, RELEASE, "--set", &setting];
+        let (succeeded, said) = helm(api, &template)?;
+        let is_told = said.contains(&format!("{name} has no value"))
+            && said.contains("take --reset-then-reuse-values");
+        ensure!(!succeeded && is_told, "{name}: {said}");
+    }
+    Ok(())
+}
+
 /// Rights, the pace of an upgrade, and the ports that keep two of a kind off one node.
 pub(crate) fn pods_are_of_the_values(api: &ApiServer) -> Result<()> {
     let settings = [
@@ -170,6 +185,16 @@ pub(crate) fn what_uninstalls_is_as_what_was_installed(api: &ApiServer) -> Resul
         ["--set", "imagePullSecrets[0].name=pull"],
     ];
     let found = rendered(api, "leave", &settings.concat())?;
+    let forced = [&settings.concat()[..], &["--set", "uninstallForce=true"]].concat();
+    let forced = rendered(api, "force", &forced)?;
+    let stays = [("initContainers", &[][..]), ("containers", &["--stay"][..])];
+    for (objects, force) in [(&found, &[][..]), (&forced, &["--force"][..])] {
+        let leave = pod(of(objects, "DaemonSet", "twill-uninstall")?);
+        for (containers, stay) in stays {
+            let wanted = [&["/usr/bin/twilld", "--role", "uninstall"][..], force, stay].concat();
+            ensure!(leave[containers][0]["command"] == json!(wanted), "{leave}");
+        }
+    }
     let pods: Vec<_> = found.values().filter(|o| o["spec"]["template"].is_object()).collect();
     ensure!(pods.len() == 1, "{:?}", found.keys());
     let leave = of(&found, "DaemonSet", "twill-uninstall")?;

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         install::the_manifest_can_be_applied_again,
         packages::kustomize_and_helm_write_the_objects_of_the_manifest,
         chart::the_network_is_of_the_values,
+        chart::what_there_is_no_doing_without_has_to_have_a_value,
         chart::pods_are_of_the_values,
         chart::a_namespace_has_to_allow_our_pods,
         chart::what_uninstalls_is_as_what_was_installed,

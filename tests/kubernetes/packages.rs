@@ -159,7 +159,9 @@ pub(crate) fn a_release_leaves_definitions_and_pools(_: &ApiServer) -> Result<()
     kubectl.run(&["get", "-f", &manifest.to_string_lossy()])?;
 
     let daemon_sets = || kubectl.run(&["get", "daemonset", "-n", "twill-system", "-o", "name"]);
-    helm_done(&api, &[&upgrade[..], &["--reuse-values", "--set", "uninstall=true"]].concat())?;
+    let leave = ["--reset-then-reuse-values", "--set", "uninstall=true"];
+    let notes = helm_done(&api, &[&upgrade[..], &leave].concat())?;
+    ensure!(notes.contains("drain first") && notes.contains("uninstallForce=true"), "{notes}");
     ensure!(daemon_sets()?.trim() == "daemonset.apps/twill-uninstall", "{}", daemon_sets()?);
     helm_done(&api, &["uninstall", "twill"])?;
     let left = kubectl.run(&["get", "daemonset,deployment,configmap", "-n", "twill-system"])?;

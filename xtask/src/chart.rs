@@ -52,7 +52,10 @@ const DAEMON_SET: Changes = &[
         "updateStrategy: {{ toJson .Values.node.updateStrategy }}",
     ),
     SELINUX,
-    ("add: [NET_ADMIN, NET_BIND_SERVICE]", "add: {{ toJson .Values.node.capabilities }}"),
+    (
+        "add: [NET_ADMIN, NET_BIND_SERVICE]",
+        "add: {{ toJson (required (include \"twill.unset\" \"node.capabilities\") .Values.node.capabilities) }}",
+    ),
     // It asks the API server, too.
     (
         "command: [/usr/bin/twilld, --role, install]\n",
@@ -109,6 +112,7 @@ const UNINSTALL: Changes = &[
         "nodeSelector: {{ toJson .Values.node.nodeSelector }}",
     ),
     ("tolerations: [{operator: Exists}]", "tolerations: {{ toJson .Values.node.tolerations }}"),
+    ("--role, uninstall", "--role, uninstall{{ if .Values.uninstallForce }}, --force{{ end }}"),
     SELINUX,
     BIN_DIR,
     CONF_DIR,
@@ -118,12 +122,18 @@ const UNINSTALL: Changes = &[
 const CONFLIST: Changes = &[
     (
         "[\"1.0.0\", \"1.1.0\"]",
-        "[{{ range $at, $version := .Values.cni.versions }}\
+        "[{{ range $at, $version := required (include \"twill.unset\" \"cni.versions\") .Values.cni.versions }}\
      {{ if $at }}, {{ end }}{{ $version | quote }}{{ end }}]",
     ),
     ("\"mtu\": 0,", "\"mtu\": {{ .Values.cni.mtu | int }},"),
-    ("\"assignIPv4\": true", "\"assignIPv4\": {{ .Values.cni.assignIPv4 }}"),
-    ("\"assignIPv6\": false", "\"assignIPv6\": {{ .Values.cni.assignIPv6 }}"),
+    (
+        "\"assignIPv4\": true",
+        "\"assignIPv4\": {{ required (include \"twill.unset\" \"cni.assignIPv4\") .Values.cni.assignIPv4 }}",
+    ),
+    (
+        "\"assignIPv6\": false",
+        "\"assignIPv6\": {{ required (include \"twill.unset\" \"cni.assignIPv6\") .Values.cni.assignIPv6 }}",
+    ),
     (
         "        }\n      ]\n",
         "        }\n        {{- range .Values.cni.chained }},\n        {{ toJson . }}\n        \
