@@ -1,5 +1,6 @@
 //! A proxy before the API server: `proxy-url` of a kubeconfig, which is as good as an order, or `HTTPS_PROXY` but
-//! for what `NO_PROXY` excludes. As client-go has it, in a pod as well, and never for an address of the host itself.
+//! for what `NO_PROXY` excludes. As client-go has it, in a pod as well, and never for an address of the host itself;
+//! but `.NAME` excludes NAME too.
 //! kube's own reading compares `NO_PROXY` with the proxy, where it should with the API server.
 
 use std::{fmt, net::IpAddr};
@@ -10,6 +11,9 @@ use hyper_util::client::{
     proxy::matcher::{Intercept, Matcher},
 };
 use kube::config::Kubeconfig;
+
+/// The port of a server that names none.
+const HTTPS: u16 = 443;
 
 /// A proxy, and who names it.
 #[derive(Debug)]
@@ -87,7 +91,10 @@ impl Proxy {
             Some("socks5" | "socks5h") => Scheme::Socks5,
             _ => return Err(UnusableProxy { origin }),
         };
-        let but = Matcher::builder().all(url).no(excluded).build();
+        let but = match excluded_hosts(excluded, server.port_u16().unwrap_or(HTTPS)) {
+            Some(hosts) => Matcher::builder().all(url).no(hosts.join(",")).build(),
+            None => return Ok(None),
+        };
         Ok(but.intercept(server).map(|at| Self { at, scheme, origin }))
     }
 
@@ -119,6 +126,30 @@ impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.at.uri(), self.origin)
     }
+}
+
+/// The hosts that `NO_PROXY` excludes, as the matcher reads them; `None` if it is all. The matcher knows neither
+/// ports nor `*.NAME`, which Go does, and compares `*` with names only.
+fn excluded_hosts(excluded: &str, port: u16) -> Option<Vec<&str>> {
+    let mut hosts = Vec::new();
+    for entry in excluded.split(',').map(str::trim) {
+        if entry == "*" {
+            return None;
+        }
+        let (host, of_port) = match entry.rsplit_once(':') {
+            Some((host, of_port)) if !host.contains(':') || host.ends_with(']') => {
+                (host, Some(of_port))
+            }
+            // An address of IPv6.
+            _ => (entry, None),
+        };
+        if of_port.is_none_or(|of_port| of_port.parse() == Ok(port)) {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let below = host.strip_prefix('*').filter(|below| below.starts_with('.'));
+            hosts.push(below.unwrap_or(host));
+        }
+    }
+    Some(hosts)
 }
 
 /// Go's rule, which is that of all other components.
@@ -174,6 +205,24 @@ mod tests {
             (None, SERVER, &[upper, ("NO_PROXY", "b,192.0.2.0/24")], UPPER),
             (None, "https://api.a.example", &[upper, ("NO_PROXY", ".a.example")], "none"),
             (None, "https://[fd00::1]:6443", &[upper, ("NO_PROXY", "fd00::/8")], "none"),
+            // All of them, as a name and as the address that a pod has.
+            (None, "https://api.a.example", &[upper, ("NO_PROXY", "*")], "none"),
+            (None, SERVER, &[upper, ("NO_PROXY", "*")], "none"),
+            (None, "https://[fd00::1]:6443", &[upper, ("NO_PROXY", "b.example, *")], "none"),
+            // With a port it is about that one.
+            (None, SERVER, &[upper, ("NO_PROXY", "10.0.0.1:6443")], "none"),
+            (None, SERVER, &[upper, ("NO_PROXY", "10.0.0.1:443")], UPPER),
+            (None, "https://10.0.0.1", &[upper, ("NO_PROXY", "10.0.0.1:443")], "none"),
+            (None, "https://[fd00::1]:6443", &[upper, ("NO_PROXY", "[fd00::1]:6443")], "none"),
+            (None, "https://[fd00::1]:6443", &[upper, ("NO_PROXY", "[fd00::1]:443")], UPPER),
+            (None, "https://[fd00::1]:6443", &[upper, ("NO_PROXY", "fd00::1")], "none"),
+            (None, "https://api.a.example", &[upper, ("NO_PROXY", "a.example:443")], "none"),
+            (None, "https://api.a.example", &[upper, ("NO_PROXY", "a.example:6443")], UPPER),
+            // Names below a name.
+            (None, "https://api.a.example", &[upper, ("NO_PROXY", "*.a.example")], "none"),
+            (None, "https://api.a.example", &[upper, ("NO_PROXY", "*.a.example:443")], "none"),
+            (None, "https://api.b.example", &[upper, ("NO_PROXY", "*.a.example")], UPPER),
+            (None, SERVER, &[upper, ("NO_PROXY", "*.0.0.1")], UPPER),
             // Of the host itself, and without TLS.
             (None, "https://localhost:6443", &[upper], "none"),
             (None, "https://127.1.2.3:6443", &[upper], "none"),
