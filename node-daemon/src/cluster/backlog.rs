@@ -92,7 +92,7 @@ impl Backlog {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeSet, time::Duration};
 
     use proptest::prelude::*;
     use serde_json::Value;
@@ -152,79 +152,97 @@ mod tests {
         /// One that broke off.
         Part(Vec<u8>),
         Failed,
+        Resumed,
     }
 
-    fn told() -> impl Strategy<Value = Told> {
+    /// Of these two the world keeps the metadata as they are.
+    const LISTS: [List; 2] = [List::Nodes, List::Claims];
+
+    fn told() -> impl Strategy<Value = (List, Told)> {
         let names = || proptest::collection::vec(0u8..4, 0..4);
-        prop_oneof![
+        let told = prop_oneof![
             (0u8..4).prop_map(Told::There),
             (0u8..4).prop_map(Told::Gone),
             names().prop_map(Told::List),
             names().prop_map(Told::Part),
             Just(Told::Failed),
-        ]
+            Just(Told::Resumed),
+        ];
+        (proptest::sample::select(&LISTS[..]), told)
     }
 
-    /// Nothing but a list is told between the beginning of one and its end.
-    fn news(first_version: u64, is_listing: &mut bool, told: &[Told]) -> Vec<News> {
+    /// Nothing but a list is told by a watch between the beginning of one and its end.
+    fn news(
+        first_version: u64,
+        listing: &mut BTreeSet<List>,
+        told: &[(List, Told)],
+    ) -> Vec<(List, News)> {
         let mut all = Vec::new();
-        for (version, told) in (first_version..).zip(told) {
-            let node = |n: &u8| node(&format!("n{n}"), version);
+        for (version, (of, told)) in (first_version..).zip(told) {
+            let node = |n: &u8| {
+                let mut told = object(*of, &format!("n{n}"), Value::Null);
+                told.metadata.resource_version = Some(version.to_string());
+                told
+            };
             let list = |names: &[u8]| {
                 let items = names.iter().map(|name| event(Event::InitApply(node(name))));
                 std::iter::once(event(Event::Init)).chain(items).collect::<Vec<_>>()
             };
-            match told {
-                Told::There(_) | Told::Gone(_) if *is_listing => {}
-                Told::There(name) => all.push(event(Event::Apply(node(name)))),
-                Told::Gone(name) => all.push(event(Event::Delete(node(name)))),
+            let news = match told {
+                Told::There(_) | Told::Gone(_) if listing.contains(of) => continue,
+                Told::There(name) => vec![event(Event::Apply(node(name)))],
+                Told::Gone(name) => vec![event(Event::Delete(node(name)))],
                 Told::List(names) => {
-                    all.extend(list(names));
-                    all.push(event(Event::InitDone));
-                    *is_listing = false;
+                    listing.remove(of);
+                    list(names).into_iter().chain([event(Event::InitDone)]).collect()
                 }
                 Told::Part(names) => {
-                    all.extend(list(names));
-                    *is_listing = true;
+                    listing.insert(*of);
+                    list(names)
                 }
                 Told::Failed => {
-                    all.push(News::Failed { text: "away".to_owned(), refused: false });
+                    vec![News::Failed { text: format!("away: {version}"), refused: false }]
                 }
-            }
+                Told::Resumed => vec![News::Resumed],
+            };
+            all.extend(news.into_iter().map(|news| (*of, news)));
         }
         all
+    }
+
+    /// What a world has of these lists.
+    fn known(world: &World) -> impl PartialEq + std::fmt::Debug {
+        let claims = world.claims.iter().map(|(name, entry)| (name.clone(), entry.meta.clone()));
+        let is_known = LISTS.map(|list| (world.is_current(list), world.is_complete(list)));
+        (world.nodes.clone(), claims.collect::<BTreeMap<_, _>>(), world.faults(), is_known)
     }
 
     proptest! {
         #[test]
         fn what_is_dropped_makes_no_difference(
-            before in proptest::collection::vec(told(), 0..4),
-            during in proptest::collection::vec(told(), 0..12),
+            before in proptest::collection::vec(told(), 0..8),
+            during in proptest::collection::vec(told(), 0..24),
         ) {
             let (mut one_by_one, mut gathered) = (World::default(), World::default());
-            let mut is_listing = [false; 2];
+            let mut listing = [BTreeSet::new(), BTreeSet::new()];
             let worlds = [&mut one_by_one, &mut gathered];
-            for (world, is_listing) in worlds.into_iter().zip(&mut is_listing) {
-                let before = news(1, is_listing, &before);
-                for news in before {
-                    world.take(List::Nodes, news);
+            for (world, listing) in worlds.into_iter().zip(&mut listing) {
+                for (list, news) in news(1, listing, &before) {
+                    world.take(list, news);
                 }
             }
             let mut backlog = Backlog::default();
-            let [ones, others] =
-                is_listing.each_mut().map(|is_listing| news(100, is_listing, &during));
-            for (one, other) in ones.into_iter().zip(others) {
-                one_by_one.take(List::Nodes, one);
-                backlog.add(List::Nodes, other);
+            let [ones, others] = listing.each_mut().map(|listing| news(100, listing, &during));
+            for ((list, one), (_, other)) in ones.into_iter().zip(others) {
+                one_by_one.take(list, one);
+                backlog.add(list, other);
             }
-            prop_assert!(backlog.news.len() <= 3 * 4 + 4, "{}", backlog.news.len());
+            let most = LISTS.len() * (3 * 4 + 4);
+            prop_assert!(backlog.news.len() <= most, "{}", backlog.news.len());
             for (list, news) in backlog.take() {
                 gathered.take(list, news);
             }
-            prop_assert_eq!(&one_by_one.nodes, &gathered.nodes);
-            prop_assert_eq!(one_by_one.faults(), gathered.faults());
-            let is_current = [&one_by_one, &gathered].map(|world| world.is_current(List::Nodes));
-            prop_assert_eq!(is_current[0], is_current[1]);
+            prop_assert_eq!(known(&one_by_one), known(&gathered));
         }
     }
 }
