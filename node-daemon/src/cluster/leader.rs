@@ -459,7 +459,7 @@ fn gauges(
     let mut faults: BTreeMap<FaultLabels, u64> = BTreeMap::new();
     for wanted in wanted {
         let bad = wanted.after.iter().map(|stated| &stated.condition).filter(|c| c.is_bad());
-        for condition in bad {
+        for condition in bad.filter(|bad| !of_nodes::is_ordinary(wanted.list, bad)) {
             let labels = FaultLabels {
                 kind: wanted.list.kind(),
                 condition: condition.kind.clone(),
@@ -610,6 +610,24 @@ mod tests {
         assert_eq!(conditions[0].reason, "NoBlock");
         add(&mut conditions, Condition::fails("Allocatable", "Disabled", ""));
         assert_eq!((conditions.len(), conditions[0].reason.as_str()), (1, "Disabled"));
+    }
+
+    #[test]
+    fn a_request_that_is_over_is_no_fault() {
+        let mut objects =
+            vec![(List::Pools, object(List::Pools, "a", json!({"cidr": "nonsense"})))];
+        for (name, status) in [("r1", json!({"refused": "no"})), ("r2", json!({"returned": true}))]
+        {
+            let mut request = object(List::Requests, name, json!({"node": "n1", "owner": "n2"}));
+            request.data["status"] = status;
+            objects.push((List::Requests, request));
+        }
+        let world = samples::world(&objects);
+        let wanted = wanted(&world, &BTreeMap::new(), "now");
+        assert_eq!(wanted.len(), 3, "they are said");
+        let faults = gauges(&world, &wanted, &BTreeMap::new(), 0).faults;
+        let faults: Vec<_> = faults.iter().map(|(of, count)| (of.kind, *count)).collect();
+        assert_eq!(faults, [("IPPool", 1)]);
     }
 
     #[test]

@@ -77,6 +77,11 @@ fn granted(request: &RequestEntry) -> Condition {
     Condition { status, ..Condition::holds("Granted", "Waiting", text) }
 }
 
+/// Whether bad news of an object is no fault of anything: what becomes of each request in time.
+pub(super) fn is_ordinary(list: List, condition: &Condition) -> bool {
+    list == List::Requests && matches!(condition.reason.as_str(), "Refused" | "Returned")
+}
+
 /// A daemon fills the object of its node's name with what it makes of objects, and none with what Calico's
 /// classes ask for.
 fn unfilled(entry: &NodeEntry) -> Option<Condition> {

@@ -84,16 +84,17 @@ impl ApiClaims {
         }
     }
 
-    /// Removes a request of this node that its owner has said the last word about.
-    fn remove_request(&self, name: &str) -> Result<(), ApiError> {
-        let Some(known) = self.told(name) else { return Ok(()) };
+    /// Removes a request of this node that its owner has said the last word about; `false` if somebody has
+    /// written into it meanwhile, as the controller does when it says what became of it.
+    fn remove_request(&self, name: &str) -> Result<bool, ApiError> {
+        let Some(known) = self.told(name) else { return Ok(true) };
         let is_gone = || {
             self.requests.send_modify(|all| Arc::make_mut(all).removed(name, &known.uid));
         };
         // As it is now: out of the copy it has neither version nor finalizers.
         let Some(told) = self.find_request(name)?.filter(|told| told.uid == known.uid) else {
             is_gone();
-            return Ok(());
+            return Ok(true);
         };
         let what = format!("blockrequests/{name}");
         let found = Found {
@@ -109,12 +110,13 @@ impl ApiClaims {
                 .map_or(Ok(()), |request| self.access.ask("delete", what, request))
         });
         match gone {
+            Err(error) if error.is(409) => return Ok(false),
             Err(error) if !error.is(404) => return Err(error),
             // Gone already, by hand or with its finalizer.
             Ok(()) | Err(_) => {}
         }
         is_gone();
-        Ok(())
+        Ok(true)
     }
 
     /// Writes the delegations of a claim over what they were when it was read.
@@ -202,7 +204,11 @@ impl Lending for ApiClaims {
 
     fn settle(&self) -> Result<(), DatastoreError> {
         let settled = self.requests.borrow().settled();
-        Ok(settled.iter().try_for_each(|name| self.remove_request(name))?)
+        for name in &settled {
+            // One that was written meanwhile comes again with the news of that.
+            self.remove_request(name)?;
+        }
+        Ok(())
     }
 
     fn confirm(&self, part: &Delegation) -> Result<(), DatastoreError> {
@@ -266,8 +272,9 @@ impl Lending for ApiClaims {
     fn give_up(&self, name: &str, spec: &BlockRequestSpec) -> Result<(), DatastoreError> {
         let is_own = spec.node == self.node;
         let is_settled = self.told(name).is_some_and(|told| told.outcome().refused.is_some());
-        if is_own && is_settled {
-            return Ok(self.remove_request(name)?);
+        // One that was written meanwhile is returned, so that `settle` finds it.
+        if is_own && is_settled && self.remove_request(name)? {
+            return Ok(());
         }
         if is_own {
             self.requests.send_modify(|known| Arc::make_mut(known).set_returning(name));
@@ -304,3 +311,6 @@ impl Lending for ApiClaims {
         Ok(Some(found))
     }
 }
+
+#[cfg(test)]
+mod tests;
