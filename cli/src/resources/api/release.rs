@@ -100,7 +100,8 @@ impl ApiServer {
 
     /// Ends what a node has asked others for. First it is said to be returned, so that no owner enters any more of
     /// it; then the parts are taken off the claims, if no owner has been faster; then the requests go, which an
-    /// owner would wait with for a word of its own.
+    /// owner would wait with for a word of its own. An owner that had read the request before all that may enter the
+    /// part after it, so claims are looked at once more in the end.
     fn settle_own_requests(
         &self,
         node: &str,
@@ -112,15 +113,8 @@ impl ApiServer {
             let metadata = json!({"uid": request["metadata"]["uid"]});
             self.say(place, request, &metadata, &json!({"returned": true}))?;
         }
-        for (_, claim) in &lenders {
-            let parts = parts(claim).filter(|part| part["node"] == *node);
-            let cidr = |part: &Value| part["cidr"].as_str()?.parse::<Block>().ok();
-            released.parts.extend(parts.filter_map(cidr));
-        }
-        let mut attempts = 0..ATTEMPTS;
-        while !self.take_parts_back(node)? {
-            attempts.next().ok_or(ResourceError::Conflict)?;
-        }
+        note_parts(&lenders, node, released);
+        self.take_all_parts_back(node)?;
         for (place, request) in &asked {
             // Also if its owner has written its last word into it meanwhile.
             let mut request = request.clone();
@@ -128,6 +122,19 @@ impl ApiServer {
             let held = Held { place, object: &request, finalizer: REQUEST_FINALIZER };
             self.take_away(&held, None)?;
             released.requests += 1;
+        }
+        if asked.is_empty() {
+            return Ok(());
+        }
+        note_parts(&self.lenders(node)?, node, released);
+        self.take_all_parts_back(node)
+    }
+
+    /// Takes the parts of a node off others' claims, which their owners may write at the same moment.
+    fn take_all_parts_back(&self, node: &str) -> Result<(), ResourceError> {
+        let mut attempts = 0..ATTEMPTS;
+        while !self.take_parts_back(node)? {
+            attempts.next().ok_or(ResourceError::Conflict)?;
         }
         Ok(())
     }
@@ -189,28 +196,34 @@ impl ApiServer {
             }
             let as_read =
                 json!({"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]});
-            self.say(place, request, &as_read, &json!({"refused": NOT_OURS}))?;
-            released.requests += 1;
+            if self.say(place, request, &as_read, &json!({"refused": NOT_OURS}))? {
+                released.requests += 1;
+            }
         }
         Ok(())
     }
 
-    /// Writes into the status of a request.
+    /// Writes into the status of a request; `false` if there is none any more.
     fn say(
         &self,
         place: &Place,
         request: &Value,
         metadata: &Value,
         status: &Value,
-    ) -> Result<(), ResourceError> {
+    ) -> Result<bool, ResourceError> {
         let name = request["metadata"]["name"].as_str().unwrap_or_default();
         let patch = Patch::Merge(json!({"metadata": metadata, "status": status}));
         let (api, params) = (self.api(place), params());
         let call = api.patch_status(name, &params, &patch);
-        self.ask(self.request("patch", place, &format!("{name}/status")), call).map(drop)
+        match self.ask(self.request("patch", place, &format!("{name}/status")), call) {
+            Ok(_) => Ok(true),
+            Err(ResourceError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Takes the finalizer off and deletes, if the object is the one that was read still.
+    /// Takes the finalizer off and deletes, if the object is the one that was read still. One that is gone by
+    /// then is what was wanted.
     fn take_away(&self, held: &Held<'_>, spec: Option<Value>) -> Result<(), ResourceError> {
         let Held { place, object, finalizer } = held;
         let metadata = &object["metadata"];
@@ -226,7 +239,11 @@ impl ApiServer {
         }
         let api = self.api(place);
         let patch = Patch::Merge(bare);
-        self.ask(self.request("patch", place, name), api.patch(name, &params(), &patch))?;
+        match self.ask(self.request("patch", place, name), api.patch(name, &params(), &patch)) {
+            Ok(_) => {}
+            Err(ResourceError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
         let uid = metadata["uid"].as_str().map(str::to_owned);
         let params = DeleteParams {
             preconditions: Some(Preconditions { uid, resource_version: None }),
@@ -262,6 +279,20 @@ fn parts(claim: &Value) -> impl Iterator<Item = &Value> {
     claim["spec"]["delegations"].as_array().into_iter().flatten()
 }
 
+/// Tells which parts of these claims a node has, once each.
+fn note_parts(lenders: &[(Place, Value)], node: &str, released: &mut IpamNodeReleased) {
+    let of_node = lenders.iter().flat_map(|(_, claim)| parts(claim));
+    let of_node = of_node.filter(|part| part["node"] == *node);
+    for cidr in of_node.filter_map(|part| part["cidr"].as_str()?.parse::<Block>().ok()) {
+        if !released.parts.contains(&cidr) {
+            released.parts.push(cidr);
+        }
+    }
+}
+
 fn params() -> PatchParams {
     PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use twill_types::error_chain;
 use super::*;
 
 /// A client of whatever listens on this port of the loopback.
-fn client(port: u16) -> (tempfile::TempDir, ApiServer) {
+pub(super) fn client(port: u16) -> (tempfile::TempDir, ApiServer) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("kubeconfig");
     let text = format!(
