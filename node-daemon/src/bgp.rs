@@ -11,6 +11,7 @@ use std::{
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinHandle, block_in_place},
+    time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 use twill_bgp_proto::{
@@ -39,6 +40,8 @@ use crate::{
 /// everything (RFC 4724 section 4.1). The slowest peer that was tried is back after 5 s; who takes
 /// longer than this is taken for gone.
 const SELECTION_DEFERRAL: Duration = Duration::from_secs(30);
+/// A copy of the filters that could not be read or written is tried again after this time.
+pub(crate) const COPY_AGAIN: Duration = Duration::from_secs(60);
 /// Next hops that one route uses at once.
 const MAX_PATHS: usize = 16;
 
@@ -63,6 +66,8 @@ pub(crate) struct Bgp {
     pub(crate) resources: watch::Receiver<Arc<Snapshot>>,
     /// The filters that sessions went by last.
     pub(crate) filters: FilterCopy,
+    /// After this time `filters` are read or written again that could not be.
+    pub(crate) patience: Duration,
     /// Blocks that are claimed and confirmed; `None` until the claims have been read.
     pub(crate) owned: watch::Receiver<Option<OwnedBlocks>>,
     /// What is announced of the cluster's services; `None` until it may be acted upon.
@@ -91,18 +96,22 @@ impl Bgp {
             return Ok(());
         }
         let mut task = None;
-        let mut known = Known::left(block_in_place(|| self.filters.read()));
+        let mut known = Known::default();
         let mut resources_changed = true;
+        // When the copy of filters is tried again.
+        let mut again = None;
         loop {
             // Blocks and services say nothing about sessions.
             if resources_changed {
-                self.follow_resources(&mut known, &mut task).await;
+                let is_kept = self.follow_resources(&mut known, &mut task).await;
+                again = (!is_kept).then(|| Instant::now() + self.patience);
             }
             self.originate().await;
             let changed = tokio::select! {
                 changed = self.resources.changed() => changed.map(|()| true),
                 changed = self.owned.changed() => changed.map(|()| false),
                 changed = self.services.changed() => changed.map(|()| false),
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => Ok(true),
                 ended = async {
                     match task.as_mut() {
                         Some(task) => task.await,
@@ -120,8 +129,10 @@ impl Bgp {
         }
     }
 
-    /// Brings the sessions in line with the resources.
-    async fn follow_resources(&mut self, known: &mut Known, task: &mut Option<Shell>) {
+    /// Brings the sessions in line with the resources; `false` if the filters that they go by could not be kept.
+    async fn follow_resources(&mut self, known: &mut Known, task: &mut Option<Shell>) -> bool {
+        let read = block_in_place(|| self.filters.read_once());
+        let read = read.map(|left| known.add_left(left.unwrap_or_default()));
         let resources = Arc::clone(&self.resources.borrow_and_update());
         let wanted = desired(&self.node, &resources, known);
         self.conditions.send_if_modified(|said| {
@@ -130,6 +141,7 @@ impl Bgp {
             changed
         });
         let mut found = wanted.problems.clone();
+        let mut is_kept = read.is_ok();
         // Without its own Node it changes nothing about its sessions, so what they have is as it was.
         if let Some(identity) = wanted.identity {
             *known = Known::of(&wanted);
@@ -139,15 +151,18 @@ impl Bgp {
             let last = wanted.last.clone();
             self.configure(wanted).await;
             // After that, since a disk may take its time.
-            if let Err(error) = block_in_place(|| self.filters.write(&last)) {
+            let kept = read.and_then(|()| block_in_place(|| self.filters.write(&last)));
+            if let Err(error) = kept {
+                is_kept = false;
                 found.push(format!(
-                    "BGPFilters cannot be kept in stateDir ({}): make it writable; until then a daemon that \
-                     starts while one of them is gone passes nothing to the peers that have it",
+                    "BGPFilters cannot be kept in stateDir ({}): make it readable and writable; until then a \
+                     daemon that starts while one of them is gone passes nothing to the peers that have it",
                     error_chain(&error)
                 ));
             }
         }
         problems::tell(&self.problems, found);
+        is_kept
     }
 
     /// Starts a speaker with this identity. One with another identity says goodbye first: its
@@ -318,3 +333,6 @@ fn route_status(route: &RouteSnapshot, kernel: &KernelRoutes) -> RouteStatus {
         communities: attributes.map(communities).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,9 +117,14 @@ impl Known {
         Self { passwords: desired.passwords.clone(), last }
     }
 
-    /// What the process before has left.
-    pub(crate) fn left(last: LastFilters) -> Self {
-        Self { passwords: BTreeMap::new(), last }
+    /// Adds what the process before has left; what is known by now is newer.
+    pub(crate) fn add_left(&mut self, left: LastFilters) {
+        for (name, spec) in left.filters {
+            self.last.filters.entry(name).or_insert(spec);
+        }
+        for (session, filters) in left.sessions {
+            self.last.sessions.entry(session).or_insert(filters);
+        }
     }
 }
 

@@ -51,35 +51,43 @@ struct Session {
 pub(crate) struct FilterCopy {
     path: PathBuf,
     node: String,
+    /// What the process before has left has been looked at.
+    is_read: bool,
     /// What is in it, as far as that is known.
     written: Option<LastFilters>,
 }
 
 impl FilterCopy {
     pub(crate) fn new(state_dir: &Path, node: &str) -> Self {
-        Self { path: state_dir.join(FILE), node: node.to_owned(), written: None }
+        Self { path: state_dir.join(FILE), node: node.to_owned(), is_read: false, written: None }
     }
 
-    /// What the process before has left; nothing if it is another node's or cannot be read.
-    pub(crate) fn read(&mut self) -> LastFilters {
-        self.written = self.parse();
-        self.written.clone().unwrap_or_default()
-    }
-
-    fn parse(&self) -> Option<LastFilters> {
-        let path = self.path.display();
-        let text = match std::fs::read_to_string(&self.path) {
-            Ok(text) => text,
+    /// What the process before has left, at the first time; nothing if it is another node's or damaged.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, and may be what is wanted: the next call reads it again.
+    pub(crate) fn read_once(&mut self) -> Result<Option<LastFilters>, FileError> {
+        if self.is_read {
+            return Ok(None);
+        }
+        let text = match std::fs::read(&self.path) {
+            Ok(text) => Some(text),
             // A node whose peers have no filters needs no file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Some(LastFilters::default());
-            }
-            Err(error) => {
-                warn!(%path, %error, "the copy of BGPFilters cannot be read");
-                return None;
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => {
+                let path = self.path.clone();
+                return Err(FileError::Io { action: "read", path, source });
             }
         };
-        match serde_json::from_str::<Copy>(&text) {
+        self.is_read = true;
+        self.written = text.map_or_else(|| Some(LastFilters::default()), |text| self.parse(&text));
+        Ok(self.written.clone())
+    }
+
+    fn parse(&self, text: &[u8]) -> Option<LastFilters> {
+        let path = self.path.display();
+        match serde_json::from_slice::<Copy>(text) {
             Ok(copy) if copy.format == FORMAT && copy.node == self.node => Some(copy.into()),
             Ok(Copy { format, node, .. }) => {
                 warn!(%path, format, node, "the copy of BGPFilters is of no use here");
@@ -92,7 +100,8 @@ impl FilterCopy {
         }
     }
 
-    /// Replaces it as a whole, if anything is new.
+    /// Replaces it as a whole, if anything is new. Has to come after a read that worked: what is there may be
+    /// all that is left of a filter.
     pub(crate) fn write(&mut self, last: &LastFilters) -> Result<(), FileError> {
         if self.written.as_ref() == Some(last) {
             return Ok(());
@@ -156,22 +165,23 @@ mod tests {
         let directory = root.path().join("state");
         let path = directory.join(FILE);
         let copy = |node: &str| FilterCopy::new(&directory, node);
-        assert_eq!(copy("node1").read(), LastFilters::default());
+        let read = |node: &str| copy(node).read_once().unwrap();
+        assert_eq!(read("node1"), Some(LastFilters::default()));
 
         let mut first = copy("node1");
-        first.read();
+        first.read_once().unwrap();
         first.write(&some()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(copy("node1").read(), some());
-        assert_eq!(copy("node2").read(), LastFilters::default());
+        assert_eq!(read("node1"), Some(some()));
+        assert_eq!(read("node2"), None);
 
         let text = fs::read_to_string(&path).unwrap();
         for damaged in [text.replace("\"format\":1", "\"format\":2"), text[..20].to_owned()] {
             fs::write(&path, damaged).unwrap();
             let mut next = copy("node1");
-            assert_eq!(next.read(), LastFilters::default());
+            assert_eq!(next.read_once().unwrap(), None);
             next.write(&LastFilters::default()).unwrap();
-            assert_eq!(copy("node1").parse(), Some(LastFilters::default()), "it was replaced");
+            assert_eq!(read("node1"), Some(LastFilters::default()), "it was replaced");
         }
     }
 
@@ -180,7 +190,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(FILE);
         let mut copy = FilterCopy::new(root.path(), "node1");
-        copy.read();
+        copy.read_once().unwrap();
         copy.write(&LastFilters::default()).unwrap();
         assert!(!path.exists());
         copy.write(&some()).unwrap();
@@ -188,7 +198,27 @@ mod tests {
         copy.write(&some()).unwrap();
         assert!(!path.exists(), "it is what was written last");
         copy.write(&LastFilters::default()).unwrap();
-        assert_eq!(FilterCopy::new(root.path(), "node1").read(), LastFilters::default());
+        let read = FilterCopy::new(root.path(), "node1").read_once().unwrap();
+        assert_eq!(read, Some(LastFilters::default()));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_read_again_and_then_no_more() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        // Also root cannot read that.
+        fs::create_dir(&path).unwrap();
+        let mut copy = FilterCopy::new(root.path(), "node1");
+        for _ in 0..2 {
+            let error = copy.read_once().unwrap_err();
+            assert!(matches!(error, FileError::Io { action: "read", .. }), "{error:?}");
+        }
+        fs::remove_dir(&path).unwrap();
+        let mut other = FilterCopy::new(root.path(), "node1");
+        other.read_once().unwrap();
+        other.write(&some()).unwrap();
+        assert_eq!(copy.read_once().unwrap(), Some(some()));
+        assert_eq!(copy.read_once().unwrap(), None);
     }
 }

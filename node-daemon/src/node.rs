@@ -27,7 +27,7 @@ use twill_types::{Family, error_chain};
 use crate::{
     api::Api,
     backoff::spread,
-    bgp::{Bgp, Conditions, Identity},
+    bgp::{Bgp, COPY_AGAIN, Conditions, Identity},
     claims::{self, Claims, OwnedBlocks},
     config::{Config, Toggle},
     controller::Controller,
@@ -428,6 +428,7 @@ impl Node<'_> {
             forwarding,
             resources: self.datastore.resources.clone(),
             filters: FilterCopy::new(&self.config.state_dir, &self.name),
+            patience: COPY_AGAIN,
             owned: wires.owned.subscribe(),
             services: self.datastore.services.clone(),
             reports,

@@ -277,7 +277,9 @@ mod tests {
             let resources = resources(false, &manifests);
             let found = desired("n1", &resources, &known);
             assert_eq!(names(&found).as_deref(), expected, "{what}");
-            let restarted = desired("n1", &resources, &Known::left(found.last.clone()));
+            let mut left = Known::default();
+            left.add_left(found.last.clone());
+            let restarted = desired("n1", &resources, &left);
             assert_eq!(restarted.peers, found.peers, "{what}");
             assert_eq!(restarted.last, found.last, "{what}");
             assert_eq!(restarted.conditions, found.conditions, "{what}");
