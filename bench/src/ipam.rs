@@ -200,12 +200,12 @@ fn socket(lab: &Lab, sizes: &Rates) -> Result<[f64; 4]> {
     let files = Path::new(FILES);
     let mut echo = Echo::start(&files.join("frames.sock"), question, answer, None)?;
     let durable = Durable {
-        directory: files.join("floor"),
+        directory: files.join("echo-store"),
         record: sizes.record_bytes,
         block: sizes.block_bytes,
         meta: sizes.meta_bytes,
     };
-    let mut floor = Echo::start(&files.join("floor.sock"), question, answer, Some(durable))?;
+    let mut floor = Echo::start(&files.join("echo-store.sock"), question, answer, Some(durable))?;
     let timed = |act: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
         let began = Instant::now();
         act()?;
