@@ -12,6 +12,7 @@ mod competitor;
 mod crowd;
 mod echo;
 mod ipam;
+mod machine;
 mod measure;
 mod report;
 pub mod scale;

@@ -30,11 +30,8 @@ use twill_tests::{
     wait::wait_for,
 };
 
-use self::{
-    histogram::Histogram,
-    report::{Machine, Report},
-    timed::Calls,
-};
+use self::{histogram::Histogram, report::Report, timed::Calls};
+use crate::machine::Machine;
 
 /// How long what takes moments may take on a machine that is busy.
 const LONG: Duration = Duration::from_secs(60);

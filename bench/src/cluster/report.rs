@@ -4,29 +4,9 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, io::Write as _, path::Path
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use nix::sys::utsname::uname;
 
 use super::{Asked, NODES, Round, histogram::Histogram};
-
-/// Where it was measured.
-#[derive(Debug)]
-pub(super) struct Machine {
-    kernel: String,
-    cpus: usize,
-    /// `/proc/loadavg` at the end.
-    load: String,
-}
-
-impl Machine {
-    pub(super) fn look() -> Result<Self> {
-        let load = fs::read_to_string("/proc/loadavg").context("cannot read the load")?;
-        Ok(Self {
-            kernel: uname()?.release().to_string_lossy().into_owned(),
-            cpus: std::thread::available_parallelism()?.get(),
-            load: load.trim().to_owned(),
-        })
-    }
-}
+use crate::machine::Machine;
 
 /// A whole run.
 #[derive(Debug)]

@@ -18,9 +18,10 @@ use clap::Parser;
 
 use self::{
     ledger::Ledger,
-    report::{Machine, Phase, Report},
+    report::{Phase, Report},
     site::Site,
 };
+use crate::machine::Machine;
 
 /// How many Nodes report, and how many claims change, to see what one of these costs.
 const CHANGES: u32 = 10;

@@ -4,22 +4,13 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
-use nix::sys::utsname::uname;
 use serde::Serialize;
 
 use super::ledger::Figures;
+use crate::machine::Machine;
 
 const KIB: f64 = 1024.0;
 const MIB: f64 = KIB * KIB;
-
-/// Where it was measured.
-#[derive(Debug, Serialize)]
-pub(super) struct Machine {
-    kernel: String,
-    cpus: usize,
-    /// `/proc/loadavg` at the end.
-    load: String,
-}
 
 /// A part of a run.
 #[derive(Debug, Serialize)]
@@ -53,17 +44,6 @@ pub(super) struct Report {
     /// To the API server, of all nodes, after the idle phase.
     pub(super) connections: usize,
     pub(super) phases: Vec<Phase>,
-}
-
-impl Machine {
-    pub(super) fn look() -> Result<Self> {
-        let load = fs::read_to_string("/proc/loadavg").context("cannot read the load")?;
-        Ok(Self {
-            kernel: uname()?.release().to_string_lossy().into_owned(),
-            cpus: std::thread::available_parallelism()?.get(),
-            load: load.trim().to_owned(),
-        })
-    }
 }
 
 impl Report {
