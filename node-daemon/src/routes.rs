@@ -6,6 +6,7 @@
 //! table is read again only when some of them were lost.
 
 mod due;
+mod entry;
 mod groups;
 mod plan;
 mod table;

@@ -32,6 +32,11 @@ impl ObjectId {
         }
     }
 
+    /// What the kernel calls it.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
     /// The next one; after the last comes the first.
     #[must_use]
     pub const fn next(self) -> Self {

@@ -9,7 +9,8 @@ use twill_dataplane::{
 use twill_types::Family;
 
 use super::{
-    table::{Place, SetId},
+    entry::{Entry, Place},
+    table::SetId,
     ways::Way,
 };
 
@@ -56,13 +57,14 @@ impl Groups {
     }
 
     /// A route is somewhere else from now on; answers where it was.
-    pub(super) fn put(&mut self, place: &mut Place, new: Place) -> Place {
+    pub(super) fn put(&mut self, entry: &mut Entry, new: Place) -> Place {
         if let Place::Object(id) = new
             && let Some(held) = self.held.get_mut(&id)
         {
             held.routes += 1;
         }
-        let before = std::mem::replace(place, new);
+        let before = entry.place();
+        entry.set_place(new);
         if let Place::Object(id) = before
             && let Some(held) = self.held.get_mut(&id)
         {

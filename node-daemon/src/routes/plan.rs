@@ -9,8 +9,9 @@ use twill_dataplane::fib::{FibChange, LearnedRoute, ObjectChange, ObjectId, Via}
 use twill_types::PrefixList;
 
 use super::{
+    entry::{Place, Wanted},
     groups::{Groups, Held},
-    table::{Place, SetId, Table, Wanted},
+    table::{SetId, Table},
     ways::Way,
 };
 use crate::config::Switch;
@@ -79,8 +80,8 @@ impl Table {
     /// Routes of these sets that do not hang on the set's group have to change with its way.
     fn mark_routes_of(&mut self, changed: &BTreeSet<SetId>) {
         let held = &self.groups.held;
-        let hangs = |place: &Place, set: SetId| match place {
-            Place::Object(id) => held.get(id).is_some_and(|held| held.set == Some(set)),
+        let hangs = |place: Place, set: SetId| match place {
+            Place::Object(id) => held.get(&id).is_some_and(|held| held.set == Some(set)),
             _ => false,
         };
         let stay = |set: &SetId| {
@@ -93,9 +94,9 @@ impl Table {
             return;
         }
         for (prefix, entry) in self.entries.iter() {
-            if let Wanted::Set(set) = entry.wanted
+            if let Wanted::Set(set) = entry.wanted()
                 && changed.contains(&set)
-                && !hangs(&entry.place, set)
+                && !hangs(entry.place(), set)
             {
                 self.dirty.push(prefix);
             }
@@ -111,7 +112,7 @@ impl Table {
             let Some(entry) = self.entries.get(prefix) else {
                 continue;
             };
-            let Wanted::Set(id) = entry.wanted else {
+            let Wanted::Set(id) = entry.wanted() else {
                 continue;
             };
             let Some(set) = self.sets.get(&id) else {
@@ -122,7 +123,7 @@ impl Table {
             }
             let needs = self.needs_group(id);
             let same = |group: ObjectId, held: &Held| {
-                let wanted = needs || entry.place == Place::Object(group);
+                let wanted = needs || entry.place() == Place::Object(group);
                 let alike =
                     held.family == set.key.family && held.way == set.way.as_held(held.guarded);
                 held.set.is_none() && held.routes > 0 && wanted && alike
@@ -146,12 +147,12 @@ impl Table {
             let Some(entry) = self.entries.get(prefix) else {
                 continue;
             };
-            let to = match entry.wanted {
+            let to = match entry.wanted() {
                 Wanted::Unsaid => continue,
                 Wanted::Nothing => None,
                 Wanted::Set(set) => Some(set),
             };
-            if let Place::Object(id) = entry.place
+            if let Place::Object(id) = entry.place()
                 && self.groups.held.get(&id).is_some_and(|held| to.is_none() || held.set != to)
             {
                 *moves.entry(id).or_default().entry(to).or_default() += 1;
@@ -277,8 +278,10 @@ impl Table {
         let mut changes = Vec::new();
         // Routes of groups that are gone have come to it.
         self.due.add(std::mem::take(&mut self.dirty));
-        let ways: BTreeMap<SetId, Option<Via>> =
-            self.sets.keys().map(|set| (*set, self.via(*set))).collect();
+        let sets: Vec<SetId> = self.sets.keys().copied().collect();
+        let ways: BTreeMap<SetId, (Option<Via>, Place)> =
+            sets.into_iter().map(|set| (set, self.way_of(set))).collect();
+        let none = (None, Place::Absent);
         while changes.len() < limit {
             let Some(prefix) = self.due.next() else {
                 break;
@@ -286,20 +289,19 @@ impl Table {
             let Some(entry) = self.entries.get_mut(prefix) else {
                 continue;
             };
-            let via = match entry.wanted {
+            let (via, place) = match entry.wanted() {
                 Wanted::Unsaid => continue,
-                Wanted::Nothing => None,
+                Wanted::Nothing => &none,
                 Wanted::Set(set) => {
-                    let via = ways.get(&set).and_then(Option::as_ref);
-                    if is_placed(&self.groups, &entry.place, set, via) {
+                    let way = ways.get(&set).unwrap_or(&none);
+                    if is_placed(&self.groups, entry.place(), set, way.1) {
                         continue;
                     }
-                    via.cloned()
+                    way
                 }
             };
-            let place = via.as_ref().map_or(Place::Absent, Place::of);
-            let before = self.groups.put(&mut entry.place, place);
-            match via {
+            let before = self.groups.put(entry, *place);
+            match via.clone() {
                 Some(via) => {
                     let source = self.sources.get(&prefix.family()).copied();
                     changes.push(FibChange::Replace(LearnedRoute { prefix, via, source }));
@@ -308,7 +310,7 @@ impl Table {
                     if before != Place::Absent {
                         changes.push(FibChange::Delete(prefix));
                     }
-                    if entry.wanted == Wanted::Nothing {
+                    if entry.wanted() == Wanted::Nothing {
                         self.entries.remove(prefix);
                     }
                 }
@@ -317,12 +319,17 @@ impl Table {
         changes
     }
 
-    fn via(&self, set: SetId) -> Option<Via> {
+    /// By what the routes of a set lead, and where that puts them.
+    fn way_of(&mut self, set: SetId) -> (Option<Via>, Place) {
         if let Some(id) = self.group_of.get(&set) {
-            return Some(Via::Object(*id));
+            return (Some(Via::Object(*id)), Place::Object(*id));
         }
-        let hops = &self.sets.get(&set)?.way.hops;
-        (!hops.is_empty()).then(|| Via::Hops(Arc::clone(hops)))
+        match self.sets.get(&set).map(|set| &set.way.hops) {
+            Some(hops) if !hops.is_empty() => {
+                (Some(Via::Hops(Arc::clone(hops))), Place::Plain(self.plain.id(hops)))
+            }
+            _ => (None, Place::Absent),
+        }
     }
 
     /// Removes objects that no route needs any more.
@@ -334,6 +341,7 @@ impl Table {
             changes.extend(self.strays.drain(..).map(ObjectChange::Delete));
         }
         self.forget_sets();
+        self.forget_plain();
         changes
     }
 
@@ -345,19 +353,19 @@ impl Table {
             if entry.is_installed() {
                 installed.push(prefix);
             } else {
-                missing += usize::from(matches!(entry.wanted, Wanted::Set(_)));
+                missing += usize::from(matches!(entry.wanted(), Wanted::Set(_)));
             }
         }
         (installed, missing)
     }
 }
 
-/// Whether a route leads where its set does, which is by `via`.
-fn is_placed(groups: &Groups, place: &Place, set: SetId, via: Option<&Via>) -> bool {
-    match (place, via) {
-        (Place::Object(id), _) => groups.held.get(id).is_some_and(|held| held.set == Some(set)),
-        (Place::Plain(hops), Some(Via::Hops(wanted))) => hops == wanted,
-        (Place::Plain(_) | Place::Absent | Place::Unknown, _) => false,
+/// Whether a route is where those of its set belong: by a group of the set, or at `place`.
+fn is_placed(groups: &Groups, known: Place, set: SetId, place: Place) -> bool {
+    match known {
+        Place::Object(id) => groups.held.get(&id).is_some_and(|held| held.set == Some(set)),
+        Place::Plain(_) => known == place,
+        Place::Absent | Place::Unknown => false,
     }
 }
 

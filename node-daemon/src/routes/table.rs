@@ -20,6 +20,7 @@ use twill_types::{Family, Prefix, PrefixList, PrefixMap};
 use super::{
     Sources,
     due::Due,
+    entry::{Entry, HopsId, Place, PlainHops, Wanted},
     groups::Groups,
     ways::{Reach, SetKey, Way},
 };
@@ -27,7 +28,7 @@ use crate::config::Switch;
 
 /// A set of routes, as the table calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct SetId(u32);
+pub(super) struct SetId(pub(super) u32);
 
 /// Routes with the same BGP next hops.
 #[derive(Debug)]
@@ -36,53 +37,6 @@ pub(super) struct Set {
     /// How many destinations want it.
     routes: usize,
     pub(super) way: Way,
-}
-
-/// What the speaker has said of a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// Nothing yet: the route is from the process before, and stays until the speaker has converged.
-    Unsaid,
-    /// That there is no route.
-    Nothing,
-    /// Its next hops.
-    Set(SetId),
-}
-
-/// What the kernel has for a destination.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
-    /// No route of ours.
-    Absent,
-    /// Perhaps one, and perhaps not the one that was written.
-    Unknown,
-    /// A route with its own next hops.
-    Plain(Arc<BTreeSet<NextHop>>),
-    /// A route that names a group.
-    Object(ObjectId),
-}
-
-impl Place {
-    /// That of a route by this.
-    pub(super) fn of(via: &Via) -> Self {
-        match via {
-            Via::Hops(hops) => Self::Plain(Arc::clone(hops)),
-            Via::Object(id) => Self::Object(*id),
-        }
-    }
-}
-
-/// One destination.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) wanted: Wanted,
-    pub(super) place: Place,
-}
-
-impl Entry {
-    pub(super) const fn is_installed(&self) -> bool {
-        matches!(self.place, Place::Plain(_) | Place::Object(_))
-    }
 }
 
 /// All of it.
@@ -95,6 +49,8 @@ pub(super) struct Table {
     by_key: BTreeMap<Arc<SetKey>, SetId>,
     last_set: u32,
     pub(super) entries: PrefixMap<Entry>,
+    /// What those entries name that are plain routes.
+    pub(super) plain: PlainHops,
     /// Destinations whose route may have to change.
     pub(super) dirty: PrefixList,
     /// Those of them that a plan has seen, and whose routes are still to be written.
@@ -132,18 +88,19 @@ impl Table {
                 sources.entry(route.prefix.family()).or_insert(source);
             }
         }
+        let mut plain = PlainHops::default();
         let entry = |(prefix, route): (&Prefix, &LearnedRoute)| {
             let place = match &route.via {
                 _ if route.source != sources.get(&prefix.family()).copied() => Place::Unknown,
-                Via::Hops(hops) => Place::Plain(Arc::clone(hops)),
+                Via::Hops(hops) => Place::Plain(plain.id(hops)),
                 Via::Object(id) if groups.held.contains_key(id) => Place::Object(*id),
                 Via::Object(_) => Place::Unknown,
             };
-            (*prefix, Entry { wanted: Wanted::Unsaid, place })
+            (*prefix, Entry::new(Wanted::Unsaid, place))
         };
         let entries: PrefixMap<Entry> = routes.iter().map(entry).collect();
         for (prefix, entry) in entries.iter() {
-            if let Place::Object(id) = entry.place
+            if let Place::Object(id) = entry.place()
                 && let Some(held) = groups.held.get_mut(&id)
             {
                 held.family = prefix.family();
@@ -158,6 +115,7 @@ impl Table {
             by_key: BTreeMap::new(),
             last_set: 0,
             entries,
+            plain,
             dirty: PrefixList::new(),
             due: Due::default(),
             refused: BTreeSet::new(),
@@ -196,11 +154,12 @@ impl Table {
     }
 
     fn want_one(&mut self, prefix: Prefix, wanted: Wanted) {
-        let new = || Entry { wanted: Wanted::Nothing, place: Place::Absent };
+        let new = || Entry::new(Wanted::Nothing, Place::Absent);
         let entry = self.entries.get_or_insert_with(prefix, new);
-        let before = std::mem::replace(&mut entry.wanted, wanted);
+        let before = entry.wanted();
+        entry.set_wanted(wanted);
         // What is the same goes on being the same, and what there never was is forgotten.
-        if before == wanted && (wanted != Wanted::Nothing || entry.place != Place::Absent) {
+        if before == wanted && (wanted != Wanted::Nothing || entry.place() != Place::Absent) {
             return;
         }
         self.count(before, false);
@@ -234,6 +193,18 @@ impl Table {
         }
     }
 
+    /// Forgets the ways that no plain route has, now and then.
+    pub(super) fn forget_plain(&mut self) {
+        if self.plain.is_full() {
+            let hops = |entry: &Entry| match entry.place() {
+                Place::Plain(hops) => Some(hops),
+                _ => None,
+            };
+            let used = self.entries.iter().filter_map(|(_, entry)| hops(entry));
+            self.plain.retain(&used.collect::<BTreeSet<HopsId>>());
+        }
+    }
+
     /// Forgets sets that no destination wants; their groups are gone already.
     pub(super) fn forget_sets(&mut self) {
         let idle = self.sets.iter().filter(|(_, set)| set.routes == 0).map(|(id, _)| *id);
@@ -261,8 +232,8 @@ impl Table {
     pub(super) fn converged(&mut self) {
         self.adopting = false;
         for (prefix, entry) in self.entries.iter_mut() {
-            if entry.wanted == Wanted::Unsaid {
-                entry.wanted = Wanted::Nothing;
+            if entry.wanted() == Wanted::Unsaid {
+                entry.set_wanted(Wanted::Nothing);
                 self.dirty.push(prefix);
             }
         }
@@ -339,7 +310,7 @@ impl Table {
             return;
         };
         if entry.is_installed() {
-            self.repairs += u64::from(matches!(entry.wanted, Wanted::Set(_)));
+            self.repairs += u64::from(matches!(entry.wanted(), Wanted::Set(_)));
             self.put(prefix, Place::Unknown);
             self.dirty.push(prefix);
         }
@@ -353,7 +324,10 @@ impl Table {
         if is_up_to_date && !self.sets.values().any(|set| by_link(&set.way.hops)) {
             return;
         }
-        self.suspect(|_, entry| matches!(&entry.place, Place::Plain(hops) if by_link(hops)));
+        let lost = self.plain.with(|hop| hop.ifindex == ifindex);
+        self.suspect(
+            |_, entry| matches!(entry.place(), Place::Plain(hops) if lost.contains(&hops)),
+        );
     }
 
     /// The addresses that packets of the node itself come from.
@@ -375,12 +349,7 @@ impl Table {
     fn suspect(&mut self, which: impl Fn(&Prefix, &Entry) -> bool) {
         for (prefix, entry) in self.entries.iter_mut() {
             if which(&prefix, entry) {
-                if let Place::Object(id) = entry.place
-                    && let Some(held) = self.groups.held.get_mut(&id)
-                {
-                    held.routes = held.routes.saturating_sub(1);
-                }
-                entry.place = Place::Unknown;
+                self.groups.put(entry, Place::Unknown);
                 self.dirty.push(prefix);
             }
         }
@@ -407,12 +376,14 @@ impl Table {
             let source = self.sources.get(&prefix.family()).copied();
             // One that is not known has our protocol number and metric, and nobody who wants it.
             let wanted = if self.adopting { Wanted::Unsaid } else { Wanted::Nothing };
-            let new = || Entry { wanted, place: Place::Unknown };
+            let new = || Entry::new(wanted, Place::Unknown);
             let entry = self.entries.get_or_insert_with(*prefix, new);
             let same = route.source == source
-                && match (&entry.place, &route.via) {
-                    (Place::Plain(known), Via::Hops(found)) => known == found,
-                    (Place::Object(known), Via::Object(found)) => known == found,
+                && match (entry.place(), &route.via) {
+                    (Place::Plain(known), Via::Hops(found)) => {
+                        self.plain.known(found) == Some(known)
+                    }
+                    (Place::Object(known), Via::Object(found)) => known == *found,
                     _ => false,
                 };
             if !same {
@@ -440,9 +411,9 @@ impl Table {
             return lost;
         }
         for (prefix, entry) in self.entries.iter_mut() {
-            if matches!(entry.place, Place::Object(id) if gone.contains(&id)) {
-                entry.place = Place::Absent;
-                lost += u64::from(matches!(entry.wanted, Wanted::Set(_)));
+            if matches!(entry.place(), Place::Object(id) if gone.contains(&id)) {
+                entry.set_place(Place::Absent);
+                lost += u64::from(matches!(entry.wanted(), Wanted::Set(_)));
                 self.dirty.push(prefix);
             }
         }
@@ -454,7 +425,7 @@ impl Table {
         let Some(entry) = self.entries.get_mut(prefix) else {
             return;
         };
-        self.groups.put(&mut entry.place, place);
+        self.groups.put(entry, place);
     }
 
     /// The kernel refused to write a route.
