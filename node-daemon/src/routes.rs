@@ -41,9 +41,9 @@ use crate::{bgp::Current, claims::OwnedBlocks, config::Switch, metrics::Metrics,
 /// Events or reports handled in one turn.
 const BUDGET: usize = 256;
 
-/// Routes written in one turn, which takes some tens of milliseconds. A next hop or a link that is lost
+/// Routes written in one turn, which takes less than ten milliseconds. A next hop or a link that is lost
 /// meanwhile does not wait for the rest of a table.
-const WRITES: usize = 8192;
+const WRITES: usize = 2048;
 
 /// Of so many destinations a picture for others costs little, and is made at each change: claims look
 /// at it for what others announce.

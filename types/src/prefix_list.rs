@@ -19,6 +19,11 @@ impl PrefixList {
         Self { v4: Vec::new(), v6: Vec::new() }
     }
 
+    /// An empty list with room for so many of each family, and no more.
+    pub fn with_capacity(v4: usize, v6: usize) -> Self {
+        Self { v4: Vec::with_capacity(v4), v6: Vec::with_capacity(v6) }
+    }
+
     /// How many there are.
     pub const fn len(&self) -> usize {
         self.v4.len() + self.v6.len()

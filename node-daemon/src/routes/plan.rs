@@ -6,10 +6,10 @@ use std::{
 };
 
 use twill_dataplane::fib::{FibChange, LearnedRoute, ObjectChange, ObjectId, Via};
-use twill_types::PrefixList;
+use twill_types::{Family, Prefix, PrefixList};
 
 use super::{
-    entry::{Place, Wanted},
+    entry::{Entry, Place, Wanted},
     groups::{Groups, Held},
     table::{SetId, Table},
     ways::Way,
@@ -275,9 +275,9 @@ impl Table {
     /// Carries it out for routes that do not follow their group, at most `limit` of them. The rest are
     /// [`Table::due`], and until they are written no object is idle.
     pub(super) fn change_routes(&mut self, limit: usize) -> Vec<FibChange> {
-        let mut changes = Vec::new();
         // Routes of groups that are gone have come to it.
         self.due.add(std::mem::take(&mut self.dirty));
+        let mut changes = Vec::with_capacity(limit.min(self.due.at_most()));
         let sets: Vec<SetId> = self.sets.keys().copied().collect();
         let ways: BTreeMap<SetId, (Option<Via>, Place)> =
             sets.into_iter().map(|set| (set, self.way_of(set))).collect();
@@ -347,7 +347,12 @@ impl Table {
 
     /// Learned routes in the kernel, in order, and how many that are wanted are not.
     pub(super) fn installed(&self) -> (PrefixList, usize) {
-        let mut installed = PrefixList::new();
+        let there = |family| {
+            let of_family =
+                |prefix: Prefix, entry: &Entry| prefix.family() == family && entry.is_installed();
+            self.entries.iter().filter(|(prefix, entry)| of_family(*prefix, entry)).count()
+        };
+        let mut installed = PrefixList::with_capacity(there(Family::V4), there(Family::V6));
         let mut missing = 0;
         for (prefix, entry) in self.entries.iter() {
             if entry.is_installed() {
