@@ -31,7 +31,8 @@ use twill_ipam_store::{Options, OwnerLock, STANDALONE_MARK, Service, boot_id};
 use crate::{
     cluster,
     config::{Config, LogFormat, LogLevel},
-    datastore, http, install,
+    datastore::{self, Snapshot},
+    http, install,
     node::{Node, Tasks, endless},
     reaper, server,
     spool::Spool,
@@ -43,6 +44,12 @@ const TAKE_OVER: Duration = Duration::from_secs(15);
 
 /// How long it waits for DELs that are writing their tombstones.
 const SPOOL: Duration = Duration::from_secs(3);
+
+/// After so long all tasks have had their first turns.
+const FIRST_TURNS: Duration = Duration::from_millis(100);
+
+/// After so long what follows from a change of the resources is done, and that of those after it.
+const CALM: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Parser)]
 #[command(name = "twilld", version, about = "The Twill node daemon")]
@@ -209,7 +216,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     drop(spool);
     served.send_replace(Some(Arc::clone(&api)));
     info!(socket = %socket.display(), "ready");
-    leave_the_start();
+    endless(&mut tasks, let_go_of_code(api.resources.clone()));
     let result = wait_for_the_end(&mut tasks, &mut stop).await;
     tenure.end();
     let speaker = api.speaker.borrow().clone();
@@ -225,10 +232,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
-/// Most of what has run until now never runs again, and need not be in memory.
-fn leave_the_start() {
-    if let Err(error) = twill_sys::let_go_of_code() {
-        debug!(%error, "the code of the start stays in memory");
+/// Most of what runs in a start never runs again, and what reads the resources runs seldom: it need not be
+/// in memory (`docs/adr/0028-memory-of-the-daemon.md`).
+async fn let_go_of_code(mut resources: watch::Receiver<Arc<Snapshot>>) {
+    tokio::time::sleep(FIRST_TURNS).await;
+    loop {
+        if let Err(error) = twill_sys::let_go_of_code() {
+            debug!(%error, "code that is done stays in memory");
+        }
+        if resources.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(CALM).await;
     }
 }
 

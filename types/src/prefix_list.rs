@@ -48,6 +48,14 @@ impl PrefixList {
         self.v6.append(&mut other.v6);
     }
 
+    /// Leaves those at these places.
+    pub fn retain_places(&mut self, keep: impl Fn(usize) -> bool) {
+        let mut places = 0..;
+        let mut keep = || places.next().is_some_and(&keep);
+        self.v4.retain(|_| keep());
+        self.v6.retain(|_| keep());
+    }
+
     /// Sorts it, and leaves one of each.
     pub fn sort(&mut self) {
         // Stable, for it makes use of runs that are sorted already.
@@ -148,6 +156,8 @@ mod tests {
             let outer = Prefix::masked(asked.address(), asked.length() - 6).unwrap();
             let inside = model.iter().copied().filter(|prefix| outer.covers(*prefix));
             prop_assert!(list.within(outer).eq(inside));
+            list.retain_places(|at| at % 3 == 1);
+            prop_assert!(list.iter().eq(model.into_iter().skip(1).step_by(3)));
         }
     }
 }
