@@ -36,6 +36,8 @@ impl Report {
     /// `cluster.md`.
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         let path = directory.join("cluster.md");
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         fs::write(&path, self.text()?).with_context(|| format!("cannot write {}", path.display()))
     }
 
