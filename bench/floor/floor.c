@@ -189,17 +189,26 @@ static void ask(void) {
 	close(fd);
 }
 
+/* One queue from the beginning: to take away those that there are too many makes the kernel wait. */
+static void one_queue(struct nlmsghdr *m) {
+	unsigned one = 1;
+	attribute(m, IFLA_NUM_TX_QUEUES, &one, sizeof one);
+	attribute(m, IFLA_NUM_RX_QUEUES, &one, sizeof one);
+}
+
 static void create(int host, int pod, const char *name, int *index, int *peer) {
 	struct ifinfomsg none = {0};
 	struct nlmsghdr *m = message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &none, sizeof none);
 	attribute(m, IFLA_IFNAME, name, strlen(name) + 1);
 	attribute(m, IFLA_ADDRESS, HOST_MAC, sizeof HOST_MAC);
+	one_queue(m);
 	struct rtattr *info = attribute(m, IFLA_LINKINFO, NULL, 0);
 	attribute(m, IFLA_INFO_KIND, "veth", 4);
 	struct rtattr *data = attribute(m, IFLA_INFO_DATA, NULL, 0);
 	struct rtattr *other = attribute(m, VETH_INFO_PEER, &none, sizeof none);
 	attribute(m, IFLA_IFNAME, "eth0", 5);
 	attribute(m, IFLA_NET_NS_FD, &pod, sizeof pod);
+	one_queue(m);
 	close_nest(m, other);
 	close_nest(m, data);
 	close_nest(m, info);

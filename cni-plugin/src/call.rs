@@ -262,7 +262,8 @@ pub(crate) fn read_stdin(patience: Duration) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + patience;
     let stdin = io::stdin();
     let mut config = Vec::with_capacity(4096);
-    let mut chunk = [0; 16 * 1024];
+    // Most configurations are shorter, and each page that is touched costs time.
+    let mut chunk = [0; 4096];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);

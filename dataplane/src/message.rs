@@ -92,6 +92,10 @@ pub(crate) struct VethEnd<'a> {
 }
 
 /// Both ends in one message, the peer born in the namespace `peer_netns`.
+///
+/// A veth has one queue unless it is asked for more. But one whose creation does not say so is made with one for
+/// each processor, and then has the rest taken away: for that the kernel waits for all processors, once
+/// for each end, while nobody else can change a link (`veth_init_queues` in `drivers/net/veth.c`).
 pub(crate) fn create_veth(host: &VethEnd<'_>, peer: &VethEnd<'_>, peer_netns: RawFd) -> Request {
     let end = |end: &VethEnd<'_>| {
         let mut message = LinkMessage::default();
@@ -99,6 +103,8 @@ pub(crate) fn create_veth(host: &VethEnd<'_>, peer: &VethEnd<'_>, peer_netns: Ra
             LinkAttribute::IfName(end.name.to_owned()),
             LinkAttribute::Mtu(end.mtu),
             LinkAttribute::Address(end.mac.0.to_vec()),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
         ];
         message
     };

@@ -70,6 +70,13 @@ fn nothing_flows_before_activation_and_all_after() {
 
         let shown = ip("-d -o link show web-1");
         assert!(shown.contains(&name) && shown.contains("addrgenmode none"), "{shown}");
+        // Asked for, they cost no grace period of the kernel's.
+        for shown in [shown, ip_in(&pod, "-d -o link show eth0")] {
+            assert!(
+                shown.contains("numtxqueues 1 ") && shown.contains("numrxqueues 1 "),
+                "{shown}"
+            );
+        }
         let alias = LinkAlias::new(&link.attachment, 5).to_string();
         assert!(ip("link show web-1").contains(&format!("alias {alias}")));
         let conf = |key: &str| sysctl(&format!("ipv4/conf/{name}/{key}"));
