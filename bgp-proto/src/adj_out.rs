@@ -180,7 +180,8 @@ impl AdjRibsOut {
         messages
     }
 
-    /// Peers that are not told of a prefix because of a filter, and by which rule.
+    /// Peers that are not told of a prefix because of a filter, and by which rule, or because what is added
+    /// to it leaves no room for it in a message.
     pub(crate) fn withheld(&self, rib: &Rib, prefix: Prefix) -> Vec<(PeerKey, String)> {
         let mut withheld = Vec::new();
         for group in &self.groups {
@@ -275,15 +276,29 @@ impl ExportView {
             attributes.local_pref = None;
         }
         attributes.only_to_customer = self.only_to_customer.then_some(self.asn.get());
-        Some(attributes)
+        // Nothing but a policy makes own attributes long.
+        (self.policy.is_none() || self.has_room(&attributes, prefix)).then_some(attributes)
     }
 
-    /// Which rule keeps a prefix that this node originates from the peers of this view.
+    /// Whether a message holds a prefix with these attributes. If not, it must not be announced (RFC 4271
+    /// section 9.2).
+    fn has_room(&self, attributes: &PathAttributes, prefix: Prefix) -> bool {
+        let message = &mut Vec::new();
+        wire::encode_updates(attributes, prefix.family(), &[prefix], &self.session, message)
+    }
+
+    /// What keeps a prefix that this node originates from the peers of this view.
     fn own_refusal(&self, prefix: Prefix) -> Option<(String, Option<PeerKey>)> {
         let policy = self.policy.as_ref()?;
         let verdict = self.own_verdict(policy, prefix, self.next_hop(prefix.family())?);
-        let why = policy.refusal(Direction::Export, prefix.family(), verdict)?;
-        Some((why, None))
+        let refusal = policy.refusal(Direction::Export, prefix.family(), verdict);
+        let too_long = || {
+            let longest = self.session.max_message();
+            let why =
+                format!("the limit of {longest} octets for a message, which its attributes exceed");
+            self.own(prefix).is_none().then_some(why)
+        };
+        Some((refusal.or_else(too_long)?, None))
     }
 
     /// What of the originated prefixes is told.
@@ -311,14 +326,15 @@ impl ExportView {
         }
         for (family, (_, new)) in &by_family {
             for (attributes, prefixes) in self.alike(new) {
-                // Own attributes are shorter than a message, also with all that a rule may add.
-                let _ = wire::encode_updates(
+                // What has no room is not among what is announced.
+                let told = wire::encode_updates(
                     &attributes,
                     *family,
                     &prefixes,
                     &self.session,
                     &mut bytes,
                 );
+                debug_assert!(told, "{prefixes:?} have no room with {attributes:?}");
             }
         }
         let count = count_messages(&bytes);
@@ -361,7 +377,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::any_policy::policies;
+    use crate::{
+        any_policy::policies,
+        policy::{Advertisement, CommunityValue},
+        wire::LargeCommunity,
+    };
 
     const PREFIXES: [&str; 6] = [
         "10.0.0.0/24",
@@ -481,6 +501,49 @@ mod tests {
         assert_eq!(out.originate(prefixes(&PREFIXES[1..])), []);
         out.leave(key(3));
         assert_eq!(out.groups.len(), 1);
+    }
+
+    /// 400 large communities are 4,800 octets: such a prefix is told where messages may be that long, and
+    /// else withdrawn, not counted, and the operator is told why.
+    #[test]
+    fn what_has_no_room_in_a_message_is_not_told() {
+        let rib = Rib::default();
+        let mut out = AdjRibsOut::default();
+        let long: Prefix = PREFIXES[0].parse().unwrap();
+        let plain = view(false, false, [Some(1), None]);
+        let large = |number| CommunityValue::Large(LargeCommunity([64512, 1, number]));
+        let advertisement =
+            Advertisement { prefix: long, communities: (0..400).map(large).collect() };
+        let advertisements = vec![advertisement];
+        let policy = Arc::new(RoutePolicy { advertisements, ..RoutePolicy::default() });
+        let tagged = ExportView { policy: Some(policy), ..plain.clone() };
+        let session = Session { extended_message: true, ..plain.session };
+        let extended = ExportView { session, ..tagged.clone() };
+        let _ = out.originate(prefixes(&PREFIXES[..2]));
+        let mut told = [(); 3].map(|()| Told::default());
+        told[0].read(&out.join(&rib, key(1), plain.clone()), &plain.session);
+        told[1].read(&out.join(&rib, key(2), tagged.clone()), &tagged.session);
+        told[2].read(&out.join(&rib, key(3), extended), &session);
+        let names = |told: &Told| told.0.keys().map(Prefix::to_string).collect::<Vec<_>>();
+        let (short, both) = (&PREFIXES[1..2], &PREFIXES[..2]);
+        assert_eq!([names(&told[0]), names(&told[1]), names(&told[2])], [both, short, both]);
+        assert_eq!([1, 2, 3].map(|peer| out.count(key(peer))), [2, 1, 2]);
+        assert_eq!(told[2].0[&long].large_communities.len(), 400);
+        let why = "the limit of 4096 octets for a message, which its attributes exceed".to_owned();
+        assert_eq!(out.withheld(&rib, long), [(key(2), why)]);
+        assert_eq!(out.withheld(&rib, PREFIXES[1].parse().unwrap()), []);
+        // One that was told of it before does not keep it as it was.
+        told[0].read(&out.regroup(&rib, key(1), tagged), &plain.session);
+        assert_eq!((names(&told[0]), out.count(key(1))), (names(&told[1]), 1));
+        told[0].read(&out.regroup(&rib, key(1), plain.clone()), &plain.session);
+        assert_eq!((names(&told[0]), out.count(key(1))), (names(&told[2]), 2));
+        // What goes is withdrawn from those alone that were told of it.
+        for (peer, messages) in out.originate(prefixes(&PREFIXES[1..2])) {
+            assert_ne!(peer, key(2), "it knows nothing of what goes");
+            let heard = if peer == key(1) { &mut told[0] } else { &mut told[2] };
+            heard.read(&messages, &session);
+        }
+        assert_eq!([1, 2, 3].map(|peer| out.count(key(peer))), [1; 3]);
     }
 
     /// A thousand prefixes are a few full messages, not a thousand.

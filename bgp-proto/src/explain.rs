@@ -29,7 +29,8 @@ pub struct Explanation {
     pub next_hops: Vec<IpAddr>,
     /// The most next hops that one route uses.
     pub max_paths: usize,
-    /// Peers that would be told of what is used, were it not for a filter, and which rule of it.
+    /// Peers that would be told of what is used, were it not for a filter or for the length of a message,
+    /// and which rule of the filter, or which limit, keeps it from them.
     pub withheld: Vec<(PeerKey, String)>,
     /// The best first, then those used beside it, then the others.
     pub paths: Vec<PathExplanation>,

@@ -85,14 +85,14 @@ pub struct Explained {
     pub next_hops: Vec<IpAddr>,
     /// The most next hops that one route uses.
     pub max_paths: u32,
-    /// Who is not told of it because of a filter.
+    /// Who is not told of it because of a filter, or because it has no room in a message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub withheld: Vec<Withheld>,
     /// The best first, then those used beside it, then the others.
     pub paths: Vec<ExplainedPath>,
 }
 
-/// A peer that a filter keeps a route from. Part of [`Explained`].
+/// A peer that a filter keeps a route from, or the length of a message. Part of [`Explained`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Withheld {
@@ -100,7 +100,7 @@ pub struct Withheld {
     pub from: IpAddr,
     /// Its TCP port.
     pub port: u16,
-    /// The filter and its rule, for people.
+    /// The filter and its rule, or the limit, for people.
     pub by: String,
 }
 
