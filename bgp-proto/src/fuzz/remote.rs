@@ -8,7 +8,7 @@ use twill_types::{Family, Prefix};
 use crate::{
     PeerKey,
     wire::{
-        self, Frame, MAX_EXTENDED, MessageType, Open, PathAttributes, RouteRefresh, Session,
+        self, Frame, MAX_EXTENDED, MessageType, Open, PathAttributes, Role, RouteRefresh, Session,
         decode_open, decode_route_refresh, decode_update,
     },
 };
@@ -91,6 +91,21 @@ impl Remote {
             };
             self.message(&frame);
             bytes = bytes.get(frame.length..).unwrap_or_default();
+        }
+    }
+
+    /// The egress rules of RFC 9234 section 5: how what it was told is marked for customers alone, by what
+    /// the speaker is to it and in which AS.
+    pub(super) fn check_marks(&self, role: Option<Role>, ours: u32) {
+        for (prefix, attributes) in self.table.iter().filter(|_| !self.internal) {
+            let mark = attributes.only_to_customer;
+            let is_right = match role {
+                Some(Role::Provider | Role::RouteServer) => mark.is_some(),
+                Some(Role::Peer) => mark == Some(ours),
+                Some(Role::Customer | Role::RouteServerClient) => mark.is_none(),
+                Some(Role::Unassigned(_)) | None => true,
+            };
+            assert!(is_right, "{prefix} is told with {mark:?} by one that is {role:?}");
         }
     }
 

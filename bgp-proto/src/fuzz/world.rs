@@ -317,6 +317,8 @@ impl<'a> World<'a> {
             }
         }
     }
+                let ours = peer.config.policy.local_asn.map_or(ASN, twill_types::Asn::get);
+                end.check_marks(peer.config.policy.role, ours);
 
     /// A peer knows what is announced, and nothing beside it from who is no reflector.
     fn check_table(&self, end: &Remote, config: &PeerConfig) {

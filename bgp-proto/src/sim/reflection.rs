@@ -1,7 +1,13 @@
 //! Route reflectors (RFC 4456): who is told of what, and restarts of theirs.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::Reflection;
+use crate::{
+    Reflection,
+    policy::{Action, RouteFilter, RoutePolicy, Rule},
+    wire::Role,
+};
 
 /// Peers that this node tells everything.
 fn client(index: usize, asn: u32) -> (PeerKey, PeerConfig) {
@@ -270,5 +276,63 @@ fn what_was_passed_on_becomes_ones_own_and_back() {
         net.run_until("the new way", SECONDS_10, |net| leads_to(net, owner));
         net.run_for(SECONDS_10);
         assert!(leads_to(&net, owner));
+    }
+}
+
+/// RFC 9234 section 5, egress: what a client has learned from its provider (1) goes by the reflector (0) to a
+/// router (2) of whom the node is the provider, and to one without a role, and to no other; and what has no
+/// mark yet gets one where it goes to customers or peers.
+#[test]
+fn what_is_for_customers_alone_is_told_to_no_other() {
+    let asns = [64512, 64513, 64514, 64512];
+    let everything = Rule { learned: true, action: Action::Accept(Vec::new()), ..Rule::default() };
+    let filter = RouteFilter { export: [vec![everything], Vec::new()], ..RouteFilter::default() };
+    let passes = Arc::new(RoutePolicy { filters: vec![filter], ..RoutePolicy::default() });
+    for (role, is_told) in [
+        (None, true),
+        (Some(Role::Provider), true),
+        (Some(Role::RouteServer), true),
+        (Some(Role::Customer), false),
+        (Some(Role::RouteServerClient), false),
+        (Some(Role::Peer), false),
+    ] {
+        let mut net = Net::apart(&asns, 3);
+        for index in 0..asns.len() {
+            net.input(index, Input::SetOwn(Own::announced([block(index)])));
+        }
+        let of_role = |index: usize, role| {
+            let (key, mut config) = peer(index, asns[index]);
+            config.policy.role = role;
+            (key, config)
+        };
+        let (reflector, mut passes_on) = peer(0, asns[0]);
+        passes_on.policy.routes = Some(Arc::clone(&passes));
+        let sessions = [
+            vec![of_role(2, role), client(3, asns[3])],
+            vec![peer(3, asns[3])],
+            vec![peer(0, asns[0])],
+            vec![of_role(1, Some(Role::Customer)), (reflector, passes_on)],
+        ];
+        net.input(0, reflection(1));
+        for (index, peers) in sessions.into_iter().enumerate() {
+            net.input(index, Input::SetPeers(peers.into_iter().collect()));
+        }
+        net.run_until("the provider's route, and the client's", SECONDS_10, |net| {
+            net.nodes[0].routes.contains_key(&block(1)) && learned(net, 2).contains(&block(3))
+        });
+        net.run_for(SECONDS_10);
+        let paths = net.nodes[0].speaker.explain(net.now, block(1)).unwrap().paths;
+        assert_eq!(paths[0].attributes.only_to_customer, Some(asns[1]), "{role:?}");
+        let expected = if is_told { blocks(&[0, 1, 3]) } else { blocks(&[0, 3]) };
+        assert_eq!(learned(&net, 2), expected, "{role:?}");
+        let is_marked = matches!(role, Some(Role::Provider | Role::RouteServer | Role::Peer));
+        let ours = is_marked.then_some(asns[0]);
+        let marks = learned(&net, 2).into_iter().map(|prefix| {
+            let paths = net.nodes[2].speaker.explain(net.now, prefix).unwrap().paths;
+            (prefix, paths[0].attributes.only_to_customer)
+        });
+        let expected = [(block(0), ours), (block(1), Some(asns[1])), (block(3), ours)];
+        let is_there = |(prefix, _): &(Prefix, _)| is_told || *prefix != block(1);
+        assert!(marks.eq(expected.into_iter().filter(is_there)), "{role:?}");
     }
 }

@@ -39,7 +39,7 @@ fn nlri(place: usize) -> [Nlri; 1] {
     [Nlri { prefix: prefix(place), path_id: 0 }]
 }
 
-/// 0 is external, 1 a client, and 2 and 3 are of one group.
+/// 0 is external, 1 a client, and 2 and 3 are of one group, which is not told what is for customers alone.
 fn facts(peer: u8) -> PeerFacts {
     PeerFacts { external: peer == 0, router_id: Ipv4Addr::new(10, 0, 0, peer), client: peer == 1 }
 }
@@ -64,7 +64,7 @@ fn view(peer: u8) -> ExportView {
         long_lived: peer == 1,
         on_link: Some("192.0.2.0/29".parse().unwrap()),
         only_to_customer: peer == 0,
-        no_customer: false,
+        no_customer: peer == 2 || peer == 3,
         policy: None,
         next_hop_mode: NextHopMode::Auto,
     }
@@ -78,6 +78,7 @@ enum Step {
     Forget(u8),
     Join(u8),
     Filter(u8, Option<RoutePolicy>),
+    NextHop(u8, NextHopMode),
     Leave(u8),
     Refresh(u8, Family),
     Reflect(Option<Reflection>),
@@ -101,13 +102,15 @@ fn attributes() -> impl Strategy<Value = PathAttributes> {
         3 => Just(AsPath::sequence([asn(64999)])),
         1 => Just(AsPath::new(vec![Segment::Set(vec![asn(64999)])])),
     ];
-    (hop, path, prop::option::of(1_u32..3), communities).prop_map(
-        |(hop, path, preference, communities)| {
+    let mark = prop::option::weighted(0.3, Just(64998));
+    (hop, path, prop::option::of(1_u32..3), communities, mark).prop_map(
+        |(hop, path, preference, communities, only_to_customer)| {
             let next_hop = IpAddr::from([192, 0, 2, hop]);
             PathAttributes {
                 local_pref: preference,
                 med: preference,
                 communities,
+                only_to_customer,
                 ..PathAttributes::new(Origin::Igp, path, next_hop)
             }
         },
@@ -123,6 +126,8 @@ fn step() -> impl Strategy<Value = Step> {
         pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(),
     });
     let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
+    let mode =
+        prop_oneof![Just(NextHopMode::Auto), Just(NextHopMode::Own), Just(NextHopMode::Keep)];
     prop_oneof![
         8 => (peer(), place(), attributes()).prop_map(|(p, n, a)| Step::Announce(p, n, Box::new(a))),
         3 => (peer(), place()).prop_map(|(p, n)| Step::Withdraw(p, n)),
@@ -131,6 +136,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => peer().prop_map(Step::Join),
         3 => (peer(), prop::option::weighted(0.8, policies(&PREFIXES)))
             .prop_map(|(peer, policy)| Step::Filter(peer, policy)),
+        2 => (peer(), mode).prop_map(|(peer, mode)| Step::NextHop(peer, mode)),
         1 => peer().prop_map(Step::Leave),
         1 => (peer(), family).prop_map(|(p, f)| Step::Refresh(p, f)),
         2 => prop::option::weighted(0.8, reflection).prop_map(Step::Reflect),
@@ -172,21 +178,31 @@ struct Run {
     reflection: Option<Reflection>,
     peers: BTreeMap<u8, Heard>,
     policies: BTreeMap<u8, Arc<RoutePolicy>>,
+    modes: BTreeMap<u8, NextHopMode>,
 }
 
 impl Run {
     fn new() -> Self {
         let (rib, out) = (Rib::new(4), AdjRibsOut::default());
-        Self { rib, out, reflection: None, peers: BTreeMap::new(), policies: BTreeMap::new() }
+        let (peers, policies, modes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { rib, out, reflection: None, peers, policies, modes }
     }
 
     fn view(&self, peer: u8) -> ExportView {
-        ExportView { policy: self.policies.get(&peer).cloned(), ..view(peer) }
+        let next_hop_mode = self.modes.get(&peer).copied().unwrap_or_default();
+        ExportView { policy: self.policies.get(&peer).cloned(), next_hop_mode, ..view(peer) }
     }
 
     fn filter(&mut self, peer: u8, policy: Option<RoutePolicy>) {
         self.policies.remove(&peer);
         self.policies.extend(policy.map(|policy| (peer, Arc::new(policy))));
+        self.regroup(peer);
+        let by_filter = self.policies.values().any(|policy| policy.passes_learned_on());
+        self.rib.set_passed_by_filter(by_filter);
+    }
+
+    /// The peer is configured otherwise: it is told what differs, and nothing else.
+    fn regroup(&mut self, peer: u8) {
         let messages = self.out.regroup(&self.rib, key(peer), self.view(peer));
         if let Some(heard) = self.peers.get_mut(&peer) {
             let before = heard.clone();
@@ -194,8 +210,6 @@ impl Run {
                 assert_ne!(before.get(&prefix), heard.get(&prefix), "{prefix} is told again");
             }
         }
-        let by_filter = self.policies.values().any(|policy| policy.passes_learned_on());
-        self.rib.set_passed_by_filter(by_filter);
     }
 
     fn announce(&mut self, peer: u8, place: usize, mut attributes: PathAttributes) {
@@ -228,6 +242,10 @@ impl Run {
                 hear(heard, &messages, &view(peer).session);
             }
             Step::Filter(peer, policy) => self.filter(peer, policy),
+            Step::NextHop(peer, mode) => {
+                self.modes.insert(peer, mode);
+                self.regroup(peer);
+            }
             Step::Leave(peer) => {
                 self.out.leave(key(peer));
                 self.peers.remove(&peer);
@@ -292,11 +310,20 @@ impl Run {
             || best.attributes.as_path.segments().iter().any(|s| matches!(s, Segment::Set(_)))
             || has(Community::LLGR_STALE) && !view.long_lived
             || !internal && has(Community::NO_EXPORT)
+            // RFC 9234 section 5, egress 2.
+            || view.no_customer && best.attributes.only_to_customer.is_some()
             || !is_passed;
         (!lost).then_some(())?;
-        let own = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
-        if matches!(attributes.next_hop, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
-            attributes.next_hop = own;
+        let is_own = match view.next_hop_mode {
+            NextHopMode::Auto => !internal && !view.on_link?.contains(attributes.next_hop),
+            NextHopMode::Own => true,
+            NextHopMode::Keep => false,
+        };
+        // One of a link is no next hop elsewhere, whatever is configured.
+        let is_of_a_link =
+            matches!(attributes.next_hop, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if is_own || is_of_a_link {
+            attributes.next_hop = own_next_hops()[usize::from(prefix.family() == Family::V6)]?;
         }
         if view.session.internal {
             attributes.local_pref = Some(attributes.local_pref.unwrap_or(100));
@@ -309,10 +336,8 @@ impl Run {
         }
         attributes.as_path = attributes.as_path.prepended(asn(64512));
         (attributes.local_pref, attributes.med) = (None, None);
-        attributes.only_to_customer = Some(64512);
-        if !view.on_link?.contains(attributes.next_hop) {
-            attributes.next_hop = own;
-        }
+        // Egress 1: whose mark it has is kept.
+        attributes.only_to_customer = attributes.only_to_customer.or(Some(64512));
         (attributes.next_hop != key(peer).address).then_some((prefix, attributes))
     }
 }
