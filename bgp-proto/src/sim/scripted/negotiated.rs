@@ -390,3 +390,38 @@ fn a_wrong_as_is_named() {
         assert!(told.ends_with(text), "{told}");
     }
 }
+
+/// RFC 6286 section 2.3: within an AS an identifier is one router's, and between two it may be the same.
+#[test]
+fn our_identifier_is_refused_within_our_as() {
+    let ours = Ipv4Addr::new(192, 0, 2, 1);
+    let refusal =
+        Notification::new(code::OPEN, open_error::BAD_IDENTIFIER).with_data(&ours.octets());
+    for (local_asn, identifier, comes_up) in [
+        (Asn::new(PEER).ok(), ours, false),
+        (Asn::new(PEER).ok(), Ipv4Addr::new(192, 0, 2, 2), true),
+        (None, ours, true),
+    ] {
+        let mut script = Single::new(|config| config.policy.local_asn = local_asn);
+        script.dial();
+        script.sent().clear();
+        let asn = Asn::new(PEER).unwrap();
+        let capabilities = without(is_add_path);
+        let open = Open { asn, hold_time: 0, identifier, capabilities };
+        script.say(wire::encode_open(&open));
+        let (kind, body) = script.told(ONE).remove(0);
+        let name = format!("{local_asn:?} {identifier}");
+        if comes_up {
+            assert_eq!(kind, MessageType::Keepalive, "{name}");
+            script.say(wire::encode_keepalive());
+        } else {
+            assert_eq!(
+                (kind, Notification::decode(&body)),
+                (MessageType::Notification, refusal.clone()),
+                "{name}"
+            );
+        }
+        assert_eq!(script.state() == State::Established, comes_up, "{name}");
+        assert_eq!(script.is_closed(), !comes_up, "{name}");
+    }
+}
