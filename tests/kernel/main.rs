@@ -12,6 +12,7 @@ mod crash;
 mod daemon;
 mod explain;
 mod failover;
+mod forwarding;
 mod gc;
 mod host;
 mod interop;
@@ -263,6 +264,7 @@ fn main() -> ExitCode {
         policy::a_missing_filter_lets_nothing_pass,
         policy::two_routers_behind_one_address_are_told_apart,
         policy::a_reflector_is_reached_by_a_peer_selector,
+        forwarding::the_f_bits_are_of_what_the_kernel_has,
         routing::routes_come_and_go_with_the_announcements,
         routing::equal_paths_share_the_traffic,
         routing::a_session_comes_up_whoever_dials,

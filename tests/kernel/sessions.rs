@@ -129,7 +129,11 @@ impl Raw {
     }
 
     /// Connects, and exchanges OPENs with the node; the node's is given back.
-    fn exchange(machine: &Namespace, identifier: Ipv4Addr, hold_time: u16) -> Result<(Self, Open)> {
+    pub(crate) fn exchange(
+        machine: &Namespace,
+        identifier: Ipv4Addr,
+        hold_time: u16,
+    ) -> Result<(Self, Open)> {
         let mut raw = Self::connect(machine)?;
         let open = Self::open(identifier, hold_time)?;
         raw.stream.write_all(&wire::encode_open(&open))?;
