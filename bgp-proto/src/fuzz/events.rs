@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use twill_types::{Family, Prefix};
 use super::{
     Observe,
     choices::Choices,
+    policy::any_policy,
     say, unobserved,
     world::{ASN, V4, V6, World},
 };
@@ -47,6 +49,9 @@ pub fn events_observed(input: &[u8], observe: Observe<'_>) {
     let mut peers: BTreeMap<PeerKey, PeerConfig> = (0..ASNS.len()).map(peer).collect();
     if start & 8 != 0 {
         peers.values_mut().for_each(|peer| peer.passive = true);
+    }
+    if start >> 6 == 2 {
+        peers.values_mut().for_each(|peer| filter(peer, &mut choices));
     }
     world.set_peers(peers);
     for _ in 0..STEPS {
@@ -93,6 +98,11 @@ pub(super) fn peer(number: usize) -> (PeerKey, PeerConfig) {
         ttl_security: None,
     };
     (key(number), config)
+}
+
+/// Gives a peer filters of its own.
+pub(super) fn filter(peer: &mut PeerConfig, choices: &mut Choices<'_>) {
+    peer.policy.routes = Some(Arc::new(any_policy(choices)));
 }
 
 fn reflection() -> Reflection {
@@ -287,11 +297,15 @@ fn late(world: &mut World<'_>, choices: &mut Choices<'_>) {
 fn configure(world: &mut World<'_>, choices: &mut Choices<'_>) {
     let number = choices.below(ASNS.len());
     let mut peers = world.peers.clone();
-    if choices.octet() & 15 == 15 {
-        peers.remove(&key(number));
-    } else {
-        let mut config = peers.remove(&key(number)).unwrap_or_else(|| peer(number).1);
-        change(&mut config, choices, number);
+    let what = choices.octet() & 15;
+    let mut config = peers.remove(&key(number)).unwrap_or_else(|| peer(number).1);
+    match what {
+        13 => config.policy.routes = None,
+        14 => filter(&mut config, choices),
+        15 => {}
+        _ => change(&mut config, choices, number),
+    }
+    if what != 15 {
         peers.insert(key(number), config);
     }
     world.set_peers(peers);

@@ -255,7 +255,8 @@ fn add(attributes: &mut PathAttributes, community: CommunityValue) {
     }
 }
 
-fn any_policy(choices: &mut Choices<'_>) -> RoutePolicy {
+/// Any policy that a few rules can make.
+pub(super) fn any_policy(choices: &mut Choices<'_>) -> RoutePolicy {
     let closed = choices.octet() == 255;
     let filters = (0..choices.below(FILTERS)).map(|number| {
         let mut rules =

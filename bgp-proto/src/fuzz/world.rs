@@ -14,7 +14,8 @@ use super::{Observe, remote::Remote};
 use crate::{
     Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, Reflection,
     RouteChange, RouteSnapshot, Speaker, SpeakerConfig, State, Time,
-    wire::{HEADER_LENGTH, MAX_MESSAGE},
+    policy::{Direction, Route, RoutePolicy},
+    wire::{AsPath, HEADER_LENGTH, MAX_MESSAGE, Origin, PathAttributes},
 };
 
 /// The speaker's addresses.
@@ -301,7 +302,8 @@ impl<'a> World<'a> {
             let of_it = routes.iter().filter(|route| route.from == Some(key));
             let (all, stale) =
                 of_it.fold((0, 0), |(all, stale), r| (all + 1, stale + usize::from(r.stale)));
-            assert_eq!((peer.prefixes_in, peer.prefixes_stale), (all, stale), "{key}");
+            let counted = peer.prefixes_in + peer.prefixes_refused;
+            assert_eq!((counted, peer.prefixes_stale), (all, stale), "{key}");
             assert!(peer.stale_until.is_none() || stale > 0, "{key}: nothing is kept");
             let mut told = self.ends.values().filter(|end| end.peer == Some(key) && end.told);
             let end = told.next();
@@ -320,7 +322,8 @@ impl<'a> World<'a> {
                 let ours = peer.config.policy.local_asn.map_or(ASN, twill_types::Asn::get);
                 end.check_marks(peer.config.policy.role, ours);
 
-    /// A peer knows what is announced, and nothing beside it from who is no reflector.
+    /// A peer knows what is announced and not kept from it by a filter, and nothing beside it from who passes
+    /// nothing on.
     fn check_table(&self, end: &Remote, config: &PeerConfig) {
         let Some(session) = end.session() else {
             panic!("a session without an OPEN");
@@ -330,17 +333,22 @@ impl<'a> World<'a> {
             ends.into_iter().flatten().any(|address| Family::of(address) == family)
         };
         let announced = self.own.prefixes.iter().filter(|(_, announced)| **announced);
-        let wanted: BTreeSet<Prefix> = announced
-            .map(|(prefix, _)| *prefix)
-            .filter(|prefix| {
-                let family = prefix.family();
-                let over_v6 = family == Family::V4 && session.extended_next_hop && has(Family::V6);
-                session.has(family) && (has(family) || over_v6)
-            })
-            .collect();
+        let expressible = announced.map(|(prefix, _)| *prefix).filter(|prefix| {
+            let family = prefix.family();
+            let over_v6 = family == Family::V4 && session.extended_next_hop && has(Family::V6);
+            session.has(family) && (has(family) || over_v6)
+        });
+        let policy = config.policy.routes.as_deref();
+        let is_refused = |prefix: &Prefix| {
+            policy.is_some_and(|policy| refuses_own(policy, *prefix, session.internal))
+        };
+        let (refused, wanted): (BTreeSet<Prefix>, BTreeSet<Prefix>) =
+            expressible.partition(is_refused);
         let known: BTreeSet<Prefix> = end.table.keys().copied().collect();
-        assert!(wanted.is_subset(&known), "announced are {wanted:?}, known {known:?}");
-        assert!(self.reflects || known == wanted, "announced are {wanted:?}, known {known:?}");
+        let passes = self.reflects || policy.is_some_and(RoutePolicy::passes_learned_on);
+        let text = format!("wanted are {wanted:?}, refused {refused:?}, known {known:?}");
+        assert!(wanted.is_subset(&known) && known.is_disjoint(&refused), "{text}");
+        assert!(passes || known == wanted, "{text}");
     }
 
     /// The kernel has what the paths in use say, over next hops that can be reached.
@@ -378,6 +386,14 @@ impl<'a> World<'a> {
         self.reflects = reflection.is_some();
         self.input(Input::SetReflection(reflection));
     }
+}
+
+/// Whether filters keep a prefix that the node originates from a peer. There is nothing about it that a rule
+/// could ask for but the prefix itself.
+fn refuses_own(policy: &RoutePolicy, prefix: Prefix, internal: bool) -> bool {
+    let attributes = &PathAttributes::new(Origin::Igp, AsPath::default(), V4);
+    let route = Route { prefix, attributes, learned: false, internal };
+    policy.verdict(Direction::Export, &route).is_rejected()
 }
 
 /// Whether attributes leave no room for a prefix in a message that is not extended.
