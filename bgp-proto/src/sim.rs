@@ -205,6 +205,18 @@ impl Net {
             return;
         }
         self.nodes[index].speaker.handle(self.now, input);
+        self.settle(index);
+    }
+
+    /// A node asks a peer for all its routes again, if it can; says whether it has.
+    fn ask_again(&mut self, index: usize, peer: PeerKey) -> bool {
+        let asked = self.nodes[index].speaker.request_refresh(self.now, peer, None);
+        self.settle(index);
+        asked.is_ok()
+    }
+
+    /// What follows from an input.
+    fn settle(&mut self, index: usize) {
         self.nodes[index].speaker.check_lookup();
         while let Some(output) = self.nodes[index].speaker.poll_output() {
             self.output(index, output);

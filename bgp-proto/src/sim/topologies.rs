@@ -20,6 +20,14 @@ struct Reflector {
     clients: BTreeSet<usize>,
 }
 
+/// What one of the two that have a session has configured for it.
+#[derive(Debug, Clone)]
+struct SessionEnd {
+    families: BTreeSet<Family>,
+    /// Long-lived stale times, in seconds (RFC 9494).
+    long_lived: BTreeMap<Family, u32>,
+}
+
 /// Who there is, and who speaks with whom.
 #[derive(Debug, Clone)]
 struct Shape {
@@ -30,18 +38,34 @@ struct Shape {
     hold_time: u16,
     /// Seconds.
     restart_time: u16,
+    /// What each has configured for each peer; between the two of a session is at least one family.
+    ends: BTreeMap<(usize, usize), SessionEnd>,
     /// What each announces.
     own: Vec<BTreeSet<Prefix>>,
 }
 
-/// The prefix that several announce.
-fn shared() -> Prefix {
-    prefix("10.0.99.0/24")
+/// The prefixes that several announce.
+fn shared() -> [Prefix; 2] {
+    [prefix("10.0.99.0/24"), prefix("2001:db8:99::/64")]
+}
+
+/// The blocks of a node.
+fn blocks(index: usize) -> [Prefix; 2] {
+    [block(index), prefix(&format!("2001:db8:{index}::/64"))]
+}
+
+/// The next hop of a node's routes of one family.
+fn next_hop(family: Family, index: usize) -> IpAddr {
+    match family {
+        Family::V4 => address(index),
+        Family::V6 => format!("2001:db8:ffff::{}", index + 1).parse().unwrap(),
+    }
 }
 
 /// What is passed on: not the blocks of the nodes from 8 on.
 fn pools() -> BTreeSet<Prefix> {
-    [prefix("10.0.0.0/21"), shared()].into()
+    let [shared4, shared6] = shared();
+    [prefix("10.0.0.0/21"), shared4, prefix("2001:db8::/45"), shared6].into()
 }
 
 impl Random {
@@ -61,7 +85,8 @@ impl Shape {
             sessions: BTreeSet::new(),
             hold_time: if random.below(8) == 0 { 9 } else { 180 },
             restart_time: [0, 20, 120][random.index(3)],
-            own: (0..asns.len()).map(|index| [block(index)].into()).collect(),
+            ends: BTreeMap::new(),
+            own: (0..asns.len()).map(|index| blocks(index).into()).collect(),
             asns,
         };
         match random.below(3) {
@@ -76,9 +101,19 @@ impl Shape {
         }
         for _ in 0..random.below(3) {
             let node = random.place(shape.asns.len());
-            shape.own[node].insert(shared());
+            shape.own[node].insert(shared()[random.index(2)]);
+        }
+        for (low, high) in shape.sessions.clone() {
+            let ends = session_ends(random);
+            shape.ends.extend([(low, high), (high, low)].into_iter().zip(ends));
         }
         shape
+    }
+
+    /// Routes of a family go between these two.
+    fn carries(&self, one: usize, other: usize, family: Family) -> bool {
+        let has = |end| self.ends[&end].families.contains(&family);
+        has((one, other)) && has((other, one))
     }
 
     fn add_mesh(&mut self, nodes: std::ops::Range<usize>) {
@@ -132,7 +167,10 @@ impl Shape {
             let (key, config) = peer(other, self.asns[other]);
             let (hold_time, restart_time) = (self.hold_time, self.restart_time);
             let client = self.is_client(node, other);
-            (key, PeerConfig { hold_time, restart_time, client, ..config })
+            let SessionEnd { families, long_lived } = self.ends[&(node, other)].clone();
+            let other_next_hop = Some(next_hop(Family::V6, node));
+            let session = PeerConfig { families, long_lived, other_next_hop, ..config };
+            (key, PeerConfig { hold_time, restart_time, client, ..session })
         };
         net.input(node, Input::SetPeers(self.neighbors(node).map(session).collect()));
     }
@@ -150,9 +188,9 @@ impl Shape {
     }
 
     /// Something happens.
-    fn disturb(&mut self, net: &mut Net) {
+    fn disturb(&mut self, net: &mut Net, seen: &mut Seen) {
         let (a, b) = (net.random.place(self.asns.len()), net.random.place(self.asns.len()));
-        match net.random.below(8) {
+        match net.random.below(10) {
             0 | 1 if net.nodes[a].alive => {
                 let silently = net.random.below(2) == 0;
                 net.kill(a, silently);
@@ -161,8 +199,15 @@ impl Shape {
             3 => drop(net.cut.insert((a.min(b), a.max(b)))),
             4 => net.heal(),
             5 => self.break_a_connection(net),
+            6 | 7 if net.nodes[a].alive => {
+                for other in self.neighbors(a) {
+                    let (key, _) = peer(other, self.asns[other]);
+                    seen.refreshes += usize::from(net.ask_again(a, key));
+                }
+            }
             _ => {
-                let changed = if net.random.below(2) == 0 { block(a) } else { shared() };
+                let of_whom = if net.random.below(2) == 0 { blocks(a) } else { shared() };
+                let changed = of_whom[net.random.index(2)];
                 if !self.own[a].remove(&changed) {
                     self.own[a].insert(changed);
                 }
@@ -190,17 +235,52 @@ impl Shape {
     }
 }
 
+/// What the two ends of a session have configured: families of which they have one in common at least, and
+/// for some of them how long stale routes stay behind the restart time.
+fn session_ends(random: &mut Random) -> [SessionEnd; 2] {
+    let both = BTreeSet::from([Family::V4, Family::V6]);
+    let mut end = || {
+        let families = match random.below(8) {
+            0 => [Family::V4].into(),
+            1 => [Family::V6].into(),
+            _ => both.clone(),
+        };
+        let times = [Family::V4, Family::V6].into_iter().zip([30, 90]);
+        let long_lived = times.filter(|_| random.below(3) > 0).collect();
+        SessionEnd { families, long_lived }
+    };
+    let (one, mut other) = (end(), end());
+    if one.families.is_disjoint(&other.families) {
+        other.families = both;
+    }
+    [one, other]
+}
+
+/// What has happened in some networks, so that a run can say that it was not about nothing.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Peers that were asked for their routes again.
+    refreshes: usize,
+    /// Sessions of one family alone.
+    narrow: usize,
+    /// Times that paths of a peer became long-lived stale.
+    long_lived: usize,
+    /// Kernel routes of IPv6 in the end.
+    ipv6: usize,
+}
+
 /// A network, disturbed, and left alone.
-fn simulate(seed: u64) {
+fn simulate(seed: u64, seen: &mut Seen) {
     let mut shape = Shape::random(&mut Random::new(seed));
     let mut net = Net::apart(&shape.asns, seed);
     net.longest_delay = Some(30);
     (0..shape.asns.len()).for_each(|node| shape.configure(&mut net, node));
     for _ in 0..net.random.below(16) {
-        let pause = [3, 100, 3000, 20_000][net.random.index(4)];
+        // The last one is longer than one of the restart times.
+        let pause = [3, 100, 3000, 20_000, 60_000][net.random.index(5)];
         let pause = net.random.below(pause);
         net.run_for(Duration::from_millis(pause));
-        shape.disturb(&mut net);
+        shape.disturb(&mut net, seen);
     }
     net.heal();
     let absent = net.random.place(shape.asns.len() * 4);
@@ -215,10 +295,20 @@ fn simulate(seed: u64) {
     let name = format!("TWILL_SEED={seed}: {shape:?}");
     model::check(&net, &shape, &name);
     let before = net.flaps_of_all();
-    net.nodes.iter_mut().for_each(|node| node.events.clear());
+    let is_long_lived = |event: &&(PeerKey, PeerEvent)| matches!(event.1, PeerEvent::LongLived(_));
+    for node in &mut net.nodes {
+        seen.long_lived += node.events.iter().filter(is_long_lived).count();
+        node.events.clear();
+    }
     net.run_for(Duration::from_secs(100));
     assert_eq!(net.flaps_of_all(), before, "{name}: it does not stay");
     model::check(&net, &shape, &name);
+    let routes = net.nodes.iter().filter(|node| node.alive).flat_map(|node| node.routes.keys());
+    seen.ipv6 += routes.filter(|prefix| prefix.family() == Family::V6).count();
+    let narrow = |(low, high): &&(usize, usize)| {
+        !shape.carries(*low, *high, Family::V4) || !shape.carries(*low, *high, Family::V6)
+    };
+    seen.narrow += shape.sessions.iter().filter(narrow).count();
 }
 
 impl Net {
@@ -240,8 +330,12 @@ fn any_network_ends_as_its_model_says() {
     let (seed, count) = (asked("TWILL_SEED"), asked("TWILL_SIMULATIONS"));
     let first = seed.unwrap_or(0);
     let count = count.unwrap_or(if seed.is_some() { 1 } else { SIMULATIONS });
+    let mut seen = Seen::default();
     for seed in first..first + count {
-        simulate(seed);
+        simulate(seed, &mut seen);
     }
-    println!("{count} networks from seed {first}: each as its model says");
+    println!("{count} networks from seed {first}: each as its model says; {seen:?}");
+    let Seen { refreshes, narrow, long_lived, ipv6 } = seen;
+    let any = [refreshes, narrow, long_lived, ipv6].iter().all(|count| *count > 0);
+    assert!(any || count < SIMULATIONS, "something has never happened: {seen:?}");
 }

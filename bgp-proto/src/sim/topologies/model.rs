@@ -51,6 +51,7 @@ fn best(shape: &Shape, tables: &Tables, node: usize, prefix: Prefix) -> Option<K
 
 /// What `from` tells `to` about a prefix, as `to` takes it.
 fn told(shape: &Shape, tables: &Tables, from: usize, to: usize, prefix: Prefix) -> Option<Known> {
+    shape.carries(from, to, prefix.family()).then_some(())?;
     let external = shape.asns[from] != shape.asns[to];
     let mut known = match (shape.own[from].contains(&prefix), best(shape, tables, from, prefix)) {
         (true, _) => Known {
@@ -147,7 +148,8 @@ fn follow(net: &Net, shape: &Shape, prefix: Prefix, at: usize, way: &mut Vec<usi
     if !shape.own[at].contains(&prefix) {
         let next_hops = net.nodes[at].routes.get(&prefix).filter(|_| net.nodes[at].alive);
         for next_hop in next_hops.unwrap_or_else(|| panic!("{name}: {prefix} ends by {way:?}")) {
-            let next = net.nodes.iter().position(|node| node.address == *next_hop).unwrap();
+            let is_at = |node: &usize| super::next_hop(prefix.family(), *node) == *next_hop;
+            let next = (0..net.nodes.len()).find(is_at).unwrap();
             follow(net, shape, prefix, next, way, name);
         }
     }
@@ -173,7 +175,8 @@ fn check_routes(net: &Net, shape: &Shape, tables: &Tables, node: usize, name: &s
     let routes = &net.nodes[node].routes;
     for prefix in &prefixes {
         let used = used(shape, tables, node, *prefix);
-        let wanted: BTreeSet<IpAddr> = used.iter().map(|known| address(known.next_hop)).collect();
+        let next_hop = |known: &Known| super::next_hop(prefix.family(), known.next_hop);
+        let wanted: BTreeSet<IpAddr> = used.iter().map(next_hop).collect();
         let found = routes.get(prefix).into_iter().flatten().copied().collect::<BTreeSet<_>>();
         assert_eq!(found, wanted, "{name}: node {node}, {prefix}");
         let Some(best) = used.first() else { continue };
