@@ -50,7 +50,7 @@ impl Speaker {
     /// A speaker without peers.
     pub fn new(config: SpeakerConfig, now: Time) -> Self {
         let mut rib = Rib::new(config.max_paths);
-        // RFC 4724 section 4.1: nobody hears of a choice out of half of what there is.
+        // RFC 4724 section 4.1: for so long nobody hears of a choice out of half of what there is.
         rib.defer_passing_on();
         Self {
             rib,

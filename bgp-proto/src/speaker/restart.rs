@@ -50,8 +50,9 @@ pub(super) fn deferral(config: &SpeakerConfig) -> Duration {
     }
 }
 
-/// How long a start may pass nothing on. A choice out of half of what there is replaces nothing that is kept at a
-/// peer, which gives up only at our End-of-RIB what it was not told again, and that waits for the end of the start.
+/// How long a start may pass nothing on. What is passed on then may be a choice out of half of what there is: at a
+/// peer it takes the place of a better path to the same prefix, kept from before, until that one is heard of again.
+/// What a peer was not told again it gives up only at our End-of-RIB, which waits for the end of the start.
 pub(super) fn passing(config: &SpeakerConfig) -> Duration {
     deferral(config).min(PASSING)
 }
