@@ -91,6 +91,7 @@ fn attributes() -> impl Strategy<Value = PathAttributes> {
         Community::LLGR_STALE,
         Community::NO_EXPORT,
         Community::NO_ADVERTISE,
+        Community::NO_EXPORT_SUBCONFED,
     ];
     let communities = prop_oneof![
         2 => Just(Vec::new()),
@@ -309,7 +310,7 @@ impl Run {
             || has(Community::NO_ADVERTISE)
             || best.attributes.as_path.segments().iter().any(|s| matches!(s, Segment::Set(_)))
             || has(Community::LLGR_STALE) && !view.long_lived
-            || !internal && has(Community::NO_EXPORT)
+            || !internal && (has(Community::NO_EXPORT) || has(Community::NO_EXPORT_SUBCONFED))
             // RFC 9234 section 5, egress 2.
             || view.no_customer && best.attributes.only_to_customer.is_some()
             || !is_passed;
