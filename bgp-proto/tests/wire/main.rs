@@ -15,6 +15,7 @@ mod netgauze;
 mod opens;
 mod oracles;
 mod rustbgpd;
+mod short;
 mod soak;
 mod speed;
 mod vectors;

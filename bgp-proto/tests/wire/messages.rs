@@ -185,30 +185,65 @@ pub(crate) fn update(random: &mut Random, session: &Session) -> Vec<u8> {
     [&length(&withdrawn), withdrawn.as_slice(), &length(&attributes), &attributes, &nlri].concat()
 }
 
-/// The body of an OPEN with nothing wrong in it.
+/// An AFI: mostly of ours.
+fn family(random: &mut Random) -> Vec<u8> {
+    random.pick(&[[0, 1], [0, 2], [0, 1], [0, 2], [0, 1], [0, 25]]).to_vec()
+}
+
+/// A family and its flags, of which one bit means something.
+fn flagged(random: &mut Random, flag: u8) -> Vec<u8> {
+    let safi = random.pick(&[1, 1, 1, 1, 70]);
+    let flags = random.pick(&[0, flag, flag, 0x7f]);
+    [family(random), vec![safi, flags]].concat()
+}
+
+/// A capability that is a list of up to three entries.
+fn list(random: &mut Random, code: u8, entry: impl Fn(&mut Random) -> Vec<u8>) -> Vec<u8> {
+    let entries: Vec<u8> = (0..random.below(4)).flat_map(|_| entry(random)).collect();
+    [vec![code, u8::try_from(entries.len()).unwrap()], entries].concat()
+}
+
+/// The body of an OPEN: it is taken, though what is in it is not always known.
 pub(crate) fn open(random: &mut Random) -> Vec<u8> {
     let mut capabilities: Vec<Vec<u8>> = vec![vec![65, 4, 0, 0, 0xfc, 0]];
     for _ in 0..random.below(12) {
         let one = match random.below(14) {
-            0 => vec![1, 4, 0, 1, 0, 1],
-            1 => vec![1, 4, 0, 2, 0, 1],
+            0 | 1 => {
+                [vec![1, 4], family(random), vec![0, random.pick(&[1, 1, 1, 2, 70, 128])]].concat()
+            }
             2 => vec![2, 0],
-            3 => vec![5, 6, 0, 1, 0, 1, 0, 2],
+            3 => list(random, 5, |random| {
+                [family(random), vec![0, 1], vec![0, random.pick(&[1, 2, 2])]].concat()
+            }),
             4 => vec![6, 0],
             5 => vec![9, 1, random.octet() % 6],
-            6 => vec![64, 6, 0x40, 120, 0, 1, 1, 0x80],
-            7 => vec![69, 8, 0, 1, 1, 3, 0, 2, 1, 1],
+            6 => {
+                let bits = random.pick(&[0, 0x40, 0x80, 0xc0]) | random.octet() & 0x0f;
+                let mut one = list(random, 64, |random| flagged(random, 0x80));
+                one.splice(2..2, [bits, random.octet()]);
+                one[1] += 2;
+                one
+            }
+            7 => list(random, 69, |random| {
+                let mode = random.pick(&[1, 2, 3, 3, 1, 2, 0, 4]);
+                [family(random), vec![1, mode]].concat()
+            }),
             8 => vec![70, 0],
-            9 => vec![71, 7, 0, 1, 1, 0x80, 0, 14, 16],
-            10 => vec![73, 5, 2, b'n', b'1', 1, b'x'],
-            11 => vec![1, 4, 0, 25, 0, 70],
+            9 => list(random, 71, |random| [flagged(random, 0x80), random.octets(3)].concat()),
+            10 => match random.below(3) {
+                0 => vec![73, 5, 2, b'n', b'1', 1, b'x'],
+                1 => vec![73, 4, 2, b'n', b'1', 0],
+                _ => vec![73, 6, 2, b'n', b'1', 1, b'x', 0],
+            },
+            11 => [vec![77, 0], list(random, 76, |_| vec![0, 1, 1, 0, 5])].concat(),
             12 => [vec![200, 100], random.octets(100)].concat(),
             _ => vec![128, 0],
         };
         capabilities.push(one);
     }
     let value = capabilities.concat();
-    let mut body = vec![4, 0xfc, 0, 0, 90, 10, 0, 0, 1];
+    let mut body = vec![4, 0xfc, 0, 0, 90];
+    body.extend(random.pick(&[[10, 0, 0, 1], [10, 0, 0, 1], [192, 0, 2, 1], [239, 0, 0, 1]]));
     match u8::try_from(value.len() + 2) {
         Ok(length) if length < 255 && !random.one_in(8) => {
             body.extend([length, 2, length - 2]);
