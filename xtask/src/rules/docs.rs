@@ -12,7 +12,7 @@ const ADR_INDEX: &str = "docs/adr/README.md";
 
 /// The pages with tables that name tests, and what such columns are called.
 const PAGES_WITH_TESTS: [&str; 2] = ["docs/complaints.md", "docs/bgp.md"];
-const TEST_COLUMNS: [&str; 4] = ["Test", "BIRD", "FRR", "GoBGP"];
+const TEST_COLUMNS: [&str; 5] = ["Test", "BIRD", "FRR", "GoBGP", "OpenBGPD"];
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 
@@ -230,7 +230,8 @@ mod tests {
         let complaints =
             "| There | Why | Test |\n|---|---|---|\n| a | b | `real`, `gone` |\n| c | d | – |\n";
         let bgp = "| RFC | Where | Test | Deviation |\n|---|---|---|---|\n| 1 | `x.rs` | `real` | none |\n\n\
-                   | Row | BIRD | FRR |\n|---|---|---|\n| a | `m::bird::each` | `m::frr::gone` |\n\n\
+                   | Row | BIRD | FRR | OpenBGPD |\n|---|---|---|---|\n\
+                   | a | `m::bird::each` | `m::frr::gone` | `m::openbgpd::gone_too` |\n\n\
                    | Other | Table |\n|---|---|\n| a | `b` |\n";
         let files = [
             ("docs/complaints.md", complaints),
@@ -241,7 +242,8 @@ mod tests {
             text(&named_tests(&tree(&files))),
             "docs/complaints.md:3: error: there is no test gone; name one that there is\n\
              docs/complaints.md:4: error: a row without a test; name one\n\
-             docs/bgp.md:7: error: there is no test m::frr::gone; name one that there is\n"
+             docs/bgp.md:7: error: there is no test m::frr::gone; name one that there is\n\
+             docs/bgp.md:7: error: there is no test m::openbgpd::gone_too; name one that there is\n"
         );
     }
 
