@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use twill_tests::{ping, programs, wait::wait_for};
 
 use super::{Call, Site};
@@ -56,6 +56,81 @@ pub(crate) fn i_01_another_plugin_is_found_in_the_path_alone() -> Result<()> {
         call.run_as(command)?.refused(7, &["witness", "CNI_PATH"])?;
     }
     ensure!(!directory.join("calls").exists(), "{:?}", calls(&directory)?);
+    site.untouched()
+}
+
+/// The environment but for the verb, which is the same one, too; the whole configuration, byte by
+/// byte; and what it says on standard error is said there.
+pub(crate) fn i_01_another_plugin_gets_all_as_it_came() -> Result<()> {
+    let site = Site::new()?;
+    let script = "cat /proc/$$/environ >environment
+cat >configuration
+echo 'a word of the witness' >&2
+[ $CNI_COMMAND != ADD ] || echo '{\"ips\": [{\"address\": \"10.79.0.5/24\"}]}'
+";
+    let directory = plugin(&site, script)?;
+    let mut result = Value::Null;
+    for verb in ["ADD", "CHECK", "STATUS", "GC", "DEL"] {
+        let mut call = call(&site, verb, &directory)?
+            .config("/args", json!({"future": {"a": [1, 2]}}))
+            .config("/ipam/ranges", json!([[{"subnet": "10.79.0.0/24"}]]))
+            .config("/prevResult", result.clone())
+            .set("CNI_ARGS", "IgnoreUnknown=1;FUTURE=x;K8S_POD_NAME=web")
+            .set("PATH", "/usr/bin:/bin")
+            .set("SOMETHING_OF_THE_RUNTIME", "two words\nand a line");
+        call.netconf["cni.dev/valid-attachments"] = json!([]);
+        // Not as any library would write it again.
+        let text = format!("\n{:#}\n ", call.netconf);
+        let call = call.stdin(&text);
+        let mut command = Command::new(programs::find("twill")?);
+        command.env_clear();
+        let answer = call.run_as(command)?;
+        ensure!(answer.0.status.success(), "{verb}: {answer:?}");
+        if verb == "ADD" {
+            result = answer.object()?;
+        }
+        ensure!(answer.stderr() == "a word of the witness\n", "{verb}: {answer:?}");
+        let given = fs::read_to_string(directory.join("environment"))?;
+        let mut given: Vec<&str> = given.split_terminator('\0').collect();
+        let own = call.environment.iter().map(|(name, value)| format!("{name}={value}"));
+        let mut own: Vec<String> = own.collect();
+        given.sort_unstable();
+        own.sort_unstable();
+        ensure!(given == own, "{verb}: {given:?}, not {own:?}");
+        let given = fs::read_to_string(directory.join("configuration"))?;
+        ensure!(given == text, "{verb}: {given}");
+    }
+    site.untouched()
+}
+
+/// Its CHECK is executed, and what it finds is the answer.
+pub(crate) fn c_05_a_check_is_forwarded_and_its_error_is_ours() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, WITNESS)?;
+    let result = call(&site, "ADD", &directory)?.run()?.object()?;
+    fs::remove_file(directory.join("calls"))?;
+    let check = call(&site, "CHECK", &directory)?.config("/prevResult", result);
+    check.run()?.silent()?;
+    ensure!(calls(&directory)? == ["CHECK"], "{:?}", calls(&directory)?);
+    plugin(&site, "echo '{\"code\": 77, \"msg\": \"x\"}'\nexit 1\n")?;
+    let error = check.run()?.error()?;
+    ensure!(error.code == 77 && error.message == "witness: x", "{error}");
+    plugin(&site, WITNESS)?;
+    call(&site, "DEL", &directory)?.run()?.silent()?;
+    site.untouched()
+}
+
+pub(crate) fn s_04_the_status_of_another_plugin_is_ours() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, WITNESS)?;
+    call(&site, "STATUS", &directory)?.run()?.silent()?;
+    ensure!(calls(&directory)? == ["STATUS"], "{:?}", calls(&directory)?);
+    let printed =
+        json!({"cniVersion": "1.1.0", "code": 50, "msg": "no lease", "details": "ask Bob"});
+    plugin(&site, &format!("echo '{printed}'\nexit 1\n"))?;
+    let error = call(&site, "STATUS", &directory)?.run()?.error()?;
+    ensure!(error.code == 50 && error.message == "witness: no lease", "{error}");
+    ensure!(error.details == "ask Bob", "{error}");
     site.untouched()
 }
 
@@ -213,7 +288,7 @@ pub(crate) fn i_03_a_del_is_forwarded_whatever_our_own_store_says() -> Result<()
     fs::remove_dir_all(&store)?;
     fs::write(&store, "no directory")?;
     let call = call(&site, "DEL", &directory)?.config("/timeoutSeconds", json!(1));
-    call.run()?;
+    call.run()?.silent()?;
     ensure!(calls(&directory)? == ["DEL"], "{:?}", calls(&directory)?);
     site.untouched()
 }
