@@ -1,5 +1,7 @@
 //! GC and STATUS, as CRI-O and containerd 2 call them.
 
+mod trouble;
+
 use std::{
     fs,
     io::{Read, Write},
@@ -22,6 +24,9 @@ use twill_tests::{
     wait::wait_for,
 };
 
+pub(crate) use self::trouble::{
+    g_04_links_go_without_a_daemon, g_04_one_that_stays_keeps_no_other,
+};
 use crate::{
     SECONDS,
     plugin::{one_node, refusal, standalone},
@@ -81,6 +86,8 @@ pub(crate) fn g_06_g_07_the_list_in_all_its_spellings() -> Result<()> {
     let listed = json!([{"containerID": attachment.container_id, "ifname": attachment.ifname}]);
     // G-01, G-07: too old a version, or no list at all, frees nothing.
     for (version, keys, code) in [
+        ("0.1.0", json!({"cni.dev/valid-attachments": []}), 1),
+        ("0.4.0", json!({"cni.dev/valid-attachments": []}), 1),
         ("1.0.0", json!({"cni.dev/valid-attachments": []}), 1),
         ("1.1.0", json!({}), 7),
         ("1.1.0", json!({"cni.dev/valid-attachments": "all"}), 7),

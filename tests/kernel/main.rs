@@ -236,6 +236,8 @@ fn main() -> ExitCode {
         gc::g_04_it_goes_on_after_an_error,
         gc::g_05_it_is_forwarded,
         gc::s_02_status_says_whether_an_add_would_succeed,
+        gc::g_04_links_go_without_a_daemon,
+        gc::g_04_one_that_stays_keeps_no_other,
         status::s_02_missing_routes_count_by_option,
         gc::s_03_exhaustion_counts_by_option,
         gc::s_03_a_full_pool_asked_for_by_name_is_not_the_nodes,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use twill_dataplane::pod::{DelMode, DelOutcome, del_pod, delete_group_links, pod_links};
-use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest};
+use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest, error_chain};
 
 use super::Call;
 use crate::{
@@ -13,6 +13,9 @@ use crate::{
 
 /// How much of the call's time is kept for another IPAM plugin.
 const FOR_THE_PLUGIN: Duration = Duration::from_secs(5);
+
+/// How much of the call's time is kept for the links, which no daemon is needed for.
+const FOR_THE_LINKS: Duration = Duration::from_secs(5);
 
 /// How many links are deleted at once. The kernel waits once for all of them, and whoever adds a
 /// pod to another network meanwhile waits as long.
@@ -31,6 +34,10 @@ struct Seen {
 /// order and the numbers protect what is newer. Links are read before records: a link that was not
 /// there then is of an ADD that came later, and is left alone with its addresses. A link goes only
 /// if it is still that of the ADD that was seen, and so does a record.
+///
+/// Where nobody can say who has addresses, the links alone tell: one whose attachment the runtime does
+/// not list is stale whatever the store says. Where the links cannot be read, a record goes only if its
+/// attachment has no link.
 pub(crate) fn gc(call: &Call) -> Result<(), Error> {
     let valid = call.netconf.valid_attachments.as_ref().ok_or(Error::NoAttachments)?;
     let delegate = Delegate::of(call);
@@ -38,23 +45,40 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
         Some(_) => call.deadline.before(FOR_THE_PLUGIN),
         None => call.deadline,
     };
-    let mut authority = Authority::holding(&call.netconf, deadline);
+    let mut failures = Vec::new();
     let mut stale: BTreeMap<AttachmentId, Seen> = BTreeMap::new();
     if call.persona == Persona::Main {
         // Also those without a record: of an ADD that died, or with addresses from elsewhere.
-        for (attachment, sequence) in links_of(&call.netconf.name)? {
-            stale.entry(attachment).or_default().link = Some(sequence);
+        match links_of(&call.netconf.name) {
+            Ok(links) => {
+                for (attachment, sequence) in links {
+                    stale.entry(attachment).or_default().link = Some(sequence);
+                }
+            }
+            Err(error) => failures.push(error_chain(&error)),
         }
     }
     if delegate.is_none() {
-        for held in authority.attachments(&call.netconf.name)? {
-            stale.entry(held.attachment).or_default().record = Some(held.sequence);
+        let mut authority = Authority::holding(&call.netconf, deadline.before(FOR_THE_LINKS));
+        match authority.attachments(&call.netconf.name) {
+            Ok(records) => {
+                for held in records {
+                    stale.entry(held.attachment).or_default().record = Some(held.sequence);
+                }
+            }
+            Err(error) => {
+                failures.push(error_chain(&error));
+                // As for a DEL: a link says whose addresses these are.
+                for seen in stale.values_mut() {
+                    seen.record = seen.link.filter(|number| *number != LinkAlias::WITHOUT_STORE);
+                }
+            }
         }
     }
     stale.retain(|id, _| !is_listed(id, valid));
-    let mut failures = remove(call, &mut authority, stale, deadline);
+    failures.extend(remove(call, stale, deadline));
     if let Some(error) = delegate.and_then(|delegate| delegate.gc().err()) {
-        failures.push(error.to_string());
+        failures.push(error_chain(&error));
     }
     if failures.is_empty() { Ok(()) } else { Err(Error::Gc(failures)) }
 }
@@ -75,12 +99,7 @@ fn links_of(network: &str) -> Result<Vec<(AttachmentId, u64)>, Error> {
 
 /// Cuts all of them off, deletes their links together, and then gives their addresses back; says
 /// what could not be done. What there was no time for is found again by the next GC.
-fn remove(
-    call: &Call,
-    authority: &mut Authority<'_>,
-    stale: BTreeMap<AttachmentId, Seen>,
-    deadline: Deadline,
-) -> Vec<String> {
+fn remove(call: &Call, stale: BTreeMap<AttachmentId, Seen>, deadline: Deadline) -> Vec<String> {
     let mut failures = Vec::new();
     let mut out_of_time = 0;
     let mut records = Vec::new();
@@ -99,15 +118,16 @@ fn remove(
                     netns_cookie: None,
                 }));
             }
-            Err(error) => failures.push(format!("{attachment}: {error}")),
+            Err(error) => failures.push(format!("{attachment}: {}", error_chain(&error))),
         }
     }
     if call.persona == Persona::Main
         && let Err(error) = delete_links(deadline)
     {
-        failures.push(error.to_string());
+        failures.push(error_chain(&error));
     }
     if !records.is_empty() {
+        let mut authority = Authority::holding(&call.netconf, deadline);
         failures.extend(authority.release_all(&records));
     }
     if out_of_time > 0 {
