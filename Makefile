@@ -9,7 +9,7 @@ ARCH := $(shell uname -m)
 PLUGIN_TARGET ?= $(ARCH)-unknown-linux-musl
 PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
 
-# What `make bench` does; BENCH="--rounds 1 --pods 16 --crowd 0" is over in seconds.
+# What `make bench` does; BENCH="--rounds 1 --pods 16 --together 16 --crowd 0" is over in seconds.
 BENCH ?= --crowd 5000 --out bench/results
 
 # What `make bench-bgp` does; `BENCH_BGP=--short` is over in half a minute.
@@ -75,7 +75,7 @@ test-outage: build ## the API server away for OUTAGE (300) seconds under pods th
 	TWILL_OUTAGE_SECONDS=$(or $(OUTAGE),300) \
 	    $(CARGO) test --locked --package twill-tests --test cluster -- restarts::pods_come_and_go
 
-bench: tools plugin ## ADD and DEL beside ptp + host-local (Debian's, and the newest where Go is), addresses alone, into bench/results/ (root)
+bench: tools plugin ## ADD and DEL beside ptp + host-local (Debian's, and the newest where Go is), steps of an ADD, addresses alone, into bench/results/ (root)
 	$(CARGO) build --locked --release --bin twilld --bin twillctl --bin twill-bench
 	$(CARGO) build --locked --release --package twill-ipam-store --example committer
 	@hack/build-go-tools cni || echo "bench: beside Debian's reference plugins alone" >&2

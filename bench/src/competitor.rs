@@ -199,9 +199,9 @@ impl Competitor {
         Ok(Sample { time, peak_kib: ended.peak_kib })
     }
 
-    /// Whether what ADD made works: some pods are asked.
-    pub(crate) fn check_added(&self) -> Result<()> {
-        for pod in [0, self.pods.len() / 2, self.pods.len() - 1] {
+    /// Whether what ADD made works: some of the first `pods` are asked.
+    pub(crate) fn check_added(&self, pods: usize) -> Result<()> {
+        for pod in [0, pods / 2, pods - 1] {
             let address = &self.pods[pod].ip_json("-4 address show dev eth0")?[0];
             let address = address["addr_info"][0]["local"].as_str().context("no address")?;
             ping::reaches(self.node()?, address.parse()?)?;
@@ -209,8 +209,8 @@ impl Competitor {
         Ok(())
     }
 
-    /// Waits until nothing of a round is left.
-    pub(crate) fn settle(&self, patience: Duration) -> Result<()> {
+    /// Waits until nothing of a round with the first `pods` is left.
+    pub(crate) fn settle(&self, pods: usize, patience: Duration) -> Result<()> {
         let node = self.node()?;
         if self.leaves_links && matches!(self.host, Host::Plain(_)) {
             node.ip(&format!("link delete group {DELETE_GROUP}"))?;
@@ -223,7 +223,7 @@ impl Competitor {
             ensure!(count == 0, "{count} links are left");
             Ok(())
         })?;
-        for pod in [0, self.pods.len() - 1] {
+        for pod in [0, pods - 1] {
             ensure!(
                 self.pods[pod].ip("link show eth0").is_err(),
                 "pod {pod} has an interface still"

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::{
     competitor::Competitor,
+    machine::Occasion,
     measure::{Sample, percentile},
 };
 
@@ -25,6 +26,8 @@ pub(crate) struct Crowd {
     pub(crate) floor: Growth,
     /// The most memory that the daemon had resident, in KiB.
     pub(crate) daemon_kib: u64,
+    /// Of what and when: a run without a crowd keeps that of an earlier one.
+    pub(crate) measured: Occasion,
 }
 
 /// p50 of ADD in milliseconds.
@@ -53,7 +56,7 @@ pub(crate) fn measure(plugin: &Path, pods: u32) -> Result<Crowd> {
     let pods = daemon.pods();
     drop(daemon);
     let [_, floor] = Competitor::floors(u32::try_from(pods)?)?;
-    Ok(Crowd { pods, twill, floor: fill(&floor)?, daemon_kib })
+    Ok(Crowd { pods, twill, floor: fill(&floor)?, daemon_kib, measured: Occasion::now() })
 }
 
 fn fill(competitor: &Competitor) -> Result<Growth> {
@@ -62,7 +65,7 @@ fn fill(competitor: &Competitor) -> Result<Growth> {
     let samples: Vec<Sample> = twill_sys::in_netns(&node, || {
         (0..pods).map(|pod| competitor.call("ADD", pod)).collect::<Result<_>>()
     })??;
-    competitor.check_added()?;
+    competitor.check_added(pods)?;
     // The very first ones also claim the first block.
     let few = samples.get(10..10 + PROBES).unwrap_or_default();
     let many = samples.get(pods - PROBES..).unwrap_or_default();

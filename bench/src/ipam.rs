@@ -26,6 +26,7 @@ use twill_types::{AttachmentId, Family};
 use crate::{
     competitor::FILES,
     echo::{Durable, Echo},
+    measure::median,
 };
 
 /// All allocations that the daemon with many of them has, in this many blocks.
@@ -111,12 +112,6 @@ pub(crate) fn measure() -> Result<Addresses> {
         start_ms,
         load,
     })
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn committer() -> Result<Rates> {

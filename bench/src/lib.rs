@@ -19,7 +19,12 @@ pub mod scale;
 mod svg;
 mod timings;
 
-use std::{fs, io::Write, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -28,7 +33,7 @@ use twill_tests::programs;
 
 use crate::{
     competitor::Competitor,
-    measure::Measured,
+    measure::{Measured, Round},
     report::{Machine, Report},
 };
 
@@ -54,20 +59,23 @@ struct Arguments {
     /// Rounds; competitors take turns in each.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Pods in a round: so many calls of each kind, one after the other and then 16 at once.
+    /// Pods in the first half of a round: so many calls of each kind, one after the other.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(16..=1000))]
     pods: u32,
+    /// Pods in the second half, 16 calls at once; no fewer than in the first.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(16..=1000))]
+    together: u32,
     /// Pods on the node when ADD is measured on a crowded one, such as 5000, which takes minutes; 0
     /// leaves that out.
     #[arg(long, default_value_t = 0)]
     crowd: u32,
-    /// Shows where the time of an ADD goes, step by step, and does nothing else.
+    /// Measures where the time of an ADD goes, step by step, and nothing else.
     #[arg(long)]
     timings: bool,
     /// Measures addresses alone, and nothing else.
     #[arg(long)]
     addresses: bool,
-    /// Where JSON and SVG go; nothing is written without.
+    /// Where tables, JSON and SVG go; nothing is written without.
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
 }
@@ -78,8 +86,7 @@ pub fn run() -> Result<()> {
     let plugin = fs::canonicalize(&arguments.plugin)
         .with_context(|| format!("cannot find {}; run make plugin", arguments.plugin.display()))?;
     if arguments.timings {
-        let table = timings::table(&plugin, arguments.pods)?;
-        return Ok(std::io::stdout().lock().write_all(table.as_bytes())?);
+        return steps(&arguments, &plugin);
     }
     if arguments.addresses {
         return addresses(&arguments);
@@ -87,13 +94,14 @@ pub fn run() -> Result<()> {
     let mut competitors = competitors(&arguments, &plugin)?;
     let mut measured: Vec<Measured> =
         competitors.iter().map(|competitor| Measured::new(&competitor.name)).collect();
+    let turn_of_each = Round { alone: arguments.pods as usize, at_once: AT_ONCE, settle: SETTLE };
     for round in 0..arguments.rounds {
         // Each begins once, so that none always comes after the same one.
         for turn in 0..competitors.len() {
             let index = (turn + round as usize) % competitors.len();
             let competitor = &mut competitors[index];
             measured[index]
-                .round(competitor, AT_ONCE, SETTLE)
+                .round(competitor, turn_of_each)
                 .with_context(|| format!("round {round} of {}", competitor.name))?;
         }
     }
@@ -112,9 +120,18 @@ pub fn run() -> Result<()> {
         report.write(directory)?;
     }
     match arguments.only {
-        None => addresses(&arguments),
+        None => {
+            steps(&arguments, &plugin)?;
+            addresses(&arguments)
+        }
         Some(_) => Ok(()),
     }
+}
+
+fn steps(arguments: &Arguments, plugin: &Path) -> Result<()> {
+    let text = timings::measure(plugin, arguments.pods).context("steps of an ADD")?;
+    std::io::stdout().lock().write_all(format!("\n{text}").as_bytes())?;
+    arguments.out.as_ref().map_or(Ok(()), |directory| timings::write(&text, directory))
 }
 
 fn addresses(arguments: &Arguments) -> Result<()> {
@@ -123,8 +140,8 @@ fn addresses(arguments: &Arguments) -> Result<()> {
     arguments.out.as_ref().map_or(Ok(()), |directory| addresses.write(directory))
 }
 
-fn competitors(arguments: &Arguments, plugin: &std::path::Path) -> Result<Vec<Competitor>> {
-    let pods = arguments.pods;
+fn competitors(arguments: &Arguments, plugin: &Path) -> Result<Vec<Competitor>> {
+    let pods = arguments.together.max(arguments.pods);
     let mut all = vec![
         Competitor::daemon(plugin, pods)?,
         Competitor::standalone(plugin, pods)?,

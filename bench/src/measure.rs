@@ -31,6 +31,17 @@ pub(crate) struct Calls {
     pub(crate) rates: Vec<f64>,
 }
 
+/// What a competitor does in its turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round {
+    /// Pods that come and go one after the other; all that the competitor has then do so several at once.
+    pub(crate) alone: usize,
+    /// Calls at a time.
+    pub(crate) at_once: usize,
+    /// How long what a DEL leaves to others may take to go.
+    pub(crate) settle: Duration,
+}
+
 /// All calls of one competitor.
 #[derive(Debug, Clone)]
 pub(crate) struct Measured {
@@ -44,21 +55,18 @@ impl Measured {
         Self { name: name.to_owned(), add: Calls::default(), del: Calls::default() }
     }
 
-    /// ADD and DEL of every pod, one after the other, and then again several at once.
-    pub(crate) fn round(
-        &mut self,
-        competitor: &Competitor,
-        at_once: usize,
-        settle: Duration,
-    ) -> Result<()> {
-        self.add.alone.extend(in_turn(competitor, "ADD")?);
-        competitor.check_added()?;
-        self.del.alone.extend(in_turn(competitor, "DEL")?);
-        competitor.settle(settle)?;
+    /// ADD and DEL of some pods, one after the other, and then of all of them, several at once.
+    pub(crate) fn round(&mut self, competitor: &Competitor, round: Round) -> Result<()> {
+        let Round { alone, at_once, settle } = round;
+        self.add.alone.extend(in_turn(competitor, "ADD", alone)?);
+        competitor.check_added(alone)?;
+        self.del.alone.extend(in_turn(competitor, "DEL", alone)?);
+        competitor.settle(alone, settle)?;
+        let all = competitor.pods();
         self.add.several(competitor, "ADD", at_once)?;
-        competitor.check_added()?;
+        competitor.check_added(all)?;
         self.del.several(competitor, "DEL", at_once)?;
-        competitor.settle(settle)
+        competitor.settle(all, settle)
     }
 }
 
@@ -73,14 +81,23 @@ impl Calls {
 
     /// Calls a second with several at once: the median of the rounds.
     pub(crate) fn rate(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied().unwrap_or_default()
+        median(&self.rates)
     }
 
     /// The most memory of any call, in KiB.
     pub(crate) fn peak_kib(&self) -> u64 {
         self.alone.iter().chain(&self.together).map(|sample| sample.peak_kib).max().unwrap_or(0)
+    }
+}
+
+/// The median: of an even number of values the mean of the two in the middle; of none, no number.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    // Of an odd number it is twice the same one.
+    match (values.get(values.len().saturating_sub(1) / 2), values.get(values.len() / 2)) {
+        (Some(below), Some(above)) => f64::midpoint(*below, *above),
+        _ => f64::NAN,
     }
 }
 
@@ -92,9 +109,9 @@ pub(crate) fn percentile(samples: &[Sample], percent: usize) -> f64 {
     times.get(rank - 1).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
 }
 
-fn in_turn(competitor: &Competitor, verb: &str) -> Result<Vec<Sample>> {
+fn in_turn(competitor: &Competitor, verb: &str, pods: usize) -> Result<Vec<Sample>> {
     let node = Netns::open(competitor.node()?.path())?;
-    in_netns(&node, || (0..competitor.pods()).map(|pod| competitor.call(verb, pod)).collect())?
+    in_netns(&node, || (0..pods).map(|pod| competitor.call(verb, pod)).collect())?
 }
 
 fn together(competitor: &Competitor, verb: &str, at_once: usize) -> Result<Vec<Sample>> {
@@ -127,6 +144,19 @@ mod tests {
         assert_eq!(percentile(&samples, 99), 198.0);
         assert_eq!(percentile(&samples[..1], 99), 200.0);
         assert!(percentile(&[], 50).is_nan());
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
+        for (values, expected) in [
+            (vec![7.0], 7.0),
+            (vec![30.0, 10.0], 20.0),
+            (vec![30.0, 10.0, 11.0], 11.0),
+            (vec![40.0, 1.0, 10.0, 20.0], 15.0),
+        ] {
+            assert_eq!(median(&values), expected, "of {values:?}");
+        }
+        assert!(median(&[]).is_nan());
     }
 
     #[test]

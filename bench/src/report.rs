@@ -1,6 +1,10 @@
 //! The table, and the files.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::{ErrorKind, Write},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
@@ -14,6 +18,9 @@ use crate::{
     measure::{Calls, Measured, percentile},
     svg,
 };
+
+/// The file of a run that is read again.
+const JSON: &str = "add-del.json";
 
 /// Where it was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -111,10 +118,12 @@ impl Report {
 
     fn text(&self) -> String {
         let Machine { kernel, cpus, file_systems, reference } = &self.machine;
-        let count = self.measured.first().map_or(0, |m| m.add.alone.len());
+        let [count, together] =
+            self.measured.first().map_or([0, 0], |m| [m.add.alone.len(), m.add.together.len()]);
         let mut text = format!(
-            "Whole processes, exec to exit, {count} calls of each kind, in turn. Linux {kernel}, \
-             {cpus} processors, containernetworking-plugins {reference}.\n"
+            "Whole processes, exec to exit, {count} calls of each kind one after the other and \
+             {together} with 16 at once, in turn. Linux {kernel}, {cpus} processors, \
+             containernetworking-plugins {reference}.\n"
         );
         for (name, kind) in file_systems {
             text += &format!("Addresses of {name}: on {kind}.\n");
@@ -147,7 +156,7 @@ impl Report {
         if let Some(kib) = self.daemon_kib {
             text += &format!(" The daemon's peak memory: {:.1} MiB.", mib(kib));
         }
-        if let Some(Crowd { pods, twill, floor, daemon_kib }) = &self.crowd {
+        if let Some(Crowd { pods, twill, floor, daemon_kib, measured: _ }) = &self.crowd {
             for (name, growth) in [("Twill", twill), ("the floor", floor)] {
                 text += &format!(
                     "\nADD p50 of {name} with 10 pods on the node {:.2} ms, with {pods} {:.2} ms: {:.2} \
@@ -237,10 +246,18 @@ impl Report {
         })
     }
 
-    /// Writes `add-del.json` and `add-del.svg`.
+    /// Writes `add-del.json` and `add-del.svg`. A crowd takes minutes and is left out of many runs: one that
+    /// the file has stays there, with the occasion on which it was measured, until there is another.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
+        let mut json = self.json();
+        if self.crowd.is_none()
+            && let Some(crowd) = crowd_in(&directory.join(JSON))?
+        {
+            writeln!(std::io::stdout().lock(), "The crowd in {JSON} stays: {}", crowd["measured"])?;
+            json["crowd"] = crowd;
+        }
         let charts: Vec<svg::Chart> = ROWS
             .iter()
             .map(|row| svg::Chart {
@@ -255,7 +272,7 @@ impl Report {
             self.machine.kernel, self.machine.cpus
         );
         for (file, text) in [
-            ("add-del.json", format!("{}\n", serde_json::to_string_pretty(&self.json())?)),
+            (JSON, format!("{}\n", serde_json::to_string_pretty(&json)?)),
             ("add-del.svg", svg::draw("ADD and DEL", &subtitle, &charts)),
         ] {
             let path = directory.join(file);
@@ -265,7 +282,68 @@ impl Report {
     }
 }
 
+/// What an earlier run has written about a crowd, if it had one.
+fn crowd_in(path: &Path) -> Result<Option<Value>> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let mut earlier: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{} is no JSON; is it an earlier run's?", path.display()))?;
+    Ok(Some(earlier["crowd"].take()).filter(|crowd| !crowd.is_null()))
+}
+
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{crowd::Growth, machine::Occasion};
+
+    fn report(crowd: Option<usize>) -> Report {
+        let growth = Growth { few_ms: 1.0, many_ms: 1.1 };
+        let machine = Machine {
+            kernel: "6.1".to_owned(),
+            cpus: 2,
+            file_systems: Vec::new(),
+            reference: "1.1.1".to_owned(),
+        };
+        let occasion = Occasion { commit: Some("abc1234".into()), date: "2026-02-03".into() };
+        let crowd = crowd.map(|pods| Crowd {
+            pods,
+            twill: growth,
+            floor: growth,
+            daemon_kib: 7,
+            measured: occasion,
+        });
+        Report { machine, plugin_bytes: 1, daemon_kib: None, measured: Vec::new(), crowd }
+    }
+
+    #[test]
+    fn a_run_without_a_crowd_keeps_that_of_an_earlier_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let written = |crowd| -> Value {
+            report(crowd).write(directory.path()).unwrap();
+            let text = fs::read_to_string(directory.path().join(JSON)).unwrap();
+            serde_json::from_str(&text).unwrap()
+        };
+        assert_eq!(written(None)["crowd"], Value::Null);
+        assert_eq!(written(Some(5000))["crowd"]["pods"], 5000);
+        let kept = written(None)["crowd"].clone();
+        assert_eq!((&kept["pods"], &kept["twill"]["manyMs"]), (&json!(5000), &json!(1.1)));
+        assert_eq!(kept["measured"], json!({"commit": "abc1234", "date": "2026-02-03"}));
+        assert_eq!(written(Some(300))["crowd"]["pods"], 300);
+    }
+
+    #[test]
+    fn a_file_that_is_not_understood_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(JSON);
+        fs::write(&path, "{").unwrap();
+        assert!(report(None).write(directory.path()).is_err());
+        assert_eq!(fs::read_to_string(path).unwrap(), "{");
+    }
 }

@@ -7,49 +7,68 @@ use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 
 use crate::{
     competitor::{Competitor, SAID},
-    measure::percentile,
+    machine::{Machine, Occasion},
+    measure::{Sample, median, percentile},
 };
 
-/// Prints a table of the steps of an ADD, medians over all pods of a competitor of Twill.
-pub(crate) fn table(plugin: &Path, pods: u32) -> Result<String> {
-    let mut text = String::new();
+/// Tables of the steps of an ADD, medians over `pods` pods, with the daemon and without.
+pub(crate) fn measure(plugin: &Path, pods: u32) -> Result<String> {
+    let mut tables = String::new();
     for competitor in [Competitor::daemon(plugin, pods)?, Competitor::standalone(plugin, pods)?] {
-        text +=
-            &format!("\n{}, ADD, medians of {pods} calls one after the other:\n", competitor.name);
-        text += &of(&competitor)?;
+        let (traces, samples) = traced(&competitor)?;
+        tables += &format!("\n{}:\n\n{}", competitor.name, table(&traces, &samples)?);
     }
-    Ok(text)
+    let Machine { kernel, cpus, load } = Machine::look()?;
+    Ok(format!(
+        "Where the time of an ADD goes, out of the plugin's own traces: medians of {pods} calls, one after the \
+         other. Linux {kernel}, {cpus} processors, load average at the end {load}; {}.\n{tables}",
+        Occasion::now()
+    ))
 }
 
-fn of(competitor: &Competitor) -> Result<String> {
-    let mut order: Vec<String> = Vec::new();
-    let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+/// Writes `timings.md`.
+pub(crate) fn write(text: &str, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let path = directory.join("timings.md");
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What each ADD said, and how long it took.
+fn traced(competitor: &Competitor) -> Result<(Vec<String>, Vec<Sample>)> {
     let node = twill_sys::Netns::open(competitor.node()?.path())?;
-    let mut samples = Vec::new();
+    let (mut traces, mut samples) = (Vec::new(), Vec::new());
     for pod in 0..competitor.pods() {
         samples.push(twill_sys::in_netns(&node, || competitor.call_traced("ADD", pod))??);
-        let traces = fs::read_to_string(format!("{SAID}{pod}.traces"))?;
+        traces.push(fs::read_to_string(format!("{SAID}{pod}.traces"))?);
+        twill_sys::in_netns(&node, || competitor.call("DEL", pod))??;
+    }
+    competitor.settle(competitor.pods(), crate::SETTLE)?;
+    Ok((traces, samples))
+}
+
+/// A row for each step, in the order in which they are done first.
+fn table(traces: &[String], samples: &[Sample]) -> Result<String> {
+    let mut order: Vec<String> = Vec::new();
+    let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for said in traces {
         let mut before = 0.0;
-        for (step, at) in traces.lines().filter_map(step) {
+        for (step, at) in said.lines().filter_map(step) {
             if !order.contains(&step) {
                 order.push(step.clone());
             }
             times.entry(step).or_default().push(at - before);
             before = at;
         }
-        twill_sys::in_netns(&node, || competitor.call("DEL", pod))??;
     }
-    competitor.settle(crate::SETTLE)?;
-    let total = percentile(&samples, 50) * 1e3;
+    let total = percentile(samples, 50) * 1e3;
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(["step", "µs"]);
     let mut sum = 0.0;
     for step in order {
-        let of_step = times.get_mut(&step).context("a step without a time")?;
-        of_step.sort_by(f64::total_cmp);
-        let median = of_step.get(of_step.len() / 2).copied().unwrap_or_default();
-        sum += median;
-        table.add_row([step, format!("{median:.0}")]);
+        let time = median(times.get(&step).context("a step without a time")?);
+        sum += time;
+        table.add_row([step, format!("{time:.0}")]);
     }
     table.add_row(["exec, loading, result, exit".to_owned(), format!("{:.0}", total - sum)]);
     table.add_row(["the whole call, with its traces".to_owned(), format!("{total:.0}")]);
@@ -68,6 +87,10 @@ fn step(line: &str) -> Option<(String, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use expect_test::expect;
+
     use super::*;
 
     #[test]
@@ -75,5 +98,29 @@ mod tests {
         let line = "TRACE ADD bench/00/eth0: step: pair of links made after_us=812";
         assert_eq!(step(line), Some(("pair of links made".to_owned(), 812.0)));
         assert_eq!(step("DEBUG ADD bench/00/eth0: begin after_us=3"), None);
+    }
+
+    #[test]
+    fn a_step_takes_what_has_passed_since_the_one_before() {
+        let said = |steps: &[(&str, u32)]| -> String {
+            let line = |(step, at): &(&str, u32)| {
+                format!("TRACE ADD bench/00/eth0: step: {step} after_us={at}\n")
+            };
+            steps.iter().map(line).collect()
+        };
+        let traces = [
+            said(&[("configuration read", 10), ("addresses given", 110)]),
+            said(&[("configuration read", 20), ("addresses given", 160)]),
+        ];
+        let sample = |us| Sample { time: Duration::from_micros(us), peak_kib: 0 };
+        expect![[r"
+            | step                            |  µs |
+            |---------------------------------|-----|
+            | configuration read              |  15 |
+            | addresses given                 | 120 |
+            | exec, loading, result, exit     | 165 |
+            | the whole call, with its traces | 300 |
+        "]]
+        .assert_eq(&table(&traces, &[sample(300), sample(400)]).unwrap());
     }
 }
