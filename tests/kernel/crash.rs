@@ -6,6 +6,7 @@
 
 mod alone;
 mod collected;
+mod delegated;
 
 use std::{env, fs, net::IpAddr, path::PathBuf};
 
@@ -33,6 +34,11 @@ pub(crate) use self::{
         a_gc_killed_anywhere_may_be_repeated, alone_a_gc_killed_anywhere_may_be_repeated,
         gc_undoes_an_add_killed_anywhere,
     },
+    delegated::{
+        alone_ipam_killed_anywhere_leaks_nothing, ipam_a_del_or_gc_killed_anywhere_may_be_repeated,
+        ipam_an_add_killed_anywhere_is_undone_or_repeated,
+        over_host_local_del_undoes_what_was_killed_anywhere,
+    },
 };
 use crate::SECONDS;
 
@@ -57,17 +63,18 @@ impl Place<'_> {
 
     /// A call that is killed at its `at`-th system call; false if it ended well before.
     fn killed(&self, verb: &str, attachment: &Attachment, at: usize) -> Result<bool> {
-        self.killed_call(verb, &self.runtime.first_call(verb, attachment)?, at)
+        self.killed_call("twill", verb, &self.runtime.first_call(verb, attachment)?, at)
     }
 
-    fn killed_call(&self, verb: &str, call: &Invocation, at: usize) -> Result<bool> {
-        let twill = programs::find("twill")?;
+    /// The same with any call of a program of ours.
+    fn killed_call(&self, name: &str, verb: &str, call: &Invocation, at: usize) -> Result<bool> {
+        let program = programs::find(name)?;
         let stdin = call.stdin();
-        match ptrace::run(self.host, &twill, &call.environment, stdin.as_bytes(), at)? {
+        match ptrace::run(self.host, &program, &call.environment, stdin.as_bytes(), at)? {
             Ended::Killed { .. } => Ok(true),
             Ended::Completed { output, calls } => {
                 ensure!(at > calls, "{calls} calls, not killed at {at}");
-                cni::parse(verb, "twill", &output)?;
+                cni::parse(verb, name, &output)?;
                 Ok(false)
             }
         }
@@ -130,14 +137,23 @@ fn files(directory: &std::path::Path) -> Result<Vec<String>> {
 
 /// Runs `point` at each `step`-th system call, until it says that its call was not killed any
 /// more. Which ones these are is another choice each time; with `TWILL_CRASH_ALL` it is all.
-fn sweep(step: usize, mut point: impl FnMut(usize) -> Result<bool>) -> Result<()> {
+fn sweep(step: usize, point: impl FnMut(usize) -> Result<bool>) -> Result<()> {
+    sweep_of(LEAST, step, point)
+}
+
+/// The same of a call that does its work in `least` system calls or more.
+fn sweep_of(
+    least: usize,
+    step: usize,
+    mut point: impl FnMut(usize) -> Result<bool>,
+) -> Result<()> {
     let step = if env::var_os("TWILL_CRASH_ALL").is_some() { 1 } else { step };
     let mut random = Random::from_environment();
     let mut at = 1 + random.below(step);
     while point(at).with_context(|| format!("killed at system call {at}; {random}"))? {
         at += step;
     }
-    ensure!(at > LEAST, "the call made {at} system calls only: it did not do its work");
+    ensure!(at > least, "the call made {at} system calls only: it did not do its work");
     Ok(())
 }
 
@@ -182,7 +198,14 @@ fn nothing_allocated(lab: &Lab) -> Result<()> {
 
 /// Does `work` at a node with a daemon; in the end the node is as before.
 fn with_daemon(work: impl FnOnce(&Lab, &Place<'_>, &Attachment) -> Result<()>) -> Result<()> {
-    let mut lab = node()?;
+    at_node(node()?, work)
+}
+
+/// The same at a node that was made before.
+fn at_node(
+    mut lab: Lab,
+    work: impl FnOnce(&Lab, &Place<'_>, &Attachment) -> Result<()>,
+) -> Result<()> {
     let pod = lab.bare_pod("node1", "web")?;
     let attachment = pod.attachment().clone();
     let place = place(&lab, &pod)?;

@@ -16,7 +16,7 @@ impl Place<'_> {
     }
 
     fn killed_gc(&self, listed: &[&Attachment], at: usize) -> Result<bool> {
-        self.killed_call("GC", &self.runtime.first_gc(listed)?, at)
+        self.killed_call("twill", "GC", &self.runtime.first_gc(listed)?, at)
     }
 
     /// No link of the pod is left, on the node beside `others` links of other pods, and in the pod.
