@@ -79,19 +79,21 @@ impl<'a> Authority<'a> {
         if self.standalone.is_some() { DelMode::Immediate } else { DelMode::Deferred }
     }
 
-    /// What a pod and its namespace ask for, as the daemon has it. Nothing where there is no daemon. Once
-    /// the daemon has said that it cannot tell, the call is over: it has waited for the pod, and has asked
-    /// the API server.
+    /// What a pod and its namespace ask for, as the daemon has it; of one whose own annotations are known the
+    /// namespace alone. Nothing where there is no daemon. Once the daemon has said that it cannot tell, the
+    /// call is over: it has waited for what it does not know, and has asked the API server.
     pub(crate) fn pod_annotations(
         &mut self,
         pod: Option<&PodRef>,
+        own_known: bool,
     ) -> Result<BTreeMap<String, String>, Error> {
         let Some(pod) = pod.filter(|_| self.standalone.is_none()) else {
             return Ok(BTreeMap::new());
         };
         Ok(self.daemon.reach(|client, patience| {
             let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-            client.pod_annotations(PodAnnotationsRequest { pod: pod.clone(), timeout_ms })
+            let pod = pod.clone();
+            client.pod_annotations(PodAnnotationsRequest { pod, own_known, timeout_ms })
         })?)
     }
 

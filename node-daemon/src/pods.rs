@@ -16,21 +16,24 @@ use crate::{
 };
 
 impl Ipam {
-    /// What is asked for a pod by its own annotations and its namespace's. Of one that is none of a
-    /// cluster's (no uid, or no cluster) the namespace need not be known either.
+    /// What is asked for a pod by its own annotations, unless the caller knows them, and its namespace's. Of
+    /// one that is none of a cluster's (no uid, or no cluster) the namespace need not be known either.
     pub(crate) async fn pod_annotations(
         &self,
         request: &PodAnnotationsRequest,
     ) -> Result<Annotations, RpcError> {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms);
-        let PodAnnotationsRequest { pod, .. } = request;
+        let PodAnnotationsRequest { pod, own_known, .. } = request;
         let view = self.ready(deadline).await?;
         let Some(pods) = self.pods.as_ref().filter(|_| pod.uid.is_some()) else {
             let namespace = view.namespaces.get(&pod.namespace);
             return Ok(namespace.map(|found| found.asked(BTreeMap::new())).unwrap_or_default());
         };
-        let (namespace, own) =
-            tokio::join!(self.namespace(&pod.namespace, deadline), pods.pod(pod, deadline));
+        let own = async {
+            // A static pod has them from its manifest, before the API server has its mirror.
+            if *own_known { Ok(BTreeMap::new()) } else { pods.pod(pod, deadline).await }
+        };
+        let (namespace, own) = tokio::join!(self.namespace(&pod.namespace, deadline), own);
         Ok(namespace?.asked(own.map_err(|unknown| again(&unknown))?))
     }
 

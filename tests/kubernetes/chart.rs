@@ -54,7 +54,9 @@ pub(crate) fn the_network_is_of_the_values(api: &ApiServer) -> Result<()> {
     let wanted = json!({
         "cniVersion": "1.0.0", "cniVersions": ["1.0.0"], "name": "twill",
         "plugins": [
-            {"type": "twill", "mtu": 1450, "ipam": {
+            {"type": "twill", "mtu": 1450,
+             "capabilities": {"io.kubernetes.cri.pod-annotations": true, "ips": true, "mac": true},
+             "ipam": {
                 "type": "twill-ipam", "mode": "daemon", "assignIPv4": false, "assignIPv6": true,
             }},
             {"type": "portmap", "capabilities": {"portMappings": true}},

@@ -85,6 +85,7 @@ fn main() -> ExitCode {
         controller::a_pool_that_is_full_says_so,
         controller::what_it_may_not_do_is_said,
         pods::annotations_choose_pools_and_addresses,
+        pods::annotations_of_the_runtime_need_no_pod,
         pods::a_pod_that_nothing_is_known_of_waits,
         pods::an_add_for_a_pod_of_the_cluster_asks_for_nothing,
         pods::a_pod_that_is_gone_is_freed_soon,

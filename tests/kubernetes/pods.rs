@@ -196,6 +196,36 @@ pub(crate) fn a_pod_that_nothing_is_known_of_waits(_: &ApiServer) -> Result<()> 
     Ok(())
 }
 
+/// What the runtime hands over is not asked for, so a static pod starts before it has a mirror. Its
+/// namespace's annotations count as ever.
+pub(crate) fn annotations_of_the_runtime_need_no_pod(_: &ApiServer) -> Result<()> {
+    let mut site = Site::start(&[POOL, BLUE, GREEN, STRICT])?;
+    namespace(&site, "blue", &json!({"cni.projectcalico.org/ipv4pools": "[\"blue\"]"}))?;
+    let green = "[\"green\"]";
+    for (number, (annotations, start)) in [
+        (json!({"kubernetes.io/config.source": "file"}), "10.20.0."),
+        (json!({format!("{CNI}/ipv4pools"): green}), "10.30.0."),
+        (
+            json!({format!("{CNI}/ipv4pools"): green, format!("{CNI}/ipAddrs"): "[\"10.30.0.40\"]"}),
+            "10.30.0.40",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let runtime = site.lab.node_mut("node1")?.runtime_mut();
+        let mut conflist = runtime.conflist().clone();
+        conflist["plugins"][0]["runtimeConfig"] =
+            json!({"io.kubernetes.cri.pod-annotations": annotations});
+        runtime.set_conflist(conflist);
+        let (name, uid) = (format!("blue/static{number}-node1"), format!("5d1c0f{number}"));
+        let mut pod = sandbox(&mut site, "node1", &name, &uid)?;
+        site.lab.attach(&mut pod).with_context(|| format!("with {annotations}"))?;
+        ensure!(address(&pod)?.starts_with(start), "with {annotations}: {pod:?}");
+    }
+    Ok(())
+}
+
 /// Pods that the watch has told of, with the uid that a kubelet knows them by.
 pub(crate) fn an_add_for_a_pod_of_the_cluster_asks_for_nothing(_: &ApiServer) -> Result<()> {
     let mut site = Site::start(&[POOL, STRICT])?;

@@ -132,10 +132,11 @@ impl Containerd {
         run(command.arg("--address").arg(self.directory.join("sock")).args(arguments))
     }
 
-    /// A sandbox; its id.
-    fn sandbox(&self, name: &str) -> Result<String> {
+    /// A sandbox with these annotations; its id.
+    fn sandbox(&self, name: &str, annotations: &Value) -> Result<String> {
         let config = json!({
             "metadata": {"name": name, "namespace": "prod", "uid": name, "attempt": 1},
+            "annotations": annotations,
             "log_directory": self.directory,
             "linux": {"cgroup_parent": self.cgroup.path()},
         });
@@ -181,7 +182,8 @@ fn pods_live(containerd: &Containerd) -> Result<()> {
         Ok(())
     })?;
     let (host, before) = (Snapshot::host()?, Snapshot::namespace(node)?);
-    let (one, two) = (containerd.sandbox("one")?, containerd.sandbox("two")?);
+    let sandbox = |name| containerd.sandbox(name, &json!({}));
+    let (one, two) = (sandbox("one")?, sandbox("two")?);
     let ((here, first), (there, second)) = (containerd.inspect(&one)?, containerd.inspect(&two)?);
     containerd.pings(&first, there)?;
     containerd.pings(&second, here)?;
@@ -202,8 +204,33 @@ fn pods_live(containerd: &Containerd) -> Result<()> {
     wait_host_as_before(&host)
 }
 
+/// What a pod asks for comes from the runtime alone: the datastore here is of files, without pods.
+fn annotations_count(containerd: &Containerd) -> Result<()> {
+    let (address, mac) = ("10.10.3.77", "02:00:00:00:00:2a");
+    let asked = json!({
+        "cni.projectcalico.org/ipAddrs": format!("[{address:?}]"),
+        "cni.projectcalico.org/hwAddr": mac,
+        "example.com/other": "x",
+    });
+    let id = containerd.sandbox("asks", &asked)?;
+    let (given, netns) = containerd.inspect(&id)?;
+    ensure!(given.to_string() == address, "{given} instead of {address}");
+    ping::reaches(containerd.site.node()?, given)?;
+    let netns = twill_sys::Netns::open(&netns)?;
+    let mut command = Command::new("ip");
+    let shown = twill_sys::in_netns(&netns, || run(command.args(["link", "show", "eth0"])))??;
+    ensure!(shown.contains(mac), "{shown}");
+    for verb in ["stopp", "rmp"] {
+        containerd.crictl(&[verb, &id])?;
+    }
+    ensure!(containerd.site.used()? == 0, "{} addresses are in use", containerd.site.used()?);
+    Ok(())
+}
+
 pub(crate) fn debians_sandboxes_live() -> Result<()> {
-    pods_live(&Containerd::start(&Release::debian())?)
+    let containerd = Containerd::start(&Release::debian())?;
+    pods_live(&containerd)?;
+    annotations_count(&containerd)
 }
 
 /// It asks STATUS each time that the kubelet asks it: a daemon that restarts must not make the
@@ -211,6 +238,7 @@ pub(crate) fn debians_sandboxes_live() -> Result<()> {
 pub(crate) fn the_newest_asks_for_status() -> Result<()> {
     let mut containerd = Containerd::start(&Release::newest()?)?;
     pods_live(&containerd)?;
+    annotations_count(&containerd)?;
     containerd.site.lab.node_mut("node1")?.kill9()?;
     let (ready, why) = containerd.network_ready()?;
     ensure!(ready, "a daemon that is away for a moment: {why}");

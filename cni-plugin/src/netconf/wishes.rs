@@ -25,6 +25,8 @@ pub(crate) struct Wishes {
     /// The addresses are used as they are, and no pool is asked.
     pub(crate) without_ipam: bool,
     pub(crate) mac: Option<MacAddress>,
+    /// The runtime has handed over the pod's annotations: all that it has, kubelets add some to each.
+    pub(crate) annotations_told: bool,
     /// Instead of the configuration's, where it is not empty.
     pub(crate) ipv4_pools: Vec<String>,
     pub(crate) ipv6_pools: Vec<String>,
@@ -85,6 +87,7 @@ pub(super) fn read(
         addresses: addresses.map(|place| read_addresses(place, problems)).unwrap_or_default(),
         without_ipam,
         mac: mac.and_then(|place| read_mac(place, problems)),
+        annotations_told: annotations.is_some_and(Value::is_object),
         ipv4_pools,
         ipv6_pools,
         dns: runtime("dns").and_then(|place| read_dns(place, problems)),
@@ -293,6 +296,19 @@ mod tests {
         );
         assert_eq!(wishes.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:05"));
         assert_eq!(wishes.addresses, ["10.0.0.7".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn a_runtime_without_annotations_has_told_none() {
+        for (config, told) in [
+            (json!({}), false),
+            (json!({"runtimeConfig": {"ips": ["10.0.0.5"]}}), false),
+            (json!({"runtimeConfig": {ANNOTATIONS: null}}), false),
+            (json!({"runtimeConfig": {ANNOTATIONS: {"kubernetes.io/config.source": "api"}}}), true),
+        ] {
+            let (wishes, problems) = wishes(&config, &Args::default(), false);
+            assert_eq!((wishes.annotations_told, problems), (told, vec![]), "{config}");
+        }
     }
 
     #[test]

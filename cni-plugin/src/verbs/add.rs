@@ -81,7 +81,7 @@ pub(super) fn wishes<'a>(
     if own.without_ipam {
         return Ok(Cow::Borrowed(own));
     }
-    let cluster = authority.pod_annotations(call.args.pod.as_ref())?;
+    let cluster = authority.pod_annotations(call.args.pod.as_ref(), own.annotations_told)?;
     if cluster.is_empty() {
         return Ok(Cow::Borrowed(own));
     }

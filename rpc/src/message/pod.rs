@@ -22,6 +22,9 @@ pub struct PodRef {
 pub struct PodAnnotationsRequest {
     /// Whose.
     pub pod: PodRef,
+    /// The runtime has told the pod's own annotations, so its namespace's are all that is asked for.
+    #[serde(default)]
+    pub own_known: bool,
     /// How long the caller will wait for the answer, in milliseconds.
     pub timeout_ms: u64,
 }
