@@ -29,6 +29,10 @@ pub(crate) fn what_a_node_asks_for_does_not_grow_with_the_cluster(_: &ApiServer)
             let of_it = requests.iter().filter(|(request, _)| request.starts_with(verb));
             of_it.map(|(_, count)| count).sum()
         };
+        // All is asked once, or the phase has ended before it was paid for.
+        for verb in ["list", "watch"] {
+            ensure!(sum(verb) >= NODES * WATCHES, "{name}: {verb}: {requests:?}");
+        }
         // On top, before its first claim, one of the claims of other sizes; all claims only after many losses.
         let lists = NODES * (WATCHES + u64::from(name == "rollout")) + NODES / 5;
         ensure!(sum("list") <= lists, "{name}: {requests:?}");

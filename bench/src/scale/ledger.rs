@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::site::Site;
+use super::{
+    audit::{Audited, ObjectRef, is_counted},
+    site::Site,
+};
 
 /// What the kernel counts processor time in.
 const TICKS: f64 = 100.0;
@@ -27,23 +30,6 @@ pub(super) struct Figures {
 /// What the counters were when they were read last.
 pub(super) struct Ledger {
     last: Figures,
-}
-
-/// A line of the audit log.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Audited {
-    stage: String,
-    verb: String,
-    #[serde(default)]
-    object_ref: ObjectRef,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ObjectRef {
-    resource: String,
-    subresource: String,
 }
 
 impl Ledger {
@@ -97,12 +83,9 @@ fn requests(site: &Site) -> Result<BTreeMap<String, u64>> {
         let text = fs::read_to_string(&path)?;
         // The last line may be half written.
         for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-            let Audited { stage, verb, object_ref } = serde_json::from_str(line)?;
-            // A watch stands there when it begins, and once more when it is over.
-            let is_counted =
-                stage == if verb == "watch" { "ResponseStarted" } else { "ResponseComplete" };
-            if is_counted {
-                let ObjectRef { resource, subresource } = object_ref;
+            let line: Audited = serde_json::from_str(line)?;
+            if is_counted(&line) {
+                let (verb, ObjectRef { resource, subresource }) = (line.verb, line.object_ref);
                 let slash = if subresource.is_empty() { "" } else { "/" };
                 *requests.entry(format!("{verb} {resource}{slash}{subresource}")).or_default() += 1;
             }

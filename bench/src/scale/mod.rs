@@ -6,6 +6,7 @@
 //! processor time by the kernel. A run in which a node does not get what it needs is no result but an error.
 //! Time never is.
 
+mod audit;
 mod fleet;
 mod ledger;
 mod report;
@@ -18,7 +19,7 @@ use clap::Parser;
 
 use self::{
     ledger::Ledger,
-    report::{Phase, Report},
+    report::{Phase, Report, Took},
     site::Site,
 };
 use crate::machine::Machine;
@@ -79,9 +80,9 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     let mut phases = Vec::new();
     let patience = Duration::from_secs(120 + u64::from(arguments.nodes));
 
-    let mut note = |name: &str, site: &Site, seconds: f64| -> Result<()> {
+    let mut note = |name: &str, site: &Site, took: Took| -> Result<()> {
         let figures = ledger.turn(site).with_context(|| format!("the figures of: {name}"))?;
-        phases.push(Phase { name: name.to_owned(), seconds, figures });
+        phases.push(Phase { name: name.to_owned(), took, figures });
         Ok(())
     };
     let took = site.start_fleet(patience)?;
@@ -91,15 +92,15 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     // A claim whose answer was late is made all the same, and given back when it stays empty.
     ensure!(claims >= wanted, "{claims} blocks are claimed, and not {wanted}");
     let took = site.idle(Duration::from_secs(arguments.idle))?;
-    note("idle", &site, took)?;
+    note("idle", &site, took.into())?;
     let took = site.report_nodes(CHANGES)?;
-    note("nodes report", &site, took)?;
+    note("nodes report", &site, took.into())?;
     let took = site.change_claims(CHANGES)?;
-    note("claims change", &site, took)?;
+    note("claims change", &site, took.into())?;
     let memory = ledger::memory(&site)?;
     let connections = ledger::connections(&site)?;
     site.kill_fleet()?;
-    note("killed", &site, 0.0)?;
+    note("killed", &site, Took::from(0.0))?;
     let took = site.start_fleet(patience)?;
     note("restart of all nodes", &site, took)?;
     let after = site.claims()?;

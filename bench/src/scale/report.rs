@@ -16,9 +16,26 @@ const MIB: f64 = KIB * KIB;
 #[derive(Debug, Serialize)]
 pub(super) struct Phase {
     pub(super) name: String,
-    /// How long it took.
-    pub(super) seconds: f64,
+    #[serde(flatten)]
+    pub(super) took: Took,
     pub(super) figures: Figures,
+}
+
+/// How long a phase took.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Took {
+    /// In which its figures were counted.
+    pub(super) seconds: f64,
+    /// Of a start: until all nodes had their blocks. After a restart these come from the copies, before the API
+    /// server has answered all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) settled: Option<f64>,
+}
+
+impl From<f64> for Took {
+    fn from(seconds: f64) -> Self {
+        Self { seconds, settled: None }
+    }
 }
 
 /// A whole run.
@@ -104,6 +121,7 @@ impl Report {
         let mut table = self.table(&[
             "phase",
             "seconds",
+            "blocks after s",
             "requests per node",
             "the same in a minute",
             "KiB received per node",
@@ -113,13 +131,15 @@ impl Report {
         ]);
         for phase in &self.phases {
             let Figures { requests, octets, cpu, .. } = &phase.figures;
+            let Took { seconds, settled } = phase.took;
             let requests = self.per_node(requests.values().sum::<u64>() as f64);
             let cpu = |program: &str| cpu.get(program).copied().unwrap_or_default();
             table.add_row([
                 phase.name.clone(),
-                format!("{:.1}", phase.seconds),
+                format!("{seconds:.1}"),
+                settled.map(|settled| format!("{settled:.1}")).unwrap_or_default(),
                 format!("{requests:.2}"),
-                format!("{:.2}", requests * 60.0 / phase.seconds),
+                format!("{:.2}", requests * 60.0 / seconds),
                 format!("{:.1}", self.per_node(*octets as f64) / KIB),
                 format!("{:.1}", cpu("kube-apiserver")),
                 format!("{:.1}", cpu("etcd")),

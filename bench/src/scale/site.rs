@@ -18,7 +18,7 @@ use twill_tests::{
     wait::{wait_for, wait_until},
 };
 
-use super::{Arguments, fleet};
+use super::{Arguments, audit::Watches, fleet, report::Took};
 
 /// The account of node daemons, and where it is.
 pub(super) const ACCOUNT: &str = "twill-node";
@@ -37,6 +37,9 @@ const OWN_ADDRESS: &str = "10.199.0.2/24";
 
 /// The end of that link on the nodes' side.
 pub(super) const LINK: &str = "wire-api";
+
+/// The lists that a node watches (docs/kubernetes.md).
+const WATCHES: usize = 13;
 
 /// How long the API server may take for what it does by itself.
 const LONG: Duration = Duration::from_secs(60);
@@ -84,33 +87,56 @@ impl Site {
         })
     }
 
-    /// Starts all nodes at once, and waits until each has its blocks, and has said that it works; how many
-    /// seconds that took.
-    pub(super) fn start_fleet(&mut self, patience: Duration) -> Result<f64> {
+    /// Starts all nodes at once, and waits until each has its blocks, has said that it works, and follows all
+    /// that it watches: only then the start is paid for.
+    pub(super) fn start_fleet(&mut self, patience: Duration) -> Result<Took> {
         let begun = Instant::now();
         let Arguments { nodes, blocks, seed, .. } = self.arguments;
         let log = self.api.directory().join("nodes.log");
         let _ = fs::remove_file(&log);
+        let mut watches = Watches::from_now(&self.api)?;
         let mut command = Command::new(env::current_exe()?);
         command.arg("nodes").args([nodes.to_string(), blocks.to_string(), seed.to_string()]);
         command.arg(&self.kubeconfigs);
-        let mut fleet = Daemon::start("nodes", &self.network, &mut command, &log)?;
-        wait_for("the nodes to settle", patience, || {
-            if let Err(error) = fleet.alive() {
+        self.fleet = Some(Daemon::start("nodes", &self.network, &mut command, &log)?);
+        self.wait("the nodes to settle", patience, |site| {
+            let log = site.fleet.as_ref().context("no nodes run")?.log();
+            ensure!(log.lines().any(|line| line.starts_with(SETTLED)), "{log}");
+            Ok(())
+        })?;
+        let settled = Some(begun.elapsed().as_secs_f64());
+        let nodes = nodes as usize;
+        // After a restart the condition is there from before.
+        self.wait("every Node to be up", patience, |site| {
+            let up = site.nodes_up()?;
+            ensure!(up == nodes, "{up} of {nodes} are");
+            Ok(())
+        })?;
+        self.wait("every node to watch", patience, |_| {
+            let (begun, all) = (watches.count()?, nodes * WATCHES);
+            ensure!(begun >= all, "{begun} of {all} watches have begun");
+            Ok(())
+        })?;
+        Ok(Took { seconds: begun.elapsed().as_secs_f64(), settled })
+    }
+
+    /// Waits for what the nodes do. If they end that is a failure; the controller is started again.
+    fn wait(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut is_so: impl FnMut(&Self) -> Result<()>,
+    ) -> Result<()> {
+        wait_for(what, patience, || {
+            if let Err(error) = self.fleet.as_mut().context("no nodes run")?.alive() {
                 return Ok(Err(error));
             }
-            let log = fleet.log();
             if self.controller.alive().is_err() {
                 self.controller = start_controller(&self.api)?;
                 self.controller_starts += 1;
             }
-            ensure!(log.lines().any(|line| line.starts_with(SETTLED)), "{log}");
-            Ok(Ok(()))
-        })??;
-        self.fleet = Some(fleet);
-        let took = begun.elapsed().as_secs_f64();
-        wait_until("every Node to be up", patience, || Ok(self.nodes_up()? == nodes as usize))?;
-        Ok(took)
+            is_so(self).map(Ok)
+        })?
     }
 
     fn nodes_up(&self) -> Result<usize> {
