@@ -23,6 +23,7 @@ mod manifests;
 mod nodes;
 mod packages;
 mod pods;
+mod reboot;
 mod rights;
 mod scale;
 mod services;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         nodes::an_add_asks_the_api_server_for_nothing,
         nodes::two_nodes_race_for_the_last_block,
         nodes::nodes_do_without_the_api_server_for_a_while,
+        reboot::a_node_boots_without_the_api_server,
         nodes::a_filter_that_is_gone_holds,
         nodes::a_forbidden_request_is_said,
         nodes::a_first_start_says_what_it_waits_for,

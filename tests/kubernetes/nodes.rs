@@ -282,9 +282,14 @@ pub(crate) fn nodes_do_without_the_api_server_for_a_while(_: &ApiServer) -> Resu
     site.lab.delete_pod(kept)
 }
 
+/// Pods come, are reached, and go.
 fn churn(site: &mut Site, name: &str) -> Result<()> {
     for number in 0..3 {
         let pod = site.lab.add_pod("node1", &format!("{name}{number}"))?;
+        let address = pod.address()?;
+        wait_for("the router to reach the pod", LONG, || {
+            ping::reaches(site.lab.router("tor")?, address)
+        })?;
         site.lab.delete_pod(pod)?;
     }
     Ok(())
@@ -319,7 +324,7 @@ pub(crate) fn a_filter_that_is_gone_holds(_: &ApiServer) -> Result<()> {
 }
 
 /// Waits until node1 tells the router so many prefixes.
-fn wait_announced(site: &Site, prefixes: u64) -> Result<()> {
+pub(crate) fn wait_announced(site: &Site, prefixes: u64) -> Result<()> {
     wait_for(&format!("{prefixes} prefixes told"), LONG, || {
         let peer = site.lab.node("node1")?.peer(TOR)?;
         ensure!(peer["state"] == "Established" && peer["prefixesOut"] == prefixes, "{peer}");
