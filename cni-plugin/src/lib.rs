@@ -1,9 +1,10 @@
 //! One CNI call: read it, get the addresses, plumb the pod, print.
 //!
 //! Promise: standard output holds the result, or one error object, and nothing else, whatever
-//! happens, a panic of ours included. A call ends within the configuration's `timeoutSeconds`,
-//! counted from its start. A call that is killed at any point leaves what the DEL that follows, or
-//! the daemon, can find.
+//! happens, a panic of ours included. All waits of a call end within the configuration's
+//! `timeoutSeconds`, counted from its start; the wait for the configuration itself, where that stands,
+//! has a limit of its own (`STDIN_PATIENCE`). A call that is killed at any point leaves what the DEL
+//! that follows, or the daemon, can find.
 //!
 //! Absent: state (it is the daemon's), knowledge of Kubernetes, and tokio.
 
@@ -43,8 +44,9 @@ use crate::{
 /// How long a caller may take to write the configuration.
 const STDIN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long VERSION waits for a configuration, which it can do without.
-const VERSION_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a call waits for a configuration that it can do without: VERSION, and one whose
+/// variables are wrong.
+const SHORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Executes the call that the environment and standard input describe.
 pub fn main() -> ExitCode {
@@ -67,16 +69,24 @@ pub fn main() -> ExitCode {
 
 /// What is to be printed. `version` is set to the configuration's as soon as that is known.
 fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error> {
-    let command = Command::from_env()?;
-    if command == Command::Version {
-        return Ok(Some(supported_versions(&read_stdin(VERSION_PATIENCE).unwrap_or_default())));
+    let command = Command::from_env();
+    if let Ok(Command::Version) = command {
+        return Ok(Some(supported_versions(&read_stdin(SHORT_PATIENCE).unwrap_or_default())));
     }
-    let variables = Variables::from_env(command)?;
+    let called = command.and_then(|command| Ok((command, Variables::from_env(command)?)));
+    let (command, variables) = match called {
+        Ok(called) => called,
+        Err(error) => {
+            // Told in the configuration's version all the same, if there is one.
+            if let Ok(map) = netconf::decode(&read_stdin(SHORT_PATIENCE).unwrap_or_default()) {
+                learn_version(&map, version);
+            }
+            return Err(error);
+        }
+    };
     let stdin = read_stdin(STDIN_PATIENCE).map_err(Error::Stdin)?;
     let map = netconf::decode(&stdin)?;
-    if let Ok(known) = netconf::version(&map) {
-        version.set(known);
-    }
+    learn_version(&map, version);
     let parsed = Parsed::new(map)?;
     if command.has_attachment() {
         variables.validate(command)?;
@@ -104,6 +114,13 @@ fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error
         (Command::Gc, _) => verbs::gc(&call).map(|()| None),
         (Command::Status, _) => verbs::status(&call).map(|()| None),
         (Command::Version, _) => Ok(None),
+    }
+}
+
+/// Has the answer in the configuration's version, if that is one of ours.
+fn learn_version(map: &Map<String, Value>, version: &Cell<Version>) {
+    if let Ok(known) = netconf::version(map) {
+        version.set(known);
     }
 }
 

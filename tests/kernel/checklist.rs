@@ -10,6 +10,7 @@ mod config;
 mod del;
 mod delegate;
 mod output;
+mod time;
 mod variables;
 mod versions;
 
@@ -30,7 +31,7 @@ use twill_tests::{
 };
 
 pub(crate) use self::{
-    add::*, add_result::*, caller::*, check::*, config::*, del::*, delegate::*, output::*,
+    add::*, add_result::*, caller::*, check::*, config::*, del::*, delegate::*, output::*, time::*,
     variables::*, versions::*,
 };
 use crate::plugin::{lone_node, standalone};

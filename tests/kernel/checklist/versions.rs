@@ -88,6 +88,25 @@ pub(crate) fn v_07_a_result_has_the_version_of_its_configuration() -> Result<()>
         error.refused(7, &["mtu"])?;
         let error: Value = serde_json::from_str(&error.stdout())?;
         ensure!(error["cniVersion"] == version, "{error}");
+        // Those of variables, too, for which the configuration is not looked at.
+        for wrong in [
+            call.clone().unset("CNI_COMMAND"),
+            call.clone().set("CNI_COMMAND", "FROB"),
+            call.clone().unset("CNI_IFNAME"),
+            call.set("CNI_CONTAINERID", "-a"),
+        ] {
+            let error = wrong.run()?;
+            error.refused(4, &[])?;
+            let error: Value = serde_json::from_str(&error.stdout())?;
+            ensure!(error["cniVersion"] == version, "{error}");
+        }
+    }
+    // Where there is none that can be read, it is the newest.
+    for text in ["", "{", "{\"cniVersion\": \"9.9.9\"}"] {
+        let error = site.call("ADD")?.unset("CNI_COMMAND").stdin(text).run()?;
+        error.refused(4, &["CNI_COMMAND"])?;
+        let error: Value = serde_json::from_str(&error.stdout())?;
+        ensure!(error["cniVersion"] == "1.1.0", "{error}");
     }
     site.call("DEL")?.run()?.silent()
 }

@@ -121,8 +121,11 @@ pub(crate) fn a_daemon_that_hangs_costs_neither_pod_nor_address() -> Result<()> 
     let node = lab.node("node1")?;
     node.daemon()?.signal(Signal::SIGSTOP)?;
 
+    let started = Instant::now();
     let error = refusal(node.runtime().add(node.namespace(), late.attachment()))?;
+    let took = started.elapsed();
     ensure!(error.code == 11 && error.message.contains("did not answer"), "{error}");
+    ensure!(took < SECONDS, "an ADD that may take a second gave up after {took:?}");
     lab.node_mut("node1")?.runtime_mut().set_conflist(patient);
     let started = Instant::now();
     lab.detach(&web)?;
