@@ -138,13 +138,13 @@ pub(crate) fn bandwidth_slows_the_pod_down() -> Result<()> {
     nothing_is_left(&site, &before, &[])
 }
 
-/// The plugin flushes the pod's neighbours, the permanent one for the gateway too. Where the node
-/// has no default route, its answer for the gateway hangs on our own route alone.
+/// The plugin flushes the pod's neighbours, the permanent ones for the gateways too. Where the node
+/// has no default route, its answer for that of IPv4 hangs on our own route alone.
 pub(crate) fn tuning_may_change_the_hardware_address() -> Result<()> {
     const MAC: &str = "02:00:00:00:00:77";
     let tuning = json!({"type": "tuning", "mac": MAC,
         "sysctl": {"net.ipv4.conf.IFNAME.log_martians": "1"}});
-    let site = Site::new(chain(tuning))?;
+    let site = Site::dual_stack(chain(tuning))?;
     for default_route in [false, true] {
         if default_route {
             site.node()?.ip("route add default via 192.168.2.1")?;
@@ -152,10 +152,14 @@ pub(crate) fn tuning_may_change_the_hardware_address() -> Result<()> {
         let before = Snapshot::namespace(site.node()?)?;
         let (one, first) = site.add("one")?;
         let (two, second) = site.add("two")?;
-        ping::reaches(site.node()?, address(&first)?)?;
-        ping::reaches(&one, "192.168.2.11".parse()?)?;
-        ping::reaches(&two, address(&first)?)?;
-        ping::reaches(&one, address(&second)?)?;
+        let (to_one, to_two) = (cni::addresses(&first)?, cni::addresses(&second)?);
+        ensure!(to_one.len() == 2 && to_two.len() == 2, "{first} {second}");
+        for (family, to_node) in ["192.168.2.11", "2001:db8:2::11"].into_iter().enumerate() {
+            ping::reaches(site.node()?, to_one[family])?;
+            ping::reaches(&one, to_node.parse()?)?;
+            ping::reaches(&two, to_one[family])?;
+            ping::reaches(&one, to_two[family])?;
+        }
         ensure!(first["interfaces"][1]["mac"] == MAC, "{first}");
         for pod in [&one, &two] {
             ensure!(pod.ip("link show eth0")?.contains(MAC), "another hardware address");

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
-    lab::{Lab, Topology},
+    lab::{Lab, Machine, Topology},
     netns::Namespace,
     process::check,
     programs,
@@ -31,9 +31,33 @@ impl Site {
     /// `change` gets the shipped list.
     pub(crate) fn new(change: impl FnOnce(&mut Value)) -> Result<Self> {
         let mut topology = Topology::new();
+        Self::rack(&mut topology)?;
+        Self::of(topology, change)
+    }
+
+    /// The same with IPv6 on the node, a pool of it, and both families in the list.
+    pub(crate) fn dual_stack(change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let mut topology = Topology::new();
+        Self::rack(&mut topology)?.on("rack", "2001:db8:2::11/64");
+        topology.resource(
+            "pool6.yaml",
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool6}\n\
+             spec: {cidr: \"fd00:10::/112\", blockSize: 122}\n",
+        );
+        Self::of(topology, |list| {
+            list["plugins"][0]["ipam"]["assignIPv6"] = json!(true);
+            change(list);
+        })
+    }
+
+    /// The ToR, a pool, and the node.
+    fn rack(topology: &mut Topology) -> Result<&mut Machine> {
         topology.router("tor").on("rack", "192.168.2.1/24");
-        topology.node("node1").label("env", "prod").on("rack", "192.168.2.11/24");
         topology.samples(&["ippool-app.yaml"])?;
+        Ok(topology.node("node1").label("env", "prod").on("rack", "192.168.2.11/24"))
+    }
+
+    fn of(topology: Topology, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let mut lab = topology.build()?;
         lab.start_all()?;
         let directory = lab.node("node1")?.dir().join("net.d");
