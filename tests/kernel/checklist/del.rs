@@ -231,6 +231,11 @@ pub(crate) fn d_09_del_fails_only_where_it_has_to() -> Result<()> {
     call.run()?.refused(7, &["runDir"])?;
     let call = site.call("DEL")?.config("/ipam/mode", json!("alone"));
     call.run()?.refused(7, &["ipam.mode"])?;
+    site.call("DEL")?.config("/ipam", json!(7)).run()?.refused(7, &["ipam is 7"])?;
+    site.call("DEL")?.config("/ipam/type", json!(7)).run()?.refused(7, &["ipam.type"])?;
+    // Under another main plugin the directory stands in `ipam`.
+    let call = site.call("DEL")?.config("/type", json!("ptp")).config("/ipam/runDir", json!(7));
+    call.run_as(Command::new(programs::find("twill-ipam")?))?.refused(7, &["ipam.runDir"])?;
     site.call("DEL")?.run()?.silent()?;
     site.as_new()
 }

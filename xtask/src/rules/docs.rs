@@ -14,6 +14,9 @@ const ADR_INDEX: &str = "docs/adr/README.md";
 const PAGES_WITH_TESTS: [&str; 2] = ["docs/complaints.md", "docs/bgp.md"];
 const TEST_COLUMNS: [&str; 5] = ["Test", "BIRD", "FRR", "GoBGP", "OpenBGPD"];
 
+/// The pages that print a file of the tree for their readers, and that file.
+const PRINTED: [(&str, &str); 1] = [("docs/cni.md", "conf/cni/05-twill.conflist")];
+
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 
 /// The section of ARCHITECTURE.md whose table has one row per crate: folder, ..., and in the
@@ -25,6 +28,7 @@ pub(super) fn check(tree: &Tree, workspace: &Workspace) -> Vec<Finding> {
     let mut findings = decisions(tree);
     findings.extend(code_map(tree, workspace));
     findings.extend(named_tests(tree));
+    findings.extend(printed(tree));
     findings.extend(tree.files().iter().flat_map(|file| links(tree, file)));
     findings
 }
@@ -85,6 +89,19 @@ fn page_tests(tree: &Tree, page: &File) -> Vec<Finding> {
         }));
     }
     findings
+}
+
+/// What a page prints of a file is the file.
+fn printed(tree: &Tree) -> Vec<Finding> {
+    let pages = PRINTED.iter().filter_map(|(page, path)| Some((tree.get(page)?, tree.get(path)?)));
+    pages
+        .filter(|(page, file)| !page.text.contains(&format!("```json\n{}```\n", file.text)))
+        .map(|(page, file)| {
+            let what = format!("it does not print {} as it is", file.path);
+            let line = page.line_of(&file.path);
+            Finding::error(&page.path, line, what, "copy the file into the block of code")
+        })
+        .collect()
 }
 
 /// A relative link of a Markdown file leads to a file or a folder of the tree.
@@ -244,6 +261,23 @@ mod tests {
              docs/complaints.md:4: error: a row without a test; name one\n\
              docs/bgp.md:7: error: there is no test m::frr::gone; name one that there is\n\
              docs/bgp.md:7: error: there is no test m::openbgpd::gone_too; name one that there is\n"
+        );
+    }
+
+    #[test]
+    fn what_is_printed_is_the_file() {
+        let [(page, path)] = PRINTED;
+        let shown = |block: &str| {
+            let lines = format!("# A\n[it]({path}):\n\n```json\n{block}```\n");
+            text(&printed(&tree(&[(page, &lines), (path, "{\n}\n")])))
+        };
+        assert_eq!(shown("{\n}\n"), "");
+        assert_eq!(
+            shown("{}\n"),
+            format!(
+                "{page}:2: error: it does not print {path} as it is; copy the file into the block \
+                 of code\n"
+            )
         );
     }
 
