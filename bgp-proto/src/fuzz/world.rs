@@ -316,11 +316,11 @@ impl<'a> World<'a> {
             assert!(peer.prefixes_out >= known && missed <= long, "announced are {told}");
             if let Some(end) = end {
                 self.check_table(end, &peer.config);
+                let ours = peer.config.policy.local_asn.map_or(ASN, twill_types::Asn::get);
+                end.check_marks(peer.config.policy.role, ours);
             }
         }
     }
-                let ours = peer.config.policy.local_asn.map_or(ASN, twill_types::Asn::get);
-                end.check_marks(peer.config.policy.role, ours);
 
     /// A peer knows what is announced and not kept from it by a filter, and nothing beside it from who passes
     /// nothing on.
