@@ -65,12 +65,14 @@ matrix! {
         routes::refresh,
         negotiated::enhanced_refresh,
         negotiated::extended_messages,
+        negotiated::ipv4_over_ipv6,
         negotiated::roles,
     ];
     frr: crate::interop::frr_router::FrrRouter, and [
         routes::refresh,
         negotiated::enhanced_refresh,
         negotiated::extended_messages,
+        negotiated::ipv4_over_ipv6,
         negotiated::roles,
         negotiated::no_common_family_heard,
     ];

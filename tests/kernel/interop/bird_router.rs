@@ -27,9 +27,13 @@ fn channels(peering: &Peering) -> String {
     let spoken = families.iter().take(if peering.no_capabilities { 1 } else { 2 });
     let paths = if peering.add_path { " add paths tx;" } else { "" };
     let channel = |(family, own): &(&str, &str)| {
+        let (extended, own) = match peering.extended_next_hop && *family == "ipv4" {
+            true => (" extended next hop on;", ROUTER6),
+            false => ("", *own),
+        };
         format!(
             "  {family} {{ import all; export where source = RTS_STATIC; next hop address {own};\
-             {paths} }};\n"
+             {extended}{paths} }};\n"
         )
     };
     spoken.map(channel).collect()

@@ -38,6 +38,9 @@ fn config(peering: &Peering) -> String {
     if peering.ttl_security {
         let _ = writeln!(text, " neighbor {node} ttl-security hops 1");
     }
+    if peering.extended_next_hop {
+        let _ = writeln!(text, " neighbor {node} capability extended-nexthop");
+    }
     if peering.foreign_family {
         // Its OPEN waits, so that it judges the node's first.
         let _ = writeln!(text, " neighbor {node} timers delayopen 10");

@@ -6,7 +6,7 @@ use twill_tests::wait::wait_for;
 
 use super::{
     rig::{BLOCK, Rig, bgp_peer},
-    router::{CROWD, OUTSIDE, OUTSIDE6, Peering, ROUTER, Router, SECOND},
+    router::{CROWD, OUTSIDE, OUTSIDE6, Peering, ROUTER, ROUTER6, Router, SECOND},
 };
 use crate::LONG;
 
@@ -66,6 +66,25 @@ pub(super) fn extended_messages<R: Router>() -> Result<()> {
     for number in 0..CROWD {
         ensure!(has_community(path, &format!("64513:8:{number}")), "{number} is missing: {path}");
     }
+    Ok(())
+}
+
+/// A node without an IPv4 address, which has IPv4 routes by the router's IPv6 address, and whose IPv4 block
+/// the router has by the node's (RFC 8950).
+pub(super) fn ipv4_over_ipv6<R: Router>() -> Result<()> {
+    let peering = Peering { over_ipv6: true, extended_next_hop: true, ..Peering::default() };
+    let mut rig = Rig::<R>::up(peering)?;
+    ensure_in_force(&rig, "IPv4 over IPv6 next hops")?;
+    let by_ipv6 = format!("via inet6 {ROUTER6}");
+    rig.node()?.wait_route(OUTSIDE, LONG)?;
+    let found = rig.node()?.namespace().ip("route get 198.51.100.1")?;
+    ensure!(found.contains(&by_ipv6), "not {by_ipv6}: {found}");
+    rig.router.wait_path(BLOCK)?;
+    // And it goes again, with the same session.
+    rig.router.announce(false)?;
+    rig.node()?.wait_no_route(OUTSIDE, LONG)?;
+    let peer = rig.peer()?;
+    ensure!(peer["state"] == "Established" && peer["flaps"] == 0, "{peer}");
     Ok(())
 }
 

@@ -51,7 +51,11 @@ pub(super) fn lab(peering: &Peering, peer: &str) -> Result<Lab> {
         .router("router")
         .on("seg-a", &format!("{ROUTER}/24"))
         .on("seg-a", &format!("{ROUTER6}/64"));
-    topology.node("node1").on("seg-a", &format!("{NODE}/24")).on("seg-a", &format!("{NODE6}/64"));
+    let node = topology.node("node1");
+    if !peering.extended_next_hop {
+        node.on("seg-a", &format!("{NODE}/24"));
+    }
+    node.on("seg-a", &format!("{NODE6}/64"));
     let configuration = format!(
         "apiVersion: projectcalico.org/v3\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
          spec: {{asNumber: {}, nodeToNodeMeshEnabled: false}}\n",

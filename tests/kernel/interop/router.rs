@@ -38,6 +38,9 @@ pub(super) struct Peering {
     pub(super) node_asn: u32,
     /// The session runs over IPv6.
     pub(super) over_ipv6: bool,
+    /// The node has no IPv4 address, so that IPv4 routes go over IPv6 next hops both ways (RFC 8950); over
+    /// IPv6 alone.
+    pub(super) extended_next_hop: bool,
     /// Seconds.
     pub(super) hold_time: u16,
     /// It never dials.
@@ -70,6 +73,7 @@ impl Default for Peering {
             asn: 64513,
             node_asn: 64512,
             over_ipv6: false,
+            extended_next_hop: false,
             hold_time: 90,
             passive: false,
             no_capabilities: false,
