@@ -328,6 +328,7 @@ fn main() -> ExitCode {
         contained::a_peer_that_sends_single_octets_is_understood,
         sessions::a_flood_starves_nobody,
         sessions::a_refused_capability_is_left_out,
+        sessions::a_peer_with_a_low_ttl_is_not_heard,
         interop::bird::families,
         interop::bird::over_ipv6,
         interop::bird::ibgp,

@@ -278,6 +278,52 @@ pub(crate) fn a_refused_capability_is_left_out() -> Result<()> {
     Ok(())
 }
 
+/// A number that the kernel counts for TCP in a namespace (`nstat` shows it as `TcpExt` and this name).
+pub(crate) fn tcp_counter(namespace: &Namespace, name: &str) -> Result<u64> {
+    let text = namespace.enter(|| std::fs::read_to_string("/proc/thread-self/net/netstat"))??;
+    // Names in one line, numbers in the next.
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut counters = names.split_whitespace().zip(numbers.split_whitespace());
+    let found = counters.find(|(counter, _)| *counter == name);
+    Ok(found.with_context(|| format!("the kernel counts no {name}"))?.1.parse()?)
+}
+
+/// With `ttlSecurity: 1`, what comes with the TTL of someone farther away is not heard, though the
+/// connection is there: the same octets are, once they come with 255 (RFC 5082).
+pub(crate) fn a_peer_with_a_low_ttl_is_not_heard() -> Result<()> {
+    let mut topology = Topology::new();
+    topology.router("tor1").on("seg-a", "192.168.2.1/24");
+    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    let near = bgp_peer("tor1", "192.168.2.1", ", passive: true, ttlSecurity: 1");
+    topology.resource("tor1.yaml", &near);
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    let node = lab.node("node1")?;
+    // Until the node has its configuration, all are strangers to it.
+    wait_for("the node to have its peer", LONG, || node.peer("192.168.2.1"))?;
+    let before = tcp_counter(node.namespace(), "TCPMinTTLDrop")?;
+    let mut raw = Raw::connect(lab.router("tor1")?)?;
+    raw.stream.set_ttl(64)?;
+    let open = Raw::open(Ipv4Addr::new(192, 168, 2, 1), 90)?;
+    // Before the node has taken the connection, nobody looks at a TTL. Now it has.
+    raw.confirm(&open)?;
+    raw.stream.write_all(&wire::encode_open(&open))?;
+    raw.stream.write_all(&wire::encode_keepalive())?;
+    wait_for("segments to be dropped for their TTL", LONG, || {
+        let dropped = tcp_counter(node.namespace(), "TCPMinTTLDrop")?;
+        // Acknowledgements of the node's OPEN, and what it was to be told.
+        ensure!(dropped > before + 3, "{before} became {dropped}");
+        Ok(())
+    })?;
+    let peer = node.peer("192.168.2.1")?;
+    ensure!(peer["state"] == "OpenSent" && peer["messagesIn"] == 0, "{peer}");
+    // They are sent again until they are acknowledged.
+    raw.stream.set_ttl(255)?;
+    raw.confirmed()?;
+    node.wait_established(&["192.168.2.1"], LONG)
+}
+
 /// So many messages are the flood.
 const FLOOD: u32 = 300_000;
 

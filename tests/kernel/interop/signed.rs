@@ -1,7 +1,7 @@
 //! Who else could be the peer: passwords (TCP segments signed with MD5, RFC 2385) and distance (RFC
 //! 5082).
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
     lab::Topology,
@@ -12,7 +12,7 @@ use super::{
     rig::{Rig, bgp_peer},
     router::{NODE, NODE6, OUTSIDE, Peering, ROUTER, ROUTER6, Router},
 };
-use crate::LONG;
+use crate::{LONG, sessions::tcp_counter};
 
 const RIGHT: &str = "first-of-all-secrets";
 const CHANGED: &str = "second-of-all-secrets";
@@ -59,14 +59,7 @@ pub(super) fn password<R: Router>() -> Result<()> {
 
 /// Segments with another password that the node's kernel has dropped.
 fn dropped<R: Router>(rig: &Rig<R>) -> Result<u64> {
-    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
-    let text = rig.node()?.namespace().enter(read)??;
-    // Names in one line, numbers in the next.
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    let mut counters = names.split_whitespace().zip(numbers.split_whitespace());
-    let found = counters.find(|(name, _)| *name == "TCPMD5Failure");
-    Ok(found.context("the kernel counts no TCPMD5Failure")?.1.parse()?)
+    tcp_counter(rig.node()?.namespace(), "TCPMD5Failure")
 }
 
 /// Both sides see that the other is one link away.
