@@ -10,9 +10,10 @@ use twill_dataplane::{
     NextHop,
     fib::{FibChange, LearnedRoute, Object, ObjectChange, ObjectId, Resolved, Via},
 };
-use twill_types::{Prefix, PrefixList};
+use twill_types::{Family, Prefix, PrefixList};
 
 use super::{
+    Sources,
     plan::{Plan, Refusal},
     table::Table,
 };
@@ -386,6 +387,65 @@ fn a_group_goes_with_most_of_its_routes() {
     run.assert_leads(0..900, &[2, 3]);
     run.assert_leads(900..990, &[1, 3]);
     run.assert_leads(990..1000, &[]);
+}
+
+/// A route's source is that of its own family, also where IPv4 goes by an IPv6 router, and a source that
+/// comes or goes concerns routes of that family alone.
+#[test]
+fn each_family_has_its_own_source() {
+    let v6 = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]);
+    let both: [PrefixList; 2] = [
+        (0..10).map(prefix).collect(),
+        (0..20)
+            .map(|n| Prefix::masked(IpAddr::from([0xfd00, n, 0, 0, 0, 0, 0, 0]), 64).unwrap())
+            .collect(),
+    ];
+    let want = |run: &mut Run| {
+        run.table.resolve([(v6(1), Some(way(1)))].into());
+        both.iter().for_each(|routes| run.table.want(routes, &[v6(1)].into(), None));
+    };
+    let sources = |of4: Option<u8>, of6: Option<u16>| {
+        let all = [(Family::V4, of4.map(address)), (Family::V6, of6.map(v6))];
+        all.into_iter().filter_map(|(family, source)| Some((family, source?))).collect::<Sources>()
+    };
+    let mut run = Run::new(Switch::Auto);
+    want(&mut run);
+    for (of4, of6, written) in [
+        (Some(9), Some(9), 30),
+        (Some(9), Some(9), 0),
+        (None, Some(9), 10),
+        (Some(8), Some(9), 10),
+        (Some(8), Some(7), 20),
+        (Some(8), None, 20),
+        (Some(9), Some(9), 30),
+    ] {
+        run.table.set_sources(sources(of4, of6));
+        assert_eq!(run.turn(), (0, written), "{of4:?} {of6:?}");
+        assert_eq!(run.kernel.routes.len(), 30);
+        for (prefix, route) in &run.kernel.routes {
+            let expected = match prefix.family() {
+                Family::V4 => of4.map(address),
+                Family::V6 => of6.map(v6),
+            };
+            assert_eq!(route.source, expected, "{prefix}");
+            assert_eq!(
+                route.via,
+                Via::Hops(BTreeSet::from([way(1).next_hop(v6(1))]).into()),
+                "{prefix}"
+            );
+        }
+    }
+    // The process after it finds them as they should be, but for one.
+    let mut kernel = run.kernel.clone();
+    let last = *kernel.routes.keys().next_back().unwrap();
+    kernel.routes.get_mut(&last).unwrap().source = Some(v6(5));
+    let table = Table::adopt(Switch::Auto, &kernel.routes, &kernel.objects);
+    let mut next = Run { table, kernel };
+    next.table.set_sources(sources(Some(9), Some(9)));
+    want(&mut next);
+    next.table.converged();
+    assert_eq!(next.turn(), (0, 1));
+    assert_eq!(next.kernel.routes, run.kernel.routes);
 }
 
 #[test]
