@@ -424,6 +424,12 @@ pub enum Output {
     Conflicts(Vec<Conflict>),
     /// For logs.
     Event(PeerKey, PeerEvent),
+    /// For logs: a caller that is no peer was told so by a NOTIFICATION (RFC 4486 subcode 5), and its
+    /// connection closed.
+    Refused {
+        /// From where it called.
+        remote: IpAddr,
+    },
 }
 
 /// Routes to install or to remove.

@@ -255,6 +255,7 @@ impl Net {
             Output::Converged { unheard } => self.nodes[index].converged = Some(unheard),
             Output::Conflicts(conflicts) => self.nodes[index].conflicts = conflicts,
             Output::Event(key, event) => self.nodes[index].events.push((key, event)),
+            Output::Refused { .. } => {}
         }
     }
 

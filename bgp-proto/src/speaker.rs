@@ -278,6 +278,7 @@ impl Speaker {
                 let bytes = wire::encode_notification(&notification);
                 self.outputs.push_back(Output::Send { conn, bytes });
                 self.outputs.push_back(Output::Close { conn });
+                self.outputs.push_back(Output::Refused { remote: remote.ip() });
             }
         }
     }

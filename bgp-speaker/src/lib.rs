@@ -8,6 +8,7 @@ mod connection;
 mod listener;
 mod password;
 mod run;
+mod strangers;
 
 pub use password::{Password, PasswordError};
 pub use run::{Command, Handle, Pictured, Report, ShellError, Snapshot, start};

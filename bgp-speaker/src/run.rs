@@ -22,6 +22,7 @@ use crate::{
     connection::{self, Connection, Event, Protection},
     listener::{Accepted, Listener},
     password::Password,
+    strangers::Strangers,
 };
 
 /// Inputs handled in one turn before outputs are carried out and other sources are looked at.
@@ -78,6 +79,8 @@ pub struct Snapshot {
     pub peers: Vec<PeerSnapshot>,
     /// Every path, if asked for.
     pub routes: Vec<RouteSnapshot>,
+    /// Callers that were refused as no peers since the speaker's start.
+    pub strangers_refused: u64,
 }
 
 /// What the speaker tells the daemon.
@@ -178,6 +181,7 @@ struct Shell {
     /// Over how many links packets of a peer may come (RFC 5082), by its address.
     hops: BTreeMap<IpAddr, u8>,
     next_accepted: u64,
+    strangers: Strangers,
     events: mpsc::Sender<Event>,
     event_queue: mpsc::Receiver<Event>,
     accepted: mpsc::Sender<Accepted>,
@@ -198,6 +202,7 @@ impl Shell {
             keys: Keys::default(),
             hops: BTreeMap::new(),
             next_accepted: 0,
+            strangers: Strangers::default(),
             events,
             event_queue,
             accepted,
@@ -264,6 +269,7 @@ impl Shell {
                         Pictured::Sessions => Vec::new(),
                         Pictured::All => self.speaker.routes(),
                     },
+                    strangers_refused: self.strangers.refused(),
                 };
                 let _ = reply.send(snapshot);
             }
@@ -424,6 +430,7 @@ impl Shell {
                 Output::Converged { unheard } => self.report(Report::Converged { unheard }),
                 Output::Conflicts(conflicts) => self.report(Report::Conflicts(conflicts)),
                 Output::Event(peer, event) => log(peer, &event),
+                Output::Refused { remote } => self.strangers.refuse(remote, Instant::now()),
             }
         }
     }

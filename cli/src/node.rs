@@ -116,6 +116,7 @@ mod tests {
             router_id: "192.168.2.11".into(),
             in_sync: true,
             peers: Vec::new(),
+            strangers_refused: 0,
             blocks: 1,
             kernel_routes: 3,
             problems: Vec::new(),

@@ -258,6 +258,7 @@ impl Api {
             router_id: identity.map(|i| i.router_id.to_string()).unwrap_or_default(),
             in_sync: self.ipam.view.borrow().ready,
             peers: bgp::peer_statuses(&picture),
+            strangers_refused: picture.strangers_refused,
             blocks: count(blocks.len()),
             kernel_routes: count(self.installed.borrow().count()),
             problems,

@@ -280,6 +280,13 @@ fn register_faults(registry: &mut Registry, status: &NodeStatus) {
         "NOTIFICATION messages by code and subcode; 255 is all that no RFC names",
         notifications,
     );
+    let strangers: Counter = Counter::default();
+    strangers.inc_by(status.strangers_refused);
+    registry.register(
+        "bgp_strangers_refused",
+        "Callers that are no peers, refused with a NOTIFICATION 6/5",
+        strangers,
+    );
     registry.register(
         "bgp_update_errors",
         "Errors in UPDATE messages by what was done and attribute type; 0 is none, 255 an unknown one",
@@ -318,8 +325,8 @@ mod tests {
         });
         let status = json!({
             "node": "n1", "version": "0", "pid": 1, "startedMs": 0, "addresses": [], "labels": {},
-            "asn": 64512, "routerId": "192.0.2.11", "inSync": true, "peers": [peer], "blocks": 0,
-            "kernelRoutes": 0, "problems": [],
+            "asn": 64512, "routerId": "192.0.2.11", "inSync": true, "peers": [peer],
+            "strangersRefused": 7, "blocks": 0, "kernelRoutes": 0, "problems": [],
         });
         let status: NodeStatus = serde_json::from_value(status).unwrap();
         let ipam = IpamStatus { pools: Vec::new(), blocks: Vec::new(), claims: Vec::new() };
@@ -335,5 +342,6 @@ mod tests {
             let line = format!("twill_bgp_{name}{{peer=\"192.0.2.1\",asn=\"64513\"}} {value}");
             assert!(text.lines().any(|found| found == line), "{text} lacks {line}");
         }
+        assert!(text.contains("\ntwill_bgp_strangers_refused_total 7\n"), "{text}");
     }
 }

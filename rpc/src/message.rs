@@ -293,6 +293,9 @@ pub struct NodeStatus {
     pub in_sync: bool,
     /// The sessions.
     pub peers: Vec<PeerStatus>,
+    /// Callers for BGP that were refused as no peers since the speaker's start.
+    #[serde(default)]
+    pub strangers_refused: u64,
     /// Blocks owned.
     pub blocks: u32,
     /// Learned routes in the kernel.

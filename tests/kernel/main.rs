@@ -285,6 +285,7 @@ fn main() -> ExitCode {
         routing::a_restarting_tor_keeps_its_routes,
         routing::a_tor_without_graceful_restart_takes_its_routes_along,
         routing::garbage_gets_a_notification,
+        routing::a_stranger_is_refused_counted_and_told_of,
         routing::a_peer_whose_end_was_not_seen_is_let_in_at_once,
         routing::selectors_follow_the_labels,
         routing::the_tor_switch_sample_works_as_it_stands,

@@ -16,7 +16,7 @@ use twill_tests::{
     watch::RouteWatch,
 };
 
-use crate::{LONG, SECONDS};
+use crate::{LONG, SECONDS, reconcile::metric};
 
 const POOL: &str = "apiVersion: projectcalico.org/v3
 kind: IPPool
@@ -52,7 +52,8 @@ fn node_and_tor(change: impl FnOnce(Neighbor) -> Neighbor) -> Result<Topology> {
         .on("seg-a", "192.168.2.1/24")
         .local("198.51.100.1/24")
         .bird(BirdConfig::new("192.168.2.1", 64513).neighbor(neighbor).announce("198.51.100.0/24"));
-    topology.node("node1").on("seg-a", "192.168.2.11/24");
+    let node = topology.node("node1").on("seg-a", "192.168.2.11/24");
+    node.settings("metrics: {listen: \"127.0.0.1:9190\"}\n");
     topology.resource("pool.yaml", POOL).resource("tor.yaml", &peer("tor", "192.168.2.1", 64513));
     Ok(topology)
 }
@@ -269,7 +270,7 @@ pub(crate) fn a_tor_without_graceful_restart_takes_its_routes_along() -> Result<
     lab.node("node1")?.wait_no_route("198.51.100.0/24", SECONDS)
 }
 
-/// Garbage gets the right NOTIFICATION, and other sessions do not notice.
+/// Garbage gets the right NOTIFICATION, which is counted and told, and other sessions do not notice.
 pub(crate) fn garbage_gets_a_notification() -> Result<()> {
     let mut topology = node_and_tor(|neighbor| neighbor)?;
     topology.router("stranger").on("seg-a", "192.168.2.66/24");
@@ -290,27 +291,77 @@ pub(crate) fn garbage_gets_a_notification() -> Result<()> {
         bytes.extend([192, 168, 2, 66, 0]);
         bytes
     };
-    for (what, bytes, code, subcode) in [
-        ("not BGP at all", b"GET / HTTP/1.1\r\nHost: node1\r\n\r\n".to_vec(), 1, 1),
-        ("a length of 5", header(5, 4), 1, 2),
-        ("a length of 5000", header(5000, 2), 1, 2),
-        ("message type 9", header(19, 9), 1, 3),
-        ("a KEEPALIVE with a body", [header(20, 4), vec![0]].concat(), 1, 2),
-        ("version 3", open(3, 64666, 90), 2, 1),
-        ("another AS", open(4, 64999, 90), 2, 2),
-        ("a hold time of 2 s", open(4, 64666, 2), 2, 6),
-        ("an UPDATE before the OPEN", [header(23, 2), vec![0; 4]].concat(), 5, 1),
-    ] {
+    let nameless = [&open(4, 64666, 90)[..24], &[0; 5]].concat();
+    let cases: [(&str, Vec<u8>, u8, u8, &[u8]); 10] = [
+        ("not BGP at all", b"GET / HTTP/1.1\r\nHost: node1\r\n\r\n".to_vec(), 1, 1, &[]),
+        ("a length of 5", header(5, 4), 1, 2, &[0, 5]),
+        ("a length of 5000", header(5000, 2), 1, 2, &[0x13, 0x88]),
+        ("message type 9", header(19, 9), 1, 3, &[9]),
+        ("a KEEPALIVE with a body", [header(20, 4), vec![0]].concat(), 1, 2, &[0, 20]),
+        ("version 3", open(3, 64666, 90), 2, 1, &[0, 4]),
+        ("another AS", open(4, 64999, 90), 2, 2, &64999_u32.to_be_bytes()),
+        ("the identifier 0", nameless, 2, 3, &[0; 4]),
+        ("a hold time of 2 s", open(4, 64666, 2), 2, 6, &[0, 2]),
+        ("an UPDATE before the OPEN", [header(23, 2), vec![0; 4]].concat(), 5, 1, &[2]),
+    ];
+    for (what, bytes, code, subcode, data) in cases {
+        let node = lab.node("node1")?;
+        let counter = format!(
+            "twill_bgp_notifications_total{{peer=\"192.168.2.66\",direction=\"sent\",\
+             code=\"{code}\",subcode=\"{subcode}\"}}"
+        );
+        // There is no counter before the first one.
+        let (count, log) = (metric(&lab, &counter).unwrap_or_default(), node.log().len());
         let answer = lab.router("stranger")?.enter(|| call(&bytes))??;
         let notification = last_message(&answer);
+        let expected = [&[3, code, subcode][..], data].concat();
         ensure!(
-            notification.get(18..21) == Some(&[3, code, subcode]),
-            "{what}: {answer:02x?} instead of NOTIFICATION {code}/{subcode}"
+            notification.get(18..) == Some(&expected[..]),
+            "{what}: {answer:02x?} instead of NOTIFICATION {code}/{subcode} {data:02x?}"
         );
+        let counted = metric(&lab, &counter)?;
+        ensure!(counted - count == 1.0, "{what}: {counter} went from {count} to {counted}");
+        wait_for("a line in the log", LONG, || {
+            let told = node.log().get(log..).unwrap_or_default().to_owned();
+            let (sent, number) = ("peer=192.168.2.66 sent=true", format!("({code}/{subcode})"));
+            let mut lines = told.lines();
+            ensure!(lines.any(|l| l.contains(sent) && l.contains(&number)), "{what}: {told}");
+            Ok(())
+        })?;
     }
     let after = lab.node("node1")?.peer("192.168.2.1")?;
     ensure!(after["flaps"] == before["flaps"], "{before} became {after}");
     ensure!(lab.node("node1")?.status()?["inSync"] == true);
+    Ok(())
+}
+
+/// A caller that is no peer is told so before it has said a word; all of them are counted, and the first is
+/// told of in the log.
+pub(crate) fn a_stranger_is_refused_counted_and_told_of() -> Result<()> {
+    let mut topology = node_and_tor(|neighbor| neighbor)?;
+    topology.router("stranger").on("seg-a", "192.168.2.67/24");
+    let lab = up(topology)?;
+    let counter = "twill_bgp_strangers_refused_total";
+    for count in [1.0, 2.0, 3.0] {
+        let answer = lab.router("stranger")?.enter(|| -> Result<Vec<u8>> {
+            let mut stream = TcpStream::connect("192.168.2.11:179")?;
+            stream.set_read_timeout(Some(LONG))?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(answer)
+        })??;
+        ensure!(answer.get(18..) == Some(&[3, 6, 5]), "{answer:02x?}");
+        let counted = metric(&lab, counter)?;
+        ensure!(counted == count, "{counter} is {counted} after {count} calls");
+    }
+    let lines = wait_for("a line in the log", LONG, || {
+        let log = lab.node("node1")?.log();
+        let about = |line: &&str| line.contains("remote=192.168.2.67") && line.contains("(6/5)");
+        let lines = log.lines().filter(about).count();
+        ensure!(lines > 0, "{log}");
+        Ok(lines)
+    })?;
+    ensure!(lines == 1, "{lines} lines for calls within a minute");
     Ok(())
 }
 

@@ -189,6 +189,9 @@ impl<'a> World<'a> {
                 assert!(self.up.remove(&peer), "{peer} is down twice");
             }
             Output::Event(..) => {}
+            Output::Refused { remote } => {
+                assert!(self.peers.keys().all(|key| key.address != remote), "{remote} is a peer");
+            }
         }
     }
 

@@ -105,6 +105,8 @@ pub(super) struct Script {
     pub(super) routes: BTreeMap<Prefix, Vec<IpAddr>>,
     pub(super) converged: Option<Vec<PeerKey>>,
     pub(super) events: Vec<PeerEvent>,
+    /// Callers that are no peers.
+    pub(super) refused: Vec<IpAddr>,
 }
 
 impl Script {
@@ -127,6 +129,7 @@ impl Script {
             routes: BTreeMap::new(),
             converged: None,
             events: Vec::new(),
+            refused: Vec::new(),
         };
         script.input(Input::SetOwn(Own::announced([block(0)])));
         let configured = |index| {
@@ -181,6 +184,7 @@ impl Script {
                 }
                 Output::Converged { unheard } => self.converged = Some(unheard),
                 Output::Event(_, event) => self.events.push(event),
+                Output::Refused { remote } => self.refused.push(remote),
                 Output::Connect { .. } | Output::Conflicts(_) => {}
             }
         }

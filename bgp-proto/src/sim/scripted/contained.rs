@@ -251,3 +251,19 @@ fn what_comes_with_the_paths_is_bounded() {
     assert_eq!(script.heard(), ["Cease/Hard Reset (6/9): Cease/Out of Resources (6/8)"]);
     assert!(script.reachable().is_empty());
 }
+
+/// A caller that is no peer is told so, and the operator is told of it; one that is a peer is not.
+#[test]
+fn a_stranger_is_refused_and_told_of() {
+    let mut script = Single::new(|_| ());
+    let stranger = 7;
+    let local = script.local;
+    script.script.dial(stranger, local);
+    let (kind, body) = script.told(stranger).remove(0);
+    let said = Notification::decode(&body);
+    assert_eq!(kind, MessageType::Notification);
+    assert_eq!(said, Notification::new(code::CEASE, cease::REJECTED));
+    assert!(script.end(stranger).closed);
+    script.establish(plain());
+    assert_eq!(script.refused, [address(stranger)]);
+}
