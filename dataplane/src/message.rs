@@ -20,6 +20,7 @@ use netlink_packet_route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
         RouteProtocol, RouteScope, RouteType,
     },
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use twill_types::{Family, Prefix};
 
@@ -340,6 +341,38 @@ pub(crate) fn del_link_route(prefix: Prefix, index: u32) -> Request {
     let mut message = route(prefix, RouteType::Unspec, RouteScope::NoWhere);
     message.attributes.push(RouteAttribute::Oif(index));
     RouteNetlinkMessage::DelRoute(message).into()
+}
+
+/// A rule of ours: what comes from an address is looked up in a table first.
+fn rule(source: IpAddr, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(Family::of(source));
+    message.header.src_len = Family::of(source).bits();
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Source(source),
+        RuleAttribute::Table(table),
+        RuleAttribute::Protocol(RouteProtocol::Other(twill_types::ROUTE_PROTOCOL)),
+    ];
+    message
+}
+
+pub(crate) fn add_rule(source: IpAddr, table: u32, priority: u32) -> Request {
+    let mut message = rule(source, table);
+    message.attributes.push(RuleAttribute::Priority(priority));
+    let message = RouteNetlinkMessage::NewRule(message);
+    Request { message, flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+pub(crate) fn del_rule(source: IpAddr, table: u32) -> Request {
+    RouteNetlinkMessage::DelRule(rule(source, table)).into()
+}
+
+/// Asks for the rules of a family.
+pub(crate) fn list_rules(family: Family) -> RouteNetlinkMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(family);
+    RouteNetlinkMessage::GetRule(message)
 }
 
 /// Asks which route the kernel would take to `address`; with `entry` for the table's entry (and

@@ -4,6 +4,7 @@
 //! 169.254.1.1, for which the host end answers by proxy ARP, in IPv6 `fe80::1` on each host end.
 
 mod add;
+mod behind;
 mod check;
 mod del;
 mod list;
@@ -15,7 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub use add::{PodLinkUp, Prepared, prepare};
 pub use check::{Difference, Expected, check_pod};
 pub use del::{
-    DelMode, DelOutcome, del_pod, delete_group_links, delete_parked_links, remove_leftover,
+    DelMode, DelOutcome, clear_rules, del_pod, delete_group_links, delete_parked_links,
+    remove_leftover,
 };
 pub use list::{FoundPodLink, host_links, living_pods, pod_links};
 pub use plan::HOST_ROUTE_METRIC_V6;

@@ -8,6 +8,7 @@ use netlink_packet_route::{
         RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol, RouteScope,
         RouteType, RouteVia,
     },
+    rule::RuleAttribute,
 };
 use nix::errno::Errno;
 use twill_types::{Family, Prefix, ROUTE_PROTOCOL};
@@ -122,6 +123,25 @@ impl Socket {
             Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(Vec::new()),
             found => found,
         }
+    }
+
+    /// The addresses whose packets a rule has looked up in a table.
+    pub(crate) fn sources_with_table(
+        &mut self,
+        family: Family,
+        table: u32,
+    ) -> Result<Vec<IpAddr>, Error> {
+        let pick = |message| {
+            let RouteNetlinkMessage::NewRule(rule) = message else { return None };
+            let leads_there = rule.attributes.contains(&RuleAttribute::Table(table));
+            rule.attributes.into_iter().filter(|_| leads_there).find_map(
+                |attribute| match attribute {
+                    RuleAttribute::Source(address) => Some(address),
+                    _ => None,
+                },
+            )
+        };
+        self.dump(&message::list_rules(family), "rules", pick)
     }
 
     /// The entry of the routing table that decides about `address`; `None` without one.

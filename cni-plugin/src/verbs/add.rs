@@ -176,7 +176,8 @@ fn result(call: &Call, link: &PodLink, granted: &Granted, up: &PodLinkUp) -> Add
         length: Family::of(*address).bits(),
         gateway: Some(pod::gateway(Family::of(*address))),
     };
-    let route = |route: PodRoute| {
+    let route = |mut route: PodRoute| {
+        route.priority = route.priority.or_else(|| up.metric(&route));
         let gateway = Some(pod::gateway(route.destination.family()));
         ResultRoute { route, gateway }
     };

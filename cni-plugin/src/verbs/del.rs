@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use twill_dataplane::{
     Netns,
-    pod::{DelMode, DelOutcome, del_pod},
+    pod::{DelMode, DelOutcome, clear_rules, del_pod},
 };
 use twill_sys::AtPath;
 use twill_types::{AttachmentId, ReleaseRequest};
@@ -22,6 +22,9 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     if let Some(delegate) = Delegate::of(call) {
         let deadline = call.deadline_of_del();
         // No daemon need run to delete the link.
+        if let Some(Err(error)) = netns.as_ref().map(|netns| clear_rules(&attachment, netns)) {
+            tracing::warn!(%error, "cannot take away the rules in the pod");
+        }
         let outcome = del_pod(&attachment, None, None, DelMode::Immediate)?;
         // If our own store gave its addresses, the configuration has changed since. That it does
         // not take them back is no reason for the plugin not to hear of the DEL.

@@ -1,12 +1,18 @@
 //! ADD: executes the plan, and takes everything back if a step fails.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use nix::errno::Errno;
 use twill_sys::Netns;
+use twill_types::{Family, Prefix};
 
 use super::{
-    HOST_MAC, PodLink, check_pod,
+    HOST_MAC, PodLink, PodRoute,
+    behind::{self, Behind},
+    check_pod,
     plan::{Indexes, Op, Plan, Setting},
 };
 use crate::{
@@ -30,6 +36,17 @@ pub struct PodLinkUp {
     pub pod_mac: MacAddress,
     /// The MTU of both ends, in bytes.
     pub mtu: u32,
+    /// The metric of the pod's default route in the families where another link has the first one.
+    pub behind: Vec<(Family, u32)>,
+}
+
+impl PodLinkUp {
+    /// The metric that a route without one of its own was given, if it was not left to the kernel.
+    pub fn metric(&self, route: &PodRoute) -> Option<u32> {
+        let family = route.destination.family();
+        let is_default = route.destination == Prefix::default_route(family);
+        self.behind.iter().find(|(of, _)| *of == family && is_default).map(|(_, metric)| *metric)
+    }
 }
 
 /// A pod's link that is complete but for the host end, which is down and has no routes: nothing
@@ -41,6 +58,10 @@ pub struct Prepared {
     pod: Option<Socket>,
     plan: Plan,
     indexes: Indexes,
+    /// Where the namespace has a default route by another link.
+    behind: Vec<Behind>,
+    /// The addresses that rules were made for.
+    ruled: Vec<IpAddr>,
     /// Whether the link has to go if this is dropped.
     unfinished: bool,
 }
@@ -54,14 +75,18 @@ pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
     let mut socket = Socket::open()?;
     match create(&mut socket, &plan, link, netns)? {
         Created::Existing(indexes) => {
-            Ok(Prepared { socket, pod: None, plan, indexes, unfinished: false })
+            let behind = behind::look(netns, link, indexes.pod)?;
+            let ruled = Vec::new();
+            Ok(Prepared { socket, pod: None, plan, indexes, behind, ruled, unfinished: false })
         }
         Created::New(indexes) => {
-            let mut prepared = Prepared { socket, pod: None, plan, indexes, unfinished: true };
+            let (behind, ruled) = (Vec::new(), Vec::new());
+            let mut prepared =
+                Prepared { socket, pod: None, plan, indexes, behind, ruled, unfinished: true };
             tracing::trace!("step: pair of links made");
             prepared.identify()?;
             tracing::trace!("step: host's side identified and set");
-            prepared.set_up_pod(netns)?;
+            prepared.set_up_pod(link, netns)?;
             Ok(prepared)
         }
     }
@@ -138,6 +163,7 @@ impl Prepared {
             host_mac: HOST_MAC,
             pod_mac: self.plan.pod_mac,
             mtu: self.plan.mtu,
+            behind: self.behind.clone(),
         }
     }
 
@@ -193,7 +219,7 @@ impl Prepared {
         self.plan.host_settings.iter().try_for_each(Setting::apply)
     }
 
-    fn set_up_pod(&mut self, netns: &Netns) -> Result<(), Error> {
+    fn set_up_pod(&mut self, link: &PodLink, netns: &Netns) -> Result<(), Error> {
         let settings = &self.plan.pod_settings;
         // To write a setting takes the longer the more namespaces there are, and that is only needed
         // where the node's first namespace forwards: the pod's has begun with its IPv4 settings.
@@ -207,12 +233,30 @@ impl Prepared {
             Ok(socket)
         })??;
         let replies = run(&mut socket, &self.plan.pod, self.indexes)?;
+        self.behind = behind::families(&self.plan.pod, &replies, self.indexes.pod);
+        let mut failed = Vec::new();
+        for (op, reply) in self.plan.pod.iter().zip(replies) {
+            if reply.error.is_some() && behind::is_done_behind(op, &self.behind) {
+                failed.push(op);
+            } else {
+                reply.check(op)?;
+            }
+        }
+        let steps = behind::steps(link, &failed, &self.behind, self.indexes);
+        if !steps.is_empty() {
+            self.ruled.clone_from(&link.addresses);
+            let requests: Vec<_> = steps.iter().map(|step| step.request.clone()).collect();
+            let replies = self.pod.insert(socket).run(requests)?;
+            return replies
+                .into_iter()
+                .zip(steps)
+                .try_for_each(|(reply, step)| reply.check_except(step.accepted, step.text));
+        }
         self.pod = Some(socket);
-        let mut steps = self.plan.pod.iter().zip(replies);
-        steps.try_for_each(|(op, reply)| reply.check(op))
+        Ok(())
     }
 
-    fn address_in_use(&mut self, address: std::net::IpAddr) -> Result<Error, Error> {
+    fn address_in_use(&mut self, address: IpAddr) -> Result<Error, Error> {
         let entry = self.socket.route_entry(address)?;
         let link = match entry.as_ref().and_then(|route| route.next_hops.first()) {
             Some(hop) => self.socket.link_name(hop.ifindex)?,
@@ -224,9 +268,15 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if self.unfinished
-            && let Err(error) = self.socket.delete_link(self.indexes.host)
+        if !self.unfinished {
+            return;
+        }
+        if let Some(pod) = self.pod.as_mut().filter(|_| !self.ruled.is_empty())
+            && let Err(error) = pod.run(behind::rules_away(&self.plan.host_name, &self.ruled))
         {
+            tracing::warn!(link = self.plan.host_name, %error, "cannot take back a pod's rules");
+        }
+        if let Err(error) = self.socket.delete_link(self.indexes.host) {
             tracing::warn!(link = self.plan.host_name, %error, "cannot take back a pod's link");
         }
     }

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use twill_sys::Netns;
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 
-use super::gateway;
+use super::{behind, gateway};
 use crate::{
     Error,
     link::{Link, Owner},
@@ -53,6 +53,9 @@ pub enum Difference {
     AddressMissing(IpAddr),
     /// The pod lacks a route.
     PodRouteMissing(Prefix),
+    /// What comes from the address would leave the pod by another interface, which has the first default
+    /// route.
+    RuleMissing(IpAddr),
     /// The node does not route the address to the host end.
     HostRouteMissing(IpAddr),
 }
@@ -73,6 +76,9 @@ impl fmt::Display for Difference {
             Self::PodLinkDown(name) => write!(f, "the pod's interface {name} is down"),
             Self::AddressMissing(address) => write!(f, "the pod lacks its address {address}"),
             Self::PodRouteMissing(prefix) => write!(f, "the pod lacks its route to {prefix}"),
+            Self::RuleMissing(address) => {
+                write!(f, "the pod lacks its rule for packets from {address}")
+            }
             Self::HostRouteMissing(address) => {
                 write!(f, "the node has no route for {address} to the pod")
             }
@@ -159,6 +165,8 @@ fn check_in_pod(
         let missing = wanted.filter(|to| !has_route(&routes, *to, Some(gateway)));
         differences.extend(missing.map(Difference::PodRouteMissing));
     }
+    let unruled = behind::without_rule(pod, host, interface.index, &expected.addresses)?;
+    differences.extend(unruled.into_iter().map(Difference::RuleMissing));
     Ok(differences)
 }
 

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use twill_sys::Netns;
 use twill_types::{AttachmentId, DELETE_GROUP, Family, Prefix, host_link_name};
 
-use super::list::host_routes;
+use super::{behind, list::host_routes};
 use crate::{
     Error,
     link::{BATCH_GROUP, Link, Owner},
@@ -98,6 +98,9 @@ pub fn del_pod(
     };
     let parked = match mode {
         DelMode::Immediate => {
+            if let Some(Err(error)) = end.map(|end| end.clear_rules(&host)) {
+                cannot(error);
+            }
             socket.delete_link(host.index)?;
             None
         }
@@ -133,6 +136,16 @@ pub fn remove_leftover(found: &Link) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// Takes away the rules that an ADD may have made in the pod for this attachment's addresses, for a DEL that
+/// does not look at the namespace otherwise. Without the link there is nothing to tell them by.
+pub fn clear_rules(attachment: &AttachmentId, netns: &Netns) -> Result<(), Error> {
+    let found = Socket::open()?.link_by_name(&host_link_name(attachment))?;
+    let Some(host) = found.filter(|host| matches!(host.owner(attachment), Owner::Add(_))) else {
+        return Ok(());
+    };
+    PodEnd::find(netns, &host)?.map_or(Ok(()), |end| end.clear_rules(&host))
+}
+
 /// The other end of a host link, in the pod.
 struct PodEnd {
     socket: Socket,
@@ -158,8 +171,10 @@ impl PodEnd {
         let (pod, index) = (&mut self.socket, self.index);
         let mut found = pod.addresses(index)?;
         found.truncate(MAX_BATCH);
-        let mut requests: Vec<_> =
-            found.iter().map(|found| message::del_address(index, found.ip, found.length)).collect();
+        let addresses: Vec<IpAddr> = found.iter().map(|found| found.ip).collect();
+        let mut requests: Vec<_> = behind::rules_away(&host.name, &addresses).collect();
+        requests
+            .extend(found.iter().map(|found| message::del_address(index, found.ip, found.length)));
         requests.push(message::set_link_up(index, false, Vec::new()));
         let name = LinkAttribute::IfName(parked_name(index));
         requests.push(RouteNetlinkMessage::SetLink(message::set_link(index, vec![name])).into());
@@ -169,7 +184,18 @@ impl PodEnd {
                 tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
             }
         }
-        Ok(found.into_iter().map(|found| found.ip).collect())
+        Ok(addresses)
+    }
+
+    /// Takes away the rules of a link behind another. There are none of any other.
+    fn clear_rules(mut self, host: &Link) -> Result<(), Error> {
+        let mut found = self.socket.addresses(self.index)?;
+        found.truncate(MAX_BATCH);
+        let addresses: Vec<IpAddr> = found.into_iter().map(|found| found.ip).collect();
+        for reply in self.socket.run(behind::rules_away(&host.name, &addresses))? {
+            reply.check_except(GONE, "rule del")?;
+        }
+        Ok(())
     }
 }
 

@@ -286,7 +286,7 @@ impl Op {
     }
 }
 
-fn pod_route(route: &PodRoute, index: u32) -> RouteMessage {
+pub(super) fn pod_route(route: &PodRoute, index: u32) -> RouteMessage {
     let gateway = gateway(route.destination.family());
     let mut message = message::link_route(route.destination, index, Some(gateway));
     message.attributes.extend(route.priority.map(RouteAttribute::Priority));

@@ -4,10 +4,20 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
-use twill_tests::{cni, lab::Pod, netns::Namespace, ping, snapshot::Snapshot, wait::wait_for};
+use twill_tests::{
+    cni::{self, Runtime},
+    lab::Pod,
+    netns::Namespace,
+    ping, programs,
+    snapshot::Snapshot,
+    wait::wait_for,
+};
 
 use super::Site;
-use crate::{SECONDS, plugin::one_node};
+use crate::{
+    SECONDS,
+    plugin::{one_node, refusal},
+};
 
 pub(crate) fn a_01_an_interface_that_is_there_is_an_error() -> Result<()> {
     let site = Site::new()?;
@@ -78,14 +88,6 @@ pub(crate) fn a_10_interfaces_of_one_container_are_apart() -> Result<()> {
     let site = Site::new()?;
     let first = site.add()?;
     let address = cni::addresses(&first)?[0];
-    // In one namespace there can be one default route: the second is refused, the first stays.
-    let answer = site.call("ADD")?.set("CNI_IFNAME", "eth1").run()?;
-    answer.error()?;
-    ensure!(site.pod.ip("link show dev eth1").is_err(), "eth1 is left");
-    site.call("CHECK")?.run()?.silent()?;
-    site.call("DEL")?.set("CNI_IFNAME", "eth1").run()?.silent()?;
-    ping::reaches(&site.host, address)?;
-    // Another namespace.
     let other = Namespace::create("another")?;
     let second = |verb: &str| -> Result<_> {
         let call = site.call(verb)?.set("CNI_IFNAME", "eth1");
@@ -97,6 +99,130 @@ pub(crate) fn a_10_interfaces_of_one_container_are_apart() -> Result<()> {
     ping::reaches(&site.host, address)?;
     site.call("DEL")?.run()?.silent()?;
     site.as_new()
+}
+
+/// Both interfaces answer for their own addresses, whichever has the default route.
+fn both_answer(host: &Namespace, results: [&Value; 2]) -> Result<()> {
+    for result in results {
+        for address in cni::addresses(result)? {
+            wait_for("an answer", SECONDS, || ping::reaches(host, address))
+                .with_context(|| format!("of {address}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The pod's rules that are not the kernel's own.
+fn rules(pod: &Namespace) -> Result<Vec<String>> {
+    let own = ["0:", "32766:", "32767:"];
+    let mut rules = Vec::new();
+    for family in ["-4", "-6"] {
+        let shown = pod.ip(&format!("{family} rule show"))?;
+        let others = shown.lines().filter(|line| !own.iter().any(|own| line.starts_with(own)));
+        rules.extend(others.map(str::to_owned));
+    }
+    Ok(rules)
+}
+
+/// Multus: the second interface of a pod is in the first one's namespace, where there is a default route.
+pub(crate) fn a_10_a_second_interface_in_one_namespace_works() -> Result<()> {
+    let site = Site::new()?;
+    let (eth0, mut net1) = (site.attachment("c1"), site.attachment("c1"));
+    net1.ifname = "net1".to_owned();
+    let add = |attachment| site.runtime.add(&site.host, attachment);
+    let (first, second) = (add(&eth0)?, add(&net1)?);
+    both_answer(&site.host, [&first, &second])?;
+    ensure!(add(&net1)? == second, "the same ADD again: {second}");
+    let check = |attachment| site.runtime.check(&site.host, attachment);
+    check(&eth0)?;
+    check(&net1)?;
+    // The first one is the way out, but for what comes from the second one's addresses.
+    let address = cni::addresses(&second)?[0];
+    for (from, link) in [(String::new(), "dev eth0"), (format!(" from {address}"), "dev net1")] {
+        let way = site.pod.ip(&format!("route get 192.0.2.1{from}"))?;
+        ensure!(way.contains(link), "{way}");
+    }
+    let metrics = |result: &Value| -> Vec<bool> {
+        let routes = result["routes"].as_array().into_iter().flatten();
+        routes.map(|route| route["priority"].is_u64()).collect()
+    };
+    ensure!(metrics(&first) == [false; 2] && metrics(&second) == [true; 2], "{first} {second}");
+
+    let rule = format!("from {address}");
+    let of_address = |rules: Vec<String>| rules.into_iter().find(|line| line.contains(&rule));
+    ensure!(of_address(rules(&site.pod)?).is_some(), "no rule for {address}");
+    site.pod.ip(&format!("rule del {rule}"))?;
+    let error = refusal(check(&net1))?;
+    ensure!(error.code == 102 && error.message.contains(&address.to_string()), "{error}");
+
+    // Each goes by itself, and the other is the way out then.
+    let del = |attachment| site.runtime.del(&site.host, attachment);
+    del(&net1)?;
+    ensure!(rules(&site.pod)?.is_empty(), "left: {:?}", rules(&site.pod)?);
+    both_answer(&site.host, [&first, &first])?;
+    let second = add(&net1)?;
+    del(&eth0)?;
+    both_answer(&site.host, [&second, &second])?;
+    let way = site.pod.ip("route get 192.0.2.1")?;
+    ensure!(way.contains("dev net1"), "{way}");
+    let first = add(&eth0)?;
+    both_answer(&site.host, [&first, &second])?;
+    del(&eth0)?;
+    del(&net1)?;
+    ensure!(rules(&site.pod)?.is_empty(), "left: {:?}", rules(&site.pod)?);
+    site.as_new()
+}
+
+/// The same with a daemon, which deletes links later, and from another pod; a third one, too.
+pub(crate) fn a_10_interfaces_of_one_pod_are_reached_from_another() -> Result<()> {
+    let mut lab = one_node()?;
+    let other = lab.add_pod("node1", "other")?;
+    let pod = lab.bare_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let attachments = ["eth0", "net1", "net2"].map(|ifname| {
+        let mut attachment = pod.attachment().clone();
+        ifname.clone_into(&mut attachment.ifname);
+        attachment
+    });
+    for _ in 0..2 {
+        for attachment in &attachments {
+            let result = node.runtime().add(node.namespace(), attachment)?;
+            both_answer(other.namespace(), [&result, &result])?;
+            both_answer(node.namespace(), [&result, &result])?;
+        }
+        for attachment in &attachments {
+            node.runtime().check(node.namespace(), attachment)?;
+            node.runtime().del(node.namespace(), attachment)?;
+        }
+        ensure!(rules(pod.namespace())?.is_empty(), "left: {:?}", rules(pod.namespace())?);
+    }
+    ensure!(node.addresses_in_use()? == 1, "{} addresses are in use", node.addresses_in_use()?);
+    Ok(())
+}
+
+/// Another plugin's interface is the pod's way out, and ours an additional one.
+pub(crate) fn a_10_a_link_stands_beside_another_plugins_default_route() -> Result<()> {
+    let site = Site::new()?;
+    let data = site.run_dir.path().join("theirs");
+    let ipam = json!({"type": "host-local", "dataDir": data, "subnet": "10.77.0.0/24",
+        "routes": [{"dst": "0.0.0.0/0"}]});
+    let theirs = json!({"cniVersion": "1.0.0", "name": "theirs",
+        "plugins": [{"type": "ptp", "ipam": ipam}]});
+    let theirs = Runtime::new(theirs, vec![programs::REFERENCE_PLUGINS.into()]);
+    let (eth0, mut net1) = (site.attachment("c1"), site.attachment("c1"));
+    net1.ifname = "net1".to_owned();
+    let first = theirs.add(&site.host, &eth0)?;
+    let second = site.runtime.add(&site.host, &net1)?;
+    both_answer(&site.host, [&first, &second])?;
+    theirs.check(&site.host, &eth0)?;
+    site.runtime.check(&site.host, &net1)?;
+    let way = site.pod.ip("route get 192.0.2.1")?;
+    ensure!(way.contains("dev eth0"), "{way}");
+    site.runtime.del(&site.host, &net1)?;
+    both_answer(&site.host, [&first, &first])?;
+    theirs.del(&site.host, &eth0)?;
+    ensure!(rules(&site.pod)?.is_empty(), "left: {:?}", rules(&site.pod)?);
+    Ok(())
 }
 
 pub(crate) fn a_11_sixteen_adds_at_once_get_sixteen_addresses() -> Result<()> {
