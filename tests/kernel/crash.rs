@@ -138,11 +138,7 @@ fn sweep(step: usize, point: impl FnMut(usize) -> Result<bool>) -> Result<()> {
 }
 
 /// The same of a call that does its work in `least` system calls or more.
-fn sweep_of(
-    least: usize,
-    step: usize,
-    mut point: impl FnMut(usize) -> Result<bool>,
-) -> Result<()> {
+fn sweep_of(least: usize, step: usize, mut point: impl FnMut(usize) -> Result<bool>) -> Result<()> {
     let step = if env::var_os("TWILL_CRASH_ALL").is_some() { 1 } else { step };
     let mut random = Random::from_environment();
     let mut at = 1 + random.below(step);

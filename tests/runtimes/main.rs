@@ -24,6 +24,8 @@ fn main() -> ExitCode {
         chains::tuning_may_change_the_hardware_address,
         chains::firewall_lets_the_pod_through,
         delegated::the_newest_ptp_works_with_every_verb,
+        delegated::the_newest_bridge_and_macvlan_work_with_every_verb,
+        delegated::twill_works_over_the_newest_host_local_and_static,
         podman::containers_live_with_the_daemon,
         podman::containers_live_without_a_daemon,
         containerd::debians_sandboxes_live,
