@@ -5,6 +5,7 @@
 //! run to run; `make test-crash` tries them all.
 
 mod alone;
+mod behind;
 mod collected;
 mod delegated;
 
@@ -30,6 +31,7 @@ pub(crate) use self::{
         alone_a_del_killed_anywhere_may_be_repeated, alone_an_add_killed_anywhere_may_be_repeated,
         alone_del_undoes_an_add_killed_anywhere, alone_gc_undoes_an_add_killed_anywhere,
     },
+    behind::a_second_interface_killed_anywhere_is_undone_or_repeated,
     collected::{
         a_gc_killed_anywhere_may_be_repeated, alone_a_gc_killed_anywhere_may_be_repeated,
         gc_undoes_an_add_killed_anywhere,
