@@ -62,20 +62,26 @@ impl Kind {
                 &["BGPConfiguration"],
                 &["bgpconfiguration", "bgpconfigurations", "bgpconfig", "bgpconfigs"],
             ),
-            Self::BgpFilter => (&["BGPFilter"], &["bgpfilter", "bgpfilters"]),
+            Self::BgpFilter => {
+                (&["BGPFilter"], &["bgpfilter", "bgpfilters", "bgpf", "bgpfs", "bf", "bfs"])
+            }
             Self::IpamConfig => (
                 &["IPAMConfiguration", "IPAMConfig"],
                 &["ipamconfig", "ipamconfigs", "ipamconfiguration", "ipamconfigurations"],
             ),
-            Self::IpReservation => (&["IPReservation"], &["ipreservation", "ipreservations"]),
+            Self::IpReservation => (
+                &["IPReservation"],
+                &["ipreservation", "ipreservations", "reservation", "reservations"],
+            ),
             Self::BlockAffinity => (
                 &["BlockAffinity"],
                 &["blockaffinity", "blockaffinities", "affinity", "affinities"],
             ),
             Self::BlockRequest => (&["BlockRequest"], &["blockrequest", "blockrequests"]),
-            Self::NodeStatus => {
-                (&["CalicoNodeStatus"], &["caliconodestatus", "caliconodestatuses"])
-            }
+            Self::NodeStatus => (
+                &["CalicoNodeStatus"],
+                &["caliconodestatus", "caliconodestatuses", "nodestatus", "nodestatuses"],
+            ),
             Self::Node => (&["Node"], &["node", "nodes", "no"]),
             Self::Namespace => (&["Namespace"], &["namespace", "namespaces", "ns"]),
             Self::Secret => (&["Secret"], &["secret", "secrets"]),
@@ -134,6 +140,9 @@ mod tests {
             ("bp", Kind::BgpPeer),
             ("bgpconfigs", Kind::BgpConfiguration),
             ("ipamconfiguration", Kind::IpamConfig),
+            ("bf", Kind::BgpFilter),
+            ("reservations", Kind::IpReservation),
+            ("nodestatus", Kind::NodeStatus),
             ("nodes", Kind::Node),
         ] {
             assert_eq!(Kind::from_alias(alias), Some(kind), "{alias}");

@@ -21,7 +21,8 @@ pub fn columns(kind: Kind, wide: bool) -> &'static [&'static str] {
         (Kind::BgpConfiguration, _) => &["NAME", "LOGSEVERITY", "MESHENABLED", "ASNUMBER"],
         (Kind::BgpFilter, _) => &["NAME"],
         (Kind::IpamConfig, _) => &["NAME", "STRICTAFFINITY", "AUTOALLOCATEBLOCKS"],
-        (Kind::IpReservation, _) => &["NAME", "CIDRS"],
+        (Kind::IpReservation, false) => &["NAME"],
+        (Kind::IpReservation, true) => &["NAME", "CIDRS"],
         (Kind::BlockAffinity, _) => &["NAME", "CIDR", "NODE", "POOL", "STATE"],
         (Kind::BlockRequest, _) => &["NAME", "BLOCK", "NODE", "POOL", "LENGTH"],
         (Kind::NodeStatus, _) => &["NAME", "NODE"],
@@ -76,10 +77,7 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
             config.spec.strict_affinity.to_string(),
             config.spec.auto_allocate_blocks.to_string(),
         ]),
-        Resource::IpReservation(reservation) => {
-            let cidrs = reservation.spec.reserved_cidrs.iter();
-            cells.push(cidrs.map(ToString::to_string).collect::<Vec<_>>().join(","));
-        }
+        Resource::IpReservation(found) if wide => cells.push(joined(&found.spec.reserved_cidrs)),
         Resource::BlockAffinity(claim) => cells.extend([
             claim.spec.cidr.to_string(),
             claim.spec.node.clone(),
@@ -102,15 +100,21 @@ pub fn row(resource: &Resource, wide: bool) -> Vec<String> {
         ]),
         Resource::Secret(secret) => {
             // Never a value.
-            let keys: BTreeSet<&str> =
-                secret.data.keys().chain(secret.string_data.keys()).map(String::as_str).collect();
-            cells.push(keys.into_iter().collect::<Vec<_>>().join(","));
+            let keys = secret.data.keys().chain(secret.string_data.keys());
+            cells.push(joined(keys.collect::<BTreeSet<_>>()));
         }
         Resource::NodeStatus(status) => cells.push(status.spec.node.clone()),
-        Resource::Node(_) | Resource::Namespace(_) | Resource::BgpFilter(_) => {}
+        Resource::Node(_)
+        | Resource::Namespace(_)
+        | Resource::BgpFilter(_)
+        | Resource::IpReservation(_) => {}
         Resource::Other(_) => cells.clear(),
     }
     cells
+}
+
+fn joined<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// An enum's value as manifests write it.
@@ -157,6 +161,16 @@ mod tests {
                 "kind: IPAMConfig\nmetadata: {name: default}\nspec: {strictAffinity: true}",
                 false,
                 "default true true",
+            ),
+            (
+                "kind: IPReservation\nmetadata: {name: r}\nspec: {reservedCIDRs: [10.0.0.1/32, 10.0.1.0/24]}",
+                true,
+                "r 10.0.0.1/32,10.0.1.0/24",
+            ),
+            (
+                "kind: IPReservation\nmetadata: {name: r}\nspec: {reservedCIDRs: [10.0.0.1/32]}",
+                false,
+                "r",
             ),
             (
                 "kind: BlockAffinity\nmetadata: {name: 0a000000-26}\nspec: {node: n, cidr: 10.0.0.0/26, pool: p}",

@@ -25,6 +25,16 @@ metadata: {name: table}
 spec: {strictAffinity: true}
 ---
 apiVersion: projectcalico.org/v3
+kind: IPAMConfig
+metadata: {name: table}
+spec: {}
+---
+apiVersion: projectcalico.org/v3
+kind: BGPFilter
+metadata: {name: table}
+spec: {exportV4: [{action: Accept}]}
+---
+apiVersion: projectcalico.org/v3
 kind: IPReservation
 metadata: {name: table}
 spec: {reservedCIDRs: [10.77.0.1/32, 10.77.1.0/24]}
@@ -42,7 +52,7 @@ spec: {node: node2, block: 10.77.0.0/26, pool: table, length: 29}
 apiVersion: projectcalico.org/v3
 kind: CalicoNodeStatus
 metadata: {name: table}
-spec: {node: node1, updatePeriodSeconds: 10}
+spec: {node: node1, classes: [BGP], updatePeriodSeconds: 10}
 ";
 
 pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
@@ -52,8 +62,8 @@ pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
         ("ippool table", "NAME CIDR SELECTOR\ntable 10.77.0.0/16 all()\n"),
         (
             "ippool table -o wide",
-            "NAME CIDR SELECTOR NAT IPIPMODE VXLANMODE DISABLED DISABLEBGPEXPORT ASSIGNMENTMODE\n\
-             table 10.77.0.0/16 all() true Never Never false false Automatic\n",
+            "NAME CIDR NAT IPIPMODE VXLANMODE DISABLED DISABLEBGPEXPORT SELECTOR ASSIGNMENTMODE\n\
+             table 10.77.0.0/16 true Never Never false false all() Automatic\n",
         ),
         ("bgppeer table", "NAME PEERIP NODE NODESELECTOR ASN\ntable 10.0.0.1 has(rack) 64513\n"),
         (
@@ -61,7 +71,13 @@ pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
             "NAME LOGSEVERITY MESHENABLED ASNUMBER\nnode.table Info 1.1\n",
         ),
         ("ipamconfiguration table", "NAME STRICTAFFINITY AUTOALLOCATEBLOCKS\ntable true true\n"),
-        ("ipreservation table", "NAME CIDRS\ntable [\"10.77.0.1/32\",\"10.77.1.0/24\"]\n"),
+        ("ipamconfig table", "NAME STRICTAFFINITY AUTOALLOCATEBLOCKS\ntable false true\n"),
+        (
+            "ipamconfiguration table -o wide",
+            "NAME STRICTAFFINITY AUTOALLOCATEBLOCKS MAXBLOCKSPERHOST\ntable true true 0\n",
+        ),
+        ("ipreservation table", "NAME\ntable\n"),
+        ("ipreservation table -o wide", "NAME CIDRS\ntable [\"10.77.0.1/32\",\"10.77.1.0/24\"]\n"),
         (
             "blockaffinity 0a4d0000-26",
             "NAME CIDR NODE POOL STATE\n0a4d0000-26 10.77.0.0/26 node1 table confirmed\n",
@@ -71,10 +87,18 @@ pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
             "NAME BLOCK NODE OWNER POOL LENGTH GRANTED\ntable 10.77.0.0/26 node2 table 29\n",
         ),
         ("caliconodestatus table", "NAME NODE UPDATED\ntable node1\n"),
+        ("caliconodestatus table -o wide", "NAME NODE CLASSES UPDATED\ntable node1 [\"BGP\"]\n"),
+        // The column that a definition without columns has.
+        ("bgpfilter table", "NAME AGE\ntable ...\n"),
     ] {
         let arguments: Vec<_> = ["get"].into_iter().chain(arguments.split(' ')).collect();
         let table = kubectl.run(&arguments)?;
-        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n";
+        let is_age =
+            |word: &str| word.strip_suffix('s').is_some_and(|age| age.parse::<u32>().is_ok());
+        let words = |line: &str| {
+            let words = line.split_whitespace().map(|word| if is_age(word) { "..." } else { word });
+            words.collect::<Vec<_>>().join(" ") + "\n"
+        };
         let shown: String = table.lines().map(words).collect();
         ensure!(shown == expected, "{arguments:?}\n{shown}expected\n{expected}");
     }
@@ -89,10 +113,20 @@ pub(crate) fn short_names_work(api: &ApiServer) -> Result<()> {
         ("pools", "ippools"),
         ("ippool", "ippools"),
         ("bp", "bgppeers"),
+        ("bps", "bgppeers"),
         ("bgpp", "bgppeers"),
+        ("bgpps", "bgppeers"),
         ("bgpconfig", "bgpconfigurations"),
         ("bgpconfigs", "bgpconfigurations"),
         ("ipamconfig", "ipamconfigs"),
+        ("bgpf", "bgpfilters"),
+        ("bgpfs", "bgpfilters"),
+        ("bf", "bgpfilters"),
+        ("bfs", "bgpfilters"),
+        ("reservation", "ipreservations"),
+        ("reservations", "ipreservations"),
+        ("nodestatus", "caliconodestatuses"),
+        ("nodestatuses", "caliconodestatuses"),
         ("affinity", "blockaffinities"),
         ("affinities", "blockaffinities"),
     ] {

@@ -52,8 +52,9 @@ const fn wide(name: &'static str, form: &'static str, path: &'static str) -> Col
     Column { name, form, path, wide: true }
 }
 
-/// All kinds. The columns are those of calicoctl, in its order; a mode or switch that is not set
-/// has a default in the schema, so that both print the same.
+/// All kinds. Columns and short names are those of calicoctl, in its order, as far as kubectl lets them: where
+/// they differ says docs/adr/0018-crds.md. A mode or switch that is not set has a default in the schema,
+/// so that both print the same.
 pub(crate) const KINDS: [KindDefinition; 10] = [
     KindDefinition {
         kind: "IPPool",
@@ -62,12 +63,12 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
         about: "Addresses that pods get.",
         columns: &[
             column("CIDR", "string", ".spec.cidr"),
-            column("Selector", "string", ".spec.nodeSelector"),
             wide("NAT", "boolean", ".spec.natOutgoing"),
             wide("IPIPMode", "string", ".spec.ipipMode"),
             wide("VXLANMode", "string", ".spec.vxlanMode"),
             wide("Disabled", "boolean", ".spec.disabled"),
             wide("DisableBGPExport", "boolean", ".spec.disableBGPExport"),
+            column("Selector", "string", ".spec.nodeSelector"),
             wide("AssignmentMode", "string", ".spec.assignmentMode"),
         ],
         selectable: &[],
@@ -111,7 +112,7 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
     KindDefinition {
         kind: "BGPFilter",
         plural: "bgpfilters",
-        short_names: &[],
+        short_names: &["bgpf", "bgpfs", "bf", "bfs"],
         about: "Rules for what peers hear and what is taken from them.",
         columns: &[],
         selectable: &[],
@@ -145,9 +146,9 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
     KindDefinition {
         kind: "IPReservation",
         plural: "ipreservations",
-        short_names: &[],
+        short_names: &["reservation", "reservations"],
         about: "Addresses that nobody gets.",
-        columns: &[column("CIDRs", "string", ".spec.reservedCIDRs")],
+        columns: &[wide("CIDRs", "string", ".spec.reservedCIDRs")],
         selectable: &[],
         spec: schema_of::<IpReservationSpec>,
         status: schema_of::<ObjectStatus>,
@@ -190,10 +191,11 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
     KindDefinition {
         kind: "CalicoNodeStatus",
         plural: "caliconodestatuses",
-        short_names: &[],
+        short_names: &["nodestatus", "nodestatuses"],
         about: "What a node tells about itself.",
         columns: &[
             column("Node", "string", ".spec.node"),
+            wide("Classes", "string", ".spec.classes"),
             column("Updated", "date", ".status.lastUpdated"),
         ],
         selectable: &[],
