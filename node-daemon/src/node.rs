@@ -177,7 +177,12 @@ impl Kernel {
         let blocks = fib.blocks()?;
         let forwarding = adopted.keys().chain(&blocks).map(|prefix| prefix.family()).collect();
         ensure_gateway()?;
-        for change in ensure_forwarding(&[Family::V4, Family::V6])? {
+        // Where it cannot be set, that is a problem and a condition, of which nobody would hear if this ended.
+        let changes = ensure_forwarding(&[Family::V4, Family::V6]).unwrap_or_else(|error| {
+            warn!(error = error_chain(&error), "forwarding cannot be set");
+            Vec::new()
+        });
+        for change in changes {
             info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
         }
         Ok(Self { fib, routes, forwarding, events })

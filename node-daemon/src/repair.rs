@@ -132,6 +132,8 @@ impl Repair {
                 () = sleep(RETRY), if failed => self.damage.add(|found| found.everything = true),
             }
             found = self.damage.take();
+            // What failed is looked at again with what is new, or its problem would be told no more.
+            found.everything |= failed;
         }
     }
 

@@ -223,6 +223,8 @@ fn main() -> ExitCode {
         host::the_documented_commands_remove_all_routes,
         repair::what_others_take_from_pods_comes_back,
         node_check::what_stops_pods_is_found_with_a_remedy,
+        node_check::forwarding_that_cannot_be_set_is_told,
+        node_check::a_strict_uplink_beside_another_is_a_warning,
         nat::pods_leave_the_pools_by_their_nodes_address,
         nat::a_way_out_that_others_take_away_comes_back,
         operator::a_broken_manifest_breaks_nothing,

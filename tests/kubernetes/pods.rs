@@ -327,23 +327,31 @@ pub(crate) fn what_is_in_the_way_of_pods_is_a_condition(_: &ApiServer) -> Result
             Ok(found)
         })
     };
-    let before = is("True", "ChecksPass")?;
-    // Docker and others do this.
-    let rules = "nft add table ip guard; nft 'add chain ip guard forward { type filter hook forward priority 0; \
-                 policy drop; }'";
     let shell = |command: &str| {
         let namespace = site.lab.node("node1")?.namespace();
         check(command, &namespace.output(Command::new("sh").args(["-c", command]))?).map(drop)
     };
-    shell(rules)?;
-    let found = is("False", "ChecksFailed")?;
-    let message = found["message"].as_str().unwrap_or_default();
-    ensure!(message.starts_with("forward-policy: chain forward of table ip guard"), "{message}");
-    ensure!(found["lastTransitionTime"] != before["lastTransitionTime"], "{found}");
-    let told = site.api.kubectl().run(&["describe", "node", "node1"])?;
-    ensure!(told.contains(ready) && told.contains("ChecksFailed"), "{told}");
-    shell("nft delete table ip guard")?;
-    is("True", "ChecksPass").map(drop)
+    // Docker and others do this.
+    let rules = "nft add table ip guard; nft 'add chain ip guard forward { type filter hook forward priority 0; \
+                 policy drop; }'";
+    let source_check = "/proc/sys/net/ipv4/conf/all/rp_filter";
+    let [loose, off] = [2, 0].map(|value| format!("echo {value} > {source_check}"));
+    let start = is("True", "ChecksPass")?;
+    for (breaks, mends, expected) in [
+        (rules, "nft delete table ip guard", "forward-policy: chain forward of table ip guard"),
+        (&loose, &off, "pod-source-check: net.ipv4.conf.all.rp_filter is 2"),
+    ] {
+        shell(breaks)?;
+        let found = is("False", "ChecksFailed")?;
+        let message = found["message"].as_str().unwrap_or_default();
+        ensure!(message.starts_with(expected), "{message}");
+        ensure!(found["lastTransitionTime"] != start["lastTransitionTime"], "{found}");
+        let told = site.api.kubectl().run(&["describe", "node", "node1"])?;
+        ensure!(told.contains(ready) && told.contains("ChecksFailed"), "{told}");
+        shell(mends)?;
+        is("True", "ChecksPass")?;
+    }
+    Ok(())
 }
 
 /// An address that nobody has written is found by the kubelet's and by the link that has it; one that
