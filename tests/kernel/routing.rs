@@ -292,8 +292,8 @@ pub(crate) fn garbage_gets_a_notification() -> Result<()> {
         bytes
     };
     let nameless = [&open(4, 64666, 90)[..24], &[0; 5]].concat();
-    let cases: [(&str, Vec<u8>, u8, u8, &[u8]); 10] = [
-        ("not BGP at all", b"GET / HTTP/1.1\r\nHost: node1\r\n\r\n".to_vec(), 1, 1, &[]),
+    let cases = [
+        ("not BGP at all", b"GET / HTTP/1.1\r\nHost: node1\r\n\r\n".to_vec(), 1, 1, &b""[..]),
         ("a length of 5", header(5, 4), 1, 2, &[0, 5]),
         ("a length of 5000", header(5000, 2), 1, 2, &[0x13, 0x88]),
         ("message type 9", header(19, 9), 1, 3, &[9]),
