@@ -91,3 +91,26 @@ pub(crate) fn a_claim_that_another_node_has_is_lost(_: &ApiServer) -> Result<()>
     ensure!(site.claims()?.get(&block).is_some_and(|owner| owner == "node2"), "it is node2's");
     Ok(())
 }
+
+/// A claim that an older release made has no label of its size: its node adds it, and writes nothing else.
+pub(crate) fn a_claim_of_an_older_release_gets_its_label(_: &ApiServer) -> Result<()> {
+    const LABEL: &str = "twill.projectcalico.org/ipv4-block-size";
+    let mut site = Site::start(&[POOL, STRICT])?;
+    let pod = site.lab.add_pod("node1", "a")?;
+    let (block, _) = block_of(&site, &pod)?;
+    let name = name(&block)?;
+    let claim = |site: &Site| site.api.kubectl().json(&["get", "blockaffinity", &name]);
+    site.lab.node_mut("node1")?.stop()?;
+    site.api.kubectl().run(&["label", "blockaffinity", &name, &format!("{LABEL}-")])?;
+    let before = claim(&site)?;
+    ensure!(before["metadata"]["labels"].is_null(), "{before}");
+    site.lab.node_mut("node1")?.start()?;
+    wait_until("the label", LONG, || Ok(claim(&site)?["metadata"]["labels"][LABEL] == "27"))?;
+    let after = claim(&site)?;
+    let same = |key: &str| before["metadata"][key] == after["metadata"][key];
+    ensure!(before["spec"] == after["spec"] && same("uid") && same("finalizers"), "{after}");
+    let written = |request: &&String| request.as_str() == "patch blockaffinities";
+    let written = site.api.node_requests()?.iter().filter(written).count();
+    ensure!(written == 1, "it was written {written} times");
+    site.lab.delete_pod(pod)
+}

@@ -518,10 +518,10 @@ pub(crate) fn its_account_may_do_no_more(_: &ApiServer) -> Result<()> {
     let claim = claim.claim_name();
     let kubeconfig = site.api.write_account_kubeconfig(ACCOUNT)?.display().to_string();
     let kubectl = site.api.kubectl();
-    let refused = |arguments: &[&str], input: &str| -> Result<()> {
+    let refused = |arguments: &[&str], input: &str| -> Result<String> {
         let said = kubectl.refused(&[&["--kubeconfig", &kubeconfig], arguments].concat(), input)?;
         ensure!(said.contains("orbidden"), "{arguments:?}: {said}");
-        Ok(())
+        Ok(said)
     };
     let merge = ["--type=merge", "-p"];
     refused(&["create", "-f", "-"], &POOL.replace("name: app", "name: own"))?;
@@ -531,14 +531,24 @@ pub(crate) fn its_account_may_do_no_more(_: &ApiServer) -> Result<()> {
     let create = "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {name: 0a630000-26}\n\
                   spec: {node: node1, cidr: 10.99.0.0/26, pool: app}\n";
     refused(&["create", "-f", "-"], create)?;
-    let lease = ["patch", "lease", "-n", "twill-system", "twill-node-node1"];
-    refused(&[&lease[..], &merge, &[r#"{"spec": {"holderIdentity": "me"}}"#]].concat(), "")?;
+    // It reads the Leases of nodes, and changes none but its own.
+    let lease = "apiVersion: coordination.k8s.io/v1\nkind: Lease\n\
+                 metadata: {name: twill-node-node1, namespace: twill-system}\n\
+                 spec: {holderIdentity: me}\n";
+    wait_for("the Lease of node1", LONG, || {
+        kubectl.run(&["get", "lease", "-n", "twill-system", "twill-node-node1"])
+    })?;
+    let said = refused(&["replace", "-f", "-"], lease)?;
+    ensure!(said.contains("cannot update resource \"leases\""), "{said}");
 
     // A policy works a moment after it was made. kubectl's patch reads first, which it may not of pools.
     let peer =
         r#"{"spec": {"delegations": [{"cidr": "10.10.0.0/32", "node": "me", "request": "r"}]}}"#;
     let patch = ["patch", "blockaffinity", &claim];
     wait_for("the policy", LONG, || refused(&[&patch[..], &merge, &[peer]].concat(), ""))?;
+    let label = r#"{"metadata": {"labels": {"twill.projectcalico.org/ipv4-block-size": "26"}}}"#;
+    let said = refused(&[&patch[..], &merge, &[label]].concat(), "")?;
+    ensure!(said.contains("by what label a claim is found"), "{said}");
     let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
     refused(&apply, &POOL.replace("blockSize: 27,", "blockSize: 27, disabled: true,"))?;
     let of_status = [&apply[..], &["--subresource=status"]].concat();

@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         claims::what_is_not_needed_is_given_back,
         claims::a_claim_that_is_taken_away_is_made_again,
         claims::a_claim_that_another_node_has_is_lost,
+        claims::a_claim_of_an_older_release_gets_its_label,
         lending::a_borrowed_part_routes_and_comes_back,
         lending::an_owner_that_is_dead_is_named,
         lending::a_block_that_changes_hands_meanwhile_is_not_lent,

@@ -8,7 +8,7 @@ use twill_tests::{
 
 use super::{
     LONG,
-    nodes::{POOL, STRICT, Site, block_of},
+    nodes::{NODES, POOL, STRICT, Site, block_of},
 };
 
 fn claim(node: &str, block: &str, name: &str) -> String {
@@ -83,6 +83,39 @@ fn requests(site: &Site, node1: &AsNode<'_>) -> Result<()> {
     kubectl.run(&["delete", "blockrequest", own, asked, others]).map(drop)
 }
 
+/// The role lets it make and change any Lease of the namespace, so who is told to live only the policy guards; and
+/// it tells of no node but its own.
+fn leases_and_reports(site: &Site, node1: &AsNode<'_>) -> Result<()> {
+    let object = |api: &str, kind: &str, name: &str, spec: &str| {
+        format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    };
+    let lease = |name: &str| object("coordination.k8s.io/v1", "Lease", name, "holderIdentity: me");
+    let in_ours = ["-n", "twill-system", "-f", "-"];
+    let (create, replace) = (["create", "--dry-run=server"], ["replace", "--dry-run=server"]);
+    let kubectl = site.api.kubectl();
+    // No controller runs here.
+    kubectl.run_with_input(&[&["create"], &in_ours[..]].concat(), &lease("twill-controller"))?;
+    let replace = [&replace[..], &in_ours].concat();
+    for name in NODES.map(|(node, _)| format!("twill-node-{node}")) {
+        let get = ["get", "lease", "-n", "twill-system", &name];
+        wait_for(&format!("the Lease {name}"), LONG, || kubectl.run(&get))?;
+    }
+    // The daemon may write it at the same moment.
+    wait_for("its own Lease", LONG, || node1.allowed(&replace, &lease("twill-node-node1")))?;
+    let others = "may not write what is of node";
+    node1.refused(&replace, &lease("twill-node-node2"), &format!("{others} node2"))?;
+    node1.refused(&replace, &lease("twill-controller"), others)?;
+    let create_here = [&create[..], &in_ours].concat();
+    node1.refused(&create_here, &lease("twill-node-node9"), &format!("{others} node9"))?;
+    node1.refused(&create_here, &lease("somebodys"), others)?;
+
+    let report = |node: &str| {
+        object("projectcalico.org/v3", "CalicoNodeStatus", node, &format!("node: {node}"))
+    };
+    let create = [&create[..], &["-f", "-"]].concat();
+    node1.refused(&create, &report("node9"), &format!("{others} node9"))
+}
+
 /// The token of node1 tries what is node2's, and what is nobody's but the users'.
 pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     let mut site = Site::start_with(&[POOL, STRICT], "", &[])?;
@@ -100,6 +133,14 @@ pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
         node1.refused(&create, &claim("node2", "10.99.0.0/26", "0a630000-26"), of_node2)
     })?;
     node1.allowed(&create, &claim("node1", "10.99.0.0/26", "0a630000-26"))?;
+    let labelled = |label: &str| {
+        let labels = format!("labels: {{twill.projectcalico.org/{label}}}, name: ");
+        claim("node1", "10.99.0.0/26", "0a630000-26").replace("name: ", &labels)
+    };
+    node1.allowed(&create, &labelled("ipv4-block-size: '26'"))?;
+    for wrong in ["ipv4-block-size: '28'", "ipv4-block-size: '6'", "ipv6-block-size: '26'"] {
+        node1.refused(&create, &labelled(wrong), "is that of another block")?;
+    }
     node1.refused(&["delete", "blockaffinity", &others], "", of_node2)?;
     let finalizers = r#"{"metadata": {"finalizers": null}}"#;
     let patch = ["patch", "blockaffinity", &others, "--type=merge", "-p", finalizers];
@@ -117,6 +158,7 @@ pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     node1.refused(&lease, "", "cannot delete resource \"leases\"")?;
 
     requests(&site, &node1)?;
+    leases_and_reports(&site, &node1)?;
 
     node1.refused(&["delete", "ippool", "app"], "", "cannot delete resource \"ippools\"")?;
     node1.refused(&["get", "secrets", "-n", "default"], "", "cannot list resource \"secrets\"")?;

@@ -11,6 +11,7 @@ mod deaths;
 #[cfg(test)]
 mod fake;
 mod fills;
+mod labels;
 mod leases;
 mod lending;
 mod names;
@@ -30,6 +31,7 @@ mod version;
 mod watching;
 
 use std::{
+    future::pending,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -61,7 +63,7 @@ use self::{
     services::ServiceWatch,
 };
 use super::{Datastore, Snapshot, Tenure};
-use crate::node::Tasks;
+use crate::node::{Tasks, endless};
 
 /// How long a node that has a copy of what was last known waits for the API server at its start.
 const FRESH: Duration = Duration::from_millis(800);
@@ -109,6 +111,11 @@ pub(crate) async fn open(
         warn!("the API server has not told everything yet: starting with what was last known");
         take_known(known, &progress, &resources, &owned, &requests);
     }
+    let (labeller, told) = (Arc::clone(&access), owned.subscribe());
+    endless(tasks, async move {
+        labels::add_missing(&labeller, told).await;
+        pending().await
+    });
     let services = ServiceWatch::new(node, &access, state_dir, resources.subscribe());
     let served_before = services.served_before();
     let (services, service_problems) = services.start(tasks);

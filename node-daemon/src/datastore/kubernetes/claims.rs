@@ -25,6 +25,7 @@ use twill_types::{Block, Family, Prefix, error_chain};
 use super::{
     access::{Access, ApiError},
     cache::Cache,
+    labels,
     names::{self, Age, Listed, Which},
     owned::{Held, OwnClaims},
     pools::Pools,
@@ -542,9 +543,7 @@ fn manifest(block: Block, who: Claimant<'_>, parts: &[Delegation]) -> DynamicObj
     let name = block.claim_name();
     let mut object = DynamicObject::new(&name, &BLOCK_AFFINITIES.resource());
     object.metadata.finalizers = Some(vec![CLAIM_FINALIZER.to_owned()]);
-    let (family, length) = size(block);
-    let label = (names::label(family).to_owned(), length.to_string());
-    object.metadata.labels = Some(BTreeMap::from([label]));
+    object.metadata.labels = Some(labels::of(block));
     let mut spec = json!({
         "state": "confirmed", "type": "host", "node": who.node, "cidr": block, "pool": who.pool,
     });

@@ -16,6 +16,7 @@ use twill_types::{Block, Family};
 
 use super::{
     access::{Access, ApiError},
+    labels,
     subject::BLOCK_AFFINITIES,
 };
 
@@ -43,18 +44,10 @@ impl Which {
     fn selector(self) -> Option<String> {
         let Self::OfOtherSizes(family, length) = self else { return None };
         let [own, other] = match family {
-            Family::V4 => [label(Family::V4), label(Family::V6)],
-            Family::V6 => [label(Family::V6), label(Family::V4)],
+            Family::V4 => [labels::key(Family::V4), labels::key(Family::V6)],
+            Family::V6 => [labels::key(Family::V6), labels::key(Family::V4)],
         };
         Some(format!("{own}!={length},!{other}"))
-    }
-}
-
-/// The label of a claim that says how long the prefix of its block is.
-pub(super) fn label(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "twill.projectcalico.org/ipv4-block-size",
-        Family::V6 => "twill.projectcalico.org/ipv6-block-size",
     }
 }
 
