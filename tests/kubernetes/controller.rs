@@ -165,9 +165,41 @@ fn finalizers(site: &Site, pool: &str) -> Result<String> {
 /// What nodes say is counted in each object's own status; what makes no sense has a condition, an Event
 /// and a metric; and nothing is written where nothing changes.
 pub(crate) fn objects_say_what_nodes_make_of_them(_: &ApiServer) -> Result<()> {
-    let site = Site::start_with(&[POOL, PEER, STRICT], "", &[])?;
-    let controller = Controller::start(&site, "controller1", 9191)?;
-    with_log(&controller, say_what_nodes_make_of_them(&site, &controller))
+    let mut site = Site::start_with(&[POOL, PEER, STRICT], "", &[])?;
+    let tor = site.lab.bird("tor")?;
+    tor.wait_established(&["node1", "node2"], LONG)?;
+    let since = tor.protocol("node1")?.since;
+    let mut controller = Controller::start(&site, "controller1", 9191)?;
+    let result = say_what_nodes_make_of_them(&site, &controller)
+        .and_then(|()| go_on_beside_bad_objects(&mut site, &mut controller, &since));
+    with_log(&controller, result)
+}
+
+/// Nobody has ended, the sessions have gone on, and pods come, while everything that makes no sense is there.
+fn go_on_beside_bad_objects(
+    site: &mut Site,
+    controller: &mut Controller,
+    since: &str,
+) -> Result<()> {
+    site.apply(&PEER.replace("name: tor", "name: tor2"))?;
+    wait_condition(site, ("bgppeer", "tor2", "Conflicted"), ("True", "DuplicatePeer", ""))?;
+    wait_condition(site, ("ippool", "wider", "Allocatable"), ("False", "Overlaps", ""))?;
+    wait_condition(site, ("bgppeer", "damaged", "Accepted"), ("False", "Invalid", ""))?;
+    let no_secret = ("False", "SecretNotFound", "");
+    wait_condition(site, ("bgppeer", "missing", "PasswordFound"), no_secret)?;
+    let pod = site.lab.add_pod("node1", "beside")?;
+    let pool: twill_types::Prefix = "10.10.0.0/26".parse()?;
+    ensure!(pool.contains(pod.address()?), "{pod:?}");
+    let (block, _) = block_of(site, &pod)?;
+    site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
+    site.lab.delete_pod(pod)?;
+    let session = site.lab.bird("tor")?.protocol("node1")?;
+    ensure!(session.info == "Established" && session.since == since, "{session:?} since {since}");
+    // Nobody starts them again.
+    for node in ["node1", "node2"] {
+        site.lab.node_mut(node)?.wait_ready()?;
+    }
+    controller.daemon.alive()
 }
 
 fn say_what_nodes_make_of_them(site: &Site, controller: &Controller) -> Result<()> {
@@ -230,6 +262,8 @@ fn say_what_nodes_make_of_them(site: &Site, controller: &Controller) -> Result<(
             "twill_controller_leads 1",
             "kind=\"BGPPeer\",condition=\"Conflicted\",reason=\"DuplicatePeer\"} 2",
             "kind=\"IPPool\",condition=\"Allocatable\",reason=\"Overlaps\"} 1",
+            "kind=\"BGPPeer\",condition=\"Accepted\",reason=\"Invalid\"} 1",
+            "kind=\"BGPPeer\",condition=\"PasswordFound\",reason=\"SecretNotFound\"} 1",
             "twill_controller_nodes 2",
         ] {
             ensure!(metrics.contains(line), "{metrics} lacks {line}");
