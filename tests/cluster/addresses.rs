@@ -89,16 +89,13 @@ pub(crate) fn the_tor_reaches_pods(site: &Mutex<Site>) -> Result<()> {
 pub(crate) fn a_pod_on_an_unselected_node_waits_and_says_why(site: &Mutex<Site>) -> Result<()> {
     let site = lock(site)?;
     site.deploy("app", 1, &format!("nodeName: {UNSELECTED}"))?;
-    wait_for("the event", LONG, || {
-        let events = site.events()?;
-        let is_told = events.contains("FailedCreatePodSandBox")
-            && events.contains("no pool selects node node3");
-        ensure!(is_told, "{events}");
-        Ok(())
+    let pod = wait_for("the event", LONG, || {
+        let pod = site.pods("app")?.into_iter().next().context("there is no pod")?;
+        site.told_of(&pod, "FailedCreatePodSandBox", "no pool selects node node3")?;
+        Ok(pod)
     })?;
-    let pods = site.pods("app")?;
-    let state = &pods[0]["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
-    ensure!(state == "ContainerCreating", "{}", pods[0]["status"]);
+    let state = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+    ensure!(state == "ContainerCreating", "{}", pod["status"]);
     site.remove("app")
 }
 
@@ -207,12 +204,12 @@ pub(crate) fn an_exhausted_pool_can_be_extended(site: &Mutex<Site>) -> Result<()
     site.kubectl().run(&["label", "node", UNSELECTED, "env=test"])?;
     site.apply(&pool("small", "10.20.0.0/30"))?;
     site.deploy("app", 6, "nodeSelector: {env: test}")?;
-    wait_for("four pods and the event", LONG, || {
-        let pods = site.pods("app")?;
-        let running = pods.iter().filter(|pod| pod["status"]["phase"] == "Running").count();
-        let events = site.events()?;
-        ensure!(running == 4 && events.contains("is in use"), "{running} run; {events}");
-        Ok(())
+    wait_for("four pods, and the events of the others", LONG, || {
+        let (running, waiting): (Vec<_>, Vec<_>) =
+            site.pods("app")?.into_iter().partition(|pod| pod["status"]["phase"] == "Running");
+        ensure!(running.len() == 4 && waiting.len() == 2, "{} run", running.len());
+        let told = |pod| site.told_of(pod, "FailedCreatePodSandBox", "is in use");
+        waiting.iter().try_for_each(told)
     })?;
     site.apply(&pool("more", "10.20.1.0/30"))?;
     let pods = site.wait_ready("app", 6)?;
@@ -220,6 +217,5 @@ pub(crate) fn an_exhausted_pool_can_be_extended(site: &Mutex<Site>) -> Result<()
     ensure!(addresses.len() == 6, "{pods:?}");
     site.remove("app")?;
     site.kubectl().run(&["label", "node", UNSELECTED, "env-"])?;
-    // The node gives the blocks back in its own time.
-    site.kubectl().run(&["delete", "ippool", "small", "more", "--wait=false"]).map(drop)
+    site.delete_pools(&["small", "more"])
 }

@@ -14,6 +14,7 @@ use twill_tests::{
     bird::{BirdConfig, Neighbor},
     image,
     kubernetes::{BUSYBOX, Cluster, Kubectl, METRICS, Runtime, Tor},
+    netns::Namespace,
     process::tail,
     wait::wait_for,
 };
@@ -112,7 +113,8 @@ impl Site {
             site.kubectl().run(&["label", "node", name, "env=prod"])?;
         }
         let settings = format!(
-            "reconcile: {{intervalSeconds: 2, graceSeconds: {}}}\nipam: {{goneNodeGraceSeconds: {}}}\n",
+            "reconcile: {{intervalSeconds: 2, graceSeconds: {}}}\n\
+             ipam: {{emptyBlockGraceSeconds: 5, goneNodeGraceSeconds: {}}}\n",
             GONE_POD.as_secs(),
             GONE_NODE.as_secs()
         );
@@ -196,13 +198,46 @@ impl Site {
 
     /// What ways there are, for whoever has found none.
     pub(crate) fn ways(&self) -> Result<String> {
-        let mut text = format!("tor:\n{}", self.cluster.tor().namespace().ip("route")?);
+        let routes = |namespace: &Namespace| -> Result<String> {
+            Ok(namespace.ip("route")? + &namespace.ip("-6 route")?)
+        };
+        let mut text = format!("tor:\n{}", routes(self.cluster.tor().namespace())?);
         for node in self.cluster.nodes() {
             let forwards = node.run("cat", &["/proc/sys/net/ipv4/ip_forward"])?;
-            let routes = node.namespace().ip("route")?;
+            let routes = routes(node.namespace())?;
             text += &format!("{} (ip_forward {}):\n{routes}", node.name(), forwards.trim());
         }
         Ok(text)
+    }
+
+    /// Deletes pools, and waits until they are gone, and the claims of their blocks.
+    pub(crate) fn delete_pools(&self, names: &[&str]) -> Result<()> {
+        self.kubectl().run(&[&["delete", "ippools", "--wait=false"], names].concat())?;
+        wait_for("the pools and their claims to go", LONG, || {
+            for (kind, name) in [("ippools", "/metadata/name"), ("blockaffinities", "/spec/pool")] {
+                let found = self.kubectl().json(&["get", kind])?;
+                let mut left = found["items"].as_array().context("no list")?.iter();
+                let is_theirs = |object: &&Value| {
+                    let pool = object.pointer(name).and_then(Value::as_str);
+                    pool.is_some_and(|pool| names.contains(&pool))
+                };
+                let left = left.find(is_theirs);
+                ensure!(left.is_none(), "{left:?}");
+            }
+            Ok(())
+        })
+    }
+
+    /// Fails unless an event of this very pod has this reason and this text.
+    pub(crate) fn told_of(&self, pod: &Value, reason: &str, text: &str) -> Result<()> {
+        let uid = pod["metadata"]["uid"].as_str().context("a pod without uid")?;
+        let of_pod = format!("involvedObject.uid={uid},reason={reason}");
+        let events = self.kubectl().json(&["get", "events", "--field-selector", &of_pod])?;
+        let events = events["items"].as_array().context("no list of events")?;
+        let is_told =
+            |event: &Value| event["message"].as_str().is_some_and(|message| message.contains(text));
+        ensure!(events.iter().any(is_told), "no {reason} with {text:?} among {events:?}");
+        Ok(())
     }
 
     /// What has been said of pods last.
