@@ -9,6 +9,7 @@ use std::{process::ExitCode, time::Duration};
 use twill_tests::kubernetes;
 
 mod addresses;
+mod dual_stack;
 mod readiness;
 mod release;
 mod restarts;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         addresses::nothing_is_left_of_many_pods,
         ways::annotated_pods_leave_by_their_nodes_address,
         ways::a_service_is_reached_from_the_router,
+        dual_stack::pods_have_an_address_of_each_family,
         restarts::a_kubelet_starts_again,
         restarts::a_containerd_starts_again,
         restarts::a_killed_daemon_comes_back,

@@ -17,9 +17,12 @@ pub(crate) fn nodes_say_where_they_are(site: &Mutex<Site>) -> Result<()> {
     for name in [SELECTED[0], SELECTED[1], UNSELECTED] {
         wait_for("what the daemon adds to its Node", LONG, || {
             let node = site.kubectl().json(&["get", "node", name])?;
-            let address = &node["metadata"]["annotations"]["projectcalico.org/IPv4Address"];
-            let own = format!("{}/24", site.cluster.node(name)?.address());
-            ensure!(*address == own.as_str(), "{address} instead of {own}");
+            let annotations = &node["metadata"]["annotations"];
+            let [v4, v6] = site.cluster.node(name)?.addresses();
+            for (family, own) in [("IPv4", format!("{v4}/24")), ("IPv6", format!("{v6}/64"))] {
+                let address = &annotations[format!("projectcalico.org/{family}Address")];
+                ensure!(*address == own.as_str(), "{address} instead of {own}");
+            }
             let unavailable = site.condition(name, "NetworkUnavailable")?;
             let is_up = unavailable["status"] == "False" && unavailable["reason"] == "TwillIsUp";
             ensure!(is_up, "{unavailable}");

@@ -8,7 +8,8 @@ use twill_tests::{image, kubernetes::Node, process::run, programs};
 
 use super::site::Site;
 
-const CONFLIST: &str = "05-twill.conflist";
+/// The network configuration: key of the ConfigMap, and file on the nodes.
+pub(crate) const CONFLIST: &str = "05-twill.conflist";
 const CHAINED: &str = "portmap";
 
 /// What is to come onto the nodes.

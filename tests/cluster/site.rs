@@ -93,7 +93,12 @@ impl Site {
     pub(crate) fn start() -> Result<Self> {
         let neighbors = NODES.iter().enumerate().map(|(number, name)| {
             let address = format!("192.168.{}.10", number + 1);
-            let neighbor = Neighbor::new(name, &address, 64512).local(Tor::ADDRESS);
+            // One session for both families, as docs/bgp.md has it.
+            let v6 = format!(
+                "ipv6 {{ import all; export where source = RTS_STATIC; next hop address {}; }}",
+                Tor::ADDRESS_V6
+            );
+            let neighbor = Neighbor::new(name, &address, 64512).local(Tor::ADDRESS).option(&v6);
             // Those that go without a word should be missed soon, and not be waited for.
             if [DOOMED, OLD].contains(name) {
                 neighbor.option("hold time 9").option("graceful restart off")

@@ -1,11 +1,12 @@
 //! A whole cluster: the control plane, nodes, and the router that they sit behind.
 //!
-//! Each node has a link and a network of its own to the router, 192.168.N.0/24, and the router is .1 in
-//! each of them. There the control plane is, too: 192.168.0.10.
+//! Each node has a link to the router with a network of each family of its own, 192.168.N.0/24 and
+//! fd00:192:168:N::/64. The router is host 1 in each of them, the node host 10. There the control plane is, too:
+//! 192.168.0.10.
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -47,9 +48,13 @@ impl Tor {
     /// Its address in all sessions.
     pub const ADDRESS: &str = "192.168.0.1";
 
+    /// An address of IPv6 that it has.
+    pub const ADDRESS_V6: &str = "fd00:192:168::1";
+
     fn start(directory: &Path, config: BirdConfig) -> Result<Self> {
         let namespace = Namespace::create("tor")?;
         namespace.sysctl("ipv4/ip_forward", "1")?;
+        namespace.sysctl("ipv6/conf/all/forwarding", "1")?;
         for scope in ["all", "default"] {
             namespace.sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
         }
@@ -67,19 +72,29 @@ impl Tor {
         &self.namespace
     }
 
-    /// Links a namespace to network `number`, as host `.10` with the router for everything else.
+    /// Links a namespace to the networks `number`, as host 10 with the router for everything else.
     fn plug(&self, namespace: &Namespace, number: usize) -> Result<()> {
         // By this beginning BIRD knows links whose networks are its own.
         let (own, link) = (namespace.name(), format!("eth-{}", namespace.name()));
         self.namespace.ip_batch(&format!(
             "link add {link} type veth peer name eth0 netns {own}\n\
-             addr add 192.168.{number}.1/24 dev {link}\nlink set {link} up\n"
+             addr add 192.168.{number}.1/24 dev {link}\n\
+             addr add fd00:192:168:{number:x}::1/64 dev {link} nodad\nlink set {link} up\n"
         ))?;
+        let [v4, v6] = addresses(number)?;
         namespace.ip_batch(&format!(
-            "addr add 192.168.{number}.10/24 dev eth0\nlink set eth0 up\n\
-             route add default via 192.168.{number}.1\n"
+            "addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
+             route add default via 192.168.{number}.1\n\
+             route add default via fd00:192:168:{number:x}::1\n"
         ))
     }
+}
+
+/// Those of host 10 in the networks `number`.
+fn addresses(number: usize) -> Result<[IpAddr; 2]> {
+    let number = u8::try_from(number).context("there are no more networks")?;
+    let v6 = Ipv6Addr::new(0xfd00, 0x192, 0x168, number.into(), 0, 0, 0, 0x10);
+    Ok([Ipv4Addr::new(192, 168, number, 10).into(), v6.into()])
 }
 
 /// A cluster that runs until this is dropped.
@@ -132,13 +147,14 @@ impl Cluster {
             // As a machine comes that nobody has made a router. What a namespace begins with is the
             // machine's own setting.
             namespace.sysctl("ipv4/ip_forward", "0")?;
-            let address = IpAddr::V4(Ipv4Addr::new(192, 168, u8::try_from(number)?, 10));
-            planned.push(((*name, *runtime), address, namespace, self.directory.join(name), site));
+            namespace.sysctl("ipv6/conf/all/forwarding", "0")?;
+            let directory = self.directory.join(name);
+            planned.push(((*name, *runtime), addresses(number)?, namespace, directory, site));
         }
         let started: Vec<Result<Node>> = thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (node, address, namespace, directory, site) in planned {
-                let start = move || Node::start(node, address, namespace, directory, &site);
+            for (node, addresses, namespace, directory, site) in planned {
+                let start = move || Node::start(node, addresses, namespace, directory, &site);
                 threads.push(scope.spawn(start));
             }
             let join = |thread: thread::ScopedJoinHandle<'_, Result<Node>>| {

@@ -42,7 +42,7 @@ pub(super) struct Site<'a> {
 #[derive(Debug)]
 pub struct Node {
     name: String,
-    address: IpAddr,
+    addresses: [IpAddr; 2],
     runtime: Runtime,
     // Its programs end with the machine.
     containerd: Option<Service>,
@@ -55,7 +55,7 @@ pub struct Node {
 impl Node {
     pub(super) fn start(
         (name, runtime): (&str, Runtime),
-        address: IpAddr,
+        addresses: [IpAddr; 2],
         namespace: Namespace,
         directory: PathBuf,
         site: &Site<'_>,
@@ -79,7 +79,7 @@ impl Node {
         let proxy = machine.service("kube-proxy", &mut proxy)?;
         let mut node = Self {
             name: name.to_owned(),
-            address,
+            addresses,
             runtime,
             containerd: None,
             kubelet: None,
@@ -99,9 +99,14 @@ impl Node {
         &self.name
     }
 
-    /// Its address on the link to the router.
+    /// Its address on the link to the router, of IPv4.
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.addresses[0]
+    }
+
+    /// The same of IPv4 and of IPv6.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        self.addresses
     }
 
     /// Its containerd's release.
@@ -209,7 +214,9 @@ impl Node {
         command.arg("--config").arg(self.directory.join("kubelet.yaml"));
         command.arg("--kubeconfig").arg(self.directory.join("kubeconfig"));
         command.args(["--hostname-override", &self.name, "--v=2"]);
-        command.args(["--node-ip", &self.address.to_string()]);
+        // By two it is known that the node, and so its pods, may have one of each family.
+        let [v4, v6] = self.addresses;
+        command.args(["--node-ip", &format!("{v4},{v6}")]);
         self.kubelet = Some(self.machine.service("kubelet", &mut command)?);
         Ok(())
     }
