@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use twill_tests::{kubernetes::ApiServer, programs, sandbox::LABS, wait::wait_until};
 
+mod annotated;
 mod cases;
 mod changes;
 mod chart;
@@ -69,6 +70,8 @@ fn main() -> ExitCode {
         lending::two_borrowers_get_parts_of_their_own,
         lending::a_request_that_somebody_removes_returns_nothing,
         lending::what_a_gone_node_asked_for_is_settled_by_hand,
+        annotated::a_node_speaks_with_its_own_as_number,
+        annotated::a_reflector_is_known_by_its_cluster_id,
         nodes::a_password_comes_from_a_secret,
         nodes::pods_get_addresses_of_claims_that_kubectl_shows,
         nodes::an_add_asks_the_api_server_for_nothing,
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         controller::what_it_may_not_do_is_said,
         pods::annotations_choose_pools_and_addresses,
         pods::annotations_of_the_runtime_need_no_pod,
+        pods::labels_of_a_namespace_choose_its_pool,
         pods::a_pod_that_nothing_is_known_of_waits,
         pods::an_add_for_a_pod_of_the_cluster_asks_for_nothing,
         pods::a_pod_that_is_gone_is_freed_soon,

@@ -29,7 +29,7 @@ use twill_tests::{
 
 use super::{LONG, define};
 
-const TOR: &str = "192.168.2.1";
+pub(crate) const TOR: &str = "192.168.2.1";
 pub(crate) const NODES: [(&str, &str); 2] = [("node1", "192.168.2.11"), ("node2", "192.168.2.12")];
 const API: &str = "192.168.2.250";
 

@@ -142,6 +142,46 @@ pub(crate) fn annotations_choose_pools_and_addresses(_: &ApiServer) -> Result<()
     site.lab.delete_pod(pod)
 }
 
+/// A pool is for the namespaces that it selects, by the labels that they have at the time.
+pub(crate) fn labels_of_a_namespace_choose_its_pool(_: &ApiServer) -> Result<()> {
+    let pool = |name: &str, cidr: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}}}\n\
+             spec: {{cidr: {cidr}, blockSize: 27, nodeSelector: all(), namespaceSelector: team == '{name}'}}\n"
+        )
+    };
+    let (red, gold) = (pool("red", "10.40.0.0/26"), pool("gold", "10.50.0.0/26"));
+    let mut site = Site::start(&[&red, &gold, STRICT])?;
+    namespace(&site, "shop", &json!({}))?;
+    let label = |site: &Site, label: &str| {
+        site.api.kubectl().run(&["label", "--overwrite", "namespace", "shop", label]).map(drop)
+    };
+    let error = refused(&mut site, "shop/none", &json!({}))?;
+    let reason = "namespaceSelector team == 'red' does not match the pod's namespace (shop)";
+    ensure!(error.code == 100 && error.message.contains(reason), "{error}");
+
+    let mut number = 0;
+    for (team, first) in [("red", "10.40.0."), ("gold", "10.50.0.")] {
+        label(&site, &format!("team={team}"))?;
+        // The daemon hears of it a moment after the API server has it.
+        wait_for(&format!("an address of pool {team}"), LONG, || {
+            number += 1;
+            let pod = run(&mut site, "node1", &format!("shop/p{number}"), &json!({}))?;
+            let address = address(&pod)?;
+            site.lab.delete_pod(pod)?;
+            ensure!(address.starts_with(first), "{address}");
+            Ok(())
+        })?;
+    }
+    label(&site, "team-")?;
+    wait_for("no pool to be for the namespace", LONG, || {
+        number += 1;
+        let error = refused(&mut site, &format!("shop/p{number}"), &json!({}))?;
+        ensure!(error.code == 100 && error.message.contains(reason), "{error}");
+        Ok(())
+    })
+}
+
 /// Neither a pod nor its namespace need have been told of when an ADD comes; one that there is not gets
 /// nothing, and no pool of others.
 pub(crate) fn a_pod_that_nothing_is_known_of_waits(_: &ApiServer) -> Result<()> {
