@@ -24,6 +24,7 @@ mod manifests;
 mod nodes;
 mod packages;
 mod pods;
+mod proxy;
 mod reboot;
 mod rights;
 mod scale;
@@ -109,6 +110,7 @@ fn main() -> ExitCode {
         twillctl::what_is_refused_is_told_with_its_remedy,
         twillctl::kubectl_finds_the_plugin,
         twillctl::addresses_of_two_nodes,
+        proxy::twillctl_goes_through_the_proxy_of_its_environment,
     ];
     twill_tests::suite::main_sharing(start, tests)
 }

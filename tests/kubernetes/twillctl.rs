@@ -27,6 +27,7 @@ pub(crate) struct Ctl<'a> {
     namespace: &'a Namespace,
     /// What every command line begins with.
     options: Vec<String>,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl<'a> Ctl<'a> {
@@ -34,17 +35,24 @@ impl<'a> Ctl<'a> {
         Self::with(api.namespace(), api.kubeconfig())
     }
 
-    fn with(namespace: &'a Namespace, kubeconfig: &Path) -> Self {
+    pub(crate) fn with(namespace: &'a Namespace, kubeconfig: &Path) -> Self {
         let option = |name: &str, value: String| vec![name.to_owned(), value];
         let kubeconfig = option("--kubeconfig", kubeconfig.display().to_string());
         // No daemon is to be found there.
         let socket = option("--socket", "/nonexistent/twilld.sock".to_owned());
-        Self { namespace, options: [kubeconfig, socket].concat() }
+        Self { namespace, options: [kubeconfig, socket].concat(), environment: Vec::new() }
+    }
+
+    /// With a variable in its environment, which is empty else.
+    pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
     }
 
     fn output(&self, arguments: &[&str], input: &str) -> Result<Output> {
         let mut command = Command::new(programs::find("twillctl")?);
-        command.env_clear().args(&self.options).args(arguments);
+        command.env_clear().envs(self.environment.iter().cloned());
+        command.args(&self.options).args(arguments);
         self.namespace.enter(|| output_with_input(&mut command, input.as_bytes()))?
     }
 
@@ -53,7 +61,7 @@ impl<'a> Ctl<'a> {
     }
 
     /// One call that has to fail with status 1; all that it printed.
-    fn refused(&self, arguments: &[&str], input: &str) -> Result<String> {
+    pub(crate) fn refused(&self, arguments: &[&str], input: &str) -> Result<String> {
         let output = self.output(arguments, input)?;
         let text =
             [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
@@ -70,7 +78,7 @@ impl<'a> Ctl<'a> {
 }
 
 /// Below the API server's directory, which goes with the server.
-fn scratch(api: &ApiServer, name: &str) -> Result<PathBuf> {
+pub(crate) fn scratch(api: &ApiServer, name: &str) -> Result<PathBuf> {
     let path = api.directory().join(name);
     fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
     Ok(path)
@@ -373,6 +381,7 @@ pub(crate) fn addresses_of_two_nodes(_: &ApiServer) -> Result<()> {
         options: ["--kubeconfig", &kubeconfig, "--socket", &node.socket().display().to_string()]
             .map(str::to_owned)
             .to_vec(),
+        environment: Vec::new(),
     };
     let shown = ctl.json(&["ipam", "show", "--show-blocks"])?;
     let blocks = shown["blocks"].as_array().cloned().unwrap_or_default();

@@ -64,10 +64,10 @@ impl ApiServer {
             .build()
             .map_err(ConnectError::Runtime)?;
         let (client, server, namespace) = runtime.block_on(async {
-            let config = cluster.config().await?;
+            let (config, proxy) = cluster.config().await?;
             let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
             let namespace = config.default_namespace.clone();
-            Ok::<_, ConnectError>((connect::client(config)?, server, namespace))
+            Ok::<_, ConnectError>((connect::client(config, proxy.as_ref())?, server, namespace))
         })?;
         Ok(Self { client, server, namespace, deadline: DEADLINE, runtime })
     }

@@ -13,13 +13,14 @@ use k8s_openapi::{
 use kube::{Api, api::PostParams};
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
+use twill_api_client::KeepAlive;
 use twill_types::error_chain;
 
 use super::{
     metrics::Metrics,
     requests::{DEADLINE, RequestError, Requests},
 };
-use crate::{backoff::jittered, datastore::kubernetes::KeepAlive};
+use crate::backoff::jittered;
 
 /// The Lease's name.
 const NAME: &str = "twill-controller";

@@ -26,7 +26,6 @@ mod requests;
 mod services;
 mod strangers;
 mod subject;
-mod transport;
 mod version;
 mod watching;
 
@@ -40,14 +39,13 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
-pub(crate) use access::{Access, Account, ApiError, in_time};
+pub(crate) use access::{Access, Account, ApiError, OF_A_NODE, in_time};
 pub(crate) use claims::first_made;
 pub(crate) use leases::{OF_NODES, name as lease_name, read as read_lease};
 pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 pub(crate) use removal::{Found, Removal};
 pub(crate) use strangers::strangers;
-pub(crate) use transport::{KeepAlive, OF_A_NODE};
 pub(crate) use version::Version;
 pub(crate) use watching::{News, describe, pass_on, whole};
 

@@ -1,6 +1,7 @@
 //! Which API server, and as whom.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -9,9 +10,13 @@ use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use twill_api_client::{KeepAlive, Proxy, UnusableProxy, named};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// How soon it is noticed that the connection is dead: before the deadline of who waits for an answer.
+const KEEP_ALIVE: KeepAlive = [Duration::from_secs(5), Duration::from_secs(5)];
 
 /// Where the API server is looked for, in this order: `kubeconfig`, the files that `$KUBECONFIG`
 /// names, `configured`, `~/.kube/config`, the service account of the pod.
@@ -43,6 +48,9 @@ pub(crate) enum ConnectError {
          service account of a pod"
     )]
     Nowhere(#[source] Box<InClusterError>),
+    /// The proxy before it has no address.
+    #[error("cannot reach the API server by a proxy")]
+    Proxy(#[from] UnusableProxy),
     /// What the kubeconfig says cannot be used together.
     #[error("cannot make a client of the API server")]
     Client(#[source] Box<kube::Error>),
@@ -52,10 +60,12 @@ pub(crate) enum ConnectError {
 }
 
 impl Cluster {
-    /// The configuration of the client.
-    pub(super) async fn config(&self) -> Result<Config, ConnectError> {
+    /// The configuration of the client, and the proxy that it goes through.
+    pub(super) async fn config(&self) -> Result<(Config, Option<Proxy>), ConnectError> {
+        let mut proxy_named = None;
         let mut config = match self.read()? {
             Some((from, read)) => {
+                proxy_named = named(&read, self.context.as_deref()).map(str::to_owned);
                 let options =
                     KubeConfigOptions { context: self.context.clone(), ..Default::default() };
                 let failed = |source| ConnectError::Kubeconfig { from, source: Box::new(source) };
@@ -64,12 +74,12 @@ impl Cluster {
             None => Config::incluster().map_err(|e| ConnectError::Nowhere(Box::new(e)))?,
         };
         config.connect_timeout = Some(CONNECT);
-        // What the server says is to be told, and not to be lost in attempts until the time is over.
-        config.default_retry = false;
         if let Some(namespace) = &self.namespace {
             config.default_namespace.clone_from(namespace);
         }
-        Ok(config)
+        let variable = |name: &str| env::var(name).ok();
+        let proxy = Proxy::find(proxy_named.as_deref(), &config.cluster_url, variable)?;
+        Ok((config, proxy))
     }
 
     /// The kubeconfig, and what to call it in messages.
@@ -97,7 +107,9 @@ impl Cluster {
     }
 }
 
-/// A client for this thread alone: everything it does, it does while somebody waits for an answer.
-pub(super) fn client(config: Config) -> Result<Client, ConnectError> {
-    Client::try_from(config).map_err(|source| ConnectError::Client(Box::new(source)))
+/// A client for this thread alone: everything it does, it does while somebody waits for an answer. It tries nothing
+/// again, so that what the server says is told, and not lost in attempts until the time is over.
+pub(super) fn client(config: Config, proxy: Option<&Proxy>) -> Result<Client, ConnectError> {
+    twill_api_client::client(config, proxy, KEEP_ALIVE)
+        .map_err(|source| ConnectError::Client(Box::new(source)))
 }

@@ -1,6 +1,6 @@
 use std::{
     io::{Read, Write as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     thread,
 };
 
@@ -56,6 +56,75 @@ fn an_answer_that_is_no_object_is_told() {
     assert!(request.starts_with("GET /api/v1/namespaces/own/secrets?"), "{request}");
     assert!(matches!(error, ResourceError::Unreadable { .. }), "{error:?}");
     assert!(error_chain(&error).starts_with("cannot read secrets in namespace own"), "{error:?}");
+}
+
+/// What has come of a request, up to the empty line.
+fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut octet = [0];
+        stream.read_exact(&mut octet).unwrap();
+        head.extend(octet);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[test]
+fn the_proxy_of_the_context_is_gone_through() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kubeconfig");
+    // Nobody answers at the one, and nobody is there to be found at the other (RFC 5737).
+    let text = format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n\
+         - {{name: a, cluster: {{server: \"http://192.0.2.1:6443\", proxy-url: \"http://192.0.2.2:1\"}}}}\n\
+         - {{name: b, cluster: {{server: \"http://192.0.2.1:6443\", proxy-url: \"http://me:secret@{}\"}}}}\n\
+         contexts: [{{name: a, context: {{cluster: a, user: u}}}}, {{name: b, context: {{cluster: b, user: u}}}}]\n\
+         users: [{{name: u, user: {{}}}}]\ncurrent-context: a\n",
+        listener.local_addr().unwrap()
+    );
+    std::fs::write(&file, text).unwrap();
+    let proxy = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let connect = head(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 Go\r\n\r\n").unwrap();
+        let request = head(&mut stream);
+        let body = r#"{"kind": "List", "apiVersion": "v1", "metadata": {}, "items": []}"#;
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(answer.as_bytes()).unwrap();
+        (connect, request)
+    });
+    let context = Some("b".to_owned());
+    let cluster = Cluster { kubeconfig: Some(file), context, ..Cluster::default() };
+    let server = ApiServer::open(&cluster).unwrap();
+    let listing = server.list(Kind::IpPool, &[]).unwrap();
+    assert!(listing.items.is_empty());
+    let (connect, request) = proxy.join().unwrap();
+    assert!(connect.starts_with("CONNECT 192.0.2.1:6443 "), "{connect}");
+    // "me:secret" in base64.
+    assert!(connect.contains("Proxy-Authorization: Basic bWU6c2VjcmV0\r\n"), "{connect}");
+    assert!(request.starts_with("GET /apis/projectcalico.org/v3/ippools?"), "{request}");
+}
+
+#[test]
+fn a_proxy_that_cannot_be_used_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kubeconfig");
+    let text = "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"https://192.0.2.1:6443\", \
+                proxy-url: \"ftp://me:secret@192.0.2.2\"}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n\
+                users: [{name: u, user: {}}]\ncurrent-context: c\n";
+    std::fs::write(&file, text).unwrap();
+    let cluster = Cluster { kubeconfig: Some(file), ..Cluster::default() };
+    let error = error_chain(&ApiServer::open(&cluster).err().unwrap());
+    assert!(
+        error.starts_with(
+            "cannot reach the API server by a proxy: proxy-url of the kubeconfig names no proxy"
+        ) && !error.contains("secret"),
+        "{error}"
+    );
 }
 
 #[test]

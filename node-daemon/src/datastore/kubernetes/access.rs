@@ -15,12 +15,13 @@ use kube::{
 };
 use tokio::{runtime::Handle, sync::watch, task::block_in_place, time::timeout};
 use tracing::info;
+use twill_api_client::{KeepAlive, Proxy, UnusableProxy, named};
 use twill_k8s_api::files::FileError;
 
-use super::{
-    deaths::Deaths,
-    transport::{self, KeepAlive, Proxy, UnusableProxy},
-};
+use super::deaths::Deaths;
+
+/// How a node keeps its connection: there are many, and a server with much to do may be slow to answer.
+pub(crate) const OF_A_NODE: KeepAlive = [Duration::from_secs(10), Duration::from_secs(5)];
 
 /// How long one request may take. Who waits for it is the task that claims blocks.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -171,7 +172,7 @@ impl Access {
                 };
                 let mut read = Kubeconfig::read_from(path).map_err(failed)?;
                 name_namespace(&mut read);
-                proxy_named = transport::named(&read).map(str::to_owned);
+                proxy_named = named(&read, None).map(str::to_owned);
                 let options = KubeConfigOptions::default();
                 Config::from_custom_kubeconfig(read, &options).await.map_err(failed)?
             }
@@ -185,7 +186,7 @@ impl Access {
         if let Some(proxy) = &proxy {
             info!(server = %config.cluster_url, %proxy, "the API server is reached by a proxy");
         }
-        let client = transport::client(config, proxy.as_ref(), keep_alive)
+        let client = twill_api_client::client(config, proxy.as_ref(), keep_alive)
             .map_err(|source| ApiError::Client(Box::new(source)))?;
         Ok(Self::with_client(client, namespace))
     }
@@ -330,6 +331,22 @@ mod tests {
         };
         assert_eq!(namespace(""), "twill-system");
         assert_eq!(namespace(", namespace: mine"), "mine");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_cannot_be_used_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubeconfig");
+        let text = "current-context: a\ncontexts:\n- {name: a, context: {cluster: c, user: u}}\nclusters:\n- name: c\n  \
+                    cluster: {server: 'https://10.0.0.1:6443', proxy-url: 'ftp://127.0.0.1:1'}\n\
+                    users:\n- {name: u, user: {}}\n";
+        std::fs::write(&path, text).unwrap();
+        let error = Access::open(Some(&path), OF_A_NODE).await.map(drop).unwrap_err();
+        assert_eq!(
+            error_chain(&error),
+            "cannot reach the API server by a proxy: proxy-url of the kubeconfig names no proxy that can be \
+             used; write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT there"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]

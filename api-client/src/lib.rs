@@ -1,6 +1,10 @@
-//! One connection of HTTP/2 to the API server for all that a daemon watches and asks. kube's own client speaks
-//! HTTP/1.1 alone, so that each of thirteen watches has a connection with a TLS session of its own, on the
-//! node and, times the number of nodes, on the API server.
+//! The connection to the API server, of daemons and of `twillctl`: one of HTTP/2 for all that a process watches and
+//! asks, by a proxy where there is one. kube's own client speaks HTTP/1.1 alone, so that each of a daemon's thirteen
+//! watches has a connection with a TLS session of its own, on the node and, times the number of nodes, on the API
+//! server; and it knows no proxy.
+//!
+//! Promise: nothing is asked past a proxy that is named, and no password of one is told. What is asked, and what an
+//! answer means, is the caller's.
 
 mod proxy;
 mod single_flight;
@@ -30,20 +34,21 @@ use kube::{
 };
 use tower::{BoxError, Service, ServiceBuilder, util::MapRequestLayer};
 
-pub(super) use self::proxy::{Proxy, UnusableProxy, named};
+pub use self::proxy::{Proxy, UnusableProxy, named};
 use self::{proxy::Scheme, single_flight::SingleFlight};
 
 /// How often the server is asked whether the connection is alive, and how long it may take to say so. Without
 /// it all that goes through a connection which died without a word would wait for its own deadlines.
-pub(crate) type KeepAlive = [Duration; 2];
-
-/// A node's: there are many, and a server with much to do may be slow to answer.
-pub(crate) const OF_A_NODE: KeepAlive = [Duration::from_secs(10), Duration::from_secs(5)];
+pub type KeepAlive = [Duration; 2];
 
 /// A client. Where the server, or what stands before it, knows no HTTP/2, it speaks HTTP/1.1. kube's layer
 /// that repeats what was answered with 429 or 503 is left out: who asks has a deadline and a back-off.
 /// `config.proxy_url` is not looked at: [`Proxy::find`] is right about `NO_PROXY`.
-pub(super) fn client(
+///
+/// # Errors
+///
+/// The configuration cannot be used: its certificates, its keys, how it authenticates, its server's name.
+pub fn client(
     config: Config,
     proxy: Option<&Proxy>,
     keep_alive: KeepAlive,

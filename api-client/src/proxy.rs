@@ -17,7 +17,7 @@ const HTTPS: u16 = 443;
 
 /// A proxy, and who names it.
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub struct Proxy {
     at: Intercept,
     scheme: Scheme,
     origin: &'static str,
@@ -39,14 +39,14 @@ pub(super) enum Scheme {
     "{origin} names no proxy that can be used; write http://HOST:PORT, https://HOST:PORT or \
      socks5://HOST:PORT there"
 )]
-pub(crate) struct UnusableProxy {
+pub struct UnusableProxy {
     origin: &'static str,
 }
 
-/// What the current context of a kubeconfig says.
-pub(crate) fn named(kubeconfig: &Kubeconfig) -> Option<&str> {
-    let current = kubeconfig.current_context.as_ref()?;
-    let context = kubeconfig.contexts.iter().find(|context| &context.name == current)?;
+/// What a context of a kubeconfig says, the current one if none is asked for.
+pub fn named<'a>(kubeconfig: &'a Kubeconfig, context: Option<&str>) -> Option<&'a str> {
+    let wanted = context.or(kubeconfig.current_context.as_deref())?;
+    let context = kubeconfig.contexts.iter().find(|context| context.name == wanted)?;
     let name = &context.context.as_ref()?.cluster;
     let cluster = kubeconfig.clusters.iter().find(|cluster| &cluster.name == name)?;
     cluster.cluster.as_ref()?.proxy_url.as_deref().filter(|url| !url.is_empty())
@@ -55,7 +55,11 @@ pub(crate) fn named(kubeconfig: &Kubeconfig) -> Option<&str> {
 impl Proxy {
     /// The proxy to `server`, if there is one. `named` is that of the kubeconfig, `variable` asks the
     /// environment.
-    pub(crate) fn find(
+    ///
+    /// # Errors
+    ///
+    /// What names one has no address in it.
+    pub fn find(
         named: Option<&str>,
         server: &Uri,
         variable: impl Fn(&str) -> Option<String>,
@@ -259,8 +263,11 @@ mod tests {
                     - {name: a, context: {cluster: c, user: u}}\nclusters:\n\
                     - {name: d, cluster: {server: https://d, proxy-url: 'http://wrong:1'}}\n\
                     - {name: c, cluster: {server: https://c, proxy-url: 'http://right:1'}}\n";
-        assert_eq!(named(&Kubeconfig::from_yaml(text).unwrap()), Some("http://right:1"));
+        let read = Kubeconfig::from_yaml(text).unwrap();
+        assert_eq!(named(&read, None), Some("http://right:1"));
+        assert_eq!(named(&read, Some("b")), Some("http://wrong:1"));
+        assert_eq!(named(&read, Some("c")), None);
         let without = text.replace(", proxy-url: 'http://right:1'", "");
-        assert_eq!(named(&Kubeconfig::from_yaml(&without).unwrap()), None);
+        assert_eq!(named(&Kubeconfig::from_yaml(&without).unwrap(), None), None);
     }
 }
