@@ -1,22 +1,15 @@
 //! The copy of BGPFilters in `stateDir`: what sessions went by last, so that a daemon that starts while a
 //! filter is gone goes on by it, as the one before did.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 use twill_bgp_proto::PeerKey;
-use twill_k8s_api::{
-    BgpFilterSpec,
-    files::{FileError, make_private_directory, replace_private_file},
-};
+use twill_k8s_api::{BgpFilterSpec, files::FileError};
 
-/// The version of the format. A copy of another version is of no use, and not an error.
+use crate::last_known::{Found, LastKnown};
+
+/// The version of the copy's format.
 const FORMAT: u32 = 1;
 
 const FILE: &str = "last-known-filters.json";
@@ -34,8 +27,6 @@ pub(crate) struct LastFilters {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Copy {
-    format: u32,
-    node: String,
     filters: BTreeMap<String, BgpFilterSpec>,
     sessions: Vec<Session>,
 }
@@ -49,8 +40,7 @@ struct Session {
 
 /// The file of one node. Only the daemon that has the node's store uses it.
 pub(crate) struct FilterCopy {
-    path: PathBuf,
-    node: String,
+    file: LastKnown,
     /// What the process before has left has been looked at.
     is_read: bool,
     /// What is in it, as far as that is known.
@@ -59,7 +49,8 @@ pub(crate) struct FilterCopy {
 
 impl FilterCopy {
     pub(crate) fn new(state_dir: &Path, node: &str) -> Self {
-        Self { path: state_dir.join(FILE), node: node.to_owned(), is_read: false, written: None }
+        let file = LastKnown::new((state_dir, FILE), "BGPFilters", FORMAT, node);
+        Self { file, is_read: false, written: None }
     }
 
     /// What the process before has left, at the first time; nothing if it is another node's or damaged.
@@ -71,33 +62,15 @@ impl FilterCopy {
         if self.is_read {
             return Ok(None);
         }
-        let text = match std::fs::read(&self.path) {
-            Ok(text) => Some(text),
-            // A node whose peers have no filters needs no file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => {
-                let path = self.path.clone();
-                return Err(FileError::Io { action: "read", path, source });
-            }
-        };
+        let found = self.file.read::<Copy>()?;
         self.is_read = true;
-        self.written = text.map_or_else(|| Some(LastFilters::default()), |text| self.parse(&text));
+        self.written = match found {
+            // A node whose peers have no filters needs no file.
+            Found::Nothing => Some(LastFilters::default()),
+            Found::Useless => None,
+            Found::Copy(copy) => Some(copy.into()),
+        };
         Ok(self.written.clone())
-    }
-
-    fn parse(&self, text: &[u8]) -> Option<LastFilters> {
-        let path = self.path.display();
-        match serde_json::from_slice::<Copy>(text) {
-            Ok(copy) if copy.format == FORMAT && copy.node == self.node => Some(copy.into()),
-            Ok(Copy { format, node, .. }) => {
-                warn!(%path, format, node, "the copy of BGPFilters is of no use here");
-                None
-            }
-            Err(error) => {
-                warn!(%path, %error, "the copy of BGPFilters is damaged");
-                None
-            }
-        }
     }
 
     /// Replaces it as a whole, if anything is new. Has to come after a read that worked: what is there may be
@@ -112,22 +85,12 @@ impl FilterCopy {
             filters: filters.clone(),
         };
         let copy = Copy {
-            format: FORMAT,
-            node: self.node.clone(),
             filters: last.filters.clone(),
             sessions: last.sessions.iter().map(session).collect(),
         };
-        let text = serde_json::to_vec(&copy).map_err(|source| FileError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source: source.into(),
-        })?;
         // If this fails, nobody knows what is there.
         self.written = None;
-        if let Some(directory) = self.path.parent() {
-            make_private_directory(directory)?;
-        }
-        replace_private_file(&self.path, &text)?;
+        self.file.write(&copy)?;
         self.written = Some(last.clone());
         Ok(())
     }

@@ -36,6 +36,7 @@ mod host;
 mod http;
 mod install;
 mod ipam;
+mod last_known;
 mod look;
 mod metrics;
 mod namespaces;

@@ -3,8 +3,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -13,15 +12,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tracing::warn;
-use twill_k8s_api::files::{
-    FileError, catalog, make_private_directory, replace_private_file, sweep_leftovers,
-};
+use twill_k8s_api::files::{FileError, catalog, make_private_directory, sweep_leftovers};
 use twill_types::error_chain;
 
 use super::{access::ApiError, owned::OwnClaims, read};
-use crate::datastore::Snapshot;
+use crate::{datastore::Snapshot, last_known::LastKnown};
 
-/// The version of the format. A copy of another version is of no use, and not an error.
+/// The version of the format.
 const FORMAT: u32 = 1;
 
 const FILE: &str = "last-known-good.json";
@@ -30,8 +27,6 @@ const FILE: &str = "last-known-good.json";
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Copy {
-    format: u32,
-    node: String,
     /// Each with the name of its list, as RBAC has it.
     objects: Vec<(String, Value)>,
     /// This node's BlockAffinities, and its BlockRequests for the parts that it has.
@@ -42,8 +37,6 @@ struct Copy {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Written<'a> {
-    format: u32,
-    node: &'a str,
     objects: &'a [(&'a str, &'a Value)],
     claims: &'a [Value],
 }
@@ -70,8 +63,7 @@ enum Right {
 
 /// The file of one node.
 pub(super) struct Cache {
-    path: PathBuf,
-    node: String,
+    file: LastKnown,
     right: Right,
     /// Told when it is this process's to write.
     begun: Arc<Notify>,
@@ -87,11 +79,11 @@ impl Cache {
     /// Uses a file in this directory, made if there is none.
     pub(super) fn open(directory: &Path, node: &str) -> Result<Self, FileError> {
         make_private_directory(directory)?;
-        let path = directory.join(FILE);
-        let (node, begun) = (node.to_owned(), Arc::default());
+        let file = LastKnown::new((directory, FILE), "what was last known", FORMAT, node);
+        let begun = Arc::default();
         let (written, keys) = (None, RandomState::new());
         let opened = SystemTime::now() - Duration::from_secs(1);
-        Ok(Self { path, node, right: Right::NotYet, begun, written, keys, opened })
+        Ok(Self { file, right: Right::NotYet, begun, written, keys, opened })
     }
 
     /// Told once it is this process's to write.
@@ -105,7 +97,7 @@ impl Cache {
         self.begun.notify_one();
         // Other tasks write there already.
         let sweep = |directory| sweep_leftovers(directory, self.opened);
-        let swept = self.path.parent().map_or(Ok(()), sweep);
+        let swept = self.file.path().parent().map_or(Ok(()), sweep);
         if let Err(error) = swept {
             warn!(error = %error_chain(&error), "what a daemon that was killed left in stateDir stays there");
         }
@@ -118,30 +110,7 @@ impl Cache {
 
     /// What was written last, unless it is another node's or cannot be read.
     pub(super) fn read(&self) -> Option<Known> {
-        self.parse().map(known)
-    }
-
-    fn parse(&self) -> Option<Copy> {
-        let text = match std::fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "the copy of what was last known cannot be read");
-                return None;
-            }
-        };
-        match serde_json::from_str::<Copy>(&text) {
-            Ok(copy) if copy.format == FORMAT && copy.node == self.node => Some(copy),
-            Ok(copy) => {
-                let Copy { format, node, .. } = copy;
-                warn!(path = %self.path.display(), format, node, "the copy of what was last known is of no use here");
-                None
-            }
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "the copy of what was last known is damaged");
-                None
-            }
-        }
+        self.file.find().map(known)
     }
 
     /// Replaces it as a whole, if anything is new; `false` while it is not this process's to write.
@@ -164,26 +133,21 @@ impl Cache {
             return Err(ApiError::Ending);
         }
         // Read again: a second copy in memory would cost more than this does, now and then.
-        let Some(before) = self.parse() else { return Ok(()) };
+        let Some(before) = self.file.find::<Copy>() else { return Ok(()) };
         let objects: Vec<_> =
             before.objects.iter().map(|(plural, object)| (plural.as_str(), object)).collect();
         Ok(self.replace(&objects, claims)?)
     }
 
     fn replace(&mut self, objects: &[(&str, &Value)], claims: &[Value]) -> Result<(), FileError> {
-        let copy = Written { format: FORMAT, node: &self.node, objects, claims };
-        let text = serde_json::to_vec(&copy).map_err(|source| FileError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source: source.into(),
-        })?;
+        let text = self.file.text(&Written { objects, claims })?;
         let hash = self.keys.hash_one(&text);
         if self.written == Some(hash) {
             return Ok(());
         }
         // Whether it is there or not: if this fails, nobody knows.
         self.written = None;
-        replace_private_file(&self.path, &text)?;
+        self.file.replace(&text)?;
         self.written = Some(hash);
         Ok(())
     }
@@ -283,7 +247,7 @@ mod tests {
             std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
         }
         let mut cache = Cache::open(directory.path(), "node1").unwrap();
-        replace_private_file(&cache.path, b"{}").unwrap();
+        cache.file.replace(b"{}").unwrap();
         // Another task of this process is writing.
         let fresh = directory.path().join(".tmp-fresh");
         std::fs::write(&fresh, "half").unwrap();

@@ -1,12 +1,7 @@
 //! The pods of this node on the API server, by a watch of their metadata; what no watch has told of yet
 //! is asked for once.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{Api, core::DynamicObject};
@@ -18,7 +13,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tracing::{debug, warn};
-use twill_k8s_api::files::{FileError, replace_private_file};
+use twill_k8s_api::files::FileError;
 use twill_rpc::message::PodRef;
 use twill_types::error_chain;
 
@@ -29,6 +24,7 @@ use super::{
 };
 use crate::{
     datastore::pods::{Annotations, KnownPod, KnownPods, PodNamespace},
+    last_known::LastKnown,
     node::{Tasks, endless},
     problems,
 };
@@ -77,7 +73,8 @@ impl ApiPods {
         node: &str,
         tasks: &mut Tasks,
     ) -> Self {
-        let mut copy = Copy { path: state_dir.join(FILE), node: node.to_owned(), written: None };
+        let file = LastKnown::new((state_dir, FILE), "this node's pods", FORMAT, node);
+        let copy = Copy { file, written: None };
         let known = watch::Sender::new(Arc::new(KnownPods::from_copy(copy.read())));
         let problems = watch::Sender::default();
         let (sender, news) = mpsc::channel(QUEUE);
@@ -241,51 +238,27 @@ fn take(
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Copied {
-    format: u32,
-    node: String,
     pods: Vec<KnownPod>,
 }
 
 /// The copy of this node's pods in `stateDir`, for a start without the API server: what a pod asks for
 /// is not to be forgotten while its sandbox is made again.
 struct Copy {
-    path: PathBuf,
-    node: String,
+    file: LastKnown,
     written: Option<Copied>,
 }
 
 impl Copy {
-    /// Nothing, if it cannot be read or is another node's: it is of use, and not needed.
-    fn read(&mut self) -> Vec<KnownPod> {
-        let text = match std::fs::read(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "the copy of this node's pods cannot be read");
-                return Vec::new();
-            }
-        };
-        match serde_json::from_slice::<Copied>(&text) {
-            Ok(copied) if copied.format == FORMAT && copied.node == self.node => copied.pods,
-            Ok(_) => Vec::new(),
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "the copy of this node's pods is damaged");
-                Vec::new()
-            }
-        }
+    fn read(&self) -> Vec<KnownPod> {
+        self.file.find().map_or_else(Vec::new, |copied: Copied| copied.pods)
     }
 
     fn write(&mut self, pods: Vec<KnownPod>) -> Result<(), FileError> {
-        let copied = Copied { format: FORMAT, node: self.node.clone(), pods };
+        let copied = Copied { pods };
         if self.written.as_ref() == Some(&copied) {
             return Ok(());
         }
-        let text = serde_json::to_vec(&copied).map_err(|source| FileError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source: source.into(),
-        })?;
-        replace_private_file(&self.path, &text)?;
+        self.file.write(&copied)?;
         self.written = Some(copied);
         Ok(())
     }

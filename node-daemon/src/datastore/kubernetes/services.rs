@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +21,6 @@ use tokio::{
 };
 use tracing::warn;
 use twill_ipam_store::boot_id;
-use twill_k8s_api::files::{FileError, replace_private_file};
 use twill_types::{Family, Prefix, error_chain};
 
 use super::{
@@ -32,6 +31,7 @@ use super::{
 };
 use crate::{
     datastore::Snapshot,
+    last_known::LastKnown,
     node::{Tasks, endless},
     problems,
     services::{self, Announced, Ranges, Service, Services, Slice},
@@ -63,7 +63,8 @@ const FORMAT: u32 = 1;
 pub(super) struct ServiceWatch {
     node: String,
     access: Arc<Access>,
-    path: PathBuf,
+    /// What is ready here is another matter on another node.
+    copy: LastKnown,
     resources: watch::Receiver<Arc<Snapshot>>,
     announced: Announced,
     problems: watch::Sender<Vec<String>>,
@@ -98,9 +99,6 @@ struct Listing {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Copy<S> {
-    format: u32,
-    /// What is ready here is another matter on another node.
-    node: String,
     /// What was announced before the machine started last says nothing about what forwards now.
     boot_id: Option<String>,
     announced: BTreeSet<Prefix>,
@@ -117,7 +115,7 @@ impl ServiceWatch {
         Self {
             node: node.to_owned(),
             access: Arc::clone(access),
-            path: state_dir.join(FILE),
+            copy: LastKnown::new((state_dir, FILE), "services", FORMAT, node),
             resources,
             announced: Announced::default(),
             problems: watch::Sender::default(),
@@ -127,7 +125,7 @@ impl ServiceWatch {
     /// The families in which the process before announced anything, if the machine has not started since.
     pub(super) fn served_before(&self) -> BTreeSet<Family> {
         let same = |copy: &Copy<Services>| copy.boot_id.is_some() && copy.boot_id == boot_id().ok();
-        let copy = self.read_copy().filter(same);
+        let copy = self.copy.find().filter(same);
         let announced = copy.map(|copy| copy.announced).unwrap_or_default();
         announced.into_iter().map(Prefix::family).collect()
     }
@@ -172,7 +170,7 @@ impl ServiceWatch {
 
     fn begin(&self) -> Watching {
         let (sender, news) = mpsc::channel(QUEUE);
-        let copy = self.read_copy();
+        let copy = self.copy.find::<Copy<Services>>();
         let patience = PATIENCE[usize::from(copy.is_none())];
         let subjects = [Subject::services(), Subject::endpoint_slices()];
         Watching {
@@ -189,40 +187,23 @@ impl ServiceWatch {
         }
     }
 
-    fn read_copy(&self) -> Option<Copy<Services>> {
-        let text = std::fs::read(&self.path).ok()?;
-        match serde_json::from_slice::<Copy<Services>>(&text) {
-            Ok(copy) => (copy.format == FORMAT && copy.node == self.node).then_some(copy),
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "the copy of services is of no use");
-                None
-            }
-        }
-    }
-
     fn write_copy(&self, known: &Services) {
         let copy = Copy {
-            format: FORMAT,
-            node: self.node.clone(),
             boot_id: boot_id().ok(),
             announced: self.announced.borrow().clone().unwrap_or_default(),
             known,
         };
-        let written =
-            serde_json::to_vec(&copy).map_err(|error| error_chain(&error)).and_then(|text| {
-                replace_private_file(&self.path, &text)
-                    .map_err(|error: FileError| error_chain(&error))
-            });
-        if let Err(error) = written {
+        if let Err(error) = self.copy.write(&copy) {
+            let error = error_chain(&error);
             warn!(error, "the copy of services is out of date");
         }
     }
 
     /// Nothing is announced, and so nothing was when the next process starts.
     fn remove_copy(&self) {
-        match std::fs::remove_file(&self.path) {
+        match std::fs::remove_file(self.copy.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(path = %self.path.display(), %error, "the copy of services stays");
+                warn!(path = %self.copy.path().display(), %error, "the copy of services stays");
             }
             _ => {}
         }
@@ -544,10 +525,13 @@ mod tests {
         assert_eq!(new().served_before(), BTreeSet::new(), "it was not written yet");
         of.write_copy(&watching.known);
         assert_eq!(new().served_before(), BTreeSet::from([Family::V4]));
-        let text = std::fs::read_to_string(&of.path).unwrap();
-        std::fs::write(&of.path, text.replace(&boot_id().unwrap(), "another boot")).unwrap();
+        let text = std::fs::read_to_string(of.copy.path()).unwrap();
+        std::fs::write(of.copy.path(), text.replace(&boot_id().unwrap(), "another boot")).unwrap();
         assert_eq!(new().served_before(), BTreeSet::new(), "nothing forwards because of that");
-        assert!(new().read_copy().is_some(), "what is known is of use all the same");
+        assert!(
+            new().copy.find::<Copy<Services>>().is_some(),
+            "what is known is of use all the same"
+        );
 
         // Without ranges the next process has nothing that it announced.
         of.write_copy(&watching.known);
