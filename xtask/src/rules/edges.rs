@@ -10,7 +10,11 @@ use crate::{
 /// Foreign crates that belong to some members alone; a trailing `*` stands for any ending.
 const OWNED: [(&str, &[&str], &str); 5] = [
     ("sled", &["ipam-store"], "go through twill-ipam-store"),
-    ("kube*", &["k8s-api", "node-daemon", "cli", "bench"], "go through twill-k8s-api"),
+    (
+        "kube*",
+        &["api-client", "k8s-api", "node-daemon", "cli", "bench"],
+        "go through twill-k8s-api",
+    ),
     ("netlink-*", &["dataplane"], "go through twill-dataplane"),
     ("rtnetlink", &["dataplane"], "go through twill-dataplane"),
     ("libc", &["sys"], "put what needs it into twill-sys"),
