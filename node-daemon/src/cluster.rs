@@ -9,9 +9,9 @@
 //! ```
 //!
 //! Promise: nodes do without it. It decides nothing about addresses, routes or sessions, it writes only
-//! while it leads, and frees what a node had only when the API server has just said that neither its Node
-//! is there nor its daemon alive. Judgement is in pure functions: `conditions`, `rollup`, `sense`, `pools`,
-//! [`crate::gone`].
+//! while it leads and nothing of Calico's is here (`strangers`), and frees what a node had only when the API
+//! server has just said that neither its Node is there nor its daemon alive. Judgement is in pure functions:
+//! `conditions`, `rollup`, `sense`, `pools`, [`crate::gone`].
 
 mod backlog;
 mod borrowing;
@@ -29,6 +29,7 @@ mod rollup;
 mod samples;
 mod sense;
 mod serve;
+mod strangers;
 mod watching;
 mod world;
 
@@ -83,9 +84,10 @@ pub(crate) async fn run(config: &Config, stop: impl Future<Output = ()>) -> anyh
     }
     let election = Election { identity: identity.clone(), until, asked, metrics: metrics.clone() };
     let grace = Duration::from_secs(config.ipam.gone_node_grace_seconds);
-    let leader = Leader::new(Arc::clone(&requests), metrics, &identity, grace, problems);
+    let leader = Leader::new(Arc::clone(&requests), metrics, &identity, grace, problems.clone());
     info!(identity, "ready");
     let lead = async {
+        strangers::outlast(&access, &election.asked, &problems).await;
         election.win(&requests).await;
         tokio::select! {
             lost = election.keep(&requests) => {

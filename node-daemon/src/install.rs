@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     config::{Config, DatastoreKind},
-    datastore::kubernetes::strangers,
+    datastore::kubernetes::{Access, Account, OF_A_NODE, strangers},
 };
 
 /// The plugin, and its other name as a plugin for addresses alone.
@@ -85,7 +85,10 @@ fn refuse_strangers(config: &Config, target: &Path) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let found = runtime.block_on(strangers(config.datastore.kubeconfig.as_deref()));
+    let found = runtime.block_on(async {
+        let access = Access::open(config.datastore.kubeconfig.as_deref(), OF_A_NODE).await?;
+        strangers(&access, Account::Node).await
+    });
     match found {
         Ok(found) if found.is_empty() => Ok(()),
         Ok(found) if target.is_file() => {

@@ -32,15 +32,20 @@ const HASTY: &str = "ipam: {emptyBlockGraceSeconds: 1, goneNodeGraceSeconds: 4}\
 const TAKE_OVER: Duration = Duration::from_secs(60);
 
 /// A controller that runs.
-struct Controller {
+pub(crate) struct Controller {
     daemon: Daemon,
     port: u16,
 }
 
 impl Controller {
     fn start(site: &Site, name: &str, port: u16) -> Result<Self> {
-        let kubeconfig = site.api.write_account_kubeconfig(ACCOUNT)?;
-        let directory = site.api.directory();
+        Self::start_beside(&site.api, name, port)
+    }
+
+    /// Starts one beside an API server that has its account.
+    pub(crate) fn start_beside(api: &ApiServer, name: &str, port: u16) -> Result<Self> {
+        let kubeconfig = api.write_account_kubeconfig(ACCOUNT)?;
+        let directory = api.directory();
         let path = directory.join(format!("{name}.yaml"));
         // No directory of it may be needed.
         let text = format!(
@@ -54,14 +59,19 @@ impl Controller {
         let mut command = Command::new(programs::find("twilld")?);
         command.args(["--role", "controller", "--config"]).arg(&path);
         let log = directory.join(format!("{name}.log"));
-        let daemon = Daemon::start(name, site.api.namespace(), &mut command, &log)?;
+        let daemon = Daemon::start(name, api.namespace(), &mut command, &log)?;
         Ok(Self { daemon, port })
     }
 
     /// What it serves: the first line and the body.
     fn get(&self, site: &Site, path: &str) -> Result<String> {
+        self.get_beside(&site.api, path)
+    }
+
+    /// The same without nodes.
+    pub(crate) fn get_beside(&self, api: &ApiServer, path: &str) -> Result<String> {
         let (port, path) = (self.port, path.to_owned());
-        site.api.namespace().enter(move || -> Result<String> {
+        api.namespace().enter(move || -> Result<String> {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
             stream.set_read_timeout(Some(LONG))?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
@@ -73,7 +83,7 @@ impl Controller {
 }
 
 /// Does something, and adds the controller's log to what goes wrong.
-fn with_log(controller: &Controller, result: Result<()>) -> Result<()> {
+pub(crate) fn with_log(controller: &Controller, result: Result<()>) -> Result<()> {
     result.with_context(|| format!("the controller's log:\n{}", controller.daemon.log()))
 }
 

@@ -7,7 +7,10 @@ use twill_tests::{
     kubernetes::ApiServer, process::output_with_input, programs, sandbox::LABS, wait::wait_for,
 };
 
-use super::LONG;
+use super::{
+    LONG,
+    controller::{Controller, with_log},
+};
 
 /// A definition as Calico has it, with a field that ours does not have.
 pub(crate) fn calicos(group: &str) -> String {
@@ -15,8 +18,10 @@ pub(crate) fn calicos(group: &str) -> String {
         "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
          metadata: {{name: ippools.{group}}}\nspec:\n  group: {group}\n  scope: Cluster\n  \
          names: {{kind: IPPool, plural: ippools, singular: ippool, listKind: IPPoolList}}\n  \
-         versions:\n  - name: v3\n    served: true\n    storage: true\n    schema:\n      \
-         openAPIV3Schema:\n        type: object\n        properties:\n          spec:\n            \
+         versions:\n  - name: v3\n    served: true\n    storage: true\n    \
+         subresources: {{status: {{}}}}\n    schema:\n      \
+         openAPIV3Schema:\n        type: object\n        properties:\n          \
+         status: {{type: object, x-kubernetes-preserve-unknown-fields: true}}\n          spec:\n            \
          type: object\n            properties:\n              cidr: {{type: string}}\n              \
          newer: {{type: string}}\n"
     )
@@ -125,6 +130,57 @@ pub(crate) fn a_definition_of_somebody_else_is_not_taken_over(_: &ApiServer) -> 
     let label = &definition["metadata"]["labels"]["app.kubernetes.io/part-of"];
     ensure!(label.is_null(), "it passes for ours: {label}");
     Ok(())
+}
+
+/// A manifest that was refused in part has brought the controller. It writes nothing into Calico's objects, says
+/// why, and begins when Calico is gone.
+pub(crate) fn the_controller_waits_until_calico_is_gone(_: &ApiServer) -> Result<()> {
+    let api = ApiServer::start("waiting", &Path::new(LABS).join("waiting"))?;
+    let kubectl = api.kubectl();
+    kubectl.run_with_input(&["create", "-f", "-"], &calicos("projectcalico.org"))?;
+    wait_for("the definition to be served", LONG, || {
+        kubectl.run_with_input(&["apply", "-f", "-"], POOL)
+    })?;
+    let manifest = programs::source("conf/install/twill.yaml");
+    let apply = ["apply", "--server-side", "-f", &manifest.to_string_lossy()];
+    kubectl.refused(&apply, "")?;
+    let theirs = kubectl.json(&["get", "ippool", "theirs"])?;
+    let controller = Controller::start_beside(&api, "controller1", 9191)?;
+    let result = (|| {
+        wait_for("the controller to say what is in the way", LONG, || {
+            let status = controller.get_beside(&api, "/statusz")?;
+            ensure!(status.contains("the definition ippools.projectcalico.org"), "{status}");
+            ensure!(status.contains("\"leads\":false"), "{status}");
+            Ok(())
+        })?;
+        let ready = controller.get_beside(&api, "/readyz")?;
+        ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        let lease = ["get", "lease", "-n", "twill-system", "twill-controller"];
+        let said = kubectl.refused(&lease, "")?;
+        ensure!(said.contains("NotFound"), "{said}");
+        let now = kubectl.json(&["get", "ippool", "theirs"])?;
+        ensure!(now == theirs, "{now} was {theirs}");
+
+        kubectl.run(&["delete", "crd", "ippools.projectcalico.org"])?;
+        kubectl.run(&apply)?;
+        let own = POOL.replace("theirs", "own").replace(", newer: kept", "");
+        wait_for("our definition to be served", LONG, || {
+            kubectl.run_with_input(&["apply", "-f", "-"], &own)
+        })?;
+        wait_for("the controller to begin", LONG * 2, || {
+            let pool = kubectl.json(&["get", "ippool", "own"])?;
+            let conditions = pool["status"]["conditions"].to_string();
+            ensure!(conditions.contains("NoReports"), "{pool}");
+            Ok(())
+        })?;
+        let status = controller.get_beside(&api, "/statusz")?;
+        ensure!(
+            status.contains("\"leads\":true") && status.contains("\"problems\":[]"),
+            "{status}"
+        );
+        Ok(())
+    })();
+    with_log(&controller, result)
 }
 
 /// The manifest as a whole is right, in both ways that kubectl has, and applying it again changes nothing.

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         cases::an_unknown_field_is_named,
         install::nothing_comes_onto_a_node_where_calico_is,
         install::a_definition_of_somebody_else_is_not_taken_over,
+        install::the_controller_waits_until_calico_is_gone,
         install::the_manifest_can_be_applied_again,
         packages::kustomize_and_helm_write_the_objects_of_the_manifest,
         chart::the_network_is_of_the_values,

@@ -103,7 +103,7 @@ pub(super) struct Election {
     pub(super) identity: String,
     /// Until when this process may write.
     pub(super) until: watch::Sender<Option<Instant>>,
-    /// When the Lease was read or written last.
+    /// When the API server answered last: about the Lease, once there is nothing else to wait for.
     pub(super) asked: watch::Sender<Option<Instant>>,
     pub(super) metrics: Metrics,
 }

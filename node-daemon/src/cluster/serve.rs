@@ -20,7 +20,7 @@ use super::metrics::Metrics;
 
 /// For how long the API server may be silent until this process is not ready: one that waits to lead is
 /// as ready as one that leads.
-const SILENCE: Duration = Duration::from_secs(15);
+pub(super) const SILENCE: Duration = Duration::from_secs(15);
 
 /// What is told.
 pub(super) struct Served {
@@ -28,7 +28,7 @@ pub(super) struct Served {
     pub(super) metrics: Metrics,
     /// Until when this process may write.
     pub(super) until: watch::Receiver<Option<Instant>>,
-    /// When the Lease was read or written last.
+    /// When the API server answered last, about the Lease or before that whether Calico is here.
     pub(super) asked: watch::Receiver<Option<Instant>>,
     /// Why it cannot do all its work.
     pub(super) problems: watch::Receiver<Vec<String>>,
@@ -60,7 +60,12 @@ async fn ready(State(served): State<Arc<Served>>) -> Response {
     match served.is_ready() {
         true => "ok\n".into_response(),
         false => {
-            let text = "the API server has not answered about the Lease twill-controller\n";
+            let mut text =
+                "the API server has not answered about the Lease twill-controller\n".to_owned();
+            for problem in served.problems.borrow().iter() {
+                text.push_str(problem);
+                text.push('\n');
+            }
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }

@@ -1,7 +1,5 @@
 //! Whether the API server has Calico's definitions, whose objects Twill's would damage: docs/adr/0018-crds.md.
 
-use std::path::Path;
-
 use kube::{
     api::ListParams,
     core::{ApiResource, GroupVersionKind, ObjectMeta},
@@ -21,21 +19,20 @@ const SERVICE: &str = "v3.projectcalico.org";
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Names what is Calico's, or anybody else's, in Calico's groups.
-pub(crate) async fn strangers(kubeconfig: Option<&Path>) -> Result<Vec<String>, ApiError> {
-    let access = Access::open(kubeconfig, super::OF_A_NODE).await?;
+pub(crate) async fn strangers(access: &Access, account: Account) -> Result<Vec<String>, ApiError> {
     let definitions = resource("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let parameters = ListParams::default().match_any();
     let api = access.objects(&definitions);
     let what = "customresourcedefinitions";
     let found = api.list_metadata(&parameters);
-    let found = in_time(Account::Node, "list", what.to_owned(), DEADLINE, found).await?;
+    let found = in_time(account, "list", what.to_owned(), DEADLINE, found).await?;
     let mut names: Vec<String> =
         found.items.iter().filter_map(|definition| stranger(&definition.metadata)).collect();
     let services = resource("apiregistration.k8s.io", "v1", "APIService");
     let api = access.objects(&services);
     let service = api.get_opt(SERVICE);
     if let Some(service) =
-        in_time(Account::Node, "get", "apiservices".to_owned(), DEADLINE, service).await?
+        in_time(account, "get", "apiservices".to_owned(), DEADLINE, service).await?
         && !service.data["spec"]["service"].is_null()
     {
         names.push(format!("the APIService {SERVICE}"));
