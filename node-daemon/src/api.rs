@@ -39,6 +39,8 @@ pub(crate) struct Api {
     pub(crate) installed: watch::Receiver<Arc<KernelRoutes>>,
     /// Standing problems, from each task that has any.
     pub(crate) problems: Vec<watch::Receiver<Vec<String>>>,
+    /// What the datastore has refused.
+    pub(crate) refusals: Option<watch::Receiver<Vec<String>>>,
     pub(crate) conflicts: watch::Receiver<Vec<OriginConflict>>,
     pub(crate) metrics: Metrics,
     pub(crate) parked: Arc<Parked>,
@@ -247,6 +249,12 @@ impl Api {
             problems.extend(source.borrow().iter().cloned());
         }
         problems.extend(self.conflicts.borrow().iter().map(|conflict| conflict.text.clone()));
+        for refusal in self.refusals.iter().flat_map(|refusals| refusals.borrow().clone()) {
+            // Some say themselves what they may not do.
+            if !problems.iter().any(|problem| problem.contains(&refusal)) {
+                problems.push(refusal);
+            }
+        }
         Ok(NodeStatus {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

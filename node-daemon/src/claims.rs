@@ -29,7 +29,9 @@ use twill_types::{Block, Family, error_chain};
 use self::{borrow::Borrowing, give_back::Leaving};
 use crate::{
     backoff::Backoff,
-    datastore::{ClaimStore, DatastoreError, Lending, Requests, Snapshot, Stamp},
+    datastore::{
+        ClaimStore, DatastoreError, Lending, Requests, Snapshot, Stamp, kubernetes::ApiError,
+    },
     ipam::View,
     problems,
     routes::{KernelRoutes, OriginConflict},
@@ -94,6 +96,11 @@ impl ClaimsError {
     /// Whether it may pass: a file system that is full or away is no reason to take down what works.
     const fn may_pass(&self) -> bool {
         matches!(self, Self::Datastore(_) | Self::Store(StoreError::Batch(_)))
+    }
+
+    /// Whether a right is missing: that is said where it was met, once.
+    const fn is_refusal(&self) -> bool {
+        matches!(self, Self::Datastore(DatastoreError::Api(ApiError::Forbidden { .. })))
     }
 }
 
@@ -250,8 +257,10 @@ impl Claims {
             Command::Ahead { pool } => {
                 if let Err(error) = self.ahead(&pool) {
                     self.state.behind = true;
-                    let error = error_chain(&error);
-                    warn!(pool, error, "no block could be claimed ahead of need");
+                    if !error.is_refusal() {
+                        let error = error_chain(&error);
+                        warn!(pool, error, "no block could be claimed ahead of need");
+                    }
                 }
             }
             Command::BringInLine { reply } => {

@@ -61,6 +61,8 @@ pub(crate) struct Datastore {
     pub(crate) served_before: BTreeSet<Family>,
     /// Why services are not known as they are now.
     pub(crate) service_problems: tokio::sync::watch::Receiver<Vec<String>>,
+    /// What this daemon has been refused, where somebody refuses anything.
+    pub(crate) refusals: Option<tokio::sync::watch::Receiver<Vec<String>>>,
     pub(crate) claims: Arc<dyn ClaimStore>,
     pub(crate) leases: Arc<dyn Leases>,
     pub(crate) reports: Arc<dyn Reports>,

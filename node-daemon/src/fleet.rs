@@ -113,7 +113,8 @@ impl Member {
         let said = [conditions.subscribe(), conditions.subscribe()];
         let of_host = (self.node.clone(), host.subscribe());
         let reports = Arc::clone(&datastore.reports);
-        endless(tasks, report_status(reports, resources.clone(), said, of_host));
+        let problems = watch::Sender::default();
+        endless(tasks, report_status(reports, resources.clone(), said, of_host, problems));
         if let Some(own_node) = &datastore.own_node {
             endless(
                 tasks,

@@ -40,6 +40,7 @@ use crate::{
     metrics::Metrics,
     namespaces,
     nat::OutgoingNat,
+    problems,
     publish::Publisher,
     reaper::{self, Parked},
     reconcile::Reconcile,
@@ -88,6 +89,7 @@ struct Wires {
     /// By `host`: what was found on the machine.
     host_condition: watch::Sender<Option<Condition>>,
     nat_problems: watch::Sender<Vec<String>>,
+    report_problems: watch::Sender<Vec<String>>,
     repair_problems: watch::Sender<Vec<String>>,
     /// By `routes`: what somebody else may have taken from pods.
     damage: Arc<Damage>,
@@ -119,6 +121,7 @@ impl Wires {
             host_problems: watch::Sender::default(),
             host_condition: watch::Sender::default(),
             nat_problems: watch::Sender::default(),
+            report_problems: watch::Sender::default(),
             repair_problems: watch::Sender::default(),
             damage: Arc::default(),
             parked,
@@ -248,7 +251,8 @@ impl Node<'_> {
         let of_host = (self.name.clone(), found.subscribe());
         let of_node = found.subscribe();
         endless(tasks, gather(wires.host_condition.subscribe(), found, wires.works()));
-        endless(tasks, report_status(reports, resources, conditions, of_host));
+        let problems = wires.report_problems.clone();
+        endless(tasks, report_status(reports, resources, conditions, of_host, problems));
         endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
         endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         endless(tasks, Arc::clone(&wires.tombstones).watch());
@@ -309,6 +313,7 @@ impl Node<'_> {
                 &wires.reconcile_problems,
                 &wires.host_problems,
                 &wires.nat_problems,
+                &wires.report_problems,
                 &wires.repair_problems,
             ]
             .map(watch::Sender::subscribe)
@@ -318,6 +323,7 @@ impl Node<'_> {
             .chain(self.datastore.own_node.iter().flat_map(|own| own.problems()))
             .chain([namespaces::look()])
             .collect(),
+            refusals: self.datastore.refusals.clone(),
             conflicts: wires.conflicts.subscribe(),
             metrics: wires.metrics.clone(),
             parked: Arc::clone(&wires.parked),
@@ -464,6 +470,7 @@ pub(crate) async fn report_status(
     mut resources: watch::Receiver<Arc<Snapshot>>,
     [mut claims, mut bgp]: [watch::Receiver<BTreeMap<ObjectId, Vec<Condition>>>; 2],
     (node, mut host): (String, watch::Receiver<Option<Condition>>),
+    problems: watch::Sender<Vec<String>>,
 ) {
     let own = ObjectId { kind: Kind::Node.singular().to_owned(), namespace: None, name: node };
     loop {
@@ -478,10 +485,11 @@ pub(crate) async fn report_status(
         }
         let written = block_in_place(|| reports.report(&snapshot, said));
         let failed = written.is_err();
-        if let Err(error) = written {
-            // Nothing else depends on it.
-            warn!(error = %error_chain(&error), "cannot write the status of the resources");
-        }
+        // Nothing else depends on it.
+        let said = written.err().map(|error| {
+            format!("the status of the resources cannot be written: {}", error_chain(&error))
+        });
+        problems::tell(&problems, said.into_iter().collect());
         let changed = tokio::select! {
             changed = resources.changed() => changed,
             changed = claims.changed() => changed,

@@ -26,6 +26,7 @@ mod packages;
 mod pods;
 mod proxy;
 mod reboot;
+mod refusals;
 mod rights;
 mod scale;
 mod services;
@@ -101,6 +102,8 @@ fn main() -> ExitCode {
         pods::a_node_says_where_it_is_and_that_it_works,
         pods::a_node_writes_of_its_node_only_what_it_should,
         pods::what_is_in_the_way_of_pods_is_a_condition,
+        refusals::a_claim_that_is_refused_is_said_and_not_repeated,
+        refusals::a_status_that_is_refused_is_said_and_not_repeated,
         services::addresses_of_services_are_announced,
         rights::a_node_writes_only_what_is_its_own,
         scale::what_a_node_asks_for_does_not_grow_with_the_cluster,

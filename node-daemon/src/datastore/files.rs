@@ -51,6 +51,7 @@ pub(super) fn open(
         // Nobody says that somebody serves them.
         served_before: BTreeSet::new(),
         service_problems: watch::Sender::default().subscribe(),
+        refusals: None,
         claims: Arc::new(FileClaims::open(directory)?),
         leases: Arc::new(FileLeases::open(directory)?),
         reports: Arc::new(reports),

@@ -20,6 +20,7 @@ mod owned;
 mod pods;
 mod pools;
 mod read;
+mod refusals;
 mod removal;
 mod reports;
 mod requests;
@@ -122,6 +123,7 @@ pub(crate) async fn open(
         services,
         served_before,
         service_problems,
+        refusals: Some(access.refused()),
         claims: Arc::new(ApiClaims::new(
             Arc::clone(&access),
             owned,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::{
     kubectl::{Files, Kubectl},
@@ -156,16 +157,36 @@ impl ApiServer {
 
     /// What the node daemons have asked of the server so far: `VERB RESOURCE` for each request.
     pub fn node_requests(&self) -> Result<Vec<String>> {
-        let path = self.directory.join("audit.log");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let request = |line: &str| -> Result<String> {
-            let event: serde_json::Value = serde_json::from_str(line)?;
-            let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let request = |event: &Value| {
             let resource = &event["objectRef"]["resource"];
-            Ok(format!("{} {}", text(&event["verb"]), text(resource)))
+            format!("{} {}", text(&event["verb"]), text(resource))
         };
-        text.lines().map(request).collect()
+        Ok(self.audited()?.iter().map(request).collect())
+    }
+
+    /// What the server has refused the node daemons so far: `VERB RESOURCE NAME` or `VERB RESOURCE/SUBRESOURCE NAME`
+    /// for each request.
+    pub fn node_refusals(&self) -> Result<Vec<String>> {
+        let refusal = |event: &Value| {
+            let object = &event["objectRef"];
+            let mut resource = text(&object["resource"]).to_owned();
+            if let Some(subresource) = object["subresource"].as_str() {
+                resource.push('/');
+                resource.push_str(subresource);
+            }
+            format!("{} {resource} {}", text(&event["verb"]), text(&object["name"]))
+        };
+        let events = self.audited()?;
+        let refused = events.iter().filter(|event| event["responseStatus"]["code"] == 403);
+        Ok(refused.map(refusal).collect())
+    }
+
+    /// What the server has noted about the node daemons' requests.
+    fn audited(&self) -> Result<Vec<Value>> {
+        let path = self.directory.join("audit.log");
+        let log =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        log.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
     /// Keys and certificates of the cluster.
@@ -219,6 +240,10 @@ impl ApiServer {
         })??;
         Ok(())
     }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }
 
 fn etcd(data: &Path) -> Command {

@@ -18,7 +18,7 @@ use tracing::info;
 use twill_api_client::{KeepAlive, Proxy, UnusableProxy, named};
 use twill_k8s_api::files::FileError;
 
-use super::deaths::Deaths;
+use super::{deaths::Deaths, refusals::Refusals};
 
 /// How a node keeps its connection: there are many, and a server with much to do may be slow to answer.
 pub(crate) const OF_A_NODE: KeepAlive = [Duration::from_secs(10), Duration::from_secs(5)];
@@ -155,6 +155,7 @@ pub(crate) struct Access {
     late: Mutex<Option<Instant>>,
     /// Nothing is asked any more, and no answer is waited for.
     ending: watch::Sender<bool>,
+    refusals: Refusals,
     deaths: Deaths,
 }
 
@@ -194,8 +195,8 @@ impl Access {
     /// Uses a client; has to be called inside the runtime that is to carry the requests.
     pub(super) fn with_client(client: Client, namespace: String) -> Self {
         let (runtime, ending) = (Handle::current(), watch::Sender::new(false));
-        let (late, deaths) = (Mutex::default(), Deaths::default());
-        Self { client, namespace, runtime, late, ending, deaths }
+        let (late, refusals, deaths) = (Mutex::default(), Refusals::default(), Deaths::default());
+        Self { client, namespace, runtime, late, ending, refusals, deaths }
     }
 
     /// The daemon is about to end: requests that wait for an answer fail at once, and so do later ones.
@@ -206,6 +207,17 @@ impl Access {
     /// Where watches are started that take the process down if they die.
     pub(super) fn deaths(&self) -> &Deaths {
         &self.deaths
+    }
+
+    /// What the API server has refused this daemon, and would again.
+    pub(super) fn refused(&self) -> watch::Receiver<Vec<String>> {
+        self.refusals.said()
+    }
+
+    /// Whether a request is worth asking: an error if one of its kind was refused lately. [`Access::answer`] looks by
+    /// itself; this is for who would ask for something else first.
+    pub(super) fn may(&self, verb: &'static str, what: &str) -> Result<(), ApiError> {
+        self.refusals.expect(verb, what, Instant::now())
     }
 
     /// The namespace of the daemon.
@@ -245,12 +257,14 @@ impl Access {
         if late.is_some_and(|when| when.elapsed() < SILENCE) {
             return Err(ApiError::Late { verb, what });
         }
+        self.may(verb, &what)?;
         let mut ending = self.ending.subscribe();
         let answer = tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
-            answer = in_time(Account::Node, verb, what, deadline(verb), request) => answer,
+            answer = in_time(Account::Node, verb, what.clone(), deadline(verb), request) => answer,
         };
+        self.refusals.note(verb, &what, answer.as_ref().map(|_| ()), Instant::now());
         if matches!(&answer, Err(error) if error.is_silence()) {
             *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }

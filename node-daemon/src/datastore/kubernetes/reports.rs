@@ -50,6 +50,10 @@ impl ApiReports {
         })
     }
 
+    fn what(&self) -> String {
+        format!("caliconodestatuses/{}/status", self.node)
+    }
+
     /// Makes the object, unless it is there: a status is written by a request of its own.
     fn make(&self) -> Result<(), DatastoreError> {
         let object = self.own("spec", &json!({"node": self.node}));
@@ -64,8 +68,7 @@ impl ApiReports {
         let object = self.own("status", &json!(report));
         let (params, patch) = (PatchParams::apply(MANAGER).force(), Patch::Apply(&object));
         let request = self.api.patch_status(&self.node, &params, &patch);
-        let what = format!("caliconodestatuses/{}/status", self.node);
-        match self.access.ask("patch", what, request) {
+        match self.access.ask("patch", self.what(), request) {
             Ok(_) => Ok(true),
             Err(error) if error.is(404) => Ok(false),
             Err(error) => Err(error.into()),
@@ -102,6 +105,7 @@ impl Reports for ApiReports {
                 return Ok(());
             }
         }
+        self.access.may("patch", &self.what())?;
         self.make()?;
         let last_updated = Some(jiff::Timestamp::now().to_string());
         let report = NodeStatusReport { last_updated, objects, ..Default::default() };

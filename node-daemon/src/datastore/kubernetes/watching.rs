@@ -19,15 +19,13 @@ use twill_types::error_chain;
 use super::{
     access::{Access, Account, ApiError, failed},
     deaths::Following,
+    refusals::REFUSED,
     subject::Subject,
 };
 use crate::backoff::{Backoff, jittered};
 
 /// The first and the longest pause after a failure.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
-
-/// The pause where only people can help: a permission or a definition is missing.
-const REFUSED: Duration = Duration::from_secs(30);
 
 /// A version that is too old again within this time is no accident: a list is a load on the server.
 const EXPIRED: Duration = Duration::from_secs(60);
