@@ -62,7 +62,7 @@ impl Api {
             Request::Check(_) => "check",
             Request::Attachments(_) => "attachments",
             // Questions about the state are not timed.
-            Request::Readiness
+            Request::Readiness(_)
             | Request::NodeStatus
             | Request::NodeCheck
             | Request::BgpPeers
@@ -166,11 +166,14 @@ impl Api {
 
     async fn picture(&self, request: Request) -> Result<Response, RpcError> {
         match request {
-            Request::Readiness => Ok(Response::Readiness(Readiness {
-                exhausted: self.ipam.exhausted().await,
-                in_sync: self.ipam.view.borrow().ready,
-                routes_missing: count(self.installed.borrow().missing),
-            })),
+            Request::Readiness(request) => {
+                let request = request.unwrap_or_default();
+                Ok(Response::Readiness(Readiness {
+                    exhausted: self.ipam.exhausted(&request).await,
+                    in_sync: self.ipam.view.borrow().ready,
+                    routes_missing: count(self.installed.borrow().missing),
+                }))
+            }
             Request::NodeStatus => Ok(Response::NodeStatus(Box::new(self.node_status().await?))),
             Request::NodeCheck => {
                 let checks = block_in_place(|| self.host.look(Depth::Everything));

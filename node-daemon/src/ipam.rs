@@ -14,7 +14,8 @@ use tracing::{debug, warn};
 use twill_ipam::Record;
 use twill_ipam_store::{AssignError, Assignment, Refusal, Service, now_ms};
 use twill_rpc::message::{
-    AssignRequest, CheckRequest, ErrorKind, Held, ReleaseRequest, Released, RpcError,
+    AssignRequest, CheckRequest, ErrorKind, Held, ReadinessRequest, ReleaseRequest, Released,
+    RpcError,
 };
 use twill_selector::Selector;
 use twill_types::{Family, error_chain};
@@ -313,10 +314,13 @@ impl Ipam {
         }
     }
 
-    /// Whether those who name no pool get no address any more. A claim task that is busy with claims
-    /// has not said so.
-    pub(crate) async fn exhausted(&self) -> bool {
+    /// Whether those who name no pool get no address any more, if that is asked. A claim task that is busy
+    /// with claims has not said so; it may be waiting for the datastore, and asks it what can be claimed.
+    pub(crate) async fn exhausted(&self, request: &ReadinessRequest) -> bool {
         const PATIENCE: Duration = Duration::from_secs(1);
+        if !request.exhaustion {
+            return false;
+        }
         let ask = async {
             let (reply, answer) = oneshot::channel();
             self.claims.send(claims::Command::Exhausted { reply }).await.ok()?;
@@ -396,3 +400,6 @@ fn refused(refusal: &Refusal) -> RpcError {
     };
     RpcError { kind, message: format!("{refusal}; {remedy}") }
 }
+
+#[cfg(test)]
+mod tests;

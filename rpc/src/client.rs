@@ -24,9 +24,9 @@ use crate::{
         AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, ExplainRequest,
         Explained, Held, Hello, IpamCheckRequest, IpamChecked, IpamFind, IpamFound,
         IpamNodeReleased, IpamRelease, IpamReleaseNode, IpamReleased, IpamStatus, NodeChecked,
-        NodeStatus, PROTOCOL_VERSION, PeerStatus, PodAnnotationsRequest, Readiness, RefreshRequest,
-        Refreshed, Release, Released, Request, Response, RouteStatus, RoutesRequest, RpcError,
-        Welcome,
+        NodeStatus, PROTOCOL_VERSION, PeerStatus, PodAnnotationsRequest, Readiness,
+        ReadinessRequest, RefreshRequest, Refreshed, Release, Released, Request, Response,
+        RouteStatus, RoutesRequest, RpcError, Welcome,
     },
 };
 
@@ -225,9 +225,12 @@ impl Client {
         }
     }
 
-    /// CNI STATUS: could an ADD succeed now?
-    pub fn readiness(&mut self) -> Result<Readiness, ClientError> {
-        match self.call(&Request::Readiness)? {
+    /// CNI STATUS: could an ADD succeed now? With a request more is looked at.
+    pub fn readiness(
+        &mut self,
+        request: Option<ReadinessRequest>,
+    ) -> Result<Readiness, ClientError> {
+        match self.call(&Request::Readiness(request))? {
             Response::Readiness(readiness) => Ok(readiness),
             other => Err(self.unexpected("Readiness", &other)),
         }

@@ -63,8 +63,8 @@ pub enum Request {
     Check(CheckRequest),
     /// CNI GC: who holds addresses on a network.
     Attachments(AttachmentsRequest),
-    /// CNI STATUS: could an ADD succeed now?
-    Readiness,
+    /// CNI STATUS: could an ADD succeed now? Without a body nothing more is asked.
+    Readiness(Option<ReadinessRequest>),
     /// State of the node and its sessions.
     NodeStatus,
     /// What on the host decides whether pods' packets get through.
@@ -249,13 +249,23 @@ pub struct Held {
     pub netns_cookie: Option<u64>,
 }
 
+/// Body of [`Request::Readiness`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadinessRequest {
+    /// Whether to look if there is an address left, which may take as long as the datastore does.
+    #[serde(default)]
+    pub exhaustion: bool,
+}
+
 /// Body of [`Response::Readiness`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
     /// Whether the first full configuration has been read.
     pub in_sync: bool,
-    /// Whether an ADD that named no pool found no address and no block to claim, and none would now.
+    /// Whether an ADD that named no pool found no address and no block to claim, and none would now; false if
+    /// [`ReadinessRequest::exhaustion`] was not asked.
     pub exhausted: bool,
     /// Routes that the speaker wants and the kernel lacks.
     pub routes_missing: u32,
@@ -507,6 +517,26 @@ pub enum ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What asks for nothing more is what it was before there was anything to ask.
+    #[test]
+    fn readiness_without_a_body_is_understood_by_both_sides() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        #[serde(tag = "type", content = "body", rename_all = "camelCase")]
+        enum Before {
+            Readiness,
+        }
+        let before = r#"{"type":"readiness"}"#;
+        let plain = Request::Readiness(None);
+        assert_eq!(serde_json::from_str::<Request>(before).unwrap(), plain);
+        let now = serde_json::to_string(&plain).unwrap();
+        assert_eq!(serde_json::from_str::<Before>(&now).unwrap(), Before::Readiness);
+        for exhaustion in [false, true] {
+            let request = Request::Readiness(Some(ReadinessRequest { exhaustion }));
+            let text = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request, "{text}");
+        }
+    }
 
     /// Who adds a frame or takes one away changes the version with it: the other side would call it broken, and
     /// not say that it is of another release.

@@ -30,6 +30,7 @@ mod refusals;
 mod rights;
 mod scale;
 mod services;
+mod status;
 mod tables;
 mod twillctl;
 
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
         refusals::a_claim_that_is_refused_is_said_and_not_repeated,
         refusals::a_status_that_is_refused_is_said_and_not_repeated,
         services::addresses_of_services_are_announced,
+        status::a_status_asks_the_api_server_for_nothing,
         rights::a_node_writes_only_what_is_its_own,
         scale::what_a_node_asks_for_does_not_grow_with_the_cluster,
         twillctl::tables_are_those_of_files,

@@ -2,7 +2,7 @@
 
 use std::{fs, io, time::Duration};
 
-use twill_rpc::message::Readiness;
+use twill_rpc::message::{Readiness, ReadinessRequest};
 
 use super::Call;
 use crate::{
@@ -33,8 +33,11 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
         };
     }
     let run_dir = &call.netconf.run_dir;
-    let asked =
-        Daemon::new(run_dir, call.deadline.at_most(PATIENCE)).ask(|client, _| client.readiness());
+    // The daemon may have to wait for its datastore to tell what is left, so only who wants to know asks.
+    let exhaustion = call.netconf.status.on_exhaustion;
+    let request = exhaustion.then_some(ReadinessRequest { exhaustion });
+    let asked = Daemon::new(run_dir, call.deadline.at_most(PATIENCE))
+        .ask(|client, _| client.readiness(request));
     let why = match asked {
         Ok(readiness) if readiness.in_sync => return judge(&call.netconf.status, &readiness),
         Ok(_) => "it has not read its configuration yet".to_owned(),
