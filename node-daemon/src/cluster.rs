@@ -11,7 +11,7 @@
 //! Promise: nodes do without it. It decides nothing about addresses, routes or sessions, it writes only
 //! while it leads and nothing of Calico's is here (`strangers`), and frees what a node had only when the API
 //! server has just said that neither its Node is there nor its daemon alive. Judgement is in pure functions:
-//! `conditions`, `rollup`, `sense`, `pools`, [`crate::gone`].
+//! `conditions`, `rollup`, `sense`, `passing`, `pools`, [`crate::gone`].
 
 mod backlog;
 mod borrowing;
@@ -22,6 +22,7 @@ mod kinds;
 mod leader;
 mod metrics;
 mod of_nodes;
+mod passing;
 mod pools;
 mod requests;
 mod rollup;

@@ -28,6 +28,7 @@ use super::{
     kinds::{CONFIGURATION, List, OF_NODES},
     metrics::{FaultLabels, Gauges, Metrics},
     of_nodes,
+    passing::Passing,
     pools::{self, FINALIZER, PoolView},
     requests::{RequestError, Requests},
     rollup::{Said, bad_news, roll_up},
@@ -73,6 +74,8 @@ pub(super) struct Leader {
     written: BTreeMap<(List, String), (Instant, bool)>,
     /// What Events have told of objects, condition and reason: also where no status can be written.
     told: BTreeMap<(List, String), BTreeSet<(String, String)>>,
+    /// What is to be said of requests, if it stands.
+    passing: Passing,
     /// Whether there is something to look at.
     is_dirty: bool,
     /// When the API server does not answer.
@@ -111,6 +114,7 @@ impl Leader {
             departed,
             written: BTreeMap::new(),
             told: BTreeMap::new(),
+            passing: Passing::default(),
             is_dirty: false,
             backoff: Backoff::new(GATHER, LONGEST),
             problems,
@@ -193,6 +197,7 @@ impl Leader {
         self.metrics.found(gauges(&self.world, &wanted, &pools, self.departed.missing()));
         self.written.retain(|(list, name), _| self.world.meta(*list, name).is_some());
         self.told.retain(|(list, name), _| self.world.meta(*list, name).is_some());
+        self.passing.keep(|name| self.world.requests.contains_key(name));
         // What turns first.
         wanted.retain(|wanted| wanted.change > Change::Nothing);
         wanted.sort_by_key(|wanted| std::cmp::Reverse(wanted.change));
@@ -202,7 +207,7 @@ impl Leader {
             let waits = self.written.get(&key).is_some_and(|(when, went_well)| {
                 when.elapsed() < DETAILS && (wanted.change == Change::Details || !went_well)
             });
-            if waits || writes == WRITES {
+            if waits || writes == WRITES || self.passes(&wanted) {
                 self.is_dirty = true;
                 continue;
             }
@@ -212,6 +217,12 @@ impl Leader {
             self.is_dirty |= !went_well;
         }
         Ok(())
+    }
+
+    /// Whether something is said of a request that may not be so for long.
+    fn passes(&mut self, wanted: &Wanted) -> bool {
+        let reason = wanted.after.first().map_or("", |stated| stated.condition.reason.as_str());
+        wanted.list == List::Requests && !self.passing.stands(&wanted.name, reason, Instant::now())
     }
 
     /// Tells people of what is new and bad, and writes a status.
