@@ -165,6 +165,11 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
     const OUTAGE: Duration = Duration::from_secs(60);
     let mut site = lock(site)?;
     let kept = Kept::deploy(&site)?;
+    // Nothing is done to these, so what they say to each other goes on.
+    site.deploy("calm", 2, ON_SELECTED)?;
+    let calm = site.wait_ready("calm", 2)?;
+    let stream = Stream::start(&site, &calm[0], &calm[1])?;
+    stream.wait_more()?;
     site.deploy("churn", PODS, ON_SELECTED)?;
     wait_until("pods to be placed", LONG, || {
         Ok(site.pods("churn")?.iter().all(|pod| pod["spec"]["nodeName"].is_string()))
@@ -184,6 +189,9 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
         replaced += 1;
     }
     site.cluster.api_mut().start_server()?;
+    stream.wait_more()?;
+    let sent = stream.finish()?;
+    writeln!(io::stderr(), "a stream beside the outage: {sent:?}")?;
     writeln!(io::stderr(), "the sandboxes of 2 pods were made again {replaced} times")?;
     site.wait_ready("churn", PODS)?;
     let again = site.wait_ready("kept", 2)?;
@@ -192,12 +200,15 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
         site.pings(&again[0], &again[1])
     })?;
     ensure!(again.len() == 2, "{again:?}");
-    site.wait_used(u64::try_from(PODS + 2)?)?;
+    ensure!(site.wait_ready("calm", 2)? == calm, "the calm pods are others");
+    site.wait_used(u64::try_from(PODS + 4)?)?;
     for node in SELECTED {
         let withdrawn = site.cluster.tor().bird().withdrawals(node, log);
         ensure!(withdrawn.is_empty(), "{withdrawn:?}");
     }
-    site.kubectl().run(&["delete", "deployment", "kept"])?;
-    site.wait_gone("kept")?;
+    for name in ["kept", "calm"] {
+        site.kubectl().run(&["delete", "deployment", name])?;
+        site.wait_gone(name)?;
+    }
     site.remove("churn")
 }
