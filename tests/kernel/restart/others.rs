@@ -20,6 +20,10 @@ use super::{
 };
 use crate::LONG;
 
+/// What FRR and OpenBGPD log of a route that is withdrawn.
+const WITHDRAWN_AT_FRR: &str = "withdrawn";
+const WITHDRAWN_AT_OPENBGPD: &str = ": withdraw ";
+
 /// A node with a pod, and a machine for a router.
 fn lab() -> Result<Lab> {
     lab_with("")
@@ -42,6 +46,20 @@ pub(super) fn pod(lab: &mut Lab) -> Result<(Pod, String)> {
     let pod = lab.add_pod("node1", "web")?;
     let block = lab.node("node1")?.blocks()?.first().cloned().context("no block")?;
     Ok((pod, block))
+}
+
+/// Has the node withdraw its block and announce it again, and waits until the peer's log says the former in these
+/// words: where they are missing later on, nothing was withdrawn.
+fn sees_a_withdrawal(lab: &Lab, words: &str, log: impl Fn() -> String) -> Result<()> {
+    let before = log().len();
+    let quiet = POOL.replace("blockSize: 26", "blockSize: 26, disableBGPExport: true");
+    lab.write_resource("pool.yaml", &quiet)?;
+    wait_for(&format!("`{words}` in the peer's log"), LONG, || {
+        let said = log()[before..].to_owned();
+        ensure!(said.contains(words), "{said}");
+        Ok(())
+    })?;
+    lab.write_resource("pool.yaml", POOL)
 }
 
 /// Ends the daemon in one way, and waits until the restart is over.
@@ -68,6 +86,8 @@ pub(crate) fn frr_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
     let frr = start_frr(&lab, "")?;
     let (pod, block) = pod(&mut lab)?;
     frr.wait_route(&block, NODE, LONG)?;
+    sees_a_withdrawal(&lab, WITHDRAWN_AT_FRR, || frr.log())?;
+    frr.wait_route(&block, NODE, LONG)?;
     wait_for("traffic", LONG, || ping::reaches(lab.router("tor")?, pod.address()?))?;
     let watches = [RouteWatch::start(&lab, "tor")?, RouteWatch::start(&lab, "node1")?];
     let (log, pinger) = (frr.log().len(), traffic(&lab, &pod)?);
@@ -82,7 +102,8 @@ pub(crate) fn frr_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()> {
     }
     unharmed(pinger, &watches)?;
     let said = frr.log()[log..].to_owned();
-    ensure!(!said.contains("withdrawn") && !said.contains("received NOTIFICATION"), "{said}");
+    let harm = [WITHDRAWN_AT_FRR, "received NOTIFICATION"];
+    ensure!(harm.iter().all(|words| !said.contains(words)), "{said}");
     Ok(())
 }
 
@@ -234,6 +255,8 @@ pub(crate) fn openbgpd_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()
     let openbgpd = Openbgpd::start(lab.router("tor")?, &config, &dir)?;
     let (pod, block) = pod(&mut lab)?;
     openbgpd.wait_route(&block, NODE, LONG)?;
+    sees_a_withdrawal(&lab, &format!("{WITHDRAWN_AT_OPENBGPD}{block}"), || openbgpd.log())?;
+    openbgpd.wait_route(&block, NODE, LONG)?;
     let observers = Observers::start(&lab, &pod, &block)?;
     let said = openbgpd.log().len();
     let stale = |wanted: bool| {
@@ -256,7 +279,7 @@ pub(crate) fn openbgpd_keeps_the_routes_of_a_daemon_that_restarts() -> Result<()
     }
     observers.saw_nothing()?;
     let said = openbgpd.log()[said..].to_owned();
-    let harm = [": withdraw ", ": flush ", "received notification"];
+    let harm = [WITHDRAWN_AT_OPENBGPD, ": flush ", "received notification"];
     ensure!(harm.iter().all(|word| !said.contains(word)), "{said}");
     Ok(())
 }
