@@ -40,7 +40,6 @@ macro_rules! matrix {
             sessions::over_ipv6,
             sessions::ibgp,
             sessions::who_dials,
-            sessions::collision,
             sessions::hold_time,
             faults::refused_asn,
             faults::no_capabilities,
@@ -62,6 +61,7 @@ macro_rules! matrix {
 
 matrix! {
     bird: crate::interop::bird_router::BirdRouter, and [
+        sessions::collision,
         routes::refresh,
         negotiated::enhanced_refresh,
         negotiated::extended_messages,
@@ -69,6 +69,7 @@ matrix! {
         negotiated::roles,
     ];
     frr: crate::interop::frr_router::FrrRouter, and [
+        sessions::collision,
         routes::refresh,
         negotiated::enhanced_refresh,
         negotiated::extended_messages,
@@ -76,7 +77,7 @@ matrix! {
         negotiated::roles,
         negotiated::no_common_family_heard,
     ];
-    // It never asks for routes again: it keeps what it has refused.
+    // It never asks for routes again: it keeps what it has refused. And it does not dial while it is dialled.
     gobgp: crate::interop::gobgp_router::GobgpRouter, and [];
 }
 

@@ -389,7 +389,6 @@ fn main() -> ExitCode {
         interop::gobgp::over_ipv6,
         interop::gobgp::ibgp,
         interop::gobgp::who_dials,
-        interop::gobgp::collision,
         interop::gobgp::hold_time,
         interop::gobgp::refused_asn,
         interop::gobgp::no_capabilities,

@@ -187,6 +187,10 @@ impl Router for BirdRouter {
         Ok(log.contains("Got BEGIN-OF-RR") && log.contains("Got END-OF-RR"))
     }
 
+    fn told(&self) -> Result<String> {
+        Ok(self.bird.log())
+    }
+
     fn heard_bad_peer_as(&self) -> Result<bool> {
         Ok(self.bird.log().contains("Received: Bad peer AS"))
     }

@@ -205,6 +205,10 @@ impl Router for FrrRouter {
         Ok(log.contains("rcvd route-refresh (BoRR)") && log.contains("stopping BoRR timer"))
     }
 
+    fn told(&self) -> Result<String> {
+        Ok(self.frr.log())
+    }
+
     fn heard_bad_peer_as(&self) -> Result<bool> {
         Ok(self.frr.log().contains("2/2 (OPEN Message Error/Bad Peer AS)"))
     }

@@ -101,8 +101,6 @@ impl GobgpRouter {
 }
 
 impl Router for GobgpRouter {
-    // With one connection in hand it closes each further one at once.
-    const TELLS_OF_COLLISIONS: bool = false;
     const NAMES_BAD_AS: bool = false;
 
     fn start(namespace: &Namespace, dir: &Path, peering: &Peering) -> Result<Self> {
@@ -212,6 +210,10 @@ impl Router for GobgpRouter {
     fn heard_replay(&self) -> Result<bool> {
         // It does not ask.
         Ok(false)
+    }
+
+    fn told(&self) -> Result<String> {
+        Ok(self.gobgp.log())
     }
 
     fn heard_bad_peer_as(&self) -> Result<bool> {

@@ -146,6 +146,10 @@ impl Router for OpenbgpdRouter {
         Ok(heard["borr"].as_u64() > Some(0) && heard["eorr"].as_u64() > Some(0))
     }
 
+    fn told(&self) -> Result<String> {
+        Ok(self.openbgpd.log())
+    }
+
     fn heard_bad_peer_as(&self) -> Result<bool> {
         let log = self.openbgpd.log();
         Ok(log.contains("received notification: error in OPEN message, AS unacceptable"))

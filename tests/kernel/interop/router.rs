@@ -132,9 +132,6 @@ pub(super) struct Learned {
 
 /// A peer of the node.
 pub(super) trait Router: Sized {
-    /// Whether it has two connections for a while when both ends dial, so that one side has to tell the
-    /// other which is left.
-    const TELLS_OF_COLLISIONS: bool = true;
     /// Whether it says which AS number it refuses.
     const NAMES_BAD_AS: bool = true;
 
@@ -173,6 +170,9 @@ pub(super) trait Router: Sized {
 
     /// The process that speaks BGP.
     fn daemon(&self) -> &Daemon;
+
+    /// What it tells its operator of the end of the session.
+    fn told(&self) -> Result<String>;
 
     /// Whether the node has told it that it is of the wrong AS (RFC 4271 section 6.2).
     fn heard_bad_peer_as(&self) -> Result<bool>;
