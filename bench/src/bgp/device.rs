@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::{
     time::{ClockId, clock_gettime},
     unistd::{Pid, User, chown},
@@ -16,12 +16,15 @@ use twill_tests::{
     lab::{Lab, Topology},
     netns::Namespace,
     openbgpd::{self, Openbgpd},
-    process::Daemon,
+    process::{Daemon, tail},
     programs,
     wait::wait_for,
 };
 
-use super::config::{DEVICE, OTHER, Plan, peer_address};
+use super::{
+    bare,
+    config::{DEVICE, OTHER, Plan, peer_address},
+};
 
 /// FRR's daemons, where Debian has them.
 const FRR: &str = "/usr/lib/frr";
@@ -31,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A device that has not used the processor for so long has done what was asked of it.
 const QUIET: Duration = Duration::from_millis(150);
+
+/// Lines of the log of a device that has failed.
+const LAST_WORDS: usize = 10;
 
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +48,9 @@ pub(crate) enum Kind {
     Frr,
     /// All its processes. On Linux it writes no routes to the kernel.
     OpenBgpd,
+    /// Twill's speaker without its daemon: no kernel, no datastore, nobody who asks it anything. It has no
+    /// column of its own.
+    Bare,
 }
 
 impl fmt::Display for Kind {
@@ -51,23 +60,24 @@ impl fmt::Display for Kind {
             Self::Bird => "BIRD",
             Self::Frr => "FRR",
             Self::OpenBgpd => "OpenBGPD",
+            Self::Bare => "twill's speaker",
         })
     }
 }
 
 impl Kind {
-    /// All, in the order of the table.
+    /// Those with a column, in its order.
     pub(crate) const ALL: [Self; 4] = [Self::Twill, Self::Bird, Self::Frr, Self::OpenBgpd];
 
     /// Whether what it learns can be looked for in the kernel.
     pub(crate) fn writes_kernel_routes(self) -> bool {
-        self != Self::OpenBgpd
+        !matches!(self, Self::OpenBgpd | Self::Bare)
     }
 
     /// Its version, as its program tells it; an error if it is not installed.
     pub(crate) fn version(self) -> Result<String> {
         let program = match self {
-            Self::Twill => programs::find("twilld")?,
+            Self::Twill | Self::Bare => programs::find("twilld")?,
             Self::Bird => PathBuf::from("bird"),
             Self::Frr => Path::new(FRR).join("bgpd"),
             Self::OpenBgpd => return openbgpd::version(),
@@ -100,7 +110,7 @@ impl Device {
         let mut topology = Topology::new();
         let device = match kind {
             Kind::Twill => topology.node("device").log_level("warn"),
-            Kind::Bird | Kind::Frr | Kind::OpenBgpd => topology.router("device"),
+            Kind::Bird | Kind::Frr | Kind::OpenBgpd | Kind::Bare => topology.router("device"),
         };
         device.on("near", &format!("{DEVICE}/16")).on("far", &format!("{OTHER}/16"));
         if plan.reflects {
@@ -148,6 +158,10 @@ impl Device {
                 self.openbgpd = Some(Openbgpd::launch(self.namespace()?, &config, &dir)?);
                 Ok(())
             }
+            Kind::Bare => {
+                let clients = u16::try_from(self.plan.sessions.len())?;
+                self.spawn(&mut bare::program(clients)?, &dir)
+            }
         }
     }
 
@@ -171,12 +185,6 @@ impl Device {
             }
         }
         Ok(())
-    }
-
-    /// Starts another program in the place of its own.
-    pub(crate) fn launch_other(&mut self, command: &mut Command) -> Result<()> {
-        let dir = self.dir()?;
-        self.spawn(command, &dir)
     }
 
     fn spawn(&mut self, command: &mut Command, dir: &Path) -> Result<()> {
@@ -218,6 +226,24 @@ impl Device {
         let dir = self.lab.dir().join("device");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(dir)
+    }
+
+    /// Who it is.
+    pub(crate) const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// An error together with the last words of its processes, which are gone with it.
+    pub(crate) fn with_its_words<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let log = match (self.kind, &self.openbgpd) {
+                (Kind::Twill, _) => self.lab.node("device").map(|node| node.log()),
+                (_, Some(openbgpd)) => Ok(openbgpd.log()),
+                (_, None) => Ok(self.daemons.first().map(Daemon::log).unwrap_or_default()),
+            };
+            let words = tail(&log.unwrap_or_default(), LAST_WORDS);
+            if words.is_empty() { error } else { anyhow!("{error:#}; its log ends: {words}") }
+        })
     }
 
     /// Where it runs.

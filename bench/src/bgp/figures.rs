@@ -96,6 +96,14 @@ impl Figures {
         self.failures.push(format!("{what}: {error:#}"));
     }
 
+    /// Notes that a round of a device did not work. Only what Twill does not do is a failure of the run.
+    pub(crate) fn failed(&mut self, what: &str, kind: Kind, error: &anyhow::Error) {
+        match kind {
+            Kind::Twill | Kind::Bare => self.fail(what, error),
+            Kind::Bird | Kind::Frr | Kind::OpenBgpd => self.note(what, error),
+        }
+    }
+
     /// Notes what a device does not do.
     pub(crate) fn note(&mut self, what: &str, error: &anyhow::Error) {
         let note = format!("{what}: {error:#}");
@@ -233,6 +241,16 @@ pub(crate) struct Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_of_another_device_is_told_and_fails_nothing() {
+        let mut figures = Figures::default();
+        figures.failed("sessions, FRR", Kind::Frr, &anyhow::anyhow!("it closed one"));
+        assert!(figures.failures().is_empty());
+        assert!(figures.text().contains("* sessions, FRR: it closed one"), "{}", figures.text());
+        figures.failed("sessions, twill", Kind::Twill, &anyhow::anyhow!("it closed one"));
+        assert_eq!(figures.failures(), ["sessions, twill: it closed one"]);
+    }
 
     #[test]
     fn rows_have_medians_and_ratios() {

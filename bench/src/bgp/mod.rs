@@ -4,7 +4,7 @@
 //! same links with the same peers, which are this program's and whose messages were made before the
 //! clock starts; the time is until the result can be seen from outside (in the kernel, or at a peer);
 //! and processor time is that of all threads of the device until it has come to rest. What does not
-//! work is said, and makes the run fail. Time never does.
+//! work is said, with the end of the device's log, and of Twill it makes the run fail. Time never does.
 
 mod bare;
 mod config;
@@ -179,7 +179,7 @@ impl Bench {
                 // Nobody may be reading.
                 let _ = writeln!(std::io::stderr(), "{name}: {kind}, round {}", round + 1);
                 if let Err(error) = act(kind, &mut self.figures) {
-                    self.figures.fail(&format!("{name}, {kind}"), &error);
+                    self.figures.failed(&format!("{name}, {kind}"), kind, &error);
                     failed.push(kind);
                 }
             }
@@ -229,7 +229,9 @@ impl Bench {
             let _ = writeln!(std::io::stderr(), "relay of one route: {kind}");
             match relay::probe(kind) {
                 Ok(()) => self.reflects.push(kind),
-                Err(error) => self.figures.fail(&format!("relay of one route, {kind}"), &error),
+                Err(error) => {
+                    self.figures.failed(&format!("relay of one route, {kind}"), kind, &error);
+                }
             }
         }
         let kinds = self.reflects.clone();
@@ -257,7 +259,7 @@ impl Bench {
             self.rounds(&name, rounds, &kinds, |kind, figures| {
                 let table = Table { prefixes, shared };
                 let relayed = match kind {
-                    Kind::Twill => relay::bare(table, PATIENCE)?,
+                    Kind::Twill => relay::one_to_one(Kind::Bare, table, true, PATIENCE)?,
                     other => relay::one_to_one(other, table, true, PATIENCE)?,
                 };
                 figures.step(&name, "<= 1.0 BIRD", Column::Device(kind), relayed.step);
@@ -284,9 +286,9 @@ impl Bench {
                     false => crowd.into_kernel(kind)?,
                 };
                 let column = Column::Device(kind);
-                let target = "<= 1.0 the best";
-                figures.step(&format!("{name}: Established"), target, column, crowded.established);
+                figures.step(&format!("{name}: Established"), "", column, crowded.established);
                 if let Some(converged) = crowded.converged {
+                    let target = "<= 1.0 the best";
                     figures.step(&format!("{name}: converged"), target, column, converged);
                 }
                 let mib = mebibytes(crowded.peak_kib);
@@ -331,7 +333,7 @@ impl Bench {
             // It has no nexthop objects, so the mode is nothing to it.
             Kind::Bird => !compatible && !short,
             Kind::Frr => !short,
-            Kind::OpenBgpd => false,
+            Kind::OpenBgpd | Kind::Bare => false,
         };
         let kinds: Vec<Kind> = self.kinds.iter().copied().filter(is_measured).collect();
         self.rounds(&name, rounds, &kinds, |kind, figures| {

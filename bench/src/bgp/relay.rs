@@ -9,7 +9,6 @@ use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinSet;
 
 use super::{
-    bare,
     config::{DEVICE, DEVICE_AS, PEERS_AS, Plan, peer_address},
     device::{Device, Kind},
     figures::Step,
@@ -48,26 +47,20 @@ pub(crate) fn probe(kind: Kind) -> Result<()> {
 }
 
 /// From the first octet that is written until the last prefix is read at the other client. With
-/// `kernel_off` BIRD and FRR write none of it to the kernel.
+/// `kernel_off` BIRD and FRR write none of it to the kernel; [`Kind::Bare`] never does.
 pub(crate) fn one_to_one(
     kind: Kind,
     table: Table,
     kernel_off: bool,
     patience: Duration,
 ) -> Result<Relayed> {
-    relay(Device::start(kind, Plan { kernel_off, ..Plan::with_peers(2, true) })?, table, patience)
+    let device = Device::start(kind, Plan { kernel_off, ..Plan::with_peers(2, true) })?;
+    let relayed = device.with_its_words(relay(&device, table, patience))?;
+    device.finish()?;
+    Ok(relayed)
 }
 
-/// The same of Twill's speaker without its daemon: no kernel, no datastore, nobody who asks it anything.
-pub(crate) fn bare(table: Table, patience: Duration) -> Result<Relayed> {
-    // The links and the clock are those of any program.
-    let mut device = Device::prepare(Kind::Bird, Plan::with_peers(2, true))?;
-    device.launch_other(&mut bare::program(2)?)?;
-    device.wait_ready()?;
-    relay(device, table, patience)
-}
-
-fn relay(device: Device, table: Table, patience: Duration) -> Result<Relayed> {
+fn relay(device: &Device, table: Table, patience: Duration) -> Result<Relayed> {
     let runtimes = [peer::runtime()?, peer::runtime()?];
     let (sender, announcer) = client(0);
     let (receiver, _) = client(1);
@@ -87,7 +80,6 @@ fn relay(device: Device, table: Table, patience: Duration) -> Result<Relayed> {
     })?;
     let cpu = device.cpu_at_rest()? - before;
     let peak_kib = device.peak_kib()?;
-    device.finish()?;
     Ok(Relayed { step: Step { wall, cpu }, peak_kib })
 }
 
@@ -125,6 +117,12 @@ impl Crowd {
 
     fn run(self, kind: Kind, reflects: bool) -> Result<Crowded> {
         let device = Device::start(kind, Plan::with_peers(self.sessions, reflects))?;
+        let crowded = device.with_its_words(self.measure(&device, reflects))?;
+        device.finish()?;
+        Ok(crowded)
+    }
+
+    fn measure(self, device: &Device, reflects: bool) -> Result<Crowded> {
         let near = device.near()?;
         let runtime = peer::runtime()?;
         let before = device.cpu_at_rest()?;
@@ -143,7 +141,7 @@ impl Crowd {
         let _peers = runtime.block_on(self.exchange(peers, messages, expected))?;
         let last = if reflects {
             Some(Instant::now())
-        } else if kind.writes_kernel_routes() {
+        } else if device.kind().writes_kernel_routes() {
             Some(kernel::wait_prefixes(device.namespace()?, base + sum, self.patience)?)
         } else {
             None
@@ -151,7 +149,6 @@ impl Crowd {
         let cpu = device.cpu_at_rest()? - rested;
         let converged = last.map(|last| Step { wall: last - start, cpu });
         let peak_kib = device.peak_kib()?;
-        device.finish()?;
         Ok(Crowded { established, converged, peak_kib })
     }
 
