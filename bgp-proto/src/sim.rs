@@ -17,6 +17,7 @@ use std::{
 
 use twill_types::{Asn, Family, Prefix};
 
+use self::topologies::Router;
 use crate::{
     Conflict, ConnId, Input, NextHopState, Output, Own, PeerConfig, PeerEvent, PeerKey, PeerKind,
     Speaker, SpeakerConfig, State, Time,
@@ -29,6 +30,8 @@ type End = (usize, ConnId);
 
 struct Node {
     speaker: Speaker,
+    /// What is there in the place of the speaker.
+    router: Option<Router>,
     address: IpAddr,
     /// The process runs.
     alive: bool,
@@ -167,6 +170,7 @@ impl Net {
             let config = config(index, *asn, false, seed.wrapping_mul(31) + index as u64);
             net.nodes.push(Node {
                 speaker: Speaker::new(config, Time::ZERO),
+                router: None,
                 address: address(index),
                 alive: true,
                 routes: BTreeMap::new(),
@@ -203,6 +207,10 @@ impl Net {
     fn input(&mut self, index: usize, input: Input) {
         if !self.nodes[index].alive {
             return;
+        }
+        if let Some(router) = &mut self.nodes[index].router {
+            let outputs = router.hear(input);
+            return outputs.into_iter().for_each(|output| self.output(index, output));
         }
         self.nodes[index].speaker.handle(self.now, input);
         self.settle(index);

@@ -2,9 +2,11 @@
 //! network says, and nothing else, and it stays so. A failure names its seed.
 
 mod model;
+mod router;
 
 use super::*;
 use crate::Reflection;
+pub(super) use router::Router;
 
 /// The AS of the nodes inside.
 const INSIDE: u32 = 64512;
@@ -38,6 +40,8 @@ struct Shape {
     hold_time: u16,
     /// Seconds.
     restart_time: u16,
+    /// Those outside that are no speakers of ours.
+    routers: BTreeMap<usize, router::Plan>,
     /// What each has configured for each peer; between the two of a session is at least one family.
     ends: BTreeMap<(usize, usize), SessionEnd>,
     /// What each announces.
@@ -85,6 +89,7 @@ impl Shape {
             sessions: BTreeSet::new(),
             hold_time: if random.below(8) == 0 { 9 } else { 180 },
             restart_time: [0, 20, 120][random.index(3)],
+            routers: BTreeMap::new(),
             ends: BTreeMap::new(),
             own: (0..asns.len()).map(|index| blocks(index).into()).collect(),
             asns,
@@ -102,6 +107,12 @@ impl Shape {
         for _ in 0..random.below(3) {
             let node = random.place(shape.asns.len());
             shape.own[node].insert(shared()[random.index(2)]);
+        }
+        for edge in inside..inside + edges {
+            if random.below(3) == 0 {
+                shape.routers.insert(edge, router::Plan::random(edge, random));
+                shape.own[edge].clear();
+            }
         }
         for (low, high) in shape.sessions.clone() {
             let ends = session_ends(random);
@@ -157,6 +168,10 @@ impl Shape {
 
     /// Configures a node that has just started.
     fn configure(&self, net: &mut Net, node: usize) {
+        if self.routers.contains_key(&node) {
+            net.nodes[node].router = Some(Router::new(self, node));
+            return;
+        }
         if let Some(reflector) = self.reflectors.get(&node) {
             let cluster_id = Ipv4Addr::new(0, 0, 0, reflector.cluster);
             let reflection = Reflection { cluster_id, pools: pools() };
@@ -191,6 +206,7 @@ impl Shape {
     fn disturb(&mut self, net: &mut Net, seen: &mut Seen) {
         let (a, b) = (net.random.place(self.asns.len()), net.random.place(self.asns.len()));
         match net.random.below(10) {
+            _ if self.routers.contains_key(&a) => self.change_router(net, a),
             0 | 1 if net.nodes[a].alive => {
                 let silently = net.random.below(2) == 0;
                 net.kill(a, silently);
@@ -214,6 +230,17 @@ impl Shape {
                 let own = Own::announced(self.own[a].iter().copied());
                 net.input(a, Input::SetOwn(own));
             }
+        }
+    }
+
+    /// A router has a path more or less.
+    fn change_router(&mut self, net: &mut Net, index: usize) {
+        if let (Some(plan), Some(router)) =
+            (self.routers.get_mut(&index), &mut net.nodes[index].router)
+        {
+            plan.toggle(index, &mut net.random);
+            let outputs = router.change(plan);
+            outputs.into_iter().for_each(|output| net.output(index, output));
         }
     }
 
@@ -267,6 +294,8 @@ struct Seen {
     long_lived: usize,
     /// Kernel routes of IPv6 in the end.
     ipv6: usize,
+    /// Paths with identifiers (RFC 7911) in the end.
+    add_path: usize,
 }
 
 /// A network, disturbed, and left alone.
@@ -285,7 +314,7 @@ fn simulate(seed: u64, seen: &mut Seen) {
     net.heal();
     let absent = net.random.place(shape.asns.len() * 4);
     for node in 0..shape.asns.len() {
-        if node == absent && net.nodes[node].alive {
+        if node == absent && net.nodes[node].alive && net.nodes[node].router.is_none() {
             net.kill(node, false);
         } else if node != absent && !net.nodes[node].alive {
             shape.start(&mut net, node);
@@ -305,6 +334,8 @@ fn simulate(seed: u64, seen: &mut Seen) {
     model::check(&net, &shape, &name);
     let routes = net.nodes.iter().filter(|node| node.alive).flat_map(|node| node.routes.keys());
     seen.ipv6 += routes.filter(|prefix| prefix.family() == Family::V6).count();
+    let paths = net.nodes.iter().flat_map(|node| node.speaker.routes());
+    seen.add_path += paths.filter(|path| path.path_id != 0).count();
     let narrow = |(low, high): &&(usize, usize)| {
         !shape.carries(*low, *high, Family::V4) || !shape.carries(*low, *high, Family::V6)
     };
@@ -335,7 +366,7 @@ fn any_network_ends_as_its_model_says() {
         simulate(seed, &mut seen);
     }
     println!("{count} networks from seed {first}: each as its model says; {seen:?}");
-    let Seen { refreshes, narrow, long_lived, ipv6 } = seen;
-    let any = [refreshes, narrow, long_lived, ipv6].iter().all(|count| *count > 0);
+    let Seen { refreshes, narrow, long_lived, ipv6, add_path } = seen;
+    let any = [refreshes, narrow, long_lived, ipv6, add_path].iter().all(|count| *count > 0);
     assert!(any || count < SIMULATIONS, "something has never happened: {seen:?}");
 }

@@ -13,6 +13,9 @@ struct Known {
     originator: usize,
     clusters: Vec<u8>,
     from: usize,
+    /// With ADD-PATH, which of its paths it is.
+    path_id: u32,
+    /// A node, or one of several next hops at a router.
     next_hop: usize,
 }
 
@@ -24,12 +27,12 @@ impl Known {
 
     /// Before which others it is the best.
     fn rank(&self) -> impl Ord + use<> {
-        (self.goodness(), self.originator, self.clusters.len(), self.from)
+        (self.goodness(), self.originator, self.clusters.len(), self.from, self.path_id)
     }
 }
 
-/// By node and peer: prefixes and their paths.
-type Tables = BTreeMap<(usize, usize), BTreeMap<Prefix, Known>>;
+/// By node and peer: prefixes and their paths, by identifier.
+type Tables = BTreeMap<(usize, usize), BTreeMap<(Prefix, u32), Known>>;
 
 /// What `node` uses for a prefix: the best path, and those that are as good as that, best first.
 fn used(shape: &Shape, tables: &Tables, node: usize, prefix: Prefix) -> Vec<Known> {
@@ -37,8 +40,8 @@ fn used(shape: &Shape, tables: &Tables, node: usize, prefix: Prefix) -> Vec<Know
         return Vec::new();
     }
     let tables = tables.iter().filter(|((at, _), _)| *at == node);
-    let mut known: Vec<Known> =
-        tables.filter_map(|(_, table)| table.get(&prefix)).cloned().collect();
+    let paths = tables.flat_map(|(_, table)| table.range((prefix, 0)..=(prefix, u32::MAX)));
+    let mut known: Vec<Known> = paths.map(|(_, known)| known.clone()).collect();
     known.sort_by_key(Known::rank);
     let best = known.first().map(Known::goodness);
     known.retain(|known| Some(known.goodness()) == best);
@@ -49,7 +52,26 @@ fn best(shape: &Shape, tables: &Tables, node: usize, prefix: Prefix) -> Option<K
     used(shape, tables, node, prefix).into_iter().next()
 }
 
-/// What `from` tells `to` about a prefix, as `to` takes it.
+/// What `from` tells `to` about a prefix, as `to` takes it. A router tells of all its paths.
+fn told_all(shape: &Shape, tables: &Tables, from: usize, to: usize, prefix: Prefix) -> Vec<Known> {
+    let Some(router) = shape.routers.get(&from) else {
+        return told(shape, tables, from, to, prefix).into_iter().collect();
+    };
+    if !shape.carries(from, to, prefix.family()) {
+        return Vec::new();
+    }
+    let paths = router.told(prefix).into_iter().map(|(path_id, number, length)| Known {
+        as_path: vec![shape.asns[from]; length],
+        external: true,
+        originator: from,
+        clusters: Vec::new(),
+        from,
+        path_id,
+        next_hop: router::hop_of(from, number),
+    });
+    paths.collect()
+}
+
 fn told(shape: &Shape, tables: &Tables, from: usize, to: usize, prefix: Prefix) -> Option<Known> {
     shape.carries(from, to, prefix.family()).then_some(())?;
     let external = shape.asns[from] != shape.asns[to];
@@ -60,6 +82,7 @@ fn told(shape: &Shape, tables: &Tables, from: usize, to: usize, prefix: Prefix) 
             originator: from,
             clusters: Vec::new(),
             from,
+            path_id: 0,
             next_hop: from,
         },
         (false, best) => passed(shape, best?, from, to, prefix)?,
@@ -75,7 +98,7 @@ fn told(shape: &Shape, tables: &Tables, from: usize, to: usize, prefix: Prefix) 
     let came_back = known.as_path.contains(&shape.asns[to])
         || known.originator == to
         || own_cluster.is_some_and(|own| known.clusters.contains(&own));
-    (!came_back).then_some(Known { external, from, ..known })
+    (!came_back).then_some(Known { external, from, path_id: 0, ..known })
 }
 
 /// What a reflector passes on (RFC 4456 section 6), and nobody else does. What comes from outside of the
@@ -99,17 +122,26 @@ fn passed(shape: &Shape, best: Known, from: usize, to: usize, prefix: Prefix) ->
     Some(known)
 }
 
+/// All that anybody announces.
+fn prefixes(shape: &Shape) -> BTreeSet<Prefix> {
+    let own = shape.own.iter().flatten().copied();
+    own.chain(shape.routers.values().flat_map(router::Plan::prefixes)).collect()
+}
+
 /// What everybody knows in the end.
 fn solve(net: &Net, shape: &Shape, name: &str) -> Tables {
-    let prefixes: BTreeSet<Prefix> = shape.own.iter().flatten().copied().collect();
+    let prefixes = prefixes(shape);
     let live = |node: usize| net.nodes[node].alive;
     let pairs = shape.sessions.iter().flat_map(|(low, high)| [(*low, *high), (*high, *low)]);
     let pairs: Vec<_> = pairs.filter(|(to, from)| live(*to) && live(*from)).collect();
     let mut tables = Tables::new();
     for _ in 0..50 {
         let table = |(to, from): (usize, usize)| {
-            let one = |prefix: &Prefix| Some((*prefix, told(shape, &tables, from, to, *prefix)?));
-            ((to, from), prefixes.iter().filter_map(one).collect())
+            let all = |prefix: &Prefix| {
+                let told = told_all(shape, &tables, from, to, *prefix);
+                told.into_iter().map(|known| ((*prefix, known.path_id), known)).collect::<Vec<_>>()
+            };
+            ((to, from), prefixes.iter().flat_map(all).collect())
         };
         let next: Tables = pairs.iter().map(|pair| table(*pair)).collect();
         if next == tables {
@@ -123,14 +155,17 @@ fn solve(net: &Net, shape: &Shape, name: &str) -> Tables {
 /// Holds every live node against the model.
 pub(super) fn check(net: &Net, shape: &Shape, name: &str) {
     let tables = solve(net, shape, name);
-    for (node, of_it) in net.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
+    let is_speaker = |(_, node): &(usize, &Node)| node.alive && node.router.is_none();
+    for (node, of_it) in net.nodes.iter().enumerate().filter(is_speaker) {
         check_sessions(net, shape, node, name);
         let routes = of_it.speaker.routes();
         assert!(!routes.iter().any(|route| route.stale), "{name}: node {node} has stale paths");
-        let learned = routes.iter().filter_map(|route| Some((route.from?.address, route.prefix)));
+        let learned = routes
+            .iter()
+            .filter_map(|route| Some((route.from?.address, (route.prefix, route.path_id))));
         let wanted = tables.iter().filter(|((at, _), _)| *at == node);
-        let wanted = wanted
-            .flat_map(|((_, from), table)| table.keys().map(|prefix| (address(*from), *prefix)));
+        let wanted =
+            wanted.flat_map(|((_, from), table)| table.keys().map(|path| (address(*from), *path)));
         let (learned, wanted): (BTreeSet<_>, BTreeSet<_>) = (learned.collect(), wanted.collect());
         assert_eq!(learned, wanted, "{name}: node {node} knows too little or too much");
         check_routes(net, shape, &tables, node, name);
@@ -145,11 +180,13 @@ pub(super) fn check(net: &Net, shape: &Shape, name: &str) {
 fn follow(net: &Net, shape: &Shape, prefix: Prefix, at: usize, way: &mut Vec<usize>, name: &str) {
     assert!(!way.contains(&at), "{name}: {prefix} goes round by {way:?} to {at}");
     way.push(at);
-    if !shape.own[at].contains(&prefix) {
+    let announces =
+        shape.routers.get(&at).is_some_and(|router| router.prefixes().contains(&prefix));
+    if !shape.own[at].contains(&prefix) && !announces {
         let next_hops = net.nodes[at].routes.get(&prefix).filter(|_| net.nodes[at].alive);
         for next_hop in next_hops.unwrap_or_else(|| panic!("{name}: {prefix} ends by {way:?}")) {
-            let is_at = |node: &usize| super::next_hop(prefix.family(), *node) == *next_hop;
-            let next = (0..net.nodes.len()).find(is_at).unwrap();
+            let is_it = |hop: &usize| super::next_hop(prefix.family(), *hop) == *next_hop;
+            let next = router::node_of((0..).find(is_it).unwrap());
             follow(net, shape, prefix, next, way, name);
         }
     }
@@ -171,7 +208,7 @@ fn check_sessions(net: &Net, shape: &Shape, node: usize, name: &str) {
 /// The kernel has a route to each prefix that is known and not its own, over the next hops of the best path
 /// and of those that are as good, and over no others.
 fn check_routes(net: &Net, shape: &Shape, tables: &Tables, node: usize, name: &str) {
-    let prefixes: BTreeSet<Prefix> = shape.own.iter().flatten().copied().collect();
+    let prefixes = prefixes(shape);
     let routes = &net.nodes[node].routes;
     for prefix in &prefixes {
         let used = used(shape, tables, node, *prefix);
