@@ -95,7 +95,8 @@ struct Outcome {
     kernel: Vec<String>,
     peers: Vec<String>,
     /// What the talker was sent, unless its session has ended: what comes before the end in the same
-    /// piece is not answered.
+    /// piece is not answered. Where filters pass routes on it is not looked at either: requests for a refresh are
+    /// answered behind the End-of-RIB, which waits, and those of one piece at once.
     sent: Option<Vec<u8>>,
 }
 
@@ -168,7 +169,10 @@ impl<'a> Scene<'a> {
         self.check_calm();
         let routes = self.world.speaker.routes();
         let mut peers = self.world.speaker.peers();
-        let sent = self.talks().map(|_| self.sent(self.talker).to_vec());
+        let policy = self.world.peers.get(&events::key(TALKER)).map(|config| &config.policy);
+        let filters = policy.and_then(|policy| policy.routes.as_ref());
+        let passes = filters.is_some_and(|filters| filters.passes_learned_on());
+        let sent = self.talks().filter(|_| !passes).map(|_| self.sent(self.talker).to_vec());
         if sent.is_none() {
             peers.iter_mut().for_each(|peer| peer.messages_out = 0);
         }

@@ -9,7 +9,7 @@ use twill_bgp_proto::fuzz::{Observe, events_observed, policy_observed, session_o
 /// lost lines is noticed by the number of inputs that it has at the least.
 const CORPORA: [(Target, usize, &str); 3] = [
     (Target::Events, 156, include_str!("corpus/events.hex")),
-    (Target::Session, 123, include_str!("corpus/session.hex")),
+    (Target::Session, 124, include_str!("corpus/session.hex")),
     (Target::Policy, 83, include_str!("corpus/policy.hex")),
 ];
 
