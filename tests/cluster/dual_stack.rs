@@ -31,7 +31,7 @@ pub(crate) fn pods_have_an_address_of_each_family(site: &Mutex<Site>) -> Result<
     site.apply(POOL)?;
     let outcome = install(&site, &format!("{both:#}\n")).and_then(|()| both_families(&site));
     // Without the pool, pods of later cases would have no address of IPv6, and none at all.
-    install(&site, &before).and_then(|()| outcome)?;
+    install(&site, &before).and(outcome)?;
     site.delete_pools(&["app6"])?;
     for node in SELECTED {
         wait_for("the router to hear of no block of IPv6", LONG, || {
