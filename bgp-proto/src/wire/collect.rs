@@ -161,13 +161,10 @@ impl<'a> Collected<'a> {
         if !self.seen.insert(kind) {
             return self.again(kind);
         }
-        if let Some(text) = self.out_of_place(kind) {
-            return Err(Bad::Discard(text));
-        }
         if let Some(expected) = expected_flags(kind)
             && flags & (flag::OPTIONAL | flag::TRANSITIVE) != expected
         {
-            return Err(Self::bad_flags(kind, flags));
+            return Err(self.bad_flags(kind, flags));
         }
         if flags & flag::PARTIAL != 0 {
             self.rest.partial.insert(kind);
@@ -212,29 +209,17 @@ impl<'a> Collected<'a> {
         }
     }
 
-    /// What has no place on the session is discarded, and so not looked at: neither its value nor its flags
-    /// cost the route that it is ignored for (RFC 7606 sections 7.5, 7.9 and 7.10; RFC 6793 section 4.1).
-    const fn out_of_place(&self, kind: u8) -> Option<&'static str> {
-        match kind {
-            kind::LOCAL_PREF | kind::ORIGINATOR_ID | kind::CLUSTER_LIST
-                if !self.session.internal =>
-            {
-                Some("it does not belong on an external session")
-            }
-            kind::AS4_PATH | kind::AS4_AGGREGATOR if self.session.four_octet_as => {
-                Some("it does not belong on a session with four-octet numbers")
-            }
-            _ => None,
-        }
-    }
-
-    const fn bad_flags(kind: u8, flags: u8) -> Bad {
+    fn bad_flags(&self, kind: u8, flags: u8) -> Bad {
         let text = "its flags are wrong";
         match kind {
             // RFC 7606 section 5.3: the routes in it are not to be trusted.
             kind::MP_REACH | kind::MP_UNREACH => Bad::ResetWithData(update_error::FLAGS, text),
             // RFC 7311 section 3: a transitive one is discarded.
             kind::AIGP if flags & flag::TRANSITIVE != 0 => Bad::Discard(text),
+            // What has no place on the session is not looked at.
+            kind::AS4_PATH | kind::AS4_AGGREGATOR if self.session.four_octet_as => {
+                Bad::Discard(text)
+            }
             // RFC 7606 section 3 c.
             _ => Bad::Withdraw(text),
         }

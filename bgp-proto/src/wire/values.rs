@@ -44,8 +44,11 @@ impl Collected<'_> {
         Ok(())
     }
 
-    /// RFC 7606 section 7.5, from inside.
+    /// RFC 7606 section 7.5.
     pub(super) fn local_pref(&mut self, value: &[u8]) -> Read {
+        if !self.session.internal {
+            return Err(Bad::Discard("it does not belong on an external session"));
+        }
         self.rest.local_pref = Some(u32_of(value)?);
         Ok(())
     }
@@ -75,8 +78,11 @@ impl Collected<'_> {
         Ok(())
     }
 
-    /// RFC 7606 sections 7.9 and 7.10, from inside.
+    /// RFC 7606 sections 7.9 and 7.10.
     pub(super) fn reflection(&mut self, kind: u8, value: &[u8]) -> Read {
+        if !self.session.internal {
+            return Err(Bad::Discard("it does not belong on an external session"));
+        }
         if kind == kind::ORIGINATOR_ID {
             self.rest.originator_id = Some(Ipv4Addr::from_bits(u32_of(value)?));
         } else {
@@ -104,8 +110,11 @@ impl Collected<'_> {
         Ok(())
     }
 
-    /// RFC 6793 section 6, on a session with two-octet numbers.
+    /// RFC 6793 sections 4.1 and 6.
     pub(super) fn as4(&mut self, kind: u8, value: &[u8]) -> Read {
+        if self.session.four_octet_as {
+            return Err(Bad::Discard("it does not belong on a session with four-octet numbers"));
+        }
         if kind == kind::AS4_PATH {
             let path = AsPath::decode_as4(value);
             let path = path.ok_or(Bad::Discard("the path is malformed"))?;

@@ -142,14 +142,6 @@ const REASONS: &[Reason] = &[
             && case.session.four_octet_as
             && facts.any(|raw| matches!(raw.kind, 17 | 18) && raw.flags & 0xc0 != 0xc0)
     }),
-    ("rustbgpd-internal-flags", &["class"], |case, facts| {
-        let wrong = |raw: &Raw<'_>| match raw.kind {
-            5 => raw.flags & 0xc0 != 0x40,
-            9 | 10 => raw.flags & 0xc0 != 0x80,
-            _ => false,
-        };
-        is(case, Class::Accept, Class::Withdraw) && !case.session.internal && facts.any(wrong)
-    }),
     ("rustbgpd-family", &["class"], |case, facts| {
         case.theirs.class == Class::Reset && facts.other_family()
     }),
