@@ -564,7 +564,8 @@ pub struct PeerSnapshot {
     /// After our restart, old kernel routes wait for what it has to say. Never after a start that found
     /// none.
     pub awaited: bool,
-    /// Prefixes announced, those included whose attributes leave no room in a message of the session.
+    /// Prefixes announced. Learned ones that are passed on are counted also where their attributes leave no
+    /// room in a message of the session.
     pub prefixes_out: usize,
     /// Messages received.
     pub messages_in: u64,

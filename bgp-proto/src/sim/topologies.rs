@@ -355,6 +355,17 @@ fn asked(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Names the network in which something panics.
+struct Shown(u64);
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("TWILL_SEED={}", self.0);
+        }
+    }
+}
+
 /// One seed alone, if `TWILL_SEED` names it and no count is asked for.
 #[test]
 fn any_network_ends_as_its_model_says() {
@@ -363,6 +374,7 @@ fn any_network_ends_as_its_model_says() {
     let count = count.unwrap_or(if seed.is_some() { 1 } else { SIMULATIONS });
     let mut seen = Seen::default();
     for seed in first..first + count {
+        let _shown = Shown(seed);
         simulate(seed, &mut seen);
     }
     println!("{count} networks from seed {first}: each as its model says; {seen:?}");

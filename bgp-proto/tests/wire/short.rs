@@ -130,6 +130,7 @@ fn compare_refresh(body: &[u8], session: &Session) -> Vec<&'static str> {
         let family = family(afi, safi).filter(|family| known && session.has(*family));
         family.map(|family| RouteRefresh { family, subtype })
     };
+    assert!(body.len() == 4 || !matches!(ours, Ok(Some(_))), "{session:?} {body:02x?}");
     let mut rows = Vec::new();
     match (&ours, &theirs) {
         // Read, or no outbound route filter.

@@ -12,7 +12,7 @@ use twill_types::{Family, Prefix};
 use super::{
     HOST_MAC, PodLink, PodRoute,
     behind::{self, Behind},
-    check_pod,
+    check_pod, clear_rules,
     plan::{Indexes, Op, Plan, Setting},
 };
 use crate::{
@@ -122,6 +122,10 @@ fn create(
                 if is_complete(&found, link, netns)? {
                     let pod = found.peer.unwrap_or_default();
                     return Ok(Created::Existing(Indexes { host: found.index, pod }));
+                }
+                // Rules do not go with the link.
+                if let Err(error) = clear_rules(&link.attachment, netns) {
+                    tracing::warn!(link = found.name, %error, "cannot take away a leftover's rules");
                 }
                 socket.delete_link(found.index)?;
             }

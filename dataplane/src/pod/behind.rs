@@ -112,10 +112,8 @@ pub(super) fn steps(
                     steps.push(Step::new(text, message::add_route(route)));
                 }
                 Op::PodRoute(route) if route.destination.family() == *family => {
-                    let mut route = route.clone();
-                    if is_default(&route) {
-                        route.priority = route.priority.or(Some(*metric));
-                    }
+                    let priority = route.priority.or(Some(*metric));
+                    let route = PodRoute { priority, ..route.clone() };
                     let op = Op::PodRoute(route);
                     steps.push(Step::new(op.to_string(), op.request(indexes)));
                 }
@@ -252,7 +250,7 @@ mod tests {
         expect![[r"
             route add 169.254.1.1/32 dev POD scope link metric 4099
             route add 0.0.0.0/0 via 169.254.1.1 dev POD metric 4099
-            route add 192.0.2.0/24 via 169.254.1.1 dev POD mtu 1400
+            route add 192.0.2.0/24 via 169.254.1.1 dev POD metric 4099 mtu 1400
             route add default via 169.254.1.1 dev POD table TABLE
             rule add from 10.10.0.5 table TABLE
             route add ::/0 via fe80::1 dev POD metric 4099

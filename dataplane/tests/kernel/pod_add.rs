@@ -5,7 +5,7 @@ use std::{
 
 use twill_dataplane::{
     Error, Netns, node,
-    pod::{PodLink, check_pod, pod_links, prepare},
+    pod::{PodLink, PodRoute, check_pod, pod_links, prepare},
 };
 use twill_types::{Family, LinkAlias};
 
@@ -284,6 +284,30 @@ fn dropping_what_was_prepared_takes_everything_back() {
         let pod = pod_netns();
         drop(prepare(&pod_link("a", &["10.10.0.5"]), &pod).unwrap());
         assert_nothing_left(&pod);
+    });
+}
+
+#[test]
+fn behind_another_link_routes_and_rules_are_its_own() {
+    on_a_node(|| {
+        node_addresses();
+        let pod = pod_netns();
+        let routes = vec![PodRoute::to("192.0.2.0/24".parse().unwrap())];
+        let first = PodLink { routes: routes.clone(), ..pod_link("a", &["10.10.0.5"]) };
+        prepare(&first, &pod).unwrap().activate().unwrap();
+        let mut second = PodLink { routes, ..pod_link("a", &["10.10.0.6"]) };
+        second.attachment.ifname = "net1".to_owned();
+        prepare(&second, &pod).unwrap().activate().unwrap();
+        assert_eq!(ip_in(&pod, "route show 192.0.2.0/24").lines().count(), 2);
+        assert!(ip_in(&pod, "rule show").contains("from 10.10.0.6 "));
+
+        // A later ADD of it, with another address, finds the link of the one before, and its rule.
+        let later =
+            PodLink { sequence: 6, addresses: vec!["10.10.0.7".parse().unwrap()], ..second };
+        prepare(&later, &pod).unwrap().activate().unwrap();
+        let rules = ip_in(&pod, "rule show");
+        assert!(rules.contains("from 10.10.0.7 ") && !rules.contains("10.10.0.6"), "{rules}");
+        reach(None, &pod, "10.10.0.7");
     });
 }
 

@@ -85,7 +85,7 @@ pub struct Explained {
     pub next_hops: Vec<IpAddr>,
     /// The most next hops that one route uses.
     pub max_paths: u32,
-    /// Who is not told of it because of a filter, or because it has no room in a message.
+    /// Who is not told of it because of a filter, or because it is the node's own and has no room in a message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub withheld: Vec<Withheld>,
     /// The best first, then those used beside it, then the others.
