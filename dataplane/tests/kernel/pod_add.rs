@@ -231,11 +231,14 @@ fn a_failure_in_the_pod_takes_everything_back() {
         let pod = pod_netns();
         ip_in(&pod, "link add net1 type veth peer name net2");
         ip_in(&pod, "link set net1 up");
-        ip_in(&pod, "route add default dev net1");
-        let error = prepare(&pod_link("a", &["10.10.0.5"]), &pod).unwrap_err();
+        // A default route would be another link's, which ours stands behind.
+        ip_in(&pod, "route add 192.0.2.0/24 dev net1");
+        let routes = vec![PodRoute::to("192.0.2.0/24".parse().unwrap())];
+        let link = PodLink { routes, ..pod_link("a", &["10.10.0.5"]) };
+        let error = prepare(&link, &pod).map(drop).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the kernel refused `route add 0.0.0.0/0 via 169.254.1.1 dev POD`"
+            "the kernel refused `route add 192.0.2.0/24 via 169.254.1.1 dev POD`"
         );
         assert_nothing_left(&pod);
     });
