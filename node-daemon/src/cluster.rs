@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Promise: nodes do without it. It decides nothing about addresses, routes or sessions, it writes only
-//! while it leads and nothing of Calico's is here (`strangers`), and frees what a node had only when the API
+//! while it leads, and does not begin where Calico's objects are (`strangers`), and frees what a node had only when the API
 //! server has just said that neither its Node is there nor its daemon alive. Judgement is in pure functions:
 //! `conditions`, `rollup`, `sense`, `passing`, `pools`, [`crate::gone`].
 

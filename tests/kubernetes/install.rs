@@ -171,14 +171,11 @@ pub(crate) fn the_controller_waits_until_calico_is_gone(_: &ApiServer) -> Result
             let pool = kubectl.json(&["get", "ippool", "own"])?;
             let conditions = pool["status"]["conditions"].to_string();
             ensure!(conditions.contains("NoReports"), "{pool}");
+            let status = controller.get_beside(&api, "/statusz")?;
+            let is_well = status.contains("\"leads\":true") && status.contains("\"problems\":[]");
+            ensure!(is_well, "{status}");
             Ok(())
-        })?;
-        let status = controller.get_beside(&api, "/statusz")?;
-        ensure!(
-            status.contains("\"leads\":true") && status.contains("\"problems\":[]"),
-            "{status}"
-        );
-        Ok(())
+        })
     })();
     with_log(&controller, result)
 }

@@ -131,9 +131,9 @@ impl Watches {
     fn read(&mut self) -> Result<()> {
         let Some(log) = &mut self.log else { return Ok(()) };
         while log.read_until(b'\n', &mut self.line)? > 0 && self.line.ends_with(b"\n") {
-            let line: Audited = serde_json::from_slice(&self.line)?;
+            let line = std::mem::take(&mut self.line);
+            let line: Audited = serde_json::from_slice(&line)?;
             self.begun.extend(line.watch());
-            self.line.clear();
         }
         Ok(())
     }

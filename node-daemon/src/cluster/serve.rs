@@ -61,7 +61,8 @@ async fn ready(State(served): State<Arc<Served>>) -> Response {
         true => "ok\n".into_response(),
         false => {
             let mut text =
-                "the API server has not answered about the Lease twill-controller\n".to_owned();
+                "the API server has not answered, or refuses what has to be known first\n"
+                    .to_owned();
             for problem in served.problems.borrow().iter() {
                 text.push_str(problem);
                 text.push('\n');

@@ -186,7 +186,9 @@ impl ApiServer {
         let path = self.directory.join("audit.log");
         let log =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        log.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        // The last one may be half written.
+        let lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
     /// Keys and certificates of the cluster.

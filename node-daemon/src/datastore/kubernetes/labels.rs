@@ -8,7 +8,7 @@ use kube::{
     api::{Patch, PatchParams},
     core::DynamicObject,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{debug, info};
 use twill_types::{Block, Family, error_chain};
@@ -33,6 +33,17 @@ pub(super) fn of(block: Block) -> BTreeMap<String, String> {
     BTreeMap::from([(key(prefix.family()).to_owned(), prefix.length().to_string())])
 }
 
+/// What a merge makes right: a label of the other family goes.
+fn correction(block: Block) -> Value {
+    let other = match block.prefix().family() {
+        Family::V4 => Family::V6,
+        Family::V6 => Family::V4,
+    };
+    let mut labels = json!(of(block));
+    labels[key(other)] = Value::Null;
+    labels
+}
+
 /// Waits until the API server has told all of this node's claims, and labels those that lack it, each once. What
 /// fails is left for the next start: a claim without the label is listed, and harms nobody.
 pub(super) async fn add_missing(access: &Access, mut owned: watch::Receiver<Arc<OwnClaims>>) {
@@ -45,7 +56,7 @@ pub(super) async fn add_missing(access: &Access, mut owned: watch::Receiver<Arc<
         let name = block.claim_name();
         // Of this very claim, not of one that was made in its place.
         let uid = &held.manifest["metadata"]["uid"];
-        let patch = json!({"metadata": {"uid": uid, "labels": of(*block)}});
+        let patch = json!({"metadata": {"uid": uid, "labels": correction(*block)}});
         let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
         let request = api.patch(&name, &params, &patch);
         match access.answer("patch", format!("blockaffinities/{name}"), request).await {
@@ -60,13 +71,14 @@ pub(super) async fn add_missing(access: &Access, mut owned: watch::Receiver<Arc<
 
 fn is_missing(block: Block, held: &Held) -> bool {
     let labels = &held.manifest["metadata"]["labels"];
-    held.claim.is_ok() && of(block).iter().any(|(key, size)| labels[key] != size.as_str())
+    let is_wrong = |(key, size): (&String, &Value)| labels[key] != *size;
+    let correction = correction(block);
+    held.claim.is_ok() && correction.as_object().is_some_and(|all| all.iter().any(is_wrong))
 }
 
 #[cfg(test)]
 mod tests {
     use axum::http::Method;
-    use serde_json::Value;
 
     use super::{super::fake::Fake, *};
 
@@ -85,7 +97,7 @@ mod tests {
         let claims = [
             claim("10.0.0.0/26", &json!({"team": "red"})),
             claim("10.0.0.64/26", &json!({v4: "26"})),
-            claim("10.0.0.128/26", &json!({v4: "28"})),
+            claim("10.0.0.128/26", &json!({v4: "28", key(Family::V6): "26"})),
             claim("fd00::/122", &Value::Null),
         ];
         let stored = claims.map(|claim| {

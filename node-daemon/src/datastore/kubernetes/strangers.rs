@@ -18,7 +18,8 @@ const SERVICE: &str = "v3.projectcalico.org";
 
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Names what is Calico's, or anybody else's, in Calico's groups.
+/// Names what is Calico's, or anybody else's, in Calico's groups: for the controller in the one that it writes,
+/// since without it blocks of nodes that are gone stay taken.
 pub(crate) async fn strangers(access: &Access, account: Account) -> Result<Vec<String>, ApiError> {
     let definitions = resource("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let parameters = ListParams::default().match_any();
@@ -27,7 +28,7 @@ pub(crate) async fn strangers(access: &Access, account: Account) -> Result<Vec<S
     let found = api.list_metadata(&parameters);
     let found = in_time(account, "list", what.to_owned(), DEADLINE, found).await?;
     let mut names: Vec<String> =
-        found.items.iter().filter_map(|definition| stranger(&definition.metadata)).collect();
+        found.items.iter().filter_map(|found| stranger(&found.metadata, account)).collect();
     let services = resource("apiregistration.k8s.io", "v1", "APIService");
     let api = access.objects(&services);
     let service = api.get_opt(SERVICE);
@@ -45,10 +46,11 @@ fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
 }
 
 /// The name of a definition in one of the groups that is not ours.
-fn stranger(metadata: &ObjectMeta) -> Option<String> {
+fn stranger(metadata: &ObjectMeta, account: Account) -> Option<String> {
     let name = metadata.name.as_deref()?;
     let group = name.split_once('.')?.1;
-    let is_of_groups = group == GROUPS || group.strip_suffix(GROUPS)?.ends_with('.');
+    let is_below = || group.strip_suffix(GROUPS).is_some_and(|rest| rest.ends_with('.'));
+    let is_of_groups = group == GROUPS || matches!(account, Account::Node) && is_below();
     let label = metadata.labels.as_ref().and_then(|labels| labels.get(PART_OF.0));
     let is_ours = label.is_some_and(|value| value == PART_OF.1);
     (is_of_groups && !is_ours).then(|| format!("the definition {name}"))
@@ -60,19 +62,22 @@ mod tests {
 
     #[test]
     fn definitions_of_others_are_told_by_group_and_label() {
-        let definition = |name: &str, label: Option<&str>| {
+        let definition = |name: &str, label: Option<&str>, account| {
             let labels = label.map(|value| [(PART_OF.0.to_owned(), value.to_owned())].into());
-            stranger(&ObjectMeta { name: Some(name.to_owned()), labels, ..ObjectMeta::default() })
+            let name = Some(name.to_owned());
+            stranger(&ObjectMeta { name, labels, ..ObjectMeta::default() }, account).is_some()
         };
-        for (name, label, is_stranger) in [
-            ("ippools.projectcalico.org", Some("twill"), false),
-            ("ippools.projectcalico.org", None, true),
-            ("ippools.projectcalico.org", Some("calico"), true),
-            ("felixconfigurations.crd.projectcalico.org", None, true),
-            ("ippools.notprojectcalico.org", None, false),
-            ("certificates.cert-manager.io", None, false),
+        for (name, label, for_nodes, for_the_controller) in [
+            ("ippools.projectcalico.org", Some("twill"), false, false),
+            ("ippools.projectcalico.org", None, true, true),
+            ("ippools.projectcalico.org", Some("calico"), true, true),
+            ("felixconfigurations.crd.projectcalico.org", None, true, false),
+            ("ippools.notprojectcalico.org", None, false, false),
+            ("certificates.cert-manager.io", None, false, false),
         ] {
-            assert_eq!(definition(name, label).is_some(), is_stranger, "{name} {label:?}");
+            assert_eq!(definition(name, label, Account::Node), for_nodes, "{name} {label:?}");
+            let found = definition(name, label, Account::Controller);
+            assert_eq!(found, for_the_controller, "{name} {label:?}");
         }
     }
 }
