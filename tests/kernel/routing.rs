@@ -273,8 +273,12 @@ pub(crate) fn a_tor_without_graceful_restart_takes_its_routes_along() -> Result<
 /// Garbage gets the right NOTIFICATION, which is counted and told, and other sessions do not notice.
 pub(crate) fn garbage_gets_a_notification() -> Result<()> {
     let mut topology = node_and_tor(|neighbor| neighbor)?;
-    topology.router("stranger").on("seg-a", "192.168.2.66/24");
-    topology.resource("stranger.yaml", &peer("stranger", "192.168.2.66", 64666));
+    // Each error makes a peer wait twice as long, so two share them.
+    let peers = [("stranger", "192.168.2.66"), ("another", "192.168.2.67")];
+    for (name, address) in peers {
+        topology.router(name).on("seg-a", &format!("{address}/24"));
+        topology.resource(&format!("{name}.yaml"), &peer(name, address, 64666));
+    }
     let lab = up(topology)?;
     let before = lab.node("node1")?.peer("192.168.2.1")?;
     let header = |length: u16, kind: u8| {
@@ -304,15 +308,16 @@ pub(crate) fn garbage_gets_a_notification() -> Result<()> {
         ("a hold time of 2 s", open(4, 64666, 2), 2, 6, &[0, 2]),
         ("an UPDATE before the OPEN", [header(23, 2), vec![0; 4]].concat(), 5, 1, &[2]),
     ];
-    for (what, bytes, code, subcode, data) in cases {
+    let peers = peers.into_iter().cycle();
+    for ((what, bytes, code, subcode, data), (name, address)) in cases.into_iter().zip(peers) {
         let node = lab.node("node1")?;
         let counter = format!(
-            "twill_bgp_notifications_total{{peer=\"192.168.2.66\",direction=\"sent\",\
+            "twill_bgp_notifications_total{{peer=\"{address}\",direction=\"sent\",\
              code=\"{code}\",subcode=\"{subcode}\"}}"
         );
         // There is no counter before the first one.
         let (count, log) = (metric(&lab, &counter).unwrap_or_default(), node.log().len());
-        let answer = lab.router("stranger")?.enter(|| call(&bytes))??;
+        let answer = lab.router(name)?.enter(|| call(&bytes))??;
         let notification = last_message(&answer);
         let expected = [&[3, code, subcode][..], data].concat();
         ensure!(
@@ -323,9 +328,10 @@ pub(crate) fn garbage_gets_a_notification() -> Result<()> {
         ensure!(counted - count == 1.0, "{what}: {counter} went from {count} to {counted}");
         wait_for("a line in the log", LONG, || {
             let told = node.log().get(log..).unwrap_or_default().to_owned();
-            let (sent, number) = ("peer=192.168.2.66 sent=true", format!("({code}/{subcode})"));
+            let (sent, number) =
+                (format!("peer={address} sent=true"), format!("({code}/{subcode})"));
             let mut lines = told.lines();
-            ensure!(lines.any(|l| l.contains(sent) && l.contains(&number)), "{what}: {told}");
+            ensure!(lines.any(|l| l.contains(&sent) && l.contains(&number)), "{what}: {told}");
             Ok(())
         })?;
     }
