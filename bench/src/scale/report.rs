@@ -74,6 +74,8 @@ impl Report {
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         let mesh = if self.mesh { "-mesh" } else { "" };
         let name = format!("scale-{}{mesh}", self.nodes);
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         for (ending, text) in [("md", self.text()), ("json", self.json()?)] {
             let path = directory.join(format!("{name}.{ending}"));
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
