@@ -111,15 +111,22 @@ pub(crate) fn nothing_comes_onto_a_node_where_calico_is(_: &ApiServer) -> Result
     })
 }
 
-/// `kubectl apply --server-side` of the manifest leaves a definition of somebody else's as it is, and with it
-/// what his objects say.
-pub(crate) fn a_definition_of_somebody_else_is_not_taken_over(_: &ApiServer) -> Result<()> {
-    let api = ApiServer::start("conflict", &Path::new(LABS).join("conflict"))?;
+/// An API server with a definition of Calico's, and a pool by it.
+fn calicos_cluster(name: &str) -> Result<ApiServer> {
+    let api = ApiServer::start(name, &Path::new(LABS).join(name))?;
     let kubectl = api.kubectl();
     kubectl.run_with_input(&["create", "-f", "-"], &calicos("projectcalico.org"))?;
     wait_for("the definition to be served", LONG, || {
         kubectl.run_with_input(&["apply", "-f", "-"], POOL)
     })?;
+    Ok(api)
+}
+
+/// `kubectl apply --server-side` of the manifest leaves a definition of somebody else's as it is, and with it
+/// what his objects say.
+pub(crate) fn a_definition_of_somebody_else_is_not_taken_over(_: &ApiServer) -> Result<()> {
+    let api = calicos_cluster("conflict")?;
+    let kubectl = api.kubectl();
     let manifest = programs::source("conf/install/twill.yaml");
     let said =
         kubectl.refused(&["apply", "--server-side", "-f", &manifest.to_string_lossy()], "")?;
@@ -135,12 +142,8 @@ pub(crate) fn a_definition_of_somebody_else_is_not_taken_over(_: &ApiServer) -> 
 /// A manifest that was refused in part has brought the controller. It writes nothing into Calico's objects, says
 /// why, and begins when Calico is gone.
 pub(crate) fn the_controller_waits_until_calico_is_gone(_: &ApiServer) -> Result<()> {
-    let api = ApiServer::start("waiting", &Path::new(LABS).join("waiting"))?;
+    let api = calicos_cluster("waiting")?;
     let kubectl = api.kubectl();
-    kubectl.run_with_input(&["create", "-f", "-"], &calicos("projectcalico.org"))?;
-    wait_for("the definition to be served", LONG, || {
-        kubectl.run_with_input(&["apply", "-f", "-"], POOL)
-    })?;
     let manifest = programs::source("conf/install/twill.yaml");
     let apply = ["apply", "--server-side", "-f", &manifest.to_string_lossy()];
     kubectl.refused(&apply, "")?;

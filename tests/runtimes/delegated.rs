@@ -28,16 +28,7 @@ pub(crate) fn the_newest_ptp_works_with_every_verb() -> Result<()> {
         }
     };
     let mut site = Site::new(under_ptp(120))?;
-    site.call("status", "/unused".as_ref())?;
-    let ((one, first), (two, second)) = (site.add("one")?, site.add("two")?);
-    ensure!(first["cniVersion"] == "1.1.0", "{first}");
-    let (here, there) = (cni::addresses(&first)?[0], cni::addresses(&second)?[0]);
-    ping::reaches(&one, there)?;
-    ping::reaches(&two, here)?;
-    ping::reaches(site.node()?, here)?;
-    for pod in [&one, &two] {
-        site.call("check", pod.path())?;
-    }
+    let [one, _two] = two_pods(&site, true)?;
     ensure!(site.used()? == 2, "{} addresses are in use", site.used()?);
     // libcni calls DEL for all that it knows, and then a GC that ptp passes on to nobody.
     site.call("gc", one.path())?;
@@ -53,6 +44,23 @@ pub(crate) fn the_newest_ptp_works_with_every_verb() -> Result<()> {
         })?;
     ensure!(error.contains("twilld.sock"), "{error}");
     Ok(())
+}
+
+/// Two pods that reach each other, and are reached from the node, after a STATUS; CHECK finds both right.
+fn two_pods(site: &Site, from_node: bool) -> Result<[Namespace; 2]> {
+    site.call("status", "/unused".as_ref())?;
+    let ((one, first), (two, second)) = (site.add("one")?, site.add("two")?);
+    ensure!(first["cniVersion"] == "1.1.0", "{first}");
+    let (here, there) = (cni::addresses(&first)?[0], cni::addresses(&second)?[0]);
+    ping::reaches(&one, there)?;
+    ping::reaches(&two, here)?;
+    if from_node {
+        ping::reaches(site.node()?, here)?;
+    }
+    for pod in [&one, &two] {
+        site.call("check", pod.path())?;
+    }
+    Ok([one, two])
 }
 
 pub(crate) fn the_newest_bridge_and_macvlan_work_with_every_verb() -> Result<()> {
@@ -76,18 +84,7 @@ fn lives_under(main: &Value, from_node: bool) -> Result<()> {
         });
         list["plugins"] = json!([main]);
     })?;
-    site.call("status", "/unused".as_ref())?;
-    let ((one, first), (two, second)) = (site.add("one")?, site.add("two")?);
-    ensure!(first["cniVersion"] == "1.1.0", "{first}");
-    let (here, there) = (cni::addresses(&first)?[0], cni::addresses(&second)?[0]);
-    ping::reaches(&one, there)?;
-    ping::reaches(&two, here)?;
-    if from_node {
-        ping::reaches(site.node()?, here)?;
-    }
-    for pod in [&one, &two] {
-        site.call("check", pod.path())?;
-    }
+    let [one, two] = two_pods(&site, from_node)?;
     site.del(&one)?;
     ensure!(site.used()? == 1, "{} addresses are in use", site.used()?);
     site.call("gc", two.path())?;

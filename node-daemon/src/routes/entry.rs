@@ -33,12 +33,6 @@ pub(super) enum Place {
     Object(ObjectId),
 }
 
-impl Place {
-    pub(super) const fn is_route(self) -> bool {
-        matches!(self, Self::Plain(_) | Self::Object(_))
-    }
-}
-
 /// One destination: eight octets, where the two as they are would take sixteen.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -96,7 +90,7 @@ impl Entry {
     }
 
     pub(super) const fn is_installed(&self) -> bool {
-        self.place().is_route()
+        matches!(self.place(), Place::Plain(_) | Place::Object(_))
     }
 }
 
