@@ -1,4 +1,4 @@
-//! Adds up what the test runners say.
+//! Adds up what the test runners say, and repeats why a test failed.
 
 use anyhow::{Context, bail};
 
@@ -43,6 +43,40 @@ pub(crate) fn count(log: &str) -> anyhow::Result<Counts> {
     Ok(sum)
 }
 
+/// Lines of a panic's message that are worth repeating, and characters of each: whole logs of peers follow the
+/// first sentence in some.
+const LINES: usize = 8;
+const CHARACTERS: usize = 300;
+
+/// The failed tests of a log of `cargo test`, each with the place and the beginning of its message: a long log
+/// buries them.
+pub(crate) fn failures(log: &str) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut lines = log.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(name) = name_of_failed(line) else { continue };
+        let mut said = Vec::new();
+        while let Some(line) =
+            lines.next_if(|line| name_of_failed(line).is_none() && *line != "failures:")
+        {
+            let begins =
+                said.is_empty() && (line.contains("panicked at ") || line.starts_with("Error: "));
+            let goes_on = !said.is_empty() && said.len() < LINES && !line.starts_with("note: ");
+            if begins || goes_on {
+                said.push(line.chars().take(CHARACTERS).collect::<String>());
+            }
+        }
+        let message = said.iter().map(|line| format!("\n    {line}")).collect::<String>();
+        failures.push(format!("FAILED {name}{}", message.trim_end()));
+    }
+    failures
+}
+
+/// `suite::case` from `---- suite::case stdout ----`.
+fn name_of_failed(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+}
+
 /// The suite that a line of cargo announces.
 fn suite_of(line: &str) -> Option<String> {
     if line.starts_with("Doc-tests ") {
@@ -81,6 +115,26 @@ test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     #[test]
     fn adds_up_all_runners() {
         assert_eq!(count(LOG).unwrap(), Counts { passed: 10, failed: 1 });
+    }
+
+    #[test]
+    fn failed_tests_are_named_with_the_beginning_of_their_message() {
+        let noise = "log\n".repeat(20);
+        let log = format!(
+            "failures:\n\n---- pods::scale stdout ----\nbefore\nthread 'pods::scale' panicked at tests/pods.rs:7:9:\n\
+             {}\n{noise}note: run with `RUST_BACKTRACE=1`\n\n---- gc::b stdout ----\nError: \"no\"\n\n\n\
+             failures:\n    gc::b\n    pods::scale\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored\n",
+            "long ".repeat(200)
+        );
+        let failures = failures(&log);
+        let [first, second] = failures.as_slice() else { panic!("{failures:?}") };
+        let lines: Vec<_> = first.lines().collect();
+        assert_eq!(
+            lines[..2],
+            ["FAILED pods::scale", "    thread 'pods::scale' panicked at tests/pods.rs:7:9:"]
+        );
+        assert_eq!((lines.len(), lines[2].len()), (1 + LINES, 4 + CHARACTERS));
+        assert_eq!(second, "FAILED gc::b\n    Error: \"no\"");
     }
 
     #[test]

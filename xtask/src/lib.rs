@@ -45,7 +45,8 @@ enum Command {
     Crds,
     /// Write `conf/install/twill.yaml` and the Helm chart `conf/helm/twill/` out of the other files in `conf/`.
     Install,
-    /// Add up the results in the output of `cargo test`, and print `N passed, N failed`.
+    /// Add up the results in the output of `cargo test`: the failed tests with their messages, then
+    /// `N passed, N failed`.
     CountTests {
         /// Files that hold the output.
         #[arg(required = true)]
@@ -72,6 +73,9 @@ fn count_tests(logs: &[PathBuf], out: &mut impl Write) -> anyhow::Result<bool> {
     for log in logs {
         let read = std::fs::read_to_string(log);
         text += &read.with_context(|| format!("cannot read {}", log.display()))?;
+    }
+    for failure in count::failures(&text) {
+        writeln!(out, "{failure}")?;
     }
     let counts = count::count(&text)?;
     writeln!(out, "{} passed, {} failed", counts.passed, counts.failed)?;
