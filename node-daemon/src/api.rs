@@ -14,8 +14,8 @@ use twill_types::{AttachmentId, Family, error_chain};
 
 use crate::{
     bgp::{self, Current},
+    caretaker::Caretaker,
     claims,
-    controller::Controller,
     datastore::{ClaimStore, Snapshot},
     explain,
     host::{Depth, Host},
@@ -46,7 +46,7 @@ pub(crate) struct Api {
     pub(crate) parked: Arc<Parked>,
     pub(crate) looker: Arc<Looker>,
     pub(crate) publisher: Arc<Publisher>,
-    pub(crate) controller: Arc<Controller>,
+    pub(crate) caretaker: Arc<Caretaker>,
     pub(crate) host: Arc<Host>,
 }
 
@@ -210,7 +210,7 @@ impl Api {
                 self.release_by_hand(&request).map(Response::IpamReleased)
             }
             Request::IpamReleaseNode(request) => {
-                block_in_place(|| self.controller.release_node(&request))
+                block_in_place(|| self.caretaker.release_node(&request))
                     .map(Response::IpamNodeReleased)
             }
             Request::IpamCheck(request) => {

@@ -18,7 +18,6 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    task::JoinSet,
 };
 use tracing::{debug, info, warn};
 use tracing_subscriber::filter::LevelFilter;
@@ -33,9 +32,10 @@ use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore::{self, Snapshot},
     http, install,
-    node::{Node, Tasks, endless},
+    node::Node,
     reaper, server,
     spool::Spool,
+    tasks::Tasks,
     uninstall,
 };
 
@@ -158,7 +158,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let node = config.node_name()?;
     info!(node, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut stop = Stop::new()?;
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     let (served, problems) = (watch::Sender::new(None), watch::Sender::default());
     let told = http::Told { api: served.subscribe(), problems: problems.subscribe() };
     let is_asked = serve_early(&config, &told, &mut tasks).await?;
@@ -211,12 +211,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let socket = config.run_dir.join("twilld.sock");
     let listener =
         server::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    endless(&mut tasks, server::serve(listener, Arc::clone(&api)));
+    tasks.endless("socket", server::serve(listener, Arc::clone(&api)));
     // From here on a DEL finds us.
     drop(spool);
     served.send_replace(Some(Arc::clone(&api)));
     info!(socket = %socket.display(), "ready");
-    endless(&mut tasks, let_go_of_code(api.resources.clone()));
+    tasks.endless("memory", let_go_of_code(api.resources.clone()));
     let result = wait_for_the_end(&mut tasks, &mut stop).await;
     tenure.end();
     let speaker = api.speaker.borrow().clone();
@@ -273,7 +273,7 @@ fn cannot_listen(address: SocketAddr) -> String {
 }
 
 fn serve_http(listener: TcpListener, told: http::Told, tasks: &mut Tasks) {
-    tasks.spawn(async move { http::serve(listener, told).await.context("HTTP failed") });
+    tasks.spawn("HTTP", async move { Ok(http::serve(listener, told).await?) });
 }
 
 /// Opens the store; answers as well where a damaged one was moved to.
@@ -317,10 +317,6 @@ impl Stop {
 async fn wait_for_the_end(tasks: &mut Tasks, stop: &mut Stop) -> anyhow::Result<()> {
     tokio::select! {
         () = stop.told() => Ok(()),
-        ended = tasks.join_next() => match ended {
-            Some(Ok(Ok(()))) | None => bail!("a task ended without being told to"),
-            Some(Ok(Err(error))) => Err(error),
-            Some(Err(error)) => bail!("a task died: {error}"),
-        },
+        error = tasks.first_to_end() => Err(error),
     }
 }

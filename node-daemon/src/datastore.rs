@@ -36,7 +36,7 @@ use twill_types::{Family, Prefix};
 
 use crate::{
     config::{Config, DatastoreKind},
-    node::Tasks,
+    tasks::Tasks,
 };
 
 /// The datastore cannot be opened.

@@ -14,10 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use tokio::{
-    sync::watch,
-    task::{JoinSet, block_in_place},
-};
+use tokio::{sync::watch, task::block_in_place};
 use twill_ipam::next_candidate;
 use twill_k8s_api::{
     Condition, IpPool, Kind, ObjectId,
@@ -27,10 +24,11 @@ use twill_types::Block;
 
 use crate::{
     backoff::Backoff,
-    controller::Controller,
+    caretaker::Caretaker,
     datastore::{ClaimStore, Claimant, Datastore, Fills, Snapshot, kubernetes, new_uid},
     host::DATAPLANE_READY,
-    node::{Tasks, endless, report_status},
+    node::report_status,
+    tasks::Tasks,
 };
 
 /// The pause before something is tried again: the daemon's own look at its blocks.
@@ -68,10 +66,7 @@ impl Running {
 
     /// Runs on, until something fails that may not.
     pub async fn run(mut self) -> anyhow::Result<()> {
-        match self.tasks.join_next().await {
-            Some(ended) => ended.context("a task died")?,
-            None => Ok(()),
-        }
+        Err(self.tasks.first_to_end().await)
     }
 }
 
@@ -79,7 +74,7 @@ impl Member {
     /// Starts the node's tasks, and waits until it has its blocks. It has to be called in a
     /// runtime of several threads, which needs one that may block for each node that starts.
     pub async fn start(&self) -> anyhow::Result<Running> {
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         let (kubeconfig, problems) = (Some(self.kubeconfig.as_path()), watch::Sender::default());
         let datastore =
             kubernetes::open(kubeconfig, &self.state_dir, &self.node, problems, &mut tasks);
@@ -90,10 +85,10 @@ impl Member {
         let conditions = self.start_tasks(&datastore, &host, &mut tasks);
         let claims = self.claims(&datastore, &conditions).await?;
         let fills = datastore.fills.clone().context("nobody wants to know how full blocks are")?;
-        endless(&mut tasks, tell_fill(fills, self.fill(&claims)));
+        tasks.endless("fill", tell_fill(fills, self.fill(&claims)));
         let blocks = claims.iter().map(|claim| claim.block).collect();
         // The problems' receivers and the rest of it live as long as the tasks.
-        endless(&mut tasks, async move {
+        tasks.endless("datastore", async move {
             let _kept = (datastore, conditions, host);
             pending().await
         });
@@ -114,14 +109,14 @@ impl Member {
         let of_host = (self.node.clone(), host.subscribe());
         let reports = Arc::clone(&datastore.reports);
         let problems = watch::Sender::default();
-        endless(tasks, report_status(reports, resources.clone(), said, of_host, problems));
+        tasks.endless("status", report_status(reports, resources.clone(), said, of_host, problems));
         if let Some(own_node) = &datastore.own_node {
-            endless(
-                tasks,
+            tasks.endless(
+                "own Node",
                 Arc::clone(own_node).run(resources.clone(), host.subscribe(), ready(())),
             );
         }
-        let controller = Controller {
+        let caretaker = Caretaker {
             node: self.node.clone(),
             instance: new_uid(),
             leases: Arc::clone(&datastore.leases),
@@ -132,7 +127,7 @@ impl Member {
             others: Mutex::default(),
             seen: Mutex::default(),
         };
-        endless(tasks, Arc::new(controller).run());
+        tasks.endless("lease", Arc::new(caretaker).run());
         conditions
     }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::{JoinSet, block_in_place},
+    task::block_in_place,
 };
 use tracing::{info, warn};
 use twill_bgp_speaker::{Handle, Report};
@@ -28,9 +28,9 @@ use crate::{
     api::Api,
     backoff::spread,
     bgp::{Bgp, COPY_AGAIN, Conditions, Identity},
+    caretaker::Caretaker,
     claims::{self, Claims, OwnedBlocks},
     config::{Config, Toggle},
-    controller::Controller,
     datastore::{Datastore, Reports, Snapshot, new_uid},
     filters::FilterCopy,
     heartbeat,
@@ -47,10 +47,8 @@ use crate::{
     repair::{Damage, Repair},
     routes::{KernelRoutes, OriginConflict, Routes, Sources, State},
     spool::Tombstones,
+    tasks::Tasks,
 };
-
-/// The tasks that end only with an error.
-pub(crate) type Tasks = JoinSet<anyhow::Result<()>>;
 
 /// What the tasks of a node are made of.
 pub(crate) struct Node<'a> {
@@ -216,15 +214,15 @@ impl Node<'_> {
             Arc::clone(&self.service),
             self.datastore.resources.clone(),
         ));
-        endless(tasks, Arc::clone(&publisher).run(wires.view.subscribe()));
-        let controller = Arc::new(self.controller(&wires));
-        let parts = (Arc::clone(&looker), publisher, Arc::clone(&controller));
+        tasks.endless("publisher", Arc::clone(&publisher).run(wires.view.subscribe()));
+        let caretaker = Arc::new(self.caretaker(&wires));
+        let parts = (Arc::clone(&looker), publisher, Arc::clone(&caretaker));
         let host = Arc::new(self.host(&wires));
         let api = Arc::new(self.api(&wires, commands, parts, Arc::clone(&host)));
         // Before the claims are read: who looks after nodes that are gone takes a daemon for gone
         // whose lease is old.
         if self.datastore.leases.clears_up()
-            && let Err(error) = block_in_place(|| controller.renew())
+            && let Err(error) = block_in_place(|| caretaker.renew())
         {
             warn!(error = %error_chain(&error), "the lease of this node cannot be renewed");
         }
@@ -232,11 +230,11 @@ impl Node<'_> {
         let routes = self.routes(&wires, kernel, report_queue);
         let bgp = self.bgp(&wires, forwarding, reports);
         let reconcile = self.reconcile(&wires, looker);
-        tasks.spawn(async move { claims.run().await.context("claims failed") });
-        tasks.spawn(async move { routes.run().await.context("routes failed") });
-        tasks.spawn(async move { bgp.run().await.context("BGP failed") });
-        endless(tasks, reconcile.run());
-        endless(tasks, controller.run());
+        tasks.spawn("claims", claims.run());
+        tasks.spawn("routes", routes.run());
+        tasks.spawn("BGP", bgp.run());
+        tasks.endless("reconcile", reconcile.run());
+        tasks.endless("lease", caretaker.run());
         self.start_helpers(wires, host, tasks);
         Ok(api)
     }
@@ -250,15 +248,18 @@ impl Node<'_> {
         let found = watch::Sender::default();
         let of_host = (self.name.clone(), found.subscribe());
         let of_node = found.subscribe();
-        endless(tasks, gather(wires.host_condition.subscribe(), found, wires.works()));
+        tasks.endless(
+            "conditions of the host",
+            gather(wires.host_condition.subscribe(), found, wires.works()),
+        );
         let problems = wires.report_problems.clone();
-        endless(tasks, report_status(reports, resources, conditions, of_host, problems));
-        endless(tasks, heartbeat::run(run_dir.clone(), wires.view.subscribe()));
-        endless(tasks, reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
-        endless(tasks, Arc::clone(&wires.tombstones).watch());
+        tasks.endless("status", report_status(reports, resources, conditions, of_host, problems));
+        tasks.endless("heartbeat", heartbeat::run(run_dir.clone(), wires.view.subscribe()));
+        tasks.endless("reaper", reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
+        tasks.endless("tombstones", Arc::clone(&wires.tombstones).watch());
         if let Some(own_node) = &self.datastore.own_node {
             let resources = self.datastore.resources.clone();
-            endless(tasks, Arc::clone(own_node).run(resources, of_node, wires.works()));
+            tasks.endless("own Node", Arc::clone(own_node).run(resources, of_node, wires.works()));
         }
         let (name, resources) = (self.name.clone(), self.datastore.resources.clone());
         let rules = Arc::clone(&host.rules_changed);
@@ -269,24 +270,24 @@ impl Node<'_> {
             metrics: wires.metrics.clone(),
             host_changed: Arc::clone(&host.changed),
         };
-        endless(tasks, repair.run());
-        endless(tasks, host.watch(wires.host_problems, wires.host_condition));
+        tasks.endless("repair", repair.run());
+        tasks.endless("host", host.watch(wires.host_problems, wires.host_condition));
         let nat = OutgoingNat {
             resources: resources.clone(),
             problems: wires.nat_problems,
             metrics: wires.metrics,
             rules_changed: rules,
         };
-        endless(tasks, nat.run());
+        tasks.endless("outgoing NAT", nat.run());
         let Wires { sources, mtu, uplink_changed, .. } = wires;
-        endless(tasks, follow_addresses(name, resources, uplink_changed, sources, mtu));
+        tasks.endless("addresses", follow_addresses(name, resources, uplink_changed, sources, mtu));
     }
 
     fn api(
         &self,
         wires: &Wires,
         commands: mpsc::Sender<claims::Command>,
-        (looker, publisher, controller): (Arc<Looker>, Arc<Publisher>, Arc<Controller>),
+        (looker, publisher, caretaker): (Arc<Looker>, Arc<Publisher>, Arc<Caretaker>),
         host: Arc<Host>,
     ) -> Api {
         Api {
@@ -329,7 +330,7 @@ impl Node<'_> {
             parked: Arc::clone(&wires.parked),
             looker,
             publisher,
-            controller,
+            caretaker,
             host,
         }
     }
@@ -367,8 +368,8 @@ impl Node<'_> {
         }
     }
 
-    fn controller(&self, wires: &Wires) -> Controller {
-        Controller {
+    fn caretaker(&self, wires: &Wires) -> Caretaker {
+        Caretaker {
             node: self.name.clone(),
             instance: new_uid(),
             leases: Arc::clone(&self.datastore.leases),
@@ -448,14 +449,6 @@ impl Node<'_> {
             conditions: wires.bgp_conditions.clone(),
         }
     }
-}
-
-/// Starts a task that cannot fail.
-pub(crate) fn endless(tasks: &mut Tasks, task: impl Future<Output = ()> + Send + 'static) {
-    tasks.spawn(async move {
-        task.await;
-        Ok(())
-    });
 }
 
 /// How long a status that could not be written waits.

@@ -27,8 +27,8 @@ use super::{
     claims::FileClaims, leases::FileLeases, seam::Still, status::report, watch::watch,
 };
 use crate::{
-    node::{Tasks, endless},
     services::{Announced, follow_ranges},
+    tasks::Tasks,
 };
 
 /// Opens the datastore in a directory for a node.
@@ -44,7 +44,7 @@ pub(super) fn open(
     // There are no Services in files.
     let announced = Announced::default();
     let services = announced.subscribe();
-    endless(tasks, follow_ranges(node.to_owned(), resources.clone(), announced));
+    tasks.endless("ranges", follow_ranges(node.to_owned(), resources.clone(), announced));
     Ok(Datastore {
         resources,
         services,

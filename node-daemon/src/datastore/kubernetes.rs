@@ -62,7 +62,7 @@ use self::{
     services::ServiceWatch,
 };
 use super::{Datastore, Snapshot, Tenure};
-use crate::node::{Tasks, endless};
+use crate::tasks::Tasks;
 
 /// How long a node that has a copy of what was last known waits for the API server at its start.
 const FRESH: Duration = Duration::from_millis(800);
@@ -105,13 +105,13 @@ pub(crate) async fn open(
         _ = access.deaths().first() => return Err(ApiError::Died),
     };
     let mourner = Arc::clone(&access);
-    tasks.spawn(async move { mourner.deaths().first().await });
+    tasks.spawn("watches", async move { mourner.deaths().first().await });
     if let (false, Some(known)) = (is_fresh, known) {
         warn!("the API server has not told everything yet: starting with what was last known");
         take_known(known, &progress, &resources, &owned, &requests);
     }
     let (labeller, told) = (Arc::clone(&access), owned.subscribe());
-    endless(tasks, async move {
+    tasks.endless("labels of claims", async move {
         labels::add_missing(&labeller, told).await;
         pending().await
     });

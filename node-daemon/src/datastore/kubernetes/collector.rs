@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     datastore::{Snapshot, file::keep_last_good},
-    node::{Tasks, endless},
     problems,
+    tasks::Tasks,
 };
 
 /// How long changes are gathered before they are looked at: several come at once.
@@ -166,7 +166,7 @@ impl Collector {
         tasks: &mut Tasks,
     ) -> (watch::Sender<Arc<Snapshot>>, watch::Receiver<Progress>) {
         let (resources, progress) = (self.resources.clone(), self.progress.subscribe());
-        endless(tasks, self.run());
+        tasks.endless("collector", self.run());
         (resources, progress)
     }
 

@@ -25,8 +25,8 @@ use super::{
 use crate::{
     datastore::pods::{Annotations, KnownPod, KnownPods, PodNamespace},
     last_known::LastKnown,
-    node::{Tasks, endless},
     problems,
+    tasks::Tasks,
 };
 
 /// How long a pod or a namespace is waited for until it is asked for.
@@ -80,7 +80,7 @@ impl ApiPods {
         let (sender, news) = mpsc::channel(QUEUE);
         let following = watching::start(access, &Subject::pods(node), &sender);
         let (told, said) = (known.clone(), problems.clone());
-        endless(tasks, async move {
+        tasks.endless("pods", async move {
             // They live as long as this task, which lives as long as the process.
             let _kept = (following, sender);
             run(news, told, said, copy).await;

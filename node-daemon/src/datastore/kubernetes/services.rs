@@ -32,9 +32,9 @@ use super::{
 use crate::{
     datastore::Snapshot,
     last_known::LastKnown,
-    node::{Tasks, endless},
     problems,
     services::{self, Announced, Ranges, Service, Services, Slice},
+    tasks::Tasks,
 };
 
 /// Where what was last known is kept, in `stateDir`.
@@ -136,7 +136,7 @@ impl ServiceWatch {
         tasks: &mut Tasks,
     ) -> (watch::Receiver<Option<BTreeSet<Prefix>>>, watch::Receiver<Vec<String>>) {
         let (announced, problems) = (self.announced.subscribe(), self.problems.subscribe());
-        endless(tasks, self.run());
+        tasks.endless("services", self.run());
         (announced, problems)
     }
 
@@ -536,7 +536,7 @@ mod tests {
         // Without ranges the next process has nothing that it announced.
         of.write_copy(&watching.known);
         configured.send_replace(resources(&[]));
-        let mut tasks = Tasks::new();
+        let mut tasks = Tasks::default();
         let (mut announced, _problems) = of.start(&mut tasks);
         announced.wait_for(|told| told.as_ref().is_some_and(BTreeSet::is_empty)).await.unwrap();
         assert!(!directory.path().join(FILE).exists());

@@ -17,9 +17,9 @@ impl Site {
         Self { root, claims, watch: Watch::default() }
     }
 
-    fn controller(&self, grace: Duration) -> Controller {
+    fn caretaker(&self, grace: Duration) -> Caretaker {
         let (_, resources) = watch::channel(Arc::new(Snapshot::default()));
-        Controller {
+        Caretaker {
             node: "node1".to_owned(),
             instance: "i1".to_owned(),
             grace,
@@ -38,8 +38,8 @@ impl Site {
         self.claims.claim(who, |_| Some(block)).unwrap().unwrap()
     }
 
-    fn look(&mut self, controller: &Controller) -> Vec<Block> {
-        controller.look(&mut self.watch).unwrap();
+    fn look(&mut self, caretaker: &Caretaker) -> Vec<Block> {
+        caretaker.look(&mut self.watch).unwrap();
         self.claims.list().unwrap().claims.into_keys().collect()
     }
 }
@@ -56,7 +56,7 @@ fn the_blocks_of_a_node_that_is_gone_return_after_the_grace_period() {
     let mut site = Site::new();
     let own = site.claim("node1", "10.0.0.0/26").block;
     let gone = site.claim("gone", "10.0.0.64/26").block;
-    let patient = site.controller(Duration::from_secs(3600));
+    let patient = site.caretaker(Duration::from_secs(3600));
     assert_eq!(site.look(&patient), [own, gone], "before the grace period is over");
     let later = Instant::now() + patient.grace;
     assert_eq!(site.watch.absences.gone(later, patient.grace).len(), 1);
@@ -64,7 +64,7 @@ fn the_blocks_of_a_node_that_is_gone_return_after_the_grace_period() {
     patient.leases.renew(lease("gone", "1", true)).unwrap();
     site.look(&patient);
     assert_eq!(site.watch.absences.gone(later, patient.grace), []);
-    let hasty = site.controller(Duration::ZERO);
+    let hasty = site.caretaker(Duration::ZERO);
     assert_eq!(site.look(&hasty), [own]);
     assert_eq!(hasty.leases.get("gone").unwrap(), None);
 }
@@ -73,7 +73,7 @@ fn the_blocks_of_a_node_that_is_gone_return_after_the_grace_period() {
 fn a_node_that_renews_while_it_is_cleared_up_keeps_its_blocks() {
     let site = Site::new();
     site.claim("gone", "10.0.0.64/26");
-    let hasty = site.controller(Duration::ZERO);
+    let hasty = site.caretaker(Duration::ZERO);
     let seen = lease("gone", "1", true);
     hasty.leases.renew(lease("gone", "2", true)).unwrap();
     hasty.clear_up("gone", Some(&seen)).unwrap();
@@ -84,7 +84,7 @@ fn a_node_that_renews_while_it_is_cleared_up_keeps_its_blocks() {
 fn a_node_that_never_had_a_node_keeps_its_blocks() {
     let mut site = Site::new();
     let block = site.claim("shy", "10.0.0.64/26").block;
-    let hasty = site.controller(Duration::ZERO);
+    let hasty = site.caretaker(Duration::ZERO);
     hasty.leases.renew(lease("shy", "1", false)).unwrap();
     assert_eq!(site.look(&hasty), [block]);
     // Once it had one, that is not forgotten.
@@ -97,7 +97,7 @@ fn a_node_that_never_had_a_node_keeps_its_blocks() {
 fn one_daemon_does_it() {
     let mut site = Site::new();
     let gone = site.claim("gone", "10.0.0.64/26").block;
-    let hasty = site.controller(Duration::ZERO);
+    let hasty = site.caretaker(Duration::ZERO);
     let other = hasty.leases.try_lead().unwrap();
     assert!(other.is_some());
     assert_eq!(site.look(&hasty), [gone]);
@@ -108,8 +108,8 @@ fn one_daemon_does_it() {
 #[test]
 fn two_daemons_of_one_name_are_told() {
     let site = Site::new();
-    let first = site.controller(Duration::from_secs(900));
-    let second = Controller { instance: "i2".to_owned(), ..site.controller(first.grace) };
+    let first = site.caretaker(Duration::from_secs(900));
+    let second = Caretaker { instance: "i2".to_owned(), ..site.caretaker(first.grace) };
     assert_eq!(first.renew().unwrap(), None);
     // That may be the process before.
     assert_eq!(second.renew().unwrap(), None);
@@ -120,7 +120,7 @@ fn two_daemons_of_one_name_are_told() {
 #[test]
 fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
     let mut site = Site::new();
-    let hasty = site.controller(Duration::ZERO);
+    let hasty = site.caretaker(Duration::ZERO);
     let claim = site.claim("gone", "10.0.0.64/26");
     let block = claim.block;
     let spec = BlockRequestSpec {
@@ -157,7 +157,7 @@ fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
 #[test]
 fn what_a_node_that_is_gone_has_borrowed_goes_back() {
     let mut site = Site::new();
-    let hasty = site.controller(Duration::ZERO);
+    let hasty = site.caretaker(Duration::ZERO);
     let claim = site.claim("node1", "10.0.0.64/26");
     let cidr = "10.0.0.64/29".parse().unwrap();
     let spec = BlockRequestSpec {

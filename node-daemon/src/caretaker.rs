@@ -1,5 +1,5 @@
-//! The work for the cluster as a whole: what nodes that are gone have left behind. One daemon of those
-//! that share a datastore does it, the one that holds the lock.
+//! What each daemon does for the nodes that share its datastore: it says by a Lease that it lives, and the one that
+//! holds the lock frees what nodes that are gone have left behind.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ use crate::{
 const RENEWAL: Duration = Duration::from_secs(60);
 
 /// The task.
-pub(crate) struct Controller {
+pub(crate) struct Caretaker {
     pub(crate) node: String,
     /// Tells this process from the one before, and from another one of the same name.
     pub(crate) instance: String,
@@ -50,7 +50,7 @@ struct Watch {
     absences: Absences,
 }
 
-impl Controller {
+impl Caretaker {
     /// Renews this node's lease, and looks after the others' as long as the lock can be had.
     pub(crate) async fn run(self: Arc<Self>) {
         let mut watch = Watch::default();
