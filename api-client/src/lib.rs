@@ -37,9 +37,15 @@ use tower::{BoxError, Service, ServiceBuilder, util::MapRequestLayer};
 pub use self::proxy::{Proxy, UnusableProxy, named};
 use self::{proxy::Scheme, single_flight::SingleFlight};
 
-/// How often the server is asked whether the connection is alive, and how long it may take to say so. Without
-/// it all that goes through a connection which died without a word would wait for its own deadlines.
-pub type KeepAlive = [Duration; 2];
+/// How a connection that died without a word is noticed. Without it all that goes through such a connection
+/// would wait for its own deadlines.
+#[derive(Debug, Clone, Copy)]
+pub struct KeepAlive {
+    /// How often the server is asked whether the connection is alive.
+    pub interval: Duration,
+    /// How long it may take to say so.
+    pub timeout: Duration,
+}
 
 /// A client. Where the server, or what stands before it, knows no HTTP/2, it speaks HTTP/1.1. kube's layer
 /// that repeats what was answered with 429 or 503 is left out: who asks has a deadline and a back-off.
@@ -94,8 +100,8 @@ where
     connector.set_read_timeout(config.read_timeout);
     let http = HttpClient::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .http2_keep_alive_interval(keep_alive[0])
-        .http2_keep_alive_timeout(keep_alive[1])
+        .http2_keep_alive_interval(keep_alive.interval)
+        .http2_keep_alive_timeout(keep_alive.timeout)
         .build::<_, Body>(connector);
     let token = token::read(&config.auth_info)?;
     let auth = if token.is_none() { config.auth_layer()? } else { None };

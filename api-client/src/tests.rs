@@ -26,7 +26,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const WATCHES: usize = 13;
 
 /// A node's.
-const KEEP_ALIVE: KeepAlive = [Duration::from_secs(10), Duration::from_secs(5)];
+const KEEP_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
 
 async fn client_of(kubeconfig: &Path) -> Client {
     client_with(kubeconfig, KEEP_ALIVE).await.unwrap()
@@ -110,7 +111,8 @@ async fn the_certificate_is_that_of_tls_server_name() {
 #[tokio::test]
 async fn a_connection_that_dies_without_a_word_is_left() {
     let server = Server::start(Kind::default()).await;
-    let keep_alive = [Duration::from_millis(300); 2];
+    let soon = Duration::from_millis(300);
+    let keep_alive = KeepAlive { interval: soon, timeout: soon };
     let client = client_with(&server.kubeconfig("", ""), keep_alive).await.unwrap();
     ask(&client).await.unwrap();
     server.order(Order::FallSilent);

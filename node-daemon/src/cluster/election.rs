@@ -35,10 +35,12 @@ const _: () = assert!(RENEW_WITHIN.as_secs() + DEADLINE.as_secs() < DURATION.as_
 
 /// How soon it is noticed that the connection is dead, so that there is time for another one and a renewal
 /// by it.
-pub(super) const KEEP_ALIVE: KeepAlive = [Duration::from_secs(2), Duration::from_secs(2)];
+pub(super) const KEEP_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(2), timeout: Duration::from_secs(2) };
 
 const _: () = assert!(
-    KEEP_ALIVE[0].as_secs() + KEEP_ALIVE[1].as_secs() + DEADLINE.as_secs() < RENEW_WITHIN.as_secs()
+    KEEP_ALIVE.interval.as_secs() + KEEP_ALIVE.timeout.as_secs() + DEADLINE.as_secs()
+        < RENEW_WITHIN.as_secs()
 );
 
 /// The longest time between two renewals, or two looks of those who wait: about 3 s, as pauses are uneven.

@@ -16,7 +16,8 @@ use twill_api_client::{KeepAlive, Proxy, UnusableProxy, named};
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// How soon it is noticed that the connection is dead: before the deadline of who waits for an answer.
-const KEEP_ALIVE: KeepAlive = [Duration::from_secs(5), Duration::from_secs(5)];
+const KEEP_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(5), timeout: Duration::from_secs(5) };
 
 /// Where the API server is looked for, in this order: `kubeconfig`, the files that `$KUBECONFIG`
 /// names, `configured`, `~/.kube/config`, the service account of the pod.

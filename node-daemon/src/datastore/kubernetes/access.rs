@@ -21,7 +21,8 @@ use twill_k8s_api::files::FileError;
 use super::{deaths::Deaths, refusals::Refusals};
 
 /// How a node keeps its connection: there are many, and a server with much to do may be slow to answer.
-pub(crate) const OF_A_NODE: KeepAlive = [Duration::from_secs(10), Duration::from_secs(5)];
+pub(crate) const OF_A_NODE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
 
 /// How long one request may take. Who waits for it is the task that claims blocks.
 const DEADLINE: Duration = Duration::from_secs(3);
