@@ -81,7 +81,7 @@ impl Departed {
             return Ok(());
         }
         self.next_look = now + PERIOD.min(self.grace / 4);
-        let mut absent = strangers(world);
+        let mut absent = without_node(world);
         let is_due = self.listed.is_none_or(|listed| listed.elapsed() >= LEFTOVERS);
         if !absent.is_empty() || is_due {
             self.leases = self.list_leases().await?;
@@ -246,7 +246,7 @@ fn unanswered(request: &RequestEntry) -> Option<&String> {
 }
 
 /// Who has left something, and has no Node.
-fn strangers(world: &World) -> BTreeSet<String> {
+fn without_node(world: &World) -> BTreeSet<String> {
     let claims = world.claims.values().filter_map(|entry| entry.claim.as_ref().ok());
     let owners = claims.flat_map(|claim| {
         let borrowers = claim.delegations.iter().map(|part| &part.node);
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn who_has_left_something_and_has_no_node() {
-        let found = strangers(&world());
+        let found = without_node(&world());
         assert_eq!(
             found.iter().map(String::as_str).collect::<Vec<_>>(),
             ["asked", "asker", "borrower", "owner", "speaker"]
