@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Parser;
 use nix::sys::signal::SigSet;
 use tokio::{
@@ -273,7 +273,7 @@ fn cannot_listen(address: SocketAddr) -> String {
 }
 
 fn serve_http(listener: TcpListener, told: http::Told, tasks: &mut Tasks) {
-    tasks.spawn("HTTP", async move { Ok(http::serve(listener, told).await?) });
+    tasks.spawn("HTTP", http::serve(listener, told));
 }
 
 /// Opens the store; answers as well where a damaged one was moved to.

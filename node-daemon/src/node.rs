@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::block_in_place,

@@ -14,12 +14,12 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     /// Starts a task that may fail.
-    pub(crate) fn spawn(
+    pub(crate) fn spawn<E: Into<anyhow::Error>>(
         &mut self,
         name: &'static str,
-        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let id = self.set.spawn(task).id();
+        let id = self.set.spawn(async move { task.await.map_err(Into::into) }).id();
         self.names.insert(id, name);
     }
 
@@ -31,7 +31,7 @@ impl Tasks {
     ) {
         self.spawn(name, async move {
             task.await;
-            Ok(())
+            anyhow::Ok(())
         });
     }
 
