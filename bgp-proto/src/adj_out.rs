@@ -293,7 +293,7 @@ impl ExportView {
         let verdict = self.own_verdict(policy, prefix, self.next_hop(prefix.family())?);
         let refusal = policy.refusal(Direction::Export, prefix.family(), verdict);
         let too_long = || {
-            let longest = self.session.max_message();
+            let longest = self.session.longest_sent();
             let why =
                 format!("the limit of {longest} octets for a message, which its attributes exceed");
             self.own(prefix).is_none().then_some(why)
@@ -437,7 +437,7 @@ mod tests {
             let mut bytes = messages.bytes.as_slice();
             let mut count = 0;
             let mut announcing = false;
-            while let Some(frame) = wire::frame(bytes, session.max_message()).unwrap() {
+            while let Some(frame) = wire::frame(bytes, session.longest_sent()).unwrap() {
                 let update = wire::decode_update(frame.body, session).unwrap();
                 assert!(update.faults.is_empty(), "{:?}", update.faults);
                 assert!(!announcing || update.withdrawn.is_empty(), "withdraw before announce");
@@ -517,7 +517,7 @@ mod tests {
         let advertisements = vec![advertisement];
         let policy = Arc::new(RoutePolicy { advertisements, ..RoutePolicy::default() });
         let tagged = ExportView { policy: Some(policy), ..plain.clone() };
-        let session = Session { extended_message: true, ..plain.session };
+        let session = Session { send_extended: true, ..plain.session };
         let extended = ExportView { session, ..tagged.clone() };
         let _ = out.originate(prefixes(&PREFIXES[..2]));
         let mut told = [(); 3].map(|()| Told::default());

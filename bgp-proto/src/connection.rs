@@ -179,7 +179,8 @@ impl Connection {
 
     /// The next whole message, decoded; `None` when more bytes are needed.
     pub(crate) fn next_message(&mut self, now: Time) -> Result<Option<Message>, Failure> {
-        let max = self.negotiated.as_ref().map_or(wire::MAX_MESSAGE, |n| n.session.max_message());
+        let max =
+            self.negotiated.as_ref().map_or(wire::MAX_MESSAGE, |n| n.session.longest_received());
         let Some(frame) = wire::frame(self.buffer.get(self.taken..).unwrap_or_default(), max)?
         else {
             self.compact();

@@ -223,7 +223,7 @@ pub(crate) fn names(negotiated: &Negotiated) -> Vec<&'static str> {
     add(!negotiated.long_lived.is_empty(), "long-lived graceful restart");
     add(session.add_path.receive_ipv4, "ADD-PATH receive IPv4");
     add(session.add_path.receive_ipv6, "ADD-PATH receive IPv6");
-    add(session.extended_message, "extended messages");
+    add(session.send_extended, "extended messages");
     add(session.extended_next_hop, "IPv4 over IPv6 next hops");
     if let Some(theirs) = &negotiated.role {
         names.push(role(theirs));

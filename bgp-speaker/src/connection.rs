@@ -265,6 +265,9 @@ async fn write_all(
                     let _ = events.send(Event::Written { conn, count }).await;
                 }
                 Err(error) => {
+                    // What the peer has said before it closed may wait to be read: a NOTIFICATION that says
+                    // why. So the reader tells the end, behind that, and this is for one that cannot.
+                    tokio::time::sleep(LINGER).await;
                     let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
                     return;
                 }
@@ -336,6 +339,23 @@ mod tests {
         writer.await.unwrap();
         assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0, "it is closed at the end");
     }
+
+    /// What a peer has said before it closes is heard before the end, though the next write fails first.
+    #[tokio::test(start_paused = true)]
+    async fn the_last_word_of_a_peer_that_closes_is_heard() {
+        let (ours, theirs) = tokio::io::duplex(8);
+        let (events, mut heard) = mpsc::channel(16);
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let conn = ConnId(1);
+        let writer = tokio::spawn(write_all(conn, ours, queue, events.clone()));
+        drop(theirs);
+        outgoing.send(vec![7; 20]).unwrap();
+        let early = tokio::time::timeout(LINGER - Duration::from_millis(1), heard.recv()).await;
+        assert!(early.is_err(), "the end is told first: {early:?}");
+        assert!(matches!(heard.recv().await, Some(Event::Closed { .. })), "it is told at last");
+        writer.await.unwrap();
+    }
+
     /// What a peer sends after the end is thrown away, and does not take our last word along.
     #[tokio::test]
     async fn who_is_still_talking_hears_the_last_word() {

@@ -80,7 +80,7 @@ impl Remote {
 
     /// Reads what the speaker has sent: whole messages, in order, that mean something here.
     pub(super) fn read(&mut self, mut bytes: &[u8]) {
-        let max = |remote: &Self| remote.session().unwrap_or_default().max_message();
+        let max = |remote: &Self| remote.session().unwrap_or_default().longest_received();
         assert!(!bytes.is_empty(), "nothing is sent");
         while !bytes.is_empty() {
             assert!(!self.notified, "a message after the NOTIFICATION");

@@ -110,7 +110,7 @@ pub fn encode_withdrawals<T: Into<Nlri> + Copy>(
         Family::V4 => HEADER_LENGTH + 4,
         Family::V6 => HEADER_LENGTH + 4 + 4 + 3,
     };
-    for (batch, length) in batches(routes, session.max_message() - overhead, with_id) {
+    for (batch, length) in batches(routes, session.longest_sent() - overhead, with_id) {
         match family {
             Family::V4 => {
                 header(MessageType::Update, 4 + length, out);
@@ -153,7 +153,7 @@ pub fn encode_updates<T: Into<Nlri> + Copy>(
         room >= 1 + 16 + 4
             || routes.iter().all(|r| nlri::encoded_length((*r).into().prefix, with_id) <= room)
     };
-    let Some(room) = session.max_message().checked_sub(overhead).filter(|room| all_fit(*room))
+    let Some(room) = session.longest_sent().checked_sub(overhead).filter(|room| all_fit(*room))
     else {
         return false;
     };

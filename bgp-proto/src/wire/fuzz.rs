@@ -16,7 +16,8 @@ pub fn session(octets: [u8; 2]) -> Session {
     let bit = |n: u16| bits & (1 << n) != 0;
     Session {
         four_octet_as: !bit(0),
-        extended_message: bit(1),
+        send_extended: bit(1),
+        receive_extended: bit(1),
         extended_next_hop: bit(2),
         enhanced_refresh: bit(3),
         ipv4: !bit(4),
@@ -40,7 +41,7 @@ pub fn stream(input: &[u8]) {
         return;
     };
     let session = session(*head);
-    while let Ok(Some(Frame { kind, body, length })) = frame(bytes, session.max_message()) {
+    while let Ok(Some(Frame { kind, body, length })) = frame(bytes, session.longest_received()) {
         message(kind, body, &session);
         bytes = bytes.get(length..).unwrap_or_default();
     }
@@ -161,7 +162,7 @@ fn withdrawals(update: &UpdateIn, session: &Session) {
 /// The bodies of the UPDATEs of a run.
 fn bodies(mut bytes: &[u8], session: &Session) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
-    while let Ok(Some(frame)) = frame(bytes, session.max_message()) {
+    while let Ok(Some(frame)) = frame(bytes, session.longest_received()) {
         assert_eq!(frame.kind, MessageType::Update, "not an UPDATE");
         all.push(frame.body.to_vec());
         bytes = bytes.get(frame.length..).unwrap_or_default();

@@ -3,7 +3,7 @@ use twill_types::Family;
 use super::{
     SAFI_UNICAST, Session, afi, family_of,
     header::{HEADER_LENGTH, MessageType},
-    notification::{Notification, code},
+    notification::{Notification, code, header_error},
 };
 
 /// A ROUTE-REFRESH (RFC 2918, RFC 7313).
@@ -33,22 +33,27 @@ impl RouteRefresh {
 /// (RFC 2918 section 4), of a subtype that is unknown or was not negotiated (RFC 7313 section 5).
 ///
 /// # Errors
-/// RFC 7313 section 5: a wrong length, with the whole message as data.
+/// A wrong length: of what RFC 7313 brought, and only where that was negotiated, with the code of its
+/// section 5 and the whole message as data; else as of any message (RFC 4271 section 6.1).
 pub fn decode_route_refresh(
     body: &[u8],
     session: &Session,
 ) -> Result<Option<RouteRefresh>, Notification> {
     let [high, low, subtype, safi] = body else {
-        // Another subtype may have another length.
-        if body.get(2).is_some_and(|subtype| *subtype > RouteRefresh::END) {
-            return Ok(None);
-        }
-        let length = u16::try_from(HEADER_LENGTH + body.len()).unwrap_or(u16::MAX);
-        let mut message = vec![0xff; 16];
-        message.extend_from_slice(&length.to_be_bytes());
-        message.push(MessageType::RouteRefresh.code());
-        message.extend_from_slice(body);
-        return Err(Notification::new(code::ROUTE_REFRESH, 1).with_data(&message));
+        let length = u16::try_from(HEADER_LENGTH + body.len()).unwrap_or(u16::MAX).to_be_bytes();
+        return match body.get(2) {
+            // Another subtype may have another length.
+            Some(subtype) if *subtype > RouteRefresh::END => Ok(None),
+            Some(&(RouteRefresh::BEGIN | RouteRefresh::END)) if session.enhanced_refresh => {
+                let kind = MessageType::RouteRefresh.code();
+                let message = [&[0xff; 16][..], &length, &[kind], body].concat();
+                Err(Notification::new(code::ROUTE_REFRESH, 1).with_data(&message))
+            }
+            _ => {
+                let fault = Notification::new(code::HEADER, header_error::BAD_LENGTH);
+                Err(fault.with_data(&length))
+            }
+        };
     };
     let family = family_of(u16::from_be_bytes([*high, *low]), *safi);
     let wanted = match *subtype {

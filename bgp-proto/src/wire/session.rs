@@ -11,8 +11,10 @@ use super::{
 pub struct Session {
     /// AS numbers in AS_PATH and AGGREGATOR have four octets (RFC 6793).
     pub four_octet_as: bool,
-    /// Messages may have up to 65535 octets (RFC 8654).
-    pub extended_message: bool,
+    /// Messages to the peer may have up to 65535 octets (RFC 8654 section 4).
+    pub send_extended: bool,
+    /// The peer was told that it may send such, whether it takes them itself or not (RFC 8654 section 4).
+    pub receive_extended: bool,
     /// IPv4 prefixes may have an IPv6 next hop (RFC 8950).
     pub extended_next_hop: bool,
     /// A refresh has a beginning and an end (RFC 7313).
@@ -66,7 +68,8 @@ impl AddPath {
 
 impl Session {
     /// What follows from our capabilities and the peer's OPEN. A capability counts where both
-    /// sides have it (RFC 5492 section 3); ADD-PATH where one sends and the other receives.
+    /// sides have it (RFC 5492 section 3); ADD-PATH where one sends and the other receives. Long messages are taken
+    /// of any peer, as our OPEN says so (RFC 8654 section 4).
     pub fn negotiate(ours: &[Capability], theirs: &Open, internal: bool) -> Self {
         let both = |wanted: fn(&Capability) -> bool| {
             ours.iter().any(wanted) && theirs.capabilities.iter().any(wanted)
@@ -77,10 +80,12 @@ impl Session {
             add_path_of(sender, family).is_some_and(|entry| entry.send)
                 && add_path_of(receiver, family).is_some_and(|entry| entry.receive)
         };
+        let is_extended: fn(&_) -> bool = |c| matches!(c, Capability::ExtendedMessage);
         let peer = theirs.capabilities.as_slice();
         Self {
             four_octet_as: both(|c| matches!(c, Capability::FourOctetAs(_))),
-            extended_message: both(|c| matches!(c, Capability::ExtendedMessage)),
+            send_extended: both(is_extended),
+            receive_extended: ours.iter().any(is_extended),
             extended_next_hop: both(Capability::allows_ipv4_over_ipv6),
             enhanced_refresh: both(|c| matches!(c, Capability::EnhancedRouteRefresh)),
             ipv4: has(Family::V4),
@@ -97,9 +102,14 @@ impl Session {
         }
     }
 
-    /// The longest message on this session, in octets.
-    pub const fn max_message(&self) -> usize {
-        if self.extended_message { MAX_EXTENDED } else { MAX_MESSAGE }
+    /// The longest message that may be sent, in octets.
+    pub const fn longest_sent(&self) -> usize {
+        if self.send_extended { MAX_EXTENDED } else { MAX_MESSAGE }
+    }
+
+    /// The longest message that may be received, in octets.
+    pub const fn longest_received(&self) -> usize {
+        if self.receive_extended { MAX_EXTENDED } else { MAX_MESSAGE }
     }
 
     /// Whether routes of this family may be exchanged.

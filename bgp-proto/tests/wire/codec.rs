@@ -140,7 +140,7 @@ fn exchange() -> impl Strategy<Value = (Session, Family, PathAttributes, Vec<Nlr
 /// The bodies of a run of messages, each as long as the session allows and no longer.
 fn bodies(mut bytes: &[u8], session: &Session) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
-    while let Some(frame) = frame(bytes, session.max_message()).unwrap() {
+    while let Some(frame) = frame(bytes, session.longest_sent()).unwrap() {
         all.push(frame.body.to_vec());
         bytes = &bytes[frame.length..];
     }
@@ -190,7 +190,7 @@ proptest! {
         }
         // Packed: nothing of a message would have fitted the one before.
         for pair in bodies.windows(2) {
-            prop_assert!(pair[0].len() + HEADER_LENGTH + 21 > session.max_message());
+            prop_assert!(pair[0].len() + HEADER_LENGTH + 21 > session.longest_sent());
         }
         prop_assert_eq!(back, routes);
     }
@@ -443,7 +443,7 @@ fn unknown_attributes_are_passed_on_with_partial() {
 #[test]
 fn what_does_not_fit_the_session_is_not_announced() {
     let session = Session { four_octet_as: true, ipv4: true, ipv6: true, ..Session::default() };
-    let long = Session { extended_message: true, ..session };
+    let long = Session { send_extended: true, ..session };
     let mut attributes =
         PathAttributes::new(Origin::Igp, AsPath::default(), "192.0.2.1".parse().unwrap());
     attributes.communities = (0..1100).map(Community).collect();

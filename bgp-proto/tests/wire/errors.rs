@@ -62,7 +62,8 @@ fn session_of(words: &str) -> Session {
         match word {
             "internal" => session.internal = true,
             "2-octet" => session.four_octet_as = false,
-            "extended" => session.extended_message = true,
+            "extended" => session.receive_extended = true,
+            "enhanced" => session.enhanced_refresh = true,
             "noipv4" => session.ipv4 = false,
             "noipv6" => session.ipv6 = false,
             "nosets" => session.as_sets = false,
@@ -101,7 +102,7 @@ fn header(row: &Row) -> String {
         None => [vec![0xff; 16], hex(&row.bytes)].concat(),
     };
     bytes.push(0);
-    match frame(&bytes, row.session.max_message()) {
+    match frame(&bytes, row.session.longest_received()) {
         Ok(_) => "accepted".to_owned(),
         Err(notification) => reset(&notification),
     }

@@ -153,7 +153,7 @@ fn hear(heard: &mut Heard, messages: &Messages, session: &Session) -> BTreeSet<P
     let mut named = BTreeSet::new();
     let mut bytes = messages.bytes.as_slice();
     let (mut count, mut announcing) = (0, false);
-    while let Some(frame) = wire::frame(bytes, session.max_message()).unwrap() {
+    while let Some(frame) = wire::frame(bytes, session.longest_sent()).unwrap() {
         let update = wire::decode_update(frame.body, session).unwrap();
         assert!(update.faults.is_empty(), "{:?}", update.faults);
         assert!(!announcing || update.withdrawn.is_empty(), "withdraw before announce");
