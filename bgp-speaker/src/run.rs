@@ -224,6 +224,7 @@ impl Shell {
             // A timer of the runtime expires only when its driver is looked at, which a worker that
             // always finds a message does not do: a KEEPALIVE would wait for the end of a flood.
             if wait.is_zero() {
+                self.hear().await;
                 self.input(Input::Tick);
                 self.carry_out().await;
                 continue;
@@ -243,9 +244,24 @@ impl Shell {
                 },
                 Some(event) = self.event_queue.recv() => self.events(event),
                 Some(accepted) = self.accepted_queue.recv() => self.accepted(accepted),
-                () = tokio::time::sleep(wait) => self.input(Input::Tick),
+                // What is due is done in the next turn.
+                () = tokio::time::sleep(wait) => continue,
             }
             self.carry_out().await;
+        }
+    }
+
+    /// Hears what peers have said already, before a timer says that they said nothing: a process that was stopped,
+    /// or had too much to do, finds the timer expired and the KEEPALIVE unread. Nothing else is read meanwhile, so
+    /// a flood does not put a timer off.
+    async fn hear(&mut self) {
+        // Those who read from the sockets have their turn.
+        tokio::task::yield_now().await;
+        for _ in 0..self.event_queue.len() {
+            match self.event_queue.try_recv() {
+                Ok(event) => self.event(event),
+                Err(_) => return,
+            }
         }
     }
 
@@ -504,9 +520,15 @@ fn log(peer: PeerKey, event: &PeerEvent) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+    use std::{
+        collections::BTreeSet,
+        io::{Read, Write},
+        net::Ipv4Addr,
+        sync::Arc,
+    };
 
     use tokio::sync::Semaphore;
+    use twill_bgp_proto::{PeerKind, State, wire};
     use twill_types::Asn;
 
     use super::*;
@@ -537,6 +559,61 @@ mod tests {
             selection_deferral: Duration::from_secs(60),
             max_paths: 16,
         }
+    }
+
+    /// A peer that says every half second that it lives, until the node closes or the time is up; the answer is
+    /// whether the node closed.
+    fn lively_peer(listener: &std::net::TcpListener) -> std::io::Result<bool> {
+        let (mut stream, _) = listener.accept()?;
+        let open = wire::Open {
+            asn: Asn::new(64513).unwrap(),
+            hold_time: 3,
+            identifier: Ipv4Addr::new(192, 0, 2, 2),
+            capabilities: vec![wire::Capability::FourOctetAs(Asn::new(64513).unwrap())],
+        };
+        stream.write_all(&wire::encode_open(&open))?;
+        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let mut said = [0; 4096];
+        for _ in 0..12 {
+            stream.write_all(&wire::encode_keepalive())?;
+            match stream.read(&mut said) {
+                Ok(0) => return Ok(true),
+                // A NOTIFICATION.
+                Ok(count) if said[..count].get(18) == Some(&3) => return Ok(true),
+                Ok(_) => std::thread::sleep(Duration::from_millis(500)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// This process is stopped for longer than the hold time, and the peer is not: its KEEPALIVEs wait in the socket.
+    #[tokio::test]
+    async fn what_waits_in_the_socket_is_heard_before_the_hold_timer_expires() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let key = PeerKey {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: listener.local_addr().unwrap().port(),
+        };
+        let peer = std::thread::spawn(move || lively_peer(&listener));
+        let (reports, _reported) = mpsc::unbounded_channel();
+        let (handle, task) = start(config(), reports);
+        let remote = PeerConfig::new("lively", PeerKind::Global, Asn::new(64513).unwrap());
+        let remote = PeerConfig { hold_time: 3, takes_connections: false, ..remote };
+        let (peers, passwords) = ([(key, remote)].into(), BTreeMap::new());
+        handle.send(Command::SetPeers { peers, passwords }).await;
+        let state = async || handle.snapshot(Pictured::Sessions).await.peers[0].state;
+        while state().await != State::Established {
+            assert!(!peer.is_finished(), "no session");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // The one thread that the runtime of this test has: the stop itself, and no wait for anything.
+        std::thread::sleep(Duration::from_millis(3300));
+        assert!(!tokio::task::spawn_blocking(move || peer.join().unwrap().unwrap()).await.unwrap());
+        assert_eq!(state().await, State::Established);
+        handle.stop().await;
+        task.await.unwrap().unwrap();
     }
 
     /// However much waits, and however little: what is due in between is done soon.
