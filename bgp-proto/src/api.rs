@@ -465,6 +465,10 @@ pub enum PeerEvent {
     BadUpdate {
         /// For people.
         text: String,
+        /// The routes that it was about, at most 20 by name; empty if they could not be read.
+        routes: String,
+        /// The body of the UPDATE, at most 4096 octets of it, in hexadecimal digits (RFC 7606 section 6).
+        message: String,
     },
     /// There were more of them in the last minute than were told one by one.
     MoreBadUpdates {

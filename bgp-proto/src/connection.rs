@@ -100,8 +100,8 @@ pub(crate) struct Connection {
 pub(crate) struct Failure {
     /// What the peer is told.
     pub(crate) notification: Notification,
-    /// What was wrong, in an UPDATE.
-    pub(crate) fault: Option<Fault>,
+    /// What was wrong in an UPDATE, and its body.
+    pub(crate) fault: Option<(Fault, Vec<u8>)>,
 }
 
 impl From<Notification> for Failure {
@@ -110,9 +110,9 @@ impl From<Notification> for Failure {
     }
 }
 
-impl From<Reset> for Failure {
-    fn from(Reset { fault, notification }: Reset) -> Self {
-        Self { notification, fault: Some(fault) }
+impl Failure {
+    fn of_update(Reset { fault, notification }: Reset, body: &[u8]) -> Self {
+        Self { notification, fault: Some((fault, body.to_vec())) }
     }
 }
 
@@ -121,7 +121,8 @@ impl From<Reset> for Failure {
 pub(crate) enum Message {
     Open(Open),
     Keepalive,
-    Update(wire::UpdateIn),
+    /// With its body, if anything was wrong with it (RFC 7606 section 6).
+    Update(wire::UpdateIn, Vec<u8>),
     RouteRefresh(Option<wire::RouteRefresh>),
     Notification(Notification),
 }
@@ -190,7 +191,7 @@ impl Connection {
         let message = self.decode(frame)?;
         self.taken += length;
         // RFC 4271 section 8.2.2: KEEPALIVE and UPDATE restart the hold timer.
-        if matches!(message, Message::Keepalive | Message::Update(_)) {
+        if matches!(message, Message::Keepalive | Message::Update(..)) {
             self.restart_hold(now);
         }
         Ok(Some(message))
@@ -208,7 +209,10 @@ impl Connection {
                 Ok(Message::Keepalive)
             }
             (MessageType::Update, State::Established, Some(negotiated)) => {
-                Ok(Message::Update(wire::decode_update(frame.body, &negotiated.session)?))
+                let update = wire::decode_update(frame.body, &negotiated.session)
+                    .map_err(|reset| Failure::of_update(reset, frame.body))?;
+                let body = if update.faults.is_empty() { Vec::new() } else { frame.body.to_vec() };
+                Ok(Message::Update(update, body))
             }
             (MessageType::RouteRefresh, State::Established, Some(negotiated)) => {
                 let refresh = wire::decode_route_refresh(frame.body, &negotiated.session)?;

@@ -343,11 +343,11 @@ impl Peer {
                 }
                 Ok(None) => return,
                 Err(Failure { notification, fault }) => {
-                    if let Some(fault) = &fault {
-                        self.bad_update(fault, sink);
+                    if let Some((fault, body)) = &fault {
+                        self.bad_update(fault, None, body, sink);
                     }
                     self.fail(conn, notification, sink);
-                    if let Some(fault) = fault {
+                    if let Some((fault, _)) = fault {
                         self.info = format!("{}: {fault}", self.info);
                     }
                     return;
@@ -356,11 +356,21 @@ impl Peer {
         }
     }
 
-    /// Counts an error in an UPDATE, and tells it unless there were many just now.
-    fn bad_update(&mut self, fault: &Fault, sink: &mut Sink<'_>) {
+    /// Counts an error in an UPDATE, and tells it unless there were many just now: with the routes that the
+    /// UPDATE was about, if they could be read, and with all of it (RFC 7606 section 6).
+    fn bad_update(
+        &mut self,
+        fault: &Fault,
+        update: Option<&wire::UpdateIn>,
+        body: &[u8],
+        sink: &mut Sink<'_>,
+    ) {
         if self.tally.update_error(fault, sink.now) {
             let text = format!("{fault} ({})", fault.disposition.name());
-            sink.outputs.push(Output::Event(self.key, PeerEvent::BadUpdate { text }));
+            let routes = update.map(tally::named_routes).unwrap_or_default();
+            let message = tally::hex(body);
+            let event = PeerEvent::BadUpdate { text, routes, message };
+            sink.outputs.push(Output::Event(self.key, event));
         }
     }
 
@@ -368,10 +378,10 @@ impl Peer {
         match message {
             Message::Open(open) => self.opened(conn, open, sink),
             Message::Keepalive => self.confirmed(conn, sink),
-            Message::Update(update) => {
+            Message::Update(update, body) => {
                 self.heard(conn, sink);
                 for fault in &update.faults {
-                    self.bad_update(fault, sink);
+                    self.bad_update(fault, Some(&update), &body, sink);
                 }
                 sink.sessions.push(Session::Update(update));
             }

@@ -503,7 +503,9 @@ fn log(peer: PeerKey, event: &PeerEvent) {
         }
         PeerEvent::Down { reason, kept_for: None } => warn!(%peer, reason, "session down"),
         PeerEvent::Failed { reason } => info!(%peer, reason, "no session"),
-        PeerEvent::BadUpdate { text } => warn!(%peer, text, "bad UPDATE"),
+        PeerEvent::BadUpdate { text, routes, message } => {
+            warn!(%peer, text, routes, message, "bad UPDATE");
+        }
         PeerEvent::MoreBadUpdates { count } => {
             warn!(%peer, count, "more bad UPDATEs in the last minute");
         }

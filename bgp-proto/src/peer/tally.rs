@@ -4,15 +4,42 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     NotificationCount, Time, UpdateErrorCount,
-    wire::{Disposition, Fault, Notification, code},
+    wire::{Disposition, Fault, Notification, Routes, UpdateIn, code},
 };
 
 /// So many errors in UPDATEs are told one by one in a window; the others as a number at its end.
 const TOLD: u32 = 5;
 /// Without it a peer that sends broken UPDATEs at line rate writes the log full.
 const WINDOW: Duration = Duration::from_secs(60);
+/// So many routes of a broken UPDATE are named.
+const NAMED: usize = 20;
+/// So many octets of a broken UPDATE are told: all that a message has which is not an extended one.
+const EVIDENCE: usize = 4096;
 /// Stands for all numbers that no RFC names: a peer must not make as many counters as it likes.
 const OTHER: u8 = 255;
+
+/// The routes that an UPDATE is about, for people.
+pub(crate) fn named_routes(update: &UpdateIn) -> String {
+    let announced = update.announced.iter().map(|(_, routes)| routes);
+    let all = || announced.clone().chain([&update.withdrawn]);
+    let count: usize = all().map(Routes::len).sum();
+    let first = all().flat_map(Routes::prefixes).take(NAMED);
+    let mut named = first.map(|prefix| prefix.to_string()).collect::<Vec<_>>().join(", ");
+    if count > NAMED {
+        named += &format!(" and {} more", count - NAMED);
+    }
+    named
+}
+
+/// An UPDATE's body in hexadecimal digits, for people.
+pub(crate) fn hex(body: &[u8]) -> String {
+    let mut digits: String =
+        body.iter().take(EVIDENCE).map(|octet| format!("{octet:02x}")).collect();
+    if body.len() > EVIDENCE {
+        digits += "...";
+    }
+    digits
+}
 
 /// Counted since the peer was configured.
 #[derive(Debug, Default)]

@@ -98,7 +98,9 @@ impl Speaker {
             && !std::mem::replace(&mut exchange.crowded, true)
         {
             let text = "more paths to one prefix than are kept; the others are left out".to_owned();
-            self.outputs.push_back(Output::Event(key, PeerEvent::BadUpdate { text }));
+            let (routes, message) = (String::new(), String::new());
+            self.outputs
+                .push_back(Output::Event(key, PeerEvent::BadUpdate { text, routes, message }));
         }
     }
 

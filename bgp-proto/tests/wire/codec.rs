@@ -318,6 +318,7 @@ fn a_session_is_what_both_sides_said() {
     let session = Session::negotiate(&ours, &open(theirs), false);
     let expected = Session {
         four_octet_as: true,
+        receive_extended: true,
         ipv4: true,
         ipv6: true,
         add_path: AddPath {

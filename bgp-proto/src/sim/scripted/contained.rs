@@ -167,6 +167,22 @@ fn errors_do_not_flood_the_log() {
     assert_eq!(told(&script), 6, "a new minute");
 }
 
+/// RFC 7606 section 6: whoever looks for the cause finds the routes and the message.
+#[test]
+fn a_broken_update_is_told_with_its_routes_and_octets() {
+    let mut script = Single::established(plain());
+    script.events.clear();
+    script.announce(&with_set(), &many(25));
+    let Some(PeerEvent::BadUpdate { routes, message, .. }) = script.events.first() else {
+        panic!("{:?}", script.events);
+    };
+    assert!(routes.starts_with("11.0.0.0/24, 11.0.1.0/24, "), "{routes}");
+    assert!(routes.ends_with(", 11.0.19.0/24 and 5 more"), "{routes}");
+    // No withdrawn routes; AS_PATH with a set; the last prefix.
+    assert!(message.starts_with("0000") && message.ends_with("180b0018"), "{message}");
+    assert!(message.contains("01010000fde7"), "{message}");
+}
+
 /// An UPDATE that ends the session says in what it was wrong, not only which code it got.
 #[test]
 fn a_fault_that_resets_is_named() {
