@@ -1,14 +1,18 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::{
     args::{Cli, DatastoreType},
-    resources::{Cluster, Files, Resources, api::ApiServer},
+    resources::{Cluster, Files, Resources, api::ApiServer, has_kubeconfig},
 };
 
+/// The daemon's configuration.
 const DEFAULT_FILE: &str = "/etc/twill/twilld.yaml";
+
+/// The daemon's directory of manifests where its configuration names none.
+const DEFAULT_DIRECTORY: &str = "/etc/twill/resources";
 
 /// Where the daemon is found and where the resources are.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +28,15 @@ pub(crate) enum Datastore {
     Files(PathBuf),
     /// Kubernetes' API server.
     Kubernetes(Cluster),
+    /// Nothing says where. A guess would show an empty directory, or write where nobody reads.
+    Unsaid,
+}
+
+/// What of this machine says where the resources are if the command line does not.
+struct Machine {
+    file: PathBuf,
+    directory: PathBuf,
+    has_kubeconfig: bool,
 }
 
 /// What is read of `twilld.yaml`. Other keys are the daemon's to judge.
@@ -45,43 +58,65 @@ struct DatastoreKeys {
 }
 
 impl Settings {
-    /// Options come before the configuration, and that before the defaults. kubectl's plugin is about
-    /// the cluster that kubectl is about, whatever this machine's daemon uses.
+    /// Options come before the configuration, and that before what else is on this machine. kubectl's
+    /// plugin is about the cluster that kubectl is about, whatever this machine's daemon uses.
     pub(crate) fn resolve(cli: &Cli) -> anyhow::Result<Self> {
+        let machine = Machine {
+            file: DEFAULT_FILE.into(),
+            directory: DEFAULT_DIRECTORY.into(),
+            has_kubeconfig: has_kubeconfig(),
+        };
+        Self::resolve_on(cli, machine)
+    }
+
+    fn resolve_on(cli: &Cli, machine: Machine) -> anyhow::Result<Self> {
         let file = match &cli.config {
-            Some(path) => File::read(path)?.with_context(|| {
+            Some(path) => Some(File::read(path)?.with_context(|| {
                 format!("there is no configuration {}; correct --config", path.display())
-            })?,
-            None => File::read(Path::new(DEFAULT_FILE))?.unwrap_or_default(),
+            })?),
+            None => File::read(&machine.file)?,
         };
-        let run_dir = file.run_dir.unwrap_or_else(|| "/run/twill".into());
-        let DatastoreKeys { directory, kind, kubeconfig } = file.datastore;
-        let is_kubernetes = match cli.datastore {
-            Some(datastore) => datastore == DatastoreType::Kubernetes,
-            None if cli.resources.is_some() => false,
-            None if cli.kubeconfig.is_some() || cli.context.is_some() => true,
-            None => cli.is_plugin || kind.as_deref() == Some("kubernetes"),
-        };
+        let datastore = machine.datastore(cli, file.as_ref());
+        let File { run_dir, datastore: DatastoreKeys { directory, kubeconfig, .. } } =
+            file.unwrap_or_default();
         // A context is one of the user's own kubeconfig.
         let configured = kubeconfig.filter(|_| !cli.is_plugin && cli.context.is_none());
-        let datastore = match is_kubernetes {
-            true => Datastore::Kubernetes(Cluster {
+        let datastore = match datastore {
+            Some(DatastoreType::Kubernetes) => Datastore::Kubernetes(Cluster {
                 kubeconfig: cli.kubeconfig.clone(),
                 configured,
                 context: cli.context.clone(),
                 namespace: cli.namespace.clone(),
             }),
-            false => Datastore::Files(
-                cli.resources
-                    .clone()
-                    .or(directory)
-                    .unwrap_or_else(|| "/etc/twill/resources".into()),
-            ),
+            Some(DatastoreType::File) => {
+                Datastore::Files(cli.resources.clone().or(directory).unwrap_or(machine.directory))
+            }
+            None => Datastore::Unsaid,
         };
+        let run_dir = run_dir.unwrap_or_else(|| "/run/twill".into());
         Ok(Self {
             socket: cli.socket.clone().unwrap_or_else(|| run_dir.join("twilld.sock")),
             datastore,
         })
+    }
+}
+
+impl Machine {
+    /// Which datastore is meant. A daemon that is configured, or has manifests, comes before a
+    /// kubeconfig: the one may be everybody's, the other is somebody's.
+    fn datastore(&self, cli: &Cli, file: Option<&File>) -> Option<DatastoreType> {
+        let of_cluster = cli.kubeconfig.is_some() || cli.context.is_some() || cli.is_plugin;
+        match (cli.datastore, file) {
+            (Some(said), _) => Some(said),
+            _ if cli.resources.is_some() => Some(DatastoreType::File),
+            _ if of_cluster => Some(DatastoreType::Kubernetes),
+            (None, Some(file)) => Some(match file.datastore.kind.as_deref() {
+                Some("kubernetes") => DatastoreType::Kubernetes,
+                _ => DatastoreType::File,
+            }),
+            (None, None) if self.directory.exists() => Some(DatastoreType::File),
+            (None, None) => self.has_kubeconfig.then_some(DatastoreType::Kubernetes),
+        }
     }
 }
 
@@ -91,6 +126,11 @@ impl Datastore {
         Ok(match self {
             Self::Files(directory) => Box::new(Files::new(directory.clone())),
             Self::Kubernetes(cluster) => Box::new(ApiServer::open(cluster)?),
+            Self::Unsaid => bail!(
+                "nothing says where the resources are: there is no {DEFAULT_FILE}, no \
+                 {DEFAULT_DIRECTORY}, no $KUBECONFIG and no ~/.kube/config; say --datastore kubernetes, \
+                 or --datastore file"
+            ),
         })
     }
 }
@@ -174,6 +214,37 @@ mod tests {
         assert_eq!(resolved, Datastore::Kubernetes(Cluster::default()));
         let line = [&line[..], &["--resources", "/x"]].concat();
         assert_eq!(Settings::resolve(&cli(&line)).unwrap().datastore, files("/x"));
+    }
+
+    #[test]
+    fn without_a_daemon_it_is_the_cluster_of_the_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, directory) = (dir.path().join("twilld.yaml"), dir.path().join("resources"));
+        let resolve = |arguments: &[&str], has_kubeconfig| {
+            let line = ["twillctl"].iter().chain(arguments).chain(&["get", "ippools"]);
+            let cli = Cli::try_parse_from(line).unwrap();
+            let (file, directory) = (file.clone(), directory.clone());
+            let machine = Machine { file, directory, has_kubeconfig };
+            Settings::resolve_on(&cli, machine).unwrap().datastore
+        };
+        let own = Datastore::Kubernetes(Cluster::default());
+        assert_eq!(resolve(&[], true), own);
+        assert_eq!(resolve(&[], false), Datastore::Unsaid);
+        assert_eq!(resolve(&["--datastore", "kubernetes"], false), own);
+        let here = Datastore::Files(directory.clone());
+        assert_eq!(resolve(&["--datastore", "file"], true), here);
+        assert_eq!(resolve(&["--resources", "/x"], true), files("/x"));
+        let error = Datastore::Unsaid.open().err().unwrap().to_string();
+        assert!(error.contains("--datastore kubernetes"), "{error}");
+
+        // A daemon's manifests, or its configuration, come before what is a user's alone.
+        std::fs::create_dir(&directory).unwrap();
+        assert_eq!(resolve(&[], true), here);
+        std::fs::remove_dir(&directory).unwrap();
+        std::fs::write(&file, "nodeName: n\n").unwrap();
+        assert_eq!(resolve(&[], true), here);
+        std::fs::write(&file, "datastore: {type: kubernetes}\n").unwrap();
+        assert_eq!(resolve(&[], false), own);
     }
 
     #[test]

@@ -187,7 +187,7 @@ mod tests {
     fn a_daemon_that_does_not_run_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("twilld.sock");
-        let socket = socket.to_str().unwrap();
+        let (socket, directory) = (socket.to_str().unwrap(), dir.path().to_str().unwrap());
         for arguments in [
             &["node", "status"][..],
             &["node", "check"],
@@ -195,7 +195,8 @@ mod tests {
             &["bgp", "peers"],
             &["version"],
         ] {
-            let cli = command(&[arguments, &["--socket", socket]].concat());
+            let options = ["--socket", socket, "--resources", directory];
+            let cli = command(&[arguments, &options].concat());
             let error = run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap_err();
             let error = format!("{error:#}");
             assert!(error.contains(socket) && error.contains("systemctl start"), "{error}");

@@ -14,7 +14,7 @@ use twill_k8s_api::{Kind, Loaded, Loc, ObjectId, Problem, Resource, files::Statu
 use twill_rpc::message::IpamNodeReleased;
 
 pub(crate) use self::{
-    api::Cluster,
+    api::{Cluster, has_kubeconfig},
     error::ResourceError,
     files::Files,
     patch::{Patch, PatchType},

@@ -307,6 +307,32 @@ pub(crate) fn what_is_refused_is_told_with_its_remedy(api: &ApiServer) -> Result
     kubectl.run(&["delete", "serviceaccount", "ctl-nobody", "-n", "default"]).map(drop)
 }
 
+/// On a machine without a daemon the cluster is the one that kubectl would ask, and nothing is read or written where
+/// there is none.
+pub(crate) fn the_cluster_of_the_user_is_asked(api: &ApiServer) -> Result<()> {
+    let user = |home: &Path| {
+        let options = vec!["--socket".to_owned(), "/nonexistent/twilld.sock".to_owned()];
+        let home = ("HOME", home.display().to_string());
+        Ctl { namespace: api.namespace(), options, environment: vec![home] }
+    };
+    let manifest = pool("ctl-user", "10.68.0.0/24", "");
+    api.kubectl().run_with_input(&["create", "-f", "-"], &manifest)?;
+    let get = ["get", "ippool", "ctl-user", "-o", "name"];
+    let (nobody, somebody) = (scratch(api, "ctl-nobody-home")?, scratch(api, "ctl-home")?);
+    let kubeconfig = api.kubeconfig().display().to_string();
+    fs::create_dir(somebody.join(".kube")).context("cannot make the user's directory")?;
+    fs::copy(api.kubeconfig(), somebody.join(".kube/config")).context("cannot copy")?;
+    for user in [user(&nobody).variable("KUBECONFIG", &kubeconfig), user(&somebody)] {
+        let names = user.run(&get, "")?;
+        ensure!(names == "IPPool/ctl-user\n", "{names}");
+    }
+    for (line, input) in [(&get[..], ""), (&["apply", "--dry-run", "-f", "-"], &manifest)] {
+        let said = user(&nobody).refused(line, input)?;
+        ensure!(said.contains("say --datastore kubernetes"), "{said}");
+    }
+    api.kubectl().run(&["delete", "ippool", "ctl-user"]).map(drop)
+}
+
 /// `kubectl twill`, found by kubectl itself.
 pub(crate) fn kubectl_finds_the_plugin(api: &ApiServer) -> Result<()> {
     let directory = scratch(api, "ctl-plugin")?;

@@ -23,7 +23,7 @@ use twill_k8s_api::{Kind, Loaded, Loc, ObjectId, Resource, files::Statuses};
 use twill_rpc::message::IpamNodeReleased;
 
 use self::answer::{Request, is_own_conflict};
-pub(crate) use self::connect::{Cluster, ConnectError};
+pub(crate) use self::connect::{Cluster, ConnectError, has_kubeconfig};
 use super::{
     Done, Item, Listing, Patch, ResourceError, Resources, Target, Write,
     manifest::{document, read_back, shown},

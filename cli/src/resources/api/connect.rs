@@ -103,9 +103,19 @@ impl Cluster {
         if let Some(path) = &self.configured {
             return file(path);
         }
-        let home = std::env::home_dir().map(|home| home.join(".kube/config"));
-        home.filter(|path| path.is_file()).map_or(Ok(None), |path| file(&path))
+        of_home().map_or(Ok(None), |path| file(&path))
     }
+}
+
+/// `~/.kube/config`, if it is there.
+fn of_home() -> Option<PathBuf> {
+    env::home_dir().map(|home| home.join(".kube/config")).filter(|path| path.is_file())
+}
+
+/// Whether the user has a kubeconfig: one that `$KUBECONFIG` names, be it there or not, or
+/// `~/.kube/config`.
+pub(crate) fn has_kubeconfig() -> bool {
+    env::var_os("KUBECONFIG").is_some_and(|files| !files.is_empty()) || of_home().is_some()
 }
 
 /// A client for this thread alone: everything it does, it does while somebody waits for an answer. It tries nothing
