@@ -267,6 +267,35 @@ pub(crate) fn what_others_changed_is_not_lost(api: &ApiServer) -> Result<()> {
     Ok(())
 }
 
+/// What `get` printed can be applied: also when the objects are gone, and when the controller has written their status
+/// since. `replace` minds which object it was.
+pub(crate) fn what_was_printed_can_be_applied(api: &ApiServer) -> Result<()> {
+    let ctl = Ctl::new(api);
+    let both = pool("ctl-back", "10.69.0.0/24", "") + &pool("ctl-again", "10.69.1.0/24", "");
+    ctl.run(&["create", "-f", "-"], &both)?;
+    let one = ctl.run(&["get", "ippool", "ctl-back", "-o", "yaml"], "")?;
+    let list = ctl.run(&["get", "ippool", "ctl-back", "ctl-again", "-o", "json"], "")?;
+    ensure!(one.contains("uid: ") && list.contains("\"uid\""), "{one}{list}");
+    ctl.run(&["delete", "-f", "-"], &both)?;
+    let done = ctl.run(&["apply", "-f", "-"], &one)?;
+    ensure!(done == "IPPool/ctl-back created\n", "{done}");
+    let done = ctl.run(&["apply", "-f", "-"], &list)?;
+    ensure!(done.contains("IPPool/ctl-again created\n"), "{done}");
+    let said = ctl.refused(&["replace", "-f", "-"], &one)?;
+    ensure!(said.contains("IPPool/ctl-back: it was deleted, and made anew"), "{said}");
+
+    let one = ctl.run(&["get", "ippool", "ctl-back", "-o", "yaml"], "")?;
+    let status = r#"{"status": {"nodes": {"accepted": 1}}}"#;
+    let patch = ["patch", "ippool", "ctl-back", "--subresource=status", "--type=merge", "-p"];
+    api.kubectl().run(&[&patch[..], &[status]].concat())?;
+    ensure!(one.contains("disabled: false"), "{one}");
+    ctl.run(&["apply", "-f", "-"], &one.replace("disabled: false", "disabled: true"))?;
+    let pool_now = ctl.json(&["get", "ippool", "ctl-back"])?;
+    ensure!(pool_now["spec"]["disabled"] == true, "{pool_now}");
+    ensure!(pool_now["status"]["nodes"]["accepted"] == 1, "{pool_now}");
+    ctl.run(&["delete", "-f", "-"], &both).map(drop)
+}
+
 /// No rights, no server, no such context, another cluster's credentials.
 pub(crate) fn what_is_refused_is_told_with_its_remedy(api: &ApiServer) -> Result<()> {
     let kubectl = api.kubectl();

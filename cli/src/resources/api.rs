@@ -26,7 +26,7 @@ use self::answer::{Request, is_own_conflict};
 pub(crate) use self::connect::{Cluster, ConnectError, has_kubeconfig};
 use super::{
     Done, Item, Listing, Patch, ResourceError, Resources, Target, Write,
-    manifest::{document, read_back, shown},
+    manifest::{anew, document, read_back, shown},
 };
 use crate::ipam::Datastore;
 
@@ -296,9 +296,7 @@ impl Resources for ApiServer {
     fn create(&self, manifest: &Loc<Resource>, write: Write) -> Result<Done, ResourceError> {
         let target = Target::of(manifest);
         let place = self.place_of(&target)?;
-        let mut object = self.object(&place, document(manifest)?)?;
-        // What was taken out of a cluster with `get -o yaml` can be made anew.
-        (object.metadata.resource_version, object.metadata.uid) = (None, None);
+        let object = self.object(&place, anew(document(manifest)?))?;
         let params = PostParams { dry_run: write.dry_run, field_manager: Some(MANAGER.to_owned()) };
         let api = self.api(&place);
         self.ask(self.request("create", &place, &target.name), api.create(&params, &object))?;
@@ -309,7 +307,8 @@ impl Resources for ApiServer {
         let target = Target::of(manifest);
         let place = self.place_of(&target)?;
         let before = self.version(&place, &target.name)?;
-        let patch = kube::api::Patch::Apply(document(manifest)?);
+        // Whose field is whose is what it goes by. A version is what `replace` minds.
+        let patch = kube::api::Patch::Apply(anew(document(manifest)?));
         let api = self.api(&place);
         let request = self.request("apply", &place, &target.name);
         let mut params = PatchParams::apply(MANAGER);
@@ -329,6 +328,9 @@ impl Resources for ApiServer {
         let (place, before) = self.find(&target)?;
         let mut object = self.object(&place, document(manifest)?)?;
         let metadata = &mut object.metadata;
+        if metadata.uid.is_some() && metadata.uid != before.metadata.uid {
+            return Err(ResourceError::Another);
+        }
         // Without a version of its own it replaces what is there now.
         if metadata.resource_version.is_none() {
             metadata.resource_version.clone_from(&before.metadata.resource_version);

@@ -14,6 +14,12 @@ pub(crate) enum ResourceError {
     /// It was changed since it was read.
     #[error("it has changed since it was read; get it again, and make the change there")]
     Conflict,
+    /// The one that was read is gone, and another has its name.
+    #[error(
+        "it was deleted, and made anew, since it was read; get it again, or leave metadata.uid and \
+         metadata.resourceVersion out to put this one in its place"
+    )]
+    Another,
     /// Server-side apply met fields of others.
     #[error("{message}; take these fields over with --force-conflicts, or leave them out")]
     Owned { message: String },

@@ -39,6 +39,17 @@ pub(crate) fn document(manifest: &Loc<Resource>) -> Result<Value, ResourceError>
     Ok(value)
 }
 
+/// The manifest for a verb that says what is to be, whatever is there: without which object it was that
+/// was read, and which version of it. An object that is gone since would be refused for the one, and
+/// one whose status was written since for the other.
+pub(super) fn anew(mut document: Value) -> Value {
+    if let Some(metadata) = document["metadata"].as_object_mut() {
+        metadata.remove("uid");
+        metadata.remove("resourceVersion");
+    }
+    document
+}
+
 /// Reads an object of the API server as if it stood in a file: the same checks, the same remedies.
 /// Of Nodes and Namespaces only the metadata is read, and nobody's status.
 pub(crate) fn read_back(place: &str, object: &Value) -> Loaded {
@@ -81,14 +92,16 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_was_written() {
         let text = "# a comment\napiVersion: crd.projectcalico.org/v1\nkind: IPPool\n\
-                    metadata: {name: a, namespace: b, resourceVersion: '7', managedFields: [], creationTimestamp: null}\n\
+                    metadata: {name: a, namespace: b, uid: u, resourceVersion: '7', managedFields: [], creationTimestamp: null}\n\
                     spec: {cidr: 10.0.0.0/24}\nstatus: {}\n";
         let mut loaded = load_manifests(text, "");
         let expected = json!({
             "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
-            "metadata": {"name": "a", "resourceVersion": "7"}, "spec": {"cidr": "10.0.0.0/24"},
+            "metadata": {"name": "a", "uid": "u", "resourceVersion": "7"}, "spec": {"cidr": "10.0.0.0/24"},
         });
-        assert_eq!(document(&loaded.resources[0]).unwrap(), expected);
+        let sent = document(&loaded.resources[0]).unwrap();
+        assert_eq!(sent, expected);
+        assert_eq!(anew(sent)["metadata"], json!({"name": "a"}));
         loaded.resources[0].text = None;
         let of_a_list = document(&loaded.resources[0]).unwrap();
         assert_eq!(of_a_list["spec"], json!({"cidr": "10.0.0.0/24"}));

@@ -65,6 +65,7 @@ impl Request<'_> {
             404 => ResourceError::NotFound { object: what, place: server },
             409 if reason == "AlreadyExists" => ResourceError::Exists,
             409 if is_apply && is_conflict => ResourceError::Owned { message },
+            409 if message.contains("UID in precondition") => ResourceError::Another,
             409 => ResourceError::Conflict,
             400 | 422 => ResourceError::Invalid(message),
             code => ResourceError::Refused { verb, what, code, message },
@@ -133,6 +134,7 @@ mod tests {
             ("list", 403, "Forbidden", "User \"x\" cannot list", None),
             ("apply", 403, "Forbidden", "User \"x\" cannot patch", None),
             ("update", 409, "Conflict", "the object has been modified", pool()),
+            ("update", 409, "Conflict", "Precondition failed: UID in precondition: 1", pool()),
             ("create", 409, "AlreadyExists", "already exists", pool()),
             ("apply", 409, "Conflict", "Apply failed with 1 conflict", details("", "", &["c"])),
             ("get", 404, "NotFound", "not found", pool()),
@@ -160,6 +162,7 @@ mod tests {
             you may not list ippools/app: User "x" cannot list; ask for a role that grants it
             you may not patch ippools/app: User "x" cannot patch; ask for a role that grants it
             it has changed since it was read; get it again, and make the change there
+            it was deleted, and made anew, since it was read; get it again, or leave metadata.uid and metadata.resourceVersion out to put this one in its place
             it is there already; `twillctl apply` or `replace` changes it
             Apply failed with 1 conflict; take these fields over with --force-conflicts, or leave them out
             there is no ippools/app in https://s:6443
