@@ -1,11 +1,12 @@
 //! `twillctl get`.
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use anyhow::bail;
 use serde_json::{Value, json};
 use twill_k8s_api::{
-    API_VERSION, ConditionStatus, Kind, ObjectId, Resource, Severity, columns, files::Statuses, row,
+    API_VERSION, Condition, ConditionStatus, Kind, ObjectId, Severity, columns, files::Statuses,
+    row,
 };
 
 use crate::{
@@ -86,7 +87,7 @@ fn manifests(kind: Kind, found: &[&Item], single: bool) -> Value {
     }
 }
 
-/// With `statuses` it is the wide table, which ends with what nodes say.
+/// With `statuses` it is the wide table, which ends with what nodes and the controller say.
 fn table(
     kind: Kind,
     found: &[&Item],
@@ -94,50 +95,100 @@ fn table(
     out: &mut dyn Write,
 ) -> std::io::Result<()> {
     let wide = statuses.is_some();
-    let mut header = columns(kind, wide).to_vec();
+    let names = columns(kind, wide);
+    let mut header = names.to_vec();
     header.extend(wide.then_some("CONDITIONS"));
-    let cells = |item: &&Item| match &item.resource {
-        Some(resource) => {
-            let mut cells = row(resource, wide);
-            cells.extend(statuses.map(|statuses| conditions(resource, statuses)));
-            cells
-        }
-        // What is wrong with it was told.
-        None => {
-            let unknown = std::iter::repeat_n("?".to_owned(), header.len().saturating_sub(1));
-            std::iter::once(item.name().to_owned()).chain(unknown).collect()
-        }
+    let cells = |item: &&Item| {
+        let mut cells = match &item.resource {
+            Some(resource) => row(resource, wide),
+            // What is wrong with it was told.
+            None => {
+                let unknown = std::iter::repeat_n("?".to_owned(), names.len().saturating_sub(1));
+                std::iter::once(item.name().to_owned()).chain(unknown).collect()
+            }
+        };
+        cells.extend(statuses.map(|statuses| {
+            let name = item.name().to_owned();
+            let id = ObjectId { kind: kind.singular().to_owned(), namespace: None, name };
+            conditions(statuses.get(&id), &gathered(kind, item))
+        }));
+        cells
     };
     out.write_all(plain(&header, found.iter().map(cells).collect()).as_bytes())
+}
+
+/// What the controller has written into an object of ours. Those of Kubernetes' own kinds are others'.
+fn gathered(kind: Kind, item: &Item) -> Vec<Condition> {
+    let all = item.manifest["status"]["conditions"].as_array().filter(|_| !kind.is_core());
+    let read = |condition: &Value| serde_json::from_value(condition.clone()).ok();
+    all.into_iter().flatten().filter_map(read).collect()
 }
 
 /// More nodes than these are counted.
 const NAMED: usize = 3;
 
-/// `Unsupported (node1, node2), Accepted (1000 nodes)`, of what holds.
-fn conditions(resource: &Resource, statuses: &Statuses) -> String {
-    let mut holding: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (node, conditions) in statuses.get(&resource.id()).into_iter().flatten() {
-        for condition in conditions.iter().filter(|c| c.status == ConditionStatus::True) {
-            match holding.iter_mut().find(|(kind, _)| *kind == condition.kind) {
-                Some((_, nodes)) => nodes.push(node),
-                None => holding.push((&condition.kind, vec![node])),
+/// A condition in short, and the nodes that say it.
+struct Saying<'a> {
+    text: String,
+    condition: &'a Condition,
+    nodes: Vec<&'a str>,
+}
+
+/// `Accepted=False Invalid (node1, node2), Allocatable=False Overlaps, Accepted (1000 nodes)`: bad news first, and
+/// nothing of what would be bad news and is not so. What nobody is named for, the controller says.
+fn conditions(said: Option<&BTreeMap<String, Vec<Condition>>>, gathered: &[Condition]) -> String {
+    let mut sayings: Vec<Saying<'_>> = Vec::new();
+    for (node, conditions) in said.into_iter().flatten() {
+        for (condition, text) in conditions.iter().filter_map(in_short) {
+            match sayings.iter_mut().find(|saying| saying.text == text) {
+                Some(saying) => saying.nodes.push(node),
+                None => sayings.push(Saying { text, condition, nodes: vec![node] }),
             }
         }
     }
-    let all: Vec<String> = holding
-        .iter()
-        .map(|(kind, nodes)| match nodes.len() {
-            count if count > NAMED => format!("{kind} ({count} nodes)"),
-            _ => format!("{kind} ({})", nodes.join(", ")),
-        })
-        .collect();
+    for condition in gathered {
+        // It knows which nodes speak of the object as it was.
+        sayings.retain(|Saying { condition: said, .. }| {
+            said.kind != condition.kind || !said.is_bad() || condition.is_bad()
+        });
+        let said = sayings.iter().map(|saying| saying.condition);
+        let mut same = said.filter(|c| (&c.kind, c.status) == (&condition.kind, condition.status));
+        if let (Some((condition, text)), None) = (in_short(condition), same.next()) {
+            sayings.push(Saying { text, condition, nodes: Vec::new() });
+        }
+    }
+    sayings.sort_by_key(|saying| match saying.condition.status {
+        _ if saying.condition.is_bad() => 0,
+        ConditionStatus::Unknown => 1,
+        ConditionStatus::True | ConditionStatus::False => 2,
+    });
+    let one = |Saying { text, nodes, .. }: &Saying<'_>| match nodes.len() {
+        0 => text.clone(),
+        count if count > NAMED => format!("{text} ({count} nodes)"),
+        _ => format!("{text} ({})", nodes.join(", ")),
+    };
+    let all: Vec<String> = sayings.iter().map(one).collect();
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
+/// With status and reason, unless it is good news; those that do not hold are not worth a word.
+fn in_short(condition: &Condition) -> Option<(&Condition, String)> {
+    let Condition { kind, reason, status, .. } = condition;
+    let text = match status {
+        ConditionStatus::Unknown => format!("{kind}=Unknown {reason}"),
+        ConditionStatus::False if condition.is_bad() => format!("{kind}=False {reason}"),
+        ConditionStatus::True if condition.is_bad() => format!("{kind}=True {reason}"),
+        ConditionStatus::True => kind.clone(),
+        ConditionStatus::False => return None,
+    };
+    Some((condition, text))
 }
 
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
+
+    use super::*;
 
     const MANIFESTS: &str = r#"
 apiVersion: projectcalico.org/v3
@@ -199,19 +250,63 @@ spec: {peerIP: nowhere, asNumber: 64513}
     }
 
     #[test]
-    fn what_many_nodes_say_is_counted() {
-        let loaded = twill_k8s_api::load_manifests(MANIFESTS, "");
-        let pool = &loaded.resources[0].value;
-        let holds = |kind| twill_k8s_api::Condition::holds(kind, "R", "");
-        let mut statuses = super::Statuses::new();
+    fn what_many_nodes_say_is_counted_and_what_is_bad_comes_first() {
+        let holds = |kind, reason| Condition::holds(kind, reason, "");
+        let fails = |kind, reason| Condition::fails(kind, reason, "");
+        let mut said = BTreeMap::new();
         for number in 1..=4 {
-            let mut said = vec![holds("Accepted")];
-            said.extend((number < 3).then(|| holds("Unsupported")));
-            statuses.entry(pool.id()).or_default().insert(format!("node{number}"), said);
+            let mut conditions = vec![holds("Accepted", "Valid")];
+            conditions.extend((number < 3).then(|| holds("Unsupported", "NotImplemented")));
+            said.insert(format!("node{number}"), conditions);
         }
-        let text = super::conditions(pool, &statuses);
-        assert_eq!(text, "Accepted (4 nodes), Unsupported (node1, node2)");
-        assert_eq!(super::conditions(pool, &super::Statuses::new()), "-");
+        let all =
+            |said: &BTreeMap<_, _>, gathered: &[Condition]| super::conditions(Some(said), gathered);
+        let text = "Unsupported=True NotImplemented (node1, node2), Accepted (4 nodes)";
+        assert_eq!(all(&said, &[]), text);
+        said.insert("node5".to_owned(), vec![fails("Accepted", "Invalid")]);
+        said.insert("node6".to_owned(), vec![fails("PasswordFound", "SecretNotFound")]);
+        said.retain(|node, _| node.as_str() > "node3");
+        let text = "Accepted=False Invalid (node5), PasswordFound=False SecretNotFound (node6), \
+                    Accepted (node4)";
+        assert_eq!(all(&said, &[]), text);
+
+        // What the controller says itself has no nodes, and what they say already is said once.
+        let gathered = [
+            holds("AddressPressure", "NearlyFull"),
+            fails("Accepted", "Invalid"),
+            holds("Allocatable", "Usable"),
+            fails("Conflicted", "None"),
+        ];
+        let text = "Accepted=False Invalid (node5), PasswordFound=False SecretNotFound (node6), \
+                    AddressPressure=True NearlyFull, Accepted (node4), Allocatable";
+        assert_eq!(all(&said, &gathered), text);
+        // A node that has not looked again is not counted by it.
+        let text = "PasswordFound=False SecretNotFound (node6), Accepted (node4)";
+        assert_eq!(all(&said, &[holds("Accepted", "Accepted")]), text);
+        let nobody =
+            Condition { status: ConditionStatus::Unknown, ..fails("Accepted", "NoReports") };
+        assert_eq!(super::conditions(None, &[nobody]), "Accepted=Unknown NoReports");
+        assert_eq!(super::conditions(None, &[]), "-");
+    }
+
+    #[test]
+    fn an_object_that_is_refused_has_its_conditions() {
+        let condition = json!({"type": "Accepted", "status": "False", "reason": "Invalid", "message": "",
+            "lastTransitionTime": "2026-11-24T12:00:00Z"});
+        let manifest = json!({"metadata": {"name": "a"}, "status": {"conditions": [condition, 7]}});
+        let item = Item { resource: None, manifest };
+        let show = |kind| {
+            let mut out = Vec::new();
+            super::table(kind, &[&item], Some(&Statuses::new()), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        expect![[r#"
+            NAME   LOGSEVERITY   MESHENABLED   ASNUMBER   CONDITIONS
+            a      ?             ?             ?          Accepted=False Invalid
+        "#]]
+        .assert_eq(&show(Kind::BgpConfiguration));
+        // Kubernetes says of a Node that MemoryPressure is False.
+        assert!(show(Kind::Node).ends_with("?      -\n"), "{}", show(Kind::Node));
     }
 
     #[test]

@@ -55,15 +55,24 @@ metadata: {name: table}
 spec: {node: node1, classes: [BGP], updatePeriodSeconds: 10}
 ";
 
+/// What a controller might say of the pool.
+const CONDITIONS: &str = r#"{"status": {"conditions": [
+    {"type": "Allocatable", "status": "True", "reason": "Usable", "message": ""},
+    {"type": "Accepted", "status": "False", "reason": "Invalid", "message": "no"}
+]}}"#;
+
 pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
     let kubectl = api.kubectl();
     kubectl.run_with_input(&["create", "-f", "-"], OBJECTS)?;
+    let patch = ["patch", "ippool", "table", "--subresource=status", "--type=merge", "-p"];
+    kubectl.run(&[&patch[..], &[CONDITIONS]].concat())?;
     for (arguments, expected) in [
         ("ippool table", "NAME CIDR SELECTOR\ntable 10.77.0.0/16 all()\n"),
         (
             "ippool table -o wide",
-            "NAME CIDR NAT IPIPMODE VXLANMODE DISABLED DISABLEBGPEXPORT SELECTOR ASSIGNMENTMODE\n\
-             table 10.77.0.0/16 true Never Never false false all() Automatic\n",
+            "NAME CIDR NAT IPIPMODE VXLANMODE DISABLED DISABLEBGPEXPORT SELECTOR ASSIGNMENTMODE ACCEPTED \
+             ALLOCATABLE\n\
+             table 10.77.0.0/16 true Never Never false false all() Automatic False True\n",
         ),
         ("bgppeer table", "NAME PEERIP NODE NODESELECTOR ASN\ntable 10.0.0.1 has(rack) 64513\n"),
         (
@@ -74,10 +83,13 @@ pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
         ("ipamconfig table", "NAME STRICTAFFINITY AUTOALLOCATEBLOCKS\ntable false true\n"),
         (
             "ipamconfiguration table -o wide",
-            "NAME STRICTAFFINITY AUTOALLOCATEBLOCKS MAXBLOCKSPERHOST\ntable true true 0\n",
+            "NAME STRICTAFFINITY AUTOALLOCATEBLOCKS MAXBLOCKSPERHOST ACCEPTED\ntable true true 0\n",
         ),
         ("ipreservation table", "NAME\ntable\n"),
-        ("ipreservation table -o wide", "NAME CIDRS\ntable [\"10.77.0.1/32\",\"10.77.1.0/24\"]\n"),
+        (
+            "ipreservation table -o wide",
+            "NAME CIDRS ACCEPTED\ntable [\"10.77.0.1/32\",\"10.77.1.0/24\"]\n",
+        ),
         (
             "blockaffinity 0a4d0000-26",
             "NAME CIDR NODE POOL STATE\n0a4d0000-26 10.77.0.0/26 node1 table confirmed\n",
@@ -90,6 +102,7 @@ pub(crate) fn columns_are_those_of_calicoctl(api: &ApiServer) -> Result<()> {
         ("caliconodestatus table -o wide", "NAME NODE CLASSES UPDATED\ntable node1 [\"BGP\"]\n"),
         // The column that a definition without columns has.
         ("bgpfilter table", "NAME AGE\ntable ...\n"),
+        ("bgpfilter table -o wide", "NAME AGE ACCEPTED\ntable ...\n"),
     ] {
         let arguments: Vec<_> = ["get"].into_iter().chain(arguments.split(' ')).collect();
         let table = kubectl.run(&arguments)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use twill_tests::{
     kubernetes::ApiServer,
     netns::Namespace,
@@ -230,7 +230,7 @@ pub(crate) fn a_part_of_an_object_is_changed(api: &ApiServer) -> Result<()> {
     ctl.run(&[&label[..], &["rack=r2", "--overwrite"]].concat(), "")?;
     ctl.run(&[&label[..], &["env-"]].concat(), "")?;
     let pool_now = ctl.json(&["get", "ippool", "ctl-part"])?;
-    ensure!(pool_now["metadata"]["labels"] == serde_json::json!({"rack": "r2"}), "{pool_now}");
+    ensure!(pool_now["metadata"]["labels"] == json!({"rack": "r2"}), "{pool_now}");
     ensure!(pool_now["spec"]["cidr"] == "10.64.0.0/24", "{pool_now}");
     ensure!(pool_now["spec"]["disabled"] != true, "{pool_now}");
 
@@ -294,6 +294,37 @@ pub(crate) fn what_was_printed_can_be_applied(api: &ApiServer) -> Result<()> {
     ensure!(pool_now["spec"]["disabled"] == true, "{pool_now}");
     ensure!(pool_now["status"]["nodes"]["accepted"] == 1, "{pool_now}");
     ctl.run(&["delete", "-f", "-"], &both).map(drop)
+}
+
+/// What nodes and the controller have against an object is in the wide table, before what they have not.
+pub(crate) fn refusals_are_in_the_wide_table(api: &ApiServer) -> Result<()> {
+    let ctl = Ctl::new(api);
+    let own = "apiVersion: projectcalico.org/v3\nkind: CalicoNodeStatus\nmetadata: {name: ctl-n1}\n\
+               spec: {node: ctl-n1}\n";
+    let objects = pool("ctl-bad", "10.70.0.0/24", "") + own;
+    ctl.run(&["create", "-f", "-"], &objects)?;
+    let condition = |kind: &str, status: &str, reason: &str| json!({"type": kind, "status": status, "reason": reason, "message": ""});
+    let (refused, full) = (
+        condition("Accepted", "False", "Invalid"),
+        condition("AddressPressure", "True", "NearlyFull"),
+    );
+    let report = json!({"kind": "IPPool", "name": "ctl-bad", "conditions": [refused]});
+    for (object, status) in [
+        ("caliconodestatus/ctl-n1", json!({"objects": [report]})),
+        (
+            "ippool/ctl-bad",
+            json!({"conditions": [condition("Allocatable", "True", "Usable"), refused, full]}),
+        ),
+    ] {
+        let patch = json!({"status": status}).to_string();
+        let line = ["patch", object, "--subresource=status", "--type=merge", "-p", &patch];
+        api.kubectl().run(&line)?;
+    }
+    let table = ctl.run(&["get", "ippool", "ctl-bad", "-o", "wide"], "")?;
+    let expected =
+        "Accepted=False Invalid (ctl-n1), AddressPressure=True NearlyFull, Allocatable\n";
+    ensure!(table.ends_with(expected), "{table}");
+    ctl.run(&["delete", "-f", "-"], &objects).map(drop)
 }
 
 /// No rights, no server, no such context, another cluster's credentials.

@@ -52,6 +52,14 @@ const fn wide(name: &'static str, form: &'static str, path: &'static str) -> Col
     Column { name, form, path, wide: true }
 }
 
+/// Whether nodes use the object as it stands; empty where no controller has said so.
+const ACCEPTED: Column =
+    wide("Accepted", "string", ".status.conditions[?(@.type==\"Accepted\")].status");
+
+/// Whether a pool gives addresses.
+const ALLOCATABLE: Column =
+    wide("Allocatable", "string", ".status.conditions[?(@.type==\"Allocatable\")].status");
+
 /// All kinds. Columns and short names are those of calicoctl, in its order, as far as kubectl lets them: where
 /// they differ says docs/adr/0018-crds.md. A mode or switch that is not set has a default in the schema,
 /// so that both print the same.
@@ -70,6 +78,8 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
             wide("DisableBGPExport", "boolean", ".spec.disableBGPExport"),
             column("Selector", "string", ".spec.nodeSelector"),
             wide("AssignmentMode", "string", ".spec.assignmentMode"),
+            ACCEPTED,
+            ALLOCATABLE,
         ],
         selectable: &[],
         spec: schema_of::<IpPoolSpec>,
@@ -88,6 +98,7 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
             column("ASN", "string", ".spec.asNumber"),
             wide("LocalASN", "string", ".spec.localASNumber"),
             wide("PeerSelector", "string", ".spec.peerSelector"),
+            ACCEPTED,
         ],
         selectable: &[],
         spec: schema_of::<BgpPeerSpec>,
@@ -103,6 +114,7 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
             column("LogSeverity", "string", ".spec.logSeverityScreen"),
             column("MeshEnabled", "boolean", ".spec.nodeToNodeMeshEnabled"),
             column("ASNumber", "string", ".spec.asNumber"),
+            ACCEPTED,
         ],
         selectable: &[],
         spec: schema_of::<BgpConfigurationSpec>,
@@ -114,7 +126,8 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
         plural: "bgpfilters",
         short_names: &["bgpf", "bgpfs", "bf", "bfs"],
         about: "Rules for what peers hear and what is taken from them.",
-        columns: &[],
+        // The first is what a definition without columns has.
+        columns: &[column("Age", "date", ".metadata.creationTimestamp"), ACCEPTED],
         selectable: &[],
         spec: schema_of::<BgpFilterSpec>,
         status: schema_of::<ObjectStatus>,
@@ -148,7 +161,7 @@ pub(crate) const KINDS: [KindDefinition; 10] = [
         plural: "ipreservations",
         short_names: &["reservation", "reservations"],
         about: "Addresses that nobody gets.",
-        columns: &[wide("CIDRs", "string", ".spec.reservedCIDRs")],
+        columns: &[wide("CIDRs", "string", ".spec.reservedCIDRs"), ACCEPTED],
         selectable: &[],
         spec: schema_of::<IpReservationSpec>,
         status: schema_of::<ObjectStatus>,
@@ -209,4 +222,5 @@ const IPAM_COLUMNS: &[Column] = &[
     column("StrictAffinity", "boolean", ".spec.strictAffinity"),
     column("AutoAllocateBlocks", "boolean", ".spec.autoAllocateBlocks"),
     wide("MaxBlocksPerHost", "integer", ".spec.maxBlocksPerHost"),
+    ACCEPTED,
 ];
