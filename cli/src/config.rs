@@ -19,6 +19,8 @@ const DEFAULT_DIRECTORY: &str = "/etc/twill/resources";
 pub(crate) struct Settings {
     pub(crate) socket: PathBuf,
     pub(crate) datastore: Datastore,
+    /// Whether a daemon of this machine should answer there: not where only a user's kubeconfig says what is meant.
+    pub(crate) has_daemon: bool,
 }
 
 /// Where the resources are.
@@ -77,6 +79,7 @@ impl Settings {
             None => File::read(&machine.file)?,
         };
         let datastore = machine.datastore(cli, file.as_ref());
+        let of_user = datastore == Some(DatastoreType::Kubernetes) && file.is_none();
         let File { run_dir, datastore: DatastoreKeys { directory, kubeconfig, .. } } =
             file.unwrap_or_default();
         // A context is one of the user's own kubeconfig.
@@ -97,6 +100,7 @@ impl Settings {
         Ok(Self {
             socket: cli.socket.clone().unwrap_or_else(|| run_dir.join("twilld.sock")),
             datastore,
+            has_daemon: !cli.is_plugin && !of_user,
         })
     }
 }
@@ -174,10 +178,11 @@ mod tests {
         std::fs::write(&file, "runDir: /r\nfib: {metric: 3}\ndatastore: {directory: /d}\n")
             .unwrap();
         let config = ["--config", file.to_str().unwrap()];
-        let expected = Settings { socket: "/r/twilld.sock".into(), datastore: files("/d") };
+        let expected =
+            Settings { socket: "/r/twilld.sock".into(), datastore: files("/d"), has_daemon: true };
         assert_eq!(settings(&config).unwrap(), expected);
         let all = [&config[..], &["--socket", "/s", "--resources", "/x"]].concat();
-        let expected = Settings { socket: "/s".into(), datastore: files("/x") };
+        let expected = Settings { socket: "/s".into(), datastore: files("/x"), has_daemon: true };
         assert_eq!(settings(&all).unwrap(), expected);
         std::fs::write(&file, "").unwrap();
         assert_eq!(settings(&config).unwrap().datastore, files("/etc/twill/resources"));

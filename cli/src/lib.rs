@@ -10,6 +10,7 @@ mod args;
 mod bgp;
 mod change;
 mod config;
+mod elsewhere;
 mod explain;
 mod get;
 mod input;
@@ -44,7 +45,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Executes one command. A reader that went away (`twillctl ... | head`) is no failure.
 pub fn run(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<()> {
-    let done = execute(cli, out, err).and_then(|()| Ok(out.flush()?));
+    let done = Settings::resolve(cli).and_then(|settings| {
+        let done = execute(cli, &settings, out, err);
+        done.map_err(|error| elsewhere::explained(cli, &settings, error))
+    });
+    let done = done.and_then(|()| Ok(out.flush()?));
     match done {
         Err(error) if is_broken_pipe(&error) => Ok(()),
         done => done,
@@ -57,8 +62,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<()> {
-    let settings = Settings::resolve(cli)?;
+fn execute(
+    cli: &Cli,
+    settings: &Settings,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> anyhow::Result<()> {
     let open = || settings.datastore.open();
     let connect = || {
         let name = concat!("twillctl ", env!("CARGO_PKG_VERSION"));
@@ -111,8 +120,8 @@ fn execute(cli: &Cli, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Resul
             let version = Version::new(asked.as_ref().ok().cloned().flatten());
             emit(out, *output, &version, |_| version.text())?;
             match asked {
-                // Who calls kubectl need not be on a node.
-                Err(ClientError::NotRunning { .. }) if cli.is_plugin => Ok(()),
+                // Who asks a cluster need not be on a node.
+                Err(ClientError::NotRunning { .. }) if !settings.has_daemon => Ok(()),
                 // This program's own version is worth printing without a daemon too.
                 asked => Ok(asked.map(drop)?),
             }

@@ -34,7 +34,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// There is no socket, or nobody listens on it.
-    #[error("twilld does not run: nobody listens on {}; start it (systemctl start twilld) or correct runDir", path.display())]
+    #[error("twilld does not run: nobody listens on {}; start it (systemctl start twilld; on Kubernetes: see what keeps the node's pod twill-node) or correct runDir", path.display())]
     NotRunning {
         /// The socket.
         path: PathBuf,

@@ -419,6 +419,10 @@ pub(crate) fn kubectl_finds_the_plugin(api: &ApiServer) -> Result<()> {
     let line = [&["get", "ippool", "ctl-plugin", "-o", "name"], &options[..]].concat();
     let names = check("kubectl twill get", &plugin(None, &line, "")?)?;
     ensure!(names == "IPPool/ctl-plugin\n", "{names}");
+    // No daemon is here.
+    let status = plugin(own, &["node", "status", "--socket", "/nonexistent/twilld.sock"], "")?;
+    let said = String::from_utf8_lossy(&status.stderr);
+    ensure!(status.status.code() == Some(1) && said.contains("kubectl exec"), "{said}");
     let usage = plugin(own, &["get", "pods"], "")?;
     let said = String::from_utf8_lossy(&usage.stderr);
     ensure!(usage.status.code() == Some(2) && said.contains("ippool"), "{said}");
