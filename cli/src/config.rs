@@ -2,9 +2,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
+use twill_k8s_api::Resource;
 
 use crate::{
     args::{Cli, DatastoreType},
+    input::Identity,
     resources::{Cluster, Files, Resources, api::ApiServer, has_kubeconfig},
 };
 
@@ -125,6 +127,14 @@ impl Machine {
 }
 
 impl Datastore {
+    /// By what an object is the same as another there.
+    pub(crate) fn identity(&self) -> Identity {
+        match self {
+            Self::Files(_) => Resource::id,
+            Self::Kubernetes(_) | Self::Unsaid => Resource::id_in_cluster,
+        }
+    }
+
     /// Opens it. Of an API server only the name is known then.
     pub(crate) fn open(&self) -> anyhow::Result<Box<dyn Resources>> {
         Ok(match self {

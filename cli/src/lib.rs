@@ -81,7 +81,9 @@ fn execute(
         Command::Delete(arguments) => write::delete(&*open()?, arguments, out, err),
         Command::Patch(arguments) => change::patch(&*open()?, arguments, out, err),
         Command::Label(arguments) => change::label(&*open()?, arguments, out, err),
-        Command::Validate { filename } => write::validate(filename, out, err),
+        Command::Validate { filename } => {
+            write::validate(filename, settings.datastore.identity(), out, err)
+        }
         Command::Node(NodeCommand::Status { output }) => {
             let status = connect()?.node_status()?;
             let now = Timestamp::now();

@@ -19,7 +19,7 @@ pub(crate) use self::{
     files::Files,
     patch::{Patch, PatchType},
 };
-use crate::ipam::Datastore;
+use crate::{input::Identity, ipam::Datastore};
 
 /// A datastore. Its calls block, each for a bounded time.
 pub(crate) trait Resources {
@@ -28,6 +28,9 @@ pub(crate) trait Resources {
 
     /// The directory, where it is one: comments there are worth keeping.
     fn directory(&self) -> Option<&Path>;
+
+    /// By what an object is the same as another here.
+    fn identity(&self) -> Identity;
 
     /// The objects of a kind by name: all, or those of these names that are there.
     fn list(&self, kind: Kind, names: &[String]) -> Result<Listing, ResourceError>;

@@ -8,7 +8,7 @@ use twill_types::error_chain;
 
 use crate::{
     args::{DeleteArgs, WriteArgs},
-    input,
+    input::{self, Identity},
     resources::{Done, ResourceError, Resources, Target, Write as How},
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let manifests = input::read(&arguments.filename, err)?;
+    let manifests = input::read(&arguments.filename, resources.identity(), err)?;
     let how = How { dry_run: arguments.dry_run, force: arguments.force_conflicts };
     let mut tally = Tally::new(arguments.dry_run);
     for manifest in &manifests {
@@ -54,7 +54,7 @@ pub(crate) fn delete(
     let how = How { dry_run: arguments.dry_run, force: false };
     let manifests = match arguments.filename.is_empty() {
         true => Vec::new(),
-        false => input::read(&arguments.filename, err)?,
+        false => input::read(&arguments.filename, resources.identity(), err)?,
     };
     let named = arguments.names.iter().filter_map(|name| {
         let kind = arguments.kind?;
@@ -74,15 +74,16 @@ pub(crate) fn delete(
 /// Says what is wrong with manifests; no datastore is asked.
 pub(crate) fn validate(
     sources: &[PathBuf],
+    identity: Identity,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let (input, broken) = input::check(sources, err)?;
-    for manifest in input.resources.values() {
+    let (input, broken) = input::check(sources, identity, err)?;
+    for manifest in &input.manifests {
         writeln!(out, "{} is valid", Target::of(manifest).title())?;
     }
     match broken {
-        0 if input.resources.is_empty() => bail!("no manifest in {}", input::list(sources)),
+        0 if input.manifests.is_empty() => bail!("no manifest in {}", input::list(sources)),
         0 => Ok(()),
         1 => bail!("there is one error"),
         count => bail!("there are {count} errors"),

@@ -283,7 +283,8 @@ impl Context<'_> {
                 // It has one in every cluster, and would be copied with it.
                 Resource::Secret(_) => (
                     Severity::Note,
-                    "Twill finds Secrets by their names alone; the namespace has no effect",
+                    "files know Secrets by their names alone, and the namespace has no effect there; on \
+                     Kubernetes daemons read those of their own namespace",
                 ),
                 _ => (Severity::Warning, "this kind has no namespace; remove it, it has no effect"),
             };

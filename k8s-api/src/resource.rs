@@ -117,7 +117,7 @@ impl Resource {
         }
     }
 
-    /// What no other object has.
+    /// What no other object has, in files: a Secret is found by its name alone there.
     pub fn id(&self) -> ObjectId {
         match (self, self.kind(), self.metadata()) {
             (Self::Other(other), _, _) => other.id.clone(),
@@ -127,6 +127,15 @@ impl Resource {
                 name: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
             },
         }
+    }
+
+    /// What no other object has on an API server: of a Secret with the namespace that it names.
+    pub fn id_in_cluster(&self) -> ObjectId {
+        let mut id = self.id();
+        if let Self::Secret(secret) = self {
+            id.namespace.clone_from(&secret.metadata.namespace);
+        }
+        id
     }
 
     /// Its name.

@@ -115,6 +115,7 @@ fn main() -> ExitCode {
         twillctl::what_others_changed_is_not_lost,
         twillctl::what_was_printed_can_be_applied,
         twillctl::refusals_are_in_the_wide_table,
+        twillctl::objects_are_written_in_their_order,
         twillctl::what_is_refused_is_told_with_its_remedy,
         twillctl::the_cluster_of_the_user_is_asked,
         twillctl::kubectl_finds_the_plugin,

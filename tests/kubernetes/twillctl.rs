@@ -327,6 +327,33 @@ pub(crate) fn refusals_are_in_the_wide_table(api: &ApiServer) -> Result<()> {
     ctl.run(&["delete", "-f", "-"], &objects).map(drop)
 }
 
+/// A namespace is made before what is in it, and Secrets of one name in two namespaces are two.
+pub(crate) fn objects_are_written_in_their_order(api: &ApiServer) -> Result<()> {
+    let ctl = Ctl::new(api);
+    let inner = |kind: &str, namespace: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: {kind}\n\
+             metadata: {{name: ctl-inner, namespace: {namespace}}}\n"
+        )
+    };
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: ctl-space}\n".to_owned();
+    let objects = [
+        inner("ConfigMap", "ctl-space"),
+        inner("Secret", "ctl-space"),
+        inner("Secret", "kube-public"),
+    ]
+    .concat();
+    let done = ctl.run(&["apply", "-f", "-"], &(namespace.clone() + &objects))?;
+    let expected = "Namespace/ctl-space created\nConfigMap/ctl-inner created\n\
+                    Secret/ctl-inner created\nSecret/ctl-inner created\n";
+    ensure!(done == expected, "{done}");
+    for namespace in ["ctl-space", "kube-public"] {
+        api.kubectl().run(&["get", "secret", "ctl-inner", "-n", namespace])?;
+    }
+    ctl.run(&["delete", "-f", "-"], &objects)?;
+    ctl.run(&["delete", "-f", "-"], &namespace).map(drop)
+}
+
 /// No rights, no server, no such context, another cluster's credentials.
 pub(crate) fn what_is_refused_is_told_with_its_remedy(api: &ApiServer) -> Result<()> {
     let kubectl = api.kubectl();

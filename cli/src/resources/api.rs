@@ -28,7 +28,7 @@ use super::{
     Done, Item, Listing, Patch, ResourceError, Resources, Target, Write,
     manifest::{anew, document, read_back, shown},
 };
-use crate::ipam::Datastore;
+use crate::{input::Identity, ipam::Datastore};
 
 /// Whose fields those are that this program writes.
 const MANAGER: &str = "twillctl";
@@ -235,6 +235,10 @@ impl Resources for ApiServer {
 
     fn directory(&self) -> Option<&std::path::Path> {
         None
+    }
+
+    fn identity(&self) -> Identity {
+        Resource::id_in_cluster
     }
 
     fn list(&self, kind: Kind, names: &[String]) -> Result<Listing, ResourceError> {

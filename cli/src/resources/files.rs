@@ -14,7 +14,7 @@ use twill_k8s_api::{
 use twill_rpc::message::IpamNodeReleased;
 
 use super::{Done, Item, Listing, Patch, ResourceError, Resources, Target, Write};
-use crate::ipam::Datastore;
+use crate::{input::Identity, ipam::Datastore};
 
 /// What to do with claims, which are no manifests.
 const CLAIMS: &str =
@@ -109,6 +109,10 @@ impl Resources for Files {
 
     fn directory(&self) -> Option<&Path> {
         Some(&self.directory)
+    }
+
+    fn identity(&self) -> Identity {
+        Resource::id
     }
 
     fn list(&self, kind: Kind, names: &[String]) -> Result<Listing, ResourceError> {

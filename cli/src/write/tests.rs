@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use expect_test::{Expect, expect};
+use twill_k8s_api::Resource;
 
 use super::Verb;
 use crate::{args::WriteArgs, resources::Files};
@@ -130,6 +131,51 @@ fn one_error_keeps_everything_out() {
     "#]],
     );
     assert_eq!(store.content(), []);
+}
+
+#[test]
+fn objects_are_written_in_the_order_of_their_documents() {
+    let store = Datastore::new();
+    let list = "apiVersion: v1\nkind: List\nitems:\n\
+                - {apiVersion: v1, kind: Node, metadata: {name: n}}\n\
+                - {apiVersion: v1, kind: ConfigMap, metadata: {name: c, namespace: a}}\n";
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
+    store.apply(
+        &format!(
+            "{}---\n{namespace}---\n{list}---\n{POOL}",
+            POOL.replace("app-pool", "b").replace("10.10.", "10.20.")
+        ),
+        &expect![[r#"
+            IPPool/b created
+            Namespace/a created
+            Node/n created
+            ConfigMap/c created
+            IPPool/app-pool created
+            note: DIR/input/a.yaml:18: kind: kind ConfigMap is not used by Twill (yet); the object is kept and has no effect
+        "#]],
+    );
+}
+
+/// On Kubernetes they are two; files have one of a name, and would lose the other.
+#[test]
+fn secrets_of_two_namespaces_are_two_on_kubernetes() {
+    let secret = |namespace: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: bgp, namespace: {namespace}}}\n\
+             stringData: {{tor: s3cret}}\n---\n"
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secrets.yaml");
+    std::fs::write(&file, secret("one") + &secret("two")).unwrap();
+    let check = |identity| {
+        let sources = [file.clone()];
+        crate::input::read(&sources, identity, &mut Vec::new()).map(|read| read.len())
+    };
+    assert_eq!(check(Resource::id_in_cluster).unwrap(), 2);
+    check(Resource::id).unwrap_err();
+    std::fs::write(&file, secret("one") + &secret("one")).unwrap();
+    check(Resource::id_in_cluster).unwrap_err();
 }
 
 #[test]

@@ -44,18 +44,7 @@ pub fn catalog<'a>(files: impl IntoIterator<Item = &'a Loaded>) -> Catalog {
             let id = resource.value.id();
             match catalog.resources.get(&id) {
                 None => drop(catalog.resources.insert(id, resource.clone())),
-                Some(first) => catalog.problems.push(Problem {
-                    severity: Severity::Error,
-                    file: resource.file.clone(),
-                    line: Some(resource.line),
-                    path: "metadata.name".to_owned(),
-                    value: None,
-                    message: format!(
-                        "{id} is also in {}:{}, and that one is used; remove one of them",
-                        first.file, first.line
-                    ),
-                    object: Some(id),
-                }),
+                Some(first) => catalog.problems.push(Problem::twice(id, first, resource)),
             }
         }
     }
@@ -85,6 +74,22 @@ pub(crate) fn load_file(path: &Path) -> Loaded {
 }
 
 impl Problem {
+    /// The same object is in two places.
+    pub fn twice(id: ObjectId, first: &Loc<Resource>, second: &Loc<Resource>) -> Self {
+        Self {
+            severity: Severity::Error,
+            file: second.file.clone(),
+            line: Some(second.line),
+            path: "metadata.name".to_owned(),
+            value: None,
+            message: format!(
+                "{id} is also in {}:{}, and that one is used; remove one of them",
+                first.file, first.line
+            ),
+            object: Some(id),
+        }
+    }
+
     /// A file that cannot be read at all.
     pub fn unreadable(file: String, error: &FileError) -> Self {
         let message = match error {
