@@ -1,3 +1,5 @@
+mod words;
+
 use std::{
     ffi::OsString,
     net::{IpAddr, SocketAddr},
@@ -8,6 +10,7 @@ use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, V
 use twill_k8s_api::Kind;
 use twill_types::{Family, Prefix};
 
+pub(crate) use self::words::{AllNamed, AllOrNamed, Named, One, OneLabelled, Positional};
 use crate::{
     ipam::IpamCommand,
     output::{Format, GetFormat},
@@ -155,13 +158,10 @@ pub(crate) struct WriteArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("what").required(true).args(["names", "filename"])))]
+#[command(group(ArgGroup::new("what").required(true).args([words::WORDS, "filename"])))]
 pub(crate) struct DeleteArgs {
-    /// node, ippool, bgppeer, ...; plural and short forms too.
-    #[arg(value_parser = kind, requires = "names", conflicts_with = "filename")]
-    pub(crate) kind: Option<Kind>,
-    /// These.
-    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) objects: Positional<AllNamed>,
     /// What these manifests are about.
     #[arg(long = "filename", short, value_name = "FILE|-|DIR")]
     pub(crate) filename: Vec<PathBuf>,
@@ -176,11 +176,8 @@ pub(crate) struct DeleteArgs {
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["patch", "patch_file"])))]
 pub(crate) struct PatchArgs {
-    /// node, ippool, bgppeer, ...; plural and short forms too.
-    #[arg(value_parser = kind)]
-    pub(crate) kind: Kind,
-    /// Which.
-    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) object: Positional<One>,
     /// The patch, JSON or YAML.
     #[arg(long, short)]
     pub(crate) patch: Option<String>,
@@ -197,14 +194,8 @@ pub(crate) struct PatchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct LabelArgs {
-    /// node, ippool, bgppeer, ...; plural and short forms too.
-    #[arg(value_parser = kind)]
-    pub(crate) kind: Kind,
-    /// Which.
-    pub(crate) name: String,
-    /// `KEY=VALUE` sets a label, `KEY-` takes it off.
-    #[arg(required = true, value_parser = label)]
-    pub(crate) labels: Vec<LabelChange>,
+    #[command(flatten)]
+    pub(crate) what: Positional<OneLabelled>,
     /// Also where a label has another value now.
     #[arg(long)]
     pub(crate) overwrite: bool,
@@ -240,12 +231,10 @@ fn label(text: &str) -> Result<LabelChange, String> {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args([words::WORDS])))]
 pub(crate) struct GetArgs {
-    /// node, ippool, bgppeer, ...; plural and short forms too.
-    #[arg(value_parser = kind)]
-    pub(crate) kind: Kind,
-    /// Only these.
-    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) objects: Positional<AllOrNamed>,
     /// How to print.
     #[arg(long, short, value_enum, default_value_t)]
     pub(crate) output: GetFormat,
@@ -376,6 +365,11 @@ mod tests {
             &["twillctl", "delete", "ippool"],
             &["twillctl", "delete"],
             &["twillctl", "delete", "ippool", "a", "-f", "x"],
+            &["twillctl", "delete", "ippool/"],
+            &["twillctl", "get", "ippool", "bgppeer/b"],
+            &["twillctl", "patch", "ippool/a", "b", "-p", "{}"],
+            &["twillctl", "patch", "-p", "{}"],
+            &["twillctl", "label", "ippool/a"],
             &["twillctl", "patch", "ippool", "a"],
             &["twillctl", "patch", "ippool", "a", "-p", "{}", "--type", "strategic"],
             &["twillctl", "label", "node", "n"],

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use twill_k8s_api::{Problem, Resource, Severity};
 
 use crate::{
-    args::{LabelArgs, LabelChange, PatchArgs},
+    args::{LabelArgs, LabelChange, One, PatchArgs},
     input,
     resources::{Patch, Resources, Target, Write as How},
     write::said,
@@ -26,7 +26,8 @@ pub(crate) fn patch(
         (None, None) => bail!("there is no patch; give one by --patch or --patch-file"),
     };
     let patch = Patch::parse(&text, arguments.kind_of_patch)?;
-    let target = Target::named(arguments.kind, &arguments.name);
+    let One { kind, name } = &arguments.object.0;
+    let target = Target::named(*kind, name);
     let before = resources.get(&target)?;
     change(resources, &target, &before, &patch, arguments.dry_run, "patched", out, err)
 }
@@ -38,7 +39,8 @@ pub(crate) fn label(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let target = Target::named(arguments.kind, &arguments.name);
+    let One { kind, name } = &arguments.what.0.object;
+    let target = Target::named(*kind, name);
     let before = resources.get(&target)?;
     let labels = labels(&before["metadata"]["labels"], arguments)
         .with_context(|| format!("{} was not labelled", target.title()))?;
@@ -54,7 +56,7 @@ pub(crate) fn label(
 /// The labels as a merge patch has them.
 fn labels(before: &Value, arguments: &LabelArgs) -> anyhow::Result<Map<String, Value>> {
     let mut wanted = Map::new();
-    for change in &arguments.labels {
+    for change in &arguments.what.0.labels {
         let (key, value) = match change {
             LabelChange::Set(key, value) => (key, json!(value)),
             LabelChange::Remove(key) => (key, Value::Null),

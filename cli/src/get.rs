@@ -10,11 +10,17 @@ use twill_k8s_api::{
 };
 
 use crate::{
-    args::GetArgs,
+    args::{GetArgs, Named},
     output::{GetFormat, json, yaml},
     resources::{Item, Resources},
     table::plain,
 };
+
+/// What there is of what was asked for.
+struct Found<'a> {
+    asked: &'a Named,
+    items: Vec<Item>,
+}
 
 pub(crate) fn run(
     resources: &dyn Resources,
@@ -22,46 +28,55 @@ pub(crate) fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let GetArgs { kind, names, output } = arguments;
-    let listing = resources.list(*kind, names)?;
-    // What cannot be read would be missed in the list.
-    let of_kind = |object: &ObjectId| object.kind == kind.singular();
-    for problem in listing.problems.iter().filter(|problem| {
-        problem.severity == Severity::Error && problem.object.as_ref().is_none_or(of_kind)
-    }) {
-        writeln!(err, "{problem}")?;
+    let asked = &arguments.objects.0.0;
+    let mut all = Vec::new();
+    for asked in asked {
+        let listing = resources.list(asked.kind, &asked.names)?;
+        // What cannot be read would be missed in the list.
+        let of_kind = |object: &ObjectId| object.kind == asked.kind.singular();
+        for problem in listing.problems.iter().filter(|problem| {
+            problem.severity == Severity::Error && problem.object.as_ref().is_none_or(of_kind)
+        }) {
+            writeln!(err, "{problem}")?;
+        }
+        all.push(Found { asked, items: listing.items });
     }
-    let found: Vec<&Item> = listing.items.iter().collect();
-    match output {
-        GetFormat::Json => json(out, &manifests(*kind, &found, names.len() == 1))?,
-        GetFormat::Yaml => yaml(out, &manifests(*kind, &found, names.len() == 1))?,
+    match arguments.output {
+        GetFormat::Json => json(out, &manifests(&all))?,
+        GetFormat::Yaml => yaml(out, &manifests(&all))?,
         GetFormat::Name => {
-            for item in &found {
+            for item in all.iter().flat_map(|found| &found.items) {
                 writeln!(out, "{}/{}", item.kind(), item.name())?;
             }
         }
-        GetFormat::Table | GetFormat::Wide if found.is_empty() => {}
-        GetFormat::Table => table(*kind, &found, None, out)?,
-        GetFormat::Wide => table(*kind, &found, Some(&resources.statuses()?), out)?,
+        GetFormat::Table => tables(&all, None, out)?,
+        GetFormat::Wide if all.iter().all(|found| found.items.is_empty()) => {}
+        GetFormat::Wide => tables(&all, Some(&resources.statuses()?), out)?,
     }
-
-    let missing: Vec<&str> = names
-        .iter()
-        .filter(|name| found.iter().all(|item| item.name() != *name))
-        .map(String::as_str)
-        .collect();
+    let missing = all.iter().filter_map(|found| missing(resources, found).transpose());
+    let missing = missing.collect::<anyhow::Result<Vec<_>>>()?;
     if !missing.is_empty() {
-        bail!(
-            "no {kind} {} in {}{}",
-            missing.join(", "),
-            resources.place(),
-            known(resources, *kind)?
-        );
+        bail!("{}", missing.join("; "));
     }
-    if found.is_empty() {
-        writeln!(err, "No {kind} in {}.", resources.place())?;
+    for Found { asked, .. } in all.iter().filter(|found| found.items.is_empty()) {
+        writeln!(err, "No {} in {}.", asked.kind, resources.place())?;
     }
     Ok(())
+}
+
+/// The names that nothing has.
+fn missing(resources: &dyn Resources, found: &Found<'_>) -> anyhow::Result<Option<String>> {
+    let Named { kind, names } = found.asked;
+    let missing: Vec<&str> = names
+        .iter()
+        .filter(|name| found.items.iter().all(|item| item.name() != *name))
+        .map(String::as_str)
+        .collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let (place, there) = (resources.place(), known(resources, *kind)?);
+    Ok(Some(format!("no {kind} {} in {place}{there}", missing.join(", "))))
 }
 
 /// What there is instead. A cluster may have more than anybody wants to read.
@@ -76,21 +91,44 @@ fn known(resources: &dyn Resources, kind: Kind) -> anyhow::Result<String> {
 }
 
 /// One object if one was asked for, else a List.
-fn manifests(kind: Kind, found: &[&Item], single: bool) -> Value {
-    match found {
-        [only] if single => only.manifest.clone(),
-        items => {
-            let items: Vec<&Value> = items.iter().map(|item| &item.manifest).collect();
-            let version = if kind.is_core() { "v1" } else { API_VERSION };
-            json!({ "apiVersion": version, "kind": format!("{kind}List"), "items": items })
-        }
+fn manifests(all: &[Found<'_>]) -> Value {
+    if let [Found { asked: Named { names, .. }, items }] = all
+        && let ([_], [only]) = (&names[..], &items[..])
+    {
+        return only.manifest.clone();
     }
+    let items = all.iter().flat_map(|found| &found.items).map(|item| &item.manifest);
+    let items: Vec<&Value> = items.collect();
+    let (version, kind) = match all {
+        [Found { asked: Named { kind, .. }, .. }] if !kind.is_core() => {
+            (API_VERSION, format!("{kind}List"))
+        }
+        [Found { asked: Named { kind, .. }, .. }] => ("v1", format!("{kind}List")),
+        _ => ("v1", "List".to_owned()),
+    };
+    json!({ "apiVersion": version, "kind": kind, "items": items })
+}
+
+/// One table of each kind of which there is anything.
+fn tables(
+    all: &[Found<'_>],
+    statuses: Option<&Statuses>,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
+    let all = all.iter().filter(|found| !found.items.is_empty());
+    for (number, Found { asked, items }) in all.enumerate() {
+        if number > 0 {
+            writeln!(out)?;
+        }
+        table(asked.kind, items, statuses, out)?;
+    }
+    Ok(())
 }
 
 /// With `statuses` it is the wide table, which ends with what nodes and the controller say.
 fn table(
     kind: Kind,
-    found: &[&Item],
+    found: &[Item],
     statuses: Option<&Statuses>,
     out: &mut dyn Write,
 ) -> std::io::Result<()> {
@@ -98,7 +136,7 @@ fn table(
     let names = columns(kind, wide);
     let mut header = names.to_vec();
     header.extend(wide.then_some("CONDITIONS"));
-    let cells = |item: &&Item| {
+    let cells = |item: &Item| {
         let mut cells = match &item.resource {
             Some(resource) => row(resource, wide),
             // What is wrong with it was told.
@@ -297,7 +335,8 @@ spec: {peerIP: nowhere, asNumber: 64513}
         let item = Item { resource: None, manifest };
         let show = |kind| {
             let mut out = Vec::new();
-            super::table(kind, &[&item], Some(&Statuses::new()), &mut out).unwrap();
+            super::table(kind, std::slice::from_ref(&item), Some(&Statuses::new()), &mut out)
+                .unwrap();
             String::from_utf8(out).unwrap()
         };
         expect![[r#"
@@ -356,6 +395,43 @@ spec: {peerIP: nowhere, asNumber: 64513}
               ],
               "kind": "IPPoolList"
             }
+        "#]],
+        );
+    }
+
+    #[test]
+    fn names_can_be_given_back() {
+        check(
+            &["IPPool/old-pool", "IPPool/app-pool", "-o", "name"],
+            &expect![[r#"
+                IPPool/app-pool
+                IPPool/old-pool
+            "#]],
+        );
+        check(
+            &["IPPool/old-pool", "BGPPeer/nopeer", "Node/n"],
+            &expect![[r#"
+            NAME       CIDR           SELECTOR
+            old-pool   10.20.0.0/24   all()
+            error: DIR/all.yaml:15: spec.peerIP: `nowhere` is not a peer's address; write 192.0.2.1, 192.0.2.1:1179, 2001:db8::1 or [2001:db8::1]:1179
+            failed: no BGPPeer nopeer in DIR; there: none; no Node n in DIR; there: none
+        "#]],
+        );
+        check(
+            &["IPPool/old-pool", "BGPPeer/nopeer", "-o", "yaml"],
+            &expect![[r#"
+            apiVersion: v1
+            items:
+            - apiVersion: projectcalico.org/v3
+              kind: IPPool
+              metadata:
+                name: old-pool
+              spec:
+                cidr: 10.20.0.0/24
+                disabled: true
+            kind: List
+            error: DIR/all.yaml:15: spec.peerIP: `nowhere` is not a peer's address; write 192.0.2.1, 192.0.2.1:1179, 2001:db8::1 or [2001:db8::1]:1179
+            failed: no BGPPeer nopeer in DIR; there: none
         "#]],
         );
     }

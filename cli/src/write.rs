@@ -7,7 +7,7 @@ use twill_k8s_api::{Loc, Resource};
 use twill_types::error_chain;
 
 use crate::{
-    args::{DeleteArgs, WriteArgs},
+    args::{DeleteArgs, Named, WriteArgs},
     input::{self, Identity},
     resources::{Done, ResourceError, Resources, Target, Write as How},
 };
@@ -56,9 +56,8 @@ pub(crate) fn delete(
         true => Vec::new(),
         false => input::read(&arguments.filename, resources.identity(), err)?,
     };
-    let named = arguments.names.iter().filter_map(|name| {
-        let kind = arguments.kind?;
-        Some((Target::named(kind, name), None))
+    let named = arguments.objects.0.0.iter().flat_map(|Named { kind, names }| {
+        names.iter().map(|name| (Target::named(*kind, name), None))
     });
     let written = manifests.iter().map(|manifest| (Target::of(manifest), Some(manifest)));
     let mut tally = Tally::new(arguments.dry_run);

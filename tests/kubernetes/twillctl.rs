@@ -133,6 +133,14 @@ pub(crate) fn tables_are_those_of_files(api: &ApiServer) -> Result<()> {
     }
     let node = ctl.run(&["get", "node", "ctl-node", "-o", "wide"], "")?;
     ensure!(node.contains("64512") && node.contains("192.168.2.11"), "{node}");
+    // A name as it is printed names the object.
+    let names =
+        ctl.run(&["get", "bgppeers", "ctl-peer-rack1", "ctl-peer-tor-switch", "-o", "name"], "")?;
+    let peers: Vec<&str> = names.lines().collect();
+    let again = [&["get"], &peers[..], &["ippool/ctl-app-pool", "-o", "name"]].concat();
+    ensure!(ctl.run(&again, "")? == format!("{names}IPPool/ctl-app-pool\n"), "{names}");
+    ctl.run(&["label", peers[0], "rack=r1"], "")?;
+    ctl.run(&["patch", peers[0], "-p", "metadata: {labels: {rack: null}}"], "")?;
     // What is printed can be applied.
     let pool = ctl.run(&["get", "ippool", "ctl-app-pool", "-o", "yaml"], "")?;
     ensure!(pool.contains("resourceVersion") && !pool.contains("managedFields"), "{pool}");

@@ -361,6 +361,22 @@ fn delete_by_name_and_by_manifest() {
     "#]],
     );
     command(&store, &["delete", "-f", input, "--skip-not-exists"], &expect![]);
+    command(
+        &store,
+        &["create", "-f", input],
+        &expect![[r#"
+        IPPool/app-pool created
+        IPPool/b created
+    "#]],
+    );
+    command(
+        &store,
+        &["delete", "IPPool/b", "Node/n", "IPPool/app-pool", "--skip-not-exists"],
+        &expect![[r#"
+        IPPool/b deleted
+        IPPool/app-pool deleted
+    "#]],
+    );
     assert_eq!(store.content(), []);
 }
 
