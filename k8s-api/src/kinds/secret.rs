@@ -143,8 +143,9 @@ mod tests {
         assert!(!loaded.has_errors() && loaded.resources.len() == 1, "{loaded:?}");
         assert_eq!(
             loaded.problems[0].to_string(),
-            "note: s.yaml:3: metadata.namespace: kube-system: Twill finds Secrets by their names \
-             alone; the namespace has no effect"
+            "note: s.yaml:3: metadata.namespace: kube-system: files know Secrets by their names alone, \
+             and the namespace has no effect there; on Kubernetes daemons read those of their own \
+             namespace"
         );
     }
 }
