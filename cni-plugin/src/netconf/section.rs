@@ -163,7 +163,10 @@ impl<'a, 'p> Section<'a, 'p> {
             Err(error) => {
                 let right = match error {
                     PrefixError::HostBits { masked, .. } => masked.to_string(),
-                    PrefixError::Syntax(_) | PrefixError::Length { .. } => error.to_string(),
+                    PrefixError::Syntax(_) => format!("address/length, such as {example}"),
+                    PrefixError::Length { family, .. } => {
+                        format!("a length of 0 to {}", family.bits())
+                    }
                 };
                 self.problem(Problem::wrong(path, text, right));
                 None

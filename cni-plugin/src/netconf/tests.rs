@@ -116,6 +116,22 @@ fn every_problem_names_path_value_and_what_would_be_right() {
             r#"ipam.pools[0].cidr is "10.0.0.1/24"; write 10.0.0.0/24"#,
         ),
         (
+            json!({"ipam": {"pools": [{"cidr": "10.10.0.0"}]}}),
+            r#"ipam.pools[0].cidr is "10.10.0.0"; write address/length, such as 10.10.0.0/24"#,
+        ),
+        (
+            json!({"ipam": {"pools": [{"cidr": "10.10.0.0/33"}]}}),
+            r#"ipam.pools[0].cidr is "10.10.0.0/33"; write a length of 0 to 32"#,
+        ),
+        (
+            json!({"ipam": {"routes": [{"dst": "default"}]}}),
+            r#"ipam.routes[0].dst is "default"; write address/length, such as 0.0.0.0/0"#,
+        ),
+        (
+            json!({"ipam": {"routes": [{"dst": "fd00::/129"}]}}),
+            r#"ipam.routes[0].dst is "fd00::/129"; write a length of 0 to 128"#,
+        ),
+        (
             json!({"ipam": {"pools": [{}]}}),
             "ipam.pools[0].cidr is missing; write a prefix, such as 10.10.0.0/24",
         ),
