@@ -4,6 +4,7 @@
 //! [`Block`] has a legal size, an [`AttachmentId`] has legal names). Nothing here reads a file, a
 //! clock or the network.
 
+mod annotation;
 mod asn;
 mod attachment;
 mod block;
@@ -16,6 +17,7 @@ mod request;
 #[cfg(test)]
 mod samples;
 
+pub use annotation::asks_for_nothing;
 pub use asn::{Asn, AsnError};
 pub use attachment::{
     Alias, AttachmentError, AttachmentId, HOST_LINK_PREFIX, LinkAlias, LivingPod, host_link_name,

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde_json::{Map, Value};
 use twill_dataplane::MacAddress;
-use twill_types::Family;
+use twill_types::{Family, asks_for_nothing};
 
 use super::section::Problem;
 use crate::call::Args;
@@ -105,7 +105,7 @@ fn wanted((_, value): &Place) -> bool {
         Value::Null => false,
         Value::Array(list) => !list.is_empty(),
         Value::Object(map) => !map.is_empty(),
-        Value::String(text) => !text.is_empty(),
+        Value::String(text) => !asks_for_nothing(text),
         Value::Bool(_) | Value::Number(_) => true,
     }
 }
@@ -296,6 +296,28 @@ mod tests {
         );
         assert_eq!(wishes.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:05"));
         assert_eq!(wishes.addresses, ["10.0.0.7".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn an_empty_list_in_a_text_asks_for_nothing() {
+        let args = Args { ip: Some("10.0.0.8".into()), ..Args::default() };
+        for empty in ["[]", " [ ] "] {
+            for name in ["ipAddrs", "ipAddrsNoIpam", "floatingIPs"] {
+                let key = format!("cni.projectcalico.org/{name}");
+                let config = json!({"runtimeConfig": {ANNOTATIONS: {&key: empty}}});
+                let (wishes, problems) = wishes(&config, &args, true);
+                assert_eq!(problems, [""; 0], "{config}");
+                assert!(!wishes.without_ipam, "{config}");
+                assert_eq!(wishes.addresses, ["10.0.0.8".parse::<IpAddr>().unwrap()], "{config}");
+            }
+        }
+        // The namespace's pools are those of a pod that names none.
+        let key = "cni.projectcalico.org/ipv4pools";
+        let config = json!({"runtimeConfig": {ANNOTATIONS: {key: "[]"}}});
+        let cluster = [(key.to_owned(), "[\"red\"]".to_owned())].into();
+        let mut problems = Vec::new();
+        let wishes = read(config.as_object().unwrap(), &args, &cluster, false, &mut problems);
+        assert_eq!((wishes.ipv4_pools, problems), (vec!["red".to_owned()], vec![]));
     }
 
     #[test]

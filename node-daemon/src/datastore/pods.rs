@@ -9,6 +9,7 @@ use kube::{core::DynamicObject, runtime::watcher::Event};
 use serde::{Deserialize, Serialize};
 use twill_ipam::PodFact;
 use twill_rpc::message::PodRef;
+use twill_types::asks_for_nothing;
 
 /// By their full names.
 pub(crate) type Annotations = BTreeMap<String, String>;
@@ -49,8 +50,7 @@ impl PodNamespace {
 
     /// What is asked for a pod: each by itself, the pod's own before the namespace's.
     pub(crate) fn asked(&self, mut pod: Annotations) -> Annotations {
-        // An empty one asks for nothing.
-        pod.retain(|_, value| !value.trim().is_empty());
+        pod.retain(|_, value| !asks_for_nothing(value));
         let mut asked = self.annotations.clone();
         asked.extend(pod);
         asked
@@ -299,6 +299,8 @@ mod tests {
             &annotations(&[("ipv4pools", "a"), ("ipv6pools", "b"), ("ipAddrs", "c")]),
         );
         let asked = namespace.asked(annotations(&[("ipv4pools", "d"), ("ipv6pools", " ")]));
+        assert_eq!(asked, annotations(&[("ipv4pools", "d"), ("ipv6pools", "b")]));
+        let asked = namespace.asked(annotations(&[("ipv4pools", "d"), ("ipv6pools", "[]")]));
         assert_eq!(asked, annotations(&[("ipv4pools", "d"), ("ipv6pools", "b")]));
         let asked = namespace.asked(annotations(&[("ipAddrs", "e")]));
         assert_eq!(asked, annotations(&[("ipv4pools", "a"), ("ipv6pools", "b"), ("ipAddrs", "e")]));
