@@ -108,10 +108,14 @@ impl<'a> Authority<'a> {
         })?)
     }
 
-    /// The link exists; traffic may flow when this returns.
-    pub(crate) fn endpoint_up(&mut self, endpoint: &EndpointUp) -> Result<(), Error> {
+    /// The link exists, with addresses of these families; traffic may flow when this returns.
+    pub(crate) fn endpoint_up(
+        &mut self,
+        endpoint: &EndpointUp,
+        families: &[Family],
+    ) -> Result<(), Error> {
         match &self.standalone {
-            Some(_) => prepare_node(&self.netconf.ipam.families),
+            Some(_) => prepare_node(families),
             None => Ok(self.daemon.insist(|client, _| client.endpoint_up(endpoint.clone()))?),
         }
     }

@@ -130,7 +130,8 @@ impl PodLink {
         }
     }
 
-    fn families(&self) -> impl Iterator<Item = Family> + '_ {
+    /// The families of its addresses, each once.
+    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
         let has = |family| self.addresses.iter().any(|ip| Family::of(*ip) == family);
         [Family::V4, Family::V6].into_iter().filter(move |family| has(*family))
     }

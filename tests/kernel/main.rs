@@ -262,6 +262,7 @@ fn main() -> ExitCode {
         ipam_plugin::a_foreign_networks_blocks_are_its_own,
         ipam_plugin::a_late_del_of_another_namespace_frees_nothing,
         ipam_plugin::addresses_come_from_another_ipam_plugin,
+        wishes::a_family_that_is_asked_for_reaches_other_pods,
         wishes::an_address_is_asked_for_in_each_of_the_places,
         wishes::a_pod_takes_its_address_along,
         wishes::annotations_choose_the_pool_and_the_hardware_address,

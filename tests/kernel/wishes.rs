@@ -10,14 +10,16 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
+    cni::{self, Attachment, Runtime},
     lab::{Lab, Pod},
-    ping,
+    netns::Namespace,
+    ping, programs,
     wait::wait_for,
 };
 
 use crate::{
     SECONDS, crash,
-    plugin::{one_node, refusal},
+    plugin::{lone_node, one_node, refusal, standalone},
 };
 
 /// Changes the one plugin of node1's network.
@@ -207,6 +209,41 @@ pub(crate) fn routes_and_name_servers_of_the_configuration() -> Result<()> {
     let mut other = lab.bare_pod("node1", "dns")?;
     let result = lab.attach(&mut other)?;
     ensure!(result["dns"]["nameservers"][0] == "192.0.2.53", "{result}");
+    Ok(())
+}
+
+/// Without a daemon, a family that only the pods ask for: the node forwards it, too, and answers for its
+/// gateway.
+pub(crate) fn a_family_that_is_asked_for_reaches_other_pods() -> Result<()> {
+    let pools = json!([{"cidr": "10.20.0.0/24"}, {"cidr": "fd00:20::/112"}]);
+    for (assigned, asked) in
+        [("assignIPv4", ["fd00:20::5", "fd00:20::6"]), ("assignIPv6", ["10.20.0.5", "10.20.0.6"])]
+    {
+        let (host, run_dir) = (lone_node()?, tempfile::tempdir_in("/run")?);
+        for key in FORWARDING {
+            host.sysctl(key, "0")?;
+        }
+        let mut conflist = standalone("1.0.0", run_dir.path(), &pools);
+        for key in ["assignIPv4", "assignIPv6"] {
+            conflist["plugins"][0]["ipam"][key] = json!(key == assigned);
+        }
+        let mut pods = Vec::new();
+        for address in asked {
+            conflist["plugins"][0]["runtimeConfig"] = json!({"ips": [address]});
+            let runtime = Runtime::new(conflist.clone(), vec![programs::directory()?]);
+            let pod = Namespace::create(format!("pod{}", pods.len()))?;
+            let netns = pod.path().display().to_string();
+            let attachment = Attachment::pod("prod", "web", &format!("c{}", pods.len()), &netns);
+            let result = runtime.add(&host, &attachment)?;
+            ensure!(cni::addresses(&result)?.len() == 2, "{result}");
+            pods.push(pod);
+        }
+        for (from, to) in [(&pods[0], asked[1]), (&pods[1], asked[0])] {
+            ping::reaches(from, to.parse()?)?;
+        }
+        let gateway = host.ip("route show 169.254.1.1")?;
+        ensure!(gateway.contains("dev lo"), "{gateway}");
+    }
     Ok(())
 }
 

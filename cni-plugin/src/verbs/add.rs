@@ -140,23 +140,24 @@ fn plumb(link: &PodLink, netns: &Netns, source: &mut Source<'_>) -> Result<PodLi
     let prepared = pod::prepare(link, netns)?;
     let made = prepared.link();
     tracing::trace!("step: pod's side set up");
+    // Not the configured ones: a pod may have asked for another.
+    let families: Vec<Family> = link.families().collect();
     match source {
-        Source::Store(authority) => authority.endpoint_up(&EndpointUp {
-            attachment: link.attachment.clone(),
-            sequence: link.sequence,
-            host_ifname: made.host_ifname,
-            host_ifindex: made.host_ifindex,
-        })?,
-        Source::Plugin(_) | Source::Nobody => prepare_node(&families(&link.addresses))?,
+        Source::Store(authority) => {
+            let endpoint = EndpointUp {
+                attachment: link.attachment.clone(),
+                sequence: link.sequence,
+                host_ifname: made.host_ifname,
+                host_ifindex: made.host_ifindex,
+            };
+            authority.endpoint_up(&endpoint, &families)?;
+        }
+        Source::Plugin(_) | Source::Nobody => prepare_node(&families)?,
     }
     tracing::trace!("step: daemon told of the link");
     let up = prepared.activate()?;
     tracing::trace!("step: host's side up and routed");
     Ok(up)
-}
-
-fn families(addresses: &[IpAddr]) -> Vec<Family> {
-    addresses.iter().map(|address| Family::of(*address)).collect()
 }
 
 impl Source<'_> {
