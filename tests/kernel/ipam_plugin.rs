@@ -125,7 +125,8 @@ pub(crate) fn macvlan_pods_are_neighbours_of_the_tor() -> Result<()> {
     let mut ipam = ipam(&lab)?;
     ipam["prefixLength"] = json!(24);
     ipam["gateway"] = json!("192.168.2.1");
-    ipam["routes"] = json!([{"dst": "0.0.0.0/0"}]);
+    // One network has a gateway of its own on that segment.
+    ipam["routes"] = json!([{"dst": "0.0.0.0/0"}, {"dst": "10.0.0.0/8", "gw": "192.168.2.254"}]);
     let macvlan = json!({"type": "macvlan", "master": "eth0", "mode": "bridge", "ipam": ipam});
     use_plugin(&mut lab, macvlan, "1.0.0")?;
     let (one, two) = (lab.add_pod("node1", "one")?, lab.add_pod("node1", "two")?);
@@ -134,6 +135,10 @@ pub(crate) fn macvlan_pods_are_neighbours_of_the_tor() -> Result<()> {
     ping::reaches(one.namespace(), two.address()?)?;
     let address = one.namespace().ip("addr show dev eth0")?;
     ensure!(address.contains("/24"), "{address}");
+    for (to, gateway) in [("default", "192.168.2.1"), ("10.0.0.0/8", "192.168.2.254")] {
+        let routes = one.namespace().ip(&format!("route show {to}"))?;
+        ensure!(routes.contains(&format!("via {gateway} dev eth0")), "{routes}");
+    }
     for pod in [one, two] {
         lab.delete_pod(pod)?;
     }

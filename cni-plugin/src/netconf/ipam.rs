@@ -7,7 +7,7 @@ use twill_dataplane::pod::PodRoute;
 use twill_types::{Block, Family, Prefix};
 
 use super::section::{Problem, Section};
-use crate::call::Persona;
+use crate::{call::Persona, result::ResultRoute};
 
 #[rustfmt::skip]
 const KEYS: &[&str] = &[
@@ -49,8 +49,8 @@ pub(crate) struct Ipam {
     pub(crate) allow_reserved: bool,
     /// Only for standalone mode.
     pub(crate) pools: Vec<Pool>,
-    /// Routes beside the default route.
-    pub(crate) routes: Vec<PodRoute>,
+    /// Routes beside the default route; with gateways only for another main plugin.
+    pub(crate) routes: Vec<ResultRoute>,
     /// Another IPAM plugin that is to be executed instead.
     pub(crate) plugin: Option<String>,
     /// For the main plugin that calls us.
@@ -134,7 +134,7 @@ pub(super) fn read(
     let allow_reserved = ipam.flag(&["allowReserved"]).unwrap_or(false);
     let foreign = read_foreign(&mut ipam);
     let objects = ipam.objects(&["pools"]);
-    let routes = read_routes(&mut ipam);
+    let routes = read_routes(&mut ipam, persona);
     let pools: Vec<Pool> = objects
         .iter()
         .enumerate()
@@ -171,6 +171,11 @@ pub(super) fn read(
 }
 
 impl Ipam {
+    /// The routes as those of a pod, all through the node.
+    pub(crate) fn pod_routes(&self) -> Vec<PodRoute> {
+        self.routes.iter().map(|route| route.route.clone()).collect()
+    }
+
     /// Of another plugin: the keys are its own. What it has no say in is ours all the same.
     fn of_plugin(
         map: &Map<String, Value>,
@@ -236,16 +241,12 @@ fn read_foreign(ipam: &mut Section<'_, '_>) -> ForeignNeeds {
     }
 }
 
-fn read_routes(ipam: &mut Section<'_, '_>) -> Vec<PodRoute> {
+fn read_routes(ipam: &mut Section<'_, '_>, persona: Persona) -> Vec<ResultRoute> {
     let objects = ipam.objects(&["routes"]);
     let mut routes = Vec::new();
     for (index, map) in objects.into_iter().enumerate() {
         let path = format!("ipam.routes[{index}]");
         let mut section = Section::new(&path, map, ROUTE_KEYS, ipam.problems());
-        if let Some(gateway) = section.string(&["gw"]) {
-            let right = "nothing: the gateway of a pod is the node";
-            section.problem(Problem::wrong(format!("{path}.gw"), gateway, right));
-        }
         let number = |section: &mut Section<'_, '_>, key, least: u64, most: u64| {
             let right = format!("{least} to {most}");
             let read = section.number(&[key], &right, |number| (least..=most).contains(&number));
@@ -254,11 +255,32 @@ fn read_routes(ipam: &mut Section<'_, '_>) -> Vec<PodRoute> {
         let priority = number(&mut section, "priority", 1, u64::from(u32::MAX));
         let mtu = number(&mut section, "mtu", 68, 65535);
         let advmss = number(&mut section, "advmss", 28, 65535);
-        if let Some(destination) = section.prefix("dst", "0.0.0.0/0") {
-            routes.push(PodRoute { destination, priority, mtu, advmss });
+        let destination = section.prefix("dst", "0.0.0.0/0");
+        let gateway = read_gateway(&mut section, persona, destination);
+        if let Some(destination) = destination {
+            let route = PodRoute { destination, priority, mtu, advmss };
+            routes.push(ResultRoute { route, gateway });
         }
     }
     routes
+}
+
+/// A gateway of a route's own. A pod of ours has the node alone.
+fn read_gateway(
+    section: &mut Section<'_, '_>,
+    persona: Persona,
+    destination: Option<Prefix>,
+) -> Option<IpAddr> {
+    let right = match (persona, destination) {
+        (Persona::Main, _) => "nothing: the gateway of a pod is the node".to_owned(),
+        (Persona::Ipam, Some(to)) => format!("an {} address, as dst is {to}", to.family()),
+        (Persona::Ipam, None) => "an address of the family of dst".to_owned(),
+    };
+    section.read(&["gw"], &right, |value| {
+        let gateway = value.as_str()?.parse::<IpAddr>().ok();
+        let fits = |ip: &IpAddr| destination.is_none_or(|to| to.family() == Family::of(*ip));
+        gateway.filter(|gateway| persona == Persona::Ipam && fits(gateway))
+    })
 }
 
 const fn example(family: Family) -> &'static str {

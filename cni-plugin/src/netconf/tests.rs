@@ -3,12 +3,14 @@ use serde_json::json;
 use super::*;
 
 fn read(value: Value) -> (Netconf, Vec<String>) {
+    read_as(Persona::Main, value)
+}
+
+fn read_as(persona: Persona, value: Value) -> (Netconf, Vec<String>) {
     let Value::Object(mut map) = value else { panic!("an object is needed") };
     map.entry("name").or_insert("net".into());
-    let (netconf, problems) = Parsed::new(map)
-        .map_err(|e| e.to_string())
-        .unwrap()
-        .netconf(Persona::Main, &Args::default());
+    let (netconf, problems) =
+        Parsed::new(map).map_err(|e| e.to_string()).unwrap().netconf(persona, &Args::default());
     (netconf, problems.iter().map(ToString::to_string).collect())
 }
 
@@ -158,6 +160,42 @@ fn every_problem_names_path_value_and_what_would_be_right() {
         (json!({"bridge": "br0"}), "bridge is no key of this plugin and is ignored; remove it"),
     ] {
         assert_eq!(read(value.clone()).1, [problem], "{value}");
+    }
+}
+
+/// Where another plugin makes the interface, the pod is on a segment with others.
+#[test]
+fn routes_for_another_main_plugin_have_gateways() {
+    let of = |persona, route: Value| {
+        let (netconf, problems) = read_as(persona, json!({"ipam": {"routes": [route]}}));
+        let gateways: Vec<_> = netconf.ipam.routes.iter().map(|route| route.gateway).collect();
+        (gateways, problems)
+    };
+    for (route, gateway) in [
+        (json!({"dst": "10.0.0.0/8", "gw": "192.168.2.254"}), "192.168.2.254".parse().ok()),
+        (json!({"dst": "fd00::/8", "gw": "fd00:1::1"}), "fd00:1::1".parse().ok()),
+        (json!({"dst": "0.0.0.0/0"}), None),
+    ] {
+        assert_eq!(of(Persona::Ipam, route.clone()), (vec![gateway], vec![]), "{route}");
+    }
+    for (persona, route, problem) in [
+        (
+            Persona::Ipam,
+            json!({"dst": "10.0.0.0/8", "gw": "fd00::1"}),
+            r#"ipam.routes[0].gw is "fd00::1"; write an IPv4 address, as dst is 10.0.0.0/8"#,
+        ),
+        (
+            Persona::Ipam,
+            json!({"dst": "fd00::/8", "gw": "router"}),
+            r#"ipam.routes[0].gw is "router"; write an IPv6 address, as dst is fd00::/8"#,
+        ),
+        (
+            Persona::Main,
+            json!({"dst": "10.0.0.0/8", "gw": "192.168.2.254"}),
+            r#"ipam.routes[0].gw is "192.168.2.254"; write nothing: the gateway of a pod is the node"#,
+        ),
+    ] {
+        assert_eq!(of(persona, route.clone()).1, [problem], "{route}");
     }
 }
 

@@ -58,13 +58,13 @@ fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<Grant<'a>, Error> {
     let wishes = wishes(call, &mut authority)?;
     if wishes.without_ipam {
         let addresses = wishes.addresses.clone();
-        let routes = netconf.ipam.routes.clone();
+        let routes = netconf.ipam.pod_routes();
         return Ok((Source::Nobody, wishes, Granted { addresses, routes, ..Granted::default() }));
     }
     let assigned = authority.assign(&assign_request(call, &wishes, netns)?)?;
     let granted = Granted {
         addresses: assigned.addresses,
-        routes: netconf.ipam.routes.clone(),
+        routes: netconf.ipam.pod_routes(),
         dns: None,
         sequence: assigned.sequence,
         mtu: Some(assigned.mtu),

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::Value;
-use twill_dataplane::pod::PodRoute;
 use twill_rpc::message::{AssignRequest, Assigned, ForeignUse};
 use twill_types::{Block, Family, ReleaseRequest};
 
@@ -15,7 +14,7 @@ use crate::{
     authority::Authority,
     error::Error,
     netconf::{ForeignNeeds, Gateway},
-    result::{AddResult, PodAddress, ResultRoute},
+    result::{AddResult, PodAddress},
 };
 
 /// Answers addresses.
@@ -49,11 +48,10 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
 fn result(call: &Call, assigned: &Assigned) -> AddResult {
     let ipam = &call.netconf.ipam;
     let pairs = assigned.addresses.iter().zip(&assigned.blocks);
-    let route = |route: &PodRoute| ResultRoute { route: route.clone(), gateway: None };
     AddResult {
         link: None,
         addresses: pairs.map(|(address, block)| ipam.foreign.address(*address, *block)).collect(),
-        routes: ipam.routes.iter().map(route).collect(),
+        routes: ipam.routes.clone(),
         dns: call.netconf.dns.clone(),
     }
 }
