@@ -17,7 +17,7 @@ use twill_dataplane::pod::PodRoute;
 use twill_types::{LinkAlias, Prefix};
 
 use self::run::{Ended, run};
-use crate::{authority::may_have_link, deadline::Deadline, verbs::Call};
+use crate::{authority::may_have_link, deadline::Deadline, result::asked_in_vain, verbs::Call};
 
 /// How much of a call's time is kept for giving the addresses back.
 const TAKE_BACK: Duration = Duration::from_secs(2);
@@ -97,6 +97,14 @@ pub(crate) enum DelegateError {
         /// Its `details`.
         details: Option<String>,
     },
+    /// Its result asks for what is not done here.
+    #[error("{plugin} gives what is not supported: {what}")]
+    Unsupported {
+        /// Its name.
+        plugin: String,
+        /// What.
+        what: String,
+    },
     /// What it printed is no result.
     #[error("the result of {plugin} cannot be used: {what}")]
     Result {
@@ -123,10 +131,8 @@ impl<'a> Delegate<'a> {
     /// Addresses. An ADD that failed may have given some all the same, so a DEL follows (section 4 of
     /// the specification): the time for that is kept free at the end of the call.
     pub(crate) fn add(&self) -> Result<Granted, DelegateError> {
-        let granted = self.run("ADD", self.call.deadline.before(TAKE_BACK)).and_then(|printed| {
-            let failed = |what| DelegateError::Result { plugin: self.plugin.to_owned(), what };
-            read_result(&printed).map_err(failed)
-        });
+        let printed = self.run("ADD", self.call.deadline.before(TAKE_BACK));
+        let granted = printed.and_then(|printed| read_result(self.plugin, &printed));
         match &granted {
             // It has not run at all.
             Ok(_) | Err(DelegateError::NotFound { .. } | DelegateError::Itself { .. }) => {}
@@ -226,9 +232,10 @@ fn quote(printed: &[u8]) -> String {
 }
 
 /// The addresses, routes and name servers of a result of any version.
-fn read_result(printed: &[u8]) -> Result<Granted, String> {
+fn read_result(plugin: &str, printed: &[u8]) -> Result<Granted, DelegateError> {
+    let failed = |what| DelegateError::Result { plugin: plugin.to_owned(), what };
     let printed: Value = serde_json::from_slice(printed)
-        .map_err(|error| format!("{error}; it printed {:?}", quote(printed)))?;
+        .map_err(|error| failed(format!("{error}; it printed {:?}", quote(printed))))?;
     let list = |key: &str| printed.get(key).and_then(Value::as_array).into_iter().flatten();
     let families = || ["ip4", "ip6"].into_iter().filter_map(|key| printed.get(key));
     let old = families().filter_map(|entry| entry.get("ip"));
@@ -238,31 +245,49 @@ fn read_result(printed: &[u8]) -> Result<Granted, String> {
         .map(|address| {
             let text = address.as_str().unwrap_or_default();
             let plain = text.split_once('/').map_or(text, |(address, _)| address);
-            plain.parse().map_err(|_| format!("{address} is no address"))
+            plain.parse().map_err(|_| failed(format!("{address} is no address")))
         })
         .collect::<Result<_, _>>()?;
     if addresses.is_empty() {
-        return Err(format!("it has no address: {printed}"));
+        return Err(failed(format!("it has no address: {printed}")));
     }
+    let old = families().filter_map(|entry| entry.get("gateway"));
+    let gateways: Vec<&Value> =
+        list("ips").filter_map(|entry| entry.get("gateway")).chain(old).collect();
     let old = families().filter_map(|entry| entry.get("routes")?.as_array()).flatten();
     let routes = list("routes")
         .chain(old)
-        .map(|route| {
-            let number = |key: &str| {
-                route.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok())
-            };
-            let text = route.get("dst").and_then(Value::as_str).unwrap_or_default();
-            let destination = text.parse::<Prefix>().map_err(|error| format!("{text}: {error}"))?;
-            Ok(PodRoute {
-                destination,
-                priority: number("priority"),
-                mtu: number("mtu"),
-                advmss: number("advmss"),
-            })
-        })
-        .collect::<Result<_, String>>()?;
+        .map(|route| read_route(plugin, route, &gateways))
+        .collect::<Result<_, _>>()?;
     let dns = printed.get("dns").and_then(Value::as_object).filter(|dns| !dns.is_empty());
     Ok(Granted { addresses, routes, dns: dns.cloned(), ..Granted::default() })
+}
+
+/// One of the routes. In the place of its gateway, mostly one of the addresses' `gateways`, stands the node.
+fn read_route(plugin: &str, route: &Value, gateways: &[&Value]) -> Result<PodRoute, DelegateError> {
+    let number =
+        |key: &str| route.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    let text = route.get("dst").and_then(Value::as_str).unwrap_or_default();
+    let destination = text.parse::<Prefix>().map_err(|error| DelegateError::Result {
+        plugin: plugin.to_owned(),
+        what: format!("{text}: {error}"),
+    })?;
+    if let Some((key, value, alike)) = route.as_object().and_then(|map| asked_in_vain(map).next()) {
+        let what = format!("the {key} {value} of its route to {destination}; {alike}");
+        return Err(DelegateError::Unsupported { plugin: plugin.to_owned(), what });
+    }
+    if let Some(gateway) = route.get("gw").filter(|gw| !gw.is_null() && !gateways.contains(gw)) {
+        tracing::warn!(
+            %gateway,
+            "{plugin}'s route to {destination} leads by the node: a pod has no other gateway"
+        );
+    }
+    Ok(PodRoute {
+        destination,
+        priority: number("priority"),
+        mtu: number("mtu"),
+        advmss: number("advmss"),
+    })
 }
 
 #[cfg(test)]
@@ -278,7 +303,7 @@ mod tests {
                    "routes": [{"dst": "192.0.2.0/24", "mtu": 1400}], "dns": {}}),
             json!({"ip4": {"ip": "10.1.0.5/24", "routes": [{"dst": "192.0.2.0/24", "mtu": 1400}]}}),
         ] {
-            let granted = read_result(printed.to_string().as_bytes()).unwrap();
+            let granted = read_result("x", printed.to_string().as_bytes()).unwrap();
             assert_eq!(granted.addresses, ["10.1.0.5".parse::<IpAddr>().unwrap()]);
             assert_eq!(granted.routes[0].destination, "192.0.2.0/24".parse().unwrap());
             assert_eq!((granted.routes[0].mtu, granted.sequence), (Some(1400), 0));
@@ -289,7 +314,7 @@ mod tests {
             (json!({"ips": [{"address": "x"}]}), "is no address"),
             (json!({"ips": [{"address": "10.1.0.5/24"}], "routes": [{"dst": "y"}]}), "y"),
         ] {
-            let error = read_result(printed.to_string().as_bytes()).unwrap_err();
+            let error = read_result("x", printed.to_string().as_bytes()).unwrap_err().to_string();
             assert!(error.contains(wrong), "{error}");
         }
     }

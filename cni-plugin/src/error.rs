@@ -236,6 +236,7 @@ fn delegate_code(error: &DelegateError) -> u32 {
         DelegateError::NotFound { .. } | DelegateError::Itself { .. } => code::CONFIG,
         DelegateError::Execute { .. } => code::IO,
         DelegateError::Timeout { .. } => code::TRY_AGAIN,
+        DelegateError::Unsupported { .. } => code::UNSUPPORTED_FIELD,
         DelegateError::Result { .. } => code::DECODE,
     }
 }

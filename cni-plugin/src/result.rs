@@ -71,6 +71,25 @@ pub(crate) struct ResultRoute {
     pub(crate) gateway: Option<IpAddr>,
 }
 
+/// What a route may ask for, and all routes here have alike: the key, the values that ask for just
+/// that, and what it is. The main table is 254, or 0 for no choice, and the global scope 0
+/// (`linux/rtnetlink.h`).
+const ALIKE: [(&str, &[u64], &str); 2] = [
+    ("table", &[0, 254], "all routes are in the main table"),
+    ("scope", &[0], "all routes are of global scope"),
+];
+
+/// The keys in a route's object that ask for what no route here has, with their values and what holds for all.
+pub(crate) fn asked_in_vain(
+    route: &Map<String, Value>,
+) -> impl Iterator<Item = (&'static str, &Value, &'static str)> {
+    ALIKE.iter().filter_map(|(key, alike, what)| {
+        let value = route.get(*key).filter(|value| !value.is_null())?;
+        let is_so = value.as_u64().is_some_and(|value| alike.contains(&value));
+        (!is_so).then_some((*key, value, *what))
+    })
+}
+
 impl ResultRoute {
     fn render(&self, with_metrics: bool) -> Value {
         let PodRoute { destination, priority, mtu, advmss } = &self.route;

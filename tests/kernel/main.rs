@@ -118,6 +118,7 @@ fn main() -> ExitCode {
         checklist::a_05_addresses_belong_to_the_pods_end,
         checklist::a_06_a_pod_has_eth0_with_an_address,
         checklist::a_07_routes_are_default_routes_with_their_gateway,
+        checklist::a_07_what_a_route_asks_for_in_vain_is_told,
         checklist::a_08_dns_is_passed_on_or_left_out,
         checklist::a_09_the_same_add_again_gives_the_same_answer,
         checklist::a_10_interfaces_of_one_container_are_apart,

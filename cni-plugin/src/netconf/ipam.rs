@@ -7,7 +7,10 @@ use twill_dataplane::pod::PodRoute;
 use twill_types::{Block, Family, Prefix};
 
 use super::section::{Problem, Section};
-use crate::{call::Persona, result::ResultRoute};
+use crate::{
+    call::Persona,
+    result::{ResultRoute, asked_in_vain},
+};
 
 #[rustfmt::skip]
 const KEYS: &[&str] = &[
@@ -34,7 +37,7 @@ const FOREIGN_KEYS: &[&str] = &[
 
 const POOL_KEYS: &[&str] = &["cidr", "blockSize"];
 
-const ROUTE_KEYS: &[&str] = &["dst", "gw", "mtu", "advmss", "priority"];
+const ROUTE_KEYS: &[&str] = &["dst", "gw", "mtu", "advmss", "priority", "table", "scope"];
 
 /// The `ipam` section.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,6 +258,10 @@ fn read_routes(ipam: &mut Section<'_, '_>, persona: Persona) -> Vec<ResultRoute>
         let priority = number(&mut section, "priority", 1, u64::from(u32::MAX));
         let mtu = number(&mut section, "mtu", 68, 65535);
         let advmss = number(&mut section, "advmss", 28, 65535);
+        for (key, value, alike) in asked_in_vain(map) {
+            let right = format!("nothing: {alike}");
+            section.problem(Problem::unsupported(&format!("{path}.{key}"), value.clone(), &right));
+        }
         let destination = section.prefix("dst", "0.0.0.0/0");
         let gateway = read_gateway(&mut section, persona, destination);
         if let Some(destination) = destination {

@@ -134,6 +134,14 @@ fn every_problem_names_path_value_and_what_would_be_right() {
             r#"ipam.routes[0].dst is "fd00::/129"; write a length of 0 to 128"#,
         ),
         (
+            json!({"ipam": {"routes": [{"dst": "0.0.0.0/0", "table": 100}]}}),
+            "ipam.routes[0].table is 100, which is not supported; write nothing: all routes are in the main table",
+        ),
+        (
+            json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 253}]}}),
+            "ipam.routes[0].scope is 253, which is not supported; write nothing: all routes are of global scope",
+        ),
+        (
             json!({"ipam": {"pools": [{}]}}),
             "ipam.pools[0].cidr is missing; write a prefix, such as 10.10.0.0/24",
         ),
@@ -175,6 +183,7 @@ fn routes_for_another_main_plugin_have_gateways() {
         (json!({"dst": "10.0.0.0/8", "gw": "192.168.2.254"}), "192.168.2.254".parse().ok()),
         (json!({"dst": "fd00::/8", "gw": "fd00:1::1"}), "fd00:1::1".parse().ok()),
         (json!({"dst": "0.0.0.0/0"}), None),
+        (json!({"dst": "0.0.0.0/0", "table": 254, "scope": 0}), None),
     ] {
         assert_eq!(of(Persona::Ipam, route.clone()), (vec![gateway], vec![]), "{route}");
     }

@@ -59,6 +59,44 @@ pub(crate) fn i_01_another_plugin_is_found_in_the_path_alone() -> Result<()> {
     site.untouched()
 }
 
+/// What a route asks for that none here is; a gateway is always the node, and another one is told.
+pub(crate) fn a_07_what_a_route_asks_for_in_vain_is_told() -> Result<()> {
+    let site = Site::new()?;
+    let giving = |route: Value| {
+        let ips = json!([{"address": "10.79.0.5/24", "gateway": "10.79.0.1"}]);
+        let result = json!({"ips": ips, "routes": [route]});
+        plugin(
+            &site,
+            &format!("echo $CNI_COMMAND >>calls\n[ $CNI_COMMAND != ADD ] || echo '{result}'\n"),
+        )
+    };
+    for (route, words) in [
+        (json!({"dst": "0.0.0.0/0", "table": 100}), ["table", "100"]),
+        (json!({"dst": "10.0.0.0/8", "scope": 253}), ["scope", "253"]),
+    ] {
+        let directory = giving(route.clone())?;
+        let to = route["dst"].as_str().context("no destination")?;
+        let answer = call(&site, "ADD", &directory)?.run()?;
+        answer.refused(2, &["witness", to, words[0], words[1]])?;
+        ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+        fs::remove_file(directory.join("calls"))?;
+    }
+    for (gateway, warned) in [("10.79.0.1", false), ("10.79.0.254", true)] {
+        let directory = giving(json!({"dst": "10.0.0.0/8", "gw": gateway, "table": 254}))?;
+        let answer = call(&site, "ADD", &directory)?.run()?;
+        answer.object()?;
+        ensure!(answer.stderr().contains("10.0.0.0/8") == warned, "{answer:?}");
+        let routes = site.pod.ip("route show 10.0.0.0/8")?;
+        ensure!(routes.contains("via 169.254.1.1"), "{routes}");
+        call(&site, "DEL", &directory)?.run()?.silent()?;
+    }
+    // In a configuration of ours, it is the configuration that is wrong.
+    let routes = json!([{"dst": "0.0.0.0/0", "table": 100}]);
+    let answer = site.call("ADD")?.config("/ipam/routes", routes).run()?;
+    answer.refused(2, &["ipam.routes[0].table", "100"])?;
+    site.as_new()
+}
+
 /// The environment but for the verb, which is the same one, too; the whole configuration, byte by
 /// byte; and what it says on standard error is said there.
 pub(crate) fn i_01_another_plugin_gets_all_as_it_came() -> Result<()> {
