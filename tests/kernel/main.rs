@@ -130,6 +130,7 @@ fn main() -> ExitCode {
         checklist::a_12_an_address_of_another_plugin_is_given_back,
         checklist::a_13_del_follows_a_failed_add,
         checklist::a_14_the_result_is_what_the_kernel_has,
+        checklist::a_14_a_repeated_add_tells_what_the_link_has_by_now,
         checklist::d_01_a_namespace_that_is_gone_is_success,
         checklist::d_01_the_nodes_own_namespace_is_as_good_as_gone,
         checklist::d_02_what_is_missing_is_success,

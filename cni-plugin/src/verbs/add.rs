@@ -5,7 +5,7 @@ use std::{borrow::Cow, net::IpAddr};
 use serde_json::Value;
 use twill_dataplane::{
     Netns, node,
-    pod::{self, PodLink, PodLinkUp, PodRoute},
+    pod::{self, Hardware, PodLink, PodLinkUp, PodRoute},
 };
 use twill_rpc::message::{AssignRequest, EndpointUp};
 use twill_types::Family;
@@ -182,16 +182,15 @@ fn result(call: &Call, link: &PodLink, granted: &Granted, up: &PodLinkUp) -> Add
         let gateway = Some(pod::gateway(route.destination.family()));
         ResultRoute { route, gateway }
     };
-    let pod =
-        Interface { name: call.variables.ifname.clone(), mac: up.pod_mac.to_string(), mtu: up.mtu };
+    let interface = |name: &str, end: Hardware| Interface {
+        name: name.to_owned(),
+        mac: end.mac.to_string(),
+        mtu: end.mtu,
+    };
     AddResult {
         link: Some(ResultLink {
-            host: Interface {
-                name: up.host_ifname.clone(),
-                mac: up.host_mac.to_string(),
-                mtu: up.mtu,
-            },
-            pod,
+            host: interface(&up.host_ifname, up.host),
+            pod: interface(&call.variables.ifname, up.pod),
             sandbox: call.variables.netns.clone(),
         }),
         addresses: granted.addresses.iter().map(address).collect(),

@@ -30,14 +30,29 @@ pub struct PodLinkUp {
     pub host_ifname: String,
     /// The host end's index on the node.
     pub host_ifindex: u32,
-    /// The host end's hardware address.
-    pub host_mac: MacAddress,
-    /// The pod end's hardware address.
-    pub pod_mac: MacAddress,
-    /// The MTU of both ends, in bytes.
-    pub mtu: u32,
+    /// The host end.
+    pub host: Hardware,
+    /// The pod end.
+    pub pod: Hardware,
     /// The metric of the pod's default route in the families where another link has the first one.
     pub behind: Vec<(Family, u32)>,
+}
+
+/// What one end of a link is beneath its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hardware {
+    /// Its hardware address.
+    pub mac: MacAddress,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+impl Hardware {
+    /// `None` if the link has a hardware address of another length, as no veth has.
+    fn of(link: &Link) -> Option<Self> {
+        let mac = MacAddress(link.mac.as_slice().try_into().ok()?);
+        Some(Self { mac, mtu: link.mtu })
+    }
 }
 
 impl PodLinkUp {
@@ -58,6 +73,8 @@ pub struct Prepared {
     pod: Option<Socket>,
     plan: Plan,
     indexes: Indexes,
+    /// The host's end and the pod's.
+    ends: [Hardware; 2],
     /// Where the namespace has a default route by another link.
     behind: Vec<Behind>,
     /// The addresses that rules were made for.
@@ -73,29 +90,35 @@ pub struct Prepared {
 pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
     let plan = Plan::new(link, sysctl::has_ipv6())?;
     let mut socket = Socket::open()?;
-    match create(&mut socket, &plan, link, netns)? {
-        Created::Existing(indexes) => {
-            let behind = behind::look(netns, link, indexes.pod)?;
-            let ruled = Vec::new();
-            Ok(Prepared { socket, pod: None, plan, indexes, behind, ruled, unfinished: false })
+    let planned = [HOST_MAC, plan.pod_mac].map(|mac| Hardware { mac, mtu: plan.mtu });
+    let (indexes, ends, behind, unfinished) = match create(&mut socket, &plan, link, netns)? {
+        Created::New(indexes) => (indexes, planned, Vec::new(), true),
+        Created::Existing(host) => {
+            let indexes = Indexes { host: host.index, pod: host.peer.unwrap_or_default() };
+            let mut pod = netns.enter(Socket::open)??;
+            let behind = behind::look(&mut pod, link, indexes.pod)?;
+            // The configuration may be another by now, and a later plugin may have changed them.
+            let found = [Some(*host), pod.link(indexes.pod)?].map(|link| Hardware::of(&link?));
+            let ends = [0, 1].map(|end| found[end].unwrap_or(planned[end]));
+            (indexes, ends, behind, false)
         }
-        Created::New(indexes) => {
-            let (behind, ruled) = (Vec::new(), Vec::new());
-            let mut prepared =
-                Prepared { socket, pod: None, plan, indexes, behind, ruled, unfinished: true };
-            tracing::trace!("step: pair of links made");
-            prepared.identify()?;
-            tracing::trace!("step: host's side identified and set");
-            prepared.set_up_pod(link, netns)?;
-            Ok(prepared)
-        }
+    };
+    let ruled = Vec::new();
+    let mut prepared =
+        Prepared { socket, pod: None, plan, indexes, ends, behind, ruled, unfinished };
+    if unfinished {
+        tracing::trace!("step: pair of links made");
+        prepared.identify()?;
+        tracing::trace!("step: host's side identified and set");
+        prepared.set_up_pod(link, netns)?;
     }
+    Ok(prepared)
 }
 
 enum Created {
     New(Indexes),
-    /// The same ADD has made it, complete.
-    Existing(Indexes),
+    /// The same ADD has made it, complete: the host's end.
+    Existing(Box<Link>),
 }
 
 fn create(
@@ -120,8 +143,7 @@ fn create(
         match (refused, found.link(&plan.host_name)?) {
             (error, Some(found)) if error.errno == Errno::EEXIST && !last_time => {
                 if is_complete(&found, link, netns)? {
-                    let pod = found.peer.unwrap_or_default();
-                    return Ok(Created::Existing(Indexes { host: found.index, pod }));
+                    return Ok(Created::Existing(Box::new(found)));
                 }
                 // Rules do not go with the link.
                 if let Err(error) = clear_rules(&link.attachment, netns) {
@@ -161,12 +183,12 @@ fn is_complete(found: &Link, link: &PodLink, netns: &Netns) -> Result<bool, Erro
 impl Prepared {
     /// The link, for the answer to the runtime.
     pub fn link(&self) -> PodLinkUp {
+        let [host, pod] = self.ends;
         PodLinkUp {
             host_ifname: self.plan.host_name.clone(),
             host_ifindex: self.indexes.host,
-            host_mac: HOST_MAC,
-            pod_mac: self.plan.pod_mac,
-            mtu: self.plan.mtu,
+            host,
+            pod,
             behind: self.behind.clone(),
         }
     }

@@ -9,7 +9,6 @@ use std::net::IpAddr;
 
 use netlink_packet_route::route::{RouteAttribute, RouteFlags};
 use nix::errno::Errno;
-use twill_sys::Netns;
 use twill_types::{Family, Prefix};
 
 use super::{
@@ -151,12 +150,11 @@ pub(super) fn rules_away(host_name: &str, addresses: &[IpAddr]) -> impl Iterator
 }
 
 /// Of a link that is there: which of its default routes stand behind another's.
-pub(super) fn look(netns: &Netns, link: &PodLink, pod_index: u32) -> Result<Vec<Behind>, Error> {
-    let mut pod = netns.enter(Socket::open)??;
+pub(super) fn look(pod: &mut Socket, link: &PodLink, index: u32) -> Result<Vec<Behind>, Error> {
     let mut behind = Vec::new();
     for family in link.families() {
-        if has_default_of(&mut pod, family, pod_index, metric(pod_index))? {
-            behind.push((family, metric(pod_index)));
+        if has_default_of(pod, family, index, metric(index))? {
+            behind.push((family, metric(index)));
         }
     }
     Ok(behind)

@@ -60,12 +60,12 @@ fn nothing_flows_before_activation_and_all_after() {
 
         let up = prepared.activate().unwrap();
         assert_eq!(up.host_ifname, name);
-        assert_eq!(up.host_mac.to_string(), "ee:ee:ee:ee:ee:ee");
+        assert_eq!(up.host.mac.to_string(), "ee:ee:ee:ee:ee:ee");
         assert_eq!(
             ip("route show 10.10.0.5"),
             format!("10.10.0.5 dev {name} proto 116 scope link")
         );
-        assert!(ip_in(&pod, "-o link show eth0").contains(&up.pod_mac.to_string()));
+        assert!(ip_in(&pod, "-o link show eth0").contains(&up.pod.mac.to_string()));
         reach(None, &pod, "10.10.0.5");
 
         let shown = ip("-d -o link show web-1");

@@ -105,23 +105,48 @@ pub(crate) fn a_08_dns_is_passed_on_or_left_out() -> Result<()> {
     site.call("DEL")?.run()?.silent()
 }
 
+/// The MTU and the hardware address of both ends are the links'; the MTUs, the node's first.
+fn says_what_is(site: &Site, result: &Value) -> Result<[u64; 2]> {
+    let [host, inside] = list(result, "interfaces")?.as_slice() else {
+        anyhow::bail!("not two interfaces: {result}")
+    };
+    let name = host["name"].as_str().context("no name")?;
+    for (said, link) in [
+        (host, site.host.ip_json(&format!("link show dev {name}"))?),
+        (inside, site.pod.ip_json("link show dev eth0")?),
+    ] {
+        ensure!(said["mac"] == link[0]["address"], "{said} is not {link:?}");
+        ensure!(said["mtu"] == link[0]["mtu"], "{said} is not {link:?}");
+    }
+    let mtu = |interface: &Value| interface["mtu"].as_u64().context("no mtu");
+    Ok([mtu(host)?, mtu(inside)?])
+}
+
 pub(crate) fn a_14_the_result_is_what_the_kernel_has() -> Result<()> {
     let site = Site::new()?;
     for (asked, given) in [(0, 1500), (1400, 1400)] {
         let result = site.call("ADD")?.config("/mtu", json!(asked)).run()?.object()?;
-        let [host, inside] = list(&result, "interfaces")?.as_slice() else {
-            anyhow::bail!("not two interfaces: {result}")
-        };
-        let name = host["name"].as_str().context("no name")?;
-        for (said, link) in [
-            (host, site.host.ip_json(&format!("link show dev {name}"))?),
-            (inside, site.pod.ip_json("link show dev eth0")?),
-        ] {
-            ensure!(said["mac"] == link[0]["address"], "{said} is not {link:?}");
-            ensure!(said["mtu"] == link[0]["mtu"] && said["mtu"] == given, "{said}, {link:?}");
-        }
+        ensure!(says_what_is(&site, &result)? == [given; 2], "{result}");
         site.call("CHECK")?.config("/prevResult", result).run()?.silent()?;
         site.call("DEL")?.run()?.silent()?;
     }
     Ok(())
+}
+
+/// The configuration, the uplink, or a later plugin: what has changed since the first ADD is not made again.
+pub(crate) fn a_14_a_repeated_add_tells_what_the_link_has_by_now() -> Result<()> {
+    let site = Site::new()?;
+    let add = |mtu: u32| site.call("ADD")?.config("/mtu", json!(mtu)).run()?.object();
+    ensure!(says_what_is(&site, &add(1400)?)? == [1400; 2]);
+    ensure!(says_what_is(&site, &add(0)?)? == [1400; 2]);
+    let asked = json!({"mac": "02:00:00:00:00:05"});
+    let again = site.call("ADD")?.config("/mtu", json!(1400)).config("/runtimeConfig", asked);
+    says_what_is(&site, &again.run()?.object()?)?;
+    // As `tuning` does it.
+    site.pod.ip("link set eth0 mtu 1300 address 02:00:00:00:00:07")?;
+    let result = add(1400)?;
+    ensure!(says_what_is(&site, &result)? == [1400, 1300], "{result}");
+    site.call("CHECK")?.config("/prevResult", result).run()?.silent()?;
+    site.call("DEL")?.run()?.silent()?;
+    site.as_new()
 }
