@@ -266,26 +266,25 @@ impl Socket {
     /// settings of all links say; but to open those, the kernel compares the files of that name of
     /// all namespaces, one by one.
     pub(crate) fn forwards(&mut self, family: Family) -> Result<bool, Error> {
-        const RTM_GETNETCONF: u16 = 82;
-        /// `struct netconfmsg` of `linux/netconf.h`, padded.
-        const HEADER: usize = 4;
-        const NETCONFA_IFINDEX: u16 = 1;
-        const NETCONFA_FORWARDING: u16 = 2;
-        const ALL: i32 = -1;
-        let mut payload = vec![u8::from(address_family(family)), 0, 0, 0];
-        push_attribute(&mut payload, NETCONFA_IFINDEX, &ALL.to_ne_bytes());
-        let request = RawRequest { kind: RTM_GETNETCONF, flags: 0, payload };
+        let mut request = netconf_request(family);
+        push_attribute(&mut request.payload, NETCONFA_IFINDEX, &NETCONFA_ALL.to_ne_bytes());
         let reply = self.run_raw(&[request])?.pop().unwrap_or_default();
-        let forwards = reply.answer.as_deref().and_then(|answer| {
-            NlasIterator::new(NetlinkBuffer::new_checked(answer).ok()?.payload().get(HEADER..)?)
-                .map_while(Result::ok)
-                .find(|attribute| attribute.kind() == NETCONFA_FORWARDING)
-                .and_then(|attribute| number(attribute.value()))
-        });
+        let found = reply
+            .answer
+            .as_deref()
+            .and_then(|answer| Netconf::read(NetlinkBuffer::new_checked(answer).ok()?.payload()));
         reply.check(format_args!("netconf show {family}"))?;
-        forwards.map(|value| value != 0).ok_or_else(|| {
-            Error::Decode("an answer about the forwarding of packets does not tell it".to_owned())
-        })
+        found.map(|found| found.forwarding).ok_or_else(untold)
+    }
+
+    /// Whether the socket's namespace forwards packets of IPv4, and which links it has: the same question as
+    /// [`Socket::forwards`], about all at once.
+    pub(crate) fn forwards_between(&mut self) -> Result<(bool, Vec<u32>), Error> {
+        let found = self.dump_raw(&netconf_request(Family::V4), "netconf", Netconf::read)?;
+        let all = found.iter().find(|found| found.index == NETCONFA_ALL).ok_or_else(untold)?;
+        // What is said of all links, and of those to come, has a negative index.
+        let links = found.iter().filter_map(|found| u32::try_from(found.index).ok());
+        Ok((all.forwarding, links.collect()))
     }
 
     /// Reads a table, and keeps what `pick` makes of its messages: of thousands of links those are
@@ -422,6 +421,44 @@ impl Socket {
         };
         Ok(&self.buffer[..length])
     }
+}
+
+const NETCONFA_IFINDEX: u16 = 1;
+
+/// The index that stands for all links.
+const NETCONFA_ALL: i32 = -1;
+
+/// Settings of a link: what is read of `RTM_NEWNETCONF`.
+struct Netconf {
+    index: i32,
+    forwarding: bool,
+}
+
+impl Netconf {
+    fn read(payload: &[u8]) -> Option<Self> {
+        /// `struct netconfmsg` of `linux/netconf.h`, padded.
+        const HEADER: usize = 4;
+        const NETCONFA_FORWARDING: u16 = 2;
+        let value = |kind| {
+            NlasIterator::new(payload.get(HEADER..)?)
+                .map_while(Result::ok)
+                .find(|attribute| attribute.kind() == kind)
+                .and_then(|attribute| attribute.value().first_chunk().copied())
+                .map(i32::from_ne_bytes)
+        };
+        let forwarding = value(NETCONFA_FORWARDING)? != 0;
+        Some(Self { index: value(NETCONFA_IFINDEX)?, forwarding })
+    }
+}
+
+fn netconf_request(family: Family) -> RawRequest {
+    const RTM_GETNETCONF: u16 = 82;
+    let payload = vec![u8::from(address_family(family)), 0, 0, 0];
+    RawRequest { kind: RTM_GETNETCONF, flags: 0, payload }
+}
+
+fn untold() -> Error {
+    Error::Decode("an answer about the forwarding of packets does not tell it".to_owned())
 }
 
 /// Hands over each netlink message in a datagram, decoded.

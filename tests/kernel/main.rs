@@ -123,6 +123,7 @@ fn main() -> ExitCode {
         checklist::a_09_the_same_add_again_gives_the_same_answer,
         checklist::a_10_interfaces_of_one_container_are_apart,
         checklist::a_10_a_second_interface_in_one_namespace_works,
+        checklist::a_10_a_second_interface_leaves_a_router_one,
         checklist::a_10_interfaces_of_one_pod_are_reached_from_another,
         checklist::a_10_a_link_stands_beside_another_plugins_default_route,
         checklist::a_11_sixteen_adds_at_once_get_sixteen_addresses,

@@ -13,7 +13,7 @@ use super::{
     HOST_MAC, PodLink, PodRoute,
     behind::{self, Behind},
     check_pod, clear_rules,
-    plan::{Indexes, Op, Plan, Setting},
+    plan::{Indexes, LOOPBACK, Op, Plan, Setting, SettingKind},
 };
 use crate::{
     Error, MacAddress,
@@ -246,18 +246,11 @@ impl Prepared {
     }
 
     fn set_up_pod(&mut self, link: &PodLink, netns: &Netns) -> Result<(), Error> {
-        let settings = &self.plan.pod_settings;
-        // To write a setting takes the longer the more namespaces there are, and that is only needed
-        // where the node's first namespace forwards: the pod's has begun with its IPv4 settings.
-        let mut socket = netns.enter(|| -> Result<Socket, Error> {
-            let mut socket = Socket::open()?;
-            for setting in settings {
-                if !setting.holds(&mut socket)? {
-                    setting.apply()?;
-                }
-            }
-            Ok(socket)
-        })??;
+        let (settings, index) = (&self.plan.pod_settings, self.indexes.pod);
+        let (mut socket, is_router) = netns.enter(|| apply(settings, index))??;
+        if is_router {
+            self.plan.leave_router();
+        }
         let replies = run(&mut socket, &self.plan.pod, self.indexes)?;
         self.behind = behind::families(&self.plan.pod, &replies, self.indexes.pod);
         let mut failed = Vec::new();
@@ -306,6 +299,45 @@ impl Drop for Prepared {
             tracing::warn!(link = self.plan.host_name, %error, "cannot take back a pod's link");
         }
     }
+}
+
+/// Applies settings of a pod in its namespace, where the calling thread is; answers whether it is a router of IPv4
+/// that has to stay one.
+///
+/// A namespace in which another link is up has been set up by somebody, and what it forwards is their business. One
+/// without has begun with the IPv4 settings of the node's first namespace, mostly a router's. To write a
+/// setting takes the longer the more namespaces there are, so it is asked for first.
+fn apply(settings: &[Setting], pod_index: u32) -> Result<(Socket, bool), Error> {
+    let mut socket = Socket::open()?;
+    let (forwards_ipv4, links) = socket.forwards_between()?;
+    let mut is_router = false;
+    for setting in settings {
+        match setting.kind {
+            SettingKind::Forwarding(family) => {
+                let forwards = match family {
+                    Family::V4 => forwards_ipv4,
+                    Family::V6 => socket.forwards(family)?,
+                };
+                if forwards && is_in_use(&mut socket, &links, pod_index)? {
+                    is_router |= family == Family::V4;
+                } else if forwards {
+                    setting.apply()?;
+                }
+            }
+            SettingKind::Changed | SettingKind::Usual => setting.apply()?,
+        }
+    }
+    Ok((socket, is_router))
+}
+
+/// Whether one of the `links` of a namespace is up that is neither the loopback nor ours. Tunnel drivers have links that
+/// are down in every namespace.
+fn is_in_use(socket: &mut Socket, links: &[u32], pod_index: u32) -> Result<bool, Error> {
+    let is_other = |index: u32| ![LOOPBACK, pod_index].contains(&index);
+    if !links.iter().any(|index| is_other(*index)) {
+        return Ok(false);
+    }
+    Ok(socket.all_links()?.iter().any(|link| link.up && is_other(link.index)))
 }
 
 fn run(socket: &mut Socket, ops: &[Op], indexes: Indexes) -> Result<Vec<Reply>, Error> {

@@ -13,7 +13,7 @@ use super::{GATEWAY_V6, HOST_MAC, PodLink, PodRoute, gateway};
 use crate::{
     Error, MacAddress,
     message::{self, Ipv4Conf, VethEnd},
-    netlink::{Request, Socket},
+    netlink::Request,
     sysctl,
 };
 
@@ -38,7 +38,7 @@ pub(super) const HOST_END_SETTINGS: [(Ipv4Conf, u32); 3] =
     [(Ipv4Conf::Forwarding, 1), (Ipv4Conf::ProxyArp, 1), (Ipv4Conf::RpFilter, 1)];
 
 /// The loopback link's index: the first in every namespace.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// An end of the veth pair, and with it a namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,8 @@ pub(super) enum Op {
     AskOften,
     LoopbackUp,
     LinkUp(End),
+    /// The pod's end, where the namespace is a router already: it takes part in that.
+    RouterUp,
     Address {
         end: End,
         address: IpAddr,
@@ -160,6 +162,12 @@ impl Plan {
             mtu: link.mtu,
             has_ipv6_pod,
         })
+    }
+
+    /// The namespace is a router of IPv4 for other links, and stays one.
+    pub(super) fn leave_router(&mut self) {
+        let up = self.pod.iter_mut().filter(|op| **op == Op::LinkUp(End::Pod));
+        up.for_each(|op| *op = Op::RouterUp);
     }
 
     /// The request that makes the pair.
@@ -273,6 +281,7 @@ impl Op {
                 let not_a_router = message::af_spec(&[(Ipv4Conf::Forwarding, 0)], false);
                 message::set_link_up(indexes.pod, true, vec![not_a_router])
             }
+            Self::RouterUp => message::set_link_up(indexes.pod, true, Vec::new()),
             Self::Address { end, address, length } => {
                 message::add_address(index(end), *address, *length)
             }
@@ -310,14 +319,6 @@ impl Setting {
             SettingKind::Changed | SettingKind::Forwarding(_) => sysctl::set(&self.key, self.value),
         }
     }
-
-    /// Whether it has its value already, as far as that can be told without opening it.
-    pub(super) fn holds(&self, socket: &mut Socket) -> Result<bool, Error> {
-        match self.kind {
-            SettingKind::Forwarding(family) => Ok(!socket.forwards(family)?),
-            SettingKind::Changed | SettingKind::Usual => Ok(false),
-        }
-    }
 }
 
 impl fmt::Display for End {
@@ -349,6 +350,7 @@ impl fmt::Display for Op {
             Self::LoopbackUp => f.write_str("link set lo up"),
             Self::LinkUp(End::Host) => f.write_str("link set HOST up"),
             Self::LinkUp(End::Pod) => f.write_str("link set POD up forwarding 0"),
+            Self::RouterUp => f.write_str("link set POD up"),
             Self::Address { end, address, length } => {
                 write!(f, "address add {address}/{length} dev {end}")?;
                 if address.is_ipv6() { f.write_str(" nodad") } else { Ok(()) }

@@ -1,6 +1,6 @@
 //! A: what an ADD does.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
@@ -170,6 +170,59 @@ pub(crate) fn a_10_a_second_interface_in_one_namespace_works() -> Result<()> {
     del(&eth0)?;
     del(&net1)?;
     ensure!(rules(&site.pod)?.is_empty(), "left: {:?}", rules(&site.pod)?);
+    site.as_new()
+}
+
+/// What makes a router of a namespace, in each family.
+const ROUTER: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+
+/// A container that somebody has made a router goes on as one when it gets a second interface. Its first
+/// interface makes none of it, whatever else is there and not up.
+pub(crate) fn a_10_a_second_interface_leaves_a_router_one() -> Result<()> {
+    let site = Site::new()?;
+    let is = |key: &str| -> Result<String> {
+        let file = Path::new("/proc/sys/net").join(key);
+        Ok(site.pod.enter(|| fs::read_to_string(&file))??.trim().to_owned())
+    };
+    for key in ROUTER {
+        site.pod.sysctl(key, "1")?;
+    }
+    // Tunnel drivers leave links like these in every namespace.
+    site.pod.ip_batch("link add spare0 type veth peer name spare1\n")?;
+    let (eth0, mut net1) = (site.attachment("c1"), site.attachment("c1"));
+    net1.ifname = "net1".to_owned();
+    let first = site.runtime.add(&site.host, &eth0)?;
+    for key in ROUTER.into_iter().chain(["ipv4/conf/eth0/forwarding"]) {
+        ensure!(is(key)? == "0", "the pod is a router by {key}");
+    }
+    site.pod.ip_batch("link del spare0\n")?;
+
+    // A machine behind it that the node reaches through it.
+    let behind = Namespace::create("behind")?;
+    site.pod.ip_batch("link add inside up type veth peer name outside netns behind\n")?;
+    site.pod.ip_batch("addr add 192.0.2.1/24 dev inside\n")?;
+    behind.ip_batch("addr add 192.0.2.2/24 dev outside\nlink set outside up\n")?;
+    behind.ip_batch("route add default via 192.0.2.1\n")?;
+    let name = first["interfaces"][0]["name"].as_str().context("no name")?;
+    let gateway = cni::addresses(&first)?[0];
+    site.host.ip(&format!("route add 192.0.2.0/24 via {gateway} dev {name}"))?;
+    for key in ROUTER {
+        site.pod.sysctl(key, "1")?;
+    }
+    let machine = "192.0.2.2".parse()?;
+    wait_for("the machine behind the pod", SECONDS, || ping::reaches(&site.host, machine))?;
+    let second = site.runtime.add(&site.host, &net1)?;
+    ping::reaches(&site.host, machine)?;
+    // Nor is the new interface one that does not take part.
+    for key in ROUTER.into_iter().chain(["ipv4/conf/eth0/forwarding", "ipv4/conf/net1/forwarding"])
+    {
+        ensure!(is(key)? == "1", "{key} is {}", is(key)?);
+    }
+    both_answer(&site.host, [&first, &second])?;
+    site.host.ip("route del 192.0.2.0/24")?;
+    site.runtime.del(&site.host, &net1)?;
+    site.runtime.del(&site.host, &eth0)?;
+    site.pod.ip_batch("link del inside\n")?;
     site.as_new()
 }
 
