@@ -19,15 +19,15 @@ BENCH_BGP ?= --out bench/results
 BENCH_CLUSTER ?= --out bench/results
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill test-outage soak simulate fuzz bench bench-bgp bench-cluster bench-rib scale build plugin lint fmt crds manifest tidy deny ci clean tools
+.PHONY: help demo test test-pure test-kernel test-runtimes test-kubernetes test-crash test-storm test-kill test-outage soak simulate fuzz bench bench-bgp bench-cluster bench-rib scale build plugin lint fmt crds manifest tidy deny ci clean tools tools-demo
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: tools build ## nodes, a ToR, pods and pings, in namespaces of their own (root)
+demo: tools-demo build ## nodes, a ToR, pods and pings, in namespaces of their own (root)
 	@$(TARGET_DIR)/debug/twill-demo
 
-test: tools build ## every test: pure crates, doctests, kernel suites (root)
+test: tools build ## pure crates, doctests, kernel suites; not runtimes, kubernetes, cluster (root)
 	$(CARGO) test --locked --workspace --no-fail-fast
 
 test-pure: ## unit tests and doctests: no root, no tools
@@ -137,3 +137,6 @@ clean: ## build output
 
 tools: # what the programs and tests call; installs nothing a second time
 	@hack/install-tools
+
+tools-demo: # what the demo calls
+	@hack/install-tools demo
