@@ -1,6 +1,6 @@
-//! What the CNI specification and its library say about a plugin, line by line: `docs/cni.md` has
-//! the lines, and each names a test. The plugin is executed with environment and standard input;
-//! its exit status, standard output and the kernel are looked at.
+//! What the CNI specification and its library say about a plugin, line by line:
+//! `docs/cni-checklist.md` has the lines, and each names a test. The plugin is executed with
+//! environment and standard input; its exit status, standard output and the kernel are looked at.
 
 mod add;
 mod add_result;
@@ -54,7 +54,7 @@ const LINES: [(&str, usize); 11] = [
 /// The table has all lines, each with a test, and names no test that there is not; no test of the
 /// checklist is missing there.
 pub(crate) fn the_page_names_every_line() -> Result<()> {
-    let page = fs::read_to_string(programs::source("docs/cni.md"))?;
+    let page = fs::read_to_string(programs::source("docs/cni-checklist.md"))?;
     let suite = names(&fs::read_to_string(programs::source("tests/kernel/main.rs"))?);
     let rows: Vec<Vec<&str>> = page
         .lines()
@@ -67,7 +67,7 @@ pub(crate) fn the_page_names_every_line() -> Result<()> {
         (1..=last).map(|number| format!("{letter}-{number:02}")).collect()
     };
     let all: Vec<String> = LINES.into_iter().flat_map(numbered).collect();
-    ensure!(lines == all, "docs/cni.md has the lines {lines:?}");
+    ensure!(lines == all, "docs/cni-checklist.md has the lines {lines:?}");
     let mut named = BTreeSet::new();
     for row in &rows {
         let tests = names(row.last().copied().unwrap_or_default());
@@ -77,14 +77,17 @@ pub(crate) fn the_page_names_every_line() -> Result<()> {
     // Of the plugin itself: what cannot be brought about from outside.
     named.remove("panic::tests");
     let unknown: Vec<_> = named.difference(&suite).collect();
-    ensure!(unknown.is_empty(), "docs/cni.md names tests that there are not: {unknown:?}");
+    ensure!(
+        unknown.is_empty(),
+        "docs/cni-checklist.md names tests that there are not: {unknown:?}"
+    );
     let missing: Vec<_> = suite
         .difference(&named)
         .filter(|name| {
             name.starts_with("checklist::") && !name.ends_with("the_page_names_every_line")
         })
         .collect();
-    ensure!(missing.is_empty(), "not in the table of docs/cni.md: {missing:?}");
+    ensure!(missing.is_empty(), "not in the table of docs/cni-checklist.md: {missing:?}");
     Ok(())
 }
 
