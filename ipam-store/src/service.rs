@@ -54,9 +54,9 @@ pub enum AssignError {
 
 /// The address service. All methods may be called from any thread.
 ///
-/// It has no thread of its own. Who asks while nobody is at work on the store works on it, for
-/// itself and for all who ask meanwhile; a lone request so needs no change of threads. The methods
-/// that call back must not be called by what they call back.
+/// It has no thread of its own. A caller that finds the store idle works on it, for itself and for
+/// all who call meanwhile, so a lone request needs no change of threads. A callback must not call
+/// the methods that call back.
 pub struct Service {
     counter: Arc<Counter>,
     waits_for_disk: bool,

@@ -8,10 +8,16 @@
 //!                  └───> departed (with gone) ──────────────> claims, requests, Leases of nodes that are gone
 //! ```
 //!
-//! Promise: nodes do without it. It decides nothing about addresses, routes or sessions, it writes only
-//! while it leads, and does not begin where Calico's objects are (`strangers`), and frees what a node had only when the API
-//! server has just said that neither its Node is there nor its daemon alive. Judgement is in pure functions:
-//! `conditions`, `rollup`, `sense`, `passing`, `pools`, [`crate::gone`].
+//! Promises:
+//!
+//! - Nodes do without it: it decides nothing about addresses, routes or sessions.
+//! - It writes only while it leads.
+//! - It does not begin where Calico's objects are (`strangers`).
+//! - It frees what a node had only when the API server has just said that the Node is gone, and that
+//!   its daemon's Lease was not renewed for the grace period.
+//!
+//! Judgement is in pure functions: `conditions`, `rollup`, `sense`, `passing`, `pools`,
+//! [`crate::gone`].
 
 mod backlog;
 mod borrowing;

@@ -1,7 +1,7 @@
 //! The node daemon: owns all state on a node.
 //!
 //! ```text
-//!  manifests ─> datastore ──(watch)──┬──> claims ──> store (ipam-store: one committer thread)
+//!  manifests ─> datastore ──(watch)──┬──> claims ──> store (ipam-store: one committer at a time)
 //!                                    │       └─(watch: owned blocks)─┐        ^
 //!                                    └──> bgp ──> speaker <──────────┤        │ assign, release
 //!                                                   │ routes         │        │
