@@ -61,7 +61,7 @@ pub(crate) enum Error {
     #[error("the network configuration on standard input is no JSON object")]
     Decode(#[source] serde_json::Error),
     /// A key of the specification has a value of another type.
-    #[error("{key} is {value}; write a text in quotes")]
+    #[error("{key} is {value}; write it as a string, in quotes")]
     NotAString {
         /// The key.
         key: &'static str,
@@ -124,7 +124,10 @@ pub(crate) enum Error {
     #[error(transparent)]
     Standalone(#[from] StandaloneError),
     /// Neither a daemon that was ready lately, nor standalone mode.
-    #[error("twilld on {} is not ready: {why}", socket.display())]
+    #[error(
+        "twilld on {} is not ready: {why}; see its log (journalctl -u twilld, or kubectl logs)",
+        socket.display()
+    )]
     NotReady {
         /// The daemon's socket.
         socket: PathBuf,
@@ -132,7 +135,7 @@ pub(crate) enum Error {
         why: String,
     },
     /// STATUS: there is no daemon, and the store cannot be used without one.
-    #[error("no pod can get an address")]
+    #[error("no pod can get an address; start twilld, or repair runDir")]
     StoreNotReady(#[source] StandaloneError),
     /// STATUS: no address is left, and no block to claim.
     #[error("every address that this node can have is in use; add a pool, or delete pods")]

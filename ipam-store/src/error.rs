@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory cannot be made, moved or looked at.
-    #[error("cannot use the store's directory {}", path.display())]
+    #[error("cannot use the store's directory {}; repair it, or set another runDir", path.display())]
     Directory {
         /// Which.
         path: PathBuf,
@@ -13,7 +13,10 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The database cannot be opened.
-    #[error("cannot open the store at {}", path.display())]
+    #[error(
+        "cannot open the store at {}; end the process that holds it, or repair its file system",
+        path.display()
+    )]
     Open {
         /// Where.
         path: PathBuf,
@@ -30,14 +33,23 @@ pub enum StoreError {
         why: String,
     },
     /// There was a store, and now there is nothing in it: not even which boot it is of.
-    #[error("the store has lost everything that was in it")]
+    #[error(
+        "the store has lost everything that was in it; a restart of twilld reads the addresses from \
+         the pods' links"
+    )]
     Lost,
     /// A batch could not be written.
     #[error("cannot write to the store; free some space on its file system")]
     Write(#[source] sled::Error),
     /// A batch could not be brought to the disk.
-    #[error("cannot sync the store")]
-    Sync(#[source] io::Error),
+    #[error("cannot sync the store at {}; free or repair its file system", path.display())]
+    Sync {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// A value could not be turned into bytes.
     #[error("cannot encode a value")]
     Encode(#[source] serde_json::Error),
@@ -49,7 +61,7 @@ pub enum StoreError {
     #[error("the request could not be stored")]
     Batch(#[source] Arc<StoreError>),
     /// The kernel does not say which boot this is.
-    #[error("cannot read /proc/sys/kernel/random/boot_id")]
+    #[error("cannot read /proc/sys/kernel/random/boot_id; mount /proc")]
     BootId(#[source] io::Error),
     /// The service has ended.
     #[error("the address service has stopped")]
@@ -72,7 +84,7 @@ impl StoreError {
             }
             Self::Directory { .. }
             | Self::Write(_)
-            | Self::Sync(_)
+            | Self::Sync { .. }
             | Self::Encode(_)
             | Self::Batch(_)
             | Self::BootId(_)

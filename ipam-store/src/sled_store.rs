@@ -81,7 +81,9 @@ impl Store for SledStore {
             Ok(())
         })?;
         match &self.sync {
-            Some(file) => file.sync_data().map_err(StoreError::Sync),
+            Some(file) => file
+                .sync_data()
+                .map_err(|source| StoreError::Sync { path: self.directory.clone(), source }),
             None => Ok(()),
         }
     }

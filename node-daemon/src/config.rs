@@ -1,6 +1,7 @@
 //! `twilld.yaml`: what belongs to this process and is not a resource.
 
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -243,8 +244,17 @@ impl Default for Log {
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// There is no such file.
+    #[error(
+        "there is no configuration {}; create it (an empty file will do), or name another with --config",
+        .0.display()
+    )]
+    Missing(PathBuf),
     /// The file cannot be read.
-    #[error("cannot read the configuration {}; give another with --config", path.display())]
+    #[error(
+        "cannot read the configuration {}; make it readable, or name another with --config",
+        path.display()
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -269,8 +279,10 @@ pub enum ConfigError {
 impl Config {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound => ConfigError::Missing(path.to_owned()),
+            _ => ConfigError::Read { path: path.to_owned(), source },
+        })?;
         Self::parse(&text).map_err(|text| ConfigError::Parse { path: path.to_owned(), text })
     }
 
@@ -321,6 +333,16 @@ mod tests {
     fn an_empty_file_is_the_default() {
         assert_eq!(Config::parse("").unwrap(), Config::default());
         assert_eq!(Config::parse("# nothing\n").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_missing_file_says_what_would_do() {
+        let error = Config::load(Path::new("/nowhere/twilld.yaml")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "there is no configuration /nowhere/twilld.yaml; create it (an empty file will do), or \
+             name another with --config"
+        );
     }
 
     #[test]

@@ -64,8 +64,10 @@ pub(super) fn run(to: &mut To<'_>, arguments: &Check) -> anyhow::Result<()> {
                 writeln!(to.err, "twillctl: {message}")?;
             }
             Err(error) => {
-                return Err(error)
-                    .context("only the datastore can be looked at (--datastore-only)");
+                return Err(error).context(
+                    "the daemon was not asked, so nothing was checked; `--datastore-only` checks \
+                     without it",
+                );
             }
         }
     }

@@ -65,7 +65,10 @@ impl Store for Shaky {
         match left.as_mut() {
             Some(0) => {
                 *left = None;
-                Err(StoreError::Sync(std::io::ErrorKind::StorageFull.into()))
+                Err(StoreError::Sync {
+                    path: "store".into(),
+                    source: std::io::ErrorKind::StorageFull.into(),
+                })
             }
             Some(more) => {
                 *more -= 1;
@@ -77,7 +80,10 @@ impl Store for Shaky {
 
     fn reopen(&mut self) -> Result<(), StoreError> {
         if *self.shut.lock().unwrap() {
-            return Err(StoreError::Sync(std::io::ErrorKind::StorageFull.into()));
+            return Err(StoreError::Sync {
+                path: "store".into(),
+                source: std::io::ErrorKind::StorageFull.into(),
+            });
         }
         Ok(())
     }

@@ -176,7 +176,7 @@ pub(crate) fn s_02_a_store_that_cannot_be_used_is_told() -> Result<()> {
     let file = site.run_dir.path().join("file");
     fs::write(&file, "")?;
     let call = site.call("STATUS")?.config("/runDir", json!(file));
-    call.run()?.refused(50, &["no pod can get an address"])?;
+    call.run()?.refused(50, &["no pod can get an address; start twilld, or repair runDir"])?;
     site.call("STATUS")?.run()?.silent()
 }
 

@@ -52,7 +52,7 @@ struct Faulty(Arc<Mutex<Medium>>);
 
 impl Faulty {
     fn error() -> StoreError {
-        StoreError::Sync(std::io::ErrorKind::StorageFull.into())
+        StoreError::Sync { path: "store".into(), source: std::io::ErrorKind::StorageFull.into() }
     }
 
     fn usable(&self) -> Result<(), StoreError> {

@@ -107,7 +107,7 @@ pub(super) struct Disk {
 
 impl Disk {
     fn lost() -> StoreError {
-        StoreError::Sync(ErrorKind::StorageFull.into())
+        StoreError::Sync { path: "store".into(), source: ErrorKind::StorageFull.into() }
     }
 }
 

@@ -149,6 +149,8 @@ impl fmt::Display for Account {
 /// A client of the API server.
 pub(crate) struct Access {
     client: Client,
+    /// The API server's URL, for people.
+    server: String,
     /// The namespace that this daemon's own objects are in.
     namespace: String,
     runtime: Handle,
@@ -183,6 +185,7 @@ impl Access {
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(STALLED);
         let namespace = config.default_namespace.clone();
+        let server = config.cluster_url.to_string();
         let variable = |name: &str| env::var(name).ok();
         let proxy = Proxy::find(proxy_named.as_deref(), &config.cluster_url, variable)?;
         if let Some(proxy) = &proxy {
@@ -190,14 +193,15 @@ impl Access {
         }
         let client = twill_api_client::client(config, proxy.as_ref(), keep_alive)
             .map_err(|source| ApiError::Client(Box::new(source)))?;
-        Ok(Self::with_client(client, namespace))
+        Ok(Self { server, ..Self::with_client(client, namespace) })
     }
 
-    /// Uses a client; has to be called inside the runtime that is to carry the requests.
+    /// Uses a client of a server without a name; has to be called inside the runtime that is to carry the requests.
     pub(super) fn with_client(client: Client, namespace: String) -> Self {
         let (runtime, ending) = (Handle::current(), watch::Sender::new(false));
         let (late, refusals, deaths) = (Mutex::default(), Refusals::default(), Deaths::default());
-        Self { client, namespace, runtime, late, ending, refusals, deaths }
+        let server = "without a name".to_owned();
+        Self { client, server, namespace, runtime, late, ending, refusals, deaths }
     }
 
     /// The daemon is about to end: requests that wait for an answer fail at once, and so do later ones.
@@ -224,6 +228,11 @@ impl Access {
     /// The namespace of the daemon.
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// The API server's URL.
+    pub(super) fn server(&self) -> &str {
+        &self.server
     }
 
     /// The client itself.

@@ -405,7 +405,11 @@ impl Collector {
         let refused = faults.clone().filter(|fault| fault.refused);
         let mut said: Vec<String> = refused.map(|fault| fault.text.clone()).collect();
         if let Some(Fault { text, .. }) = faults.clone().find(|fault| !fault.refused) {
-            said.push(format!("the API server is away, and what was last known holds: {text}"));
+            said.push(format!(
+                "the API server {} is away; what was last known holds, and the daemon tries again by \
+                 itself: {text}",
+                self.access.server()
+            ));
         }
         problems::tell(&self.problems, said);
     }
