@@ -122,7 +122,7 @@ pub enum Trouble {
 pub struct Verdict {
     /// Records to be released, each by its own sequence number.
     pub dead: Vec<(Record, Death)>,
-    /// Records that look dead, and will have for long enough after so many milliseconds more.
+    /// Records that look dead, with the milliseconds left of their grace period.
     pub suspects: Vec<(Record, Death, u64)>,
     /// Who cannot be told to be alive, nor dead.
     pub unclear: Vec<AttachmentId>,

@@ -45,10 +45,10 @@ const TAKE_OVER: Duration = Duration::from_secs(15);
 /// How long it waits for DELs that are writing their tombstones.
 const SPOOL: Duration = Duration::from_secs(3);
 
-/// After so long all tasks have had their first turns.
+/// How long after the start until every task has had its first turn.
 const FIRST_TURNS: Duration = Duration::from_millis(100);
 
-/// After so long what follows from a change of the resources is done, and that of those after it.
+/// How long to wait after a change of the resources until the work it causes is over.
 const CALM: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Parser)]

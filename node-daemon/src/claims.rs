@@ -37,14 +37,13 @@ use crate::{
     routes::{KernelRoutes, OriginConflict},
 };
 
-/// How often is looked what others have written, where there are others, and how far things are that
-/// take their time.
+/// Poll interval for other daemons' writes and for our own unfinished steps, on a shared datastore.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often is looked for an answer that an ADD waits for.
+/// Poll interval for an owner's answer while an ADD waits for it.
 const IMPATIENT_LOOK: Duration = Duration::from_millis(200);
 
-/// How often is looked where nobody else writes.
+/// Poll interval where nobody else writes and no step is unfinished.
 const IDLE_LOOK: Duration = Duration::from_secs(5);
 
 /// What the task is asked to do.

@@ -31,7 +31,7 @@ pub(crate) use self::gather::gather;
 use self::verdict::{Facts, verdict};
 use crate::{datastore::Snapshot, metrics::Metrics, problems::tell, routes::KernelRoutes};
 
-/// How often is looked: the kernel tells of some of what is looked at, and of the rest nobody.
+/// Interval between two rounds of checks: the kernel reports changes of only some settings.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The condition that sums the checks up, in what a node says of its Node and on the Node itself.

@@ -450,10 +450,10 @@ impl Node<'_> {
     }
 }
 
-/// How long a status that could not be written waits.
+/// Pause before a status that could not be written is tried again.
 const STATUS_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often is looked whether it stands there still.
+/// Interval at which an unchanged status is reported again, in case somebody deleted it.
 const STATUS_AGAIN: Duration = Duration::from_secs(600);
 
 /// Keeps what this node says about each object up to date.

@@ -19,10 +19,10 @@ use crate::{
     ipam::View,
 };
 
-/// How often the numbers are looked at, which costs a look into memory.
+/// Interval at which fill numbers are compared with those written last. Both are in memory.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often is looked whether what was written is there still.
+/// Interval at which the written numbers are read back, in case somebody changed or deleted them.
 const REREAD: Duration = Duration::from_secs(60);
 
 /// Why the numbers could not be told.

@@ -24,7 +24,7 @@ const BATCH: usize = 10;
 const GATHER: Duration = Duration::from_millis(20);
 /// A round that failed is repeated after this, if nothing comes before.
 const AGAIN: Duration = Duration::from_secs(30);
-/// How long a link may be left that nobody spoke of: that of a DEL that was killed, say.
+/// Interval at which all links are searched for ones nobody announced, such as those of a killed DEL.
 const SWEEP: Duration = Duration::from_secs(300);
 /// The most links that are kept in mind. Where more wait, one look is not longer.
 const MOST: usize = 4096;

@@ -24,7 +24,7 @@ use crate::reaper::Parked;
 /// The file that is locked.
 const LOCK: &str = ".lock";
 
-/// How often a running daemon looks.
+/// Interval at which a running daemon looks for tombstones.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The spool, locked against those who write to it.

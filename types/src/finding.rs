@@ -28,7 +28,7 @@ pub enum FindingKind {
     ClaimNotTaken,
     /// What the store counts in a block is not what it has records of.
     CountDiffers,
-    /// The datastore does not say of a node's blocks what the node told.
+    /// The fill published in the datastore is not what the node wrote.
     PublishedDiffers,
     /// The node of a claim does not exist.
     ClaimWithoutNode,

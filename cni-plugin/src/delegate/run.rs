@@ -21,7 +21,7 @@ use twill_sys::child::ends_with_parent;
 
 use crate::deadline::Deadline;
 
-/// How often it is looked whether the program has ended, while it neither reads nor prints.
+/// Interval at which the program's end is looked for while it neither reads nor prints.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// How long a program that was killed may take to end: only one that hangs in the kernel needs

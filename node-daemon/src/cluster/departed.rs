@@ -28,10 +28,10 @@ use crate::{
     gone::{Absences, had_node},
 };
 
-/// How often nodes that are gone are looked for, at the least.
+/// Longest interval between two searches for nodes that are gone.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// How often Leases are looked at where nobody seems to be gone: one may be all that is left of a node.
+/// Interval at which Leases are read although no node seems gone: a Lease may be all that is left of one.
 const LEFTOVERS: Duration = Duration::from_secs(3600);
 
 /// How many nodes are cleared up after at once.

@@ -11,8 +11,8 @@ use crate::{
     problems,
 };
 
-/// How soon is looked again: at least as often as the API server has to be heard of for this process to
-/// be ready.
+/// Interval at which Calico's objects are looked for. Shorter than `SILENCE`, as each answer also
+/// keeps this process ready.
 const AGAIN: Duration = Duration::from_secs(10);
 
 const _: () = assert!(AGAIN.as_secs() < super::serve::SILENCE.as_secs());

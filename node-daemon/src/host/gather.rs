@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use twill_k8s_api::Condition;
 
-/// How long everything is told at once: what a start puts right by itself is not to be what is written first.
+/// For how long after the start changes are told at once and not gathered, unless the network works sooner.
 const START: Duration = Duration::from_secs(60);
 
 /// For how long changes are gathered.

@@ -12,8 +12,9 @@ const STRIDE: usize = 8;
 pub(super) struct Due {
     /// Sorted.
     all: PrefixList,
-    /// The place of the next one. Those before it in its round, and those of the rounds before, which
-    /// are the places that leave less by [`STRIDE`], are written.
+    /// The place of the next one. For 20 places the order is
+    /// `0 8 16 | 1 9 17 | 2 10 18 | 3 11 19 | 4 12 | 5 13 | 6 14 | 7 15`: round `r` takes the places `p`
+    /// with `p % STRIDE == r`. With `next` 9, places 0, 8, 16 and 1 are written.
     next: usize,
 }
 

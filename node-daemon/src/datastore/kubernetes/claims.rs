@@ -49,7 +49,7 @@ const LOSSES: usize = 16;
 /// How many claims may be lost in one attempt.
 const LOSSES_AT_MOST: usize = 32;
 
-/// How often a block that is free and taken in turns is tried.
+/// Attempts for one block that is found free, then taken, again and again.
 const ATTEMPTS: usize = 4;
 
 /// The longest pause after requests that failed again and again: other nodes' fail as well.

@@ -15,7 +15,7 @@ use super::access::{Account, ApiError};
 /// The pause where only people can help: a permission or a definition is missing.
 pub(super) const REFUSED: Duration = Duration::from_secs(30);
 
-/// After how long a refusal is said no more that nobody has met again: it may have been granted since.
+/// A refusal not met again for this long is dropped from the status; the right may have been granted.
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// Verb and resource, a subresource with it.
