@@ -23,6 +23,8 @@ pub(super) struct Objects {
     pub(super) asked: Vec<(Method, String)>,
     /// Each creation is answered with 409.
     pub(super) is_all_taken: bool,
+    /// How many patches are answered with 409 from now on: somebody else is faster each time.
+    pub(super) conflicts: usize,
     /// What an admission policy refuses, by path and body of the request.
     pub(super) forbids: Option<fn(&str, &Value) -> bool>,
     version: u64,
@@ -80,6 +82,10 @@ impl Objects {
                 None => missing(),
             },
             Method::GET => (StatusCode::OK, self.table(path, &selector(query))),
+            Method::PATCH if self.conflicts > 0 => {
+                self.conflicts -= 1;
+                conflict()
+            }
             Method::PATCH => {
                 // A status is a part of its object, and only an object can be made by applying it.
                 let is_status = path.ends_with("/status");

@@ -20,6 +20,7 @@ use twill_types::{Family, error_chain};
 use self::conditions::PATIENCE;
 use super::access::{Access, ApiError};
 use crate::{
+    backoff::Backoff,
     datastore::{DatastoreError, Snapshot},
     problems,
 };
@@ -27,7 +28,7 @@ use crate::{
 /// The pause after a request that failed, or that found nothing on a node which cannot do without.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// The pause where the Node was changed in between.
+/// The pause where the Node was changed in between, and the first one where nobody answers.
 const SOON: Duration = Duration::from_secs(1);
 
 /// The Node of this daemon.
@@ -82,6 +83,7 @@ impl ApiNode {
     async fn keep_addresses(&self, mut resources: watch::Receiver<Arc<Snapshot>>) {
         // Families that need no further look until the daemon starts again.
         let mut settled = Vec::new();
+        let mut silence = silence();
         loop {
             let lacks = lacking(&self.name, &resources.borrow_and_update());
             let missing: Vec<Family> =
@@ -92,6 +94,7 @@ impl ApiNode {
                 let is_needy = lacks.len() == 2;
                 pause = match self.write_addresses(&missing).await {
                     Ok(found) => {
+                        silence.succeeded();
                         let is_settled = |found: &Found| match found {
                             // The watch is to tell of it.
                             Found::Here(..) => false,
@@ -104,10 +107,11 @@ impl ApiNode {
                         problems::tell(&self.problems[0], said.into_iter().collect());
                         is_needy.then_some(AGAIN)
                     }
-                    Err(error) if is_conflict(&error) => Some(SOON),
                     Err(error) => {
-                        problems::tell(&self.problems[0], vec![error_chain(&error)]);
-                        Some(AGAIN)
+                        if !is_conflict(&error) {
+                            problems::tell(&self.problems[0], vec![error_chain(&error)]);
+                        }
+                        Some(pause_after(&error, &mut silence))
                     }
                 };
             }
@@ -198,6 +202,20 @@ async fn sleep(pause: Option<Duration>) {
     tokio::time::sleep(pause.unwrap_or_default()).await;
 }
 
+/// The pauses while nobody answers.
+fn silence() -> Backoff {
+    Backoff::new(SOON, AGAIN)
+}
+
+/// How long to wait after a request that failed: not long for what may be over in a moment.
+fn pause_after(error: &DatastoreError, silence: &mut Backoff) -> Duration {
+    match error {
+        DatastoreError::Api(error) if error.is_silence() => silence.failed(),
+        error if is_conflict(error) => SOON,
+        _ => AGAIN,
+    }
+}
+
 fn is_conflict(error: &DatastoreError) -> bool {
     matches!(error, DatastoreError::Api(error) if error.is(409))
 }
@@ -250,6 +268,23 @@ mod tests {
 
     fn node(status: &Value) -> Node {
         serde_json::from_value(json!({"metadata": {"name": "n1"}, "status": status})).unwrap()
+    }
+
+    #[test]
+    fn only_what_people_have_to_mend_waits_long() {
+        let what = "nodes/n1/status";
+        let refused = |code| {
+            let (what, message) = (what.to_owned(), String::new());
+            DatastoreError::Api(ApiError::Refused { verb: "patch", what, code, message })
+        };
+        let late = DatastoreError::Api(ApiError::Late { verb: "patch", what: what.to_owned() });
+        let mut silence = silence();
+        assert_eq!(pause_after(&refused(409), &mut silence), SOON);
+        assert_eq!(pause_after(&refused(422), &mut silence), AGAIN);
+        assert!(pause_after(&late, &mut silence) <= SOON);
+        let pauses: Vec<_> = (0..8).map(|_| pause_after(&late, &mut silence)).collect();
+        assert!(pauses[0] <= 2 * SOON && pauses[7] >= AGAIN / 2, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= AGAIN), "{pauses:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tracing::info;
 use twill_k8s_api::{Condition, ConditionStatus};
 use twill_types::error_chain;
 
-use super::{AGAIN, ApiNode, is_conflict, is_forbidden};
+use super::{ApiNode, is_conflict, is_forbidden, pause_after, silence};
 use crate::{
     datastore::{DatastoreError, Snapshot},
     problems,
@@ -39,6 +39,7 @@ impl ApiNode {
         let mut is_up = timeout(patience, &mut ready).await.is_ok();
         // The uid of the Node, and what was said of it.
         let mut said: Option<(Option<String>, Vec<Condition>)> = None;
+        let mut silence = silence();
         loop {
             let own = resources.borrow_and_update().nodes.get(&self.name).cloned();
             let wanted = wanted(is_up, host.borrow_and_update().as_ref());
@@ -50,6 +51,7 @@ impl ApiNode {
                 match self.set_conditions(&wanted).await {
                     Ok(uid) => {
                         said = Some((uid, wanted));
+                        silence.succeeded();
                         problems::tell(&self.problems[1], Vec::new());
                     }
                     Err(error) => {
@@ -64,7 +66,7 @@ impl ApiNode {
                         if !is_conflict(&error) {
                             problems::tell(&self.problems[1], vec![error_chain(&error)]);
                         }
-                        tokio::time::sleep(AGAIN).await;
+                        tokio::time::sleep(pause_after(&error, &mut silence)).await;
                         continue;
                     }
                 }
@@ -233,6 +235,23 @@ mod tests {
         assert_eq!(asked(), before + 2, "it is read, and written once");
         drop(host);
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_node_that_somebody_else_writes_to_meanwhile_is_said_to_work_soon() {
+        let fake = Fake::default();
+        make(&fake, "u1");
+        fake.with(|objects| objects.conflicts = 1);
+        let resources = watch::Sender::new(snapshot("u1"));
+        let host = watch::Sender::new(None);
+        let own_node = ApiNode::new(&fake.access(), "n1");
+        let [_, problems] = own_node.problems();
+        let (of_node, of_host) = (resources.subscribe(), host.subscribe());
+        let task =
+            tokio::spawn(async move { own_node.say(of_node, of_host, ready(()), SOON).await });
+        said(&fake, &["NetworkUnavailable=False/TwillIsUp"]).await;
+        assert!(problems.borrow().is_empty(), "nobody has anything to mend");
+        task.abort();
     }
 
     /// A policy of an older release knows one of the conditions alone.
