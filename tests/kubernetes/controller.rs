@@ -668,7 +668,7 @@ pub(crate) fn what_it_may_not_do_is_said(_: &ApiServer) -> Result<()> {
             Ok(!events(&site, "IPPool", "wider", "Overlaps")?.is_empty())
         })?;
         rights("ippools")?;
-        wait_until("the condition", 3 * LONG, || {
+        wait_until("the condition", LONG, || {
             Ok(condition(&site, "ippool", "wider", "Allocatable").is_ok())
         })?;
         let events = events(&site, "IPPool", "wider", "Overlaps")?;

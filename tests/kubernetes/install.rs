@@ -170,7 +170,7 @@ pub(crate) fn the_controller_waits_until_calico_is_gone(_: &ApiServer) -> Result
         wait_for("our definition to be served", LONG, || {
             kubectl.run_with_input(&["apply", "-f", "-"], &own)
         })?;
-        wait_for("the controller to begin", LONG * 2, || {
+        wait_for("the controller to begin", LONG, || {
             let pool = kubectl.json(&["get", "ippool", "own"])?;
             let conditions = pool["status"]["conditions"].to_string();
             ensure!(conditions.contains("NoReports"), "{pool}");

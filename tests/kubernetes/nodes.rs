@@ -416,7 +416,7 @@ pub(crate) fn a_first_start_says_what_it_waits_for(_: &ApiServer) -> Result<()> 
     let account = programs::source("conf/rbac");
     site.api.kubectl().run(&["apply", "-f", &account.to_string_lossy()])?;
     // What is refused is asked for every half a minute.
-    wait_for("node1 to be ready", LONG * 3, || {
+    wait_for("node1 to be ready", LONG, || {
         let answer = ask(&site, "node1", "/readyz")?;
         ensure!(answer.contains(" 200 "), "{answer}");
         Ok(())

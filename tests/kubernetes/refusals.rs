@@ -13,6 +13,9 @@ use super::{
 /// How soon what was refused may be asked for again.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// How long what waits for that twice may take.
+const TWICE: Duration = Duration::from_secs(120);
+
 /// Takes a right from the node daemons, and waits until that is so.
 fn revoke(site: &Site, verb: &str, resource: &str) -> Result<()> {
     let kubectl = site.api.kubectl();
@@ -55,7 +58,7 @@ fn refused(site: &Site, what: &str, start: Instant) -> Result<usize> {
 }
 
 fn wait_said(site: &Site, text: &str, is_said: bool) -> Result<()> {
-    wait_for("what node1 says of its rights", 3 * LONG, || {
+    wait_for("what node1 says of its rights", TWICE, || {
         let status = site.lab.node("node1")?.status()?.to_string();
         ensure!(status.contains(text) == is_said, "{status}");
         Ok(())
@@ -83,7 +86,7 @@ pub(crate) fn a_claim_that_is_refused_is_said_and_not_repeated(_: &ApiServer) ->
     let count = refused(&site, "create blockaffinities", start)?;
     ensure!(count > 0, "nothing was refused");
     grant(&site)?;
-    wait_for("an address for the pod", 3 * LONG, || site.lab.attach(&mut late))?;
+    wait_for("an address for the pod", TWICE, || site.lab.attach(&mut late))?;
     refused(&site, "create blockaffinities", start)?;
     wait_said(&site, MISSING, false)
 }
@@ -103,7 +106,7 @@ pub(crate) fn a_status_that_is_refused_is_said_and_not_repeated(_: &ApiServer) -
     another(0)?;
     wait_said(&site, MISSING, true)?;
     let mut number = 0;
-    wait_for("the second attempt", 3 * LONG, || {
+    wait_for("the second attempt", TWICE, || {
         if number < 7 {
             number += 1;
             another(number)?;
@@ -114,7 +117,7 @@ pub(crate) fn a_status_that_is_refused_is_said_and_not_repeated(_: &ApiServer) -
         Ok(count)
     })??;
     grant(&site)?;
-    wait_for("the condition of the last pool", 3 * LONG, || {
+    wait_for("the condition of the last pool", TWICE, || {
         site.condition("node1", "IPPool", "pool7")
     })?;
     wait_said(&site, MISSING, false)

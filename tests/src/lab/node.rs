@@ -20,8 +20,9 @@ use crate::{
     wait::wait_for,
 };
 
-/// How long a daemon may take until it answers, or until it has ended after SIGTERM.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a daemon may take until it answers, or until it has ended after SIGTERM: longer than its own pause of half
+/// a minute after a request that failed.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Where the daemon gets the resources from.
 #[derive(Debug, Clone, Copy)]
