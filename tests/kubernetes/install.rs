@@ -83,7 +83,10 @@ pub(crate) fn nothing_comes_onto_a_node_where_calico_is(_: &ApiServer) -> Result
         ("crd", "ippools.projectcalico.org", calicos("projectcalico.org")),
         ("apiservice", "v3.projectcalico.org", SERVICE.to_owned()),
     ] {
-        kubectl.run_with_input(&["create", "-f", "-"], &manifest)?;
+        // The API server has an APIService of this name by itself for a definition, and takes it away a moment after that.
+        wait_for(&format!("{name} to be made"), LONG, || {
+            kubectl.run_with_input(&["create", "-f", "-"], &manifest)
+        })?;
         wait_for(&format!("{name} to be found"), LONG, || {
             let (succeeded, said) = host.install()?;
             ensure!(!succeeded && said.contains(name), "{said}");
