@@ -139,6 +139,11 @@ pub(crate) fn a_release_leaves_definitions_and_pools(_: &ApiServer) -> Result<()
     let is_told = said.contains("ippools.projectcalico.org") && said.contains("ownership");
     ensure!(!succeeded && is_told, "{said}");
     kubectl.run(&["delete", "crd", "ippools.projectcalico.org"])?;
+    let has_pools = || -> Result<bool> {
+        let kinds = ["api-resources", "--api-group=projectcalico.org", "-o", "name"];
+        Ok(kubectl.run(&kinds)?.contains("ippools"))
+    };
+    wait_until("the kind to be served no more", LONG, || Ok(!has_pools()?))?;
 
     let (succeeded, said) = helm(&api, &[&install[..], &POOL].concat())?;
     ensure!(!succeeded && said.contains("install the release first"), "{said}");
@@ -148,10 +153,7 @@ pub(crate) fn a_release_leaves_definitions_and_pools(_: &ApiServer) -> Result<()
         "kubectl label namespace twill-system pod-security.kubernetes.io/enforce=privileged";
     ensure!(notes.contains(label), "{notes}");
     let upgrade = ["upgrade", "twill", &chart];
-    wait_until("the kind to be served", LONG, || {
-        let kinds = ["api-resources", "--api-group=projectcalico.org", "-o", "name"];
-        Ok(kubectl.run(&kinds)?.contains("ippools"))
-    })?;
+    wait_until("the kind to be served", LONG, has_pools)?;
     helm_done(&api, &[&upgrade[..], &POOL].concat())?;
     let pool = || kubectl.json(&["get", "ippool", "default"]);
     ensure!(pool()?["spec"]["natOutgoing"] == true, "{}", pool()?);
