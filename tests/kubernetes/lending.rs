@@ -107,9 +107,13 @@ pub(crate) fn an_owner_that_is_dead_is_named(_: &ApiServer) -> Result<()> {
     let (mut site, _owner) = one_block(&NODES)?;
     site.lab.node_mut("node1")?.kill9()?;
     let mut pod = site.lab.bare_pod("node2", "borrower")?;
-    let patient = site.lab.node_mut("node2")?.runtime_mut().set_timeout(2);
-    let error = refused(site.lab.attach(&mut pod))?;
-    ensure!(error.contains("node node1 was asked for a part"), "{error}");
+    let patient = site.lab.node_mut("node2")?.runtime_mut().set_timeout(5);
+    // For as long as the other has time to answer.
+    wait_for("a word of whom is waited for", LONG, || {
+        let error = refused(site.lab.attach(&mut pod))?;
+        ensure!(error.contains("node node1 was asked for a part"), "{error}");
+        Ok(())
+    })?;
     wait_for("an end of the patience", LONG, || {
         let error = refused(site.lab.attach(&mut pod))?;
         ensure!(error.contains("node1") && error.contains("its daemon does not answer"), "{error}");
