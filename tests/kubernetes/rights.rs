@@ -100,10 +100,13 @@ fn leases_and_reports(site: &Site, node1: &AsNode<'_>) -> Result<()> {
         let get = ["get", "lease", "-n", "twill-system", &name];
         wait_for(&format!("the Lease {name}"), LONG, || kubectl.run(&get))?;
     }
-    // The daemon may write it at the same moment.
+    // The daemon of each may write it at the same moment.
     wait_for("its own Lease", LONG, || node1.allowed(&replace, &lease("twill-node-node1")))?;
     let others = "may not write what is of node";
-    node1.refused(&replace, &lease("twill-node-node2"), &format!("{others} node2"))?;
+    let node2 = format!("{others} node2");
+    wait_for("the Lease of node2", LONG, || {
+        node1.refused(&replace, &lease("twill-node-node2"), &node2)
+    })?;
     node1.refused(&replace, &lease("twill-controller"), others)?;
     let create_here = [&create[..], &in_ours].concat();
     node1.refused(&create_here, &lease("twill-node-node9"), &format!("{others} node9"))?;
