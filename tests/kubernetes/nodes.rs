@@ -118,10 +118,14 @@ impl Site {
     pub(crate) fn wait_settled(&self, node: &str) -> Result<()> {
         // What is told about the first block is told before.
         wait_for(&format!("the status of {node}"), LONG, || self.condition(node, "IPPool", "app"))?;
-        wait_until(&format!("{node} to be up"), LONG, || {
-            let conditions = self.api.kubectl().json(&["get", "node", node])?;
-            let conditions = conditions["status"]["conditions"].as_array().cloned();
-            Ok(conditions.into_iter().flatten().any(|c| c["reason"] == "TwillIsUp"))
+        // Of its machine it says it at the same time, or as soon as it has looked.
+        wait_for(&format!("{node} to be up"), LONG, || {
+            let found = self.api.kubectl().json(&["get", "node", node])?;
+            let conditions = found["status"]["conditions"].as_array().into_iter().flatten();
+            let reasons: Vec<_> = conditions.filter_map(|c| c["reason"].as_str()).collect();
+            let is_said = |reason| reasons.contains(&reason);
+            ensure!(is_said("TwillIsUp") && is_said("ChecksPass"), "{reasons:?}");
+            Ok(())
         })
     }
 
@@ -134,6 +138,11 @@ impl Site {
 
     /// All that a node says about an object.
     pub(crate) fn conditions(&self, node: &str, kind: &str, name: &str) -> Result<Vec<Value>> {
+    /// The same of [`NODES`]: what is counted is what all have asked for.
+    pub(crate) fn wait_all_settled(&self) -> Result<()> {
+        NODES.iter().try_for_each(|(node, _)| self.wait_settled(node))
+    }
+
         let status = self.api.kubectl().json(&["get", "caliconodestatus", node])?;
         let objects = status["status"]["objects"].as_array().cloned().unwrap_or_default();
         let found = objects.iter().find(|object| object["kind"] == kind && object["name"] == name);
@@ -168,7 +177,7 @@ pub(crate) fn pods_get_addresses_of_claims_that_kubectl_shows(_: &ApiServer) -> 
     site.lab.node("node1")?.wait_established(&["192.168.2.12"], LONG)?;
     site.lab.bird("tor")?.wait_route(&block, "node1", LONG)?;
     let lease = ["get", "lease", "-n", "twill-system", "twill-node-node1"];
-    site.api.kubectl().run(&lease)?;
+    wait_for("the Lease of node1", LONG, || site.api.kubectl().run(&lease))?;
 
     // A selector's syntax is not the schema's to check.
     let damaged = PEER.replace("asNumber: 64513", "asNumber: 64513, nodeSelector: 'rack =='");
@@ -193,7 +202,7 @@ pub(crate) fn pods_get_addresses_of_claims_that_kubectl_shows(_: &ApiServer) -> 
 pub(crate) fn an_add_asks_the_api_server_for_nothing(_: &ApiServer) -> Result<()> {
     let mut site = Site::start(&[POOL, STRICT])?;
     let first = site.lab.add_pod("node1", "first")?;
-    site.wait_settled("node1")?;
+    site.wait_all_settled()?;
     let watches = |requests: &[String]| {
         requests.iter().filter(|request| request.starts_with("watch")).count()
     };

@@ -275,7 +275,7 @@ pub(crate) fn an_add_for_a_pod_of_the_cluster_asks_for_nothing(_: &ApiServer) ->
         uids.push(create(&site, "node1", &format!("plain/p{number}"), &json!({}))?);
     }
     let first = run(&mut site, "node1", "plain/first", &json!({}))?;
-    site.wait_settled("node1")?;
+    site.wait_all_settled()?;
     let before = site.api.node_requests()?;
     for (number, uid) in uids.iter().enumerate() {
         let mut pod = sandbox(&mut site, "node1", &format!("plain/p{number}"), uid)?;
@@ -287,7 +287,9 @@ pub(crate) fn an_add_for_a_pod_of_the_cluster_asks_for_nothing(_: &ApiServer) ->
         .iter()
         .filter(|request| !request.ends_with(" leases") && !request.starts_with("watch"))
         .collect();
+        // The lease is renewed and numbers are told by the clock, and a watch that ends is taken up again.
     ensure!(new.is_empty(), "8 ADDs and DELs made {new:?}");
+        .filter(|request| !request.ends_with(" caliconodestatuses"))
     site.lab.delete_pod(first)
 }
 
@@ -415,7 +417,7 @@ pub(crate) fn a_node_says_where_it_is_and_that_it_works(_: &ApiServer) -> Result
     status("node1", down)?;
     // Where node2 says that it is was written by hand.
     let before = node(&site, "node2")?["metadata"]["annotations"].clone();
-    let was_up = unavailable(&site, "node2")?;
+    let was_up = wait_for("node2 to be up", LONG, || unavailable(&site, "node2"))?;
     status("node2", internal("192.168.2.99"))?;
 
     site.lab.node_mut("node1")?.start()?;

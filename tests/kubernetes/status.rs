@@ -29,7 +29,7 @@ pub(crate) fn a_status_asks_the_api_server_for_nothing(_: &ApiServer) -> Result<
     let mut late = site.lab.bare_pod("node1", "late")?;
     let outcome = site.lab.attach(&mut late);
     ensure!(outcome.is_err(), "there is a fifth address");
-    site.wait_settled("node1")?;
+    site.wait_all_settled()?;
     let (before, start) = (lists(&site)?, Instant::now());
     while start.elapsed() < 2 * CURRENT {
         status(&site)?;
