@@ -21,6 +21,7 @@ use twill_tests::{
 use super::{
     LONG,
     nodes::{PEER, POOL, STRICT, Site, block_of},
+    permission::{wait_right, wait_rights},
 };
 
 const ACCOUNT: &str = "twill-controller";
@@ -497,6 +498,8 @@ pub(crate) fn what_a_node_that_is_gone_had_borrowed_returns(_: &ApiServer) -> Re
             Ok(())
         })?;
         ensure!(list("blockaffinities")?.contains(&own), "node1 is not gone");
+    let right = ["patch", "ippools.projectcalico.org", "--subresource=status"];
+    wait_right(&site.api, ACCOUNT, &right, false)?;
         Ok(())
     })();
     with_log(&controller, result)

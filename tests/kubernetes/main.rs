@@ -24,6 +24,7 @@ mod manifests;
 mod nodes;
 mod packages;
 mod pods;
+mod permission;
 mod proxy;
 mod reboot;
 mod refusals;

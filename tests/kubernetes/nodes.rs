@@ -27,7 +27,13 @@ use twill_tests::{
     wait::{wait_for, wait_until},
 };
 
-use super::{LONG, define};
+use super::{
+    LONG, define,
+    permission::{wait_right, wait_rights},
+};
+
+/// That of the daemons.
+pub(crate) const ACCOUNT: &str = "twill-node";
 
 pub(crate) const TOR: &str = "192.168.2.1";
 pub(crate) const NODES: [(&str, &str); 2] = [("node1", "192.168.2.11"), ("node2", "192.168.2.12")];
@@ -40,6 +46,8 @@ pub(crate) const PEER: &str = "apiVersion: projectcalico.org/v3\nkind: BGPPeer\n
                     spec: {peerIP: 192.168.2.1, asNumber: 64513}\n";
 pub(crate) const STRICT: &str = "apiVersion: projectcalico.org/v3\nkind: IPAMConfiguration\n\
                       metadata: {name: default}\nspec: {strictAffinity: true}\n";
+
+const LIST_POOLS: [&str; 2] = ["list", "ippools.projectcalico.org"];
 
 /// A cluster without kubelets.
 pub(crate) struct Site {
@@ -73,6 +81,7 @@ impl Site {
         define(&api)?;
         let account = programs::source("conf/rbac");
         api.kubectl().run(&["create", "-f", &account.to_string_lossy()])?;
+        wait_rights(&api, ACCOUNT)?;
         let mut topology = Topology::new();
         let neighbors = nodes.iter().map(|(name, address)| {
             let neighbor = Neighbor::new(name, address, 64512).local(TOR);
@@ -129,6 +138,11 @@ impl Site {
         })
     }
 
+    /// The same of [`NODES`]: what is counted is what all have asked for.
+    pub(crate) fn wait_all_settled(&self) -> Result<()> {
+        NODES.iter().try_for_each(|(node, _)| self.wait_settled(node))
+    }
+
     /// What a node says about an object in its own status.
     pub(crate) fn condition(&self, node: &str, kind: &str, name: &str) -> Result<Value> {
         let mut accepted = self.conditions(node, kind, name)?.into_iter();
@@ -138,11 +152,6 @@ impl Site {
 
     /// All that a node says about an object.
     pub(crate) fn conditions(&self, node: &str, kind: &str, name: &str) -> Result<Vec<Value>> {
-    /// The same of [`NODES`]: what is counted is what all have asked for.
-    pub(crate) fn wait_all_settled(&self) -> Result<()> {
-        NODES.iter().try_for_each(|(node, _)| self.wait_settled(node))
-    }
-
         let status = self.api.kubectl().json(&["get", "caliconodestatus", node])?;
         let objects = status["status"]["objects"].as_array().cloned().unwrap_or_default();
         let found = objects.iter().find(|object| object["kind"] == kind && object["name"] == name);
@@ -255,6 +264,10 @@ pub(crate) fn two_nodes_race_for_the_last_block(_: &ApiServer) -> Result<()> {
     Ok(())
 }
 
+/// How long a start without the API server may take on a machine that is busy: by design it waits for that for less than
+/// a second.
+const WITHOUT_SERVER: Duration = Duration::from_secs(10);
+
 /// Pods come and go while the API server is away, the daemon restarts meanwhile, and catches up after.
 pub(crate) fn nodes_do_without_the_api_server_for_a_while(_: &ApiServer) -> Result<()> {
     let mut site = Site::start(&[POOL, PEER, STRICT])?;
@@ -264,10 +277,6 @@ pub(crate) fn nodes_do_without_the_api_server_for_a_while(_: &ApiServer) -> Resu
 
     // Without a word, and then a start.
     site.api.set_reachable(false)?;
-/// How long a start without the API server may take on a machine that is busy: by design it waits for that for less than
-/// a second.
-const WITHOUT_SERVER: Duration = Duration::from_secs(10);
-
     churn(&mut site, "away")?;
     site.lab.node_mut("node1")?.stop()?;
     let (before, start) = (site.lab.node("node1")?.log().len(), Instant::now());
@@ -353,6 +362,7 @@ pub(crate) fn a_forbidden_request_is_said(_: &ApiServer) -> Result<()> {
     let rights = ["patch", "clusterrole", "twill-node", "--type=json", "-p"];
     let patch = r#"[{"op": "remove", "path": "/rules/0"}]"#;
     site.api.kubectl().run(&[&rights[..], &[patch]].concat())?;
+    wait_right(&site.api, ACCOUNT, &LIST_POOLS, false)?;
     site.lab.node_mut("node1")?.stop()?;
     site.lab.node_mut("node1")?.start()?;
     wait_for("node1 to say what it may not do", LONG, || {
@@ -402,6 +412,7 @@ pub(crate) fn a_first_start_says_what_it_waits_for(_: &ApiServer) -> Result<()> 
     let rights = ["patch", "clusterrole", "twill-node", "--type=json", "-p"];
     let patch = r#"[{"op": "remove", "path": "/rules/0"}]"#;
     site.api.kubectl().run(&[&rights[..], &[patch]].concat())?;
+    wait_right(&site.api, ACCOUNT, &LIST_POOLS, false)?;
     let node = site.lab.node_mut("node1")?;
     node.stop()?;
     fs::remove_file(node.dir().join("state/last-known-good.json"))?;

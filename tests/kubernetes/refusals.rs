@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use twill_tests::{kubernetes::ApiServer, programs, wait::wait_for};
 
 use super::{
-    LONG,
-    nodes::{POOL, STRICT, Site},
+    nodes::{ACCOUNT, POOL, STRICT, Site},
+    permission::wait_right,
 };
 
 /// How soon what was refused may be asked for again.
@@ -36,10 +36,7 @@ fn revoke(site: &Site, verb: &str, resource: &str) -> Result<()> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let resource = format!("{resource}.projectcalico.org");
     let subresource = format!("--subresource={subresource}");
-    let account = "--as=system:serviceaccount:twill-system:twill-node";
-    let asked = ["auth", "can-i", verb, &resource, &subresource, account];
-    wait_for(&format!("{verb} {resource} to be taken"), LONG, || kubectl.refused(&asked, ""))?;
-    Ok(())
+    wait_right(&site.api, ACCOUNT, &[verb, &resource, &subresource], false)
 }
 
 /// Gives the node daemons all their rights again.
