@@ -18,6 +18,7 @@ mod chart;
 mod claims;
 mod controller;
 mod crds;
+mod gone;
 mod install;
 mod lending;
 mod manifests;
@@ -90,8 +91,8 @@ fn main() -> ExitCode {
         nodes::a_watch_that_is_too_old_begins_again,
         controller::objects_say_what_nodes_make_of_them,
         controller::a_pool_is_held_by_its_claims,
-        controller::what_a_node_that_is_gone_had_is_freed,
-        controller::what_a_node_that_is_gone_had_borrowed_returns,
+        gone::what_a_node_that_is_gone_had_is_freed,
+        gone::what_a_node_that_is_gone_had_borrowed_returns,
         controller::one_leads_and_the_other_takes_over,
         controller::its_account_may_do_no_more,
         controller::a_pool_that_is_full_says_so,
