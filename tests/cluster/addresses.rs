@@ -61,9 +61,13 @@ pub(crate) fn pods_of_two_nodes_reach_each_other(site: &Mutex<Site>) -> Result<(
     for (from, to) in [(first, second), (second, first)] {
         wait_for("the pods to reach each other", LONG, || site.pings(from, to))
             .or_else(|error| Err(error.context(site.ways()?)))?;
-        let namespace = site.cluster.node(&from.node)?.namespace();
-        let way = namespace.ip(&format!("route show match {} proto 116", to.address))?;
-        ensure!(way.contains("/26 via"), "no learned route leads to {to:?}: {way}");
+        // A packet also comes there by the router alone, to which the default route leads.
+        wait_for("the learned route", LONG, || {
+            let namespace = site.cluster.node(&from.node)?.namespace();
+            let way = namespace.ip(&format!("route show match {} proto 116", to.address))?;
+            ensure!(way.contains("/26 via"), "no learned route leads to {to:?}: {way}");
+            Ok(())
+        })?;
     }
     site.remove("app")
 }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Mutex};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use twill_tests::{ping, wait::wait_for};
+use twill_tests::{kubernetes::Node, ping, wait::wait_for};
 use twill_types::Prefix;
 
 use super::{
@@ -71,9 +71,13 @@ fn both_families(site: &Site) -> Result<()> {
     ensure!(first.node != second.node, "{of_v6:?}");
     for (from, to) in [(first, second), (second, first)] {
         wait_for("the pods to reach each other", LONG, || site.pings(from, to))?;
-        let namespace = site.cluster.node(&from.node)?.namespace();
-        let way = namespace.ip(&format!("-6 route show match {} proto 116", to.address))?;
-        ensure!(way.contains("/122 via"), "no learned route leads to {to:?}: {way}");
+        // A packet also comes there by the router alone, to which the default route leads.
+        wait_for("the learned route", LONG, || {
+            let namespace = site.cluster.node(&from.node)?.namespace();
+            let way = namespace.ip(&format!("-6 route show match {} proto 116", to.address))?;
+            ensure!(way.contains("/122 via"), "no learned route leads to {to:?}: {way}");
+            Ok(())
+        })?;
     }
     site.remove("app")
 }
@@ -100,7 +104,7 @@ fn conflist(site: &Site) -> Result<String> {
     text.map(str::to_owned).with_context(|| format!("no {CONFLIST} in {found}"))
 }
 
-/// Changes it, and has it brought.
+/// Changes it, has it brought, and waits until the new daemons speak with the router.
 fn install(site: &Site, conflist: &str) -> Result<()> {
     let patch = json!({"data": {CONFLIST: conflist}}).to_string();
     let patch = ["patch", "configmap", "twill", "--type=merge", "-p", &patch];
@@ -112,5 +116,6 @@ fn install(site: &Site, conflist: &str) -> Result<()> {
         let found = node.run("cat", &[&format!("/etc/cni/net.d/{CONFLIST}")])?;
         ensure!(found == conflist, "{} has {found}", node.name());
     }
-    Ok(())
+    let nodes: Vec<_> = site.cluster.nodes().iter().map(Node::name).collect();
+    site.cluster.tor().bird().wait_established(&nodes, LONG)
 }
