@@ -20,6 +20,10 @@ use super::{
 /// Between two looks at what must not change.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How long pods may take after the API server was away: kubelets, the scheduler and the controllers ask for it again
+/// after pauses that have grown to half a minute by then.
+const AFTER_OUTAGE: Duration = Duration::from_secs(180);
+
 /// Two pods that have to stay as they are, one on each node.
 struct Kept(Vec<Pod>);
 
@@ -160,6 +164,18 @@ fn kill_daemon(site: &Site, node: &str) -> Result<()> {
 /// The API server goes for a minute (or `TWILL_OUTAGE_SECONDS`) while pods are being made. The kubelets go on with
 /// what they know, and sandboxes that die are made again, over and over, also after a daemon has died: the next one has its
 /// copy alone. The router keeps all routes, and all is well once the server is back.
+/// Waits until every node's kubelet has been heard of again.
+fn wait_nodes(site: &Site) -> Result<()> {
+    for node in site.cluster.nodes() {
+        wait_for(&format!("{} to be ready", node.name()), AFTER_OUTAGE, || {
+            let (is_ready, message, _) = site.node_ready(node.name())?;
+            ensure!(is_ready, "{message}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Result<()> {
     const PODS: usize = 10;
     const OUTAGE: Duration = Duration::from_secs(60);
@@ -172,7 +188,8 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
     stream.wait_more()?;
     site.deploy("churn", PODS, ON_SELECTED)?;
     wait_until("pods to be placed", LONG, || {
-        Ok(site.pods("churn")?.iter().all(|pod| pod["spec"]["nodeName"].is_string()))
+        let pods = site.pods("churn")?;
+        Ok(pods.len() == PODS && pods.iter().all(|pod| pod["spec"]["nodeName"].is_string()))
     })?;
     let outage = match std::env::var("TWILL_OUTAGE_SECONDS") {
         Ok(seconds) => Duration::from_secs(seconds.parse().context("TWILL_OUTAGE_SECONDS")?),
@@ -193,14 +210,16 @@ pub(crate) fn pods_come_and_go_without_the_api_server(site: &Mutex<Site>) -> Res
     let sent = stream.finish()?;
     writeln!(io::stderr(), "a stream beside the outage: {sent:?}")?;
     writeln!(io::stderr(), "the sandboxes of 2 pods were made again {replaced} times")?;
-    site.wait_ready("churn", PODS)?;
-    let again = site.wait_ready("kept", 2)?;
+    wait_nodes(&site)?;
+    for (name, count) in [("churn", PODS), ("kept", 2)] {
+        site.wait_ready_within(name, count, AFTER_OUTAGE)?;
+    }
     wait_for("the pods to reach each other", LONG, || {
         let again = site.wait_ready("kept", 2)?;
         site.pings(&again[0], &again[1])
     })?;
-    ensure!(again.len() == 2, "{again:?}");
-    ensure!(site.wait_ready("calm", 2)? == calm, "the calm pods are others");
+    let still = site.wait_ready_within("calm", 2, AFTER_OUTAGE)?;
+    ensure!(still == calm, "the calm pods are others: {still:?}");
     site.wait_used(u64::try_from(PODS + 4)?)?;
     for node in SELECTED {
         let withdrawn = site.cluster.tor().bird().withdrawals(node, log);
