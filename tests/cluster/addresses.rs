@@ -106,7 +106,12 @@ pub(crate) fn a_pod_on_an_unselected_node_waits_and_says_why(site: &Mutex<Site>)
 /// From nothing to many pods and back: no address, link, route or namespace is left.
 pub(crate) fn nothing_is_left_of_many_pods(site: &Mutex<Site>) -> Result<()> {
     let site = lock(site)?;
-    let before = traces(&site)?;
+    let before = wait_for("nodes without a trace of pods before", LONG, || {
+        let (now, again) = (traces(&site)?, traces(&site)?);
+        ensure!(now == again, "{now:?}, then {again:?}");
+        ensure!(now.iter().all(|[links, routes, _]| (*links, *routes) == (0, 0)), "{now:?}");
+        Ok(now)
+    })?;
     site.deploy("many", 0, ON_SELECTED)?;
     // One after the other, for the figures; then all the others at once. The first on each node may need a block.
     let mut requests = 0;

@@ -29,10 +29,13 @@ pub(crate) fn nodes_say_where_they_are(site: &Mutex<Site>) -> Result<()> {
             Ok(())
         })?;
     }
-    let lease = ["get", "lease", "twill-controller", "-n", "twill-system"];
-    let lease = site.kubectl().json(&lease)?;
-    let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
-    ensure!(!holder.is_empty(), "nobody leads: {lease}");
+    wait_for("somebody to lead", LONG, || {
+        let lease = ["get", "lease", "twill-controller", "-n", "twill-system"];
+        let lease = site.kubectl().json(&lease)?;
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+        ensure!(!holder.is_empty(), "nobody leads: {lease}");
+        Ok(())
+    })?;
     wait_for("the pool to be accepted", LONG, || {
         let pool = site.kubectl().json(&["get", "ippool", "app"])?;
         let conditions = pool["status"]["conditions"].as_array().into_iter().flatten();
