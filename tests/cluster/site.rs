@@ -82,7 +82,7 @@ pub(crate) fn lock(site: &Mutex<Site>) -> Result<MutexGuard<'_, Site>> {
     if !left.is_empty() {
         site.kubectl().run(&["annotate", "namespace", "default", &format!("{POOLS}-")])?;
         site.kubectl().run(&["delete", "deployments", "--all"])?;
-        let gone = ["wait", "--for=delete", "pods", "--all", "--timeout=60s"];
+        let gone = ["wait", "--for=delete", "pods", "--all", "--timeout=180s"];
         site.kubectl().run(&gone)?;
     }
     Ok(site)

@@ -13,7 +13,6 @@ use super::{
 
 /// Everything but the definitions: that is how the documentation has it.
 const GONE: [&str; 3] = ["delete", "daemonset/twill-node", "deployment/twill-controller"];
-const STATUS: [&str; 3] = ["rollout", "status", "daemonset/twill-uninstall"];
 const OURS: [&str; 2] = ["-n", "twill-system"];
 
 /// A node with pods is left alone. Once they are gone nothing of Twill is on it, and pods of another network come
@@ -44,7 +43,7 @@ pub(crate) fn the_next_network_finds_nodes_that_work(site: &Mutex<Site>) -> Resu
     site.kubectl().run(
         &[&["delete", "pods", "-l", "app.kubernetes.io/name=twill-uninstall"][..], &OURS].concat(),
     )?;
-    site.kubectl().run(&[&STATUS[..], &OURS, &["--timeout=60s"]].concat())?;
+    site.cluster.rollout("daemonset/twill-uninstall")?;
     for node in site.cluster.nodes() {
         let left = traces(node)?;
         ensure!(left.is_empty(), "{}: {left:?}", node.name());
@@ -55,7 +54,8 @@ pub(crate) fn the_next_network_finds_nodes_that_work(site: &Mutex<Site>) -> Resu
         bring_another(node, number)?;
     }
     site.deploy("next", 4, ON_SELECTED)?;
-    let pods = site.wait_ready("next", 4)?;
+    // The nodes were not ready without a network, and are found to be so again.
+    let pods = site.wait_ready_within("next", 4, LONG * 2)?;
     for name in SELECTED {
         let of_node: Vec<_> = pods.iter().filter(|pod| pod.node == name).collect();
         let [first, second] = &of_node[..] else { anyhow::bail!("{pods:?}") };

@@ -5,12 +5,15 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use super::{Cluster, Node};
-use crate::programs;
+use crate::{process::tail, programs};
 
 /// The port of the daemons' HTTP endpoint, by `conf/install/twilld.yaml`.
 pub const METRICS: u16 = 9190;
 
 const NAMESPACE: [&str; 2] = ["-n", "twill-system"];
+
+/// How long kubectl waits for a rollout: daemons come one node after the other, each after its pod before has gone.
+const ROLLOUT: &str = "--timeout=240s";
 
 impl Cluster {
     /// Installs Twill by an overlay of `conf/install`, with `settings` behind the daemons' own.
@@ -47,9 +50,21 @@ impl Cluster {
         self.rollout("deployment/twill-controller")
     }
 
-    fn rollout(&self, what: &str) -> Result<()> {
-        let status = ["rollout", "status", what, "--timeout=60s"];
-        self.kubectl().run(&[&status[..], &NAMESPACE].concat()).map(drop)
+    /// Waits until all pods of `what` (`daemonset/NAME`) in Twill's namespace are of the newest revision and ready. What
+    /// has become of them is in the error.
+    pub fn rollout(&self, what: &str) -> Result<()> {
+        let status = ["rollout", "status", what, ROLLOUT];
+        let outcome = self.kubectl().run(&[&status[..], &NAMESPACE].concat());
+        outcome.map(drop).or_else(|error| Err(error.context(self.pods_of_twill()?)))
+    }
+
+    /// The pods of Twill's namespace, and what was said there last, for people.
+    fn pods_of_twill(&self) -> Result<String> {
+        let pods = ["get", "pods", "-o", "wide"];
+        let pods = self.kubectl().run(&[&pods[..], &NAMESPACE].concat())?;
+        let events = ["get", "events", "--sort-by=.lastTimestamp"];
+        let events = self.kubectl().run(&[&events[..], &NAMESPACE].concat())?;
+        Ok(format!("{pods}{}", tail(&events, 20)))
     }
 
     /// The name of the daemon's pod on a node.
