@@ -30,7 +30,6 @@ pub(crate) fn an_upgrade_is_not_noticed(site: &Mutex<Site>) -> Result<()> {
     site.deploy("web", 2, ON_SELECTED)?;
     let pods = site.wait_ready("web", 2)?;
     ensure!(pods[0].node != pods[1].node, "{pods:?}");
-    let stream = Stream::start(&site, &pods[0], &pods[1])?;
     site.kubectl().run(&["expose", "deployment", "web", "--port=80"])?;
     let slices = || -> Result<Vec<Value>> {
         let found = site.kubectl().json(&["get", "endpointslices", "-A"])?;
@@ -48,9 +47,11 @@ pub(crate) fn an_upgrade_is_not_noticed(site: &Mutex<Site>) -> Result<()> {
     let nodes = [SELECTED[0], SELECTED[1], UNSELECTED];
     let ready = || nodes.iter().map(|node| site.node_ready(node)).collect::<Result<Vec<_>>>();
     let daemons = || nodes.iter().map(|node| site.daemon(node)).collect::<Result<Vec<_>>>();
+    // To make an image and to give it to the nodes takes all of the machine for a while; that is not what is looked at.
+    let release = Release::make(&site)?;
+    let stream = Stream::start(&site, &pods[0], &pods[1])?;
     let (ready_before, slices_before, daemons_before) = (ready()?, slices()?, daemons()?);
     let log = site.cluster.tor().bird().log().len();
-    let release = Release::make(&site)?;
     for node in nodes {
         ensure!(!release.is_on(&site, node)?, "{node} has it before it was rolled out");
     }
@@ -78,8 +79,11 @@ pub(crate) fn an_upgrade_is_not_noticed(site: &Mutex<Site>) -> Result<()> {
     ensure!(ready_after.iter().all(|(is_ready, ..)| *is_ready), "{ready_after:?}");
     ensure!(slices()? == slices_before, "an EndpointSlice has changed");
 
-    let Sent { numbers, gap } = stream.finish()?;
-    writeln!(io::stderr(), "{numbers} numbers were sent, no two more than {gap:?} apart")?;
+    let Sent { numbers, gap, overslept } = stream.finish()?;
+    writeln!(
+        io::stderr(),
+        "{numbers} numbers were sent, no two more than {gap:?} apart; the sender overslept {overslept:?}"
+    )?;
     for watch in watches {
         let ours = |line: &String| line.contains("proto 116");
         let deleted: Vec<_> = watch.deleted().into_iter().filter(ours).collect();
