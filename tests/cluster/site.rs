@@ -32,8 +32,10 @@ const NODES: [&str; 5] = [SELECTED[0], SELECTED[1], UNSELECTED, DOOMED, OLD];
 pub(crate) const DOOMED: &str = "node4";
 pub(crate) const OLD: &str = "node5";
 
-/// What a daemon may have of memory, KiB resident.
-const MEMORY: u64 = 60 * 1024;
+/// What a daemon may have of memory, KiB: two to three times what it has (docs/adr/0024-install.md). Only what is its own
+/// is looked at. The rest are pages of the program's file: how many of those are there is a matter of the build and of
+/// what else the machine does with its memory, and the kernel takes them back whenever it wants.
+const MEMORY: u64 = 24 * 1024;
 
 /// The annotation that chooses pools.
 pub(crate) const POOLS: &str = "cni.projectcalico.org/ipv4pools";
@@ -313,10 +315,10 @@ impl Site {
     pub(crate) fn memory(&self, node: &str) -> Result<String> {
         let status = format!("/proc/{}/status", self.daemon_pid(node)?);
         let status = self.cluster.node(node)?.run("cat", &[&status])?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|kib| kib.trim().strip_suffix(" kB"));
-        let resident: u64 = resident.context("no VmRSS")?.trim().parse()?;
-        ensure!(resident <= MEMORY, "the daemon of {node} has {resident} KiB of {MEMORY}");
+        let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let own = own.and_then(|kib| kib.trim().strip_suffix(" kB"));
+        let own: u64 = own.context("no RssAnon")?.trim().parse()?;
+        ensure!(own <= MEMORY, "the daemon of {node} has {own} KiB of {MEMORY}");
         let lines = status.lines().filter(|line| line.contains("RSS") || line.contains("RssAnon"));
         Ok(lines
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
