@@ -24,8 +24,8 @@ mod lending;
 mod manifests;
 mod nodes;
 mod packages;
-mod pods;
 mod permission;
+mod pods;
 mod proxy;
 mod reboot;
 mod refusals;
@@ -125,7 +125,7 @@ fn main() -> ExitCode {
         twillctl::addresses_of_two_nodes,
         proxy::twillctl_goes_through_the_proxy_of_its_environment,
     ];
-    twill_tests::suite::main_sharing(start, tests)
+    twill_tests::suite::main_sharing(start, tests, &[scale::NAME])
 }
 
 /// An API server that has our definitions.

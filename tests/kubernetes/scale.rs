@@ -4,6 +4,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use twill_tests::{kubernetes::ApiServer, process::run, programs, sandbox};
 
+/// The name of the test, which runs with no other beside it. All its nodes start at once, and what each of them asks for
+/// is counted: one that is not served in time asks again.
+pub(crate) const NAME: &str = "scale::what_a_node_asks_for_does_not_grow_with_the_cluster";
+
 const NODES: u64 = 30;
 const BLOCKS: u64 = 4;
 

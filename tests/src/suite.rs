@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -99,12 +99,14 @@ macro_rules! shared_tests {
 }
 
 /// `main` of a suite whose tests share what `start` makes: it takes long to start, and a test
-/// touches only objects of its own. The tests are threads of one process, in one sandbox.
+/// touches only objects of its own. The tests are threads of one process, in one sandbox. Those of the names in `alone`
+/// run with no other beside them: they count what depends on how busy the machine is.
 pub fn main_sharing<T: Send + Sync + 'static>(
     start: fn() -> Result<T>,
     tests: &'static [SharedTest<T>],
+    alone: &'static [&'static str],
 ) -> ExitCode {
-    main_of_threads(start, tests, None)
+    main_of_threads(start, tests, alone, None)
 }
 
 /// The same one after the other, in the order of the list: each may change all of what they share.
@@ -113,16 +115,21 @@ pub fn main_in_turn<T: Send + 'static>(
     tests: &'static [SharedTest<Mutex<T>>],
 ) -> ExitCode {
     let start = move || start().map(Mutex::new);
-    main_of_threads(start, tests, Some(1))
+    main_of_threads(start, tests, &[], Some(1))
 }
 
 fn main_of_threads<T: Send + Sync + 'static>(
     start: impl FnOnce() -> Result<T>,
     tests: &'static [SharedTest<T>],
+    alone: &'static [&'static str],
     threads: Option<usize>,
 ) -> ExitCode {
     if let Err(error) = sandbox::enter() {
         complain(&format!("{error:#}"));
+        return ExitCode::FAILURE;
+    }
+    if let Some(name) = alone.iter().find(|name| !tests.iter().any(|test| test.name == **name)) {
+        complain(&format!("there is no test {name} to run alone"));
         return ExitCode::FAILURE;
     }
     let mut arguments = Arguments::from_args();
@@ -130,7 +137,9 @@ fn main_of_threads<T: Send + Sync + 'static>(
     let trial = |test: &'static SharedTest<T>, shared: Option<Arc<T>>| {
         Trial::test(test.name, move || {
             let shared = shared.ok_or("nothing was started for a list")?;
-            (test.run)(&shared).map_err(|error| Failed::from(format!("{error:#}")))
+            let run = || (test.run)(&shared);
+            let outcome = if alone.contains(&test.name) { by_itself(run) } else { in_company(run) };
+            outcome.map_err(|error| Failed::from(format!("{error:#}")))
         })
     };
     if arguments.list {
@@ -152,6 +161,19 @@ fn main_of_threads<T: Send + Sync + 'static>(
     }
     drop(shared);
     conclusion.exit_code()
+}
+
+/// Held by each test that is a thread of this process: shared, or as the only one.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn by_itself<T>(run: impl FnOnce() -> T) -> T {
+    let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+    run()
+}
+
+fn in_company<T>(run: impl FnOnce() -> T) -> T {
+    let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+    run()
 }
 
 /// A command that runs one of the suite's helpers (or tests) in a sandbox of its own.
