@@ -540,7 +540,9 @@ pub(crate) fn addresses_of_two_nodes(_: &ApiServer) -> Result<()> {
     ensure!(conditions.contains("Accepted (node1)"), "{conditions}");
     // A cluster without our definitions.
     site.api.kubectl().run(&["delete", "crd", "bgpfilters.projectcalico.org"])?;
-    let said = ctl.refused(&["get", "bgpfilters"], "")?;
-    ensure!(said.contains("has no bgpfilters") && said.contains("conf/crds"), "{said}");
-    Ok(())
+    wait_for("the kind to be served no more", LONG, || {
+        let said = ctl.refused(&["get", "bgpfilters"], "")?;
+        ensure!(said.contains("has no bgpfilters") && said.contains("conf/crds"), "{said}");
+        Ok(())
+    })
 }
