@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         chart::a_namespace_has_to_allow_our_pods,
         chart::what_uninstalls_is_as_what_was_installed,
         packages::a_release_leaves_definitions_and_pools,
+        packages::an_overlay_has_another_namespace,
         manifests::seed_manifests_apply,
         manifests::samples_apply,
         tables::columns_are_those_of_calicoctl,

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use twill_tests::{
-    kubernetes::ApiServer, process::output_with_input, programs, sandbox::LABS, wait::wait_until,
+    kubernetes::ApiServer,
+    process::output_with_input,
+    programs,
+    sandbox::LABS,
+    wait::{wait_for, wait_until},
 };
 
 use super::{LONG, install::calicos};
@@ -171,4 +175,74 @@ pub(crate) fn a_release_leaves_definitions_and_pools(_: &ApiServer) -> Result<()
     ensure!(pool()?["metadata"]["deletionTimestamp"].is_null(), "{}", pool()?);
     helm_done(&api, &install)?;
     kubectl.run(&["get", "-f", &manifest.to_string_lossy()]).map(drop)
+}
+
+/// A claim for a node, by whoever creates it.
+const CLAIM: &str = "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {name: 0a630000-26}\n\
+                     spec: {node: node1, cidr: 10.99.0.0/26, pool: app}\n";
+
+const POOL: &str = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: app}\n\
+                    spec: {cidr: 10.99.0.0/16}\n";
+
+/// An Event about that pool, or in another namespace about a pod there.
+fn event(namespace: &str) -> String {
+    let about = match namespace {
+        "default" => "apiVersion: projectcalico.org/v3, kind: IPPool, name: app".to_owned(),
+        _ => format!("apiVersion: v1, kind: Pod, name: app, namespace: {namespace}"),
+    };
+    format!(
+        "apiVersion: events.k8s.io/v1\nkind: Event\nmetadata: {{name: told, namespace: {namespace}}}\n\
+         eventTime: \"2026-01-01T00:00:00.000000Z\"\naction: Look\nreason: Looked\ntype: Warning\n\
+         reportingController: twill\nreportingInstance: twill\n\
+         regarding: {{{about}}}\n"
+    )
+}
+
+/// An overlay with another namespace: everything that has one is there, and the accounts of that namespace may do,
+/// and may not do, what those of ours do.
+pub(crate) fn an_overlay_has_another_namespace(_: &ApiServer) -> Result<()> {
+    let overlay = Path::new(LABS).join("overlay");
+    fs::create_dir_all(overlay.join("base"))?;
+    for file in ["kustomization.yaml", "twill.yaml"] {
+        fs::copy(programs::source("conf/install").join(file), overlay.join("base").join(file))?;
+    }
+    fs::write(overlay.join("kustomization.yaml"), "resources: [base]\nnamespace: net\n")?;
+    let api = ApiServer::start("overlay", &Path::new(LABS).join("overlay-api"))?;
+    let kubectl = api.kubectl();
+    let overlay = overlay.to_string_lossy();
+    let text = kubectl.run(&["kustomize", &overlay])?;
+    let namespaces = text.lines().filter_map(|line| line.trim().strip_prefix("namespace: "));
+    let namespaces: Vec<_> = namespaces.collect();
+    ensure!(
+        namespaces.len() > 10 && namespaces.iter().all(|name| *name == "net"),
+        "{namespaces:?}"
+    );
+    ensure!(!text.contains(":twill-system:"), "an expression names the namespace: {text}");
+
+    kubectl.run(&["apply", "--server-side", "-k", &overlay])?;
+    wait_for("the kinds to be served", LONG, || {
+        kubectl.run_with_input(&["apply", "-f", "-"], POOL)
+    })?;
+    let account =
+        |namespace: &str, name: &str| format!("--as=system:serviceaccount:{namespace}:{name}");
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    let refused = |who: &str, arguments: &[&str], input: &str, why: &str| -> Result<()> {
+        let said = kubectl.refused(&[&[who], arguments].concat(), input)?;
+        ensure!(said.contains(why), "{who} {arguments:?}: {said}");
+        Ok(())
+    };
+    let daemon = account("net", "twill-node");
+    wait_for("the policies", LONG, || refused(&daemon, &create, CLAIM, "bound to no node"))?;
+    let controller = account("net", "twill-controller");
+    let change = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"];
+    let changed = POOL.replace("/16}", "/16, disabled: true}");
+    let what = "may not change what an IPPool says";
+    wait_for("the policies", LONG, || refused(&controller, &change, &changed, what))?;
+    kubectl.run_with_input(&[&[controller.as_str()], &create[..]].concat(), &event("default"))?;
+    refused(&controller, &create, &event("net"), "which are in default")?;
+    // The name alone gives nobody a right.
+    for (who, what) in [("twill-node", CLAIM), ("twill-controller", &event("default"))] {
+        refused(&account("default", who), &create, what, "cannot create resource")?;
+    }
+    Ok(())
 }
