@@ -1,6 +1,7 @@
 //! What the account of a node daemon may not do.
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 use twill_tests::{
     kubernetes::{ApiServer, Kubectl},
     wait::wait_for,
@@ -41,14 +42,15 @@ impl AsNode<'_> {
     }
 }
 
+fn request(name: &str, node: &str, owner: &str) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: BlockRequest\nmetadata: {{name: {name}}}\n\
+         spec: {{node: {node}, owner: {owner}, block: 10.99.0.0/26, pool: app, length: 29}}\n"
+    )
+}
+
 /// Requests are written by who asks, and answered by who is asked.
 fn requests(site: &Site, node1: &AsNode<'_>) -> Result<()> {
-    let request = |name: &str, node: &str, owner: &str| {
-        format!(
-            "apiVersion: projectcalico.org/v3\nkind: BlockRequest\nmetadata: {{name: {name}}}\n\
-             spec: {{node: {node}, owner: {owner}, block: 10.99.0.0/26, pool: app, length: 29}}\n"
-        )
-    };
     // Nobody is of these names, so that nobody answers meanwhile.
     let (own, asked, others) = ("own", "asked", "others");
     for (name, node, owner) in
@@ -119,13 +121,55 @@ fn leases_and_reports(site: &Site, node1: &AsNode<'_>) -> Result<()> {
     node1.refused(&create, &report("node9"), &format!("{others} node9"))
 }
 
+/// By our definitions nobody changes of which node a claim or a request is, and the API server looks at them before any
+/// policy. Without these rules the policy is alone: node1 takes nothing over, and gives nothing away.
+fn takeovers(site: &Site, node1: &AsNode<'_>, own: &str, others: &str) -> Result<()> {
+    let kubectl = site.api.kubectl();
+    for (name, rules) in [("blockaffinities", "/properties/node"), ("blockrequests", "")] {
+        let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+        let path = format!("{spec}{rules}/x-kubernetes-validations");
+        let patch = json!([{"op": "remove", "path": path}]).to_string();
+        let name = format!("{name}.projectcalico.org");
+        kubectl.run(&["patch", "crd", &name, "--type=json", "-p", &patch])?;
+    }
+    let (mine, theirs) = ("mine", "theirs");
+    site.apply(&request(mine, "node1", "node8"))?;
+    site.apply(&request(theirs, "node9", "node8"))?;
+    for (kind, name, node, why) in [
+        ("blockaffinity", others, "node1", "may not write what is of node node2"),
+        ("blockrequest", theirs, "node1", "may not write what is of node node9"),
+        ("blockaffinity", own, "node2", "of which node a claim or a request is"),
+        ("blockrequest", mine, "node9", "of which node a claim or a request is"),
+    ] {
+        let merge = json!({"spec": {"node": node}}).to_string();
+        let patch = ["patch", kind, name, "--type=merge", "--dry-run=server", "-p", &merge];
+        // The API server takes a moment to forget the rules.
+        wait_for(&format!("the refusal of {kind} {name} for {node}"), LONG, || {
+            node1.refused(&patch, "", why)
+        })?;
+    }
+    // What does not change hands is its own to write.
+    let merge = r#"{"metadata": {"annotations": {"example.com/looked": "at"}}}"#;
+    let patch = ["--type=merge", "--dry-run=server", "-p", merge];
+    node1.allowed(&[&["patch", "blockaffinity", own][..], &patch].concat(), "")?;
+    kubectl.run(&["delete", "blockrequest", mine, theirs]).map(drop)
+}
+
+/// The name of the claim that a node has since a pod is on it.
+fn claim_of(site: &mut Site, node: &str, pod: &str) -> Result<String> {
+    let pod = site.lab.add_pod(node, pod)?;
+    let (block, owner) = block_of(site, &pod)?;
+    ensure!(owner == node, "{block} is of {owner}");
+    let block = block.parse::<twill_types::Block>().map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(block.claim_name())
+}
+
 /// The token of node1 tries what is node2's, and what is nobody's but the users'.
 pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     let mut site = Site::start_with(&[POOL, STRICT], "", &[])?;
-    let pod = site.lab.add_pod("node2", "a")?;
-    let (block, _) = block_of(&site, &pod)?;
-    let others = block.parse::<twill_types::Block>().map_err(|error| anyhow::anyhow!("{error}"))?;
-    let others = others.claim_name();
+    let [own, others] =
+        [("node1", "own"), ("node2", "others")].map(|(node, pod)| claim_of(&mut site, node, pod));
+    let (own, others) = (own?, others?);
     let kubeconfig = site.api.node_kubeconfigs().join("node1.kubeconfig").display().to_string();
     let node1 = AsNode { kubectl: site.api.kubectl(), kubeconfig };
     let create = ["create", "--dry-run=server", "-f", "-"];
@@ -161,6 +205,7 @@ pub(crate) fn a_node_writes_only_what_is_its_own(_: &ApiServer) -> Result<()> {
     node1.refused(&lease, "", "cannot delete resource \"leases\"")?;
 
     requests(&site, &node1)?;
+    takeovers(&site, &node1, &own, &others)?;
     leases_and_reports(&site, &node1)?;
 
     node1.refused(&["delete", "ippool", "app"], "", "cannot delete resource \"ippools\"")?;
