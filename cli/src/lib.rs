@@ -91,7 +91,9 @@ fn execute(
         }
         Command::Node(NodeCommand::Check { cni_conf_dir, output }) => {
             let mut checked = connect()?.node_check()?;
-            checked.checks.push(node_check::runtime_configuration(cni_conf_dir));
+            // Kubernetes sets it in every container.
+            let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+            checked.checks.push(node_check::runtime_configuration(cni_conf_dir, in_pod));
             emit(out, *output, &checked, |_| node_check::table(&checked))?;
             node_check::result(&checked)
         }

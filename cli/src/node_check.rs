@@ -40,11 +40,16 @@ pub(crate) fn result(checked: &NodeChecked) -> anyhow::Result<()> {
 }
 
 /// Whether the container runtime takes Twill's network: of the files in its directory it takes the first
-/// by name that it can read.
-pub(crate) fn runtime_configuration(directory: &Path) -> HostCheck {
+/// by name that it can read. Where Twill is a DaemonSet of Kubernetes (`in_pod`), other hands put it there.
+pub(crate) fn runtime_configuration(directory: &Path, in_pod: bool) -> HostCheck {
     let found = networks(directory);
     let dir = directory.display();
-    let install = format!("install conf/cni/05-twill.conflist into {dir}");
+    let install = match in_pod {
+        true => "the init container `install` of daemonset/twill-node brings it: read its log (kubectl logs POD \
+                 -c install), and delete this node's pod to have it run again"
+            .to_owned(),
+        false => format!("install conf/cni/05-twill.conflist into {dir}"),
+    };
     let (outcome, detail, remedy) = match &found {
         Err(error) => (
             HostOutcome::Failed,
@@ -55,27 +60,26 @@ pub(crate) fn runtime_configuration(directory: &Path) -> HostCheck {
             Some(first) if first.is_ours => {
                 (HostOutcome::Ok, format!("the runtime takes {dir}/{}", first.file), String::new())
             }
-            Some(first) => {
-                let ours = networks.iter().find(|network| network.is_ours);
-                let remedy = match ours {
-                    Some(ours) => {
+            Some(first) => (
+                HostOutcome::Failed,
+                format!(
+                    "the runtime takes {dir}/{}, a network of the plugin {}, so new pods are not Twill's",
+                    first.file, first.plugin
+                ),
+                match networks.iter().find(|network| network.is_ours) {
+                    Some(_) if in_pod => {
                         format!(
-                            "remove {dir}/{}, or rename {} to sort before it",
-                            first.file, ours.file
+                            "remove {dir}/{} from the node, and what brings it there",
+                            first.file
                         )
                     }
-                    None => install,
-                };
-                (
-                    HostOutcome::Failed,
-                    format!(
-                        "the runtime takes {dir}/{}, a network of the plugin {}, so new pods are not \
-                         Twill's",
-                        first.file, first.plugin
+                    Some(ours) => format!(
+                        "remove {dir}/{}, or rename {} to sort before it",
+                        first.file, ours.file
                     ),
-                    remedy,
-                )
-            }
+                    None => install,
+                },
+            ),
             None => (HostOutcome::Failed, format!("{dir} has no network for the runtime"), install),
         },
     };
@@ -132,11 +136,15 @@ mod tests {
     const CHAINED: &str = r#"{"type": "macvlan", "ipam": {"type": "twill-ipam"}}"#;
 
     fn look(files: &[(&str, &str)]) -> (HostOutcome, String) {
+        look_where(files, false)
+    }
+
+    fn look_where(files: &[(&str, &str)], in_pod: bool) -> (HostOutcome, String) {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             fs::write(dir.path().join(name), text).unwrap();
         }
-        let check = runtime_configuration(dir.path());
+        let check = runtime_configuration(dir.path(), in_pod);
         let text = format!("{} | {}", check.detail, check.remedy);
         (check.outcome, text.replace(&dir.path().display().to_string(), "DIR"))
     }
@@ -166,8 +174,28 @@ mod tests {
             assert_eq!(outcome, HostOutcome::Failed);
             assert!(text.contains("install conf/cni/05-twill.conflist into DIR"), "{text}");
         }
-        let absent = runtime_configuration(Path::new("/nonexistent/net.d"));
+        let absent = runtime_configuration(Path::new("/nonexistent/net.d"), false);
         assert!(absent.outcome == HostOutcome::Failed && absent.detail.contains("No such file"));
+    }
+
+    /// There nobody has the repository, and the installer would write a file again that was renamed.
+    #[test]
+    fn in_a_pod_the_remedy_is_about_the_daemon_set() {
+        let (outcome, text) = look_where(&[("05-twill.conflist", OURS)], true);
+        assert_eq!(outcome, HostOutcome::Ok, "{text}");
+        for files in [&[][..], &[("10-calico.conflist", OTHERS)]] {
+            let (outcome, text) = look_where(files, true);
+            assert_eq!(outcome, HostOutcome::Failed);
+            assert!(text.contains("daemonset/twill-node") && !text.contains("conf/cni"), "{text}");
+        }
+        let both = [("05-twill.conflist", OURS), ("00-calico.conflist", OTHERS)];
+        let (_, text) = look_where(&both, true);
+        assert!(
+            text.ends_with(
+                "| remove DIR/00-calico.conflist from the node, and what brings it there"
+            ),
+            "{text}"
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     }
     let tests = twill_tests::shared_tests![
         readiness::nodes_say_where_they_are,
+        readiness::nodes_pass_their_checks,
         addresses::a_deployment_gets_addresses_of_the_pool_that_selects_its_nodes,
         addresses::pods_of_two_nodes_reach_each_other,
         addresses::the_tor_reaches_pods,

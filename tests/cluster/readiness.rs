@@ -45,6 +45,21 @@ pub(crate) fn nodes_say_where_they_are(site: &Mutex<Site>) -> Result<()> {
     })
 }
 
+/// Called as the documentation has it, `twillctl node check` finds nothing that fails, and the network that the
+/// runtime takes.
+pub(crate) fn nodes_pass_their_checks(site: &Mutex<Site>) -> Result<()> {
+    let site = lock(site)?;
+    for name in [SELECTED[0], SELECTED[1], UNSELECTED] {
+        let pod = site.daemon(name)?;
+        let exec = ["exec", "-n", "twill-system", &pod, "-c", "twilld", "--"];
+        let check = ["/usr/bin/twillctl", "node", "check"];
+        let found = site.kubectl().run(&[&exec[..], &check].concat())?;
+        let network = "the runtime takes /etc/cni/net.d/05-twill.conflist";
+        ensure!(found.contains(network), "{name}: {found}");
+    }
+    Ok(())
+}
+
 /// Plugin and configuration are on two nodes, and no daemon ever was. One's containerd asks STATUS: the node is
 /// not ready, and says why, until the daemon has come. The other's does not ask: its node is ready at once, and a
 /// pod there waits for the daemon.
