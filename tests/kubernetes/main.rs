@@ -82,6 +82,7 @@ fn main() -> ExitCode {
         annotated::a_reflector_is_known_by_its_cluster_id,
         nodes::a_password_comes_from_a_secret,
         nodes::pods_get_addresses_of_claims_that_kubectl_shows,
+        nodes::the_documented_network_is_enough,
         nodes::an_add_asks_the_api_server_for_nothing,
         nodes::two_nodes_race_for_the_last_block,
         nodes::nodes_do_without_the_api_server_for_a_while,

@@ -207,6 +207,24 @@ pub(crate) fn pods_get_addresses_of_claims_that_kubectl_shows(_: &ApiServer) -> 
     site.lab.delete_pod(pod)
 }
 
+/// The pool and the peer of docs/install.md are taken as they stand. With the router's address in the place of the
+/// example's, pods get addresses on nodes without a label, and the router learns of their blocks.
+pub(crate) fn the_documented_network_is_enough(_: &ApiServer) -> Result<()> {
+    const EXAMPLE: &str = "192.0.2.1";
+    let written = programs::documented("docs/install.md", "# network.yaml\n")?;
+    ensure!(written.contains(EXAMPLE), "{written}");
+    let mut site = Site::start(&[&written.replace(EXAMPLE, TOR)])?;
+    for (node, _) in NODES {
+        let pod = site.lab.add_pod(node, &format!("of-{node}"))?;
+        let (block, owner) = block_of(&site, &pod)?;
+        ensure!(owner == node, "{block} is {owner}'s");
+        site.lab.bird("tor")?.wait_route(&block, node, LONG)?;
+    }
+    let said = site.api.kubectl().run_with_input(&["apply", "-f", "-"], &written)?;
+    ensure!(said.contains("/router configured"), "{said}");
+    Ok(())
+}
+
 /// While its blocks have space, a node asks the API server for nothing.
 pub(crate) fn an_add_asks_the_api_server_for_nothing(_: &ApiServer) -> Result<()> {
     let mut site = Site::start(&[POOL, STRICT])?;

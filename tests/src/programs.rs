@@ -64,3 +64,16 @@ pub fn source(path: &str) -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().unwrap_or(tests).join(path)
 }
+
+/// The fenced block of a page (`docs/install.md`) that begins with these lines, without its fences. Fails unless there
+/// is exactly one.
+pub fn documented(page: &str, begins: &str) -> Result<String> {
+    let path = source(page);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {page}"))?;
+    // What is between fences is every second part, with the language on its first line.
+    let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
+    let found: Vec<_> =
+        blocks.map(|(_, block)| block).filter(|block| block.starts_with(begins)).collect();
+    ensure!(found.len() == 1, "{page} has {} blocks that begin with {begins:?}", found.len());
+    Ok(found.concat())
+}
