@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     config::{Config, DatastoreKind},
-    datastore::kubernetes::{Access, Account, OF_A_NODE, strangers},
+    datastore::kubernetes::{Access, Account, OF_A_NODE, REMEDY, strangers},
 };
 
 /// The plugin, and its other name as a plugin for addresses alone.
@@ -100,9 +100,7 @@ fn refuse_strangers(config: &Config, target: &Path) -> anyhow::Result<()> {
             Ok(())
         }
         Ok(found) => bail!(
-            "this cluster has {}, which is not Twill's: nothing was changed on this node. Export the \
-             objects (kubectl get ... -o yaml), remove Calico with its definitions and its API server, \
-             apply the manifest of Twill again, then the objects",
+            "this cluster has {}, which is not Twill's: nothing was changed on this node. {REMEDY}",
             found.join(", ")
         ),
         // A node that starts while the API server is away has been through this before.

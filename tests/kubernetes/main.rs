@@ -22,6 +22,7 @@ mod gone;
 mod install;
 mod lending;
 mod manifests;
+mod moving;
 mod nodes;
 mod packages;
 mod permission;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         install::a_definition_of_somebody_else_is_not_taken_over,
         install::the_controller_waits_until_calico_is_gone,
         install::the_manifest_can_be_applied_again,
+        moving::a_cluster_of_calicos_keeps_its_objects,
         packages::kustomize_and_helm_write_the_objects_of_the_manifest,
         chart::the_network_is_of_the_values,
         chart::what_there_is_no_doing_without_has_to_have_a_value,
@@ -144,6 +146,13 @@ fn define(api: &ApiServer) -> Result<()> {
     let definitions = programs::source("conf/crds");
     let definitions = definitions.to_string_lossy();
     api.kubectl().run(&["create", "--filename", &definitions])?;
+    served(api)
+}
+
+/// Waits until our definitions are served.
+fn served(api: &ApiServer) -> Result<()> {
+    let definitions = programs::source("conf/crds");
+    let definitions = definitions.to_string_lossy();
     let wait = ["wait", "--for=condition=Established", "--timeout=60s", "--filename"];
     api.kubectl().run(&[&wait[..], &[&definitions]].concat())?;
     // Established is said a moment before the server answers for the kind.

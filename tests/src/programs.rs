@@ -72,8 +72,10 @@ pub fn documented(page: &str, begins: &str) -> Result<String> {
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {page}"))?;
     // What is between fences is every second part, with the language on its first line.
     let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
-    let found: Vec<_> =
-        blocks.map(|(_, block)| block).filter(|block| block.starts_with(begins)).collect();
+    let found: Vec<_> = blocks
+        .map(|(_, block)| block)
+        .filter(|block| block.trim_start().starts_with(begins))
+        .collect();
     ensure!(found.len() == 1, "{page} has {} blocks that begin with {begins:?}", found.len());
     Ok(found.concat())
 }

@@ -7,7 +7,7 @@ use twill_types::error_chain;
 
 use crate::{
     backoff::jittered,
-    datastore::kubernetes::{Access, Account, ApiError, strangers},
+    datastore::kubernetes::{Access, Account, ApiError, REMEDY, strangers},
     problems,
 };
 
@@ -51,9 +51,7 @@ pub(super) async fn outlast(
 
 fn in_the_way(found: &[String]) -> String {
     format!(
-        "this cluster has {}, which is not Twill's: the controller writes nothing until that is gone. Export \
-         the objects (kubectl get ... -o yaml), remove Calico with its definitions and its API server, apply \
-         the manifest of Twill again, then the objects",
+        "this cluster has {}, which is not Twill's: the controller writes nothing until that is gone. {REMEDY}",
         found.join(", ")
     )
 }

@@ -46,7 +46,7 @@ pub(crate) use leases::{OF_NODES, name as lease_name, read as read_lease};
 pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 pub(crate) use removal::{Found, Removal};
-pub(crate) use strangers::strangers;
+pub(crate) use strangers::{REMEDY, strangers};
 pub(crate) use version::Version;
 pub(crate) use watching::{News, describe, pass_on, whole};
 

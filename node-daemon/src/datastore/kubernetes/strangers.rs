@@ -16,6 +16,11 @@ const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "twill");
 /// Says who serves the group.
 const SERVICE: &str = "v3.projectcalico.org";
 
+/// What to do where something was found.
+pub(crate) const REMEDY: &str = "Take out the objects of all kinds and check them (docs/install.md, Where Calico is), \
+     remove Calico with its definitions and its API server, apply the manifest of Twill again, then make the objects \
+     by kubectl twill create -f";
+
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Names what is Calico's, or anybody else's, in Calico's groups: for the controller in the one that it writes,
