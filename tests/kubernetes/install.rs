@@ -142,6 +142,46 @@ pub(crate) fn a_definition_of_somebody_else_is_not_taken_over(_: &ApiServer) -> 
     Ok(())
 }
 
+/// A plain `kubectl apply`, which nothing refuses, puts our definition over another's. Nodes are told all the same,
+/// and what nobody has written meanwhile comes back with the definition.
+pub(crate) fn a_definition_that_was_applied_over_is_told(_: &ApiServer) -> Result<()> {
+    let api = calicos_cluster("over")?;
+    let host = Host::new(&api, "over-host")?;
+    let kubectl = api.kubectl();
+    let name = "ippools.projectcalico.org";
+    let manifest = programs::source("conf/install/twill.yaml");
+    kubectl.run(&["apply", "-f", &manifest.to_string_lossy()])?;
+    let definition = kubectl.json(&["get", "crd", name])?;
+    let label = &definition["metadata"]["labels"]["app.kubernetes.io/part-of"];
+    ensure!(label == "twill", "it was not taken over: {label}");
+    let newer = || -> Result<serde_json::Value> {
+        Ok(kubectl.json(&["get", "ippool", "theirs"])?["spec"]["newer"].clone())
+    };
+    wait_for("our definition to count", LONG, || {
+        let newer = newer()?;
+        ensure!(newer.is_null(), "{newer}");
+        Ok(())
+    })?;
+    let (succeeded, said) = host.install()?;
+    let told = format!("the definition {name} (Twill's, applied over one that was there)");
+    ensure!(!succeeded && said.contains(&told), "{said}");
+    ensure!(host.files()? == 0, "something was installed");
+    let controller = Controller::start_beside(&api, "controller1", 9191)?;
+    let result = wait_for("the controller to say so", LONG, || {
+        let status = controller.get_beside(&api, "/statusz")?;
+        ensure!(status.contains(&told), "{status}");
+        Ok(())
+    });
+    with_log(&controller, result)?;
+
+    kubectl.run_with_input(&["replace", "-f", "-"], &calicos("projectcalico.org"))?;
+    wait_for("the field to be there again", LONG, || {
+        let newer = newer()?;
+        ensure!(newer == "kept", "{newer}");
+        Ok(())
+    })
+}
+
 /// A manifest that was refused in part has brought the controller. It writes nothing into Calico's objects, says
 /// why, and begins when Calico is gone.
 pub(crate) fn the_controller_waits_until_calico_is_gone(_: &ApiServer) -> Result<()> {
@@ -216,5 +256,8 @@ pub(crate) fn the_manifest_can_be_applied_again(_: &ApiServer) -> Result<()> {
     let base = programs::source("conf/install");
     let apply = ["apply", "--server-side", "--dry-run=server", "-k", &base.to_string_lossy()];
     api.kubectl().run(&apply)?;
+    // However often and in whichever way: the definitions pass for ours.
+    let (succeeded, said) = Host::new(&api, "manifest-host")?.install()?;
+    ensure!(succeeded, "{said}");
     Ok(())
 }

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         cases::an_unknown_field_is_named,
         install::nothing_comes_onto_a_node_where_calico_is,
         install::a_definition_of_somebody_else_is_not_taken_over,
+        install::a_definition_that_was_applied_over_is_told,
         install::the_controller_waits_until_calico_is_gone,
         install::the_manifest_can_be_applied_again,
         moving::a_cluster_of_calicos_keeps_its_objects,
