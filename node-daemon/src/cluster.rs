@@ -12,7 +12,7 @@
 //!
 //! - Nodes do without it: it decides nothing about addresses, routes or sessions.
 //! - It writes only while it leads.
-//! - It does not begin where Calico's objects are (`strangers`).
+//! - It does not begin where Calico's objects are (`foreign_definitions`).
 //! - It frees what a node had only when the API server has just said that the Node is gone, and that
 //!   its daemon's Lease was not renewed for the grace period.
 //!
@@ -24,6 +24,7 @@ mod borrowing;
 mod conditions;
 mod departed;
 mod election;
+mod foreign_definitions;
 mod kinds;
 mod leader;
 mod metrics;
@@ -36,7 +37,6 @@ mod rollup;
 mod samples;
 mod sense;
 mod serve;
-mod strangers;
 mod watching;
 mod world;
 
@@ -94,7 +94,7 @@ pub(crate) async fn run(config: &Config, stop: impl Future<Output = ()>) -> anyh
     let leader = Leader::new(Arc::clone(&requests), metrics, &identity, grace, problems.clone());
     info!(identity, "ready");
     let lead = async {
-        strangers::outlast(&access, &election.asked, &problems).await;
+        foreign_definitions::outlast(&access, &election.asked, &problems).await;
         election.win(&requests).await;
         tokio::select! {
             lost = election.keep(&requests) => {

@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     config::{Config, DatastoreKind},
-    datastore::kubernetes::{Access, Account, OF_A_NODE, REMEDY, strangers},
+    datastore::kubernetes::{Access, Account, OF_A_NODE, REMEDY, foreign_definitions},
 };
 
 /// The plugin, and its other name as a plugin for addresses alone.
@@ -51,7 +51,7 @@ pub(crate) fn run(config: &Path, places: &Places) -> anyhow::Result<()> {
     let name = places.conflist_from.file_name().context("--conflist-from is no file")?;
     let target = places.conflist_to.join(name);
     if config.datastore.kind == DatastoreKind::Kubernetes {
-        refuse_strangers(&config, &target)?;
+        refuse_foreign_definitions(&config, &target)?;
     }
     let plugin = places.plugin_from.join(PLUGIN);
     let bytes = fs::read(&plugin).with_context(|| format!("cannot read {}", plugin.display()))?;
@@ -80,14 +80,14 @@ pub(crate) fn run(config: &Path, places: &Places) -> anyhow::Result<()> {
 
 /// Definitions of Calico's mean objects that are Calico's. A node stays as it is then. One that has Twill
 /// goes on: its pods need the daemon, whatever somebody has brought into the cluster since.
-fn refuse_strangers(config: &Config, target: &Path) -> anyhow::Result<()> {
+fn refuse_foreign_definitions(config: &Config, target: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let found = runtime.block_on(async {
         let access = Access::open(config.datastore.kubeconfig.as_deref(), OF_A_NODE).await?;
-        strangers(&access, Account::Node).await
+        foreign_definitions(&access, Account::Node).await
     });
     match found {
         Ok(found) if found.is_empty() => Ok(()),

@@ -11,6 +11,7 @@ mod deaths;
 #[cfg(test)]
 mod fake;
 mod fills;
+mod foreign_definitions;
 mod labels;
 mod leases;
 mod lending;
@@ -25,7 +26,6 @@ mod removal;
 mod reports;
 mod requests;
 mod services;
-mod strangers;
 mod subject;
 mod version;
 mod watching;
@@ -42,11 +42,11 @@ use tracing::{info, warn};
 
 pub(crate) use access::{Access, Account, ApiError, OF_A_NODE, in_time};
 pub(crate) use claims::first_made;
+pub(crate) use foreign_definitions::{REMEDY, foreign_definitions};
 pub(crate) use leases::{OF_NODES, name as lease_name, read as read_lease};
 pub(crate) use own_node::ApiNode;
 pub(crate) use pods::{ApiPods, PATIENCE, Unknown};
 pub(crate) use removal::{Found, Removal};
-pub(crate) use strangers::{REMEDY, strangers};
 pub(crate) use version::Version;
 pub(crate) use watching::{News, describe, pass_on, whole};
 

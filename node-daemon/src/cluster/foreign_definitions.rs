@@ -7,7 +7,7 @@ use twill_types::error_chain;
 
 use crate::{
     backoff::jittered,
-    datastore::kubernetes::{Access, Account, ApiError, REMEDY, strangers},
+    datastore::kubernetes::{Access, Account, ApiError, REMEDY, foreign_definitions},
     problems,
 };
 
@@ -29,7 +29,7 @@ pub(super) async fn outlast(
 ) {
     loop {
         let sent = Instant::now();
-        let (problem, pause) = match strangers(access, Account::Controller).await {
+        let (problem, pause) = match foreign_definitions(access, Account::Controller).await {
             Ok(found) => {
                 asked.send_replace(Some(sent));
                 if found.is_empty() {

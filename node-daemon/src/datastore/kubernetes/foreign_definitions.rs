@@ -29,15 +29,21 @@ const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Names what is Calico's, or anybody else's, in Calico's groups: for the controller in the one that it writes,
 /// since without it blocks of nodes that are gone stay taken.
-pub(crate) async fn strangers(access: &Access, account: Account) -> Result<Vec<String>, ApiError> {
+pub(crate) async fn foreign_definitions(
+    access: &Access,
+    account: Account,
+) -> Result<Vec<String>, ApiError> {
     let definitions = resource("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let parameters = ListParams::default().match_any();
     let api = access.objects(&definitions);
     let what = "customresourcedefinitions";
     let found = api.list_metadata(&parameters);
     let found = in_time(account, "list", what.to_owned(), DEADLINE, found).await?;
-    let mut names: Vec<String> =
-        found.items.iter().filter_map(|found| stranger(&found.metadata, account)).collect();
+    let mut names: Vec<String> = found
+        .items
+        .iter()
+        .filter_map(|found| foreign_definition(&found.metadata, account))
+        .collect();
     let services = resource("apiregistration.k8s.io", "v1", "APIService");
     let api = access.objects(&services);
     let service = api.get_opt(SERVICE);
@@ -55,7 +61,7 @@ fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
 }
 
 /// What is to be said of a definition in one of the groups that is not ours.
-fn stranger(metadata: &ObjectMeta, account: Account) -> Option<String> {
+fn foreign_definition(metadata: &ObjectMeta, account: Account) -> Option<String> {
     let name = metadata.name.as_deref()?;
     let group = name.split_once('.')?.1;
     let is_below = || group.strip_suffix(GROUPS).is_some_and(|rest| rest.ends_with('.'));
@@ -108,7 +114,7 @@ mod tests {
     #[test]
     fn definitions_of_others_are_told_by_group_and_label() {
         let definition = |name: &str, label: Option<&str>, account| {
-            stranger(&labelled(name, label), account).is_some()
+            foreign_definition(&labelled(name, label), account).is_some()
         };
         for (name, label, for_nodes, for_the_controller) in [
             ("ippools.projectcalico.org", Some("twill"), false, false),
@@ -139,7 +145,10 @@ mod tests {
             let annotations = annotation.map(|key| [(key.to_owned(), "v0.18.0".to_owned())].into());
             let managed_fields = Some(writers.iter().map(entry).collect());
             let metadata = labelled("ippools.projectcalico.org", Some("twill"));
-            stranger(&ObjectMeta { annotations, managed_fields, ..metadata }, Account::Controller)
+            foreign_definition(
+                &ObjectMeta { annotations, managed_fields, ..metadata },
+                Account::Controller,
+            )
         };
         // Made once, by Helm and then by kubectl, and by an API server that keeps no record.
         for writers in
