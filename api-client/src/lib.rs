@@ -47,6 +47,10 @@ pub struct KeepAlive {
     pub timeout: Duration,
 }
 
+/// How long TCP may take of the time that a connection may: the kernel asks ever later for what is lost, and a new
+/// connection asks at once. The rest is TLS, for which a server with much to do needs longer.
+const TCP: Duration = Duration::from_secs(2);
+
 /// A client. Where the server, or what stands before it, knows no HTTP/2, it speaks HTTP/1.1. kube's layer
 /// that repeats what was answered with 429 or 503 is left out: who asks has a deadline and a back-off.
 /// `config.proxy_url` is not looked at: [`Proxy::find`] is right about `NO_PROXY`.
@@ -63,6 +67,7 @@ pub fn client(
     tcp.enforce_http(false);
     // A request is several small writes.
     tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(config.connect_timeout.unwrap_or(TCP).min(TCP)));
     let Some(proxy) = proxy else { return over(tcp, config, keep_alive) };
     match proxy.scheme() {
         Scheme::Http => over(proxy.tunnel(tcp), config, keep_alive),

@@ -15,11 +15,12 @@ use hyper_util::client::legacy::{
     connect::{Connect, capture_connection},
 };
 use kube::client::Body;
-use tokio::sync::Mutex as Turns;
+use tokio::sync::{Mutex as Turns, oneshot};
 use tower::{BoxError, Service};
 use twill_types::error_chain;
 
-/// Requests take turns until each has a connection; who waited while there was none to be had does not try
+/// Requests take turns until each has a connection, which is made to the end also if who asked for it has given up
+/// by then: a server with much to do would have done its part of it for nothing. Who waited while there was none to be had does not try
 /// again by itself, or a server that is away would hold up the last in the row for the time of all of them.
 #[derive(Clone)]
 pub(super) struct SingleFlight<C> {
@@ -29,7 +30,7 @@ pub(super) struct SingleFlight<C> {
 
 #[derive(Default)]
 struct Flight {
-    turns: Turns<()>,
+    turns: Arc<Turns<()>>,
     failed: Mutex<Failed>,
 }
 
@@ -83,26 +84,34 @@ impl<C: Connect + Clone + Send + Sync + 'static> Service<Request<Body>> for Sing
         Box::pin(async move {
             let mut connection = capture_connection(&mut request);
             let before = flight.failures();
-            // Given back where the request is dropped, too: the next one connects.
-            let turn = flight.turns.lock().await;
+            let turn = Arc::clone(&flight.turns).lock_owned().await;
             flight.check(before)?;
-            let mut answer = pin!(http.request(request));
-            let early = tokio::select! {
-                biased;
-                answer = &mut answer => Some(answer),
-                _ = connection.wait_for_connection_metadata() => None,
-            };
-            if let Some(Err(error)) = &early
-                && connection.connection_metadata().is_none()
-            {
-                flight.fail(error_chain(error));
-            }
-            drop(turn);
-            let answer = match early {
-                Some(answer) => answer,
-                None => answer.await,
-            };
-            Ok(answer?)
+            let (mut sender, answer) = oneshot::channel();
+            tokio::spawn(async move {
+                let mut answer = pin!(http.request(request));
+                let early = tokio::select! {
+                    biased;
+                    answer = &mut answer => Some(answer),
+                    _ = connection.wait_for_connection_metadata() => None,
+                };
+                if let Some(Err(error)) = &early
+                    && connection.connection_metadata().is_none()
+                {
+                    flight.fail(error_chain(error));
+                }
+                drop(turn);
+                let answer = match early {
+                    Some(answer) => answer,
+                    None => tokio::select! {
+                        answer = answer => answer,
+                        // Nobody waits for more than the connection.
+                        () = sender.closed() => return,
+                    },
+                };
+                // Who asked may have gone.
+                drop(sender.send(answer));
+            });
+            Ok(answer.await??)
         })
     }
 }

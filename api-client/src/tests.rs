@@ -98,6 +98,18 @@ async fn a_handshake_that_fails_fails_for_all_who_waited() {
 }
 
 #[tokio::test]
+async fn a_handshake_goes_on_when_who_asked_for_it_has_given_up() {
+    let pause = Duration::from_millis(300);
+    let server = Server::start(Kind { pause, ..Kind::default() }).await;
+    let client = client_of(&server.kubeconfig("", "")).await;
+    for _ in 0..2 {
+        timeout(pause / 3, ask(&client)).await.unwrap_err();
+    }
+    assert_eq!(ask(&client).await.unwrap(), "HTTP/2.0");
+    assert_eq!((server.accepted(), server.seen().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn the_certificate_is_that_of_tls_server_name() {
     let name = "kubernetes.example";
     let server = Server::start(Kind { name, ..Kind::default() }).await;

@@ -47,7 +47,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tracing::info;
 
 use self::{
-    election::{Election, KEEP_ALIVE},
+    election::{Election, LINE},
     leader::Leader,
     metrics::Metrics,
     requests::Requests,
@@ -67,7 +67,7 @@ pub(crate) async fn run(config: &Config, stop: impl Future<Output = ()>) -> anyh
              does this work"
         );
     }
-    let access = Access::open(config.datastore.kubeconfig.as_deref(), KEEP_ALIVE)
+    let access = Access::open(config.datastore.kubeconfig.as_deref(), LINE)
         .await
         .context("cannot use the datastore")?;
     let metrics = Metrics::default();

@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use hyper::{
@@ -28,6 +29,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
+    time::sleep,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -57,11 +59,13 @@ pub(super) struct Kind {
     pub(super) name: &'static str,
     /// What it knows, by ALPN; nothing if it does not know ALPN.
     pub(super) protocols: &'static [&'static str],
+    /// How long it lets a connection wait for TLS.
+    pub(super) pause: Duration,
 }
 
 impl Default for Kind {
     fn default() -> Self {
-        Self { name: "127.0.0.1", protocols: &["h2", "http/1.1"] }
+        Self { name: "127.0.0.1", protocols: &["h2", "http/1.1"], pause: Duration::ZERO }
     }
 }
 
@@ -101,7 +105,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(
             listener,
-            TlsAcceptor::from(Arc::new(tls)),
+            (TlsAcceptor::from(Arc::new(tls)), kind.pause),
             orders.subscribe(),
             Arc::clone(&shared),
         ));
@@ -155,7 +159,7 @@ fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
 
 async fn accept(
     listener: TcpListener,
-    tls: TlsAcceptor,
+    (tls, pause): (TlsAcceptor, Duration),
     orders: watch::Receiver<Option<Order>>,
     shared: Arc<Shared>,
 ) {
@@ -167,6 +171,7 @@ async fn accept(
         let mut orders = orders.clone();
         orders.mark_unchanged();
         connections.spawn(async move {
+            sleep(pause).await;
             // A client that does not like the certificate goes away.
             if let Ok(stream) = tls.accept(stream).await {
                 serve(stream, orders, shared).await;

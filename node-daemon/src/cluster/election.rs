@@ -20,7 +20,7 @@ use super::{
     metrics::Metrics,
     requests::{DEADLINE, RequestError, Requests},
 };
-use crate::backoff::jittered;
+use crate::{backoff::jittered, datastore::kubernetes::Line};
 
 /// The Lease's name.
 const NAME: &str = "twill-controller";
@@ -35,8 +35,11 @@ const _: () = assert!(RENEW_WITHIN.as_secs() + DEADLINE.as_secs() < DURATION.as_
 
 /// How soon it is noticed that the connection is dead, so that there is time for another one and a renewal
 /// by it.
-pub(super) const KEEP_ALIVE: KeepAlive =
+const KEEP_ALIVE: KeepAlive =
     KeepAlive { interval: Duration::from_secs(2), timeout: Duration::from_secs(2) };
+
+/// The controller's connection.
+pub(super) const LINE: Line = Line { connect: Duration::from_secs(2), keep_alive: KEEP_ALIVE };
 
 const _: () = assert!(
     KEEP_ALIVE.interval.as_secs() + KEEP_ALIVE.timeout.as_secs() + DEADLINE.as_secs()

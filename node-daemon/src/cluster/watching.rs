@@ -23,9 +23,9 @@ pub(super) async fn follow(client: Client, list: List, news: mpsc::Sender<(List,
     if list == List::Nodes {
         let api: Api<PartialObjectMeta> = Api::all_with(client, &list.resource());
         let stream = watcher(api, config).map(|event| Ok(whole(event?)));
-        pass_on(stream, list, describe, news).await;
+        pass_on(stream, list, describe, None, news).await;
     } else {
         let api: Api<DynamicObject> = Api::all_with(client, &list.resource());
-        pass_on(watcher(api, config), list, describe, news).await;
+        pass_on(watcher(api, config), list, describe, None, news).await;
     }
 }

@@ -12,6 +12,7 @@ mod deaths;
 mod fake;
 mod fills;
 mod foreign_definitions;
+mod gate;
 mod labels;
 mod leases;
 mod lending;
@@ -40,7 +41,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
-pub(crate) use access::{Access, Account, ApiError, OF_A_NODE, in_time};
+pub(crate) use access::{Access, Account, ApiError, Line, OF_A_NODE, in_time};
 pub(crate) use claims::first_made;
 pub(crate) use foreign_definitions::{REMEDY, foreign_definitions};
 pub(crate) use leases::{OF_NODES, name as lease_name, read as read_lease};

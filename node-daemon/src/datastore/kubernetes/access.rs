@@ -4,7 +4,7 @@ use std::{
     env, fmt,
     future::Future,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,13 +18,30 @@ use tracing::info;
 use twill_api_client::{KeepAlive, Proxy, UnusableProxy, named};
 use twill_k8s_api::files::FileError;
 
-use super::{deaths::Deaths, refusals::Refusals};
+use super::{
+    deaths::Deaths,
+    gate::{Gate, Outcome, Voice},
+    refusals::Refusals,
+};
 
-/// How a node keeps its connection: there are many, and a server with much to do may be slow to answer.
-pub(crate) const OF_A_NODE: KeepAlive =
-    KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
+/// How a connection is made, and kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Line {
+    /// How long it may take until there is one, TLS included; of that TCP two seconds at the most.
+    pub(crate) connect: Duration,
+    pub(crate) keep_alive: KeepAlive,
+}
 
-/// How long one request may take. Who waits for it is the task that claims blocks.
+/// A node's: there are many, and a server with much to do may be slow to answer. What it did until then for a
+/// connection, and for all that goes through it, is not to be thrown away.
+pub(crate) const OF_A_NODE: Line = Line {
+    connect: Duration::from_secs(15),
+    keep_alive: KeepAlive { interval: Duration::from_secs(7), timeout: Duration::from_secs(8) },
+};
+
+/// How long one request may take. Who waits for it is the task that claims blocks; where nobody waits, one that took
+/// too long may take twice as long the next time, up to [`LIST_DEADLINE`]: else a server with much to do begins
+/// the same thing again and again.
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long a list may take: of a large cluster, all names of claims.
@@ -39,9 +56,6 @@ const STALLED: Duration = Duration::from_secs(180);
 
 /// The namespace of conf/rbac.
 const NAMESPACE: &str = "twill-system";
-
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(2);
 
 /// The API server cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +170,11 @@ pub(crate) struct Access {
     runtime: Handle,
     /// When a request had no answer last.
     late: Mutex<Option<Instant>>,
+    gate: Arc<Gate>,
+    /// The client of what waits for its turn there.
+    in_turn: Client,
+    /// How long the next request may take that nobody waits for.
+    leisure: Mutex<Duration>,
     /// Nothing is asked any more, and no answer is waited for.
     ending: watch::Sender<bool>,
     refusals: Refusals,
@@ -163,10 +182,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    pub(crate) async fn open(
-        kubeconfig: Option<&Path>,
-        keep_alive: KeepAlive,
-    ) -> Result<Self, ApiError> {
+    pub(crate) async fn open(kubeconfig: Option<&Path>, line: Line) -> Result<Self, ApiError> {
         let mut proxy_named = None;
         let mut config = match kubeconfig {
             Some(path) => {
@@ -182,7 +198,7 @@ impl Access {
             }
             None => Config::incluster().map_err(|source| ApiError::InCluster(Box::new(source)))?,
         };
-        config.connect_timeout = Some(CONNECT);
+        config.connect_timeout = Some(line.connect);
         config.read_timeout = Some(STALLED);
         let namespace = config.default_namespace.clone();
         let server = config.cluster_url.to_string();
@@ -191,7 +207,7 @@ impl Access {
         if let Some(proxy) = &proxy {
             info!(server = %config.cluster_url, %proxy, "the API server is reached by a proxy");
         }
-        let client = twill_api_client::client(config, proxy.as_ref(), keep_alive)
+        let client = twill_api_client::client(config, proxy.as_ref(), line.keep_alive)
             .map_err(|source| ApiError::Client(Box::new(source)))?;
         Ok(Self { server, ..Self::with_client(client, namespace) })
     }
@@ -201,7 +217,22 @@ impl Access {
         let (runtime, ending) = (Handle::current(), watch::Sender::new(false));
         let (late, refusals, deaths) = (Mutex::default(), Refusals::default(), Deaths::default());
         let server = "without a name".to_owned();
-        Self { client, server, namespace, runtime, late, ending, refusals, deaths }
+        let gate = Arc::<Gate>::default();
+        let in_turn = gate.before(client.clone(), &namespace);
+        let leisure = Mutex::new(DEADLINE);
+        Self {
+            client,
+            server,
+            namespace,
+            runtime,
+            late,
+            gate,
+            in_turn,
+            leisure,
+            ending,
+            refusals,
+            deaths,
+        }
     }
 
     /// The daemon is about to end: requests that wait for an answer fail at once, and so do later ones.
@@ -240,6 +271,11 @@ impl Access {
         self.client.clone()
     }
 
+    /// How a list is followed that nobody waits for: each request in its turn.
+    pub(super) fn voice(&self) -> Voice {
+        Voice::new(&self.gate, self.in_turn.clone())
+    }
+
     /// All objects of a kind without namespaces.
     pub(super) fn objects(&self, resource: &ApiResource) -> Api<DynamicObject> {
         Api::all_with(self.client(), resource)
@@ -255,7 +291,7 @@ impl Access {
         block_in_place(|| self.runtime.block_on(self.answer(verb, what, request)))
     }
 
-    /// The answer to one request.
+    /// The answer to one request that somebody waits for.
     pub(super) async fn answer<T>(
         &self,
         verb: &'static str,
@@ -268,17 +304,85 @@ impl Access {
             return Err(ApiError::Late { verb, what });
         }
         self.may(verb, &what)?;
+        let asked = tokio::time::Instant::now();
+        let answer = self.request(verb, what, deadline(verb), request).await;
+        if let Some(outcome) = outcome(&answer) {
+            self.gate.note(asked, outcome);
+        }
+        answer
+    }
+
+    /// The answer to one request that nobody waits for, in its turn. Has to be called where blocking is allowed.
+    pub(super) fn ask_in_turn<T>(
+        &self,
+        verb: &'static str,
+        what: impl Into<String>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        block_in_place(|| self.runtime.block_on(self.answer_in_turn(verb, what, request)))
+    }
+
+    /// The answer to one request that nobody waits for, in its turn.
+    pub(super) async fn answer_in_turn<T>(
+        &self,
+        verb: &'static str,
+        what: impl Into<String>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        let what = what.into();
+        self.may(verb, &what)?;
+        let leisure = *self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = leisure.max(deadline(verb));
+        let mut ending = self.ending.subscribe();
+        let pass = tokio::select! {
+            biased;
+            _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
+            pass = timeout(limit, self.gate.enter()) => pass,
+        };
+        let Ok(pass) = pass else { return Err(ApiError::Late { verb, what }) };
+        let answer = self.request(verb, what, limit, request).await;
+        let took = pass.asked().elapsed();
+        if let Some(outcome) = outcome(&answer) {
+            pass.end(outcome);
+        }
+        let next = match &answer {
+            Err(ApiError::Late { .. }) => (limit * 2).min(LIST_DEADLINE),
+            _ if took < DEADLINE => DEADLINE,
+            _ => leisure,
+        };
+        *self.leisure.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        answer
+    }
+
+    /// Asks, within `limit`.
+    async fn request<T>(
+        &self,
+        verb: &'static str,
+        what: String,
+        limit: Duration,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
         let mut ending = self.ending.subscribe();
         let answer = tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
-            answer = in_time(Account::Node, verb, what.clone(), deadline(verb), request) => answer,
+            answer = in_time(Account::Node, verb, what.clone(), limit, request) => answer,
         };
         self.refusals.note(verb, &what, answer.as_ref().map(|_| ()), Instant::now());
         if matches!(&answer, Err(error) if error.is_silence()) {
             *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         answer
+    }
+}
+
+/// What an answer says about the API server, if it was waited for.
+fn outcome<T>(answer: &Result<T, ApiError>) -> Option<Outcome> {
+    match answer {
+        Err(ApiError::Ending) => None,
+        Err(error) if error.is_silence() => Some(Outcome::Silent),
+        Err(ApiError::Refused { code, .. }) => Some(Outcome::of_code(*code, None)),
+        Ok(_) | Err(_) => Some(Outcome::Answered),
     }
 }
 

@@ -47,7 +47,7 @@ impl Fills for ApiFills {
         let (params, patch) = (PatchParams::apply(MANAGER).force(), Patch::Apply(&object));
         let request = self.api.patch_status(&fill.node, &params, &patch);
         let what = format!("caliconodestatuses/{}/status", fill.node);
-        match self.access.ask("patch", what, request) {
+        match self.access.ask_in_turn("patch", what, request) {
             Ok(_) => Ok(true),
             // Who tells what this node makes of each object makes it.
             Err(error) if error.is(404) => Ok(false),

@@ -59,7 +59,7 @@ pub(super) async fn add_missing(access: &Access, mut owned: watch::Receiver<Arc<
         let patch = json!({"metadata": {"uid": uid, "labels": correction(*block)}});
         let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
         let request = api.patch(&name, &params, &patch);
-        match access.answer("patch", format!("blockaffinities/{name}"), request).await {
+        match access.answer_in_turn("patch", format!("blockaffinities/{name}"), request).await {
             Ok(_) => info!(claim = name, "a claim of an older release has the label of its size"),
             Err(error) => {
                 let error = error_chain(&error);

@@ -46,7 +46,7 @@ impl ApiLeases {
     }
 
     fn find(&self, name: &str) -> Result<Option<Object>, ApiError> {
-        self.access.ask("get", format!("leases/{name}"), self.api.get_opt(name))
+        self.access.ask_in_turn("get", format!("leases/{name}"), self.api.get_opt(name))
     }
 
     /// Writes a lease over what it was before, unless it is that no more.
@@ -55,10 +55,10 @@ impl ApiLeases {
         let mut object = object(&name, lease);
         let (params, what) = (PostParams::default(), format!("leases/{name}"));
         let Some(before) = before else {
-            return self.access.ask("create", what, self.api.create(&params, &object));
+            return self.access.ask_in_turn("create", what, self.api.create(&params, &object));
         };
         object.metadata.resource_version = before.metadata.resource_version.clone();
-        self.access.ask("update", what, self.api.replace(&name, &params, &object))
+        self.access.ask_in_turn("update", what, self.api.replace(&name, &params, &object))
     }
 }
 
@@ -84,7 +84,10 @@ impl Leases for ApiLeases {
     }
 
     fn get(&self, node: &str) -> Result<Option<Lease>, DatastoreError> {
-        Ok(self.find(&name(node))?.and_then(read))
+        // For somebody who waits.
+        let name = name(node);
+        let found = self.access.ask("get", format!("leases/{name}"), self.api.get_opt(&name))?;
+        Ok(found.and_then(read))
     }
 
     fn list(&self) -> Result<BTreeMap<String, Lease>, DatastoreError> {

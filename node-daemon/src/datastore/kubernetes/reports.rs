@@ -59,7 +59,7 @@ impl ApiReports {
         let object = self.own("spec", &json!({"node": self.node}));
         let (params, patch) = (PatchParams::apply(MANAGER).force(), Patch::Apply(&object));
         let request = self.api.patch(&self.node, &params, &patch);
-        self.access.ask("patch", format!("caliconodestatuses/{}", self.node), request)?;
+        self.access.ask_in_turn("patch", format!("caliconodestatuses/{}", self.node), request)?;
         Ok(())
     }
 
@@ -68,7 +68,7 @@ impl ApiReports {
         let object = self.own("status", &json!(report));
         let (params, patch) = (PatchParams::apply(MANAGER).force(), Patch::Apply(&object));
         let request = self.api.patch_status(&self.node, &params, &patch);
-        match self.access.ask("patch", self.what(), request) {
+        match self.access.ask_in_turn("patch", self.what(), request) {
             Ok(_) => Ok(true),
             Err(error) if error.is(404) => Ok(false),
             Err(error) => Err(error.into()),

@@ -13,12 +13,13 @@ use kube::{
     runtime::watcher::{self, Event, watcher},
 };
 use serde_json::Value;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::sleep};
 use twill_types::error_chain;
 
 use super::{
     access::{Access, Account, ApiError, failed},
     deaths::Following,
+    gate::Voice,
     refusals::REFUSED,
     subject::Subject,
 };
@@ -31,7 +32,7 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1
 const EXPIRED: Duration = Duration::from_secs(60);
 
 /// How long a watch that failed has to be silent until it is taken to work again: longer than a
-/// connection may take.
+/// connection may take, or, where it is known, from when the server has answered.
 const SETTLED: Duration = Duration::from_secs(3);
 
 /// How long a watch may go on: as long as the API server sees fit, which is between half an hour and an hour and
@@ -50,11 +51,8 @@ pub(crate) enum News {
 }
 
 /// Runs until nobody listens.
-pub(super) async fn follow(
-    client: kube::Client,
-    subject: Subject,
-    news: mpsc::Sender<(Subject, News)>,
-) {
+pub(super) async fn follow(voice: Voice, subject: Subject, news: mpsc::Sender<(Subject, News)>) {
+    let client = voice.client();
     let resource = subject.kind.resource();
     let mut config = watcher::Config::default().timeout(ENDLESS);
     if !subject.is_own() {
@@ -76,15 +74,25 @@ pub(super) async fn follow(
         watcher(api, config).boxed()
     };
     let describe = |error| describe(Account::Node, subject.what(), error);
-    pass_on(stream, subject.clone(), describe, news).await;
+    voice.follow(pass_on(stream, subject.clone(), describe, Some(&voice), news)).await;
+}
+
+/// What failed.
+pub(crate) struct Failure {
+    text: String,
+    /// Only people can help.
+    refused: bool,
+    /// The server may be gone.
+    is_silence: bool,
 }
 
 /// Passes on what a watch tells, for a node as for the controller, until nobody listens. `describe` says what
-/// failed, and whether it was refused.
+/// failed. With a voice requests wait for their turn, and after one without an answer there is no other pause.
 pub(crate) async fn pass_on<S: Clone>(
     stream: impl Stream<Item = watcher::Result<Event<DynamicObject>>>,
     subject: S,
-    describe: impl Fn(watcher::Error) -> (String, bool),
+    describe: impl Fn(watcher::Error) -> Failure,
+    voice: Option<&Voice>,
     news: mpsc::Sender<(S, News)>,
 ) {
     let mut stream = pin!(stream);
@@ -92,21 +100,22 @@ pub(crate) async fn pass_on<S: Clone>(
     let mut expiry = Expiry::default();
     let (mut fails, mut is_listing) = (false, true);
     loop {
-        let next = match fails {
-            true => timeout(SETTLED, stream.next()).await,
-            false => Ok(stream.next().await),
+        let next = tokio::select! {
+            biased;
+            next = stream.next() => Some(next),
+            () = settled(voice), if fails => None,
         };
         let (said, wait) = match next {
             // Not even the list has been answered yet.
-            Err(_) if is_listing => continue,
+            None if is_listing => continue,
             // It waits for changes, as it should.
-            Err(_) => {
+            None => {
                 fails = false;
                 backoff.succeeded();
                 (News::Resumed, None)
             }
-            Ok(None) => return,
-            Ok(Some(Ok(event))) => {
+            Some(None) => return,
+            Some(Some(Ok(event))) => {
                 is_listing = match event {
                     Event::Init | Event::InitApply(_) => true,
                     Event::InitDone | Event::Apply(_) | Event::Delete(_) => false,
@@ -119,27 +128,56 @@ pub(crate) async fn pass_on<S: Clone>(
                 (News::Event(Box::new(event)), None)
             }
             // Too old a version: it lists again.
-            Ok(Some(Err(watcher::Error::WatchError(status)))) if status.code == 410 => {
+            Some(Some(Err(watcher::Error::WatchError(status)))) if status.code == 410 => {
                 if let Some(pause) = expiry.pause() {
-                    tokio::time::sleep(pause).await;
+                    sleep(pause).await;
                 }
                 continue;
             }
-            Ok(Some(Err(error))) => {
+            Some(Some(Err(error))) => {
+                let failure = describe(error);
+                let wait = pause(&failure, voice, &mut backoff, fails);
                 fails = true;
-                let (text, refused) = describe(error);
-                let pause = backoff.failed();
-                let wait = if refused { jittered(REFUSED) } else { pause };
-                (News::Failed { text, refused }, Some(wait))
+                let Failure { text, refused, .. } = failure;
+                (News::Failed { text, refused }, wait)
             }
         };
         if news.send((subject.clone(), said)).await.is_err() {
             return;
         }
         if let Some(wait) = wait {
-            tokio::time::sleep(wait).await;
+            sleep(wait).await;
         }
     }
+}
+
+/// Waits until a watch that failed, and has not said anything since, is taken to work again.
+async fn settled(voice: Option<&Voice>) {
+    match voice {
+        Some(voice) => voice.answered_for(SETTLED).await,
+        None => sleep(SETTLED).await,
+    }
+}
+
+/// The pause after a failure, beside that at the gate: `again` if it has not worked since the last one.
+fn pause(
+    failure: &Failure,
+    voice: Option<&Voice>,
+    backoff: &mut Backoff,
+    again: bool,
+) -> Option<Duration> {
+    if failure.refused {
+        return Some(jittered(REFUSED));
+    }
+    let Some(voice) = voice else { return Some(backoff.failed()) };
+    if voice.is_held() {
+        return None;
+    }
+    if failure.is_silence {
+        voice.broke();
+    }
+    // One whose answers break again and again is asked for ever later, whatever the others do.
+    (again || !failure.is_silence).then(|| backoff.failed())
 }
 
 /// As an object that has nothing else.
@@ -183,8 +221,8 @@ impl Expiry {
     }
 }
 
-/// What failed, by the name of the list, and whether it was refused.
-pub(crate) fn describe(account: Account, what: String, error: watcher::Error) -> (String, bool) {
+/// What failed, by the name of the list.
+pub(crate) fn describe(account: Account, what: String, error: watcher::Error) -> Failure {
     let (verb, source) = match error {
         watcher::Error::InitialListFailed(source) => ("list", source),
         watcher::Error::WatchStartFailed(source) | watcher::Error::WatchFailed(source) => {
@@ -192,18 +230,19 @@ pub(crate) fn describe(account: Account, what: String, error: watcher::Error) ->
         }
         watcher::Error::WatchError(status) => ("watch", kube::Error::Api(status)),
         watcher::Error::NoResourceVersion => {
-            return (format!("a watch of {what} has no resource version"), false);
+            let text = format!("a watch of {what} has no resource version");
+            return Failure { text, refused: false, is_silence: false };
         }
     };
     let error = failed(account, verb, what.clone(), source);
     if error.is(404) {
         let text =
             format!("the API server does not know {what}; apply the definitions of conf/crds");
-        return (text, true);
+        return Failure { text, refused: true, is_silence: false };
     }
     // A request that is no good, as by a name that there cannot be, does not become better.
     let refused = matches!(error, ApiError::Forbidden { .. }) || error.is(400) || error.is(422);
-    (error_chain(&error), refused)
+    Failure { text: error_chain(&error), refused, is_silence: error.is_silence() }
 }
 
 /// Starts following; ends when the handle is dropped.
@@ -212,7 +251,7 @@ pub(super) fn start(
     subject: &Subject,
     news: &mpsc::Sender<(Subject, News)>,
 ) -> Following {
-    let task = follow(access.client(), subject.clone(), news.clone());
+    let task = follow(access.voice(), subject.clone(), news.clone());
     access.deaths().start(subject.what(), task)
 }
 
@@ -248,8 +287,9 @@ mod tests {
                 Ok::<_, kube::Error>(Response::new(Body::from(list.to_string().into_bytes())))
             }
         });
-        let client = kube::Client::new(server, "default");
-        let task = tokio::spawn(follow(client, subject, sender));
+        let access =
+            Access::with_client(kube::Client::new(server, "default"), "default".to_owned());
+        let task = tokio::spawn(follow(access.voice(), subject, sender));
         tokio::select! {
             () = watching.notified() => {}
             () = async { while news.recv().await.is_some() {} } => panic!("it ended"),
@@ -299,7 +339,7 @@ mod tests {
         let (sender, _news) = mpsc::channel(1);
         let before = Instant::now();
         let say = |error| describe(Account::Node, "pods".to_owned(), error);
-        pass_on(stream, (), say, sender).await;
+        pass_on(stream, (), say, None, sender).await;
         // Two pauses, the second about twice the first, each of half its length at the least.
         assert!(before.elapsed() >= PAUSES[0] * 3 / 2, "{:?}", before.elapsed());
     }
