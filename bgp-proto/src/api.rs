@@ -249,9 +249,9 @@ impl PeerConfig {
 /// Whether and how well a next hop can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextHopState {
-    /// At this cost of the interior route.
+    /// At this cost, for the step of the interior route (RFC 4271 section 9.1.2.2 e).
     Reachable {
-        /// Lower is nearer.
+        /// Lower is nearer; the daemon has 0 on a link of the node, and 1 behind a router.
         metric: u32,
     },
     /// Not at all.

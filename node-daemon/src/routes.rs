@@ -532,7 +532,7 @@ fn refusal(error: &KernelError) -> Refusal {
     }
 }
 
-/// One hop is nearer than two.
+/// One hop is nearer than two. The kernel's metrics are no costs (ADR 0013).
 fn state(resolved: Option<Resolved>) -> NextHopState {
     match resolved {
         None => NextHopState::Unreachable,

@@ -178,7 +178,7 @@ pub struct ExplainedNextHop {
     pub address: IpAddr,
     /// Whether there is a way; `None` while it is not known.
     pub reachable: Option<bool>,
-    /// What the way costs.
+    /// What the way costs: 0 on a link of the node, 1 behind a router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<u32>,
     /// The router on the way; none if it is on the link itself.
