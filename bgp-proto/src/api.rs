@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use twill_types::{Asn, Family, Prefix, PrefixList};
+use twill_types::{Asn, BgpNextHop, Family, Prefix, PrefixList};
 
 use crate::{
     Time,
@@ -377,7 +377,7 @@ pub enum Input {
         reason: String,
     },
     /// What is known of the next hops of [`Output::TrackNextHops`]; those not named are as before.
-    NextHops(BTreeMap<IpAddr, NextHopState>),
+    NextHops(BTreeMap<BgpNextHop, NextHopState>),
 }
 
 /// What is to be done outside.
@@ -412,7 +412,7 @@ pub enum Output {
     /// What should be in the kernel has changed; no destination is named twice.
     Routes(Vec<RouteChange>),
     /// The next hops whose reachability matters, all of them.
-    TrackNextHops(BTreeSet<IpAddr>),
+    TrackNextHops(BTreeSet<BgpNextHop>),
     /// The start is over: routes in the kernel that no [`Output::Routes`] named can go.
     Converged {
         /// Peers that had not sent everything when the time for it was over; none if
@@ -438,9 +438,9 @@ pub struct RouteChange {
     /// The destinations, at least one and each once.
     pub prefixes: PrefixList,
     /// BGP next hops to share the traffic, sorted; none means remove.
-    pub next_hops: Arc<[IpAddr]>,
+    pub next_hops: Arc<[BgpNextHop]>,
     /// With one next hop: that of the path which would be the best without it, if there is any.
-    pub backup: Option<IpAddr>,
+    pub backup: Option<BgpNextHop>,
 }
 
 /// What happened to a session.

@@ -15,7 +15,7 @@
 
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
-use twill_types::Asn;
+use twill_types::{Asn, BgpNextHop};
 
 use crate::{
     PathKey,
@@ -36,6 +36,13 @@ pub(crate) struct Candidate<'a> {
     pub(crate) metric: u32,
     /// The peer's identifier.
     pub(crate) router_id: Ipv4Addr,
+}
+
+impl Candidate<'_> {
+    /// Where it leads to.
+    pub(crate) const fn next_hop(&self) -> BgpNextHop {
+        BgpNextHop::new(self.attributes.next_hop, self.path.peer.address)
+    }
 }
 
 /// A step of the decision, in its order.
@@ -120,7 +127,7 @@ pub(crate) fn decide(left: &mut Vec<Candidate<'_>>, max_paths: usize, lost: &mut
     let mut ways = Vec::new();
     let mut last: Option<Candidate<'_>> = None;
     left.retain(|c| {
-        let next_hop = c.attributes.next_hop;
+        let next_hop = c.next_hop();
         if !ways.contains(&next_hop) {
             match last {
                 Some(last) if ways.len() >= max_paths => {

@@ -1,13 +1,8 @@
 //! Why a route is what it is, for people.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 
-use twill_types::Prefix;
+use twill_types::{BgpNextHop, Prefix};
 
 use crate::{NextHopState, Own, PathKey, PeerKey, Step, wire::PathAttributes};
 
@@ -26,7 +21,7 @@ pub struct Explanation {
     /// The part that others have borrowed of this node and that it is or lies in.
     pub lent: Option<Prefix>,
     /// The next hops that the kernel is to use, sorted.
-    pub next_hops: Vec<IpAddr>,
+    pub next_hops: Vec<BgpNextHop>,
     /// The most next hops that one route uses.
     pub max_paths: usize,
     /// Peers that would be told of what is used, were it not for a filter or for the length of a message,

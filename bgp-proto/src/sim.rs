@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use twill_types::{Asn, Family, Prefix};
+use twill_types::{Asn, BgpNextHop, Family, Prefix};
 
 use self::topologies::Router;
 use crate::{
@@ -250,7 +250,8 @@ impl Net {
                         if change.next_hops.is_empty() {
                             routes.remove(&prefix);
                         } else {
-                            routes.insert(prefix, change.next_hops.to_vec());
+                            let next_hops = change.next_hops.iter().map(|hop| hop.address);
+                            routes.insert(prefix, next_hops.collect());
                         }
                     }
                 }
@@ -613,7 +614,8 @@ fn routes_are_explained() {
     });
     let speaker = &net.nodes[0].speaker;
     let explained = speaker.explain(net.now, prefix("10.9.0.77/32")).unwrap();
-    assert_eq!((explained.prefix, explained.next_hops), (shared, hops.to_vec()));
+    let expected = hops.map(BgpNextHop::from).to_vec();
+    assert_eq!((explained.prefix, explained.next_hops), (shared, expected));
     let outcomes: Vec<String> = explained.paths.iter().map(|p| p.outcome.to_string()).collect();
     let second = "as good as 192.0.2.2, which comes first by lower router id";
     assert_eq!(outcomes, ["best", second]);

@@ -16,7 +16,7 @@ use twill_bgp_proto::{
     SpeakerConfig, Time,
 };
 use twill_sys::set_ttl_security;
-use twill_types::{Family, Prefix};
+use twill_types::{BgpNextHop, Family, Prefix};
 
 use crate::{
     connection::{self, Connection, Event, Protection},
@@ -48,7 +48,7 @@ pub enum Command {
     /// Listen on this port from now on.
     Listen(u16),
     /// What became known of next hops that were asked for by [`Report::TrackNextHops`].
-    NextHops(BTreeMap<IpAddr, NextHopState>),
+    NextHops(BTreeMap<BgpNextHop, NextHopState>),
     /// A picture for people.
     Snapshot(Pictured, oneshot::Sender<Snapshot>),
     /// All that is known of a prefix, or of the most specific one that covers it.
@@ -89,7 +89,7 @@ pub enum Report {
     /// What should be in the kernel has changed.
     Routes(Vec<RouteChange>),
     /// The next hops whose reachability the speaker has to know, all of them.
-    TrackNextHops(BTreeSet<IpAddr>),
+    TrackNextHops(BTreeSet<BgpNextHop>),
     /// After a start: every peer that had something to say has said it, or will not be waited for.
     Converged {
         /// Peers that had not said everything when the time for it was over; none if there was nothing of

@@ -376,8 +376,8 @@ pub(crate) fn list_rules(family: Family) -> RouteNetlinkMessage {
 }
 
 /// Asks which route the kernel would take to `address`; with `entry` for the table's entry (and
-/// who made it) instead of the way that results.
-pub(crate) fn get_route(address: IpAddr, entry: bool) -> Request {
+/// who made it) instead of the way that results. `link` is the one that the way has to go by.
+pub(crate) fn get_route(address: IpAddr, link: Option<u32>, entry: bool) -> Request {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(Family::of(address));
     message.header.destination_prefix_length = Family::of(address).bits();
@@ -385,6 +385,7 @@ pub(crate) fn get_route(address: IpAddr, entry: bool) -> Request {
         message.header.flags = RouteFlags::FibMatch;
     }
     message.attributes = vec![RouteAttribute::Destination(address.into())];
+    message.attributes.extend(link.map(RouteAttribute::Oif));
     RouteNetlinkMessage::GetRoute(message).into()
 }
 

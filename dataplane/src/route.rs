@@ -147,7 +147,7 @@ impl Socket {
     /// The entry of the routing table that decides about `address`; `None` without one.
     pub(crate) fn route_entry(&mut self, address: IpAddr) -> Result<Option<Route>, Error> {
         let step = format!("route get fibmatch {address}");
-        let reply = self.one(message::get_route(address, true))?;
+        let reply = self.one(message::get_route(address, None, true))?;
         match reply.answer(&[Errno::ENETUNREACH, Errno::EHOSTUNREACH], step)? {
             Some(RouteNetlinkMessage::NewRoute(message)) => Ok(Route::from_message(&message)),
             _ => Ok(None),

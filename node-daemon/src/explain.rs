@@ -1,15 +1,12 @@
 //! `twillctl bgp explain`: what the speaker says of a prefix, and what the kernel made of it.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+use std::{net::Ipv4Addr, time::Duration};
 
 use twill_bgp_proto::{
-    Explanation, NextHopState, Outcome, PathExplanation, PeerKey, wire::PathAttributes,
+    Explanation, NextHopState, Outcome, PathExplanation, PeerKey, Unusable, wire::PathAttributes,
 };
 use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath, Withheld};
-use twill_types::Prefix;
+use twill_types::{BgpNextHop, Prefix};
 
 use crate::routes::KernelRoutes;
 
@@ -40,7 +37,7 @@ pub(crate) fn explained(
         announced: explanation.announced,
         lent: explanation.lent,
         installed: kernel.has(explanation.prefix),
-        next_hops: explanation.next_hops,
+        next_hops: explanation.next_hops.iter().map(|next_hop| next_hop.address).collect(),
         max_paths: u32::try_from(explanation.max_paths).unwrap_or(u32::MAX),
         withheld: explanation.withheld.into_iter().map(withheld).collect(),
         paths: explanation.paths.iter().map(|path| explained_path(path, kernel)).collect(),
@@ -53,6 +50,7 @@ fn withheld((peer, by): (PeerKey, String)) -> Withheld {
 
 fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPath {
     let attributes = &path.attributes;
+    let next_hop = BgpNextHop::new(attributes.next_hop, path.from.address);
     let (step, against) = match path.outcome {
         Outcome::Equal { step, against } | Outcome::Lost { step, against } => {
             (Some(step.to_string()), Some(against))
@@ -69,14 +67,11 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
         used: path.outcome.is_used(),
         stale: path.stale,
         stale_for_ms: path.stale_for.map(milliseconds),
-        reason: match &path.refused_by {
-            Some(rule) => format!("rejected by {rule}"),
-            None => path.outcome.to_string(),
-        },
+        reason: reason(path, next_hop),
         step,
         against: against.map(|against| against.peer.address),
         against_path_id: against.map_or(0, |against| against.path_id),
-        next_hop: next_hop(attributes.next_hop, path.next_hop, kernel),
+        next_hop: explained_next_hop(next_hop, path.next_hop, kernel),
         as_path: attributes.as_path.to_string(),
         origin: attributes.origin.to_string(),
         local_pref: attributes.local_pref,
@@ -89,14 +84,27 @@ fn explained_path(path: &PathExplanation, kernel: &KernelRoutes) -> ExplainedPat
     }
 }
 
-fn next_hop(
-    address: IpAddr,
+fn reason(path: &PathExplanation, next_hop: BgpNextHop) -> String {
+    match (&path.refused_by, path.outcome) {
+        (Some(rule), _) => format!("rejected by {rule}"),
+        (None, Outcome::Unusable(Unusable::NextHopUnreachable)) if next_hop.is_link_local() => {
+            let peer = path.from.address;
+            format!(
+                "next hop unreachable: a link-local address, and no link leads to {peer} directly"
+            )
+        }
+        (None, outcome) => outcome.to_string(),
+    }
+}
+
+fn explained_next_hop(
+    next_hop: BgpNextHop,
     state: Option<NextHopState>,
     kernel: &KernelRoutes,
 ) -> ExplainedNextHop {
-    let resolved = kernel.resolved.get(&address).copied().flatten();
+    let resolved = kernel.resolved.get(&next_hop).copied().flatten();
     ExplainedNextHop {
-        address,
+        address: next_hop.address,
         reachable: state.map(|state| matches!(state, NextHopState::Reachable { .. })),
         metric: match state {
             Some(NextHopState::Reachable { metric }) => Some(metric),
@@ -155,6 +163,10 @@ fn hexadecimal(octets: [u8; 8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::IpAddr, sync::Arc};
+
+    use twill_bgp_proto::wire::{AsPath, Origin};
+
     use super::*;
 
     #[test]
@@ -168,5 +180,31 @@ mod tests {
         ] {
             assert_eq!(extended_community(octets), text);
         }
+    }
+
+    #[test]
+    fn a_link_local_next_hop_without_a_link_is_told_as_such() {
+        let from = PeerKey { address: "192.0.2.1".parse().unwrap(), port: 179 };
+        let reason = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            let attributes = PathAttributes::new(Origin::Igp, AsPath::default(), address);
+            let path = PathExplanation {
+                from,
+                path_id: 0,
+                external: true,
+                router_id: None,
+                attributes: Arc::new(attributes),
+                stale: false,
+                stale_for: None,
+                next_hop: Some(NextHopState::Unreachable),
+                refused_by: None,
+                outcome: Outcome::Unusable(Unusable::NextHopUnreachable),
+            };
+            reason(&path, BgpNextHop::new(address, from.address))
+        };
+        assert_eq!(reason("2001:db8::1"), "next hop unreachable");
+        let text =
+            "next hop unreachable: a link-local address, and no link leads to 192.0.2.1 directly";
+        assert_eq!(reason("fe80::1"), text);
     }
 }

@@ -30,7 +30,7 @@ use twill_dataplane::{
     fib::{BLOCK_METRIC, Fib, FibChange, LearnedRoute, Object, ObjectChange, ObjectId, Resolved},
     watch::{Event, Events},
 };
-use twill_types::{Family, Prefix, PrefixList, error_chain, is_host_link_name};
+use twill_types::{BgpNextHop, Family, Prefix, PrefixList, error_chain, is_host_link_name};
 
 use self::{
     plan::{Plan, Refusal},
@@ -66,7 +66,7 @@ pub(crate) struct KernelRoutes {
     /// How many that the speaker wants are not.
     pub(crate) missing: usize,
     /// Where each tracked BGP next hop is.
-    pub(crate) resolved: Arc<BTreeMap<IpAddr, Option<Resolved>>>,
+    pub(crate) resolved: Arc<BTreeMap<BgpNextHop, Option<Resolved>>>,
 }
 
 impl KernelRoutes {
@@ -248,12 +248,12 @@ impl Routes {
         self.conflicts.send_replace(conflicts);
     }
 
-    fn states(&self) -> BTreeMap<IpAddr, NextHopState> {
+    fn states(&self) -> BTreeMap<BgpNextHop, NextHopState> {
         let known = self.state.table.tracked();
         known.map(|(address, way)| (address, state(way))).collect()
     }
 
-    async fn tell_speaker(&self, states: BTreeMap<IpAddr, NextHopState>) {
+    async fn tell_speaker(&self, states: BTreeMap<BgpNextHop, NextHopState>) {
         let current = self.speaker.borrow().clone();
         if let Some((_, speaker)) = current {
             speaker.send(Command::NextHops(states)).await;
@@ -365,9 +365,9 @@ impl Routes {
 
     /// Looks where all next hops are.
     async fn resolve_again(&mut self) -> Result<(), Error> {
-        let addresses: Vec<IpAddr> =
-            self.state.table.tracked().map(|(address, _)| address).collect();
-        let found = block_in_place(|| self.fib.resolve_all(addresses))?;
+        let next_hops: Vec<BgpNextHop> =
+            self.state.table.tracked().map(|(next_hop, _)| next_hop).collect();
+        let found = block_in_place(|| self.fib.resolve_all(next_hops))?;
         let changed = self.state.table.resolve(found);
         if !changed.is_empty() {
             self.move_groups()?;

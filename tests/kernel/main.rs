@@ -22,6 +22,7 @@ mod ipam_input;
 mod ipam_plugin;
 mod kit;
 mod nat;
+mod next_hops;
 mod node_check;
 mod operator;
 mod plugin;
@@ -301,6 +302,7 @@ fn main() -> ExitCode {
         routing::the_tor_switch_sample_works_as_it_stands,
         routing::a_node_is_no_transit,
         routing::a_route_reflector_passes_pool_routes_on,
+        next_hops::a_link_local_next_hop_is_on_the_link_of_its_peer,
         restart::a_daemon_that_dies_or_is_replaced_loses_no_packet,
         restart::a_daemon_that_dies_or_is_replaced_loses_no_packet_of_ipv6,
         restart::a_peer_that_announces_nothing_keeps_our_routes,

@@ -10,6 +10,7 @@ mod attachment;
 mod block;
 mod chain;
 mod finding;
+mod next_hop;
 mod prefix;
 mod prefix_list;
 mod prefix_map;
@@ -26,6 +27,7 @@ pub use attachment::{
 pub use block::{Block, BlockError, Dedication};
 pub use chain::error_chain;
 pub use finding::{Finding, FindingKind};
+pub use next_hop::BgpNextHop;
 pub use prefix::{Family, Prefix, PrefixError};
 pub use prefix_list::PrefixList;
 pub use prefix_map::PrefixMap;

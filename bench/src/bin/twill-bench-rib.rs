@@ -20,7 +20,7 @@ use twill_bgp_proto::{
         PathAttributes, Session,
     },
 };
-use twill_types::{Asn, Family, Prefix};
+use twill_types::{Asn, BgpNextHop, Family, Prefix};
 
 /// What a read of the shell hands over at the most.
 const READ: usize = 64 * 1024;
@@ -53,7 +53,7 @@ struct Bench {
     next_conn: u64,
     sessions: BTreeMap<PeerKey, ConnId>,
     /// Routes that the kernel would have.
-    kernel: BTreeMap<Prefix, Vec<IpAddr>>,
+    kernel: BTreeMap<Prefix, Vec<BgpNextHop>>,
     sent: usize,
     rows: Vec<(String, f64)>,
 }
@@ -301,7 +301,7 @@ fn change(bench: &mut Bench, arguments: &Arguments, tables: &[Vec<u8>]) -> Resul
     bench.timed("a next hop gets far and near again", |bench| {
         for metric in [1, 0] {
             let state = NextHopState::Reachable { metric };
-            bench.input(Input::NextHops(BTreeMap::from([(large(1).address, state)])));
+            bench.input(Input::NextHops(BTreeMap::from([(large(1).address.into(), state)])));
         }
         Ok(())
     })?;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use twill_types::{Family, Prefix};
+use twill_types::{BgpNextHop, Family, Prefix};
 
 use super::{
     Observe,
@@ -374,7 +374,7 @@ fn own(world: &mut World<'_>, choices: &mut Choices<'_>) {
 fn next_hops(world: &mut World<'_>, choices: &mut Choices<'_>) {
     let how = choices.octet();
     world.answers = how & 1 == 0;
-    let mut states: BTreeMap<IpAddr, NextHopState> = BTreeMap::new();
+    let mut states: BTreeMap<BgpNextHop, NextHopState> = BTreeMap::new();
     for address in world.tracked.keys() {
         match choices.octet() & 3 {
             0 => {}
@@ -386,6 +386,6 @@ fn next_hops(world: &mut World<'_>, choices: &mut Choices<'_>) {
         }
     }
     // One that nobody has asked about.
-    states.insert(address(3), NextHopState::Reachable { metric: 1 });
+    states.insert(address(3).into(), NextHopState::Reachable { metric: 1 });
     world.learn(states);
 }

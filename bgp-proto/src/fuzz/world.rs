@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use twill_types::{Family, Prefix};
+use twill_types::{BgpNextHop, Family, Prefix};
 
 use super::{Observe, remote::Remote};
 use crate::{
@@ -42,11 +42,11 @@ pub(super) struct World<'a> {
     /// Connections that the speaker has asked for.
     pub(super) dialling: BTreeMap<ConnId, PeerKey>,
     /// Next hops that the speaker wants to know about, and what it was told.
-    pub(super) tracked: BTreeMap<IpAddr, Option<NextHopState>>,
+    pub(super) tracked: BTreeMap<BgpNextHop, Option<NextHopState>>,
     /// It is told at once.
     pub(super) answers: bool,
     /// The kernel's routes.
-    pub(super) kernel: BTreeMap<Prefix, (Arc<[IpAddr]>, Option<IpAddr>)>,
+    pub(super) kernel: BTreeMap<Prefix, (Arc<[BgpNextHop]>, Option<BgpNextHop>)>,
     /// What was sent on each connection.
     pub(super) sent: BTreeMap<ConnId, Vec<u8>>,
     dialled: u64,
@@ -99,7 +99,7 @@ impl<'a> World<'a> {
     }
 
     /// The kernel says what it knows of next hops.
-    pub(super) fn learn(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
+    pub(super) fn learn(&mut self, states: BTreeMap<BgpNextHop, NextHopState>) {
         self.answer(states);
         self.settle();
     }
@@ -114,7 +114,7 @@ impl<'a> World<'a> {
         self.check();
     }
 
-    fn answer(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
+    fn answer(&mut self, states: BTreeMap<BgpNextHop, NextHopState>) {
         for (address, state) in &states {
             if let Some(known) = self.tracked.get_mut(address) {
                 *known = Some(*state);
@@ -174,7 +174,7 @@ impl<'a> World<'a> {
             Output::Routes(changes) => changes.iter().for_each(|change| self.route(change)),
             Output::TrackNextHops(addresses) => {
                 let old = std::mem::take(&mut self.tracked);
-                let known = |address: &IpAddr| old.get(address).copied().flatten();
+                let known = |address: &BgpNextHop| old.get(address).copied().flatten();
                 self.tracked = addresses.iter().map(|a| (*a, known(a))).collect();
             }
             Output::Converged { .. } => {
@@ -356,10 +356,11 @@ impl<'a> World<'a> {
 
     /// The kernel has what the paths in use say, over next hops that can be reached.
     fn check_kernel(&self) {
-        let mut wanted: BTreeMap<Prefix, BTreeSet<IpAddr>> = BTreeMap::new();
+        let mut wanted: BTreeMap<Prefix, BTreeSet<BgpNextHop>> = BTreeMap::new();
         for route in self.speaker.routes().into_iter().filter(|route| route.best) {
-            if let Some(attributes) = route.attributes {
-                wanted.entry(route.prefix).or_default().insert(attributes.next_hop);
+            if let (Some(attributes), Some(from)) = (route.attributes, route.from) {
+                let next_hop = BgpNextHop::new(attributes.next_hop, from.address);
+                wanted.entry(route.prefix).or_default().insert(next_hop);
             }
         }
         assert!(self.kernel.keys().eq(wanted.keys()), "{:?} instead of {wanted:?}", self.kernel);

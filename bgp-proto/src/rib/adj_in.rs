@@ -12,11 +12,10 @@ mod stale;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
-use twill_types::{Family, Prefix, PrefixMap};
+use twill_types::{BgpNextHop, Family, Prefix, PrefixMap};
 
 pub(super) use self::destination::Destination;
 use self::{
@@ -266,7 +265,8 @@ impl AdjRibsIn {
             next_hop: None,
             paths: 0,
         });
-        let state = imported.next_hop().and_then(|address| self.next_hops.add(address, source));
+        let next_hop = self.peers.get(peer).and_then(|table| imported.next_hop(table.key));
+        let state = next_hop.and_then(|next_hop| self.next_hops.add(next_hop, source));
         if let Some(new) = self.sources.get_mut(source) {
             new.next_hop = state;
         }
@@ -293,10 +293,10 @@ impl AdjRibsIn {
         if source.paths == 0
             && let Some(gone) = self.sources.remove(id)
         {
-            if let Some(address) = gone.imported.next_hop() {
-                self.next_hops.remove(address, id);
-            }
             if let Some(table) = self.peers.get_mut(gone.peer) {
+                if let Some(next_hop) = gone.imported.next_hop(table.key) {
+                    self.next_hops.remove(next_hop, id);
+                }
                 table.weight -= WEIGHT_OF_A_SOURCE + gone.imported.received().length();
                 table.forget(gone);
             }
@@ -444,7 +444,7 @@ impl AdjRibsIn {
     }
 
     /// The next hops that are left without these peers, if these are others than now.
-    pub(super) fn next_hops_without(&mut self, lost: &[PeerKey]) -> Option<BTreeSet<IpAddr>> {
+    pub(super) fn next_hops_without(&mut self, lost: &[PeerKey]) -> Option<BTreeSet<BgpNextHop>> {
         let lost: Vec<Id> = lost.iter().filter_map(|key| self.by_key.get(key).copied()).collect();
         let is_lost =
             |source: Id| self.sources.get(source).is_none_or(|source| lost.contains(&source.peer));
@@ -478,12 +478,12 @@ impl AdjRibsIn {
 
     /// What became known of next hops. What a change costs is in proportion to the tables of the peers
     /// that announce with this next hop.
-    pub(super) fn set_next_hops(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
+    pub(super) fn set_next_hops(&mut self, states: BTreeMap<BgpNextHop, NextHopState>) {
         let mut peers = BTreeSet::new();
         // By place in the slab: it is asked once for each path of these peers.
         let mut concerned = Vec::new();
-        for (address, state) in states {
-            for id in self.next_hops.learn(address, state) {
+        for (next_hop, state) in states {
+            for id in self.next_hops.learn(next_hop, state) {
                 if let Some(source) = self.sources.get_mut(id) {
                     source.next_hop = Some(state);
                     peers.insert(source.peer);

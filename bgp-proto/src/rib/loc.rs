@@ -2,11 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
-use twill_types::Prefix;
+use twill_types::{BgpNextHop, Prefix};
 
 use super::slab::{Id, Slab};
 use crate::{Conflict, Own, PeerKey};
@@ -15,9 +14,9 @@ use crate::{Conflict, Own, PeerKey};
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Forwarding {
     /// Sorted; none if there is no way.
-    pub(super) next_hops: Arc<[IpAddr]>,
+    pub(super) next_hops: Arc<[BgpNextHop]>,
     /// What takes the place of a single next hop that is lost.
-    pub(super) backup: Option<IpAddr>,
+    pub(super) backup: Option<BgpNextHop>,
 }
 
 /// Next hops that destinations share.
@@ -42,7 +41,7 @@ pub(super) struct LocRib {
 
 impl LocRib {
     /// The next hops that the kernel was told for a destination.
-    pub(super) fn next_hops(&self, place: Id) -> &[IpAddr] {
+    pub(super) fn next_hops(&self, place: Id) -> &[BgpNextHop] {
         self.forwarding(self.set(place)).map_or(&[], |forwarding| &forwarding.next_hops)
     }
 

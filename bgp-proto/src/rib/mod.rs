@@ -20,11 +20,11 @@ mod unpacked;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     sync::Arc,
 };
 
-use twill_types::{Family, Prefix, PrefixList};
+use twill_types::{BgpNextHop, Family, Prefix, PrefixList};
 
 use self::{
     adj_in::{AdjRibsIn, Destination, Path, Source, Table},
@@ -253,7 +253,7 @@ impl Rib {
 
     /// The next hops to track from now on, if some go with the peers that were lost since the last
     /// decision. [`Rib::take_next_hops`] tells them again after it.
-    pub(crate) fn surviving_next_hops(&mut self) -> Option<BTreeSet<IpAddr>> {
+    pub(crate) fn surviving_next_hops(&mut self) -> Option<BTreeSet<BgpNextHop>> {
         if self.lost_told == self.lost.len() {
             return None;
         }
@@ -278,7 +278,7 @@ impl Rib {
     }
 
     /// What became known of next hops.
-    pub(crate) fn set_next_hops(&mut self, states: BTreeMap<IpAddr, NextHopState>) {
+    pub(crate) fn set_next_hops(&mut self, states: BTreeMap<BgpNextHop, NextHopState>) {
         self.adj_in.set_next_hops(states);
     }
 
@@ -327,9 +327,8 @@ impl Rib {
         let usable = self.usable(destination);
         let mut candidates: Vec<Candidate<'_>> = usable.iter().map(Usable::candidate).collect();
         decide(&mut candidates, self.max_paths, &mut |_| {});
-        let next_hops: BTreeSet<IpAddr> =
-            candidates.iter().map(|candidate| candidate.attributes.next_hop).collect();
-        let next_hops: Arc<[IpAddr]> = next_hops.into_iter().collect();
+        let next_hops: BTreeSet<BgpNextHop> = candidates.iter().map(Candidate::next_hop).collect();
+        let next_hops: Arc<[BgpNextHop]> = next_hops.into_iter().collect();
         let backup = match next_hops[..] {
             [only] => self.best_without(&usable, only),
             _ => None,
@@ -354,11 +353,11 @@ impl Rib {
 
     /// The next hop of the path that would be the best if none had the next hop `lost`. The decision
     /// is made anew: a path that lost by MED may win where the one that beat it is gone.
-    fn best_without(&self, usable: &[Usable], lost: IpAddr) -> Option<IpAddr> {
-        let left = usable.iter().filter(|path| path.attributes.next_hop != lost);
-        let mut left: Vec<Candidate<'_>> = left.map(Usable::candidate).collect();
+    fn best_without(&self, usable: &[Usable], lost: BgpNextHop) -> Option<BgpNextHop> {
+        let all = usable.iter().map(Usable::candidate);
+        let mut left: Vec<Candidate<'_>> = all.filter(|path| path.next_hop() != lost).collect();
         decide(&mut left, 1, &mut |_| {});
-        left.first().map(|best| best.attributes.next_hop)
+        left.first().map(Candidate::next_hop)
     }
 
     /// Who announces a destination; the first of several by address.
@@ -455,7 +454,7 @@ impl Rib {
     }
 
     /// The next hops to track, if that set has changed since the last call.
-    pub(crate) fn take_next_hops(&mut self) -> Option<BTreeSet<IpAddr>> {
+    pub(crate) fn take_next_hops(&mut self) -> Option<BTreeSet<BgpNextHop>> {
         self.adj_in.next_hops.take()
     }
 

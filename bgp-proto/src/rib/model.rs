@@ -3,12 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use proptest::prelude::*;
-use twill_types::{Asn, Family, Prefix};
+use twill_types::{Asn, BgpNextHop, Family, Prefix};
 
 use super::{PeerFacts, Rib};
 use crate::{
@@ -47,7 +47,8 @@ enum Step {
     FlushStale(u8, Vec<Family>),
     Flush(u8),
     Forget(u8),
-    NextHop(u8, NextHopState),
+    /// Of the next hop of this number, as this peer means it.
+    NextHop(u8, u8, NextHopState),
     Own(Own),
     Import(u8, Option<RoutePolicy>),
     /// Withdrawn and announced again before anything is decided.
@@ -59,8 +60,17 @@ fn key(peer: u8) -> PeerKey {
     PeerKey { address: IpAddr::from([192, 0, 2, peer]), port: 179 }
 }
 
+/// Some hold on a link alone.
 fn next_hop(number: u8) -> IpAddr {
-    IpAddr::from([198, 51, 100, number])
+    match number {
+        0 | 1 => IpAddr::from([198, 51, 100, number]),
+        _ => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, number.into()).into(),
+    }
+}
+
+/// An address of a link belongs to who announced it; others are the same for all.
+fn meant(address: IpAddr, by: PeerKey) -> BgpNextHop {
+    BgpNextHop { address, peer: address.is_ipv6().then_some(by.address) }
 }
 
 fn prefix(index: usize) -> Prefix {
@@ -148,7 +158,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (peer(), families()).prop_map(|(p, f)| Step::FlushStale(p, f)),
         1 => peer().prop_map(Step::Flush),
         1 => peer().prop_map(Step::Forget),
-        5 => (0_u8..4, state).prop_map(|(n, s)| Step::NextHop(n, s)),
+        7 => (peer(), 0_u8..4, state).prop_map(|(p, n, s)| Step::NextHop(p, n, s)),
         2 => own().prop_map(Step::Own),
         3 => (peer(), prop::option::weighted(0.7, policies(&PREFIXES)))
             .prop_map(|(peer, policy)| Step::Import(peer, policy)),
@@ -171,6 +181,10 @@ impl Known {
     const fn key(&self) -> PathKey {
         PathKey { peer: self.peer, path_id: self.path_id }
     }
+
+    fn next_hop(&self) -> BgpNextHop {
+        meant(self.attributes.next_hop, self.peer)
+    }
 }
 
 #[derive(Debug, Default, Clone)]
@@ -180,8 +194,8 @@ struct Model {
     policies: BTreeMap<PeerKey, RoutePolicy>,
     facts: BTreeMap<PeerKey, PeerFacts>,
     /// Of the next hops that the RIB said it tracks.
-    states: BTreeMap<IpAddr, NextHopState>,
-    tracked: BTreeSet<IpAddr>,
+    states: BTreeMap<BgpNextHop, NextHopState>,
+    tracked: BTreeSet<BgpNextHop>,
     own: Own,
 }
 
@@ -199,7 +213,7 @@ impl Model {
     /// Next hops are told at once where they come, and forgotten with the next decision.
     fn track(&mut self, of: impl Fn(&Known) -> bool) {
         let taken = self.imported().paths;
-        let new = taken.iter().filter(|path| of(path)).map(|path| path.attributes.next_hop);
+        let new = taken.iter().filter(|path| of(path)).map(Known::next_hop);
         self.tracked.extend(new);
     }
 
@@ -273,10 +287,10 @@ impl Model {
                 self.facts.remove(&key(*peer));
                 self.policies.remove(&key(*peer));
             }
-            Step::NextHop(number, state) => {
-                let address = next_hop(*number);
-                if self.tracked.contains(&address) {
-                    self.states.insert(address, *state);
+            Step::NextHop(peer, number, state) => {
+                let next_hop = meant(next_hop(*number), key(*peer));
+                if self.tracked.contains(&next_hop) {
+                    self.states.insert(next_hop, *state);
                 }
             }
             Step::Own(own) => self.own = own.clone(),
@@ -287,8 +301,8 @@ impl Model {
             }
             Step::Decide => {
                 let taken = self.imported().paths;
-                self.tracked = taken.iter().map(|path| path.attributes.next_hop).collect();
-                self.states.retain(|address, _| self.tracked.contains(address));
+                self.tracked = taken.iter().map(Known::next_hop).collect();
+                self.states.retain(|next_hop, _| self.tracked.contains(next_hop));
             }
         }
     }
@@ -301,7 +315,7 @@ impl Model {
     }
 
     fn metric(&self, path: &Known) -> Option<u32> {
-        match self.states.get(&path.attributes.next_hop) {
+        match self.states.get(&path.next_hop()) {
             Some(NextHopState::Reachable { metric }) => Some(*metric),
             _ => None,
         }
@@ -329,14 +343,19 @@ impl Model {
     }
 
     /// The same, if no path had the next hop `lost`.
-    fn used_without(&self, prefix: Prefix, lost: Option<IpAddr>, max_paths: usize) -> Vec<PathKey> {
+    fn used_without(
+        &self,
+        prefix: Prefix,
+        lost: Option<BgpNextHop>,
+        max_paths: usize,
+    ) -> Vec<PathKey> {
         if self.ours(prefix).is_some() || self.own.anycast.contains(&prefix) {
             return Vec::new();
         }
         let to_it = self.paths.iter().filter(|path| path.prefix == prefix);
         let usable: Vec<&Known> = to_it
             .filter(|path| self.metric(path).is_some() && self.facts.contains_key(&path.peer))
-            .filter(|path| Some(path.attributes.next_hop) != lost)
+            .filter(|path| Some(path.next_hop()) != lost)
             .collect();
         let survive = |all: &[&Known], beats: &dyn Fn(&Known, &Known) -> bool| -> Vec<Known> {
             let left = all.iter().filter(|p| !all.iter().any(|other| beats(other, p)));
@@ -353,9 +372,9 @@ impl Model {
             let router = path.attributes.originator_id.unwrap_or(router);
             (router, path.attributes.cluster_list.len(), path.key())
         });
-        let mut ways: Vec<IpAddr> = Vec::new();
+        let mut ways: Vec<BgpNextHop> = Vec::new();
         let within = |path: &Known| {
-            let way = path.attributes.next_hop;
+            let way = path.next_hop();
             if ways.contains(&way) {
                 return true;
             }
@@ -369,14 +388,14 @@ impl Model {
         left.into_iter().filter(|path| within(path)).map(|path| path.key()).collect()
     }
 
-    fn next_hops(&self, prefix: Prefix, used: &[PathKey]) -> Vec<IpAddr> {
+    fn next_hops(&self, prefix: Prefix, used: &[PathKey]) -> Vec<BgpNextHop> {
         let paths = self.paths.iter().filter(|p| p.prefix == prefix && used.contains(&p.key()));
-        let set: BTreeSet<IpAddr> = paths.map(|path| path.attributes.next_hop).collect();
+        let set: BTreeSet<BgpNextHop> = paths.map(Known::next_hop).collect();
         set.into_iter().collect()
     }
 
     /// What takes the place of a single next hop.
-    fn backup(&self, prefix: Prefix, next_hops: &[IpAddr]) -> Option<IpAddr> {
+    fn backup(&self, prefix: Prefix, next_hops: &[BgpNextHop]) -> Option<BgpNextHop> {
         let [only] = next_hops else {
             return None;
         };
@@ -402,7 +421,7 @@ struct Run {
     rib: Rib,
     model: Model,
     max_paths: usize,
-    kernel: BTreeMap<Prefix, (Vec<IpAddr>, Option<IpAddr>)>,
+    kernel: BTreeMap<Prefix, (Vec<BgpNextHop>, Option<BgpNextHop>)>,
     conflicts: Vec<Conflict>,
 }
 
@@ -434,8 +453,9 @@ impl Run {
             Step::FlushStale(peer, families) => _ = rib.flush_stale(key(peer), &families),
             Step::Flush(peer) => rib.flush(key(peer)),
             Step::Forget(peer) => rib.forget_peer(key(peer)),
-            Step::NextHop(number, state) => {
-                rib.set_next_hops(BTreeMap::from([(next_hop(number), state)]));
+            Step::NextHop(peer, number, state) => {
+                let next_hop = meant(next_hop(number), key(peer));
+                rib.set_next_hops(BTreeMap::from([(next_hop, state)]));
             }
             Step::Own(own) => rib.set_own(own),
             Step::Import(peer, policy) => {
@@ -468,7 +488,7 @@ impl Run {
     fn compare(&self) {
         let model = &self.model.imported();
         assert_eq!(self.conflicts, model.conflicts());
-        let unknown = model.tracked.iter().any(|address| !model.states.contains_key(address));
+        let unknown = model.tracked.iter().any(|next_hop| !model.states.contains_key(next_hop));
         assert_eq!(self.rib.has_unknown_next_hops(), unknown);
         let mut kernel = BTreeMap::new();
         let mut best = BTreeSet::new();
@@ -515,7 +535,7 @@ impl Run {
         model: &Model,
         prefix: Prefix,
         used: &[PathKey],
-        next_hops: &[IpAddr],
+        next_hops: &[BgpNextHop],
     ) {
         let explanation = self.rib.explain(prefix);
         assert_eq!(explanation.next_hops, next_hops);

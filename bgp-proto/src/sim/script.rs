@@ -172,7 +172,8 @@ impl Script {
                 Output::Routes(changes) => {
                     for change in changes {
                         for prefix in change.prefixes.iter() {
-                            self.routes.insert(prefix, change.next_hops.to_vec());
+                            let next_hops = change.next_hops.iter().map(|hop| hop.address);
+                            self.routes.insert(prefix, next_hops.collect());
                         }
                     }
                     self.routes.retain(|_, next_hops| !next_hops.is_empty());

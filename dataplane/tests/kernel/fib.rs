@@ -1,10 +1,10 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use twill_dataplane::{
     NextHop,
     fib::{Fib, FibChange, FibConfig, LearnedRoute, Resolved, Via},
 };
-use twill_types::Prefix;
+use twill_types::{BgpNextHop, Prefix};
 
 use crate::common::*;
 
@@ -194,7 +194,7 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         uplink();
         let index = ifindex("uplink");
         let mut fib = open();
-        let ip_of = |text: &str| text.parse().unwrap();
+        let ip_of = |text: &str| text.parse::<IpAddr>().unwrap();
         let way = |gateway: Option<&str>, source: Option<&str>| Resolved {
             gateway: gateway.map(ip_of),
             ifindex: index,
@@ -249,5 +249,61 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         };
         desired.insert(learned.prefix, learned);
         converge(&mut fib, &desired);
+    });
+}
+
+/// Each link has fe80::/64, and each pod's link has fe80::1.
+#[test]
+fn a_link_local_next_hop_is_on_the_link_of_its_peer() {
+    on_a_node(|| {
+        uplink();
+        ip("link add uplink2 type veth peer name router2");
+        ip("link set uplink2 up");
+        ip("link set router2 up");
+        ip("address add 192.168.3.11/24 dev uplink2");
+        for link in ["uplink", "uplink2"] {
+            ip(&format!("address add fe80::99/64 dev {link} nodad"));
+        }
+        let pod = pod_netns();
+        let _up = add(&pod_link("pod", &["fd00:10::5"]), &pod);
+        let mut fib = open();
+        let of = |address: &str, peer: &str| {
+            BgpNextHop::new(address.parse().unwrap(), peer.parse().unwrap())
+        };
+        let mut resolve = |next_hop: BgpNextHop| {
+            let way = fib.resolve(next_hop).unwrap();
+            way.map(|way| (way.gateway, way.ifindex))
+        };
+        let peers =
+            [("192.168.2.1", "uplink"), ("fd00:2::1", "uplink"), ("192.168.3.1", "uplink2")];
+        for (peer, link) in peers {
+            for address in ["fe80::1", "fe80::77"] {
+                let found = resolve(of(address, peer));
+                assert_eq!(found, Some((None, ifindex(link))), "{address} of {peer}");
+            }
+            assert_eq!(resolve(of("fe80::99", peer)), None, "our own address");
+        }
+        // Nobody says on which link, or the peer is on none.
+        assert_eq!(resolve("fe80::77".parse::<IpAddr>().unwrap().into()), None);
+        assert_eq!(resolve(of("fe80::77", "198.51.100.1")), None);
+        ip("route add 198.51.100.0/24 via 192.168.2.1");
+        assert_eq!(resolve(of("fe80::77", "198.51.100.1")), None);
+        // A learned route is in the way.
+        let routes = [LearnedRoute {
+            prefix: prefix("fe80::/96"),
+            via: Via::Hops(Arc::new(
+                [NextHop {
+                    gateway: Some("fd00:2::1".parse().unwrap()),
+                    ifindex: ifindex("uplink"),
+                    onlink: false,
+                }]
+                .into(),
+            )),
+            source: None,
+        }];
+        converge(&mut open(), &table(&routes));
+        for (peer, link) in peers {
+            assert_eq!(resolve(of("fe80::77", peer)), Some((None, ifindex(link))), "{peer}");
+        }
     });
 }

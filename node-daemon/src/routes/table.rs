@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -15,7 +14,7 @@ use twill_dataplane::{
     NextHop,
     fib::{LearnedRoute, Object, ObjectId, Resolved, Via},
 };
-use twill_types::{Family, Prefix, PrefixList, PrefixMap};
+use twill_types::{BgpNextHop, Family, Prefix, PrefixList, PrefixMap};
 
 use super::{
     Sources,
@@ -134,8 +133,8 @@ impl Table {
     pub(super) fn want(
         &mut self,
         prefixes: &PrefixList,
-        next_hops: &Arc<[IpAddr]>,
-        backup: Option<IpAddr>,
+        next_hops: &Arc<[BgpNextHop]>,
+        backup: Option<BgpNextHop>,
     ) {
         let mut last = None;
         for prefix in prefixes.iter() {
@@ -216,7 +215,7 @@ impl Table {
             self.ungrouped.remove(&id);
         }
         let Reach { resolved, leaving, .. } = &mut self.reach;
-        let used = |set: &Set, address: &IpAddr| {
+        let used = |set: &Set, address: &BgpNextHop| {
             set.key.next_hops.contains(address) || set.key.backup.as_ref() == Some(address)
         };
         leaving.retain(|address| {
@@ -240,19 +239,19 @@ impl Table {
     }
 
     /// The next hops that the speaker tracks, all of them; answers those of which nothing is known.
-    pub(super) fn track(&mut self, addresses: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    pub(super) fn track(&mut self, addresses: &BTreeSet<BgpNextHop>) -> Vec<BgpNextHop> {
         let known = &self.reach.resolved;
-        let leaving: BTreeSet<IpAddr> =
+        let leaving: BTreeSet<BgpNextHop> =
             known.keys().filter(|address| !addresses.contains(address)).copied().collect();
         self.ways_stale |= leaving != self.reach.leaving;
-        let back = |address: &IpAddr| self.reach.leaving.contains(address);
+        let back = |address: &BgpNextHop| self.reach.leaving.contains(address);
         let new = addresses.iter().filter(|a| !known.contains_key(a) || back(a)).copied().collect();
         self.reach.leaving = leaving;
         new
     }
 
     /// The next hops that the speaker tracks, and where they are.
-    pub(super) fn tracked(&self) -> impl Iterator<Item = (IpAddr, Option<Resolved>)> {
+    pub(super) fn tracked(&self) -> impl Iterator<Item = (BgpNextHop, Option<Resolved>)> {
         let known = self.reach.resolved.iter().map(|(address, way)| (*address, *way));
         known.filter(|(address, _)| !self.reach.leaving.contains(address))
     }
@@ -260,8 +259,8 @@ impl Table {
     /// Where next hops are; answers those of which something else is known now.
     pub(super) fn resolve(
         &mut self,
-        found: BTreeMap<IpAddr, Option<Resolved>>,
-    ) -> BTreeMap<IpAddr, Option<Resolved>> {
+        found: BTreeMap<BgpNextHop, Option<Resolved>>,
+    ) -> BTreeMap<BgpNextHop, Option<Resolved>> {
         let mut changed = BTreeMap::new();
         for (address, way) in found {
             if self.reach.resolved.insert(address, way) != Some(way) {

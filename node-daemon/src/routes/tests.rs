@@ -10,7 +10,7 @@ use twill_dataplane::{
     NextHop,
     fib::{FibChange, LearnedRoute, Object, ObjectChange, ObjectId, Resolved, Via},
 };
-use twill_types::{Family, Prefix, PrefixList};
+use twill_types::{BgpNextHop, Family, Prefix, PrefixList};
 
 use super::{
     Sources,
@@ -153,10 +153,10 @@ impl Run {
 
     /// The next hops that work; what is not named does not.
     fn reach(&mut self, numbers: &[u8]) {
-        let known: Vec<IpAddr> = self.table.tracked().map(|(address, _)| address).collect();
-        let mut ways: BTreeMap<IpAddr, Option<Resolved>> =
-            known.into_iter().map(|address| (address, None)).collect();
-        ways.extend(numbers.iter().map(|number| (address(*number), Some(way(*number)))));
+        let known: Vec<BgpNextHop> = self.table.tracked().map(|(known, _)| known).collect();
+        let mut ways: BTreeMap<BgpNextHop, Option<Resolved>> =
+            known.into_iter().map(|known| (known, None)).collect();
+        ways.extend(numbers.iter().map(|number| (bgp(*number), Some(way(*number)))));
         self.table.resolve(ways);
     }
 
@@ -210,8 +210,8 @@ impl Run {
     }
 
     fn want(&mut self, routes: std::ops::Range<u16>, hops: &[u8], backup: Option<u8>) {
-        let hops = hops.iter().map(|number| address(*number)).collect();
-        self.table.want(&routes.map(prefix).collect(), &hops, backup.map(address));
+        let hops = hops.iter().map(|number| bgp(*number)).collect();
+        self.table.want(&routes.map(prefix).collect(), &hops, backup.map(bgp));
     }
 
     fn link_dead(&mut self, number: u8, down: bool) {
@@ -244,6 +244,10 @@ fn prefix(number: u16) -> Prefix {
 
 fn address(number: u8) -> IpAddr {
     IpAddr::from([192, 0, 2, number])
+}
+
+fn bgp(number: u8) -> BgpNextHop {
+    address(number).into()
 }
 
 /// Each next hop is on a link of its own.
@@ -303,7 +307,7 @@ fn a_turn_writes_so_many_routes_and_no_more() {
         ALL.filter(|route| run.kernel.hops(prefix(*route)) == hops).count()
     };
     assert_eq!((written(&run, &[1, 2]), written(&run, &[])), (600, 400));
-    run.table.track(&[address(2)].into());
+    run.table.track(&[bgp(2)].into());
     assert_eq!(run.moves(), (1, 0));
     assert_eq!((written(&run, &[2]), written(&run, &[])), (600, 400));
     run.want(ALL, &[2], None);
@@ -322,15 +326,15 @@ fn a_failover_is_one_message_or_none() {
         run.reach(&[1, 2]);
         run.want(ALL, hops, backup);
         run.turn();
-        assert_eq!(run.table.track(&[address(2)].into()), Vec::<IpAddr>::new());
+        assert_eq!(run.table.track(&[bgp(2)].into()), Vec::<BgpNextHop>::new());
         assert_eq!(run.moves(), (1, 0));
         run.assert_leads(ALL, &[2]);
         run.want(ALL, &[2], None);
         assert_eq!(run.turn(), (0, 0));
         run.assert_leads(ALL, &[2]);
         // And it is back.
-        let new = run.table.track(&[address(1), address(2)].into());
-        assert_eq!(new, [address(1)]);
+        let new = run.table.track(&[bgp(1), bgp(2)].into());
+        assert_eq!(new, [bgp(1)]);
         run.reach(&[1, 2]);
         run.want(ALL, hops, backup);
         assert_eq!(run.turn(), (2, 0), "the hop, and the group");
@@ -362,7 +366,7 @@ fn a_next_hop_that_leaves_is_used_until_the_next_is_known() {
     run.reach(&[1, 2]);
     run.want(ALL, &[1], None);
     run.turn();
-    run.table.track(&[address(2)].into());
+    run.table.track(&[bgp(2)].into());
     assert_eq!(run.moves(), (0, 0));
     assert_eq!(run.turn(), (0, 0));
     run.assert_leads(ALL, &[1]);
@@ -401,8 +405,8 @@ fn each_family_has_its_own_source() {
             .collect(),
     ];
     let want = |run: &mut Run| {
-        run.table.resolve([(v6(1), Some(way(1)))].into());
-        both.iter().for_each(|routes| run.table.want(routes, &[v6(1)].into(), None));
+        run.table.resolve([(v6(1).into(), Some(way(1)))].into());
+        both.iter().for_each(|routes| run.table.want(routes, &[v6(1).into()].into(), None));
     };
     let sources = |of4: Option<u8>, of6: Option<u16>| {
         let all = [(Family::V4, of4.map(address)), (Family::V6, of6.map(v6))];
@@ -511,13 +515,13 @@ fn what_is_adopted_stays_until_the_speaker_has_converged() {
 fn next_hops_behind_one_router_make_one_way() {
     let mut run = Run::new(Switch::Auto);
     let behind = Resolved { gateway: Some(address(9)), ..way(3) };
-    run.table.resolve([(address(1), Some(behind)), (address(2), Some(behind))].into());
+    run.table.resolve([(bgp(1), Some(behind)), (bgp(2), Some(behind))].into());
     run.want(0..1, &[1, 2], None);
     run.want(1..2, &[1], Some(2));
     assert_eq!(run.turn(), (0, 2), "no second way, no group");
     let one: BTreeSet<NextHop> = [behind.next_hop(address(1))].into();
     assert_eq!(run.kernel.hops(prefix(0)), one);
-    run.table.resolve([(address(1), None), (address(2), None)].into());
+    run.table.resolve([(bgp(1), None), (bgp(2), None)].into());
     assert_eq!(run.turn(), (0, 2));
     assert_eq!(run.kernel.routes.len(), 0);
     assert_eq!(run.table.installed(), (PrefixList::new(), 2));
@@ -549,7 +553,7 @@ fn a_route_that_is_due_is_not_trusted_after_its_link() {
     run.want(0..300, &[1], None);
     run.turn();
     // The next hop is found by another link, and not all of it has been written.
-    run.table.resolve([(address(1), Some(way(2)))].into());
+    run.table.resolve([(bgp(1), Some(way(2)))].into());
     run.turn_of(100);
     run.link_dead(1, true);
     run.kernel.dead_links.clear();

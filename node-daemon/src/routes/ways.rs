@@ -2,12 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
 use twill_dataplane::{NextHop, fib::Resolved};
-use twill_types::Family;
+use twill_types::{BgpNextHop, Family};
 
 /// What routes share: the same BGP next hops lead them the same way, whatever becomes of these.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,9 +15,9 @@ pub(super) struct SetKey {
     /// have objects of their own.
     pub(super) family: Family,
     /// BGP next hops that share the traffic; at least one.
-    pub(super) next_hops: Arc<[IpAddr]>,
+    pub(super) next_hops: Arc<[BgpNextHop]>,
     /// What takes the place of a single next hop that is lost.
-    pub(super) backup: Option<IpAddr>,
+    pub(super) backup: Option<BgpNextHop>,
 }
 
 /// Where packets go.
@@ -68,9 +67,9 @@ impl Way {
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     /// Where each tracked BGP next hop is.
-    pub(super) resolved: BTreeMap<IpAddr, Option<Resolved>>,
+    pub(super) resolved: BTreeMap<BgpNextHop, Option<Resolved>>,
     /// BGP next hops that no path has any more. The routes that had them are about to change.
-    pub(super) leaving: BTreeSet<IpAddr>,
+    pub(super) leaving: BTreeSet<BgpNextHop>,
     /// Links that are down or have no carrier.
     pub(super) dead_links: BTreeSet<u32>,
     /// Hops that the kernel refused as objects, until something changes.
@@ -83,14 +82,14 @@ impl Reach {
     /// for a route shall not be gone before its next one is there; and a single next hop without a
     /// backup on a dead link, for its route outlives a flap of the carrier in the kernel.
     pub(super) fn way(&self, key: &SetKey) -> Way {
-        let hop = |address: &IpAddr| {
-            let hop = (*self.resolved.get(address)?)?.next_hop(*address);
+        let hop = |next_hop: &BgpNextHop| {
+            let hop = (*self.resolved.get(next_hop)?)?.next_hop(next_hop.address);
             (!self.refused.contains(&hop)).then_some(hop)
         };
         let live = |hop: &NextHop| !self.dead_links.contains(&hop.ifindex);
-        let works = |address: &&IpAddr| !self.leaving.contains(*address);
-        let working = |addresses: &[IpAddr]| -> BTreeSet<NextHop> {
-            addresses.iter().filter(works).filter_map(hop).filter(live).collect()
+        let works = |next_hop: &&BgpNextHop| !self.leaving.contains(*next_hop);
+        let working = |next_hops: &[BgpNextHop]| -> BTreeSet<NextHop> {
+            next_hops.iter().filter(works).filter_map(hop).filter(live).collect()
         };
         let backup = working(key.backup.as_slice()).first().copied();
         let way = Way::new(working(&key.next_hops), backup);

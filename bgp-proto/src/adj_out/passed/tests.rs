@@ -7,7 +7,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use twill_types::Asn;
+use twill_types::{Asn, BgpNextHop};
 
 use super::*;
 use crate::{
@@ -220,7 +220,7 @@ impl Run {
                 _ => v4.to_ipv6_mapped().into(),
             };
         }
-        let next_hop = attributes.next_hop;
+        let next_hop = BgpNextHop::new(attributes.next_hop, key(peer).address);
         self.rib.set_peer(key(peer), facts(peer));
         self.rib.announce(key(peer), attributes, nlri(place));
         let state = NextHopState::Reachable { metric: 1 };

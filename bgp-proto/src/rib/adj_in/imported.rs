@@ -4,9 +4,9 @@
 //! the peer. What policy makes of a path is part of its source: prefixes with the same attributes that it
 //! treats alike share one, and a peer without a policy pays nothing.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
-use twill_types::Prefix;
+use twill_types::{BgpNextHop, Prefix};
 
 use super::{AdjRibsIn, Id, PeerKey, Source, Table};
 use crate::{
@@ -55,9 +55,11 @@ impl Imported {
         matches!(self, Self::Filtered(filtered) if filtered.changed.is_none())
     }
 
-    /// Where it leads to. Nobody goes by what is refused, and policy changes no next hop.
-    pub(super) fn next_hop(&self) -> Option<IpAddr> {
-        if self.is_refused() { None } else { self.received().next_hop() }
+    /// Where it leads to, as it came from `peer`. Nobody goes by what is refused, and policy changes no next
+    /// hop.
+    pub(super) fn next_hop(&self, peer: PeerKey) -> Option<BgpNextHop> {
+        let address = self.received().next_hop().filter(|_| !self.is_refused())?;
+        Some(BgpNextHop::new(address, peer.address))
     }
 
     /// What becomes of the same path with a community more.
