@@ -1,6 +1,6 @@
 //! `twillctl bgp explain`.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::IpAddr};
 
 use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath};
 use twill_types::Prefix;
@@ -106,21 +106,28 @@ fn row(path: &ExplainedPath, wide: bool) -> Vec<String> {
     row
 }
 
-/// `dev eth0`, `via 192.168.2.1 dev eth0`.
+/// `dev eth0`, `via 192.168.2.1 dev eth0`, `via 192.168.2.1 dev eth0, via 192.168.3.1 dev eth1`.
 fn way(next_hop: &ExplainedNextHop) -> String {
-    match (next_hop.reachable, next_hop.gateway, &next_hop.device) {
-        (None, ..) => "unknown".to_owned(),
-        (Some(false), ..) => "unreachable".to_owned(),
-        (Some(true), Some(gateway), Some(device)) => format!("via {gateway} dev {device}"),
-        (Some(true), None, Some(device)) => format!("dev {device}"),
-        (Some(true), _, None) => "reachable".to_owned(),
+    let hop = |gateway: Option<IpAddr>, device: &str| match gateway {
+        Some(gateway) => format!("via {gateway} dev {device}"),
+        None => format!("dev {device}"),
+    };
+    match (next_hop.reachable, &next_hop.device) {
+        (None, _) => "unknown".to_owned(),
+        (Some(false), _) => "unreachable".to_owned(),
+        (Some(true), None) => "reachable".to_owned(),
+        (Some(true), Some(device)) => {
+            let others = next_hop.others.iter().map(|other| hop(other.gateway, &other.device));
+            let first = std::iter::once(hop(next_hop.gateway, device));
+            first.chain(others).collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use twill_rpc::message::Withheld;
+    use twill_rpc::message::{ExplainedHop, Withheld};
 
     use super::*;
 
@@ -145,6 +152,7 @@ mod tests {
                 metric: Some(0),
                 gateway: None,
                 device: Some("eth0".to_owned()),
+                others: Vec::new(),
             },
             as_path: "64513".to_owned(),
             origin: "IGP".to_owned(),
@@ -186,6 +194,7 @@ mod tests {
         all[2].med = Some(10);
         all[2].stale = true;
         all[2].stale_for_ms = Some(90_000);
+        all[2].next_hop.others = vec![ExplainedHop { gateway: None, device: "eth1".to_owned() }];
         all[3].next_hop.reachable = Some(false);
         all[3].communities = vec!["64513:1".to_owned()];
         all[1].next_hop.gateway = Some("192.168.2.254".parse().unwrap());
@@ -197,7 +206,7 @@ mod tests {
             +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
             | 192.168.2.1 | best            | 192.168.2.1 | dev eth0                   |          - | 64513       | IGP    |   - | best                                                         |
             | 192.168.2.2 | used            | 192.168.2.2 | via 192.168.2.254 dev eth0 |          - | 64513       | IGP    |   - | as good as 192.168.2.1, which comes first by lower router id |
-            | 192.168.2.3 | stale for 1m30s | 192.168.2.3 | dev eth0                   |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       |
+            | 192.168.2.3 | stale for 1m30s | 192.168.2.3 | dev eth0, dev eth1         |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       |
             | 192.168.2.4 | -               | 192.168.2.4 | unreachable                |          - | 64513       | IGP    |   - | next hop unreachable                                         |
             +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+
         "#]].assert_eq(&text(&explained(all.clone()), false));
@@ -209,7 +218,7 @@ mod tests {
             +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+------------------+
             | 192.168.2.1 | best            | 192.168.2.1 | dev eth0                   |          - | 64513       | IGP    |   - | best                                                         | external | 192.168.2.1 | -          | -        | -           | -                |
             | 192.168.2.2 | used            | 192.168.2.2 | via 192.168.2.254 dev eth0 |          - | 64513       | IGP    |   - | as good as 192.168.2.1, which comes first by lower router id | external | 192.168.2.2 | -          | -        | -           | -                |
-            | 192.168.2.3 | stale for 1m30s | 192.168.2.3 | dev eth0                   |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       | external | 192.168.2.3 | -          | -        | -           | -                |
+            | 192.168.2.3 | stale for 1m30s | 192.168.2.3 | dev eth0, dev eth1         |          - | 64513 64513 | IGP    |  10 | lost to 192.168.2.1 by shorter AS_PATH                       | external | 192.168.2.3 | -          | -        | -           | -                |
             | 192.168.2.4 | -               | 192.168.2.4 | unreachable                |          - | 64513       | IGP    |   - | next hop unreachable                                         | external | 192.168.2.4 | -          | -        | 64513:1     | -                |
             +-------------+-----------------+-------------+----------------------------+------------+-------------+--------+-----+--------------------------------------------------------------+----------+-------------+------------+----------+-------------+------------------+
         "#]].assert_eq(&text(&explained(all), true));

@@ -5,7 +5,8 @@ use std::{net::Ipv4Addr, time::Duration};
 use twill_bgp_proto::{
     Explanation, NextHopState, Outcome, PathExplanation, PeerKey, Unusable, wire::PathAttributes,
 };
-use twill_rpc::message::{Explained, ExplainedNextHop, ExplainedPath, Withheld};
+use twill_dataplane::NextHop;
+use twill_rpc::message::{Explained, ExplainedHop, ExplainedNextHop, ExplainedPath, Withheld};
 use twill_types::{BgpNextHop, Prefix};
 
 use crate::routes::KernelRoutes;
@@ -102,7 +103,10 @@ fn explained_next_hop(
     state: Option<NextHopState>,
     kernel: &KernelRoutes,
 ) -> ExplainedNextHop {
-    let resolved = kernel.resolved.get(&next_hop).copied().flatten();
+    let resolved = kernel.resolved.get(&next_hop).and_then(Option::as_ref);
+    let hop = |hop: &NextHop| ExplainedHop { gateway: hop.gateway, device: device(hop.ifindex) };
+    let mut hops = resolved.into_iter().flat_map(|way| &way.hops).map(hop);
+    let first = hops.next();
     ExplainedNextHop {
         address: next_hop.address,
         reachable: state.map(|state| matches!(state, NextHopState::Reachable { .. })),
@@ -110,8 +114,9 @@ fn explained_next_hop(
             Some(NextHopState::Reachable { metric }) => Some(metric),
             Some(NextHopState::Unreachable) | None => None,
         },
-        gateway: resolved.and_then(|resolved| resolved.gateway),
-        device: resolved.map(|resolved| device(resolved.ifindex)),
+        gateway: first.as_ref().and_then(|first| first.gateway),
+        device: first.map(|first| first.device),
+        others: hops.collect(),
     }
 }
 

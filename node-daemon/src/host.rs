@@ -105,7 +105,8 @@ impl Host {
         let families: BTreeSet<Family> =
             of_pools.chain(addresses.iter().map(|address| Family::of(*address))).collect();
         let resolved = Arc::clone(&self.installed.borrow().resolved);
-        let uplinks = resolved.values().flatten().map(|way| way.ifindex).collect();
+        let hops = resolved.values().flatten().flat_map(|way| &way.hops);
+        let uplinks = hops.map(|hop| hop.ifindex).collect();
         Facts {
             families,
             host: look(&uplinks, &addresses).map_err(|error| error_chain(&error)),

@@ -208,7 +208,7 @@ impl Routes {
             Report::TrackNextHops(addresses) => {
                 let new = self.state.table.track(&addresses);
                 let found = block_in_place(|| self.fib.resolve_all(new))?;
-                let states = found.iter().map(|(address, way)| (*address, state(*way))).collect();
+                let states = found.iter().map(|(hop, way)| (*hop, state(way.as_ref()))).collect();
                 self.state.table.resolve(found);
                 // A next hop that is gone moves traffic before each route is looked at.
                 self.move_groups()?;
@@ -372,7 +372,7 @@ impl Routes {
         if !changed.is_empty() {
             self.move_groups()?;
             self.publish_next_hops();
-            let states = changed.into_iter().map(|(address, way)| (address, state(way)));
+            let states = changed.iter().map(|(hop, way)| (*hop, state(way.as_ref())));
             self.tell_speaker(states.collect()).await;
         }
         Ok(())
@@ -505,7 +505,8 @@ impl Routes {
     }
 
     fn publish_next_hops(&self) {
-        let resolved = Arc::new(self.state.table.tracked().collect());
+        let known = self.state.table.tracked().map(|(hop, way)| (hop, way.cloned()));
+        let resolved = Arc::new(known.collect());
         self.installed.send_modify(|told| {
             *told = Arc::new(KernelRoutes { resolved, ..KernelRoutes::clone(told) });
         });
@@ -533,9 +534,9 @@ fn refusal(error: &KernelError) -> Refusal {
 }
 
 /// One hop is nearer than two. The kernel's metrics are no costs (ADR 0013).
-fn state(resolved: Option<Resolved>) -> NextHopState {
+fn state(resolved: Option<&Resolved>) -> NextHopState {
     match resolved {
         None => NextHopState::Unreachable,
-        Some(resolved) => NextHopState::Reachable { metric: u32::from(resolved.gateway.is_some()) },
+        Some(resolved) => NextHopState::Reachable { metric: u32::from(!resolved.is_direct()) },
     }
 }

@@ -8,8 +8,8 @@ mod pod;
 use std::net::IpAddr;
 
 pub use bgp::{
-    ExplainRequest, Explained, ExplainedNextHop, ExplainedPath, NotificationCount, RefreshRequest,
-    Refreshed, UpdateErrorCount, Withheld,
+    ExplainRequest, Explained, ExplainedHop, ExplainedNextHop, ExplainedPath, NotificationCount,
+    RefreshRequest, Refreshed, UpdateErrorCount, Withheld,
 };
 pub use host::{HostCheck, HostOutcome, NodeChecked};
 pub use ipam::{

@@ -303,6 +303,7 @@ fn main() -> ExitCode {
         routing::a_node_is_no_transit,
         routing::a_route_reflector_passes_pool_routes_on,
         next_hops::a_link_local_next_hop_is_on_the_link_of_its_peer,
+        next_hops::a_next_hop_behind_two_routers_is_reached_by_both,
         restart::a_daemon_that_dies_or_is_replaced_loses_no_packet,
         restart::a_daemon_that_dies_or_is_replaced_loses_no_packet_of_ipv6,
         restart::a_peer_that_announces_nothing_keeps_our_routes,

@@ -92,3 +92,44 @@ pub(crate) fn a_link_local_next_hop_is_on_the_link_of_its_peer() -> Result<()> {
     }
     Ok(())
 }
+
+/// A router beyond two ToRs, to which the node has one route with both: what it announces is reached by both,
+/// and by one of them while the link to the other is down.
+pub(crate) fn a_next_hop_behind_two_routers_is_reached_by_both() -> Result<()> {
+    let mut topology = Topology::new();
+    let tors = [("tor1", "seg-a", "192.168.2", 2), ("tor2", "seg-b", "192.168.3", 3)];
+    for (name, segment, net, last) in tors {
+        let tor = topology.router(name).on(segment, &format!("{net}.1/24"));
+        tor.on("seg-c", &format!("192.168.5.{last}/24"));
+    }
+    let neighbor = Neighbor::new("node1", "192.168.2.11", 64512).local("192.168.5.1");
+    topology
+        .router("core")
+        .on("seg-c", "192.168.5.1/24")
+        .local("198.51.100.1/24")
+        .bird(BirdConfig::new("192.168.5.1", 64513).neighbor(neighbor).announce("198.51.100.0/24"));
+    topology.node("node1").on("seg-a", "192.168.2.11/24").on("seg-b", "192.168.3.11/24");
+    topology.resource("core.yaml", &peer("core", "192.168.5.1", 64513));
+    let mut lab = topology.build()?;
+    for (name, _, net, last) in tors {
+        lab.router("core")?.ip(&format!("route add {net}.0/24 via 192.168.5.{last}"))?;
+        lab.router(name)?.ip("route add 198.51.100.0/24 via 192.168.5.1")?;
+    }
+    lab.node("node1")?
+        .namespace()
+        .ip("route add 192.168.5.0/24 nexthop via 192.168.2.1 nexthop via 192.168.3.1")?;
+    lab.start_all()?;
+    lab.node("node1")?.wait_established(&["192.168.5.1"], LONG)?;
+    let both = ["192.168.2.1 dev eth0", "192.168.3.1 dev eth1"];
+    wait_hops(&lab, "198.51.100.0/24", &both)?;
+    ping::reaches(lab.namespace("node1")?, "198.51.100.1".parse()?)?;
+    let answer = lab.node("node1")?.ctl_json(&["bgp", "explain", "198.51.100.0/24"])?;
+    let next_hop = &answer["paths"][0]["nextHop"];
+    ensure!(next_hop["gateway"] == "192.168.2.1" && next_hop["metric"] == 1, "{next_hop:#}");
+    ensure!(next_hop["others"][0]["device"] == "eth1", "{next_hop:#}");
+    lab.namespace("node1")?.ip("link set eth1 down")?;
+    wait_hops(&lab, "198.51.100.0/24", &both[..1])?;
+    ping::reaches(lab.namespace("node1")?, "198.51.100.1".parse()?)?;
+    lab.namespace("node1")?.ip("link set eth1 up")?;
+    wait_hops(&lab, "198.51.100.0/24", &both)
+}

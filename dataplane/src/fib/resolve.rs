@@ -1,7 +1,7 @@
 //! Where a BGP next hop is, by the routes that are not from BGP.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
 };
 
@@ -17,24 +17,29 @@ use crate::{
 };
 
 /// The way to an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
-    /// The router on the way; `None` if the address is on the link itself.
-    pub gateway: Option<IpAddr>,
-    /// The link.
-    pub ifindex: u32,
+    /// By which routers and links, at least one; several share the traffic, whatever weights the kernel has
+    /// for them. One without a gateway says that the address is on the link itself.
+    pub hops: BTreeSet<NextHop>,
     /// The address from which the kernel would send there, if it says so.
     pub source: Option<IpAddr>,
-    /// Whether the way there is by a gateway that is taken to be on the link.
-    pub onlink: bool,
 }
 
 impl Resolved {
-    /// The next hop of a route whose router is `target`, the address that was resolved: `target`
-    /// itself if it is on the link, else the router before it.
-    pub fn next_hop(&self, target: IpAddr) -> NextHop {
-        let onlink = self.onlink && self.gateway.is_some();
-        NextHop { gateway: Some(self.gateway.unwrap_or(target)), ifindex: self.ifindex, onlink }
+    /// Whether the address is on a link itself.
+    pub fn is_direct(&self) -> bool {
+        self.hops.iter().all(|hop| hop.gateway.is_none())
+    }
+
+    /// The next hops of a route whose router is `target`, the address that was resolved: `target` itself
+    /// where it is on the link, else the router before it. In order.
+    pub fn next_hops(&self, target: IpAddr) -> impl Iterator<Item = NextHop> {
+        self.hops.iter().map(move |hop| NextHop {
+            gateway: Some(hop.gateway.unwrap_or(target)),
+            onlink: hop.onlink && hop.gateway.is_some(),
+            ..*hop
+        })
     }
 }
 
@@ -64,7 +69,6 @@ impl Fib {
         next_hop: BgpNextHop,
         tables: &mut BTreeMap<Family, Vec<Route>>,
     ) -> Result<Option<Resolved>, Error> {
-        let is_direct = |way: &Resolved| way.gateway.is_none();
         if !next_hop.is_link_local() {
             return self.way(next_hop.address, None, tables);
         }
@@ -72,10 +76,11 @@ impl Fib {
         let Some(peer) = next_hop.peer else {
             return Ok(None);
         };
-        let Some(link) = self.resolve_with(peer.into(), tables)?.filter(is_direct) else {
+        let to_peer = self.resolve_with(peer.into(), tables)?.filter(Resolved::is_direct);
+        let Some(link) = to_peer.and_then(|way| way.hops.first().map(|hop| hop.ifindex)) else {
             return Ok(None);
         };
-        Ok(self.way(next_hop.address, Some(link.ifindex), tables)?.filter(is_direct))
+        Ok(self.way(next_hop.address, Some(link), tables)?.filter(Resolved::is_direct))
     }
 
     /// The way to an address, by this link if one is named.
@@ -130,12 +135,15 @@ impl Fib {
     }
 }
 
+/// `way` is what the kernel's lookup chose out of `entry`, one hop of all of them.
 fn resolved(way: &Route, entry: &Route, link: Option<u32>) -> Option<Resolved> {
     if way.kind != RouteType::Unicast {
         return None;
     }
     let by_link = |hop: &&NextHop| link.is_none_or(|link| hop.ifindex == link);
-    let hop = way.next_hops.iter().find(by_link)?;
-    let onlink = entry.next_hops.iter().any(|entry| entry.onlink && entry.gateway == hop.gateway);
-    Some(Resolved { gateway: hop.gateway, ifindex: hop.ifindex, source: way.source, onlink })
+    let of = |route: &Route| -> BTreeSet<NextHop> {
+        route.next_hops.iter().filter(by_link).copied().collect()
+    };
+    let hops = Some(of(entry)).filter(|hops| !hops.is_empty()).unwrap_or_else(|| of(way));
+    (!hops.is_empty()).then_some(Resolved { hops, source: way.source })
 }

@@ -196,15 +196,14 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         let mut fib = open();
         let ip_of = |text: &str| text.parse::<IpAddr>().unwrap();
         let way = |gateway: Option<&str>, source: Option<&str>| Resolved {
-            gateway: gateway.map(ip_of),
-            ifindex: index,
+            hops: [NextHop { gateway: gateway.map(ip_of), ifindex: index, onlink: false }].into(),
             source: source.map(ip_of),
-            onlink: false,
         };
+        let first = |way: &Resolved, target| way.next_hops(ip_of(target)).next().unwrap();
         let direct = fib.resolve(ip_of("192.168.2.1")).unwrap().unwrap();
         assert_eq!(direct, way(None, Some("192.168.2.11")));
-        let hop = direct.next_hop(ip_of("192.168.2.1"));
-        assert_eq!(hop.gateway, Some(ip_of("192.168.2.1")));
+        assert_eq!(first(&direct, "192.168.2.1").gateway, Some(ip_of("192.168.2.1")));
+        assert!(direct.is_direct());
         assert_eq!(fib.resolve(ip_of("fd00:2::1")).unwrap(), Some(way(None, Some("fd00:2::11"))));
         assert_eq!(fib.resolve(ip_of("192.168.3.12")).unwrap(), None);
         assert_eq!(fib.resolve(ip_of("fd00:3::12")).unwrap(), None);
@@ -214,7 +213,8 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         ip("route add 192.168.0.0/16 via 192.168.2.1");
         let behind = fib.resolve(ip_of("192.168.3.12")).unwrap().unwrap();
         assert_eq!(behind, way(Some("192.168.2.1"), Some("192.168.2.11")));
-        assert_eq!(behind.next_hop(ip_of("192.168.3.12")).gateway, Some(ip_of("192.168.2.1")));
+        assert_eq!(first(&behind, "192.168.3.12").gateway, Some(ip_of("192.168.2.1")));
+        assert!(!behind.is_direct());
 
         // A learned route to the next hop's network does not resolve it.
         let routes = [
@@ -232,15 +232,15 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
         ip("route add default via 192.168.2.1");
         assert_eq!(fib.resolve(ip_of("10.10.0.9")).unwrap(), None);
         assert_eq!(
-            fib.resolve(ip_of("172.16.0.1")).unwrap().unwrap().gateway,
-            way(Some("192.168.2.1"), None).gateway
+            fib.resolve(ip_of("172.16.0.1")).unwrap().unwrap().hops,
+            way(Some("192.168.2.1"), None).hops
         );
 
         // A gateway that is on the link only because somebody said so.
         ip("route add 203.0.113.0/24 via 198.51.100.1 dev uplink onlink");
         let onlink = fib.resolve(ip_of("203.0.113.5")).unwrap().unwrap();
-        assert!(onlink.onlink);
-        let next = onlink.next_hop(ip_of("203.0.113.5"));
+        let next = first(&onlink, "203.0.113.5");
+        assert!(next.onlink);
         let mut desired = table(&routes);
         let learned = LearnedRoute {
             prefix: prefix("10.77.0.0/24"),
@@ -256,11 +256,7 @@ fn next_hops_resolve_by_routes_that_are_not_learned() {
 #[test]
 fn a_link_local_next_hop_is_on_the_link_of_its_peer() {
     on_a_node(|| {
-        uplink();
-        ip("link add uplink2 type veth peer name router2");
-        ip("link set uplink2 up");
-        ip("link set router2 up");
-        ip("address add 192.168.3.11/24 dev uplink2");
+        two_uplinks();
         for link in ["uplink", "uplink2"] {
             ip(&format!("address add fe80::99/64 dev {link} nodad"));
         }
@@ -272,7 +268,7 @@ fn a_link_local_next_hop_is_on_the_link_of_its_peer() {
         };
         let mut resolve = |next_hop: BgpNextHop| {
             let way = fib.resolve(next_hop).unwrap();
-            way.map(|way| (way.gateway, way.ifindex))
+            way.and_then(|way| way.hops.first().map(|hop| (hop.gateway, hop.ifindex)))
         };
         let peers =
             [("192.168.2.1", "uplink"), ("fd00:2::1", "uplink"), ("192.168.3.1", "uplink2")];
@@ -304,6 +300,50 @@ fn a_link_local_next_hop_is_on_the_link_of_its_peer() {
         converge(&mut open(), &table(&routes));
         for (peer, link) in peers {
             assert_eq!(resolve(of("fe80::77", peer)), Some((None, ifindex(link))), "{peer}");
+        }
+    });
+}
+
+/// A second link of the node, and both with routers that lead to a network beyond.
+fn two_uplinks() {
+    uplink();
+    ip("link add uplink2 type veth peer name router2");
+    ip("link set uplink2 up");
+    ip("link set router2 up");
+    ip("address add 192.168.3.11/24 dev uplink2");
+    ip("address add fd00:3::11/64 dev uplink2 nodad");
+}
+
+/// The routers by which an address is reached.
+fn routers(fib: &mut Fib, address: &str) -> Vec<(IpAddr, u32)> {
+    let way = fib.resolve(address.parse::<IpAddr>().unwrap()).unwrap();
+    let hops = way.into_iter().flat_map(|way| way.hops);
+    hops.map(|hop| (hop.gateway.unwrap(), hop.ifindex)).collect()
+}
+
+#[test]
+fn a_next_hop_is_reached_by_all_routers_that_lead_there() {
+    on_a_node(|| {
+        two_uplinks();
+        ip("route add default nexthop via 192.168.2.1 nexthop via 192.168.3.1 weight 3");
+        ip("route add default nexthop via fd00:2::1 nexthop via fd00:3::1");
+        let mut fib = open();
+        let of = |gateway: &str, link| (gateway.parse::<IpAddr>().unwrap(), ifindex(link));
+        let both = [
+            ("198.51.100.1", [of("192.168.2.1", "uplink"), of("192.168.3.1", "uplink2")]),
+            ("2001:db8::1", [of("fd00:2::1", "uplink"), of("fd00:3::1", "uplink2")]),
+        ];
+        for (address, routers_there) in both {
+            assert_eq!(routers(&mut fib, address), routers_there);
+        }
+        // A learned route is in the way.
+        let learned = [learned("198.51.100.0/24", &["192.168.2.7"], None)];
+        converge(&mut fib, &table(&learned));
+        let (address, routers_there) = both[0];
+        assert_eq!(routers(&mut fib, address), routers_there);
+        ip("link set uplink2 down");
+        for (address, routers_there) in both {
+            assert_eq!(routers(&mut fib, address), routers_there[..1]);
         }
     });
 }

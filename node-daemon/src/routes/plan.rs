@@ -124,14 +124,26 @@ impl Table {
             let needs = self.needs_group(id);
             let same = |group: ObjectId, held: &Held| {
                 let wanted = needs || entry.place() == Place::Object(group);
-                let alike =
-                    held.family == set.key.family && held.way == set.way.as_held(held.guarded);
-                held.set.is_none() && held.routes > 0 && wanted && alike
+                let is_free = held.set.is_none() && held.routes > 0 && wanted;
+                is_free
+                    && held.family == set.key.family
+                    && held.way == set.way.as_held(held.guarded)
             };
-            let mut all = self.groups.held.iter_mut();
-            if let Some((group, held)) = all.find(|(group, held)| same(**group, held)) {
+            // Others may lead the same way: best is the one that the route has already.
+            let own = match entry.place() {
+                Place::Object(group) => self.groups.held.get(&group).map(|held| (group, held)),
+                _ => None,
+            };
+            let own = own.filter(|(group, held)| same(*group, held)).map(|(group, _)| group);
+            let any = || {
+                let mut all = self.groups.held.iter();
+                all.find(|(group, held)| same(**group, held)).map(|(group, _)| *group)
+            };
+            if let Some(group) = own.or_else(any)
+                && let Some(held) = self.groups.held.get_mut(&group)
+            {
                 held.set = Some(id);
-                self.group_of.insert(id, *group);
+                self.group_of.insert(id, group);
             }
         }
     }

@@ -251,8 +251,8 @@ impl Table {
     }
 
     /// The next hops that the speaker tracks, and where they are.
-    pub(super) fn tracked(&self) -> impl Iterator<Item = (BgpNextHop, Option<Resolved>)> {
-        let known = self.reach.resolved.iter().map(|(address, way)| (*address, *way));
+    pub(super) fn tracked(&self) -> impl Iterator<Item = (BgpNextHop, Option<&Resolved>)> {
+        let known = self.reach.resolved.iter().map(|(address, way)| (*address, way.as_ref()));
         known.filter(|(address, _)| !self.reach.leaving.contains(address))
     }
 
@@ -263,7 +263,8 @@ impl Table {
     ) -> BTreeMap<BgpNextHop, Option<Resolved>> {
         let mut changed = BTreeMap::new();
         for (address, way) in found {
-            if self.reach.resolved.insert(address, way) != Some(way) {
+            if self.reach.resolved.get(&address) != Some(&way) {
+                self.reach.resolved.insert(address, way.clone());
                 changed.insert(address, way);
             }
         }

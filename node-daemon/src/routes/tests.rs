@@ -230,7 +230,7 @@ impl Run {
     }
 
     fn assert_leads(&self, routes: std::ops::Range<u16>, numbers: &[u8]) {
-        let expected: BTreeSet<NextHop> = numbers.iter().map(|number| hop(*number)).collect();
+        let expected: BTreeSet<NextHop> = numbers.iter().copied().flat_map(hops).collect();
         for route in routes {
             assert_eq!(self.kernel.hops(prefix(route)), expected, "{}", prefix(route));
         }
@@ -250,13 +250,29 @@ fn bgp(number: u8) -> BgpNextHop {
     address(number).into()
 }
 
-/// Each next hop is on a link of its own.
+/// Each next hop is on a link of its own, but for one, to which two routers lead.
 fn way(number: u8) -> Resolved {
-    Resolved { gateway: None, ifindex: number.into(), source: None, onlink: false }
+    let hop = |link: u8| NextHop {
+        gateway: (number == FORKED).then(|| address(100 + link)),
+        ifindex: link.into(),
+        onlink: false,
+    };
+    Resolved { hops: links(number).iter().copied().map(hop).collect(), source: None }
 }
 
-fn hop(number: u8) -> NextHop {
-    way(number).next_hop(address(number))
+const FORKED: u8 = 4;
+
+const fn links(number: u8) -> &'static [u8] {
+    match number {
+        1 => &[1],
+        2 => &[2],
+        3 => &[3],
+        _ => &[4, 5],
+    }
+}
+
+fn hops(number: u8) -> impl Iterator<Item = NextHop> {
+    way(number).next_hops(address(number)).collect::<Vec<_>>().into_iter()
 }
 
 const ALL: std::ops::Range<u16> = 0..1000;
@@ -303,7 +319,7 @@ fn a_turn_writes_so_many_routes_and_no_more() {
     run.want(ALL, &[1, 2], None);
     assert_eq!(run.turn_of(600), (3, 600));
     let written = |run: &Run, numbers: &[u8]| {
-        let hops: BTreeSet<NextHop> = numbers.iter().map(|number| hop(*number)).collect();
+        let hops: BTreeSet<NextHop> = numbers.iter().copied().flat_map(hops).collect();
         ALL.filter(|route| run.kernel.hops(prefix(*route)) == hops).count()
     };
     assert_eq!((written(&run, &[1, 2]), written(&run, &[])), (600, 400));
@@ -434,7 +450,7 @@ fn each_family_has_its_own_source() {
             assert_eq!(route.source, expected, "{prefix}");
             assert_eq!(
                 route.via,
-                Via::Hops(BTreeSet::from([way(1).next_hop(v6(1))]).into()),
+                Via::Hops(way(1).next_hops(v6(1)).collect::<BTreeSet<_>>().into()),
                 "{prefix}"
             );
         }
@@ -514,20 +530,71 @@ fn what_is_adopted_stays_until_the_speaker_has_converged() {
 #[test]
 fn next_hops_behind_one_router_make_one_way() {
     let mut run = Run::new(Switch::Auto);
-    let behind = Resolved { gateway: Some(address(9)), ..way(3) };
-    run.table.resolve([(bgp(1), Some(behind)), (bgp(2), Some(behind))].into());
+    let router = NextHop { gateway: Some(address(9)), ifindex: 3, onlink: false };
+    let behind = Resolved { hops: [router].into(), source: None };
+    run.table.resolve([(bgp(1), Some(behind.clone())), (bgp(2), Some(behind))].into());
     run.want(0..1, &[1, 2], None);
     run.want(1..2, &[1], Some(2));
     assert_eq!(run.turn(), (0, 2), "no second way, no group");
-    let one: BTreeSet<NextHop> = [behind.next_hop(address(1))].into();
-    assert_eq!(run.kernel.hops(prefix(0)), one);
+    assert_eq!(run.kernel.hops(prefix(0)), [router].into());
     run.table.resolve([(bgp(1), None), (bgp(2), None)].into());
     assert_eq!(run.turn(), (0, 2));
     assert_eq!(run.kernel.routes.len(), 0);
     assert_eq!(run.table.installed(), (PrefixList::new(), 2));
 }
 
-/// Routes are plain where the kernel refuses groups, until it does not.
+/// Two routers lead to one next hop: they share its traffic, and one is enough.
+#[test]
+fn a_next_hop_is_reached_by_all_routers_that_lead_there() {
+    let mut run = Run::new(Switch::Auto);
+    run.reach(&[1, FORKED]);
+    run.want(ALL, &[FORKED], None);
+    assert_eq!(run.turn(), (3, 1000), "two hops, a group");
+    run.assert_leads(ALL, &[FORKED]);
+    for link in [4, 5] {
+        run.link_dead(link, false);
+        assert_eq!(run.turn(), (0, 0), "the kernel has moved the traffic");
+        let left: BTreeSet<NextHop> =
+            hops(FORKED).filter(|hop| hop.ifindex != u32::from(link)).collect();
+        for route in ALL {
+            assert_eq!(run.kernel.hops(prefix(route)), left);
+        }
+        run.kernel.dead_links.clear();
+        run.table.link(link.into(), true);
+        assert_eq!(run.turn(), (2, 0), "the hop, and the group");
+        run.assert_leads(ALL, &[FORKED]);
+    }
+    // As what another's traffic falls back to it is reached by both, too.
+    run.want(ALL, &[1], Some(FORKED));
+    run.turn();
+    run.assert_leads(ALL, &[1]);
+    run.link_dead(1, false);
+    run.turn();
+    run.assert_leads(ALL, &[FORKED]);
+}
+
+/// A new process finds several groups that lead the same way, and leaves each to the routes that it has.
+#[test]
+fn groups_that_lead_alike_are_adopted_with_their_routes() {
+    let mut before = Run::new(Switch::Auto);
+    let behind = |number: u8| (bgp(number), Some(way(FORKED)));
+    let all: BTreeMap<_, _> = (10..40).map(behind).collect();
+    before.table.resolve(all.clone());
+    for number in 10..40 {
+        before.want(u16::from(number) * 10..u16::from(number) * 10 + 10, &[number], None);
+    }
+    assert_eq!(before.turn(), (32, 300));
+    let kernel = before.kernel;
+    let table = Table::adopt(Switch::Auto, &kernel.routes, &kernel.objects);
+    let mut run = Run { table, kernel };
+    run.table.resolve(all);
+    for number in (10..40).rev() {
+        run.want(u16::from(number) * 10..u16::from(number) * 10 + 10, &[number], None);
+    }
+    run.table.converged();
+    assert_eq!(run.turn(), (0, 0), "all is as it was");
+}
+
 /// As many routes that hang on a group and want another, as those that do not hang on it and want it.
 #[test]
 fn a_plain_route_is_not_forgotten_beside_a_group_of_its_set() {
@@ -600,6 +667,7 @@ fn numbers_of_somebody_else_are_passed_over() {
     assert_eq!(run.kernel.objects.len(), 3);
 }
 
+/// Routes are plain where the kernel refuses groups, until it does not.
 #[test]
 fn without_groups_routes_are_plain() {
     let mut run = Run::new(Switch::Auto);
@@ -640,8 +708,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u16..12, hops(), backup()).prop_map(|(p, h, b)| Step::Want(p, h, b)),
         2 => (hops(), backup()).prop_map(|(h, b)| Step::WantAll(h, b)),
         2 => hops().prop_map(Step::Reach),
-        1 => (1u8..=4, any::<bool>()).prop_map(|(n, down)| Step::Dead(n, down)),
-        2 => (1u8..=4).prop_map(Step::Live),
+        1 => (1u8..=5, any::<bool>()).prop_map(|(n, down)| Step::Dead(n, down)),
+        2 => (1u8..=5).prop_map(Step::Live),
         1 => Just(Step::Flush),
         1 => Just(Step::Moves),
         2 => (1usize..6).prop_map(Step::Part),
@@ -708,20 +776,21 @@ proptest! {
 }
 
 fn check(run: &Run, mode: Switch, wanted: &BTreeMap<u16, (Vec<u8>, Option<u8>)>, reached: &[u8]) {
-    let dead = |number: &u8| run.kernel.dead_links.contains(&u32::from(*number));
-    for (route, (hops, backup)) in wanted {
+    let dead = |link: &u32| run.kernel.dead_links.contains(link);
+    for (route, (numbers, backup)) in wanted {
         let there = |number: &&u8| reached.contains(*number);
-        let works = |number: &&u8| there(number) && !dead(number);
-        let mut expected: Vec<u8> = hops.iter().filter(works).copied().collect();
+        let works = |number: &u8| {
+            hops(*number).filter(|hop| there(&number) && !dead(&hop.ifindex)).collect::<Vec<_>>()
+        };
+        let mut expected: BTreeSet<NextHop> = numbers.iter().flat_map(works).collect();
         if expected.is_empty() {
-            expected.extend(backup.iter().filter(works));
+            expected.extend(backup.iter().flat_map(works));
         }
         let found = run.kernel.hops(prefix(*route));
-        let numbers: BTreeSet<NextHop> = expected.iter().map(|number| hop(*number)).collect();
         // A single next hop on a dead link may stay.
-        let alone =
-            hops.len() == 1 && backup.is_none() && hops.iter().all(|n| there(&n) && dead(n));
-        assert!(found == numbers || alone, "{route}: {found:?} instead of {numbers:?}");
+        let lost = |n: &u8| there(&n) && links(*n).iter().all(|link| dead(&u32::from(*link)));
+        let alone = numbers.len() == 1 && backup.is_none() && numbers.iter().all(lost);
+        assert!(found == expected || alone, "{route}: {found:?} instead of {expected:?}");
     }
     let mut needed = BTreeSet::new();
     for route in run.kernel.routes.values() {

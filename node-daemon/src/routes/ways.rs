@@ -20,6 +20,9 @@ pub(super) struct SetKey {
     pub(super) backup: Option<BgpNextHop>,
 }
 
+/// The most hops of a route, however many routers lead to its BGP next hops.
+const MOST_HOPS: usize = 16;
+
 /// Where packets go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Way {
@@ -82,22 +85,63 @@ impl Reach {
     /// for a route shall not be gone before its next one is there; and a single next hop without a
     /// backup on a dead link, for its route outlives a flap of the carrier in the kernel.
     pub(super) fn way(&self, key: &SetKey) -> Way {
-        let hop = |next_hop: &BgpNextHop| {
-            let hop = (*self.resolved.get(next_hop)?)?.next_hop(next_hop.address);
-            (!self.refused.contains(&hop)).then_some(hop)
-        };
         let live = |hop: &NextHop| !self.dead_links.contains(&hop.ifindex);
+        let live_hops = |next_hop: &BgpNextHop| self.hops(next_hop).filter(live).collect();
         let works = |next_hop: &&BgpNextHop| !self.leaving.contains(*next_hop);
-        let working = |next_hops: &[BgpNextHop]| -> BTreeSet<NextHop> {
-            next_hops.iter().filter(works).filter_map(hop).filter(live).collect()
+        let working = |next_hops: &[BgpNextHop]| {
+            shared(&next_hops.iter().filter(works).map(live_hops).collect::<Vec<_>>())
         };
-        let backup = working(key.backup.as_slice()).first().copied();
-        let way = Way::new(working(&key.next_hops), backup);
-        if !way.hops.is_empty() {
-            return way;
+        let (hops, backup) = (working(&key.next_hops), working(key.backup.as_slice()));
+        if !hops.is_empty() {
+            // Behind the routers that lead to the others it is no second way.
+            let backup = backup.difference(&hops).next().copied();
+            return Way::new(hops, backup);
         }
-        let alone = key.next_hops.len() == 1 && key.backup.is_none();
-        let last = key.next_hops.iter().filter_map(hop);
-        Way::new(last.filter(|hop| alone || live(hop)).collect(), None)
+        if !backup.is_empty() {
+            return Way::new(backup, None);
+        }
+        let mut last = shared(&key.next_hops.iter().map(live_hops).collect::<Vec<_>>());
+        if let ([only], None, true) = (&key.next_hops[..], key.backup, last.is_empty()) {
+            last.extend(self.hops(only).next());
+        }
+        Way::new(last, None)
+    }
+
+    /// The hops to a next hop that the kernel takes, in order.
+    fn hops(&self, next_hop: &BgpNextHop) -> impl Iterator<Item = NextHop> {
+        let resolved = self.resolved.get(next_hop).and_then(Option::as_ref);
+        let address = next_hop.address;
+        let hops = resolved.into_iter().flat_map(move |resolved| resolved.next_hops(address));
+        hops.filter(|hop| !self.refused.contains(hop))
+    }
+}
+
+/// All hops to some next hops, or as many of each as there is room for.
+fn shared(each: &[Vec<NextHop>]) -> BTreeSet<NextHop> {
+    let mut all = BTreeSet::new();
+    for round in 0..each.iter().map(Vec::len).max().unwrap_or(0) {
+        for hop in each.iter().filter_map(|hops| hops.get(round)) {
+            if all.len() < MOST_HOPS {
+                all.insert(*hop);
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_next_hop_has_its_part_of_the_hops_of_a_route() {
+        let hop = |ifindex| NextHop { gateway: None, ifindex, onlink: false };
+        let hops = |numbers: std::ops::Range<u32>| numbers.map(hop).collect::<Vec<_>>();
+        let all = shared(&[hops(0..8), hops(10..12), hops(20..40)]);
+        let links: Vec<u32> = all.iter().map(|hop| hop.ifindex).collect();
+        assert_eq!(links, [0, 1, 2, 3, 4, 5, 6, 10, 11, 20, 21, 22, 23, 24, 25, 26]);
+        // Those that several have count once.
+        assert_eq!(shared(&[hops(0..10), hops(0..10), hops(0..12)]).len(), 12);
+        assert!(shared(&[hops(0..0), hops(0..0)]).is_empty());
     }
 }

@@ -187,4 +187,18 @@ pub struct ExplainedNextHop {
     /// The link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// Where the kernel has several ways there: the others, which get the same share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<ExplainedHop>,
+}
+
+/// A way out of the node. Part of [`ExplainedNextHop`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedHop {
+    /// The router; none if what it leads to is on the link itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// The link.
+    pub device: String,
 }
