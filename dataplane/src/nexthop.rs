@@ -136,29 +136,65 @@ pub(crate) fn is_ours(payload: &[u8]) -> bool {
 
 /// Reads a message about an object of ours; `None` for others, and for what Twill never makes.
 pub(crate) fn read(payload: &[u8]) -> Option<(ObjectId, Object)> {
-    if !is_ours(payload) {
-        return None;
-    }
-    let onlink = number(payload.get(4..HEADER)?)? & FLAG_ONLINK != 0;
-    let (mut id, mut ifindex, mut gateway, mut entries) = (None, None, None, None);
-    let mut guarded = false;
-    for attribute in NlasIterator::new(payload.get(HEADER..)?).map_while(Result::ok) {
-        match attribute.kind() {
-            NHA_ID => id = number(attribute.value()).and_then(ObjectId::new),
-            NHA_OIF => ifindex = number(attribute.value()),
-            NHA_GATEWAY => gateway = read_gateway(&attribute),
-            NHA_GROUP => entries = Some(attribute.value().to_vec()),
-            NHA_GROUP_TYPE => {
-                guarded = attribute.value().starts_with(&TYPE_RESILIENT.to_ne_bytes())
-            }
-            _ => {}
-        }
-    }
-    let object = match entries {
-        Some(entries) => Object::Group(read_group(&entries, guarded)?),
-        None => Object::Hop(NextHop { gateway, ifindex: ifindex?, onlink }),
+    let found = Some(payload).filter(|payload| is_ours(payload)).and_then(Attributes::read)?;
+    let object = match &found.entries {
+        Some(entries) => Object::Group(read_group(entries, found.guarded)?),
+        None => Object::Hop(found.hop()?),
     };
-    Some((id?, object))
+    Some((found.id.and_then(ObjectId::new)?, object))
+}
+
+/// Any object, by its number: somebody else's, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AnyObject {
+    Hop(NextHop),
+    /// Of these, whatever their weights are.
+    Group(Vec<u32>),
+}
+
+/// Reads a message about any object; `None` for what leads nowhere.
+pub(crate) fn read_any(payload: &[u8]) -> Option<(u32, AnyObject)> {
+    let found = Attributes::read(payload)?;
+    let object = match &found.entries {
+        Some(entries) => AnyObject::Group(entries.chunks_exact(ENTRY).filter_map(number).collect()),
+        None => AnyObject::Hop(found.hop()?),
+    };
+    Some((found.id?, object))
+}
+
+/// What a message says of an object.
+#[derive(Debug, Default)]
+struct Attributes {
+    id: Option<u32>,
+    ifindex: Option<u32>,
+    gateway: Option<IpAddr>,
+    onlink: bool,
+    /// Those of a group, as they came.
+    entries: Option<Vec<u8>>,
+    guarded: bool,
+}
+
+impl Attributes {
+    fn read(payload: &[u8]) -> Option<Self> {
+        let onlink = number(payload.get(4..HEADER)?)? & FLAG_ONLINK != 0;
+        let mut found = Self { onlink, ..Self::default() };
+        for attribute in NlasIterator::new(payload.get(HEADER..)?).map_while(Result::ok) {
+            let value = attribute.value();
+            match attribute.kind() {
+                NHA_ID => found.id = number(value),
+                NHA_OIF => found.ifindex = number(value),
+                NHA_GATEWAY => found.gateway = read_gateway(&attribute),
+                NHA_GROUP => found.entries = Some(value.to_vec()),
+                NHA_GROUP_TYPE => found.guarded = value.starts_with(&TYPE_RESILIENT.to_ne_bytes()),
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+
+    fn hop(&self) -> Option<NextHop> {
+        Some(NextHop { gateway: self.gateway, ifindex: self.ifindex?, onlink: self.onlink })
+    }
 }
 
 fn read_gateway(attribute: &NlaBuffer<&[u8]>) -> Option<IpAddr> {
@@ -222,6 +258,12 @@ mod tests {
         let mut foreign = written.payload.clone();
         foreign[2] = 4;
         assert_eq!(read(&foreign), None);
+        assert_eq!(read_any(&foreign), Some((id(9).0, AnyObject::Hop(hop))));
+        let members = [id(1), id(2)].into();
+        let group = Object::Group(Group { members, backup: None, guarded: false });
+        let written = request(&ObjectChange::Create(id(7), group)).payload;
+        let members = vec![id(1).0, id(2).0];
+        assert_eq!(read_any(&written), Some((id(7).0, AnyObject::Group(members))));
         for length in 0..written.payload.len() {
             assert_eq!(read(&written.payload[..length]), None, "{length} octets");
         }

@@ -1,7 +1,7 @@
 //! Where a BGP next hop is, by the routes that are not from BGP.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
@@ -13,6 +13,7 @@ use super::{Fib, is_learned};
 use crate::{
     Error, NextHop,
     message::{self, RouteFilter},
+    nexthop::{self, AnyObject},
     route::Route,
 };
 
@@ -50,7 +51,7 @@ impl Fib {
     /// Learned routes do not count: a route that says how to reach its own next hop would carry
     /// itself (RFC 4271 section 9.1.2.1).
     pub fn resolve(&mut self, next_hop: impl Into<BgpNextHop>) -> Result<Option<Resolved>, Error> {
-        self.resolve_with(next_hop.into(), &mut BTreeMap::new())
+        self.resolve_with(next_hop.into(), &mut Known::default())
     }
 
     /// The ways to all of these. The kernel has no lookup that leaves learned routes out; where one of
@@ -59,28 +60,28 @@ impl Fib {
         &mut self,
         next_hops: impl IntoIterator<Item = BgpNextHop>,
     ) -> Result<BTreeMap<BgpNextHop, Option<Resolved>>, Error> {
-        let mut tables = BTreeMap::new();
-        let resolve = |next_hop| Ok((next_hop, self.resolve_with(next_hop, &mut tables)?));
+        let mut known = Known::default();
+        let resolve = |next_hop| Ok((next_hop, self.resolve_with(next_hop, &mut known)?));
         next_hops.into_iter().map(resolve).collect()
     }
 
     fn resolve_with(
         &mut self,
         next_hop: BgpNextHop,
-        tables: &mut BTreeMap<Family, Vec<Route>>,
+        known: &mut Known,
     ) -> Result<Option<Resolved>, Error> {
         if !next_hop.is_link_local() {
-            return self.way(next_hop.address, None, tables);
+            return self.way(next_hop.address, None, known);
         }
         // Every link has these addresses, those of pods too: the kernel would take any of them.
         let Some(peer) = next_hop.peer else {
             return Ok(None);
         };
-        let to_peer = self.resolve_with(peer.into(), tables)?.filter(Resolved::is_direct);
+        let to_peer = self.resolve_with(peer.into(), known)?.filter(Resolved::is_direct);
         let Some(link) = to_peer.and_then(|way| way.hops.first().map(|hop| hop.ifindex)) else {
             return Ok(None);
         };
-        Ok(self.way(next_hop.address, Some(link), tables)?.filter(Resolved::is_direct))
+        Ok(self.way(next_hop.address, Some(link), known)?.filter(Resolved::is_direct))
     }
 
     /// The way to an address, by this link if one is named.
@@ -88,7 +89,7 @@ impl Fib {
         &mut self,
         address: IpAddr,
         link: Option<u32>,
-        tables: &mut BTreeMap<Family, Vec<Route>>,
+        known: &mut Known,
     ) -> Result<Option<Resolved>, Error> {
         const NO_WAY: &[Errno] =
             &[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL, Errno::ENODEV];
@@ -103,16 +104,19 @@ impl Fib {
             Some(RouteNetlinkMessage::NewRoute(message)) => Route::from_message(&message),
             _ => None,
         };
-        let Some(entry) = read(entry) else {
+        let Some(mut entry) = read(entry) else {
             return Ok(None);
         };
         if !is_learned(&entry, self.config.metric) {
+            self.spell_out(&mut entry, known)?;
             return Ok(read(way).and_then(|way| resolved(&way, &entry, link)));
         }
-        let routes = match tables.entry(Family::of(address)) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(self.others(Family::of(address))?),
-        };
+        let family = Family::of(address);
+        if !known.routes.contains_key(&family) {
+            let routes = self.others(family, known)?;
+            known.routes.insert(family, routes);
+        }
+        let routes = known.routes.get(&family).map(Vec::as_slice).unwrap_or_default();
         // What the kernel's lookup would find.
         let leads = |route: &&Route| match link {
             None => route.kind != RouteType::Unicast || !route.next_hops.is_empty(),
@@ -127,12 +131,54 @@ impl Fib {
     }
 
     /// The routes that are not learned.
-    fn others(&mut self, family: Family) -> Result<Vec<Route>, Error> {
+    fn others(&mut self, family: Family, known: &mut Known) -> Result<Vec<Route>, Error> {
         let metric = self.config.metric;
         let mut routes = self.socket.routes(family, RouteFilter::default())?;
         routes.retain(|route| !is_learned(route, metric));
+        for route in &mut routes {
+            self.spell_out(route, known)?;
+        }
         Ok(routes)
     }
+
+    /// Says by which hops a route leads that names an object, where the kernel does not
+    /// ([`super::set_compat`]).
+    fn spell_out(&mut self, route: &mut Route, known: &mut Known) -> Result<(), Error> {
+        let Some(id) = route.object.filter(|_| route.next_hops.is_empty()) else {
+            return Ok(());
+        };
+        let objects = match &mut known.objects {
+            Some(objects) => objects,
+            unread => unread.insert(self.hops_of_objects()?),
+        };
+        route.next_hops = objects.get(&id).cloned().unwrap_or_default();
+        Ok(())
+    }
+
+    /// The hops of all objects, somebody else's among them, by their numbers.
+    fn hops_of_objects(&mut self) -> Result<BTreeMap<u32, BTreeSet<NextHop>>, Error> {
+        let all = self.socket.dump_raw(&nexthop::list(), "nexthop objects", nexthop::read_any)?;
+        let all: BTreeMap<u32, AnyObject> = all.into_iter().collect();
+        let hop = |id: &u32| match all.get(id) {
+            Some(AnyObject::Hop(hop)) => Some(*hop),
+            // Groups have no groups for members.
+            Some(AnyObject::Group(_)) | None => None,
+        };
+        let hops = |(id, object): (&u32, &AnyObject)| match object {
+            AnyObject::Hop(hop) => (*id, [*hop].into()),
+            AnyObject::Group(members) => (*id, members.iter().filter_map(hop).collect()),
+        };
+        Ok(all.iter().map(hops).collect())
+    }
+}
+
+/// What is read once for many next hops, if it is needed.
+#[derive(Debug, Default)]
+struct Known {
+    /// Routes that are not learned.
+    routes: BTreeMap<Family, Vec<Route>>,
+    /// The hops of nexthop objects.
+    objects: Option<BTreeMap<u32, BTreeSet<NextHop>>>,
 }
 
 /// `way` is what the kernel's lookup chose out of `entry`, one hop of all of them.

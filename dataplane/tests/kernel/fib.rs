@@ -347,3 +347,33 @@ fn a_next_hop_is_reached_by_all_routers_that_lead_there() {
         }
     });
 }
+
+/// As zebra and others write them, and without the hops spelled out.
+#[test]
+fn a_next_hop_behind_somebody_elses_object_is_reached() {
+    on_a_node(|| {
+        two_uplinks();
+        set_sysctl("ipv4/nexthop_compat_mode", "0");
+        ip("nexthop add id 11 via 192.168.2.1 dev uplink");
+        ip("nexthop add id 12 via 192.168.3.1 dev uplink2");
+        ip("nexthop add id 13 group 11/12 proto zebra");
+        ip("nexthop add id 14 blackhole");
+        ip("route add 198.51.100.0/24 nhid 13");
+        ip("route add 198.51.101.0/24 nhid 11");
+        ip("route add 198.51.102.0/24 nhid 14");
+        let mut fib = open();
+        let of = |gateway: &str, link| (gateway.parse::<IpAddr>().unwrap(), ifindex(link));
+        let both = [of("192.168.2.1", "uplink"), of("192.168.3.1", "uplink2")];
+        let expected = |fib: &mut Fib| {
+            assert_eq!(routers(fib, "198.51.100.1"), both);
+            assert_eq!(routers(fib, "198.51.101.1"), both[..1]);
+            assert_eq!(routers(fib, "198.51.102.1"), []);
+        };
+        expected(&mut fib);
+        // Learned routes are in the way, and the table is looked at.
+        let more = ["198.51.100.0/28", "198.51.101.0/28", "198.51.102.0/28", "0.0.0.0/0"];
+        let learned = more.map(|to| learned(to, &["192.168.2.7"], None));
+        converge(&mut fib, &table(&learned));
+        expected(&mut fib);
+    });
+}
