@@ -261,9 +261,9 @@ mod tests {
         assert_eq!(read_any(&foreign), Some((id(9).0, AnyObject::Hop(hop))));
         let members = [id(1), id(2)].into();
         let group = Object::Group(Group { members, backup: None, guarded: false });
-        let written = request(&ObjectChange::Create(id(7), group)).payload;
+        let group = request(&ObjectChange::Create(id(7), group));
         let members = vec![id(1).0, id(2).0];
-        assert_eq!(read_any(&written), Some((id(7).0, AnyObject::Group(members))));
+        assert_eq!(read_any(&group.payload), Some((id(7).0, AnyObject::Group(members))));
         for length in 0..written.payload.len() {
             assert_eq!(read(&written.payload[..length]), None, "{length} octets");
         }

@@ -1,7 +1,7 @@
 //! Where a BGP next hop is, by the routes that are not from BGP.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
 };
 
@@ -108,15 +108,14 @@ impl Fib {
             return Ok(None);
         };
         if !is_learned(&entry, self.config.metric) {
-            self.spell_out(&mut entry, known)?;
+            self.spell_out(&mut entry, &mut known.objects)?;
             return Ok(read(way).and_then(|way| resolved(&way, &entry, link)));
         }
         let family = Family::of(address);
-        if !known.routes.contains_key(&family) {
-            let routes = self.others(family, known)?;
-            known.routes.insert(family, routes);
-        }
-        let routes = known.routes.get(&family).map(Vec::as_slice).unwrap_or_default();
+        let routes = match known.routes.entry(family) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(unread) => unread.insert(self.others(family, &mut known.objects)?),
+        };
         // What the kernel's lookup would find.
         let leads = |route: &&Route| match link {
             None => route.kind != RouteType::Unicast || !route.next_hops.is_empty(),
@@ -131,24 +130,28 @@ impl Fib {
     }
 
     /// The routes that are not learned.
-    fn others(&mut self, family: Family, known: &mut Known) -> Result<Vec<Route>, Error> {
+    fn others(
+        &mut self,
+        family: Family,
+        objects: &mut Option<Objects>,
+    ) -> Result<Vec<Route>, Error> {
         let metric = self.config.metric;
         let mut routes = self.socket.routes(family, RouteFilter::default())?;
         routes.retain(|route| !is_learned(route, metric));
         for route in &mut routes {
-            self.spell_out(route, known)?;
+            self.spell_out(route, objects)?;
         }
         Ok(routes)
     }
 
     /// Says by which hops a route leads that names an object, where the kernel does not
     /// ([`super::set_compat`]).
-    fn spell_out(&mut self, route: &mut Route, known: &mut Known) -> Result<(), Error> {
+    fn spell_out(&mut self, route: &mut Route, objects: &mut Option<Objects>) -> Result<(), Error> {
         let Some(id) = route.object.filter(|_| route.next_hops.is_empty()) else {
             return Ok(());
         };
-        let objects = match &mut known.objects {
-            Some(objects) => objects,
+        let objects = match objects {
+            Some(read) => read,
             unread => unread.insert(self.hops_of_objects()?),
         };
         route.next_hops = objects.get(&id).cloned().unwrap_or_default();
@@ -156,7 +159,7 @@ impl Fib {
     }
 
     /// The hops of all objects, somebody else's among them, by their numbers.
-    fn hops_of_objects(&mut self) -> Result<BTreeMap<u32, BTreeSet<NextHop>>, Error> {
+    fn hops_of_objects(&mut self) -> Result<Objects, Error> {
         let all = self.socket.dump_raw(&nexthop::list(), "nexthop objects", nexthop::read_any)?;
         let all: BTreeMap<u32, AnyObject> = all.into_iter().collect();
         let hop = |id: &u32| match all.get(id) {
@@ -177,9 +180,11 @@ impl Fib {
 struct Known {
     /// Routes that are not learned.
     routes: BTreeMap<Family, Vec<Route>>,
-    /// The hops of nexthop objects.
-    objects: Option<BTreeMap<u32, BTreeSet<NextHop>>>,
+    objects: Option<Objects>,
 }
+
+/// The hops of nexthop objects, by their numbers.
+type Objects = BTreeMap<u32, BTreeSet<NextHop>>;
 
 /// `way` is what the kernel's lookup chose out of `entry`, one hop of all of them.
 fn resolved(way: &Route, entry: &Route, link: Option<u32>) -> Option<Resolved> {
