@@ -106,6 +106,39 @@ pub(crate) fn g_06_g_07_the_list_in_all_its_spellings() -> Result<()> {
     Ok(())
 }
 
+/// The alias of its link has room for a hash of it alone.
+pub(crate) fn g_02_an_id_too_long_for_an_alias() -> Result<()> {
+    let mut lab = one_node()?;
+    let (mut keep, mut lost) = (lab.bare_pod("node1", "keep")?, lab.bare_pod("node1", "lost")?);
+    keep.attachment_mut().container_id = "a".repeat(250);
+    lost.attachment_mut().container_id = "b".repeat(250);
+    for pod in [&mut keep, &mut lost] {
+        lab.attach(pod)?;
+    }
+    let node = lab.node("node1")?;
+    let links = node.namespace().ip("-details link show type veth")?;
+    ensure!(links.matches(";hash=").count() == 2, "{links}");
+    node.runtime().gc(node.namespace(), &[keep.attachment()])?;
+    ensure!(node.addresses_in_use()? == 1, "{} addresses are in use", node.addresses_in_use()?);
+    ensure!(node.namespace().route_to(lost.address()?).is_err(), "it is routed to still");
+    ping::reaches(node.namespace(), keep.address()?)?;
+    node.runtime().check(node.namespace(), keep.attachment())?;
+
+    let (node, pod) = (Namespace::create("node")?, Namespace::create("pod")?);
+    let run_dir = tempfile::tempdir_in("/run")?;
+    let one = json!([{"cidr": "10.20.0.7/32", "blockSize": 32}]);
+    let conflist = standalone("1.1.0", run_dir.path(), &one);
+    let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+    for letter in ["c", "d"] {
+        let netns = pod.path().display().to_string();
+        runtime.add(&node, &Attachment::pod("prod", "web", &letter.repeat(250), &netns))?;
+        runtime.gc(&node, &[])?;
+        let links = node.ip("-oneline link show type veth")?;
+        ensure!(links.is_empty(), "{links}");
+    }
+    Ok(())
+}
+
 /// Another network on the same node is none of its business, and neither is a link of another
 /// program.
 pub(crate) fn g_02_only_its_own_network() -> Result<()> {

@@ -246,6 +246,7 @@ fn main() -> ExitCode {
         plugin::an_add_waits_for_a_daemon_that_starts,
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_06_g_07_the_list_in_all_its_spellings,
+        gc::g_02_an_id_too_long_for_an_alias,
         gc::g_02_only_its_own_network,
         gc::g_02_many_go_at_once,
         gc::g_09_an_add_meanwhile_is_left_alone,

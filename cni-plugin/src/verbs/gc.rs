@@ -47,13 +47,15 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
     };
     let mut failures = Vec::new();
     let mut stale: BTreeMap<AttachmentId, Seen> = BTreeMap::new();
+    let mut hashed = Vec::new();
     if call.persona == Persona::Main {
         // Also those without a record: of an ADD that died, or with addresses from elsewhere.
         match links_of(&call.netconf.name) {
             Ok(links) => {
-                for (attachment, sequence) in links {
+                for (attachment, sequence) in links.named {
                     stale.entry(attachment).or_default().link = Some(sequence);
                 }
+                hashed = links.hashed;
             }
             Err(error) => failures.push(error_chain(&error)),
         }
@@ -63,7 +65,11 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
         match authority.attachments(&call.netconf.name) {
             Ok(records) => {
                 for held in records {
-                    stale.entry(held.attachment).or_default().record = Some(held.sequence);
+                    // A hash does not say whose it is, but whether it is this one's.
+                    let its = hashed.iter().find(|alias| alias.is_of(&held.attachment));
+                    let seen = stale.entry(held.attachment).or_default();
+                    seen.link = seen.link.or(its.map(|alias| alias.sequence));
+                    seen.record = Some(held.sequence);
                 }
             }
             Err(error) => {
@@ -87,14 +93,25 @@ fn is_listed(id: &AttachmentId, valid: &[Attached]) -> bool {
     valid.iter().any(|valid| valid.container_id == id.container_id && valid.ifname == id.ifname)
 }
 
-/// Whose links there are on a network, as far as their aliases say so in full, and of which ADD.
-fn links_of(network: &str) -> Result<Vec<(AttachmentId, u64)>, Error> {
-    let links = pod_links()?.into_iter().filter_map(|found| found.alias);
-    let on_it = links.filter_map(|alias| match alias.owner {
-        Alias::Full(id) if id.network == network => Some((id, alias.sequence)),
-        Alias::Full(_) | Alias::Hashed(_) => None,
-    });
-    Ok(on_it.collect())
+/// Links of ours, by what their aliases say.
+#[derive(Debug, Default)]
+struct Links {
+    /// Those of a network, and of which ADD each is.
+    named: Vec<(AttachmentId, u64)>,
+    /// Those of any network that are too long to be told in full.
+    hashed: Vec<LinkAlias>,
+}
+
+fn links_of(network: &str) -> Result<Links, Error> {
+    let mut links = Links::default();
+    for alias in pod_links()?.into_iter().filter_map(|found| found.alias) {
+        match alias.owner {
+            Alias::Full(id) if id.network == network => links.named.push((id, alias.sequence)),
+            Alias::Full(_) => {}
+            Alias::Hashed(_) => links.hashed.push(alias),
+        }
+    }
+    Ok(links)
 }
 
 /// Cuts all of them off, deletes their links together, and then gives their addresses back; says
