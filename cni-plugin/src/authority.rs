@@ -114,8 +114,9 @@ impl<'a> Authority<'a> {
         endpoint: &EndpointUp,
         families: &[Family],
     ) -> Result<(), Error> {
-        match &self.standalone {
-            Some(_) => prepare_node(families),
+        let EndpointUp { attachment, sequence, .. } = endpoint;
+        match self.alone(|standalone, wait| standalone.stands(attachment, *sequence, wait))? {
+            Some(()) => prepare_node(families),
             None => Ok(self.daemon.insist(|client, _| client.endpoint_up(endpoint.clone()))?),
         }
     }
@@ -168,13 +169,13 @@ impl<'a> Authority<'a> {
         if self.leave(request, &error) { Ok(true) } else { Err(error) }
     }
 
-    /// The same for many, for as long as there is time; says of each that could not be released why.
-    /// Without a daemon the store is opened once.
-    pub(crate) fn release_all(&mut self, requests: &[ReleaseRequest]) -> Vec<String> {
+    /// The same for many that no DEL came for, for as long as there is time; says of each that could
+    /// not be released why. Without a daemon the store is opened once.
+    pub(crate) fn collect(&mut self, requests: &[ReleaseRequest]) -> Vec<String> {
         let named =
             |request: &ReleaseRequest, why: &dyn Display| format!("{}: {why}", request.attachment);
         let mut failures = Vec::new();
-        match self.alone(|standalone, wait| standalone.release(requests, wait)) {
+        match self.alone(|standalone, wait| standalone.collect(requests, wait)) {
             Ok(None) => {
                 for request in requests {
                     if self.deadline.left().is_zero() {

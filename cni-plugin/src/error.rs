@@ -281,7 +281,9 @@ fn client_code(error: &ClientError) -> u32 {
 
 fn standalone_code(error: &StandaloneError) -> u32 {
     match error {
-        StandaloneError::Busy(_) | StandaloneError::Store { .. } => code::TRY_AGAIN,
+        StandaloneError::Busy(_) | StandaloneError::Released(_) | StandaloneError::Store { .. } => {
+            code::TRY_AGAIN
+        }
         StandaloneError::Lock(_) => code::IO,
         StandaloneError::NoPool { .. } => code::NO_POOL,
         StandaloneError::Exhausted { .. } => code::EXHAUSTED,

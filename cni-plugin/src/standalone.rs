@@ -2,10 +2,11 @@
 //! request takes.
 
 use std::{
-    io,
+    fs,
+    io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use twill_dataplane::{
@@ -18,7 +19,7 @@ use twill_ipam_store::{
     StandalonePool, StoreError, now_ms, private_file, work_off,
 };
 use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
-use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
+use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest, host_link_name};
 
 use crate::{deadline::Deadline, netconf::Netconf};
 
@@ -73,6 +74,9 @@ pub(crate) enum StandaloneError {
         /// What it should hold.
         address: IpAddr,
     },
+    /// A GC, or an ADD without a free address, has taken back what this ADD was given.
+    #[error("the addresses of {0} were released while its link was made")]
+    Released(AttachmentId),
     /// The node's own part in the kernel failed.
     #[error(transparent)]
     Node(#[from] twill_dataplane::Error),
@@ -82,7 +86,14 @@ pub(crate) enum StandaloneError {
 #[derive(Debug)]
 pub(crate) struct Standalone<'a> {
     netconf: &'a Netconf,
+    /// What [`COLLECTED`] said before anything was asked.
+    collected: Option<Vec<u8>>,
 }
+
+/// Name of the file beside the store that has other contents whenever records were released that
+/// no DEL of their own came for. An ADD looks at it in the place of a store that would have to be
+/// opened once more.
+const COLLECTED: &str = "collected";
 
 /// The store with the right to it. Fields drop in this order: the store closes first.
 struct Owned {
@@ -96,14 +107,26 @@ fn mark(run_dir: &Path) -> PathBuf {
     run_dir.join("ipam").join(STANDALONE_MARK)
 }
 
+fn collected(run_dir: &Path) -> PathBuf {
+    run_dir.join("ipam").join(COLLECTED)
+}
+
 /// Whether the store was last used in standalone mode.
 pub(crate) fn has_mark(run_dir: &Path) -> bool {
     mark(run_dir).exists()
 }
 
+/// Whether one of these is of any ADD of an attachment.
+fn has_link(links: &[Link], attachment: &AttachmentId) -> bool {
+    let name = host_link_name(attachment);
+    links.iter().any(|link| {
+        link.name == name || link.twill_alias().is_some_and(|alias| alias.is_of(attachment))
+    })
+}
+
 impl<'a> Standalone<'a> {
     pub(crate) fn new(netconf: &'a Netconf) -> Self {
-        Self { netconf }
+        Self { netconf, collected: fs::read(collected(&netconf.run_dir)).ok() }
     }
 
     fn open(&self, deadline: Deadline) -> Result<Owned, StandaloneError> {
@@ -216,6 +239,50 @@ impl<'a> Standalone<'a> {
         Ok(outcomes.into_iter().map(released).collect())
     }
 
+    /// The same for those that no DEL came for. What has a link by now is of an ADD that came
+    /// meanwhile, and false as well.
+    pub(crate) fn collect(
+        &self,
+        requests: &[ReleaseRequest],
+        deadline: Deadline,
+    ) -> Result<Vec<Result<bool, StandaloneError>>, StandaloneError> {
+        let owned = self.open(deadline)?;
+        // In this order: whoever has not seen the mark change has made its link before.
+        owned.mark_collected(&self.netconf.run_dir)?;
+        let links = host_links()?;
+        let is_linked = |request: &&ReleaseRequest| has_link(&links, &request.attachment);
+        let unlinked = requests.iter().filter(|request| !is_linked(request)).cloned();
+        let mut outcomes = owned.store.service().release_all(unlinked).into_iter();
+        let released = |request| match is_linked(&request) {
+            true => Ok(false),
+            false => match outcomes.next() {
+                Some(Ok(outcome)) => Ok(!outcome.addresses.is_empty()),
+                Some(Err(source)) => Err(owned.failed(source)),
+                None => Err(owned.failed(StoreError::Stopped)),
+            },
+        };
+        Ok(requests.iter().map(released).collect())
+    }
+
+    /// Whether an ADD has its addresses still, now that its link is made. From here on nobody takes
+    /// them back but a DEL.
+    pub(crate) fn stands(
+        &self,
+        attachment: &AttachmentId,
+        sequence: u64,
+        deadline: Deadline,
+    ) -> Result<(), StandaloneError> {
+        if fs::read(collected(&self.netconf.run_dir)).ok() == self.collected {
+            return Ok(());
+        }
+        let owned = self.open(deadline)?;
+        let record = owned.store.service().lookup(attachment);
+        match record.map_err(|source| owned.failed(source))? {
+            Some(record) if record.sequence == sequence => Ok(()),
+            _ => Err(StandaloneError::Released(attachment.clone())),
+        }
+    }
+
     /// STATUS: whether the store can be used, and has an address of each family or can get one. `network` is
     /// that of another main plugin.
     pub(crate) fn is_exhausted(
@@ -249,6 +316,7 @@ impl<'a> Standalone<'a> {
             sequence: record.sequence,
             netns: record.netns,
             netns_cookie: record.netns_cookie,
+            created_ms: record.created_ms,
         };
         Ok(records.into_iter().map(held).collect())
     }
@@ -300,11 +368,28 @@ impl Owned {
         }
         match work_off(&run_dir.join("spool"), self.store.service(), "") {
             Ok(0) => {}
-            Ok(count) => tracing::info!(count, "released what the spool named"),
+            Ok(count) => {
+                self.mark_collected(run_dir)?;
+                tracing::info!(count, "released what the spool named");
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(%error, "cannot read the spool"),
         }
         Ok(())
+    }
+
+    /// Tells the ADDs that are at it to look whether they have their addresses still.
+    fn mark_collected(&self, run_dir: &Path) -> Result<(), StandaloneError> {
+        let path = collected(run_dir);
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // No two of this boot have the same, whatever becomes of the clock: of one process none are
+        // at the same time, and the number of another is in it.
+        let text = format!("{} {}\n", std::process::id(), time.as_nanos());
+        let written = private_file(&path).and_then(|mut file| {
+            file.set_len(0)?;
+            file.write_all(text.as_bytes())
+        });
+        written.map_err(|source| self.failed(StoreError::Directory { path, source }))
     }
 
     fn failed(&self, source: StoreError) -> StandaloneError {

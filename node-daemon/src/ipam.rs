@@ -356,6 +356,7 @@ impl Ipam {
             sequence: record.sequence,
             netns: record.netns,
             netns_cookie: record.netns_cookie,
+            created_ms: record.created_ms,
         };
         Ok(records.into_iter().map(held).collect())
     }

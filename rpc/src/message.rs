@@ -247,6 +247,9 @@ pub struct Held {
     /// That namespace's cookie, where the kernel told.
     #[serde(default)]
     pub netns_cookie: Option<u64>,
+    /// When they were given, in milliseconds since the Unix epoch; 0 where the daemon does not say.
+    #[serde(default)]
+    pub created_ms: u64,
 }
 
 /// Body of [`Request::Readiness`].

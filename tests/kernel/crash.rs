@@ -33,8 +33,9 @@ pub(crate) use self::{
     },
     behind::a_second_interface_killed_anywhere_is_undone_or_repeated,
     collected::{
-        a_gc_killed_anywhere_may_be_repeated, alone_a_gc_killed_anywhere_may_be_repeated,
-        gc_undoes_an_add_killed_anywhere,
+        a_gc_killed_anywhere_may_be_repeated,
+        alone_a_gc_amid_an_add_leaves_no_pod_without_its_address,
+        alone_a_gc_killed_anywhere_may_be_repeated, gc_undoes_an_add_killed_anywhere,
     },
     delegated::{
         alone_ipam_killed_anywhere_leaks_nothing, ipam_a_del_or_gc_killed_anywhere_may_be_repeated,

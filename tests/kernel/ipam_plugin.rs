@@ -14,7 +14,7 @@ use twill_tests::{
 
 pub(crate) use self::verbs::{
     another_main_plugin_needs_no_daemon, bridge_gets_both_families_from_us,
-    gc_and_status_come_by_the_other_name,
+    g_09_a_gc_amid_an_add_of_another_plugin_takes_no_address, gc_and_status_come_by_the_other_name,
 };
 use crate::{
     SECONDS,

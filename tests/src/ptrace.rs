@@ -1,4 +1,4 @@
-//! Programs that are killed at a chosen system call, from outside: they need no switch for it.
+//! Programs that are killed, or wait, at a chosen system call, from outside: they need no switch for it.
 
 use std::{
     collections::BTreeMap,
@@ -49,14 +49,31 @@ pub fn run(
     kill_at: usize,
 ) -> Result<Ended> {
     // Only the thread that traces may give orders, so all of it happens on one.
-    namespace.enter(|| trace(program, environment, stdin, kill_at))?
+    namespace.enter(|| trace(program, environment, stdin, kill_at, None))?
 }
+
+/// The same, but when it is about to make its `at`-th system call it waits there until `meanwhile`
+/// has returned, and goes on. It ends by itself.
+pub fn run_around(
+    namespace: &Namespace,
+    program: &Path,
+    environment: &[(String, String)],
+    stdin: &[u8],
+    at: usize,
+    meanwhile: &mut Meanwhile<'_>,
+) -> Result<Ended> {
+    namespace.enter(|| trace(program, environment, stdin, at, Some(meanwhile)))?
+}
+
+/// What happens while a program waits at a call.
+pub type Meanwhile<'a> = dyn FnMut() -> Result<()> + Send + 'a;
 
 fn trace(
     program: &Path,
     environment: &[(String, String)],
     stdin: &[u8],
-    kill_at: usize,
+    at: usize,
+    meanwhile: Option<&mut Meanwhile<'_>>,
 ) -> Result<Ended> {
     let mut command = Command::new("sh");
     // It stops until it is traced, and becomes the program then.
@@ -69,7 +86,7 @@ fn trace(
     // All of it goes into the pipe's buffer: nobody reads yet.
     child.stdin.take().context("no input")?.write_all(stdin)?;
     let mut tracee = Tracee::seize(Pid::from_raw(i32::try_from(child.id())?))?;
-    let ended = tracee.run(kill_at)?;
+    let ended = tracee.run(at, meanwhile)?;
     let mut output = Output { status: ended.status, stdout: Vec::new(), stderr: Vec::new() };
     child.stdout.take().context("no output")?.read_to_end(&mut output.stdout)?;
     child.stderr.take().context("no output")?.read_to_end(&mut output.stderr)?;
@@ -118,7 +135,8 @@ impl Tracee {
         Ok(Self { leader, inside: BTreeMap::from([(leader, true)]) })
     }
 
-    fn run(&mut self, kill_at: usize) -> Result<End> {
+    /// To its end: by SIGKILL at a call, where nothing else is to happen at that.
+    fn run(&mut self, at: usize, mut meanwhile: Option<&mut Meanwhile<'_>>) -> Result<End> {
         let mut end = End { status: ExitStatus::default(), killed_at: None, calls: 0 };
         resume(self.leader, None)?;
         // Threads are in the group of their process, and nobody else is.
@@ -130,10 +148,15 @@ impl Tracee {
                     *inside = !*inside;
                     if *inside && end.killed_at.is_none() {
                         end.calls += 1;
-                        if end.calls == kill_at {
-                            end.killed_at = Some(call_number(thread));
-                            kill(self.leader, Signal::SIGKILL)?;
-                            continue;
+                        if end.calls == at {
+                            match &mut meanwhile {
+                                Some(meanwhile) => meanwhile()?,
+                                None => {
+                                    end.killed_at = Some(call_number(thread));
+                                    kill(self.leader, Signal::SIGKILL)?;
+                                    continue;
+                                }
+                            }
                         }
                     }
                     resume(thread, None)?;

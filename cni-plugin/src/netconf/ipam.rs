@@ -1,6 +1,6 @@
 //! The `ipam` section.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use serde_json::{Map, Value};
 use twill_dataplane::pod::PodRoute;
@@ -30,10 +30,13 @@ const FOREIGN_KEYS: &[&str] = &[
     "ipv4Pools", "ipv4_pools", "ipv6Pools", "ipv6_pools",
     "allowReserved",
     "pools", "routes",
-    "prefixLength", "prefixLengthIPv6", "gateway", "advertise",
+    "prefixLength", "prefixLengthIPv6", "gateway", "advertise", "gcGraceSeconds",
     "runDir", "timeoutSeconds", "logLevel", "logFile",
     "statusGraceSeconds", "statusOnExhaustion", "statusOnMissingRoutes",
 ];
+
+/// As long as an ADD of ours may take (`timeoutSeconds`), and as the daemon waits (`graceSeconds`).
+const DEFAULT_GC_GRACE: Duration = Duration::from_secs(120);
 
 const POOL_KEYS: &[&str] = &["cidr", "blockSize"];
 
@@ -69,6 +72,9 @@ pub(crate) struct ForeignNeeds {
     pub(crate) gateway: Gateway,
     /// Whether the network's blocks are announced.
     pub(crate) advertise: bool,
+    /// How long GC leaves alone what was given to a pod that is not listed: its ADD may go on, and
+    /// nothing of the main plugin's shows that here.
+    pub(crate) gc_grace: Duration,
 }
 
 /// The gateway of a network of another main plugin.
@@ -241,6 +247,9 @@ fn read_foreign(ipam: &mut Section<'_, '_>) -> ForeignNeeds {
             })
             .unwrap_or(Gateway::First),
         advertise: ipam.flag(&["advertise"]).unwrap_or(false),
+        gc_grace: ipam
+            .number(&["gcGraceSeconds"], "0 to 3600", |seconds| seconds <= 3600)
+            .map_or(DEFAULT_GC_GRACE, Duration::from_secs),
     }
 }
 

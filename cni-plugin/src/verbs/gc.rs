@@ -3,6 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use twill_dataplane::pod::{DelMode, DelOutcome, del_pod, delete_group_links, pod_links};
+use twill_ipam_store::now_ms;
+use twill_rpc::message::Held;
 use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest, error_chain};
 
 use super::Call;
@@ -31,7 +33,7 @@ struct Seen {
 /// Removes what is stale. An error does not keep the rest from going; all are told at the end.
 ///
 /// The runtime sees to it that no ADD or DEL of the network runs meanwhile. Where it does not, the
-/// order and the numbers protect what is newer. Links are read before records: a link that was not
+/// order and the numbers protect what is newer, and where the links are another plugin's, their age. Links are read before records: a link that was not
 /// there then is of an ADD that came later, and is left alone with its addresses. A link goes only
 /// if it is still that of the ADD that was seen, and so does a record.
 ///
@@ -64,7 +66,7 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
         let mut authority = Authority::holding(&call.netconf, deadline.before(FOR_THE_LINKS));
         match authority.attachments(&call.netconf.name) {
             Ok(records) => {
-                for held in records {
+                for held in records.into_iter().filter(|held| !is_young(call, held)) {
                     // A hash does not say whose it is, but whether it is this one's.
                     let its = hashed.iter().find(|alias| alias.is_of(&held.attachment));
                     let seen = stale.entry(held.attachment).or_default();
@@ -87,6 +89,18 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
         failures.push(error_chain(&error));
     }
     if failures.is_empty() { Ok(()) } else { Err(Error::Gc(failures)) }
+}
+
+/// Whether the main plugin of another ADD may still be at work on what it was given: nobody asks
+/// here before it lets packets flow. A time in the future is of no age, as the clock was set back.
+fn is_young(call: &Call, held: &Held) -> bool {
+    let grace = call.netconf.ipam.foreign.gc_grace;
+    let age = Duration::from_millis(now_ms().saturating_sub(held.created_ms));
+    let is_young = call.persona == Persona::Ipam && age < grace;
+    if is_young {
+        tracing::info!(attachment = %held.attachment, ?age, "not older than gcGraceSeconds: left alone");
+    }
+    is_young
 }
 
 fn is_listed(id: &AttachmentId, valid: &[Attached]) -> bool {
@@ -145,7 +159,7 @@ fn remove(call: &Call, stale: BTreeMap<AttachmentId, Seen>, deadline: Deadline) 
     }
     if !records.is_empty() {
         let mut authority = Authority::holding(&call.netconf, deadline);
-        failures.extend(authority.release_all(&records));
+        failures.extend(authority.collect(&records));
     }
     if out_of_time > 0 {
         failures.push(format!("there was no time for {out_of_time} attachments"));

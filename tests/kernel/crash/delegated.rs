@@ -52,7 +52,8 @@ impl Place<'_> {
 fn under_ptp(work: impl FnOnce(&Lab, &Place<'_>, &Attachment) -> Result<()>) -> Result<()> {
     let mut lab = node()?;
     let run_dir = lab.node("node1")?.dir().join("run");
-    let ptp = json!({"type": "ptp", "ipam": {"type": IPAM, "mode": "daemon", "runDir": run_dir}});
+    let ptp = json!({"type": "ptp", "ipam": {"type": IPAM, "mode": "daemon", "runDir": run_dir,
+        "gcGraceSeconds": 0}});
     let conflist = json!({"cniVersion": "1.0.0", "name": "lan", "plugins": [ptp]});
     lab.node_mut("node1")?.runtime_mut().set_conflist(conflist);
     at_node(lab, work)
@@ -93,7 +94,7 @@ pub(crate) fn alone_ipam_killed_anywhere_leaks_nothing() -> Result<()> {
     let (host, pod) = (lone_node()?, Namespace::create("pod")?);
     let run_dir = tempfile::tempdir_in("/run")?;
     let ipam = json!({"type": IPAM, "mode": "standalone", "runDir": run_dir.path(),
-        "gateway": false, "pools": [{"cidr": "10.20.0.7/32", "blockSize": 32}]});
+        "gcGraceSeconds": 0, "gateway": false, "pools": [{"cidr": "10.20.0.7/32", "blockSize": 32}]});
     let plugins = json!([{"type": "macvlan", "master": "eth0", "ipam": ipam}]);
     let conflist = json!({"cniVersion": "1.0.0", "name": "lan", "plugins": plugins});
     let runtime = Runtime::new(conflist, vec![programs::directory()?]);

@@ -1,5 +1,7 @@
 //! Every verb by the name of `twill-ipam`, in both families, with a daemon and without.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
@@ -35,7 +37,8 @@ fn keeping(netconf: &Value, kept: &[&Attachment]) -> Value {
 
 pub(crate) fn gc_and_status_come_by_the_other_name() -> Result<()> {
     let mut lab = one_node()?;
-    let ptp = json!({"cniVersion": "1.1.0", "name": "lan", "type": "ptp", "ipam": ipam(&lab)?});
+    let mut ptp = json!({"cniVersion": "1.1.0", "name": "lan", "type": "ptp", "ipam": ipam(&lab)?});
+    ptp["ipam"]["gcGraceSeconds"] = json!(0);
     let (kept, lost) = (lab.bare_pod("node1", "kept")?, lab.bare_pod("node1", "lost")?);
     let node = lab.node("node1")?;
     forwarded(node, "STATUS", &ptp)?;
@@ -73,6 +76,42 @@ pub(crate) fn gc_and_status_come_by_the_other_name() -> Result<()> {
     Ok(())
 }
 
+/// The main plugin has its addresses and is at work with them: nothing here shows whether it goes on.
+pub(crate) fn g_09_a_gc_amid_an_add_of_another_plugin_takes_no_address() -> Result<()> {
+    let mut lab = one_node()?;
+    let pod = lab.bare_pod("node1", "young")?;
+    let node = lab.node("node1")?;
+    let alone_in = tempfile::tempdir_in("/run")?;
+    let pools = json!([{"cidr": "10.20.0.7/32", "blockSize": 32}]);
+    let alone = json!({"type": "twill-ipam", "mode": "standalone", "runDir": alone_in.path(),
+        "gateway": false, "pools": pools});
+    for ipam in [ipam(&lab)?, alone] {
+        let ptp = json!({"cniVersion": "1.1.0", "name": "lan", "type": "ptp", "ipam": ipam});
+        as_ipam(node, "ADD", pod.attachment(), &ptp)?;
+        let gc = |grace: Option<u64>| -> Result<String> {
+            let log = alone_in.path().join("log");
+            fs::write(&log, "")?;
+            let mut told = keeping(&ptp, &[]);
+            told["ipam"]["logLevel"] = json!("info");
+            told["ipam"]["logFile"] = json!(log);
+            if let Some(grace) = grace {
+                told["ipam"]["gcGraceSeconds"] = json!(grace);
+            }
+            forwarded(node, "GC", &told)?;
+            Ok(fs::read_to_string(&log)?)
+        };
+        for grace in [None, Some(3600), None] {
+            let said = gc(grace)?;
+            ensure!(said.contains("left alone") && !said.contains("removed"), "{said}");
+        }
+        let said = gc(Some(0))?;
+        ensure!(said.contains("removed"), "{said}");
+        let said = gc(Some(0))?;
+        ensure!(!said.contains("removed"), "{said}");
+    }
+    Ok(())
+}
+
 /// The default route of each family is by the gateway, and addresses have these lengths.
 fn is_in_its_subnets(pod: &Namespace, gateways: [&str; 2], lengths: [&str; 2]) -> Result<()> {
     for (family, gateway, length) in
@@ -103,6 +142,7 @@ pub(crate) fn another_main_plugin_needs_no_daemon() -> Result<()> {
         "type": "twill-ipam",
         "mode": "standalone",
         "runDir": run_dir.path(),
+        "gcGraceSeconds": 0,
         "assignIPv6": true,
         "pools": [{"cidr": "10.20.0.4/30", "blockSize": 30}, {"cidr": "fd00:20::4/126", "blockSize": 126}],
         "prefixLength": 24,
