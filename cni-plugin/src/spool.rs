@@ -60,13 +60,17 @@ impl Spool {
         Ok(Self { directory, _lock: lock })
     }
 
-    /// Writes a tombstone. It is there whole or not at all, and a repeated DEL writes the same.
+    /// Writes a tombstone. It is there whole or not at all, and a repeated DEL writes the same: what it
+    /// names makes up its own name, so that no other DEL of the attachment takes its place.
     pub(crate) fn bury(&self, release: &ReleaseRequest) -> Result<(), SpoolError> {
-        let link = host_link_name(&release.attachment);
-        let name = match release.sequence {
-            Some(sequence) => format!("{link}-{sequence}.json"),
-            None => format!("{link}.json"),
-        };
+        let mut name = host_link_name(&release.attachment);
+        if let Some(sequence) = release.sequence {
+            name += &format!("-{sequence}");
+        }
+        if let Some(cookie) = release.netns_cookie {
+            name += &format!("-ns{cookie}");
+        }
+        name += ".json";
         let path = self.directory.join(&name);
         let temporary = self.directory.join(format!(".{name}.{}", std::process::id()));
         let written = (|| {
@@ -92,12 +96,16 @@ mod tests {
     use super::*;
 
     fn release(sequence: Option<u64>) -> ReleaseRequest {
+        of_namespace(sequence, None)
+    }
+
+    fn of_namespace(sequence: Option<u64>, netns_cookie: Option<u64>) -> ReleaseRequest {
         let attachment = AttachmentId {
             network: "net".into(),
             container_id: "c1".into(),
             ifname: "eth0".into(),
         };
-        ReleaseRequest { attachment, sequence, netns_cookie: None }
+        ReleaseRequest { attachment, sequence, netns_cookie }
     }
 
     fn tombstones(run_dir: &Path) -> Vec<ReleaseRequest> {
@@ -120,6 +128,25 @@ mod tests {
         }
         assert_eq!(tombstones(&run_dir), [release(Some(3)), release(None)]);
         assert_eq!(fs::read_dir(run_dir.join("spool")).unwrap().count(), 3, "lock and tombstones");
+    }
+
+    /// The address may be held for either of two namespaces.
+    #[test]
+    fn dels_of_different_namespaces_leave_one_each() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = Spool::open(directory.path(), Deadline::after(Duration::from_secs(5))).unwrap();
+        let all = [
+            of_namespace(Some(4), None),
+            of_namespace(None, Some(4)),
+            of_namespace(None, Some(5)),
+            of_namespace(None, None),
+        ];
+        for release in all.iter().chain(&all) {
+            spool.bury(release).unwrap();
+        }
+        let left = tombstones(directory.path());
+        assert!(all.iter().all(|release| left.contains(release)), "{left:?}");
+        assert_eq!(left.len(), all.len());
     }
 
     #[test]

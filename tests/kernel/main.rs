@@ -240,6 +240,7 @@ fn main() -> ExitCode {
         operator::a_killed_demo_leaves_nothing,
         operator::without_root_it_fails_and_says_so,
         plugin::a_pod_whose_namespace_is_gone_is_deleted,
+        plugin::dels_of_two_namespaces_wait_for_the_daemon,
         plugin::a_pod_gets_the_mtu_of_the_uplink,
         plugin::pods_follow_the_mtu_of_the_uplink,
         plugin::standalone_mode_needs_no_daemon,

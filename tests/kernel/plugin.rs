@@ -74,6 +74,28 @@ pub(crate) fn a_pod_whose_namespace_is_gone_is_deleted() -> Result<()> {
     })
 }
 
+/// A container was started again under its old id while no daemon ran, after an ADD without a link. The
+/// runtime deletes both: the note of one DEL is not lost to that of the other.
+pub(crate) fn dels_of_two_namespaces_wait_for_the_daemon() -> Result<()> {
+    let mut lab = one_node()?;
+    let (first, second) = (lab.add_pod("node1", "first")?, lab.bare_pod("node1", "second")?);
+    let node = lab.node("node1")?;
+    let link = node.namespace().route_to(first.address()?)?;
+    let link = link.split(' ').find(|word| word.starts_with("twl")).context("no link")?;
+    node.namespace().ip(&format!("link del {link}"))?;
+    lab.node_mut("node1")?.kill9()?;
+    let mut again = first.attachment().clone();
+    again.netns = second.attachment().netns.clone();
+    let node = lab.node("node1")?;
+    for attachment in [first.attachment(), &again] {
+        node.runtime().del(node.namespace(), attachment)?;
+    }
+    lab.node_mut("node1")?.start()?;
+    let used = lab.node("node1")?.addresses_in_use()?;
+    ensure!(used == 0, "{used} addresses are in use");
+    Ok(())
+}
+
 pub(crate) fn a_pod_gets_the_mtu_of_the_uplink() -> Result<()> {
     let mut lab = one_node()?;
     lab.node_mut("node1")?.stop()?;
