@@ -1,6 +1,8 @@
 //! Standalone mode: without a daemon this process owns the node's store, for as long as one
 //! request takes.
 
+mod reclaim;
+
 use std::{
     fs,
     io::{self, Write},
@@ -19,7 +21,7 @@ use twill_ipam_store::{
     StandalonePool, StoreError, now_ms, private_file, work_off,
 };
 use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
-use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest, host_link_name};
+use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
 
 use crate::{deadline::Deadline, netconf::Netconf};
 
@@ -116,14 +118,6 @@ pub(crate) fn has_mark(run_dir: &Path) -> bool {
     mark(run_dir).exists()
 }
 
-/// Whether one of these is of any ADD of an attachment.
-fn has_link(links: &[Link], attachment: &AttachmentId) -> bool {
-    let name = host_link_name(attachment);
-    links.iter().any(|link| {
-        link.name == name || link.twill_alias().is_some_and(|alias| alias.is_of(attachment))
-    })
-}
-
 impl<'a> Standalone<'a> {
     pub(crate) fn new(netconf: &'a Netconf) -> Self {
         Self { netconf, collected: fs::read(collected(&netconf.run_dir)).ok() }
@@ -194,7 +188,14 @@ impl<'a> Standalone<'a> {
             mtu => mtu,
         };
         let owned = self.open(deadline)?;
-        let assignment = owned.store.assign(&request).map_err(|error| match error {
+        let mut assignment = owned.store.assign(&request);
+        // Somebody may have it who is gone without a DEL.
+        if let Err(AssignError::Refused(Refusal::Full(_) | Refusal::Taken { .. })) = assignment
+            && owned.reclaim(&self.netconf.run_dir)?
+        {
+            assignment = owned.store.assign(&request);
+        }
+        let assignment = assignment.map_err(|error| match error {
             AssignError::Refused(Refusal::Full(Shortage { family, pools, .. })) => {
                 StandaloneError::Exhausted { family, pools }
             }
@@ -249,8 +250,10 @@ impl<'a> Standalone<'a> {
         let owned = self.open(deadline)?;
         // In this order: whoever has not seen the mark change has made its link before.
         owned.mark_collected(&self.netconf.run_dir)?;
-        let links = host_links()?;
-        let is_linked = |request: &&ReleaseRequest| has_link(&links, &request.attachment);
+        let links = reclaim::links()?;
+        let is_linked = |request: &&ReleaseRequest| {
+            links.iter().any(|link| link.may_be_of(&request.attachment))
+        };
         let unlinked = requests.iter().filter(|request| !is_linked(request)).cloned();
         let mut outcomes = owned.store.service().release_all(unlinked).into_iter();
         let released = |request| match is_linked(&request) {
@@ -293,9 +296,13 @@ impl<'a> Standalone<'a> {
         let owned = self.open(deadline)?;
         for family in &self.netconf.ipam.families {
             let pools = self.pools(*family, &[])?;
-            let free = owned.store.has_free(&pools, network);
-            let free = free.map_err(|source| owned.failed(source))?;
-            if !free {
+            let has_free = || {
+                let free = owned.store.has_free(&pools, network);
+                free.map_err(|source| owned.failed(source))
+            };
+            // As an ADD would do it, where none comes to a node that is not ready.
+            let counts = self.netconf.status.on_exhaustion;
+            if !has_free()? && !(counts && owned.reclaim(&self.netconf.run_dir)? && has_free()?) {
                 return Ok(true);
             }
         }

@@ -1,5 +1,5 @@
 //! The node's address store, and the one service that runs on it: in the daemon, and in the
-//! plugin when there is no daemon.
+//! plugin when there is no daemon. Both ask here, too, what is left of a record's namespace.
 //!
 //! Promise: what was answered is in the store, what was released does not come back, and what
 //! cannot be read is put aside and never guessed at. One at a time works on the store; requests that
@@ -13,6 +13,7 @@ mod lock;
 mod private;
 mod rebuild;
 mod service;
+mod sight;
 mod sled_store;
 mod standalone;
 mod store;
@@ -23,6 +24,7 @@ pub use host::{boot_id, now_ms};
 pub use lock::{LockError, OwnerLock};
 pub use private::{lock_alone, private_directory, private_file};
 pub use service::{AssignError, OpenReport, Options, Service};
+pub use sight::{has_host_view, record_fact};
 pub use sled_store::SledStore;
 pub use standalone::{STANDALONE_MARK, Standalone, StandalonePool};
 pub use store::{Entry, MemoryStore, Store, Write};

@@ -5,11 +5,14 @@
 //! are a grace period apart found positive evidence of its pod's end, and none in between found it
 //! alive. A link goes only if it never carried a packet, or if a later ADD took its place.
 
+mod once;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
 
+pub use once::dead_at_one_look;
 use twill_types::{Alias, AttachmentId, LinkAlias, host_link_name};
 
 use crate::Record;

@@ -4,8 +4,6 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    os::linux::fs::MetadataExt,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,11 +16,10 @@ use twill_dataplane::{
     pod::{FoundPodLink, host_links, pod_links, remove_leftover},
 };
 use twill_ipam::{
-    BlockSummary, Death, Facts, Leftover, LinkFact, Liveness, PathFact, PodFact, Record,
-    RecordFact, ReleaseRequest, Start, Verdict,
+    BlockSummary, Death, Facts, Leftover, LinkFact, Liveness, PodFact, Record, RecordFact,
+    ReleaseRequest, Start, Verdict,
 };
-use twill_ipam_store::Service;
-use twill_sys::AtPath;
+use twill_ipam_store::{Service, has_host_view, record_fact};
 use twill_types::{AttachmentId, error_chain};
 
 use crate::{datastore::pods::KnownPods, metrics::Metrics, reaper::Parked};
@@ -136,11 +133,10 @@ impl Looker {
     }
 
     fn record_fact(&self, record: Record) -> RecordFact {
-        let path = path_fact(Path::new(&record.netns), record.netns_cookie);
         let pod = self.pods.as_ref().map_or(PodFact::Unknown, |pods| {
             pods.borrow().fact(record.pod.as_deref(), record.pod_uid.as_deref())
         });
-        RecordFact { record, path, pod }
+        record_fact(record, pod)
     }
 
     /// Releases the records of pods that are gone, all in as few batches as can be; answers those
@@ -206,49 +202,8 @@ impl Looker {
     }
 }
 
-fn path_fact(path: &Path, cookie: Option<u64>) -> PathFact {
-    if path.as_os_str().is_empty() {
-        return PathFact::Unknown;
-    }
-    let fact = match twill_sys::look(path) {
-        Ok(AtPath::Namespace(found)) => match (found, cookie) {
-            (Some(found), Some(cookie)) if found != cookie => PathFact::Another,
-            _ => PathFact::Same,
-        },
-        Ok(AtPath::Plain) => PathFact::Plain,
-        Ok(AtPath::Nothing) => PathFact::Nothing,
-        Err(error) => {
-            debug!(error = %error_chain(&error), "nothing can be told from a namespace's path");
-            PathFact::Unknown
-        }
-    };
-    match fact {
-        // A process's path ends with the process, not with the namespace, its number may name
-        // another process by now, and /proc may be that of other processes altogether.
-        PathFact::Another | PathFact::Nothing | PathFact::Plain if path.starts_with("/proc") => {
-            PathFact::Unknown
-        }
-        fact => fact,
-    }
-}
-
 fn link_fact(link: &Link) -> LinkFact {
     LinkFact { index: link.index, name: link.name.clone(), alias: link.twill_alias(), up: link.up }
-}
-
-/// Whether this process sees the mounts that the host's first process sees: it is in the host's
-/// process namespace (else process 1 is another one), and in its mount namespace.
-fn has_host_view() -> bool {
-    /// `PROC_PID_INIT_INO`, the inode of the first process namespace.
-    const FIRST: u64 = 0xEFFF_FFFC;
-    let namespace = |path: &str| {
-        let file = std::fs::metadata(path).ok()?;
-        Some((file.st_dev(), file.st_ino()))
-    };
-    let own = namespace("/proc/self/ns/mnt");
-    namespace("/proc/self/ns/pid").is_some_and(|(_, inode)| inode == FIRST)
-        && own.is_some()
-        && own == namespace("/proc/1/ns/mnt")
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -28,6 +28,7 @@ mod operator;
 mod plugin;
 mod policy;
 mod pools;
+mod reclaim;
 mod reconcile;
 mod repair;
 mod restart;
@@ -246,6 +247,10 @@ fn main() -> ExitCode {
         plugin::standalone_mode_needs_no_daemon,
         plugin::standalone_mode_rebuilds_a_lost_store,
         plugin::an_add_waits_for_a_daemon_that_starts,
+        reclaim::an_add_takes_the_address_of_a_pod_that_is_gone,
+        reclaim::an_address_that_is_asked_for_is_taken_from_a_pod_that_is_gone,
+        reclaim::what_may_live_keeps_its_address,
+        reclaim::another_plugins_pod_lives_in_its_namespace,
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_06_g_07_the_list_in_all_its_spellings,
         gc::g_02_an_id_too_long_for_an_alias,

@@ -443,3 +443,58 @@ fn troubles_name_place_and_remedy() {
         }
     }
 }
+
+/// What stands in the place of a second look.
+#[test]
+fn one_look_is_enough_for_what_is_old() {
+    const NOW: u64 = 1_000_000;
+    let created = |created_ms, fact: RecordFact| RecordFact {
+        record: Record { created_ms, ..fact.record },
+        ..fact
+    };
+    let old = |fact| created(NOW - 120_001, fact);
+    let cases: Vec<(&str, bool, Vec<RecordFact>, Vec<LinkFact>, &str)> = vec![
+        ("its link is gone", false, vec![old(own(1, 1, Nothing))], vec![], "c1 link-gone"),
+        ("where nothing is seen", false, vec![old(own(1, 1, Unknown))], vec![], "c1 link-gone"),
+        ("an ADD may be at it", true, vec![created(NOW - 120_000, own(1, 1, Nothing))], vec![], ""),
+        ("the clock was set back", true, vec![created(NOW + 1, own(1, 1, Nothing))], vec![], ""),
+        ("its namespace is there", true, vec![old(own(1, 1, Same))], vec![], ""),
+        ("its link is there", true, vec![old(own(1, 1, Nothing))], vec![link(1, 1)], ""),
+        ("a link of a later ADD", true, vec![old(own(1, 1, Nothing))], vec![link(1, 2)], ""),
+        ("a link of an earlier ADD", true, vec![old(own(1, 2, Nothing))], vec![link(1, 1)], ""),
+        ("a link without a name", true, vec![old(own(1, 1, Nothing))], vec![unnamed(1)], ""),
+        ("another's link", true, vec![old(own(1, 1, Nothing))], vec![link(2, 1)], "c1 link-gone"),
+        ("no link is ours", true, vec![old(foreign(1, 1, Nothing))], vec![], "c1 namespace-gone"),
+        ("as far as is seen", false, vec![old(foreign(1, 1, Nothing))], vec![], ""),
+        (
+            "another has its path",
+            false,
+            vec![old(foreign(1, 1, Another))],
+            vec![],
+            "c1 namespace-replaced",
+        ),
+        ("its namespace is there", true, vec![old(foreign(1, 1, Same))], vec![], ""),
+        (
+            "a namespace proves no other",
+            false,
+            vec![old(foreign(1, 1, Nothing)), old(foreign(2, 2, Same))],
+            vec![],
+            "",
+        ),
+        (
+            "nothing is to be believed",
+            true,
+            vec![old(foreign(1, 1, Another)), old(foreign(2, 2, Plain))],
+            vec![],
+            "",
+        ),
+        ("a young one", true, vec![created(NOW - 1, foreign(1, 1, Another))], vec![], ""),
+    ];
+    for (name, host_view, records, links, expected) in cases {
+        let dead = dead_at_one_look(&Facts { records, links }, host_view, NOW);
+        let said = dead.iter().map(|(record, death)| {
+            format!("{} {}", record.attachment.container_id, death.as_str())
+        });
+        assert_eq!(said.collect::<Vec<_>>().join(", "), expected, "{name}");
+    }
+}
