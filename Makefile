@@ -8,6 +8,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 ARCH := $(shell uname -m)
 PLUGIN_TARGET ?= $(ARCH)-unknown-linux-musl
 PLUGIN := $(TARGET_DIR)/$(PLUGIN_TARGET)/plugin/twill
+# A link to its directory, wherever it was built for: what README installs from.
+SHIPPED := $(TARGET_DIR)/shipped
 
 # What `make bench` does; BENCH="--rounds 1 --pods 16 --together 16 --crowd 0" is over in seconds.
 BENCH ?= --crowd 5000 --out bench/results
@@ -105,10 +107,12 @@ build: ## all programs, for demo and tests
 	$(CARGO) build --locked --workspace --bins
 	@ln -sf twill $(TARGET_DIR)/debug/twill-ipam
 
-plugin: ## the CNI plugin as it is shipped: small and static
+plugin: ## the CNI plugin as it is shipped: small and static, in target/shipped/
+	@[ -d "$$(rustc --print sysroot)/lib/rustlib/$(PLUGIN_TARGET)/lib" ] || rustup target add $(PLUGIN_TARGET)
 	RUSTFLAGS='-C relocation-model=static --cfg sha2_backend="soft"' $(CARGO) build --locked \
 	    --package twill-cni-plugin --profile plugin --target $(PLUGIN_TARGET)
-	@ln -sf twill $(dir $(PLUGIN))twill-ipam
+	@ln -sfn twill $(dir $(PLUGIN))twill-ipam
+	@ln -sfn $(PLUGIN_TARGET)/plugin $(SHIPPED)
 
 lint: ## clippy, warnings denied
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
