@@ -28,6 +28,9 @@ fn main() -> ExitCode {
         delegated::twill_works_over_the_newest_host_local_and_static,
         podman::containers_live_with_the_daemon,
         podman::containers_live_without_a_daemon,
+        podman::an_address_and_a_hardware_address_are_asked_for,
+        podman::a_port_leads_to_the_container,
+        podman::a_container_is_on_two_networks,
         containerd::debians_sandboxes_live,
         containerd::the_newest_asks_for_status,
     ];
