@@ -302,7 +302,9 @@ impl<'a> Standalone<'a> {
             };
             // As an ADD would do it, where none comes to a node that is not ready.
             let counts = self.netconf.status.on_exhaustion;
-            if !has_free()? && !(counts && owned.reclaim(&self.netconf.run_dir)? && has_free()?) {
+            let can_have =
+                has_free()? || counts && owned.reclaim(&self.netconf.run_dir)? && has_free()?;
+            if !can_have {
                 return Ok(true);
             }
         }

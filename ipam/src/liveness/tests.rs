@@ -444,6 +444,9 @@ fn troubles_name_place_and_remedy() {
     }
 }
 
+/// A name, whether all of the host is seen, what is found, and what has to come of it.
+type OneLook = (&'static str, bool, Vec<RecordFact>, Vec<LinkFact>, &'static str);
+
 /// What stands in the place of a second look.
 #[test]
 fn one_look_is_enough_for_what_is_old() {
@@ -453,7 +456,7 @@ fn one_look_is_enough_for_what_is_old() {
         ..fact
     };
     let old = |fact| created(NOW - 120_001, fact);
-    let cases: Vec<(&str, bool, Vec<RecordFact>, Vec<LinkFact>, &str)> = vec![
+    let cases: Vec<OneLook> = vec![
         ("its link is gone", false, vec![old(own(1, 1, Nothing))], vec![], "c1 link-gone"),
         ("where nothing is seen", false, vec![old(own(1, 1, Unknown))], vec![], "c1 link-gone"),
         ("an ADD may be at it", true, vec![created(NOW - 120_000, own(1, 1, Nothing))], vec![], ""),
