@@ -14,6 +14,9 @@ SHIPPED := $(TARGET_DIR)/shipped
 # What `make bench` does; BENCH="--rounds 1 --pods 16 --together 16 --crowd 0" is over in seconds.
 BENCH ?= --crowd 5000 --out bench/results
 
+# Where `make test-storm` writes what it did.
+STORM_LOG ?= bench/results/storm.log
+
 # What `make bench-bgp` does; `BENCH_BGP=--short` is over in half a minute.
 BENCH_BGP ?= --out bench/results
 
@@ -43,10 +46,11 @@ test-crash: tools build ## the plugin killed at every one of its system calls (r
 	TWILL_CRASH_ALL=1 TWILL_TEST_LIMIT=900 \
 	    $(CARGO) test --locked --package twill-tests --test kernel -- crash::
 
-test-storm: tools build ## thousands of ADDs and DELs, plugins and daemon killed at random (root; minutes)
-	TWILL_STORM_OPERATIONS=$(or $(OPERATIONS),2000) TWILL_TEST_LIMIT=900 \
+test-storm: tools build ## thousands of ADDs and DELs, plugins and daemon killed at random, into bench/results/storm.log (root; minutes)
+	@echo "$$(date -u +%F) at $$(git describe --always --dirty --abbrev=7), Linux $$(uname -r)" >$(STORM_LOG)
+	TWILL_RECORD=$(abspath $(STORM_LOG)) TWILL_STORM_OPERATIONS=$(or $(OPERATIONS),2000) TWILL_TEST_LIMIT=900 \
 	    $(CARGO) test --locked --package twill-tests --test kernel -- storm::
-	TWILL_STORM_OPERATIONS=$(or $(STEPS),200) TWILL_TEST_LIMIT=900 \
+	TWILL_RECORD=$(abspath $(STORM_LOG)) TWILL_STORM_OPERATIONS=$(or $(STEPS),200) TWILL_TEST_LIMIT=900 \
 	    $(CARGO) test --locked --package twill-tests --test kernel -- claims_storm::
 
 test-kill: ## the store's process killed, and its files damaged, 500 times

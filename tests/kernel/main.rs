@@ -439,6 +439,7 @@ fn main() -> ExitCode {
         interop::a_missing_secret_is_named_and_opens_nothing,
         interop::a_changed_password_resets_one_session,
         storm::a_storm_of_killed_calls_leaks_nothing,
+        storm::a_storm_without_a_daemon_leaks_nothing,
     ];
     twill_tests::suite::main(tests, twill_tests::tests![kit::lab_without_end])
 }

@@ -27,6 +27,7 @@ pub mod programs;
 pub mod ptrace;
 pub mod rack;
 pub mod random;
+pub mod record;
 pub mod sandbox;
 pub mod snapshot;
 pub mod suite;
