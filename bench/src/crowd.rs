@@ -1,18 +1,29 @@
 //! ADD on a node that has many pods already.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
+    SETTLE,
     competitor::Competitor,
     machine::Occasion,
-    measure::{Sample, percentile},
+    measure::{Sample, in_turn, percentile},
 };
 
-/// Pods that are added one by one to be measured.
-const PROBES: usize = 50;
+/// Pods of a round with few on the node.
+pub(crate) const FEW: usize = 50;
+
+/// Rounds that are measured with few pods. With many there are as many calls: the last ones.
+const ROUNDS: usize = 4;
+
+/// Rounds before those, of which nothing counts: the first calls after a start claim a block, and find
+/// nothing in any cache.
+const WARM_UP: usize = 4;
+
+/// The least that make a crowd.
+const LEAST: u32 = 1000;
 
 /// ADD with few pods on the node, and with many.
 #[derive(Debug, Clone, Serialize)]
@@ -34,22 +45,38 @@ pub(crate) struct Crowd {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Growth {
-    /// With the first few pods on the node.
-    pub(crate) few_ms: f64,
+    /// With at most [`FEW`] pods on the node.
+    few_ms: f64,
     /// Behind all the others.
-    pub(crate) many_ms: f64,
+    many_ms: f64,
+    /// How many times as long it takes with many.
+    times: f64,
 }
 
 impl Growth {
-    /// How many times as long it takes with many.
+    pub(crate) fn new(few_ms: f64, many_ms: f64) -> Self {
+        Self { few_ms, many_ms, times: many_ms / few_ms }
+    }
+
     pub(crate) fn times(self) -> f64 {
-        self.many_ms / self.few_ms
+        self.times
+    }
+
+    /// What it takes longer with many.
+    pub(crate) fn added_ms(self) -> f64 {
+        self.many_ms - self.few_ms
     }
 }
 
-/// Adds `pods` pods and measures the first and the last of them.
+impl fmt::Display for Growth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} ms, then {:.2} ms, {:.2} times", self.few_ms, self.many_ms, self.times)
+    }
+}
+
+/// Measures some pods that come and go, then adds `pods` pods and measures the last of them.
 pub(crate) fn measure(plugin: &Path, pods: u32) -> Result<Crowd> {
-    let pods = pods.max(200);
+    let pods = pods.max(LEAST);
     let daemon = Competitor::daemon(plugin, pods)?;
     let twill = fill(&daemon)?;
     let daemon_kib = daemon.daemon_peak_kib()?.unwrap_or_default();
@@ -60,14 +87,19 @@ pub(crate) fn measure(plugin: &Path, pods: u32) -> Result<Crowd> {
 }
 
 fn fill(competitor: &Competitor) -> Result<Growth> {
+    let mut few: Vec<Sample> = Vec::new();
+    for round in 0..WARM_UP + ROUNDS {
+        let added = in_turn(competitor, "ADD", FEW)?;
+        competitor.check_added(FEW)?;
+        in_turn(competitor, "DEL", FEW)?;
+        competitor.settle(FEW, SETTLE)?;
+        if round >= WARM_UP {
+            few.extend(added);
+        }
+    }
     let pods = competitor.pods();
-    let node = twill_sys::Netns::open(competitor.node()?.path())?;
-    let samples: Vec<Sample> = twill_sys::in_netns(&node, || {
-        (0..pods).map(|pod| competitor.call("ADD", pod)).collect::<Result<_>>()
-    })??;
+    let all = in_turn(competitor, "ADD", pods)?;
     competitor.check_added(pods)?;
-    // The very first ones also claim the first block.
-    let few = samples.get(10..10 + PROBES).unwrap_or_default();
-    let many = samples.get(pods - PROBES..).unwrap_or_default();
-    Ok(Growth { few_ms: percentile(few, 50), many_ms: percentile(many, 50) })
+    let many = all.get(pods - few.len()..).unwrap_or_default();
+    Ok(Growth::new(percentile(&few, 50), percentile(many, 50)))
 }

@@ -109,7 +109,8 @@ pub(crate) fn percentile(samples: &[Sample], percent: usize) -> f64 {
     times.get(rank - 1).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
 }
 
-fn in_turn(competitor: &Competitor, verb: &str, pods: usize) -> Result<Vec<Sample>> {
+/// Calls for the first `pods` pods, one after the other.
+pub(crate) fn in_turn(competitor: &Competitor, verb: &str, pods: usize) -> Result<Vec<Sample>> {
     let node = Netns::open(competitor.node()?.path())?;
     in_netns(&node, || (0..pods).map(|pod| competitor.call(verb, pod)).collect())?
 }

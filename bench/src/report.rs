@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     competitor::Competitor,
-    crowd::Crowd,
+    crowd::{Crowd, FEW},
     measure::{Calls, Measured, percentile},
     svg,
 };
@@ -159,13 +159,14 @@ impl Report {
         if let Some(Crowd { pods, twill, floor, daemon_kib, measured: _ }) = &self.crowd {
             for (name, growth) in [("Twill", twill), ("the floor", floor)] {
                 text += &format!(
-                    "\nADD p50 of {name} with 10 pods on the node {:.2} ms, with {pods} {:.2} ms: {:.2} \
-                     times.",
-                    growth.few_ms,
-                    growth.many_ms,
-                    growth.times(),
+                    "\nADD p50 of {name} with {FEW} pods on the node, and with {pods}: {growth}."
                 );
             }
+            text += &format!(
+                "\nWith all of them the kernel's work alone (the floor) takes {:.2} ms longer, Twill {:.2} ms.",
+                floor.added_ms(),
+                twill.added_ms(),
+            );
             text += &format!(" The daemon's peak memory then: {:.1} MiB.", mib(*daemon_kib));
         }
         text
@@ -223,8 +224,9 @@ impl Report {
         let size = format!("{:.2} MiB", mib(self.plugin_bytes / 1024));
         row("the plugin's file, static", size, "<= 4 MiB");
         if let Some(crowd) = &self.crowd {
-            let what = format!("ADD p50 with {} pods, times that with 10", crowd.pods);
+            let what = format!("ADD p50 with {} pods, times that with {FEW}", crowd.pods);
             row(&what, format!("{:.2}", crowd.twill.times()), "<= 1.2");
+            row("the same of the floor", format!("{:.2}", crowd.floor.times()), "(the kernel's)");
         }
         rows
     }
@@ -304,7 +306,7 @@ mod tests {
     use crate::{crowd::Growth, machine::Occasion};
 
     fn report(crowd: Option<usize>) -> Report {
-        let growth = Growth { few_ms: 1.0, many_ms: 1.1 };
+        let growth = Growth::new(2.0, 3.0);
         let machine = Machine {
             kernel: "6.1".to_owned(),
             cpus: 2,
@@ -333,7 +335,10 @@ mod tests {
         assert_eq!(written(None)["crowd"], Value::Null);
         assert_eq!(written(Some(5000))["crowd"]["pods"], 5000);
         let kept = written(None)["crowd"].clone();
-        assert_eq!((&kept["pods"], &kept["twill"]["manyMs"]), (&json!(5000), &json!(1.1)));
+        assert_eq!(kept["pods"], 5000);
+        for of in ["twill", "floor"] {
+            assert_eq!(kept[of], json!({"fewMs": 2.0, "manyMs": 3.0, "times": 1.5}));
+        }
         assert_eq!(kept["measured"], json!({"commit": "abc1234", "date": "2026-02-03"}));
         assert_eq!(written(Some(300))["crowd"]["pods"], 300);
     }
