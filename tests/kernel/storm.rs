@@ -78,6 +78,8 @@ pub(crate) fn a_storm_of_killed_calls_leaks_nothing() -> Result<()> {
     let mut lab = crash::node_with(SETTINGS)?;
     // From here on the daemon is the storm's.
     lab.node_mut("node1")?.stop()?;
+    // On a machine with more to do than this, a daemon that lives long enough may not come for a while.
+    lab.node_mut("node1")?.runtime_mut().set_timeout(100);
     storm(&lab, true)
 }
 
