@@ -292,14 +292,13 @@ impl AdjRibsIn {
         source.paths -= paths;
         if source.paths == 0
             && let Some(gone) = self.sources.remove(id)
+            && let Some(table) = self.peers.get_mut(gone.peer)
         {
-            if let Some(table) = self.peers.get_mut(gone.peer) {
-                if let Some(next_hop) = gone.imported.next_hop(table.key) {
-                    self.next_hops.remove(next_hop, id);
-                }
-                table.weight -= WEIGHT_OF_A_SOURCE + gone.imported.received().length();
-                table.forget(gone);
+            if let Some(next_hop) = gone.imported.next_hop(table.key) {
+                self.next_hops.remove(next_hop, id);
             }
+            table.weight -= WEIGHT_OF_A_SOURCE + gone.imported.received().length();
+            table.forget(gone);
         }
     }
 
