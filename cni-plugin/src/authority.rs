@@ -170,7 +170,8 @@ impl<'a> Authority<'a> {
     }
 
     /// The same for many that no DEL came for, for as long as there is time; says of each that could
-    /// not be released why. Without a daemon the store is opened once.
+    /// not be released why. Without a daemon the store is opened once, and no tombstone is left: the next GC finds
+    /// what stays, and looks again whether it has a link.
     pub(crate) fn collect(&mut self, requests: &[ReleaseRequest]) -> Vec<String> {
         let named =
             |request: &ReleaseRequest, why: &dyn Display| format!("{}: {why}", request.attachment);
@@ -187,17 +188,12 @@ impl<'a> Authority<'a> {
             }
             Ok(Some(released)) => {
                 for (request, released) in requests.iter().zip(released) {
-                    if let Err(error) = released.map_err(Error::from)
-                        && !self.leave(request, &error)
-                    {
-                        failures.push(named(request, &error));
+                    if let Err(error) = released {
+                        failures.push(named(request, &Error::from(error)));
                     }
                 }
             }
-            Err(error) => {
-                let stuck = requests.iter().filter(|request| !self.leave(request, &error));
-                failures.extend(stuck.map(|request| named(request, &error)));
-            }
+            Err(error) => failures.extend(requests.iter().map(|request| named(request, &error))),
         }
         failures
     }

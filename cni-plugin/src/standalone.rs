@@ -5,7 +5,7 @@ mod reclaim;
 
 use std::{
     fs,
-    io::{self, Write},
+    io::Write,
     net::IpAddr,
     path::{Path, PathBuf},
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -15,7 +15,7 @@ use twill_dataplane::{
     Link, node,
     pod::{host_links, living_pods},
 };
-use twill_ipam::{Record, ReleaseOutcome};
+use twill_ipam::{LinkFact, Record, ReleaseOutcome};
 use twill_ipam_store::{
     AssignError, LockError, OwnerLock, Refusal, STANDALONE_MARK, Shortage, Standalone as Store,
     StandalonePool, StoreError, now_ms, private_file, work_off,
@@ -23,6 +23,7 @@ use twill_ipam_store::{
 use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
 use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
 
+pub(crate) use self::reclaim::host_link_facts;
 use crate::{deadline::Deadline, netconf::Netconf};
 
 /// What can go wrong without a daemon.
@@ -191,7 +192,7 @@ impl<'a> Standalone<'a> {
         let mut assignment = owned.store.assign(&request);
         // Somebody may have it who is gone without a DEL.
         if let Err(AssignError::Refused(Refusal::Full(_) | Refusal::Taken { .. })) = assignment
-            && owned.reclaim(&self.netconf.run_dir)?
+            && owned.reclaims(&self.netconf.run_dir, deadline)
         {
             assignment = owned.store.assign(&request);
         }
@@ -250,7 +251,7 @@ impl<'a> Standalone<'a> {
         let owned = self.open(deadline)?;
         // In this order: whoever has not seen the mark change has made its link before.
         owned.mark_collected(&self.netconf.run_dir)?;
-        let links = reclaim::links()?;
+        let links = host_link_facts()?;
         let is_linked = |request: &&ReleaseRequest| {
             links.iter().any(|link| link.may_be_of(&request.attachment))
         };
@@ -302,8 +303,8 @@ impl<'a> Standalone<'a> {
             };
             // As an ADD would do it, where none comes to a node that is not ready.
             let counts = self.netconf.status.on_exhaustion;
-            let can_have =
-                has_free()? || counts && owned.reclaim(&self.netconf.run_dir)? && has_free()?;
+            let can_have = has_free()?
+                || counts && owned.reclaims(&self.netconf.run_dir, deadline) && has_free()?;
             if !can_have {
                 return Ok(true);
             }
@@ -351,6 +352,12 @@ impl<'a> Standalone<'a> {
     }
 }
 
+/// Whether there may be a tombstone in the spool.
+fn names_any(spool: &Path) -> bool {
+    let entries = fs::read_dir(spool).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "json"))
+}
+
 impl Owned {
     /// Reads the records of pods that run from their links, where the store does not know of them.
     fn rebuild(&self) -> Result<(), StandaloneError> {
@@ -375,13 +382,24 @@ impl Owned {
                 self.failed(StoreError::Directory { path: mark.clone(), source })
             })?;
         }
-        match work_off(&run_dir.join("spool"), self.store.service(), "") {
+        let spool = run_dir.join("spool");
+        if !names_any(&spool) {
+            return Ok(());
+        }
+        // As in `collect`. A DEL takes the link away before it leaves a tombstone, so one that is there is of
+        // an ADD that nobody waited for.
+        self.mark_collected(run_dir)?;
+        let links = host_link_facts()?;
+        let is_linked = |request: &ReleaseRequest| {
+            let as_old = |link: &LinkFact| {
+                let numbers = link.alias.as_ref().zip(request.sequence);
+                numbers.is_none_or(|(alias, sequence)| alias.sequence <= sequence)
+            };
+            links.iter().any(|link| link.may_be_of(&request.attachment) && as_old(link))
+        };
+        match work_off(&spool, self.store.service(), "", is_linked) {
             Ok(0) => {}
-            Ok(count) => {
-                self.mark_collected(run_dir)?;
-                tracing::info!(count, "released what the spool named");
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(count) => tracing::info!(count, "released what the spool named"),
             Err(error) => tracing::warn!(%error, "cannot read the spool"),
         }
         Ok(())

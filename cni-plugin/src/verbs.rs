@@ -25,6 +25,10 @@ use crate::{
 /// an address that comes back later.
 const DEL_PATIENCE: Duration = Duration::from_secs(8);
 
+/// How many links are deleted at once. The kernel waits once for all of them, and whoever adds a
+/// pod to another network meanwhile waits as long.
+pub(crate) const BATCH: usize = 10;
+
 /// A call, read and checked.
 #[derive(Debug)]
 pub(crate) struct Call {

@@ -39,17 +39,20 @@ fn path_fact(path: &Path, cookie: Option<u64>) -> PathFact {
     }
 }
 
-/// Whether this process sees the mounts that the host's first process sees: it is in the host's
-/// process namespace (else process 1 is another one), and in its mount namespace.
+/// Whether this process sees the files that the host's first process sees: it is in the host's
+/// process namespace (else process 1 is another one), in its mount namespace, and has its root.
 pub fn has_host_view() -> bool {
     /// `PROC_PID_INIT_INO`, the inode of the first process namespace.
     const FIRST: u64 = 0xEFFF_FFFC;
-    let namespace = |path: &str| {
+    let identity = |path: &str| {
         let file = std::fs::metadata(path).ok()?;
         Some((file.st_dev(), file.st_ino()))
     };
-    let own = namespace("/proc/self/ns/mnt");
-    namespace("/proc/self/ns/pid").is_some_and(|(_, inode)| inode == FIRST)
-        && own.is_some()
-        && own == namespace("/proc/1/ns/mnt")
+    let is_same = |own: &str, first: &str| {
+        let own = identity(own);
+        own.is_some() && own == identity(first)
+    };
+    identity("/proc/self/ns/pid").is_some_and(|(_, inode)| inode == FIRST)
+        && is_same("/proc/self/ns/mnt", "/proc/1/ns/mnt")
+        && is_same("/", "/proc/1/root/")
 }

@@ -8,11 +8,16 @@ use twill_types::{ReleaseRequest, error_chain};
 use crate::Service;
 
 /// Releases what the tombstones in a directory name whose own names begin with `prefix`, and removes
-/// them; says how many. What cannot be released stays for the next time.
+/// them; says how many. What cannot be released stays for the next time, and so does what `stays` says.
 ///
 /// # Errors
 /// The directory cannot be read, or a tombstone not be removed.
-pub fn work_off(directory: &Path, service: &Service, prefix: &str) -> io::Result<usize> {
+pub fn work_off(
+    directory: &Path,
+    service: &Service,
+    prefix: &str,
+    stays: impl Fn(&ReleaseRequest) -> bool,
+) -> io::Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -24,20 +29,28 @@ pub fn work_off(directory: &Path, service: &Service, prefix: &str) -> io::Result
         {
             continue;
         }
-        match release(&path, service) {
-            Ok(()) => {
+        match release(&path, service, &stays) {
+            Ok(true) => {
                 fs::remove_file(&path)?;
                 count += 1;
             }
+            Ok(false) => {}
             Err(error) => warn!(tombstone = %path.display(), error, "left in the spool"),
         }
     }
     Ok(count)
 }
 
-fn release(path: &Path, service: &Service) -> Result<(), String> {
+fn release(
+    path: &Path,
+    service: &Service,
+    stays: impl Fn(&ReleaseRequest) -> bool,
+) -> Result<bool, String> {
     let text = fs::read(path).map_err(|error| error.to_string())?;
     let request: ReleaseRequest =
         serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    service.release(request).map(drop).map_err(|error| error_chain(&error))
+    if stays(&request) {
+        return Ok(false);
+    }
+    service.release(request).map(|_| true).map_err(|error| error_chain(&error))
 }

@@ -59,7 +59,7 @@ impl Spool {
         if self.lock.is_some() {
             self.sweep()?;
         }
-        work_off(&self.directory, service, "")
+        work_off(&self.directory, service, "", |_| false)
     }
 
     fn sweep(&self) -> io::Result<()> {
@@ -160,7 +160,7 @@ impl Tombstones {
             }
             // A tombstone does not say which link it was.
             self.parked.expect_any();
-            let done = work_off(&self.directory, &self.service, prefix);
+            let done = work_off(&self.directory, &self.service, prefix, |_| false);
             self.parked.reap();
             done
         })

@@ -4,32 +4,39 @@ use std::path::Path;
 
 use twill_dataplane::{
     Link,
-    pod::{delete_group_links, host_links},
+    pod::{delete_group_links, links_by_name},
 };
 use twill_ipam::{Death, Facts, LinkFact, PodFact, Record, dead_at_one_look};
 use twill_ipam_store::{has_host_view, now_ms, record_fact};
-use twill_types::ReleaseRequest;
+use twill_types::{ReleaseRequest, error_chain};
 
 use super::{Owned, StandaloneError};
+use crate::{deadline::Deadline, verbs::BATCH};
 
-/// Links deleted at once; the kernel waits once for all of them.
-const BATCH: usize = 10;
-
-/// The links of pods on this node.
-pub(super) fn links() -> Result<Vec<LinkFact>, StandaloneError> {
+/// The links of pods on this node, and those that have the name of one: whoever has overwritten an alias has not taken the
+/// pod away.
+pub(crate) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error> {
     let fact = |link: Link| LinkFact {
         index: link.index,
         alias: link.twill_alias(),
         name: link.name,
         up: link.up,
     };
-    Ok(host_links()?.into_iter().map(fact).collect())
+    Ok(links_by_name()?.into_iter().map(fact).collect())
 }
 
 impl Owned {
     /// Releases what pods have that are certainly gone; whether there was any. For when nothing else
-    /// is free: it looks at every link and at every record's namespace.
-    pub(super) fn reclaim(&self, run_dir: &Path) -> Result<bool, StandaloneError> {
+    /// is free: it looks at every link and at every record's namespace. Where it fails, nothing is free, which is what
+    /// its caller has to say.
+    pub(super) fn reclaims(&self, run_dir: &Path, deadline: Deadline) -> bool {
+        self.reclaim(run_dir, deadline).unwrap_or_else(|error| {
+            tracing::warn!(error = error_chain(&error), "cannot look for pods that are gone");
+            false
+        })
+    }
+
+    fn reclaim(&self, run_dir: &Path, deadline: Deadline) -> Result<bool, StandaloneError> {
         if self.dead()?.is_empty() {
             return Ok(false);
         }
@@ -38,7 +45,10 @@ impl Owned {
         self.mark_collected(run_dir)?;
         let dead = self.dead()?;
         // What a DEL has cut off before it died may have the address of one of them.
-        delete_group_links(BATCH, || true)?;
+        delete_group_links(BATCH, || !deadline.left().is_zero())?;
+        if deadline.left().is_zero() {
+            return Ok(false);
+        }
         let requests = dead.iter().map(|(record, _)| ReleaseRequest {
             attachment: record.attachment.clone(),
             sequence: Some(record.sequence),
@@ -47,7 +57,14 @@ impl Owned {
         let outcomes = self.store.service().release_all(requests);
         let mut released = false;
         for ((record, death), outcome) in dead.iter().zip(outcomes) {
-            released |= !outcome.map_err(|source| self.failed(source))?.addresses.is_empty();
+            match outcome {
+                Ok(outcome) => released |= !outcome.addresses.is_empty(),
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::warn!(attachment = %record.attachment, error, "cannot be released");
+                    continue;
+                }
+            }
             tracing::info!(
                 attachment = %record.attachment,
                 addresses = ?record.addresses,
@@ -59,7 +76,7 @@ impl Owned {
     }
 
     fn dead(&self) -> Result<Vec<(Record, Death)>, StandaloneError> {
-        let links = links()?;
+        let links = host_link_facts()?;
         let records = self.store.service().records().map_err(|source| self.failed(source))?;
         let records = records.into_iter().map(|record| record_fact(record, PodFact::Unknown));
         let facts = Facts { records: records.collect(), links };

@@ -7,10 +7,10 @@ use twill_ipam_store::now_ms;
 use twill_rpc::message::Held;
 use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest, error_chain};
 
-use super::Call;
+use super::{BATCH, Call};
 use crate::{
     authority::Authority, call::Persona, deadline::Deadline, delegate::Delegate, error::Error,
-    netconf::Attached,
+    netconf::Attached, standalone::host_link_facts,
 };
 
 /// How much of the call's time is kept for another IPAM plugin.
@@ -18,10 +18,6 @@ const FOR_THE_PLUGIN: Duration = Duration::from_secs(5);
 
 /// How much of the call's time is kept for the links, which no daemon is needed for.
 const FOR_THE_LINKS: Duration = Duration::from_secs(5);
-
-/// How many links are deleted at once. The kernel waits once for all of them, and whoever adds a
-/// pod to another network meanwhile waits as long.
-const BATCH: usize = 10;
 
 /// The numbers of the ADDs that an attachment was seen of.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,7 +29,8 @@ struct Seen {
 /// Removes what is stale. An error does not keep the rest from going; all are told at the end.
 ///
 /// The runtime sees to it that no ADD or DEL of the network runs meanwhile. Where it does not, the
-/// order and the numbers protect what is newer, and where the links are another plugin's, their age. Links are read before records: a link that was not
+/// order and the numbers protect what is newer, and where the links are another plugin's, their age.
+/// Links are read before records: a link that was not
 /// there then is of an ADD that came later, and is left alone with its addresses. A link goes only
 /// if it is still that of the ADD that was seen, and so does a record.
 ///
@@ -91,7 +88,7 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
     if failures.is_empty() { Ok(()) } else { Err(Error::Gc(failures)) }
 }
 
-/// Whether the main plugin of another ADD may still be at work on what it was given: nobody asks
+/// Whether the ADD of another main plugin may still be at work on what it was given: nobody asks
 /// here before it lets packets flow. A time in the future is of no age, as the clock was set back.
 fn is_young(call: &Call, held: &Held) -> bool {
     let grace = call.netconf.ipam.foreign.gc_grace;
@@ -156,6 +153,17 @@ fn remove(call: &Call, stale: BTreeMap<AttachmentId, Seen>, deadline: Deadline) 
         && let Err(error) = delete_links(deadline)
     {
         failures.push(error_chain(&error));
+    }
+    // An ADD that should not have come meanwhile may have made its link since: its pod lives.
+    if call.persona == Persona::Main && !records.is_empty() {
+        match host_link_facts() {
+            Ok(links) => records
+                .retain(|record| !links.iter().any(|link| link.may_be_of(&record.attachment))),
+            Err(error) => {
+                failures.push(error_chain(&error));
+                records.clear();
+            }
+        }
     }
     if !records.is_empty() {
         let mut authority = Authority::holding(&call.netconf, deadline);

@@ -54,7 +54,14 @@ fn ours(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     })
 }
 
-/// The same with the addresses that the node routes to each.
+/// The same, and those whose alias somebody else has overwritten, by their names.
+pub fn links_by_name() -> Result<Vec<Link>, Error> {
+    Socket::open()?.links(|link| {
+        !link.is_doomed() && (link.twill_alias().is_some() || is_host_link_name(&link.name))
+    })
+}
+
+/// The host ends of pods with the addresses that the node routes to each.
 pub fn pod_links() -> Result<Vec<FoundPodLink>, Error> {
     let mut socket = Socket::open()?;
     let links = ours(&mut socket)?;
