@@ -143,6 +143,12 @@ pub(crate) fn what_may_live_keeps_its_address() -> Result<()> {
     alone.age()?;
     alone.full(&next)?;
     ping::reaches(&alone.node, two)?;
+    // Whoever writes over a link's alias has not taken the pod away.
+    let links = alone.node.ip("-o link show type veth")?;
+    let host_end = links.split([':', '@']).nth(1).context("no link of a pod")?.trim();
+    alone.node.ip(&format!("link set dev {host_end} alias somebody"))?;
+    alone.full(&next)?;
+    ping::reaches(&alone.node, two)?;
 
     process.kill()?;
     process.wait()?;
