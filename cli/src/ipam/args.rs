@@ -1,9 +1,13 @@
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::{ArgAction, ArgGroup, Args, Subcommand, ValueEnum};
 use twill_types::AttachmentId;
 
-use crate::output::Format;
+use crate::{elsewhere::quoted, output::Format};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum IpamCommand {
@@ -28,6 +32,20 @@ pub(crate) enum IpamCommand {
     /// and routes are compared by this node's daemon for this node. Exit status 0: nothing is wrong;
     /// 1: something is. What may be an ADD or a DEL under way is shown, and does not count.
     Check(Check),
+}
+
+impl IpamCommand {
+    /// The words behind `ipam` that have another daemon do the same, as a shell reads them; and the file that it is to
+    /// have on its standard input, because it has no other of this machine.
+    pub(crate) fn elsewhere(&self) -> (String, Option<&Path>) {
+        match self {
+            Self::Show(_) => ("show".to_owned(), None),
+            Self::Release(release) => release.elsewhere(),
+            Self::Configure(_) => ("configure".to_owned(), None),
+            Self::Check(Check { fix: true, .. }) => ("check --fix".to_owned(), None),
+            Self::Check(_) => ("check".to_owned(), None),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +116,34 @@ pub(crate) struct Release {
     /// How to print.
     #[arg(long, short, value_enum, default_value_t)]
     pub(super) output: Format,
+}
+
+impl Release {
+    fn elsewhere(&self) -> (String, Option<&Path>) {
+        let mut words = vec![Cow::Borrowed("release")];
+        let mut option = |name: &'static str, value: String| {
+            words.extend([name.into(), quoted(&value).into_owned().into()]);
+        };
+        for ip in &self.ip {
+            option("--ip", ip.to_string());
+        }
+        if let Some(handle) = &self.handle {
+            option("--handle", handle.to_string());
+        }
+        if self.from_report.is_some() {
+            option("--from-report", "/dev/stdin".to_owned());
+        }
+        if let Some(node) = &self.node {
+            option("--node", node.clone());
+        }
+        if let Some(sequence) = self.sequence {
+            option("--sequence", sequence.to_string());
+        }
+        if self.force {
+            words.push("--force".into());
+        }
+        (words.join(" "), self.from_report.as_deref())
+    }
 }
 
 fn attachment(text: &str) -> Result<AttachmentId, String> {
