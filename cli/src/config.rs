@@ -37,10 +37,13 @@ pub(crate) enum Datastore {
 }
 
 /// What of this machine says where the resources are if the command line does not.
-struct Machine {
-    file: PathBuf,
-    directory: PathBuf,
-    has_kubeconfig: bool,
+pub(crate) struct Machine {
+    /// The daemon's configuration, which need not be there.
+    pub(crate) file: PathBuf,
+    /// Of manifests, which need not be there either.
+    pub(crate) directory: PathBuf,
+    /// Whether the user has a kubeconfig.
+    pub(crate) has_kubeconfig: bool,
 }
 
 /// What is read of `twilld.yaml`. Other keys are the daemon's to judge.
@@ -73,7 +76,8 @@ impl Settings {
         Self::resolve_on(cli, machine)
     }
 
-    fn resolve_on(cli: &Cli, machine: Machine) -> anyhow::Result<Self> {
+    /// The same on a machine that is told.
+    pub(crate) fn resolve_on(cli: &Cli, machine: Machine) -> anyhow::Result<Self> {
         let file = match &cli.config {
             Some(path) => Some(File::read(path)?.with_context(|| {
                 format!("there is no configuration {}; correct --config", path.display())

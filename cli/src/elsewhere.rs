@@ -97,6 +97,7 @@ pub(crate) fn quoted(word: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Machine;
 
     #[test]
     fn the_pod_of_a_node_is_named_where_there_is_a_cluster() {
@@ -104,12 +105,17 @@ mod tests {
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let (socket, config, resources) = (path("s"), path("c"), path(""));
         std::fs::write(&config, "datastore: {type: kubernetes}\n").unwrap();
-        let said = |line: &[&str]| {
+        let executed = |line: &[&str]| {
             let line = [line, &["--socket", &socket]].concat();
             let cli = Cli::from_arguments(line.iter().map(Into::into)).unwrap();
-            let error = crate::run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap_err();
-            format!("{error:#}")
+            // What this machine has does not count.
+            let (file, directory) = (path("none").into(), path("none").into());
+            let machine = Machine { file, directory, has_kubeconfig: false };
+            let settings = Settings::resolve_on(&cli, machine).unwrap();
+            crate::execute(&cli, &settings, &mut Vec::new(), &mut Vec::new())
+                .map_err(|error| explained(&cli, &settings, error))
         };
+        let said = |line: &[&str]| format!("{:#}", executed(line).unwrap_err());
         let of_user = ["--kubeconfig", "/nonexistent"];
         for line in [
             &["kubectl-twill", "node", "status"][..],
@@ -136,13 +142,7 @@ mod tests {
             "{text}"
         );
 
-        let version = [&["twillctl", "version", "--socket", &socket][..], &of_user].concat();
-        let cli = Cli::from_arguments(version.iter().map(Into::into)).unwrap();
-        crate::run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap();
-
-        let version = [&["twillctl", "version", "--socket", &socket][..], &of_user].concat();
-        let cli = Cli::from_arguments(version.iter().map(Into::into)).unwrap();
-        crate::run(&cli, &mut Vec::new(), &mut Vec::new()).unwrap();
+        executed(&[&["twillctl", "version"][..], &of_user].concat()).unwrap();
     }
 
     #[test]
