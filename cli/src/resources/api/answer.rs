@@ -65,7 +65,10 @@ impl Request<'_> {
             404 => ResourceError::NotFound { object: what, place: server },
             409 if reason == "AlreadyExists" => ResourceError::Exists,
             409 if is_apply && is_conflict => ResourceError::Owned { message },
-            409 if message.contains("UID in precondition") => ResourceError::Another,
+            // Of another verb nobody wrote the UID: it is of what was read, and is read anew.
+            409 if verb == "update" && message.contains("UID in precondition") => {
+                ResourceError::Another
+            }
             409 => ResourceError::Conflict,
             400 | 422 => ResourceError::Invalid(message),
             code => ResourceError::Refused { verb, what, code, message },
@@ -135,6 +138,8 @@ mod tests {
             ("apply", 403, "Forbidden", "User \"x\" cannot patch", None),
             ("update", 409, "Conflict", "the object has been modified", pool()),
             ("update", 409, "Conflict", "Precondition failed: UID in precondition: 1", pool()),
+            ("patch", 409, "Conflict", "Precondition failed: UID in precondition: 1", pool()),
+            ("delete", 409, "Conflict", "Precondition failed: UID in precondition: 1", pool()),
             ("create", 409, "AlreadyExists", "already exists", pool()),
             ("apply", 409, "Conflict", "Apply failed with 1 conflict", details("", "", &["c"])),
             ("get", 404, "NotFound", "not found", pool()),
@@ -163,6 +168,8 @@ mod tests {
             you may not patch ippools/app: User "x" cannot patch; ask for a role that grants it
             it has changed since it was read; get it again, and make the change there
             it was deleted, and made anew, since it was read; get it again, or leave metadata.uid and metadata.resourceVersion out to put this one in its place
+            it has changed since it was read; get it again, and make the change there
+            it has changed since it was read; get it again, and make the change there
             it is there already; `twillctl apply` or `replace` changes it
             Apply failed with 1 conflict; take these fields over with --force-conflicts, or leave them out
             there is no ippools/app in https://s:6443
