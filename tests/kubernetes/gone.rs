@@ -199,8 +199,9 @@ fn while_renewed(site: &Site, node: &str, task: impl FnOnce() -> Result<()>) -> 
         });
         let outcome = task();
         drop(task_runs);
-        renewing.join().map_err(|_| anyhow!("the renewals panicked"))??;
-        outcome
+        // A renewal that failed does not hide what the task says.
+        let renewed = renewing.join().map_err(|_| anyhow!("the renewals panicked"))?;
+        outcome.and(renewed)
     })
 }
 
