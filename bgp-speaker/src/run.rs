@@ -563,9 +563,23 @@ mod tests {
         }
     }
 
+    /// Whether a NOTIFICATION is among these messages, of which the last may be cut off.
+    fn has_notification(mut said: &[u8]) -> bool {
+        while let Some(&[high, low, kind]) = said.get(16..19) {
+            if kind == 3 {
+                return true;
+            }
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            said = said.get(length.max(19)..).unwrap_or_default();
+        }
+        false
+    }
+
     /// A peer that says every half second that it lives, until the node closes or the time is up; the answer is
-    /// whether the node closed.
-    fn lively_peer(listener: &std::net::TcpListener) -> std::io::Result<bool> {
+    /// whether the node closed, and the connection, which stays open with it.
+    fn lively_peer(
+        listener: &std::net::TcpListener,
+    ) -> std::io::Result<(bool, std::net::TcpStream)> {
         let (mut stream, _) = listener.accept()?;
         let open = wire::Open {
             asn: Asn::new(64513).unwrap(),
@@ -575,19 +589,24 @@ mod tests {
         };
         stream.write_all(&wire::encode_open(&open))?;
         stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-        let mut said = [0; 4096];
+        let mut said = Vec::new();
+        let mut buffer = [0; 4096];
         for _ in 0..12 {
             stream.write_all(&wire::encode_keepalive())?;
-            match stream.read(&mut said) {
-                Ok(0) => return Ok(true),
-                // A NOTIFICATION.
-                Ok(count) if said[..count].get(18) == Some(&3) => return Ok(true),
-                Ok(_) => std::thread::sleep(Duration::from_millis(500)),
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok((true, stream)),
+                Ok(count) => {
+                    said.extend_from_slice(&buffer[..count]);
+                    if has_notification(&said) {
+                        return Ok((true, stream));
+                    }
+                    std::thread::sleep(Duration::from_millis(500));
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(false)
+        Ok((false, stream))
     }
 
     /// This process is stopped for longer than the hold time, and the peer is not: its KEEPALIVEs wait in the socket.
@@ -612,7 +631,9 @@ mod tests {
         }
         // The one thread that the runtime of this test has: the stop itself, and no wait for anything.
         std::thread::sleep(Duration::from_millis(3300));
-        assert!(!tokio::task::spawn_blocking(move || peer.join().unwrap().unwrap()).await.unwrap());
+        let heard = tokio::task::spawn_blocking(move || peer.join().unwrap().unwrap());
+        let (closed, _open) = heard.await.unwrap();
+        assert!(!closed);
         assert_eq!(state().await, State::Established);
         handle.stop().await;
         task.await.unwrap().unwrap();
