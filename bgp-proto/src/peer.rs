@@ -161,6 +161,11 @@ impl Peer {
         self.timers().min()
     }
 
+    /// Whether it has said nothing for the hold time on one of its connections.
+    pub(crate) fn has_expired_hold(&self, now: Time) -> bool {
+        self.connections.iter().any(|connection| connection.hold_expired(now))
+    }
+
     /// The timers that run.
     fn timers(&self) -> impl Iterator<Item = (Time, &'static str)> {
         let dial = match self.dial {

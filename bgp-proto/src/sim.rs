@@ -478,8 +478,12 @@ fn silence_ends_a_session_by_the_hold_timer() {
     net.run_until("mesh", SECONDS_10, Net::is_full);
     net.cut.insert((0, 1));
     net.run_for(Duration::from_secs(8));
-    assert_eq!(net.nodes[0].speaker.peers()[0].state, State::Established);
+    let speaker = &net.nodes[0].speaker;
+    assert_eq!(speaker.peers()[0].state, State::Established);
+    let (now, then) = (net.now, net.now + Duration::from_secs(4));
+    assert_eq!((speaker.has_expired_hold(now), speaker.has_expired_hold(then)), (false, true));
     net.run_for(Duration::from_secs(4));
+    assert!(!net.nodes[0].speaker.has_expired_hold(net.now));
     assert_ne!(net.nodes[0].speaker.peers()[0].state, State::Established);
     let told = net.nodes[0].events.iter().any(|(_, event)| match event {
         PeerEvent::Notification { sent: true, notification } => notification.code == 4,

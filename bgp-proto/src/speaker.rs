@@ -112,6 +112,13 @@ impl Speaker {
         peers.chain(restarts).chain(refreshes).chain(converge).min()
     }
 
+    /// Whether [`Input::Tick`] would end a session because its peer has said nothing for the hold time: whoever
+    /// may have something of that peer unread is to look for it first.
+    pub fn has_expired_hold(&self, now: Time) -> bool {
+        let due = self.lookup.due(now);
+        due.iter().filter_map(|key| self.peers.get(key)).any(|peer| peer.has_expired_hold(now))
+    }
+
     /// The next thing to be done outside. Routes are decided on here: whoever hands several inputs over
     /// before it asks has peers told, and the kernel changed, once for all of them.
     ///
