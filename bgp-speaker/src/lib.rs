@@ -5,6 +5,7 @@
 //! here.
 
 mod connection;
+mod grace;
 mod listener;
 mod password;
 mod run;
