@@ -86,8 +86,8 @@ impl Connection {
         let finished = Arc::new(AtomicBool::new(false));
         Self {
             outgoing,
-            reader: tokio::spawn(read_all(conn, read, Arc::clone(&finished), events.clone())),
-            writer: tokio::spawn(write_or_reset(conn, write, queue, asked, events)),
+            writer: tokio::spawn(write_or_reset(conn, write, queue, asked, events.clone())),
+            reader: tokio::spawn(read_all(conn, read, Arc::clone(&finished), events)),
             reset,
             finished,
         }
@@ -102,10 +102,11 @@ impl Connection {
     /// has closed its side, what it still sends is read and thrown away: a socket that is closed with
     /// something unread resets the connection, and takes what the peer has not read yet along.
     pub(crate) fn finish(self) {
-        let Self { outgoing, reader, writer, finished, .. } = self;
+        let Self { outgoing, reader, writer, reset, finished } = self;
         finished.store(true, Ordering::Relaxed);
-        // The writer ends when its queue is empty and has no sender any more.
-        drop(outgoing);
+        // The writer ends when its queue is empty and has no sender any more, and one that cannot write when
+        // nobody can ask for a reset any more.
+        drop((outgoing, reset));
         let place = LINGERING.try_acquire();
         if place.is_err() {
             reader.abort();
@@ -226,27 +227,43 @@ async fn read_all(
     let _ = events.send(Event::Closed { conn, reason }).await;
 }
 
-/// Writes until the queue has no sender any more, or a reset is asked for.
+/// Writes until the queue has no sender any more, or a reset is asked for. One that cannot write any more ends
+/// with its connection.
 async fn write_or_reset(
     conn: ConnId,
     mut write: OwnedWriteHalf,
     queue: mpsc::UnboundedReceiver<Vec<u8>>,
-    asked: oneshot::Receiver<()>,
+    mut asked: oneshot::Receiver<()>,
     events: mpsc::Sender<Event>,
 ) {
+    let outcome = tokio::select! {
+        outcome = write_all(conn, &mut write, queue, &events) => outcome,
+        Ok(()) = &mut asked => return reset(write),
+    };
+    let Err(error) = outcome else {
+        return;
+    };
+    // What the peer has said before it closed may wait to be read: a NOTIFICATION that says why. So the reader
+    // tells the end, behind that, and this is for one that cannot. Whoever has given the connection up waits for
+    // nothing.
+    if asked.is_terminated() {
+        return;
+    }
     tokio::select! {
-        outcome = write_all(conn, &mut write, queue, &events) => if let Err(error) = outcome {
-            // What the peer has said before it closed may wait to be read: a NOTIFICATION that says why. So the
-            // reader tells the end, behind that, and this is for one that cannot.
-            tokio::time::sleep(LINGER).await;
-            let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
+        asked = &mut asked => if asked.is_ok() {
+            reset(write);
         },
-        Ok(()) = asked => {
-            let _ = write.as_ref().set_zero_linger();
-            // Dropped in the ordinary way it would send a FIN first.
-            write.forget();
+        () = tokio::time::sleep(LINGER) => {
+            let _ = events.send(Event::Closed { conn, reason: error.to_string() }).await;
         }
     }
+}
+
+/// Closes with an RST.
+fn reset(write: OwnedWriteHalf) {
+    let _ = write.as_ref().set_zero_linger();
+    // Dropped in the ordinary way it would send a FIN first.
+    write.forget();
 }
 
 /// Each piece that the kernel takes is told: a slow peer that goes on reading is no stalled one
@@ -335,17 +352,58 @@ mod tests {
         assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0, "it is closed at the end");
     }
 
-    /// What a peer has said before it closes waits to be read when the next write fails: the reader tells the end.
+    /// A connection whose peer has said why it closes, and has closed without having read everything: the next
+    /// write fails, and what was said waits to be read.
+    async fn broken() -> TcpStream {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let mut theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut ours, _) = listener.accept().await.unwrap();
+        ours.write_all(b"unread").await.unwrap();
+        // It is there, or the end would be an ordinary one.
+        theirs.peek(&mut [0]).unwrap();
+        std::io::Write::write_all(&mut theirs, b"why").unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        drop(theirs);
+        ours.writable().await.unwrap();
+        ours
+    }
+
     #[tokio::test]
     async fn a_write_that_fails_is_not_told_before_what_waits_to_be_read() {
-        let (ours, theirs) = tokio::io::duplex(8);
+        let ours = broken().await;
         let (events, mut heard) = mpsc::channel(16);
-        let (outgoing, queue) = mpsc::unbounded_channel();
-        drop(theirs);
-        outgoing.send(vec![7; 20]).unwrap();
-        let error = write_all(ConnId(1), ours, queue, &events).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-        assert!(heard.try_recv().is_err(), "the end is told first");
+        let connection = Connection::start(ConnId(1), ours, events);
+        // The writer is the task that was started first, and need not wait.
+        connection.send(b"one".to_vec());
+        connection.send(b"two".to_vec());
+        match heard.recv().await {
+            Some(Event::Received { bytes, .. }) => assert_eq!(bytes, b"why"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(heard.recv().await, Some(Event::Closed { .. })));
+    }
+
+    /// Nobody waits for a writer that cannot write.
+    #[tokio::test]
+    async fn a_write_that_has_failed_is_over_with_its_connection() {
+        for is_reset in [false, true] {
+            let (_, write) = broken().await.into_split();
+            let (events, mut heard) = mpsc::channel(16);
+            let (outgoing, queue) = mpsc::unbounded_channel();
+            let (reset, asked) = oneshot::channel();
+            outgoing.send(b"one".to_vec()).unwrap();
+            let writer = tokio::spawn(write_or_reset(ConnId(1), write, queue, asked, events));
+            // Its turn: it fails, and tells nothing for now.
+            tokio::task::yield_now().await;
+            assert!(!writer.is_finished());
+            if is_reset {
+                reset.send(()).unwrap();
+            } else {
+                drop(reset);
+            }
+            tokio::time::timeout(LINGER / 5, writer).await.unwrap().unwrap();
+            assert!(heard.recv().await.is_none());
+        }
     }
 
     /// What a peer sends after the end is thrown away, and does not take our last word along.
