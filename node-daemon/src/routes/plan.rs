@@ -84,10 +84,14 @@ impl Table {
             Place::Object(id) => held.get(&id).is_some_and(|held| held.set == Some(set)),
             _ => false,
         };
-        let stay = |set: &SetId| {
-            let routes = held.values().filter(|held| held.set == Some(*set));
-            routes.map(|held| held.routes).sum::<usize>() == self.wanting(*set)
-        };
+        let mut hanging: BTreeMap<SetId, usize> = BTreeMap::new();
+        for held in held.values() {
+            if let Some(set) = held.set {
+                *hanging.entry(set).or_default() += held.routes;
+            }
+        }
+        let stay =
+            |set: &SetId| hanging.get(set).copied().unwrap_or_default() == self.wanting(*set);
         // What is still to be written may hang on a group and want another, which the numbers do not tell.
         let is_up_to_date = self.dirty.is_empty() && self.due.is_empty();
         if is_up_to_date && changed.iter().all(stay) {
