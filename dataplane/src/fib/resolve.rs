@@ -77,8 +77,16 @@ impl Fib {
         let Some(peer) = next_hop.peer else {
             return Ok(None);
         };
-        let to_peer = self.resolve_with(peer.into(), known)?.filter(Resolved::is_direct);
-        let Some(link) = to_peer.and_then(|way| way.hops.first().map(|hop| hop.ifindex)) else {
+        let link = match known.links.get(&peer) {
+            Some(link) => *link,
+            None => {
+                let to_peer = self.resolve_with(peer.into(), known)?.filter(Resolved::is_direct);
+                let link = to_peer.and_then(|way| way.hops.first().map(|hop| hop.ifindex));
+                known.links.insert(peer, link);
+                link
+            }
+        };
+        let Some(link) = link else {
             return Ok(None);
         };
         Ok(self.way(next_hop.address, Some(link), known)?.filter(Resolved::is_direct))
@@ -181,6 +189,8 @@ struct Known {
     /// Routes that are not learned.
     routes: BTreeMap<Family, Vec<Route>>,
     objects: Option<Objects>,
+    /// The links on which peers with link-local next hops are, by their addresses.
+    links: BTreeMap<IpAddr, Option<u32>>,
 }
 
 /// The hops of nexthop objects, by their numbers.
