@@ -91,7 +91,8 @@ fn reason(path: &PathExplanation, next_hop: BgpNextHop) -> String {
         (None, Outcome::Unusable(Unusable::NextHopUnreachable)) if next_hop.is_link_local() => {
             let peer = path.from.address;
             format!(
-                "next hop unreachable: a link-local address, and no link leads to {peer} directly"
+                "next hop unreachable: a link-local address, for which there must be a way on a link that leads \
+                 to {peer} directly"
             )
         }
         (None, outcome) => outcome.to_string(),
@@ -208,8 +209,8 @@ mod tests {
             reason(&path, BgpNextHop::new(address, from.address))
         };
         assert_eq!(reason("2001:db8::1"), "next hop unreachable");
-        let text =
-            "next hop unreachable: a link-local address, and no link leads to 192.0.2.1 directly";
+        let text = "next hop unreachable: a link-local address, for which there must be a way on a link that \
+                    leads to 192.0.2.1 directly";
         assert_eq!(reason("fe80::1"), text);
     }
 }
