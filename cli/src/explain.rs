@@ -106,7 +106,8 @@ fn row(path: &ExplainedPath, wide: bool) -> Vec<String> {
     row
 }
 
-/// `dev eth0`, `via 192.168.2.1 dev eth0`, `via 192.168.2.1 dev eth0, via 192.168.3.1 dev eth1`.
+/// `dev eth0`, `via 192.168.2.1 dev eth0`, `via 192.168.2.1 dev eth0, via 192.168.3.1 dev eth1`: all ways that the
+/// underlay has, of which a route uses at most 16 that work.
 fn way(next_hop: &ExplainedNextHop) -> String {
     let hop = |gateway: Option<IpAddr>, device: &str| match gateway {
         Some(gateway) => format!("via {gateway} dev {device}"),

@@ -31,6 +31,10 @@ pub(crate) fn explained(
             paths: Vec::new(),
         };
     };
+    let mut next_hops: Vec<_> =
+        explanation.next_hops.iter().map(|next_hop| next_hop.address).collect();
+    // A link-local one of several peers; they are in order.
+    next_hops.dedup();
     Explained {
         asked,
         prefix: Some(explanation.prefix),
@@ -38,7 +42,7 @@ pub(crate) fn explained(
         announced: explanation.announced,
         lent: explanation.lent,
         installed: kernel.has(explanation.prefix),
-        next_hops: explanation.next_hops.iter().map(|next_hop| next_hop.address).collect(),
+        next_hops,
         max_paths: u32::try_from(explanation.max_paths).unwrap_or(u32::MAX),
         withheld: explanation.withheld.into_iter().map(withheld).collect(),
         paths: explanation.paths.iter().map(|path| explained_path(path, kernel)).collect(),
@@ -186,6 +190,27 @@ mod tests {
         ] {
             assert_eq!(extended_community(octets), text);
         }
+    }
+
+    /// Of two peers it is two next hops, for people it is one address.
+    #[test]
+    fn a_link_local_next_hop_of_two_peers_is_told_once() {
+        let [prefix, address] = ["10.1.0.0/26", "fe80::1"];
+        let prefix: Prefix = prefix.parse().unwrap();
+        let address: IpAddr = address.parse().unwrap();
+        let peers: [IpAddr; 2] = ["192.0.2.1", "2001:db8::1"].map(|peer| peer.parse().unwrap());
+        let explanation = Explanation {
+            prefix,
+            own: None,
+            announced: None,
+            lent: None,
+            next_hops: peers.map(|peer| BgpNextHop::new(address, peer)).to_vec(),
+            max_paths: 16,
+            withheld: Vec::new(),
+            paths: Vec::new(),
+        };
+        let explained = explained(prefix, Some(explanation), &KernelRoutes::default());
+        assert_eq!(explained.next_hops, [address]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub struct Explained {
     pub lent: Option<Prefix>,
     /// A learned route to it is in the kernel.
     pub installed: bool,
-    /// The BGP next hops that the kernel is to use.
+    /// The BGP next hops that the kernel is to use, in order, each address once.
     pub next_hops: Vec<IpAddr>,
     /// The most next hops that one route uses.
     pub max_paths: u32,
@@ -187,7 +187,8 @@ pub struct ExplainedNextHop {
     /// The link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// Where the kernel has several ways there: the others, which get the same share.
+    /// The other ways there that the underlay has. A route uses at most 16 of all ways to its next hops, those
+    /// that work, each with the same share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<ExplainedHop>,
 }
