@@ -467,7 +467,8 @@ pub enum PeerEvent {
         text: String,
         /// The routes that it was about, at most 20 by name; empty if they could not be read.
         routes: String,
-        /// The body of the UPDATE, at most 4096 octets of it, in hexadecimal digits (RFC 7606 section 6).
+        /// The body of the UPDATE, at most 4096 octets of it, in hexadecimal digits (RFC 7606 section 6); empty
+        /// where it is about several UPDATEs together.
         message: String,
     },
     /// There were more of them in the last minute than were told one by one.

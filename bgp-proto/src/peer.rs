@@ -362,7 +362,7 @@ impl Peer {
     }
 
     /// Counts an error in an UPDATE, and tells it unless there were many just now: with the routes that the
-    /// UPDATE was about, if they could be read, and with all of it (RFC 7606 section 6).
+    /// UPDATE was about, if they could be read, and with its first 4096 octets (RFC 7606 section 6 asks for all).
     fn bad_update(
         &mut self,
         fault: &Fault,

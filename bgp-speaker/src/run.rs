@@ -503,6 +503,9 @@ fn log(peer: PeerKey, event: &PeerEvent) {
         PeerEvent::Down { reason, kept_for: None } => warn!(%peer, reason, "session down"),
         PeerEvent::Failed { reason } => info!(%peer, reason, "no session"),
         PeerEvent::BadUpdate { text, routes, message } => {
+            // What is not known is left out.
+            let [routes, message] =
+                [routes, message].map(|text| Some(text.as_str()).filter(|text| !text.is_empty()));
             warn!(%peer, text, routes, message, "bad UPDATE");
         }
         PeerEvent::MoreBadUpdates { count } => {
