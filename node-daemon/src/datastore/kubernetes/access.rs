@@ -305,9 +305,9 @@ impl Access {
         }
         self.may(verb, &what)?;
         let asked = tokio::time::Instant::now();
-        let answer = self.request(verb, what, deadline(verb), request).await;
+        let answer = self.request(verb, &what, deadline(verb), request).await;
         if let Some(outcome) = outcome(&answer) {
-            self.gate.note(asked, outcome);
+            self.gate.note(&what, asked, outcome);
         }
         answer
     }
@@ -340,10 +340,10 @@ impl Access {
             pass = timeout(limit, self.gate.enter()) => pass,
         };
         let Ok(pass) = pass else { return Err(ApiError::Late { verb, what }) };
-        let answer = self.request(verb, what, limit, request).await;
+        let answer = self.request(verb, &what, limit, request).await;
         let took = pass.asked().elapsed();
         if let Some(outcome) = outcome(&answer) {
-            pass.end(outcome);
+            pass.end(&what, outcome);
         }
         let next = match &answer {
             Err(ApiError::Late { .. }) => (limit * 2).min(LIST_DEADLINE),
@@ -358,7 +358,7 @@ impl Access {
     async fn request<T>(
         &self,
         verb: &'static str,
-        what: String,
+        what: &str,
         limit: Duration,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, ApiError> {
@@ -366,9 +366,9 @@ impl Access {
         let answer = tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
-            answer = in_time(Account::Node, verb, what.clone(), limit, request) => answer,
+            answer = in_time(Account::Node, verb, what.to_owned(), limit, request) => answer,
         };
-        self.refusals.note(verb, &what, answer.as_ref().map(|_| ()), Instant::now());
+        self.refusals.note(verb, what, answer.as_ref().map(|_| ()), Instant::now());
         if matches!(&answer, Err(error) if error.is_silence()) {
             *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }

@@ -5,7 +5,7 @@
 //! Promise: what is on its way is not given up here, and a refusal (403, 404, 409) closes nothing: it is an answer.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -39,9 +39,13 @@ const FIRST: Duration = Duration::from_secs(2);
 const PART: u32 = 30;
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// What is added to a server's own `Retry-After`: any part of this after the first refusal, twice as much after each
-/// further one, up to [`LONGEST`].
+/// What is added to a server's own `Retry-After`: any part of this after the first refusal, twice as much for each
+/// further thing that is refused with no answer in between, up to [`LONGEST`]. Not for the same thing again: there may be
+/// no time for that one alone, and who asks for it waits longer each time.
 const BUSY: Duration = Duration::from_secs(1);
+
+/// Further refused things make no difference: with so many it is [`LONGEST`] already.
+const MANY: usize = 5;
 
 /// Where the server does not say how long.
 const UNSAID: Duration = Duration::from_secs(1);
@@ -64,6 +68,8 @@ pub(super) enum Stage {
     Answered(Instant),
     /// It has none, and the gate is closed.
     Unanswered,
+    /// There was no time for it, and the gate is closed; it may be so for this one alone.
+    Busy,
 }
 
 /// What came of a request.
@@ -78,13 +84,9 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// By the HTTP status code of the answer.
+    /// By the HTTP status code of the answer. 504 is none of the server's other work: a request reached its limit.
     pub(super) fn of_code(code: u16, after: Option<Duration>) -> Self {
-        let busy = [
-            StatusCode::TOO_MANY_REQUESTS,
-            StatusCode::SERVICE_UNAVAILABLE,
-            StatusCode::GATEWAY_TIMEOUT,
-        ];
+        let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         if busy.iter().any(|busy| busy.as_u16() == code) {
             Self::Busy(after)
         } else {
@@ -120,8 +122,8 @@ struct State {
     answered: Option<Instant>,
     /// When the first of the requests without an answer ended since the last one that had one.
     silent_since: Option<Instant>,
-    /// How much may be added to a busy server's own word.
-    busy: Duration,
+    /// What a busy server has refused since the last answer.
+    refused: BTreeSet<String>,
 }
 
 /// Nothing is asked.
@@ -148,7 +150,7 @@ impl Default for State {
             closed: None,
             answered: None,
             silent_since: None,
-            busy: BUSY,
+            refused: BTreeSet::new(),
         }
     }
 }
@@ -166,8 +168,8 @@ impl State {
         if held.clone().count() < self.room { None } else { held.min() }
     }
 
-    /// Takes note of what came of a request that was asked then.
-    fn note(&mut self, asked: Instant, outcome: Outcome, now: Instant) {
+    /// Takes note of what came of a request for `what` that was asked then.
+    fn note(&mut self, what: &str, asked: Instant, outcome: Outcome, now: Instant) {
         // Out of turn, or before the gate was closed.
         let is_early = |closed: &Closed| asked < closed.until;
         let pause = match outcome {
@@ -177,7 +179,7 @@ impl State {
                 }
                 let is_slow = now.saturating_duration_since(asked) > SLOW;
                 self.room = if is_slow { (self.room / 2).max(1) } else { WIDE.min(self.room + 1) };
-                self.busy = (self.busy / 2).max(BUSY);
+                self.refused.clear();
                 (self.closed, self.silent_since, self.answered) = (None, None, Some(now));
                 return;
             }
@@ -188,9 +190,11 @@ impl State {
                 Some(since) => jittered(((now - since) / PART).clamp(FIRST, LONGEST)),
             },
             Outcome::Busy(after) => {
-                let more = spread(self.busy);
-                self.busy = (self.busy * 2).min(LONGEST);
-                after.unwrap_or(UNSAID).min(BELIEVED) + more
+                if self.refused.len() < MANY {
+                    self.refused.insert(what.to_owned());
+                }
+                let more = self.refused.iter().skip(1).fold(BUSY, |more, _| more * 2);
+                after.unwrap_or(UNSAID).min(BELIEVED) + spread(more.min(LONGEST))
             }
         };
         let is_busy = outcome != Outcome::Silent;
@@ -233,9 +237,9 @@ impl Gate {
         Ok(Pass { gate: self, number, asked: now })
     }
 
-    /// Takes note of what came of a request that did not wait for its turn.
-    pub(super) fn note(&self, asked: Instant, outcome: Outcome) {
-        self.state().note(asked, outcome, Instant::now());
+    /// Takes note of what came of a request for `what`, which was asked then.
+    pub(super) fn note(&self, what: &str, asked: Instant, outcome: Outcome) {
+        self.state().note(what, asked, outcome, Instant::now());
         self.changed.notify_one();
     }
 
@@ -255,12 +259,14 @@ impl Gate {
         // Who asks for itself has nobody to tell.
         let _ = tell(Stage::Asking);
         let pass = self.enter().await;
+        let what = request.uri().path().to_owned();
         let answer = client.send(request).await;
         let outcome = Outcome::of(&answer);
-        let asked = pass.end(outcome);
+        let asked = pass.end(&what, outcome);
         let _ = tell(match outcome {
             Outcome::Answered => Stage::Answered(asked),
-            Outcome::Silent | Outcome::Busy(_) => Stage::Unanswered,
+            Outcome::Silent => Stage::Unanswered,
+            Outcome::Busy(_) => Stage::Busy,
         });
         answer
     }
@@ -273,8 +279,8 @@ impl Pass<'_> {
     }
 
     /// It is over; when it was asked.
-    pub(super) fn end(self, outcome: Outcome) -> Instant {
-        self.gate.note(self.asked, outcome);
+    pub(super) fn end(self, what: &str, outcome: Outcome) -> Instant {
+        self.gate.note(what, self.asked, outcome);
         self.asked
     }
 }
@@ -325,13 +331,18 @@ impl Voice {
 
     /// Whether the failure is that of the last request, so that the gate waits already.
     pub(super) fn is_held(&self) -> bool {
-        *self.stage.borrow() == Stage::Unanswered
+        matches!(*self.stage.borrow(), Stage::Unanswered | Stage::Busy)
+    }
+
+    /// Whether a server that has no time for the last request may have time for others.
+    pub(super) fn is_busy(&self) -> bool {
+        *self.stage.borrow() == Stage::Busy
     }
 
     /// The answer ended before its end: the server may be gone.
     pub(super) fn broke(&self) {
         if let Stage::Answered(asked) = *self.stage.borrow() {
-            self.gate.note(asked, Outcome::Silent);
+            self.gate.note("", asked, Outcome::Silent);
         }
     }
 }

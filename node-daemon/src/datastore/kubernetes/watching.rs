@@ -87,7 +87,8 @@ pub(crate) struct Failure {
 }
 
 /// Passes on what a watch tells, for a node as for the controller, until nobody listens. `describe` says what
-/// failed. With a voice requests wait for their turn, and after one without an answer there is no other pause.
+/// failed. With a voice requests wait for their turn, and after one without an answer there is no other pause; one that
+/// a busy server refuses again and again is asked ever later, so that it does not hold up the others.
 pub(crate) async fn pass_on<S: Clone>(
     stream: impl Stream<Item = watcher::Result<Event<DynamicObject>>>,
     subject: S,
@@ -171,7 +172,7 @@ fn pause(
     }
     let Some(voice) = voice else { return Some(backoff.failed()) };
     if voice.is_held() {
-        return None;
+        return voice.is_busy().then(|| backoff.failed());
     }
     if failure.is_silence {
         voice.broke();

@@ -129,6 +129,13 @@ fn status(code: u16, reason: &str, after: Option<u64>) -> Option<Answering> {
     Some(Box::pin(async move { Ok(response) }))
 }
 
+/// A request that nobody waits for.
+async fn ask_in_turn(access: &Access, verb: &'static str, path: &str) -> Result<String, ApiError> {
+    let request = Request::get(path).body(Vec::new()).unwrap();
+    let client = access.client();
+    access.answer_in_turn(verb, path, client.request_text(request)).await
+}
+
 /// All that a daemon follows, and what is told of it.
 fn follow_all(access: &Access) -> (JoinSet<()>, mpsc::Receiver<(Subject, News)>) {
     let (sender, news) = mpsc::channel(1000);
@@ -286,10 +293,7 @@ async fn what_nobody_waits_for_may_take_longer_after_it_came_too_late() {
     let access = server.access();
     let ask = async || {
         let asked = Instant::now();
-        let client = access.client();
-        let request = Request::get("/x").body(Vec::new()).unwrap();
-        let answer = access.answer_in_turn("get", "x", client.request_text(request)).await;
-        (answer, asked.elapsed())
+        (ask_in_turn(&access, "get", "/x").await, asked.elapsed())
     };
     let (first, took) = ask().await;
     assert!(matches!(first, Err(ApiError::Late { .. })), "{first:?}");
@@ -307,13 +311,27 @@ async fn what_nobody_waits_for_is_asked_in_its_turn_and_no_longer_waited_for_tha
     let (_tasks, _news) = follow_all(&access);
     sleep(1000 * SECOND).await;
     let before = server.asked(Duration::ZERO, 2000 * SECOND);
-    let ask = async || {
-        let client = access.client();
-        let request = Request::get("/x").body(Vec::new()).unwrap();
-        access.answer_in_turn("get", "x", client.request_text(request)).await
-    };
-    let answers = join_all((0..4).map(|_| ask())).await;
+    let answers = join_all((0..4).map(|_| ask_in_turn(&access, "get", "/x"))).await;
     assert!(answers.iter().all(Result::is_err), "{answers:?}");
     assert!(server.started.elapsed() < 1004 * SECOND);
     assert!(server.asked(Duration::ZERO, 2000 * SECOND) <= before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_list_that_a_server_has_no_time_for_holds_up_nothing_else() {
+    for code in [429, 503, 504] {
+        let server = Server::new(move |uri, _| {
+            uri.contains("/ippools").then(|| status(code, "Busy", None)).flatten()
+        });
+        let access = server.access();
+        let (_tasks, _news) = follow_all(&access);
+        sleep(60 * SECOND).await;
+        let begun = server.all_begun(LISTS - 1).expect("all others follow");
+        assert!(begun < 6 * SECOND, "{code}: after {begun:?}");
+        for _ in 0..20 {
+            let answer = ask_in_turn(&access, "get", "/x").await;
+            assert!(answer.is_ok(), "{code}: {answer:?}");
+            sleep(7 * SECOND).await;
+        }
+    }
 }
