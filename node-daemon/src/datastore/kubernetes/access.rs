@@ -339,12 +339,50 @@ impl Access {
             _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
             pass = timeout(limit, self.gate.enter()) => pass,
         };
-        let Ok(pass) = pass else { return Err(ApiError::Late { verb, what }) };
-        let answer = self.request(verb, &what, limit, request).await;
-        let took = pass.asked().elapsed();
+        // It counts until there is an answer.
+        let Ok(_pass) = pass else { return Err(ApiError::Late { verb, what }) };
+        self.request_at_leisure(verb, &what, limit, request).await
+    }
+
+    /// Like [`Access::ask_in_turn`], for what is a single request that must not stand behind all a node's lists: if it
+    /// comes to nothing, others take the node for dead.
+    pub(super) fn ask_out_of_turn<T>(
+        &self,
+        verb: &'static str,
+        what: impl Into<String>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        block_in_place(|| self.runtime.block_on(self.answer_out_of_turn(verb, what, request)))
+    }
+
+    /// Like [`Access::answer_in_turn`], but at once, whatever the gate waits for.
+    pub(super) async fn answer_out_of_turn<T>(
+        &self,
+        verb: &'static str,
+        what: impl Into<String>,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        let what = what.into();
+        self.may(verb, &what)?;
+        let leisure = *self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
+        self.request_at_leisure(verb, &what, leisure.max(deadline(verb)), request).await
+    }
+
+    /// Asks within `limit`, and takes note of how long the next one may take.
+    async fn request_at_leisure<T>(
+        &self,
+        verb: &'static str,
+        what: &str,
+        limit: Duration,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        let asked = tokio::time::Instant::now();
+        let answer = self.request(verb, what, limit, request).await;
+        let took = asked.elapsed();
         if let Some(outcome) = outcome(&answer) {
-            pass.end(&what, outcome);
+            self.gate.note(what, asked, outcome);
         }
+        let leisure = *self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
         let next = match &answer {
             Err(ApiError::Late { .. }) => (limit * 2).min(LIST_DEADLINE),
             _ if took < DEADLINE => DEADLINE,

@@ -273,13 +273,8 @@ impl Gate {
 }
 
 impl Pass<'_> {
-    /// When it was asked.
-    pub(super) fn asked(&self) -> Instant {
-        self.asked
-    }
-
     /// It is over; when it was asked.
-    pub(super) fn end(self, what: &str, outcome: Outcome) -> Instant {
+    fn end(self, what: &str, outcome: Outcome) -> Instant {
         self.gate.note(what, self.asked, outcome);
         self.asked
     }

@@ -46,7 +46,7 @@ impl ApiLeases {
     }
 
     fn find(&self, name: &str) -> Result<Option<Object>, ApiError> {
-        self.access.ask_in_turn("get", format!("leases/{name}"), self.api.get_opt(name))
+        self.access.ask_out_of_turn("get", format!("leases/{name}"), self.api.get_opt(name))
     }
 
     /// Writes a lease over what it was before, unless it is that no more.
@@ -55,10 +55,10 @@ impl ApiLeases {
         let mut object = object(&name, lease);
         let (params, what) = (PostParams::default(), format!("leases/{name}"));
         let Some(before) = before else {
-            return self.access.ask_in_turn("create", what, self.api.create(&params, &object));
+            return self.access.ask_out_of_turn("create", what, self.api.create(&params, &object));
         };
         object.metadata.resource_version = before.metadata.resource_version.clone();
-        self.access.ask_in_turn("update", what, self.api.replace(&name, &params, &object))
+        self.access.ask_out_of_turn("update", what, self.api.replace(&name, &params, &object))
     }
 }
 
@@ -79,7 +79,14 @@ impl Leases for ApiLeases {
             }
             outcome => outcome,
         };
-        *written = Some(outcome?);
+        match outcome {
+            Ok(object) => *written = Some(object),
+            Err(error) => {
+                // Who comes to nothing now need not read first the next time.
+                *written = before.filter(|_| !error.is(409) && !error.is(404));
+                return Err(error.into());
+            }
+        }
         Ok(before.and_then(read))
     }
 
@@ -153,4 +160,88 @@ pub(crate) fn read(object: Object) -> Option<Lease> {
         had_node: annotations.get(HAD_NODE).is_some_and(|value| value == "true"),
         renewed: spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::http::{Method, Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Server {
+        asked: Mutex<Vec<Method>>,
+        is_away: AtomicBool,
+    }
+
+    impl Server {
+        fn access(self: &Arc<Self>) -> Arc<Access> {
+            let server = Arc::clone(self);
+            let service = tower::service_fn(move |request: Request<Body>| {
+                let server = Arc::clone(&server);
+                async move { server.serve(request).await }
+            });
+            let client = kube::Client::new(service, "twill-system");
+            Arc::new(Access::with_client(client, "twill-system".to_owned()))
+        }
+
+        /// There is no Lease until one is written, and never time for a list.
+        async fn serve(&self, request: Request<Body>) -> kube::Result<Response<Body>> {
+            let (parts, body) = request.into_parts();
+            let body = body.collect_bytes().await?;
+            let refused = |code: u16, reason: &str| json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason});
+            let is_lease = parts.uri.path().contains("/leases");
+            let (code, answer) = match parts.method {
+                _ if self.is_away.load(Ordering::Relaxed) => {
+                    return Err(kube::Error::Service("connection refused".into()));
+                }
+                _ if !is_lease => (429, refused(429, "TooManyRequests")),
+                Method::GET => (404, refused(404, "NotFound")),
+                _ => (200, serde_json::from_slice::<Value>(&body).unwrap()),
+            };
+            if is_lease {
+                self.asked.lock().unwrap().push(parts.method);
+            }
+            let response = Response::builder().status(code).header("Retry-After", 30);
+            Ok(response.body(Body::from(answer.to_string().into_bytes())).unwrap())
+        }
+    }
+
+    fn lease() -> Lease {
+        Lease {
+            node: "node1".to_owned(),
+            instance: "1".to_owned(),
+            seconds: 60,
+            had_node: true,
+            renewed: String::new(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_sign_of_life_does_not_wait_behind_lists() {
+        let server = Arc::<Server>::default();
+        let access = server.access();
+        let list = Request::get("/lists").body(Vec::new()).unwrap();
+        access.voice().client().request_text(list).await.unwrap_err();
+        // The gate is closed for half a minute.
+        ApiLeases::new(access).renew(lease()).unwrap();
+        assert_eq!(*server.asked.lock().unwrap(), [Method::GET, Method::POST]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn after_a_renewal_without_an_answer_the_next_one_does_not_read_first() {
+        let server = Arc::<Server>::default();
+        let leases = ApiLeases::new(server.access());
+        leases.renew(lease()).unwrap();
+        server.is_away.store(true, Ordering::Relaxed);
+        leases.renew(lease()).unwrap_err();
+        server.is_away.store(false, Ordering::Relaxed);
+        leases.renew(lease()).unwrap();
+        let asked = server.asked.lock().unwrap();
+        assert_eq!(*asked, [Method::GET, Method::POST, Method::PUT]);
+    }
 }
