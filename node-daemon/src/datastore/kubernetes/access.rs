@@ -1,6 +1,7 @@
 //! The connection, and what can go wrong with a request.
 
 use std::{
+    collections::BTreeMap,
     env, fmt,
     future::Future,
     path::{Path, PathBuf},
@@ -173,8 +174,8 @@ pub(crate) struct Access {
     gate: Arc<Gate>,
     /// The client of what waits for its turn there.
     in_turn: Client,
-    /// How long the next request may take that nobody waits for.
-    leisure: Mutex<Duration>,
+    /// How long the next request of a verb may take that nobody waits for, where that is longer than others.
+    leisure: Mutex<BTreeMap<&'static str, Duration>>,
     /// Nothing is asked any more, and no answer is waited for.
     ending: watch::Sender<bool>,
     refusals: Refusals,
@@ -219,7 +220,7 @@ impl Access {
         let server = "without a name".to_owned();
         let gate = Arc::<Gate>::default();
         let in_turn = gate.before(client.clone(), &namespace);
-        let leisure = Mutex::new(DEADLINE);
+        let leisure = Mutex::default();
         Self {
             client,
             server,
@@ -331,8 +332,7 @@ impl Access {
     ) -> Result<T, ApiError> {
         let what = what.into();
         self.may(verb, &what)?;
-        let leisure = *self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = leisure.max(deadline(verb));
+        let limit = self.leisure(verb);
         let mut ending = self.ending.subscribe();
         let pass = tokio::select! {
             biased;
@@ -364,8 +364,7 @@ impl Access {
     ) -> Result<T, ApiError> {
         let what = what.into();
         self.may(verb, &what)?;
-        let leisure = *self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
-        self.request_at_leisure(verb, &what, leisure.max(deadline(verb)), request).await
+        self.request_at_leisure(verb, &what, self.leisure(verb), request).await
     }
 
     /// Asks within `limit`, and takes note of how long the next one may take.
@@ -382,14 +381,24 @@ impl Access {
         if let Some(outcome) = outcome(&answer) {
             self.gate.note(what, asked, outcome);
         }
-        let leisure = *self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = match &answer {
-            Err(ApiError::Late { .. }) => (limit * 2).min(LIST_DEADLINE),
-            _ if took < DEADLINE => DEADLINE,
-            _ => leisure,
-        };
-        *self.leisure.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        let mut leisure = self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
+        match &answer {
+            Err(ApiError::Late { .. }) => {
+                let longer = (limit * 2).min(LIST_DEADLINE);
+                let leisure = leisure.entry(verb).or_insert(longer);
+                *leisure = longer.max(*leisure);
+            }
+            // A refusal may be quick where what is asked for is not.
+            Ok(_) if took < DEADLINE => drop(leisure.remove(verb)),
+            _ => {}
+        }
         answer
+    }
+
+    /// How long a request that nobody waits for may take.
+    fn leisure(&self, verb: &str) -> Duration {
+        let leisure = self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
+        leisure.get(verb).copied().unwrap_or_default().max(deadline(verb))
     }
 
     /// Asks, within `limit`.

@@ -335,3 +335,21 @@ async fn one_list_that_a_server_has_no_time_for_holds_up_nothing_else() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_quick_request_is_no_sign_that_one_of_another_kind_is() {
+    let server = Server::new(|uri, _| {
+        let takes = if uri.contains("slow") { 5 * SECOND } else { SECOND / 100 };
+        Some(Box::pin(async move {
+            sleep(takes).await;
+            Ok(Response::new(Sent::from("{}")))
+        }))
+    });
+    let access = server.access();
+    let mut written = Vec::new();
+    for _ in 0..4 {
+        ask_in_turn(&access, "get", "/quick").await.unwrap();
+        written.push(ask_in_turn(&access, "patch", "/slow").await.is_ok());
+    }
+    assert_eq!(written, [false, true, true, true]);
+}
