@@ -66,7 +66,11 @@ impl ApiNode {
                         if !is_conflict(&error) {
                             problems::tell(&self.problems[1], vec![error_chain(&error)]);
                         }
-                        tokio::time::sleep(pause_after(&error, &mut silence)).await;
+                        // With what works by then there may be less to refuse.
+                        tokio::select! {
+                            () = tokio::time::sleep(pause_after(&error, &mut silence)) => {}
+                            () = &mut ready, if !is_up => is_up = true,
+                        }
                         continue;
                     }
                 }
@@ -276,6 +280,30 @@ mod tests {
         let told = problems.wait_for(|problems| !problems.is_empty());
         let told = timeout(Duration::from_secs(20), told).await.unwrap().unwrap().join(" ");
         assert!(told.contains("may not patch nodes/n1/status"), "{told}");
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_network_that_works_after_a_refusal_is_said_to() {
+        let fake = Fake::default();
+        make(&fake, "u1");
+        fake.with(|objects| {
+            objects.forbids = Some(|_, body| body.to_string().contains("TwillDataplaneReady"));
+        });
+        let resources = watch::Sender::new(snapshot("u1"));
+        let checked = Condition::fails("TwillDataplaneReady", "ChecksFailed", "node-address");
+        let host = watch::Sender::new(Some(checked));
+        let own_node = Arc::new(ApiNode::new(&fake.access(), "n1"));
+        let [_, mut problems] = own_node.problems();
+        let (of_node, of_host) = (resources.subscribe(), host.subscribe());
+        let (works, ready) = tokio::sync::oneshot::channel::<()>();
+        let ready = async move { ready.await.unwrap() };
+        let saying = Arc::clone(&own_node);
+        let task = tokio::spawn(async move { saying.say(of_node, of_host, ready, SOON).await });
+        let told = problems.wait_for(|problems| !problems.is_empty());
+        timeout(Duration::from_secs(20), told).await.unwrap().unwrap();
+        works.send(()).unwrap();
+        said(&fake, &["NetworkUnavailable=False/TwillIsUp"]).await;
         task.abort();
     }
 
