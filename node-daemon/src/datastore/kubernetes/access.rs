@@ -121,6 +121,11 @@ impl ApiError {
         matches!(self, Self::Refused { code, .. } if *code == expected)
     }
 
+    /// Whether it may be over in a moment, and nobody has to mend anything: silence, or a server with much to do.
+    pub(super) fn is_passing(&self) -> bool {
+        self.is_silence() || [429, 503, 504].iter().any(|code| self.is(*code))
+    }
+
     /// Whether there was no answer, so that other requests have none either.
     pub(crate) fn is_silence(&self) -> bool {
         match self {

@@ -210,7 +210,7 @@ fn silence() -> Backoff {
 /// How long to wait after a request that failed: not long for what may be over in a moment.
 fn pause_after(error: &DatastoreError, silence: &mut Backoff) -> Duration {
     match error {
-        DatastoreError::Api(error) if error.is_silence() => silence.failed(),
+        DatastoreError::Api(error) if error.is_passing() => silence.failed(),
         error if is_conflict(error) => SOON,
         _ => AGAIN,
     }
@@ -285,6 +285,10 @@ mod tests {
         let pauses: Vec<_> = (0..8).map(|_| pause_after(&late, &mut silence)).collect();
         assert!(pauses[0] <= 2 * SOON && pauses[7] >= AGAIN / 2, "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause <= AGAIN), "{pauses:?}");
+        for busy in [429, 503, 504] {
+            silence.succeeded();
+            assert!(pause_after(&refused(busy), &mut silence) <= SOON, "{busy}");
+        }
     }
 
     #[test]
