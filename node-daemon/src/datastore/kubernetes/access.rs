@@ -87,7 +87,14 @@ pub(crate) enum ApiError {
     Late { verb: &'static str, what: String },
     /// Any other answer that is no.
     #[error("the API server answers {verb} {what} with {code}: {message}")]
-    Refused { verb: &'static str, what: String, code: u16, message: String },
+    Refused {
+        verb: &'static str,
+        what: String,
+        code: u16,
+        message: String,
+        /// For how long the server does not want to be asked again, if it says so.
+        after: Option<Duration>,
+    },
     /// No answer at all.
     #[error("cannot {verb} {what} on the API server")]
     Request {
@@ -433,7 +440,7 @@ fn outcome<T>(answer: &Result<T, ApiError>) -> Option<Outcome> {
     match answer {
         Err(ApiError::Ending) => None,
         Err(error) if error.is_silence() => Some(Outcome::Silent),
-        Err(ApiError::Refused { code, .. }) => Some(Outcome::of_code(*code, None)),
+        Err(ApiError::Refused { code, after, .. }) => Some(Outcome::of_code(*code, *after)),
         Ok(_) | Err(_) => Some(Outcome::Answered),
     }
 }
@@ -477,9 +484,12 @@ pub(super) fn failed(
     let source: Box<dyn std::error::Error + Send + Sync> = match error {
         kube::Error::Api(status) => {
             let message = status.message.clone();
+            // The answer's header is not to be had here, but who means it says it in the body as well.
+            let after = status.details.as_ref().map(|details| details.retry_after_seconds);
+            let after = after.filter(|after| *after > 0).map(|s| Duration::from_secs(s.into()));
             return match status.is_forbidden() {
                 true => ApiError::Forbidden { account, verb, what, message },
-                false => ApiError::Refused { verb, what, code: status.code, message },
+                false => ApiError::Refused { verb, what, code: status.code, message, after },
             };
         }
         // What these say has their sources in it, which would be told twice.

@@ -275,7 +275,13 @@ mod tests {
         let what = "nodes/n1/status";
         let refused = |code| {
             let (what, message) = (what.to_owned(), String::new());
-            DatastoreError::Api(ApiError::Refused { verb: "patch", what, code, message })
+            DatastoreError::Api(ApiError::Refused {
+                verb: "patch",
+                what,
+                code,
+                message,
+                after: None,
+            })
         };
         let late = DatastoreError::Api(ApiError::Late { verb: "patch", what: what.to_owned() });
         let mut silence = silence();

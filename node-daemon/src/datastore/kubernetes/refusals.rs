@@ -128,7 +128,7 @@ mod tests {
 
     fn answered(code: u16) -> ApiError {
         let (what, message) = (OWN.to_owned(), String::new());
-        ApiError::Refused { verb: "patch", what, code, message }
+        ApiError::Refused { verb: "patch", what, code, message, after: None }
     }
 
     #[test]

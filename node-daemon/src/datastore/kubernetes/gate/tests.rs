@@ -353,3 +353,23 @@ async fn a_quick_request_is_no_sign_that_one_of_another_kind_is() {
     }
     assert_eq!(written, [false, true, true, true]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_server_is_taken_at_its_word_by_what_nobody_waits_for() {
+    let server = Server::new(|uri, _| {
+        let mut answer = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 429,
+            "reason": "TooManyRequests", "message": "later",
+        });
+        answer["details"] = json!({"retryAfterSeconds": 30});
+        let answer = Response::builder().status(429).body(Sent::from(answer.to_string())).unwrap();
+        uri.contains("/x").then(|| Box::pin(async { Ok(answer) }) as Answering)
+    });
+    let access = server.access();
+    let refused = ask_in_turn(&access, "get", "/x").await.unwrap_err();
+    assert!(refused.is(429), "{refused:?}");
+    let (_tasks, _news) = follow_all(&access);
+    sleep(32 * SECOND).await;
+    assert_eq!(server.asked(Duration::from_millis(1), 30 * SECOND), 0);
+    assert!(server.all_begun(LISTS).is_some());
+}
