@@ -85,6 +85,9 @@ pub(crate) enum ApiError {
     /// No answer in time.
     #[error("the API server does not answer: {verb} {what}")]
     Late { verb: &'static str, what: String },
+    /// It was not asked: in all the time that it has, its turn did not come.
+    #[error("{verb} {what} waits for its turn: the API server is silent, slow or busy")]
+    Queued { verb: &'static str, what: String },
     /// Any other answer that is no.
     #[error("the API server answers {verb} {what} with {code}: {message}")]
     Refused {
@@ -130,7 +133,8 @@ impl ApiError {
 
     /// Whether it may be over in a moment, and nobody has to mend anything: silence, or a server with much to do.
     pub(super) fn is_passing(&self) -> bool {
-        self.is_silence() || [429, 503, 504].iter().any(|code| self.is(*code))
+        let is_busy = || [429, 503, 504].iter().any(|code| self.is(*code));
+        self.is_silence() || matches!(self, Self::Queued { .. }) || is_busy()
     }
 
     /// Whether there was no answer, so that other requests have none either.
@@ -352,7 +356,7 @@ impl Access {
             pass = timeout(limit, self.gate.enter()) => pass,
         };
         // It counts until there is an answer.
-        let Ok(_pass) = pass else { return Err(ApiError::Late { verb, what }) };
+        let Ok(_pass) = pass else { return Err(ApiError::Queued { verb, what }) };
         self.request_at_leisure(verb, &what, limit, request).await
     }
 
