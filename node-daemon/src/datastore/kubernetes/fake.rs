@@ -25,6 +25,8 @@ pub(super) struct Objects {
     pub(super) is_all_taken: bool,
     /// How many patches are answered with 409 from now on: somebody else is faster each time.
     pub(super) conflicts: usize,
+    /// How many patches are answered with 429 from now on: it has much to do.
+    pub(super) refusals: usize,
     /// What an admission policy refuses, by path and body of the request.
     pub(super) forbids: Option<fn(&str, &Value) -> bool>,
     version: u64,
@@ -85,6 +87,10 @@ impl Objects {
             Method::PATCH if self.conflicts > 0 => {
                 self.conflicts -= 1;
                 conflict()
+            }
+            Method::PATCH if self.refusals > 0 => {
+                self.refusals -= 1;
+                (StatusCode::TOO_MANY_REQUESTS, status(429, "TooManyRequests"))
             }
             Method::PATCH => {
                 // A status is a part of its object, and only an object can be made by applying it.

@@ -1,7 +1,7 @@
 //! The label that says how long the prefix of a claim's block is: nodes leave out by it what cannot be in the way
 //! of their claims. Those that an older release made have none, and every node lists them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kube::{
     Api,
@@ -9,7 +9,7 @@ use kube::{
     core::DynamicObject,
 };
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tracing::{debug, info};
 use twill_types::{Block, Family, error_chain};
 
@@ -18,6 +18,10 @@ use super::{
     owned::{Held, OwnClaims},
     subject::BLOCK_AFFINITIES,
 };
+use crate::backoff::Backoff;
+
+/// The first and the longest pause while the API server is silent or has too much to do, as at a start of all nodes.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
 /// The label's name, by the family of the block.
 pub(super) fn key(family: Family) -> &'static str {
@@ -44,27 +48,38 @@ fn correction(block: Block) -> Value {
     labels
 }
 
-/// Waits until the API server has told all of this node's claims, and labels those that lack it, each once. What
-/// fails is left for the next start: a claim without the label is listed, and harms nobody.
+/// Waits until the API server has told all of this node's claims, and labels those that lack it, each once, or
+/// until there is an answer. What is refused is left for the next start: a claim without the label is listed, and harms
+/// nobody.
 pub(super) async fn add_missing(access: &Access, mut owned: watch::Receiver<Arc<OwnClaims>>) {
     let own = match owned.wait_for(|own| own.is_complete()).await {
         Ok(own) => Arc::clone(&own),
         Err(_) => return,
     };
     let api: Api<DynamicObject> = access.objects(&BLOCK_AFFINITIES.resource());
+    let mut backoff = Backoff::new(PAUSES[0], PAUSES[1]);
     for (block, held) in own.blocks().iter().filter(|(block, held)| is_missing(**block, held)) {
         let name = block.claim_name();
         // Of this very claim, not of one that was made in its place.
         let uid = &held.manifest["metadata"]["uid"];
         let patch = json!({"metadata": {"uid": uid, "labels": correction(*block)}});
         let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
-        let request = api.patch(&name, &params, &patch);
-        match access.answer_in_turn("patch", format!("blockaffinities/{name}"), request).await {
-            Ok(_) => info!(claim = name, "a claim of an older release has the label of its size"),
-            Err(error) => {
-                let error = error_chain(&error);
-                debug!(claim = name, error, "a claim of an older release stays without a label");
+        let what = format!("blockaffinities/{name}");
+        loop {
+            let request = api.patch(&name, &params, &patch);
+            match access.answer_in_turn("patch", &what, request).await {
+                Ok(_) => info!(claim = name, "a claim of an older release has its size's label"),
+                Err(error) if error.is_passing() => {
+                    sleep(backoff.failed()).await;
+                    continue;
+                }
+                Err(error) => {
+                    let error = error_chain(&error);
+                    debug!(claim = name, error, "a claim of an older release stays without label");
+                }
             }
+            backoff.succeeded();
+            break;
         }
     }
 }
@@ -139,5 +154,24 @@ mod tests {
         owned.send_modify(|own| tell(Arc::make_mut(own)));
         add_missing(&fake.access(), owned.subscribe()).await;
         assert_eq!(patched().len(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_that_a_busy_server_has_no_time_for_is_labelled_later() {
+        let fake = Fake::default();
+        let name = "0a000000-26";
+        let stored = fake.with(|objects| {
+            objects.refusals = 3;
+            objects.put(&format!("blockaffinities/{name}"), claim("10.0.0.0/26", &Value::Null))
+        });
+        let mut own = OwnClaims::default();
+        own.begin_list();
+        own.listed(&serde_json::from_value(stored).unwrap());
+        own.end_list();
+        let (_told, owned) = watch::channel(Arc::new(own));
+        add_missing(&fake.access(), owned).await;
+        let labels = fake
+            .with(|o| o.stored[&format!("blockaffinities/{name}")]["metadata"]["labels"].clone());
+        assert_eq!(labels, json!({key(Family::V4): "26"}));
     }
 }
