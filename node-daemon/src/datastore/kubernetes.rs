@@ -68,7 +68,9 @@ use crate::tasks::Tasks;
 /// How long a node that has a copy of what was last known waits for the API server at its start.
 const FRESH: Duration = Duration::from_millis(800);
 
-/// How long if it has begun to answer: what it says of claims is right, and the copy may not be.
+/// How long if it has begun to answer: what it says of claims is right, and the copy may not be. A server that is asked
+/// for one list at a time, since each takes it over a second, has told of claims by then, and the rest is out of the
+/// copy until it comes: it is in nobody's way, and pods would wait for it.
 const ANSWERING: Duration = Duration::from_secs(5);
 
 /// Connects, and waits until everything was told once, or takes what was last known.
@@ -83,8 +85,6 @@ pub(crate) async fn open(
     let cache = Cache::open(state_dir, node)?;
     let mut known = cache.read();
     let cache = Arc::new(Mutex::new(cache));
-    // Nobody waits for them here: an ADD waits for its own.
-    let pods = ApiPods::start(&access, state_dir, node, tasks);
     let own_node = ApiNode::new(&access, node);
     let owned = watch::Sender::new(Arc::new(OwnClaims::default()));
     let requests = watch::Sender::new(Arc::new(NodeRequests::new(node)));
@@ -101,6 +101,8 @@ pub(crate) async fn open(
         collector.expect(&known.snapshot);
     }
     let (resources, progress) = collector.start(tasks);
+    // Behind what is waited for here: an ADD waits for its own pod.
+    let pods = ApiPods::start(&access, state_dir, node, tasks);
     let is_fresh = tokio::select! {
         is_fresh = wait(progress.clone(), known.as_ref().map(|_| [FRESH, ANSWERING])) => is_fresh?,
         _ = access.deaths().first() => return Err(ApiError::Died),

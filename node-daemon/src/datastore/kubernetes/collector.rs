@@ -162,17 +162,18 @@ impl Collector {
 
     /// Starts; the snapshots, and how far it is. Both end with the task.
     pub(super) fn start(
-        self,
+        mut self,
         tasks: &mut Tasks,
     ) -> (watch::Sender<Arc<Snapshot>>, watch::Receiver<Progress>) {
         let (resources, progress) = (self.resources.clone(), self.progress.subscribe());
+        // Now, so that what is followed from here on stands behind it.
+        self.follow_wanted();
         tasks.endless("collector", self.run());
         (resources, progress)
     }
 
     async fn run(mut self) {
         let begun = self.cache.lock().unwrap_or_else(PoisonError::into_inner).begun();
-        self.follow_wanted();
         loop {
             let copy_due = self.copy_due;
             tokio::select! {
@@ -194,8 +195,11 @@ impl Collector {
         }
     }
 
+    /// Own claims and requests first: a slow server is asked for one list after another, and of these the copy may be
+    /// wrong.
     fn follow_wanted(&mut self) {
-        for subject in &self.wanted {
+        let (own, others): (Vec<_>, _) = self.wanted.iter().partition(|subject| subject.is_own());
+        for subject in own.into_iter().chain::<Vec<_>>(others) {
             if !self.following.contains_key(subject) {
                 let following = watching::start(&self.access, subject, &self.sender);
                 self.following.insert(subject.clone(), following);

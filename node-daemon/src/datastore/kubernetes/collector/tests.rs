@@ -223,3 +223,22 @@ fn a_new_list_takes_away_what_it_lacks() {
     list.take(&subject, Event::InitDone);
     assert_eq!(list.objects.len(), 0);
 }
+
+#[tokio::test]
+async fn own_claims_and_requests_are_asked_for_first() {
+    let fake = super::super::fake::Fake::default();
+    let (mut collector, _directory) = collector();
+    collector.access = fake.access();
+    collector.follow_wanted();
+    let asked = || {
+        fake.with(|objects| {
+            objects.asked.iter().map(|(_, path)| path.clone()).collect::<Vec<String>>()
+        })
+    };
+    let begun = Instant::now();
+    while asked().len() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", asked());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(asked()[..3], ["blockaffinities", "blockrequests", "blockrequests"]);
+}
