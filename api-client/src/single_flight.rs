@@ -20,8 +20,9 @@ use tower::{BoxError, Service};
 use twill_types::error_chain;
 
 /// Requests take turns until each has a connection, which is made to the end also if who asked for it has given up
-/// by then: a server with much to do would have done its part of it for nothing. Who waited while there was none to be had does not try
-/// again by itself, or a server that is away would hold up the last in the row for the time of all of them.
+/// by then: a server with much to do would have done its part of it for nothing. Who waited while there was none to be
+/// had does not try again by itself, or a server that is away would hold up the last in the row for the time of all of
+/// them.
 #[derive(Clone)]
 pub(super) struct SingleFlight<C> {
     http: HttpClient<C, Body>,
