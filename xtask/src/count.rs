@@ -54,27 +54,34 @@ pub(crate) fn failures(log: &str) -> Vec<String> {
     let mut failures = Vec::new();
     let mut lines = log.lines().peekable();
     while let Some(line) = lines.next() {
-        let Some(name) = name_of_failed(line) else { continue };
-        let mut said = Vec::new();
+        let Some((name, mut has_begun)) = failed(line) else { continue };
+        let mut said = format!("FAILED {name}");
+        let mut count = 0;
+        // What follows in a frame of its own is the log of a peer.
         while let Some(line) =
-            lines.next_if(|line| name_of_failed(line).is_none() && *line != "failures:")
+            lines.next_if(|line| !line.starts_with("---- ") && *line != "failures:")
         {
-            let begins =
-                said.is_empty() && (line.contains("panicked at ") || line.starts_with("Error: "));
-            let goes_on = !said.is_empty() && said.len() < LINES && !line.starts_with("note: ");
-            if begins || goes_on {
-                said.push(line.chars().take(CHARACTERS).collect::<String>());
+            has_begun |= line.contains("panicked at ") || line.starts_with("Error: ");
+            if has_begun && count < LINES && !line.is_empty() && !line.starts_with("note: ") {
+                count += 1;
+                said.push_str("\n    ");
+                said.extend(line.chars().take(CHARACTERS));
             }
         }
-        let message = said.iter().map(|line| format!("\n    {line}")).collect::<String>();
-        failures.push(format!("FAILED {name}{}", message.trim_end()));
+        failures.push(said);
     }
     failures
 }
 
-/// `suite::case` from `---- suite::case stdout ----`.
-fn name_of_failed(line: &str) -> Option<&str> {
-    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+/// The name, from `---- suite::case stdout ----` of the compiler's own runner, or from `---- suite::case ----` of
+/// that of the suites in kernels, and whether the message begins at once, with nothing of the output before it.
+fn failed(line: &str) -> Option<(&str, bool)> {
+    let frame = line.strip_prefix("---- ")?.strip_suffix(" ----")?;
+    let (name, begins) = match frame.strip_suffix(" stdout") {
+        Some(name) => (name, false),
+        None => (frame, true),
+    };
+    (!name.contains([' ', '/'])).then_some((name, begins))
 }
 
 /// The suite that a line of cargo announces.
@@ -123,11 +130,12 @@ test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let log = format!(
             "failures:\n\n---- pods::scale stdout ----\nbefore\nthread 'pods::scale' panicked at tests/pods.rs:7:9:\n\
              {}\n{noise}note: run with `RUST_BACKTRACE=1`\n\n---- gc::b stdout ----\nError: \"no\"\n\n\n\
-             failures:\n    gc::b\n    pods::scale\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored\n",
+             failures:\n    gc::b\n    pods::scale\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored\n\
+             failures:\n\n---- kit::c ----\nno answer\n---- /run/lab/bird.log (end) ----\n{noise}\n\nfailures:\n    kit::c\n",
             "long ".repeat(200)
         );
         let failures = failures(&log);
-        let [first, second] = failures.as_slice() else { panic!("{failures:?}") };
+        let [first, second, third] = failures.as_slice() else { panic!("{failures:?}") };
         let lines: Vec<_> = first.lines().collect();
         assert_eq!(
             lines[..2],
@@ -135,6 +143,7 @@ test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         );
         assert_eq!((lines.len(), lines[2].len()), (1 + LINES, 4 + CHARACTERS));
         assert_eq!(second, "FAILED gc::b\n    Error: \"no\"");
+        assert_eq!(third, "FAILED kit::c\n    no answer");
     }
 
     #[test]
