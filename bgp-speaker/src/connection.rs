@@ -79,8 +79,8 @@ impl Connection {
         // The speaker packs its messages; waiting for more would only delay a KEEPALIVE.
         let _ = stream.set_nodelay(true);
         let (read, write) = stream.into_split();
-        // Unbounded, because the speaker itself bounds what is on its way: it counts `Written`
-        // and stops sending to a peer that does not read (RFC 9687 ends such a session).
+        // Bounded by time alone: the send hold timer ends the session of a peer that does not read (RFC 9687).
+        // Answers to refreshes wait for `Written`; changes do not.
         let (outgoing, queue) = mpsc::unbounded_channel();
         let (reset, asked) = oneshot::channel();
         let finished = Arc::new(AtomicBool::new(false));
