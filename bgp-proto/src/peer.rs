@@ -373,7 +373,7 @@ impl Peer {
         if self.tally.update_error(fault, sink.now) {
             let text = format!("{fault} ({})", fault.disposition.name());
             let routes = update.map(tally::named_routes).unwrap_or_default();
-            let message = tally::hex(body);
+            let message = tally::evidence(body);
             let event = PeerEvent::BadUpdate { text, routes, message };
             sink.outputs.push(Output::Event(self.key, event));
         }

@@ -13,7 +13,7 @@ use twill_rpc::{
         PodRef, Release, ReleaseRequest, RpcError,
     },
 };
-use twill_types::{AttachmentId, Family};
+use twill_types::{AttachmentId, Family, error_chain};
 
 use crate::{
     daemon::{Daemon, socket},
@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     netconf::{Mode, Netconf},
     spool::{Spool, SpoolError},
-    standalone::{Standalone, StandaloneError, has_mark},
+    standalone::{Standalone, StandaloneError, has_mark, host_link_facts, is_linked},
 };
 
 /// How long automatic mode waits for the owner's lock before it looks for the daemon's socket
@@ -170,15 +170,20 @@ impl<'a> Authority<'a> {
     }
 
     /// The same for many that no DEL came for, for as long as there is time; says of each that could
-    /// not be released why. Without a daemon the store is opened once, and no tombstone is left: the next GC finds
-    /// what stays, and looks again whether it has a link.
+    /// not be released why. What has a link by now stays, as an ADD has come meanwhile. Without a daemon the store is
+    /// opened once, and no tombstone is left: the next GC finds what stays.
     pub(crate) fn collect(&mut self, requests: &[ReleaseRequest]) -> Vec<String> {
         let named =
             |request: &ReleaseRequest, why: &dyn Display| format!("{}: {why}", request.attachment);
         let mut failures = Vec::new();
         match self.alone(|standalone, wait| standalone.collect(requests, wait)) {
             Ok(None) => {
-                for request in requests {
+                let links = match host_link_facts() {
+                    Ok(links) => links,
+                    Err(error) => return vec![error_chain(&error)],
+                };
+                let unlinked = |request: &&_| !is_linked(&links, request);
+                for request in requests.iter().filter(unlinked) {
                     if self.deadline.left().is_zero() {
                         failures.push(named(request, &"there was no time for it"));
                     } else {

@@ -5,7 +5,7 @@ mod reclaim;
 
 use std::{
     fs,
-    io::Write,
+    io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -18,12 +18,12 @@ use twill_dataplane::{
 use twill_ipam::{LinkFact, Record, ReleaseOutcome};
 use twill_ipam_store::{
     AssignError, LockError, OwnerLock, Refusal, STANDALONE_MARK, Shortage, Standalone as Store,
-    StandalonePool, StoreError, now_ms, private_file, work_off,
+    StandalonePool, StoreError, names_any, now_ms, private_file, work_off,
 };
 use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
 use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
 
-pub(crate) use self::reclaim::host_link_facts;
+pub(crate) use self::reclaim::{host_link_facts, is_linked};
 use crate::{deadline::Deadline, netconf::Netconf};
 
 /// What can go wrong without a daemon.
@@ -252,12 +252,9 @@ impl<'a> Standalone<'a> {
         // In this order: whoever has not seen the mark change has made its link before.
         owned.mark_collected(&self.netconf.run_dir)?;
         let links = host_link_facts()?;
-        let is_linked = |request: &&ReleaseRequest| {
-            links.iter().any(|link| link.may_be_of(&request.attachment))
-        };
-        let unlinked = requests.iter().filter(|request| !is_linked(request)).cloned();
+        let unlinked = requests.iter().filter(|request| !is_linked(&links, request)).cloned();
         let mut outcomes = owned.store.service().release_all(unlinked).into_iter();
-        let released = |request| match is_linked(&request) {
+        let released = |request| match is_linked(&links, request) {
             true => Ok(false),
             false => match outcomes.next() {
                 Some(Ok(outcome)) => Ok(!outcome.addresses.is_empty()),
@@ -352,12 +349,6 @@ impl<'a> Standalone<'a> {
     }
 }
 
-/// Whether there may be a tombstone in the spool.
-fn names_any(spool: &Path) -> bool {
-    let entries = fs::read_dir(spool).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "json"))
-}
-
 impl Owned {
     /// Reads the records of pods that run from their links, where the store does not know of them.
     fn rebuild(&self) -> Result<(), StandaloneError> {
@@ -383,21 +374,28 @@ impl Owned {
             })?;
         }
         let spool = run_dir.join("spool");
-        if !names_any(&spool) {
-            return Ok(());
+        match names_any(&spool, "") {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(%error, "cannot read the spool");
+                }
+                return Ok(());
+            }
         }
         // As in `collect`. A DEL takes the link away before it leaves a tombstone, so one that is there is of
         // an ADD that nobody waited for.
         self.mark_collected(run_dir)?;
         let links = host_link_facts()?;
-        let is_linked = |request: &ReleaseRequest| {
+        let is_left = |request: &ReleaseRequest| {
             let as_old = |link: &LinkFact| {
                 let numbers = link.alias.as_ref().zip(request.sequence);
                 numbers.is_none_or(|(alias, sequence)| alias.sequence <= sequence)
             };
             links.iter().any(|link| link.may_be_of(&request.attachment) && as_old(link))
         };
-        match work_off(&spool, self.store.service(), "", is_linked) {
+        match work_off(&spool, self.store.service(), "", is_left) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "released what the spool named"),
             Err(error) => tracing::warn!(%error, "cannot read the spool"),

@@ -7,6 +7,23 @@ use twill_types::{ReleaseRequest, error_chain};
 
 use crate::Service;
 
+/// Whether there is a tombstone in a directory whose name begins with `prefix`.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn names_any(directory: &Path, prefix: &str) -> io::Result<bool> {
+    let mut paths = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(paths.any(|path| is_tombstone(&path, prefix)))
+}
+
+/// What begins with a dot is the lock, or is still being written.
+fn is_tombstone(path: &Path, prefix: &str) -> bool {
+    let name = path.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
+    !name.starts_with(b".")
+        && name.starts_with(prefix.as_bytes())
+        && path.extension().is_some_and(|extension| extension == "json")
+}
+
 /// Releases what the tombstones in a directory name whose own names begin with `prefix`, and removes
 /// them; says how many. What cannot be released stays for the next time, and so does what `stays` says.
 ///
@@ -21,12 +38,7 @@ pub fn work_off(
     let mut count = 0;
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let name = path.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
-        // What begins with a dot is the lock, or is still being written.
-        if name.starts_with(b".")
-            || !name.starts_with(prefix.as_bytes())
-            || path.extension().is_none_or(|extension| extension != "json")
-        {
+        if !is_tombstone(&path, prefix) {
             continue;
         }
         match release(&path, service, &stays) {

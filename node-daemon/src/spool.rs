@@ -16,7 +16,7 @@ use std::{
 use nix::fcntl::Flock;
 use tokio::task::block_in_place;
 use tracing::{info, warn};
-use twill_ipam_store::{Service, lock_alone, private_directory, private_file, work_off};
+use twill_ipam_store::{Service, lock_alone, names_any, private_directory, private_file, work_off};
 use twill_types::{AttachmentId, host_link_name};
 
 use crate::reaper::Parked;
@@ -128,7 +128,7 @@ impl Tombstones {
         }
         let prefix = host_link_name(attachment);
         // A tombstone is removed when it is done, so there is nothing to wait for without one.
-        if self.names_any(&prefix)? { self.work_off(&prefix) } else { Ok(0) }
+        if names_any(&self.directory, &prefix)? { self.work_off(&prefix) } else { Ok(0) }
     }
 
     /// Whether there is certainly no tombstone.
@@ -139,23 +139,14 @@ impl Tombstones {
             return Ok(true);
         }
         let is_old = SystemTime::now().duration_since(changed).is_ok_and(|age| age > TICK);
-        *quiet = (is_old && !self.names_any("")?).then_some(changed);
+        *quiet = (is_old && !names_any(&self.directory, "")?).then_some(changed);
         Ok(quiet.is_some())
-    }
-
-    fn names_any(&self, prefix: &str) -> io::Result<bool> {
-        let mut names =
-            fs::read_dir(&self.directory)?.filter_map(|entry| Some(entry.ok()?.file_name()));
-        Ok(names.any(|name| {
-            let name = name.as_encoded_bytes();
-            name.starts_with(prefix.as_bytes()) && !name.starts_with(b".")
-        }))
     }
 
     fn work_off(&self, prefix: &str) -> io::Result<usize> {
         block_in_place(|| {
             let _working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
-            if !self.names_any(prefix)? {
+            if !names_any(&self.directory, prefix)? {
                 return Ok(0);
             }
             // A tombstone does not say which link it was.

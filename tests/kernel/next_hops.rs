@@ -9,20 +9,10 @@ use twill_tests::{
     wait::wait_for,
 };
 
-use crate::LONG;
-
-const POOL6: &str = "apiVersion: projectcalico.org/v3
-kind: IPPool
-metadata: {name: pool6}
-spec: {cidr: \"fd00:10::/112\", blockSize: 122}
-";
-
-fn peer(name: &str, address: &str, asn: u32) -> String {
-    format!(
-        "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
-         spec: {{peerIP: {address:?}, asNumber: {asn}}}\n"
-    )
-}
+use crate::{
+    LONG,
+    routing::{POOL6, peer},
+};
 
 /// The hops of a route in the kernel, as `gateway dev link`.
 fn hops(lab: &Lab, prefix: &str) -> Result<Vec<String>> {

@@ -24,13 +24,13 @@ metadata: {name: pool}
 spec: {cidr: 10.10.0.0/20, blockSize: 26}
 ";
 
-const POOL6: &str = "apiVersion: projectcalico.org/v3
+pub(crate) const POOL6: &str = "apiVersion: projectcalico.org/v3
 kind: IPPool
 metadata: {name: pool6}
 spec: {cidr: \"fd00:10::/112\", blockSize: 122}
 ";
 
-fn peer(name: &str, address: &str, asn: u32) -> String {
+pub(crate) fn peer(name: &str, address: &str, asn: u32) -> String {
     format!(
         "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
          spec: {{peerIP: {address:?}, asNumber: {asn}}}\n"

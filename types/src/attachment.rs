@@ -58,7 +58,8 @@ pub fn is_host_link_name(name: &str) -> bool {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Octets as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

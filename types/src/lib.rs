@@ -21,8 +21,8 @@ mod samples;
 pub use annotation::asks_for_nothing;
 pub use asn::{Asn, AsnError};
 pub use attachment::{
-    Alias, AttachmentError, AttachmentId, HOST_LINK_PREFIX, LinkAlias, LivingPod, host_link_name,
-    is_host_link_name,
+    Alias, AttachmentError, AttachmentId, HOST_LINK_PREFIX, LinkAlias, LivingPod, hex,
+    host_link_name, is_host_link_name,
 };
 pub use block::{Block, BlockError, Dedication};
 pub use chain::error_chain;

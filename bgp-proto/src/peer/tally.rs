@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use twill_types::hex;
+
 use crate::{
     NotificationCount, Time, UpdateErrorCount,
     wire::{Disposition, Fault, Notification, Routes, UpdateIn, code},
@@ -32,9 +34,8 @@ pub(crate) fn named_routes(update: &UpdateIn) -> String {
 }
 
 /// An UPDATE's body in hexadecimal digits, for people.
-pub(crate) fn hex(body: &[u8]) -> String {
-    let mut digits: String =
-        body.iter().take(EVIDENCE).map(|octet| format!("{octet:02x}")).collect();
+pub(crate) fn evidence(body: &[u8]) -> String {
+    let mut digits = hex(body.get(..EVIDENCE).unwrap_or(body));
     if body.len() > EVIDENCE {
         digits += "...";
     }

@@ -25,6 +25,11 @@ pub(crate) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error>
     Ok(links_by_name()?.into_iter().map(fact).collect())
 }
 
+/// Whether a release is of what has one of these links.
+pub(crate) fn is_linked(links: &[LinkFact], request: &ReleaseRequest) -> bool {
+    links.iter().any(|link| link.may_be_of(&request.attachment))
+}
+
 impl Owned {
     /// Releases what pods have that are certainly gone; whether there was any. For when nothing else
     /// is free: it looks at every link and at every record's namespace. Where it fails, nothing is free, which is what

@@ -10,7 +10,7 @@ use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest, error_chain};
 use super::{BATCH, Call};
 use crate::{
     authority::Authority, call::Persona, deadline::Deadline, delegate::Delegate, error::Error,
-    netconf::Attached, standalone::host_link_facts,
+    netconf::Attached,
 };
 
 /// How much of the call's time is kept for another IPAM plugin.
@@ -153,17 +153,6 @@ fn remove(call: &Call, stale: BTreeMap<AttachmentId, Seen>, deadline: Deadline) 
         && let Err(error) = delete_links(deadline)
     {
         failures.push(error_chain(&error));
-    }
-    // An ADD that should not have come meanwhile may have made its link since: its pod lives.
-    if call.persona == Persona::Main && !records.is_empty() {
-        match host_link_facts() {
-            Ok(links) => records
-                .retain(|record| !links.iter().any(|link| link.may_be_of(&record.attachment))),
-            Err(error) => {
-                failures.push(error_chain(&error));
-                records.clear();
-            }
-        }
     }
     if !records.is_empty() {
         let mut authority = Authority::holding(&call.netconf, deadline);

@@ -46,6 +46,18 @@ impl Site {
 
 use twill_k8s_api::files::Claim;
 
+/// What a node asks for that wants a part of a block.
+fn wish(node: &str, block: Block) -> BlockRequestSpec {
+    BlockRequestSpec {
+        node: node.to_owned(),
+        owner: None,
+        block,
+        pool: "a".to_owned(),
+        length: 29,
+        address: None,
+    }
+}
+
 fn lease(node: &str, renewed: &str, had_node: bool) -> Lease {
     let (node, renewed) = (node.to_owned(), renewed.to_owned());
     Lease { node, instance: "other".to_owned(), seconds: 0, had_node, renewed }
@@ -123,14 +135,7 @@ fn a_block_stays_as_long_as_another_node_has_a_part_of_it() {
     let hasty = site.caretaker(Duration::ZERO);
     let claim = site.claim("gone", "10.0.0.64/26");
     let block = claim.block;
-    let spec = BlockRequestSpec {
-        node: "node1".to_owned(),
-        owner: None,
-        block,
-        pool: "a".to_owned(),
-        length: 29,
-        address: None,
-    };
+    let spec = wish("node1", claim.block);
     let request = site.claims.ask(spec.clone()).unwrap();
     let cidr = "10.0.0.64/29".parse().unwrap();
     let part = Delegation { cidr, node: "node1".to_owned(), request: request.clone() };
@@ -160,14 +165,7 @@ fn what_a_node_that_is_gone_has_borrowed_goes_back() {
     let hasty = site.caretaker(Duration::ZERO);
     let claim = site.claim("node1", "10.0.0.64/26");
     let cidr = "10.0.0.64/29".parse().unwrap();
-    let spec = BlockRequestSpec {
-        node: "gone".to_owned(),
-        owner: None,
-        block: claim.block,
-        pool: "a".to_owned(),
-        length: 29,
-        address: None,
-    };
+    let spec = wish("gone", claim.block);
     let request = site.claims.ask(spec).unwrap();
     let part = Delegation { cidr, node: "gone".to_owned(), request: request.clone() };
     assert!(matches!(site.claims.grant(&claim, &part).unwrap(), Grant::Done(_)));
@@ -181,14 +179,7 @@ fn what_a_node_that_is_gone_has_borrowed_goes_back() {
 fn whoever_claims_a_block_again_leaves_parts_to_those_who_have_them() {
     let site = Site::new();
     let claim = site.claim("node1", "10.0.0.64/26");
-    let spec = BlockRequestSpec {
-        node: "node2".to_owned(),
-        owner: None,
-        block: claim.block,
-        pool: "a".to_owned(),
-        length: 29,
-        address: None,
-    };
+    let spec = wish("node2", claim.block);
     let request = site.claims.ask(spec).unwrap();
     let cidr: Block = "10.0.0.64/29".parse().unwrap();
     let part = Delegation { cidr, node: "node2".to_owned(), request: request.clone() };

@@ -321,12 +321,7 @@ impl Access {
             return Err(ApiError::Late { verb, what });
         }
         self.may(verb, &what)?;
-        let asked = tokio::time::Instant::now();
-        let answer = self.request(verb, &what, deadline(verb), request).await;
-        if let Some(outcome) = outcome(&answer) {
-            self.gate.note(&what, asked, outcome);
-        }
-        answer
+        self.request(verb, &what, deadline(verb), request).await
     }
 
     /// The answer to one request that nobody waits for, in its turn. Has to be called where blocking is allowed.
@@ -394,9 +389,6 @@ impl Access {
         let asked = tokio::time::Instant::now();
         let answer = self.request(verb, what, limit, request).await;
         let took = asked.elapsed();
-        if let Some(outcome) = outcome(&answer) {
-            self.gate.note(what, asked, outcome);
-        }
         let mut leisure = self.leisure.lock().unwrap_or_else(PoisonError::into_inner);
         match &answer {
             Err(ApiError::Late { .. }) => {
@@ -417,7 +409,7 @@ impl Access {
         leisure.get(verb).copied().unwrap_or_default().max(deadline(verb))
     }
 
-    /// Asks, within `limit`.
+    /// Asks, within `limit`; the gate and all others hear what came of it.
     async fn request<T>(
         &self,
         verb: &'static str,
@@ -426,6 +418,7 @@ impl Access {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, ApiError> {
         let mut ending = self.ending.subscribe();
+        let asked = tokio::time::Instant::now();
         let answer = tokio::select! {
             biased;
             _ = ending.wait_for(|ending| *ending) => return Err(ApiError::Ending),
@@ -435,17 +428,17 @@ impl Access {
         if matches!(&answer, Err(error) if error.is_silence()) {
             *self.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
+        self.gate.note(what, asked, outcome(&answer));
         answer
     }
 }
 
-/// What an answer says about the API server, if it was waited for.
-fn outcome<T>(answer: &Result<T, ApiError>) -> Option<Outcome> {
+/// What an answer says about the API server.
+fn outcome<T>(answer: &Result<T, ApiError>) -> Outcome {
     match answer {
-        Err(ApiError::Ending) => None,
-        Err(error) if error.is_silence() => Some(Outcome::Silent),
-        Err(ApiError::Refused { code, after, .. }) => Some(Outcome::of_code(*code, *after)),
-        Ok(_) | Err(_) => Some(Outcome::Answered),
+        Err(error) if error.is_silence() => Outcome::Silent,
+        Err(ApiError::Refused { code, after, .. }) => Outcome::of_code(*code, *after),
+        Ok(_) | Err(_) => Outcome::Answered,
     }
 }
 
