@@ -108,7 +108,8 @@ impl<'a> Authority<'a> {
         })?)
     }
 
-    /// The link exists, with addresses of these families; traffic may flow when this returns.
+    /// The link exists, with addresses of these families; traffic may flow when this returns. Addresses
+    /// that were released meanwhile stay so, however often a daemon is asked: only a new ADD helps.
     pub(crate) fn endpoint_up(
         &mut self,
         endpoint: &EndpointUp,
@@ -117,7 +118,7 @@ impl<'a> Authority<'a> {
         let EndpointUp { attachment, sequence, .. } = endpoint;
         match self.alone(|standalone, wait| standalone.stands(attachment, *sequence, wait))? {
             Some(()) => prepare_node(families),
-            None => Ok(self.daemon.insist(|client, _| client.endpoint_up(endpoint.clone()))?),
+            None => Ok(self.daemon.reach(|client, _| client.endpoint_up(endpoint.clone()))?),
         }
     }
 

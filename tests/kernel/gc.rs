@@ -1,19 +1,11 @@
 //! GC and STATUS, as CRI-O and containerd 2 call them.
 
+mod meanwhile;
 mod trouble;
 
-use std::{
-    fs,
-    io::{Read, Write},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
-    },
-    path::Path,
-    thread,
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
     cni::{self, Attachment, Runtime},
@@ -24,8 +16,11 @@ use twill_tests::{
     wait::wait_for,
 };
 
-pub(crate) use self::trouble::{
-    g_04_links_go_without_a_daemon, g_04_one_that_stays_keeps_no_other,
+pub(crate) use self::{
+    meanwhile::{
+        g_09_an_add_meanwhile_is_left_alone, g_09_an_add_that_lost_its_address_fails_at_once,
+    },
+    trouble::{g_04_links_go_without_a_daemon, g_04_one_that_stays_keeps_no_other},
 };
 use crate::{
     SECONDS,
@@ -189,99 +184,6 @@ pub(crate) fn g_02_many_go_at_once() -> Result<()> {
         ensure!(links.is_empty(), "{links}");
     }
     Ok(())
-}
-
-/// The runtime sees to it that no ADD runs during a GC. Where it does not, the pod lives.
-pub(crate) fn g_09_an_add_meanwhile_is_left_alone() -> Result<()> {
-    let mut lab = one_node()?;
-    let (stale, again) = (lab.add_pod("node1", "stale")?, lab.add_pod("node1", "again")?);
-    let (early, late) = (lab.bare_pod("node1", "early")?, lab.bare_pod("node1", "late")?);
-    let node = lab.node("node1")?;
-    let between = tempfile::tempdir_in("/run")?;
-    let listener = UnixListener::bind(between.path().join("twilld.sock"))?;
-    let mut conflist = node.runtime().conflist().clone();
-    conflist["plugins"][0]["runDir"] = json!(between.path());
-    let runtime = Runtime::new(conflist, vec![programs::directory()?]);
-    let add = |pod: &Attachment| node.runtime().add(node.namespace(), pod).map(drop);
-    // All of it happens when the GC asks who has addresses: these are then in the answer.
-    let asked = || {
-        node.runtime().del(node.namespace(), again.attachment())?;
-        add(again.attachment())?;
-        add(early.attachment())
-    };
-    // And this when it has been answered.
-    let answered = || add(late.attachment());
-    thread::scope(|scope| {
-        let daemon = node.dir().join("run/twilld.sock");
-        let listener = &listener;
-        let relay = scope.spawn(move || relay(listener, &daemon, &asked, &answered));
-        let done = runtime.gc(node.namespace(), &[]);
-        // Its end.
-        drop(UnixStream::connect(between.path().join("twilld.sock"))?);
-        relay.join().map_err(|_| anyhow!("the relay panicked"))??;
-        done
-    })?;
-    for pod in [&again, &early, &late] {
-        node.runtime().check(node.namespace(), pod.attachment())?;
-    }
-    ensure!(node.addresses_in_use()? == 3, "{} addresses are in use", node.addresses_in_use()?);
-    ensure!(
-        node.runtime().check(node.namespace(), stale.attachment()).is_err(),
-        "it is still there"
-    );
-    Ok(())
-}
-
-/// Stands between the plugin and the daemon, and does something when it is asked for attachments,
-/// and when that is answered. A caller that says nothing ends it.
-fn relay(
-    listener: &UnixListener,
-    daemon: &Path,
-    asked: &(dyn Fn() -> Result<()> + Sync),
-    answered: &(dyn Fn() -> Result<()> + Sync),
-) -> Result<()> {
-    loop {
-        let (caller, _) = listener.accept()?;
-        let Some(hello) = frame(&caller)? else {
-            return Ok(());
-        };
-        let daemon = UnixStream::connect(daemon)?;
-        (&daemon).write_all(&hello)?;
-        thread::scope(|scope| {
-            let back = scope.spawn(|| pass_on(&daemon, &caller, answered));
-            let there = pass_on(&caller, &daemon, asked);
-            daemon.shutdown(std::net::Shutdown::Both)?;
-            let back = back.join().map_err(|_| anyhow!("the relay panicked"))?;
-            there.and(back)
-        })?;
-    }
-}
-
-/// Passes on frames to the end of the stream.
-fn pass_on(
-    from: &UnixStream,
-    mut to: &UnixStream,
-    first: &(dyn Fn() -> Result<()> + Sync),
-) -> Result<()> {
-    while let Some(frame) = frame(from)? {
-        if frame.windows(13).any(|word| word == b"\"attachments\"") {
-            first()?;
-        }
-        to.write_all(&frame)?;
-    }
-    Ok(())
-}
-
-/// One frame with its length of four octets, or the end of the stream.
-fn frame(mut from: &UnixStream) -> Result<Option<Vec<u8>>> {
-    let mut frame = vec![0; 4];
-    if from.read(&mut frame[..1])? == 0 {
-        return Ok(None);
-    }
-    from.read_exact(&mut frame[1..])?;
-    let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]);
-    from.take(length.into()).read_to_end(&mut frame)?;
-    Ok(Some(frame))
 }
 
 /// Node1's runtime with an IPAM plugin that notes its calls in `/run/witness/calls`, gives one

@@ -257,6 +257,7 @@ fn main() -> ExitCode {
         gc::g_02_only_its_own_network,
         gc::g_02_many_go_at_once,
         gc::g_09_an_add_meanwhile_is_left_alone,
+        gc::g_09_an_add_that_lost_its_address_fails_at_once,
         gc::g_04_it_goes_on_after_an_error,
         gc::g_04_links_go_without_a_daemon,
         gc::g_04_one_that_stays_keeps_no_other,
