@@ -232,6 +232,25 @@ pub(crate) fn g_04_it_goes_on_after_an_error() -> Result<()> {
     Ok(())
 }
 
+/// Another plugin gives the addresses since: of what ours gave, the link says so.
+pub(crate) fn g_02_addresses_of_before_another_plugin_are_freed() -> Result<()> {
+    let mut lab = one_node()?;
+    let (keep, lost) = (lab.add_pod("node1", "keep")?, lab.add_pod("node1", "lost")?);
+    let runtime = with_witness(&lab)?;
+    let other = lab.bare_pod("node1", "other")?;
+    let node = lab.node("node1")?;
+    runtime.add(node.namespace(), other.attachment())?;
+    runtime.gc(node.namespace(), &[keep.attachment()])?;
+    ensure!(node.addresses_in_use()? == 1, "{} addresses are in use", node.addresses_in_use()?);
+    let links = lost.namespace().ip("-oneline link show")?;
+    ensure!(!links.contains("eth0"), "it is there still: {links}");
+    ping::reaches(node.namespace(), keep.address()?)?;
+    // The one that our store knows nothing of leaves no word for it.
+    let spool = fs::read_dir(node.dir().join("run/spool"))?.collect::<Result<Vec<_>, _>>()?;
+    ensure!(spool.iter().all(|entry| entry.file_name() == ".lock"), "{spool:?}");
+    node.runtime().check(node.namespace(), keep.attachment())
+}
+
 pub(crate) fn s_02_status_says_whether_an_add_would_succeed() -> Result<()> {
     let mut lab = one_node()?;
     let node = lab.node("node1")?;

@@ -59,24 +59,29 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
             Err(error) => failures.push(error_chain(&error)),
         }
     }
-    if delegate.is_none() {
-        let mut authority = Authority::holding(&call.netconf, deadline.before(FOR_THE_LINKS));
-        match authority.attachments(&call.netconf.name) {
-            Ok(records) => {
-                for held in records.into_iter().filter(|held| !is_young(call, held)) {
-                    // A hash does not say whose it is, but whether it is this one's.
-                    let its = hashed.iter().find(|alias| alias.is_of(&held.attachment));
-                    let seen = stale.entry(held.attachment).or_default();
-                    seen.link = seen.link.or(its.map(|alias| alias.sequence));
-                    seen.record = Some(held.sequence);
-                }
+    let records = match &delegate {
+        // Our own store may have given some, if the configuration has changed since.
+        Some(_) => None,
+        None => {
+            let mut authority = Authority::holding(&call.netconf, deadline.before(FOR_THE_LINKS));
+            let records = authority.attachments(&call.netconf.name);
+            records.map_err(|error| failures.push(error_chain(&error))).ok()
+        }
+    };
+    match records {
+        Some(records) => {
+            for held in records.into_iter().filter(|held| !is_young(call, held)) {
+                // A hash does not say whose it is, but whether it is this one's.
+                let its = hashed.iter().find(|alias| alias.is_of(&held.attachment));
+                let seen = stale.entry(held.attachment).or_default();
+                seen.link = seen.link.or(its.map(|alias| alias.sequence));
+                seen.record = Some(held.sequence);
             }
-            Err(error) => {
-                failures.push(error_chain(&error));
-                // As for a DEL: a link says whose addresses these are.
-                for seen in stale.values_mut() {
-                    seen.record = seen.link.filter(|number| *number != LinkAlias::WITHOUT_STORE);
-                }
+        }
+        // As for a DEL: a link says whose addresses these are.
+        None => {
+            for seen in stale.values_mut() {
+                seen.record = seen.link.filter(|number| *number != LinkAlias::WITHOUT_STORE);
             }
         }
     }
