@@ -3,15 +3,16 @@
 mod meanwhile;
 mod trouble;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
     cni::{self, Attachment, Runtime},
     lab::{Lab, Pod},
     netns::Namespace,
     ping, programs,
+    ptrace::{self, Ended},
     snapshot::Snapshot,
     wait::wait_for,
 };
@@ -229,6 +230,35 @@ pub(crate) fn g_04_it_goes_on_after_an_error() -> Result<()> {
     ensure!(error.message.contains("witness"), "{error}");
     let left = before.differences(&Snapshot::namespace(node.namespace())?);
     ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+/// A node may have a million routes by BGP, and none of them says whose a link is.
+pub(crate) fn what_peers_announce_is_not_read() -> Result<()> {
+    let node = Namespace::create("node")?;
+    let run_dir = tempfile::tempdir_in("/run")?;
+    let pools = json!([{"cidr": "10.20.0.0/27", "blockSize": 27}]);
+    let conflist = standalone("1.1.0", run_dir.path(), &pools);
+    let runtime = Runtime::new(conflist, vec![programs::directory()?]);
+    let (call, twill) = (runtime.first_gc(&[])?, programs::find("twill")?);
+    let calls = || -> Result<usize> {
+        let stdin = call.stdin();
+        match ptrace::run(&node, &twill, &call.environment, stdin.as_bytes(), usize::MAX)? {
+            Ended::Completed { output, calls } => cni::parse("GC", "twill", &output).map(|_| calls),
+            Ended::Killed { number } => bail!("killed at {number}"),
+        }
+    };
+    // The first one makes the store.
+    calls()?;
+    let before = calls()?;
+    let route = |n: u32| {
+        let network = Ipv4Addr::from(0x1400_0000 + (n << 8));
+        format!("route add {network}/24 dev lo proto {}\n", twill_types::ROUTE_PROTOCOL)
+    };
+    node.ip_batch(&(0..100_000).map(route).collect::<String>())?;
+    let after = calls()?;
+    // What the store's threads do differs from time to time.
+    ensure!(after < before + 20, "{before} system calls without routes, {after} with them");
     Ok(())
 }
 

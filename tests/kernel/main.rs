@@ -256,6 +256,7 @@ fn main() -> ExitCode {
         gc::g_02_an_id_too_long_for_an_alias,
         gc::g_02_only_its_own_network,
         gc::g_02_many_go_at_once,
+        gc::what_peers_announce_is_not_read,
         gc::g_02_addresses_of_before_another_plugin_are_freed,
         gc::g_09_an_add_meanwhile_is_left_alone,
         gc::g_09_an_add_that_lost_its_address_fails_at_once,

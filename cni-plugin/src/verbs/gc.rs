@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use twill_dataplane::pod::{DelMode, DelOutcome, del_pod, delete_group_links, pod_links};
+use twill_dataplane::{
+    Link,
+    pod::{DelMode, DelOutcome, del_pod, delete_group_links, host_links},
+};
 use twill_ipam_store::now_ms;
 use twill_rpc::message::Held;
 use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest, error_chain};
@@ -120,7 +123,7 @@ struct Links {
 
 fn links_of(network: &str) -> Result<Links, Error> {
     let mut links = Links::default();
-    for alias in pod_links()?.into_iter().filter_map(|found| found.alias) {
+    for alias in host_links()?.iter().filter_map(Link::twill_alias) {
         match alias.owner {
             Alias::Full(id) if id.network == network => links.named.push((id, alias.sequence)),
             Alias::Full(_) => {}
