@@ -8,6 +8,7 @@ mod alone;
 mod behind;
 mod collected;
 mod delegated;
+mod late;
 
 use std::{env, fs, net::IpAddr, path::PathBuf};
 
@@ -42,6 +43,7 @@ pub(crate) use self::{
         ipam_an_add_killed_anywhere_is_undone_or_repeated,
         over_host_local_del_undoes_what_was_killed_anywhere,
     },
+    late::a_late_del_amid_an_add_at_its_path_takes_no_address_alone,
 };
 use crate::SECONDS;
 

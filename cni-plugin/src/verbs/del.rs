@@ -6,6 +6,7 @@ use twill_dataplane::{
     Netns,
     pod::{DelMode, DelOutcome, clear_rules, del_pod},
 };
+use twill_rpc::message::Held;
 use twill_sys::AtPath;
 use twill_types::{AttachmentId, ReleaseRequest};
 
@@ -54,11 +55,8 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => return Ok(()),
     };
     tracing::trace!("step: pod cut off");
-    let cookie = netns.as_ref().and_then(|netns| netns.cookie().ok().flatten());
-    let of_namespace =
-        ReleaseRequest { attachment: attachment.clone(), sequence: None, netns_cookie: cookie };
     let Some(sequence) = sequence else {
-        return authority.release(&of_namespace, parked).map(drop);
+        return release_of(&mut authority, attachment, netns.as_ref(), parked);
     };
     // The link that is gone says whose addresses these are, wherever the path leads by now.
     if authority.release(&of_add(attachment.clone(), sequence), parked)? {
@@ -68,8 +66,10 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     // its old link. If there is no new link, the ADD has died on the way to it.
     match del_pod(&attachment, Some(sequence), netns.as_ref(), mode)? {
         DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => Ok(()),
-        DelOutcome::Absent => authority.release(&of_namespace, parked).map(drop),
-        DelOutcome::Removed { parked, .. } => authority.release(&of_namespace, parked).map(drop),
+        DelOutcome::Absent => release_of(&mut authority, attachment, netns.as_ref(), parked),
+        DelOutcome::Removed { parked, .. } => {
+            release_of(&mut authority, attachment, netns.as_ref(), parked)
+        }
     }
 }
 
@@ -78,26 +78,60 @@ fn of_add(attachment: AttachmentId, sequence: u64) -> ReleaseRequest {
     ReleaseRequest { attachment, sequence: Some(sequence), netns_cookie: None }
 }
 
+/// Gives back what an attachment has in the namespace that the runtime names, or has had at its path: no link tells
+/// of which ADD that is. What it has in a namespace that is at another path is of a later ADD.
+pub(super) fn release_of(
+    authority: &mut Authority<'_>,
+    attachment: AttachmentId,
+    named: Option<&Netns>,
+    parked: Option<u32>,
+) -> Result<(), Error> {
+    let netns_cookie = named.and_then(|netns| netns.cookie().ok().flatten());
+    let request = ReleaseRequest { attachment, sequence: None, netns_cookie };
+    if authority.release(&request, parked)? {
+        return Ok(());
+    }
+    let (attachment, Some(named)) = (request.attachment, named) else {
+        return Ok(());
+    };
+    match authority.held(&attachment) {
+        // Looked at after the store, and given back by its number: an ADD that comes meanwhile keeps its own.
+        Ok(Some(held)) if Path::new(&held.netns) == named.path() && !stands(&held) => {
+            tracing::info!(%attachment, "its path has another namespace by now");
+            authority.release(&of_add(attachment, held.sequence), None).map(drop)
+        }
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%attachment, %error, "cannot see whether it has addresses still");
+            Ok(())
+        }
+    }
+}
+
+/// Whether the namespace that somebody was given addresses for is at its path now.
+fn stands(held: &Held) -> bool {
+    let cookie = held.netns_cookie;
+    let at_path = twill_sys::look(Path::new(&held.netns));
+    cookie.is_some() && matches!(at_path, Ok(AtPath::Namespace(found)) if found == cookie)
+}
+
 /// Whether a link that does not lead to the namespace which the runtime names was made for another
-/// one, at another path, that is there: then this is a late DEL of a container that was started
-/// again under its old id. Where the store cannot tell, it is not.
+/// one, that is at its path: then this is a late DEL of a container that was started again under its
+/// old id. Where the store cannot tell, it is not.
 fn is_of_another(
     authority: &mut Authority<'_>,
     attachment: &AttachmentId,
     sequence: u64,
     named: &Netns,
 ) -> bool {
-    let held = match authority.held(attachment) {
-        Ok(Some(held)) if held.sequence == sequence => held,
-        Ok(_) => return false,
+    match authority.held(attachment) {
+        Ok(Some(held)) if held.sequence == sequence => {
+            held.netns_cookie != named.cookie().ok().flatten() && stands(&held)
+        }
+        Ok(_) => false,
         Err(error) => {
             tracing::warn!(%attachment, %error, "cannot see whose link it is");
-            return false;
+            false
         }
-    };
-    let (path, cookie) = (Path::new(&held.netns), held.netns_cookie);
-    let is_named = path == named.path() || cookie == named.cookie().ok().flatten();
-    let is_there =
-        || matches!(twill_sys::look(path), Ok(AtPath::Namespace(found)) if found == cookie);
-    cookie.is_some() && !is_named && is_there()
+    }
 }

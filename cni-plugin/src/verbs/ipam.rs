@@ -4,11 +4,12 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::Value;
 use twill_rpc::message::{AssignRequest, Assigned, ForeignUse};
-use twill_types::{Block, Family, ReleaseRequest};
+use twill_types::{Block, Family};
 
 use super::{
     Call,
     add::{assign_request, wishes},
+    del::release_of,
 };
 use crate::{
     authority::Authority,
@@ -38,11 +39,8 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
 /// Gives the addresses back.
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let netns = call.netns_if_any()?;
-    let cookie = netns.and_then(|netns| netns.cookie().ok().flatten());
     let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
-    let request =
-        ReleaseRequest { attachment: call.attachment(), sequence: None, netns_cookie: cookie };
-    authority.release(&request, None).map(drop)
+    release_of(&mut authority, call.attachment(), netns.as_ref(), None)
 }
 
 fn result(call: &Call, assigned: &Assigned) -> AddResult {

@@ -2,6 +2,8 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::symlink,
+    path::Path,
     process::Command,
     time::Instant,
 };
@@ -169,6 +171,54 @@ pub(crate) fn d_01_the_nodes_own_namespace_is_as_good_as_gone() -> Result<()> {
     }
     let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
     ensure!(ipam["blocks"][0]["used"] == 0, "{ipam}");
+    Ok(())
+}
+
+/// The path leads to another pod's namespace by then, as one of a process does whose number is used
+/// again. The link went with the pod's own, so nothing but the path says whose the address is.
+pub(crate) fn d_01_an_address_comes_back_when_its_path_has_another_namespace() -> Result<()> {
+    let mut lab = one_node()?;
+    let (pod, other) = (lab.bare_pod("node1", "web")?, lab.bare_pod("node1", "other")?);
+    let node = lab.node("node1")?;
+    for (program, kind) in [("twill", "twill"), ("twill-ipam", "ptp")] {
+        let site = Site::new()?;
+        let path = site.run_dir.path().join("netns");
+        // By our other name it is another network.
+        let run = |call: Call<'_>, run_dir: &Path| {
+            let call = call.set("CNI_NETNS", &path.display().to_string());
+            let call = call.config("/type", json!(kind)).config("/name", json!(kind));
+            let call = call.config("/ipam/runDir", json!(run_dir));
+            call.run_as(Command::new(programs::find(program)?))
+        };
+        let run_dir = node.dir().join("run");
+        let alone = |verb, container: &str| -> Result<_> {
+            run(site.call_for(verb, &site.attachment(container))?, site.run_dir.path())
+        };
+        let by_daemon = |verb| -> Result<_> {
+            run(Call::of(node.runtime(), node.namespace(), verb, pod.attachment())?, &run_dir)
+        };
+        let gone = Namespace::create("gone")?;
+        symlink(gone.path(), &path)?;
+        for daemon in [false, true] {
+            if daemon { by_daemon("ADD")? } else { alone("ADD", "c1")? }.object()?;
+            if program == "twill" {
+                gone.ip("link del eth0")?;
+            }
+        }
+        let used = || node.addresses_in_use();
+        ensure!(used()? == 1, "{} addresses are in use", used()?);
+        drop(gone);
+        fs::remove_file(&path)?;
+        symlink(other.namespace().path(), &path)?;
+        alone("DEL", "c1")?.silent()?;
+        by_daemon("DEL")?.silent()?;
+        ensure!(used()? == 0, "{} addresses are in use", used()?);
+        // There is one beside the gateway.
+        match program {
+            "twill" => site.as_new()?,
+            _ => drop(alone("ADD", "c2")?.object()?),
+        }
+    }
     Ok(())
 }
 
