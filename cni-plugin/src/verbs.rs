@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::stat::fstat;
 use twill_dataplane::{Netns, NetnsError};
+use twill_rpc::message::Held;
 use twill_types::AttachmentId;
 
 pub(crate) use self::{add::add, check::check, del::del, gc::gc, status::status};
@@ -90,6 +91,13 @@ impl Call {
     fn netns_error(&self, source: NetnsError) -> Error {
         Error::Netns { path: self.variables.netns.clone(), source }
     }
+}
+
+/// The namespace that somebody was given addresses for, if it is at its path now.
+fn namespace_of(held: &Held) -> Option<Netns> {
+    let netns = Netns::open(&held.netns).ok()?;
+    let cookie = held.netns_cookie?;
+    (netns.cookie().ok()? == Some(cookie)).then_some(netns)
 }
 
 /// Whether both are one namespace. While both are open, no other can have the same inode.

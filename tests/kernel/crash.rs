@@ -32,7 +32,10 @@ pub(crate) use self::{
         alone_a_del_killed_anywhere_may_be_repeated, alone_an_add_killed_anywhere_may_be_repeated,
         alone_del_undoes_an_add_killed_anywhere, alone_gc_undoes_an_add_killed_anywhere,
     },
-    behind::a_second_interface_killed_anywhere_is_undone_or_repeated,
+    behind::{
+        a_second_interface_killed_anywhere_is_undone_or_repeated,
+        gc_takes_the_rules_of_a_second_interface,
+    },
     collected::{
         a_gc_killed_anywhere_may_be_repeated,
         alone_a_gc_amid_an_add_leaves_no_pod_without_its_address,

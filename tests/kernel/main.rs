@@ -71,6 +71,7 @@ fn main() -> ExitCode {
         crash::alone_an_add_killed_anywhere_may_be_repeated,
         crash::alone_a_del_killed_anywhere_may_be_repeated,
         crash::a_second_interface_killed_anywhere_is_undone_or_repeated,
+        crash::gc_takes_the_rules_of_a_second_interface,
         crash::ipam_an_add_killed_anywhere_is_undone_or_repeated,
         crash::ipam_a_del_or_gc_killed_anywhere_may_be_repeated,
         crash::alone_ipam_killed_anywhere_leaks_nothing,

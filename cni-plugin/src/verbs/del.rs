@@ -6,11 +6,9 @@ use twill_dataplane::{
     Netns,
     pod::{DelMode, DelOutcome, clear_rules, del_pod},
 };
-use twill_rpc::message::Held;
-use twill_sys::AtPath;
 use twill_types::{AttachmentId, ReleaseRequest};
 
-use super::Call;
+use super::{Call, namespace_of};
 use crate::{authority::Authority, delegate::Delegate, error::Error};
 
 /// How much of a DEL's time our own store leaves to another IPAM plugin.
@@ -96,7 +94,9 @@ pub(super) fn release_of(
     };
     match authority.held(&attachment) {
         // Looked at after the store, and given back by its number: an ADD that comes meanwhile keeps its own.
-        Ok(Some(held)) if Path::new(&held.netns) == named.path() && !stands(&held) => {
+        Ok(Some(held))
+            if Path::new(&held.netns) == named.path() && namespace_of(&held).is_none() =>
+        {
             tracing::info!(%attachment, "its path has another namespace by now");
             authority.release(&of_add(attachment, held.sequence), None).map(drop)
         }
@@ -106,13 +106,6 @@ pub(super) fn release_of(
             Ok(())
         }
     }
-}
-
-/// Whether the namespace that somebody was given addresses for is at its path now.
-fn stands(held: &Held) -> bool {
-    let cookie = held.netns_cookie;
-    let at_path = twill_sys::look(Path::new(&held.netns));
-    cookie.is_some() && matches!(at_path, Ok(AtPath::Namespace(found)) if found == cookie)
 }
 
 /// Whether a link that does not lead to the namespace which the runtime names was made for another
@@ -126,7 +119,7 @@ fn is_of_another(
 ) -> bool {
     match authority.held(attachment) {
         Ok(Some(held)) if held.sequence == sequence => {
-            held.netns_cookie != named.cookie().ok().flatten() && stands(&held)
+            held.netns_cookie != named.cookie().ok().flatten() && namespace_of(&held).is_some()
         }
         Ok(_) => false,
         Err(error) => {

@@ -10,7 +10,7 @@ use twill_ipam_store::now_ms;
 use twill_rpc::message::Held;
 use twill_types::{Alias, AttachmentId, LinkAlias, ReleaseRequest, error_chain};
 
-use super::{BATCH, Call};
+use super::{BATCH, Call, namespace_of};
 use crate::{
     authority::Authority, call::Persona, deadline::Deadline, delegate::Delegate, error::Error,
     netconf::Attached,
@@ -23,10 +23,12 @@ const FOR_THE_PLUGIN: Duration = Duration::from_secs(5);
 const FOR_THE_LINKS: Duration = Duration::from_secs(5);
 
 /// The numbers of the ADDs that an attachment was seen of.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Seen {
     link: Option<u64>,
     record: Option<u64>,
+    /// What the store has for it.
+    held: Option<Held>,
 }
 
 /// Removes what is stale. An error does not keep the rest from going; all are told at the end.
@@ -76,9 +78,10 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
             for held in records.into_iter().filter(|held| !is_young(call, held)) {
                 // A hash does not say whose it is, but whether it is this one's.
                 let its = hashed.iter().find(|alias| alias.is_of(&held.attachment));
-                let seen = stale.entry(held.attachment).or_default();
+                let seen = stale.entry(held.attachment.clone()).or_default();
                 seen.link = seen.link.or(its.map(|alias| alias.sequence));
                 seen.record = Some(held.sequence);
+                seen.held = Some(held);
             }
         }
         // As for a DEL: a link says whose addresses these are.
@@ -144,7 +147,7 @@ fn remove(call: &Call, stale: BTreeMap<AttachmentId, Seen>, deadline: Deadline) 
             out_of_time += 1;
             continue;
         }
-        match cut_off(call, &attachment, seen) {
+        match cut_off(call, &attachment, &seen) {
             Ok(false) => tracing::info!(%attachment, "an ADD has come meanwhile: left alone"),
             Ok(true) => {
                 tracing::info!(%attachment, "not listed by the runtime: removed");
@@ -172,19 +175,24 @@ fn remove(call: &Call, stale: BTreeMap<AttachmentId, Seen>, deadline: Deadline) 
     failures
 }
 
-/// Cuts a pod off, if no later ADD has made its link; false if one has.
-fn cut_off(call: &Call, attachment: &AttachmentId, seen: Seen) -> Result<bool, Error> {
+/// Cuts a pod off, if no later ADD has made its link; false if one has. In the pod its rules and addresses
+/// go, too, where the store says in which namespace that is, and the link leads there.
+fn cut_off(call: &Call, attachment: &AttachmentId, seen: &Seen) -> Result<bool, Error> {
     if call.persona == Persona::Ipam {
         return Ok(true);
     }
     // The number of no ADD of our store is lower than any other.
-    let sequence = seen.link.unwrap_or(LinkAlias::WITHOUT_STORE);
-    let outcome = del_pod(attachment, Some(sequence), None, DelMode::Deferred)?;
+    let sequence = Some(seen.link.unwrap_or(LinkAlias::WITHOUT_STORE));
+    let netns = seen.held.as_ref().and_then(namespace_of);
+    let mut outcome = del_pod(attachment, sequence, netns.as_ref(), DelMode::Deferred)?;
+    if let DelOutcome::Elsewhere { .. } = outcome {
+        outcome = del_pod(attachment, sequence, None, DelMode::Deferred)?;
+    }
     Ok(!matches!(outcome, DelOutcome::Newer { .. }))
 }
 
-/// Deletes the links that are cut off: at once, and not when the daemon comes to it. The pods'
-/// namespaces are not known here, so their ends of the links are in the way of a later ADD.
+/// Deletes the links that are cut off: at once, and not when the daemon comes to it. Where a pod's
+/// namespace is not known, its end of the link is in the way of a later ADD.
 fn delete_links(deadline: Deadline) -> Result<(), Error> {
     delete_group_links(BATCH, || !deadline.left().is_zero())?;
     Ok(())

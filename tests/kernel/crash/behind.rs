@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use twill_tests::netns::Namespace;
 
-use super::{SOME, sweep, with_daemon};
+use super::{SOME, nothing_allocated, sweep, with_daemon};
 
 /// No rule of ours is in the pod.
 fn no_rule(pod: &Namespace) -> Result<()> {
@@ -33,5 +33,25 @@ pub(crate) fn a_second_interface_killed_anywhere_is_undone_or_repeated() -> Resu
             Ok(killed)
         })?;
         place.del(attachment)
+    })
+}
+
+/// A GC goes where the store says that the interface is.
+pub(crate) fn gc_takes_the_rules_of_a_second_interface() -> Result<()> {
+    with_daemon(|lab, place, attachment| {
+        let first = place.add(attachment)?;
+        let mut net1 = attachment.clone();
+        net1.ifname = "net1".to_owned();
+        sweep(SOME, |at| {
+            let killed = place.killed("ADD", &net1, at)?;
+            place.gc(&[attachment])?;
+            no_rule(place.pod)?;
+            place.works(attachment, &first)?;
+            Ok(killed)
+        })?;
+        let links = place.pod.ip("-oneline link show")?;
+        ensure!(!links.contains("net1"), "its interface is left: {links}");
+        place.del(attachment)?;
+        nothing_allocated(lab)
     })
 }
