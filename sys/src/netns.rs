@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io, mem,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::{Path, PathBuf},
     thread,
 };
@@ -62,7 +65,9 @@ impl Netns {
     /// Opens the namespace at `path`, for example `CNI_NETNS`.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, NetnsError> {
         let path = path.into();
-        let file = match File::open(&path) {
+        // Whatever else is there, such as a FIFO, keeps nobody waiting.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = match File::options().read(true).custom_flags(flags).open(&path) {
             Ok(file) => file,
             Err(source) => return Err(NetnsError::Open { path, source }),
         };

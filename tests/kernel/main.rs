@@ -101,6 +101,7 @@ fn main() -> ExitCode {
         checklist::e_10_a_configuration_that_cannot_be_used_says_why,
         checklist::e_10_a_configuration_without_an_end_is_given_up,
         checklist::e_11_the_nodes_own_namespace_is_refused_before_anything_is_done,
+        checklist::e_11_what_is_no_namespace_keeps_no_call_waiting,
         checklist::e_12_arguments_are_pairs_of_known_keys,
         checklist::e_13_the_pods_name_comes_in_any_order,
         checklist::e_14_what_is_asked_for_is_given_by_precedence,

@@ -1,8 +1,11 @@
 //! E: what stands in the environment.
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
-use twill_tests::ping;
+use twill_tests::{ping, programs};
 
 use super::Site;
 
@@ -117,6 +120,26 @@ pub(crate) fn e_11_the_nodes_own_namespace_is_refused_before_anything_is_done() 
         };
         call("ADD")?.run()?.refused(103, &["169.254.1.1", "pod0"])?;
         call("DEL")?.run()?.silent()?;
+    }
+    site.as_new()
+}
+
+/// A runtime has a lock while it waits. What nobody writes to is the worst that can be at the path.
+pub(crate) fn e_11_what_is_no_namespace_keeps_no_call_waiting() -> Result<()> {
+    let site = Site::new()?;
+    let path = site.run_dir.path().join("fifo");
+    mkfifo(&path, Mode::S_IRWXU)?;
+    let path = path.display().to_string();
+    site.add()?;
+    for verb in ["ADD", "CHECK", "DEL"] {
+        let call = site.call(verb)?.set("CNI_NETNS", &path);
+        let mut limited = Command::new("timeout");
+        limited.arg("10").arg(programs::find("twill")?);
+        let answer = call.run_as(limited)?;
+        match verb {
+            "DEL" => answer.silent()?,
+            _ => answer.refused(4, &[&path, "is not a namespace"])?,
+        }
     }
     site.as_new()
 }
