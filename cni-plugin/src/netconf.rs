@@ -15,6 +15,7 @@ pub(crate) use self::{
     wishes::Wishes,
 };
 use section::Section;
+use wishes::Rules;
 
 use crate::{
     call::{Args, Persona, is_identifier},
@@ -66,15 +67,17 @@ pub(crate) struct Netconf {
 }
 
 impl Netconf {
-    /// What is asked for this one interface, with what the cluster has to say about the pod.
+    /// What is asked for this one interface, with what the cluster has to say about the pod. No other IPAM
+    /// plugin is asked then.
     pub(crate) fn wishes_with(
         stdin: &[u8],
         args: &Args,
         cluster: &BTreeMap<String, String>,
     ) -> Result<Wishes, Error> {
         let (map, mut problems) = (decode(stdin)?, Vec::new());
-        let allowed = allows_no_ipam(&mut Section::unchecked("", &map, &mut Vec::new()));
-        let wishes = wishes::read(&map, args, cluster, allowed, &mut problems);
+        let no_ipam_allowed = allows_no_ipam(&mut Section::unchecked("", &map, &mut Vec::new()));
+        let rules = Rules { no_ipam_allowed, plugin: None };
+        let wishes = wishes::read(&map, args, cluster, rules, &mut problems);
         if problems.is_empty() { Ok(wishes) } else { Err(Error::Config(problems)) }
     }
 
@@ -188,8 +191,8 @@ impl Parsed {
             let right = "at least 1280 with IPv6 addresses (RFC 8200 section 5), or 0";
             problems.push(Problem::wrong("mtu", mtu, right));
         }
-        let mut wishes =
-            wishes::read(&self.map, args, &BTreeMap::new(), no_ipam_allowed, &mut problems);
+        let rules = Rules { no_ipam_allowed, plugin: ipam.plugin.as_deref() };
+        let mut wishes = wishes::read(&self.map, args, &BTreeMap::new(), rules, &mut problems);
         let dns = wishes.dns.take().or(dns);
         let netconf = Netconf {
             version: self.version,

@@ -108,6 +108,7 @@ fn main() -> ExitCode {
         checklist::e_15_unknown_variables_mean_nothing,
         checklist::e_16_the_plugin_works_in_the_callers_namespace,
         checklist::e_17_unknown_fields_are_no_error,
+        checklist::e_17_what_another_plugin_cannot_know_is_refused,
         checklist::e_18_the_runtimes_keys_are_the_runtimes,
         checklist::o_01_add_prints_one_object_and_logs_elsewhere,
         checklist::o_02_the_other_verbs_print_nothing,

@@ -34,6 +34,15 @@ pub(crate) struct Wishes {
     pub(super) dns: Option<Map<String, Value>>,
 }
 
+/// What of the configuration counts for wishes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rules<'a> {
+    /// Pods may ask for addresses of no pool.
+    pub(super) no_ipam_allowed: bool,
+    /// Another IPAM plugin gives the addresses. It reads what runtime and arguments say by itself.
+    pub(super) plugin: Option<&'a str>,
+}
+
 /// One place to ask in, with what is there.
 type Place = (String, Value);
 
@@ -42,7 +51,7 @@ pub(super) fn read(
     map: &Map<String, Value>,
     args: &Args,
     cluster: &BTreeMap<String, String>,
-    no_ipam_allowed: bool,
+    rules: Rules<'_>,
     problems: &mut Vec<Problem>,
 ) -> Wishes {
     let runtime = |key: &str| place("runtimeConfig", map.get("runtimeConfig"), key);
@@ -61,13 +70,17 @@ pub(super) fn read(
     };
     refuse_ranges(runtime("ipRanges"), problems);
     refuse_floating(annotation("floatingIPs"), problems);
+    if let Some(plugin) = rules.plugin {
+        let of_ours = ["ipAddrs", "ipv4pools", "ipv6pools"].map(annotation);
+        refuse_delegated(plugin, of_ours.into_iter().flatten(), problems);
+    }
 
     let no_ipam = annotation("ipAddrsNoIpam");
     if let (Some((key, value)), Some(_)) = (&no_ipam, annotation("ipAddrs")) {
         let right = "one of ipAddrs and ipAddrsNoIpam, not both";
         problems.push(Problem::wrong(key, value.clone(), right));
     }
-    if let (Some((key, value)), false) = (&no_ipam, no_ipam_allowed) {
+    if let (Some((key, value)), false) = (&no_ipam, rules.no_ipam_allowed) {
         let right = "ipAddrs, or allow it by featureControl.ipAddrsNoIpam";
         problems.push(Problem::unsupported(key, value.clone(), right));
     }
@@ -124,6 +137,17 @@ fn refuse_floating(addresses: Option<Place>, problems: &mut Vec<Problem>) {
     if let Some((key, value)) = addresses {
         let right = "ipAddrs for an address that the pod has itself, or leave it out";
         problems.push(Problem::unsupported(&key, value, right));
+    }
+}
+
+/// They are of our own pools, and another plugin knows nothing of annotations.
+fn refuse_delegated(plugin: &str, asked: impl Iterator<Item = Place>, problems: &mut Vec<Problem>) {
+    for (key, value) in asked {
+        let right = format!(
+            "nothing, since ipam.type is {plugin:?}, or \"twill-ipam\" there; for an address ask \
+             {plugin} in its own way"
+        );
+        problems.push(Problem::unsupported(&key, value, &right));
     }
 }
 
@@ -229,9 +253,13 @@ mod tests {
     use super::*;
 
     fn wishes(value: &Value, args: &Args, allowed: bool) -> (Wishes, Vec<String>) {
+        wishes_by(value, args, Rules { no_ipam_allowed: allowed, plugin: None })
+    }
+
+    fn wishes_by(value: &Value, args: &Args, rules: Rules<'_>) -> (Wishes, Vec<String>) {
         let mut problems = Vec::new();
         let none = BTreeMap::new();
-        let wishes = read(value.as_object().unwrap(), args, &none, allowed, &mut problems);
+        let wishes = read(value.as_object().unwrap(), args, &none, rules, &mut problems);
         (wishes, problems.iter().map(ToString::to_string).collect())
     }
 
@@ -288,7 +316,8 @@ mod tests {
         let cluster = cluster.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let args = Args { ip: Some("10.0.0.8".into()), ..Args::default() };
         let mut problems = Vec::new();
-        let wishes = read(config.as_object().unwrap(), &args, &cluster, false, &mut problems);
+        let wishes =
+            read(config.as_object().unwrap(), &args, &cluster, Rules::default(), &mut problems);
         assert_eq!(problems, []);
         assert_eq!(
             (&wishes.ipv4_pools[..], &wishes.ipv6_pools[..]),
@@ -316,7 +345,8 @@ mod tests {
         let config = json!({"runtimeConfig": {ANNOTATIONS: {key: "[]"}}});
         let cluster = [(key.to_owned(), "[\"red\"]".to_owned())].into();
         let mut problems = Vec::new();
-        let wishes = read(config.as_object().unwrap(), &args, &cluster, false, &mut problems);
+        let wishes =
+            read(config.as_object().unwrap(), &args, &cluster, Rules::default(), &mut problems);
         assert_eq!((wishes.ipv4_pools, problems), (vec!["red".to_owned()], vec![]));
     }
 
@@ -342,6 +372,33 @@ mod tests {
         assert!(problems[0].contains("featureControl.ipAddrsNoIpam"), "{problems:?}");
         let (wishes, problems) = wishes(&config, &Args::default(), true);
         assert!(problems.is_empty() && wishes.without_ipam, "{problems:?}");
+    }
+
+    #[test]
+    fn what_another_plugin_cannot_know_is_refused() {
+        let rules = Rules { no_ipam_allowed: true, plugin: Some("host-local") };
+        let args = Args { ip: Some("10.0.0.8".into()), ..Args::default() };
+        for name in ["ipAddrs", "ipv4pools", "ipv6pools"] {
+            let key = format!("cni.projectcalico.org/{name}");
+            let mut config = json!({"runtimeConfig": {ANNOTATIONS: {&key: "[\"10.0.0.7\"]"}}});
+            let (_, problems) = wishes_by(&config, &args, rules);
+            for word in [&key, "10.0.0.7", "not supported", "host-local", "twill-ipam"] {
+                assert!(problems[0].contains(word), "{problems:?}");
+            }
+            config["runtimeConfig"][ANNOTATIONS][&key] = json!("[]");
+            assert_eq!(wishes_by(&config, &args, rules).1, [""; 0], "{config}");
+        }
+        // It reads these itself, and that one needs no plugin.
+        for config in [
+            json!({"runtimeConfig": {"ips": ["10.0.0.5"]}}),
+            json!({"args": {"cni": {"ips": ["10.0.0.5"]}}}),
+            json!({"runtimeConfig": {ANNOTATIONS: {
+                "cni.projectcalico.org/ipAddrsNoIpam": "[\"192.0.2.5\"]",
+                "cni.projectcalico.org/hwAddr": "02:00:00:00:00:05",
+            }}}),
+        ] {
+            assert_eq!(wishes_by(&config, &args, rules).1, [""; 0], "{config}");
+        }
     }
 
     #[test]

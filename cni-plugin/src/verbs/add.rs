@@ -50,7 +50,8 @@ type Grant<'a> = (Source<'a>, Cow<'a, Wishes>, Granted);
 
 fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<Grant<'a>, Error> {
     let netconf = &call.netconf;
-    if let Some(delegate) = Delegate::of(call) {
+    // Addresses that the user gives need no plugin either.
+    if let Some(delegate) = Delegate::of(call).filter(|_| !netconf.wishes.without_ipam) {
         let granted = delegate.add()?;
         return Ok((Source::Plugin(delegate), Cow::Borrowed(&netconf.wishes), granted));
     }

@@ -38,11 +38,11 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
             return Err(Error::Differs(differences));
         }
     }
-    if let Some(delegate) = Delegate::of(call) {
-        return Ok(delegate.check()?);
-    }
     if call.netconf.wishes.without_ipam {
         return Ok(());
+    }
+    if let Some(delegate) = Delegate::of(call) {
+        return Ok(delegate.check()?);
     }
     let request = CheckRequest { attachment, addresses };
     match Authority::holding(&call.netconf, call.deadline).check(&request) {

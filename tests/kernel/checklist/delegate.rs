@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    net::IpAddr,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -138,6 +139,44 @@ echo 'a word of the witness' >&2
         let given = fs::read_to_string(directory.join("configuration"))?;
         ensure!(given == text, "{verb}: {given}");
     }
+    site.untouched()
+}
+
+/// It knows nothing of Twill's annotations: a pod gets what it asks for, or a word.
+pub(crate) fn e_17_what_another_plugin_cannot_know_is_refused() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, WITNESS)?;
+    let asking = |verb: &str, name: &str, value: &str| -> Result<_> {
+        let key = format!("cni.projectcalico.org/{name}");
+        let annotations = json!({"io.kubernetes.cri.pod-annotations": {key: value}});
+        Ok(call(&site, verb, &directory)?.config("/runtimeConfig", annotations))
+    };
+    for (name, value) in
+        [("ipAddrs", "10.79.0.7"), ("ipv4pools", "blue"), ("ipv6pools", "fd00:20::/64")]
+    {
+        let answer = asking("ADD", name, &format!("[\"{value}\"]"))?.run()?;
+        let key = format!("cni.projectcalico.org/{name}");
+        answer.refused(2, &[&key, value, "witness", "twill-ipam"])?;
+        asking("ADD", name, "[]")?.run()?.object()?;
+        asking("DEL", name, &format!("[\"{value}\"]"))?.run()?.silent()?;
+        ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+        fs::remove_file(directory.join("calls"))?;
+    }
+    // An address of no pool needs nobody to give it, where it is allowed.
+    let (name, value) = ("ipAddrsNoIpam", "[\"192.0.2.5\"]");
+    asking("ADD", name, value)?.run()?.refused(2, &["featureControl.ipAddrsNoIpam"])?;
+    let allowed = json!({"ipAddrsNoIpam": true});
+    let asking = |verb| {
+        asking(verb, name, value).map(|call| call.config("/featureControl", allowed.clone()))
+    };
+    let result = asking("ADD")?.run()?.object()?;
+    ensure!(twill_tests::cni::addresses(&result)? == ["192.0.2.5".parse::<IpAddr>()?], "{result}");
+    ping::reaches(&site.host, "192.0.2.5".parse()?)?;
+    asking("CHECK")?.config("/prevResult", result).run()?.silent()?;
+    ensure!(!directory.join("calls").exists(), "{:?}", calls(&directory)?);
+    // Whoever repeats a DEL may not say any more what the pod has asked for.
+    asking("DEL")?.run()?.silent()?;
+    ensure!(calls(&directory)? == ["DEL"], "{:?}", calls(&directory)?);
     site.untouched()
 }
 
