@@ -58,12 +58,11 @@ pub fn look(uplinks: &BTreeSet<u32>, addresses: &[IpAddr]) -> Result<HostFacts, 
     facts.source_check = sysctl::read(ALL).map_err(failed)?.unwrap_or_default();
     for index in uplinks {
         if let Some(link) = socket.link(*index)? {
-            let own = link.ipv4.map_or(0, |conf| u32::try_from(conf.rp_filter).unwrap_or_default());
             facts.uplinks.push(Uplink {
+                // The kernel takes the higher of the two, and 2 is loose.
+                strict_source_check: facts.source_check.max(link.source_check()) == STRICT,
                 name: link.name,
                 mtu: link.mtu,
-                // The kernel takes the higher of the two, and 2 is loose.
-                strict_source_check: facts.source_check.max(own) == STRICT,
             });
         }
     }

@@ -86,6 +86,11 @@ impl Link {
         is_doomed_group(self.group)
     }
 
+    /// Its `rp_filter`. The kernel goes by the higher of this and that of all links.
+    pub fn source_check(&self) -> u32 {
+        self.ipv4.map_or(0, |conf| u32::try_from(conf.rp_filter).unwrap_or_default())
+    }
+
     /// What its alias says, if Twill wrote it.
     pub fn twill_alias(&self) -> Option<LinkAlias> {
         self.alias.as_deref()?.parse().ok()

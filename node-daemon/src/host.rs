@@ -20,6 +20,7 @@ use tokio::{
     time::timeout,
 };
 use twill_dataplane::{
+    Link,
     host::{DroppingChain, dropping_chains, has_old_tables, look},
     pod::host_links,
 };
@@ -28,7 +29,7 @@ use twill_rpc::message::{HostCheck, HostOutcome};
 use twill_types::{Family, error_chain};
 
 pub(crate) use self::gather::gather;
-use self::verdict::{Facts, verdict};
+use self::verdict::{Facts, PodLink, verdict};
 use crate::{datastore::Snapshot, metrics::Metrics, problems::tell, routes::KernelRoutes};
 
 /// Interval between two rounds of checks: the kernel reports changes of only some settings.
@@ -113,11 +114,9 @@ impl Host {
             addresses,
             chains: self.chains(depth),
             mtu: *self.mtu.borrow(),
-            pod_mtus: match depth {
+            pods: match depth {
                 Depth::Settings => None,
-                Depth::Everything => host_links()
-                    .ok()
-                    .map(|links| links.into_iter().map(|link| (link.name, link.mtu)).collect()),
+                Depth::Everything => host_links().ok().map(pods),
             },
             nat_problems: self.nat_problems.borrow().clone(),
         }
@@ -131,6 +130,13 @@ impl Host {
         }
         known.clone()
     }
+}
+
+/// A link that is down belongs to an ADD or a DEL under way.
+fn pods(links: Vec<Link>) -> Vec<PodLink> {
+    let pod =
+        |link: Link| PodLink { source_check: link.source_check(), name: link.name, mtu: link.mtu };
+    links.into_iter().filter(|link| link.up).map(pod).collect()
 }
 
 /// A check as a standing problem.

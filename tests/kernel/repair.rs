@@ -74,15 +74,17 @@ pub(crate) fn what_others_take_from_pods_comes_back() -> Result<()> {
         }
         is_as_before(&lab, &commands)?;
     }
-    for key in [
-        "ipv4/ip_forward".to_owned(),
-        "ipv6/conf/all/forwarding".to_owned(),
-        format!("ipv4/conf/{link}/forwarding"),
-        format!("ipv4/conf/{link}/proxy_arp"),
-        format!("ipv4/conf/{link}/rp_filter"),
+    for (key, value) in [
+        ("ipv4/ip_forward".to_owned(), "0"),
+        ("ipv6/conf/all/forwarding".to_owned(), "0"),
+        (format!("ipv4/conf/{link}/forwarding"), "0"),
+        (format!("ipv4/conf/{link}/proxy_arp"), "0"),
+        (format!("ipv4/conf/{link}/rp_filter"), "0"),
+        // systemd-sysctl writes this to each new link, by the defaults that systemd brings.
+        (format!("ipv4/conf/{link}/rp_filter"), "2"),
     ] {
-        lab.node("node1")?.namespace().sysctl(&key, "0")?;
-        is_as_before(&lab, &key)?;
+        lab.node("node1")?.namespace().sysctl(&key, value)?;
+        is_as_before(&lab, &format!("{key} = {value}"))?;
     }
     // What goes while no daemon runs, the next one finds.
     lab.node_mut("node1")?.stop()?;

@@ -55,8 +55,10 @@ impl HostEnd {
     pub fn restore(&self, addresses: &[IpAddr]) -> Result<Vec<String>, Error> {
         let (name, index) = (&self.link.name, self.link.index);
         let mut steps: Vec<(String, Request)> = Vec::new();
-        let lacks_one =
-            |conf: &InetDevConf| [conf.forwarding, conf.proxy_arp, conf.rp_filter].contains(&0);
+        // systemd writes an rp_filter of 2 to each new link, a moment after the ADD's 1.
+        let lacks_one = |conf: &InetDevConf| {
+            [conf.forwarding, conf.proxy_arp].contains(&0) || conf.rp_filter != 1
+        };
         if self.link.ipv4.as_ref().is_none_or(lacks_one) {
             let attributes = vec![message::af_spec(&HOST_END_SETTINGS, false)];
             let set = RouteNetlinkMessage::SetLink(message::set_link(index, attributes));

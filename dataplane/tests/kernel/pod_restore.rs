@@ -30,6 +30,10 @@ fn what_is_missing_comes_back() {
         ];
         assert_eq!(done, expected);
         assert_eq!(sysctl(&format!("ipv4/conf/{name}/rp_filter")), "1");
+        // Not only what was switched off: 2 lets a pod send with its neighbour's address.
+        set_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "2");
+        assert_eq!(restore(up.host_ifindex, &link.addresses), expected[..1]);
+        assert_eq!(sysctl(&format!("ipv4/conf/{name}/rp_filter")), "1");
 
         // While it is down there is nothing to route to, and up again it has lost all of it.
         ip(&format!("link set {name} down"));

@@ -19,8 +19,16 @@ pub(super) struct Facts {
     /// What new pods get.
     pub(super) mtu: u32,
     /// The links of pods, if they were looked at.
-    pub(super) pod_mtus: Option<Vec<(String, u32)>>,
+    pub(super) pods: Option<Vec<PodLink>>,
     pub(super) nat_problems: Vec<String>,
+}
+
+/// A pod's link on the node.
+pub(super) struct PodLink {
+    pub(super) name: String,
+    pub(super) mtu: u32,
+    /// Its `rp_filter`.
+    pub(super) source_check: u32,
 }
 
 /// All checks, in the order in which people should read them.
@@ -30,7 +38,7 @@ pub(super) fn verdict(facts: &Facts) -> Vec<HostCheck> {
         Ok(host) => {
             checks.push(addresses(&facts.addresses, host));
             checks.push(forwarding(&facts.families, host));
-            checks.push(source_check(host));
+            checks.push(source_check(host, facts.pods.as_deref().unwrap_or_default()));
             checks.push(uplinks(host));
             checks.push(nexthop_objects(host));
         }
@@ -45,7 +53,7 @@ pub(super) fn verdict(facts: &Facts) -> Vec<HostCheck> {
         None => ok(NAT_OUTGOING, "natOutgoing is as the pools say"),
         Some(problem) => failed(NAT_OUTGOING, problem.clone(), ""),
     });
-    checks.extend(facts.pod_mtus.as_deref().map(|links| mtu(links, facts.mtu)));
+    checks.extend(facts.pods.as_deref().map(|links| mtu(links, facts.mtu)));
     checks
 }
 
@@ -112,17 +120,33 @@ fn forwarding(families: &BTreeSet<Family>, host: &HostFacts) -> HostCheck {
     }
 }
 
-fn source_check(host: &HostFacts) -> HostCheck {
+fn source_check(host: &HostFacts, pods: &[PodLink]) -> HostCheck {
     const NAME: &str = "pod-source-check";
+    const STRICT: u32 = 1;
     const LOOSE: u32 = 2;
-    match host.source_check {
-        LOOSE => failed(
+    if host.source_check == LOOSE {
+        return failed(
             NAME,
             "net.ipv4.conf.all.rp_filter is 2, which weakens the 1 of each pod's link: a pod can \
              send with the addresses of others",
             "set it to 0, and to 2 only the links that need it (net.ipv4.conf.<link>.rp_filter)",
+        );
+    }
+    let is_unchecked = |pod: &&PodLink| host.source_check.max(pod.source_check) != STRICT;
+    let mut unchecked = pods.iter().filter(is_unchecked);
+    match (unchecked.next(), unchecked.count()) {
+        (None, _) => ok(NAME, "a pod sends with its own IPv4 address only"),
+        (Some(pod), more) => failed(
+            NAME,
+            format!(
+                "rp_filter is {} on the pod's link {}{}: the pod can send with the addresses of others",
+                pod.source_check,
+                pod.name,
+                if more == 0 { String::new() } else { format!(", and on {more} more is not 1") }
+            ),
+            "set net.ipv4.conf.<link>.rp_filter to 1, and look what writes another value; twilld sets \
+             it when it can",
         ),
-        _ => ok(NAME, "a pod sends with its own IPv4 address only"),
     }
 }
 
@@ -191,9 +215,9 @@ fn forward_policy(
     failed(NAME, detail, format!("where that table is configured, or now: {}", remedies.join("; ")))
 }
 
-fn mtu(links: &[(String, u32)], uplink: u32) -> HostCheck {
+fn mtu(links: &[PodLink], uplink: u32) -> HostCheck {
     const NAME: &str = "mtu";
-    let larger = links.iter().filter(|(_, mtu)| *mtu > uplink).count();
+    let larger = links.iter().filter(|link| link.mtu > uplink).count();
     match larger {
         0 => ok(NAME, format!("pods' links have at most the uplink's MTU of {uplink}")),
         count => warning(
@@ -230,7 +254,7 @@ mod tests {
             addresses: vec![address],
             chains: Ok(Vec::new()),
             mtu: 1500,
-            pod_mtus: Some(vec![("twl0".to_owned(), 1500)]),
+            pods: Some(vec![PodLink { name: "twl0".to_owned(), mtu: 1500, source_check: 1 }]),
             nat_problems: Vec::new(),
         }
     }
@@ -285,6 +309,14 @@ mod tests {
     fn each_thing_that_is_wrong_is_told_by_itself() {
         one(|f| host(f).forwards.clear(), ["Failed forwarding", "ip_forward and net.ipv6"]);
         one(|f| host(f).source_check = 2, ["Failed pod-source-check", "all.rp_filter is 2"]);
+        one(
+            |f| f.pods.as_mut().unwrap()[0].source_check = 2,
+            ["Failed pod-source-check", "rp_filter is 2 on the pod's link twl0:"],
+        );
+        one(
+            |f| f.pods.as_mut().unwrap()[0].source_check = 0,
+            ["Failed pod-source-check", "rp_filter is 0 on the pod's link twl0:"],
+        );
         one(
             |f| host(f).uplinks[1].strict_source_check = true,
             ["Warning uplink-source-check", "strict on eth1, one of 2"],
