@@ -49,7 +49,8 @@ pub struct SysctlChange {
     pub after: u32,
 }
 
-/// Makes the node a router for the families given, and answers what it had to change.
+/// Makes the node a router for the families given, and answers what it had to change. A kernel without
+/// IPv6 has nothing to change for it.
 ///
 /// With IPv6 forwarding the kernel stops listening to router advertisements, and the node would
 /// lose a default route that it has from one. So each link that listens now is told to go on
@@ -67,9 +68,14 @@ pub fn ensure_forwarding(families: &[Family]) -> Result<Vec<SysctlChange>, Error
             Family::V4 => ensure("ipv4/ip_forward", 1)?,
             Family::V6 => {
                 const FORWARDING: &str = "ipv6/conf/all/forwarding";
-                if sysctl::read(FORWARDING).ok().flatten() != Some(1) {
-                    for link in links_that_listen_to_routers()? {
-                        ensure(&format!("ipv6/conf/{link}/accept_ra"), 2)?;
+                match sysctl::read(FORWARDING) {
+                    // There is no IPv6 (`ipv6.disable=1`).
+                    Ok(None) => continue,
+                    Ok(Some(1)) => {}
+                    _ => {
+                        for link in links_that_listen_to_routers()? {
+                            ensure(&format!("ipv6/conf/{link}/accept_ra"), 2)?;
+                        }
                     }
                 }
                 ensure(FORWARDING, 1)?;

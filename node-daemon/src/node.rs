@@ -178,11 +178,13 @@ impl Kernel {
         let forwarding = adopted.keys().chain(&blocks).map(|prefix| prefix.family()).collect();
         ensure_gateway()?;
         // Where it cannot be set, that is a problem and a condition, of which nobody would hear if this ended.
-        let changes = ensure_forwarding(&[Family::V4, Family::V6]).unwrap_or_else(|error| {
-            warn!(error = error_chain(&error), "forwarding cannot be set");
-            Vec::new()
-        });
-        for change in changes {
+        let ensure = |family| {
+            ensure_forwarding(&[family]).unwrap_or_else(|error| {
+                warn!(error = error_chain(&error), "forwarding cannot be set");
+                Vec::new()
+            })
+        };
+        for change in [Family::V4, Family::V6].into_iter().flat_map(ensure) {
             info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
         }
         Ok(Self { fib, routes, forwarding, events })

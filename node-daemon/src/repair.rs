@@ -53,6 +53,19 @@ struct Found {
     everything: bool,
 }
 
+impl Found {
+    fn is_any(&self) -> bool {
+        self.node || self.everything || !self.links.is_empty()
+    }
+
+    fn add(&mut self, other: Self) {
+        self.links.extend(other.links);
+        self.node |= other.node;
+        self.settings |= other.settings;
+        self.everything |= other.everything;
+    }
+}
+
 impl Damage {
     /// Takes note of an event if it tells of damage; whether it was one that is only for this.
     pub(crate) fn note(&self, event: &Event) -> bool {
@@ -121,60 +134,69 @@ impl Repair {
     pub(crate) async fn run(self) {
         let mut found = Found { everything: true, ..Found::default() };
         loop {
-            let problems = block_in_place(|| self.repair(&found));
-            let failed = !problems.is_empty();
+            let (problems, failed) = block_in_place(|| self.repair(&found));
             tell(&self.problems, problems);
             if found.settings {
                 self.host_changed.notify_one();
             }
             tokio::select! {
                 () = self.damage.changed.notified() => sleep(SETTLE).await,
-                () = sleep(RETRY), if failed => self.damage.add(|found| found.everything = true),
+                () = sleep(RETRY), if failed.is_any() => {}
             }
             found = self.damage.take();
             // What failed is looked at again with what is new, or its problem would be told no more.
-            found.everything |= failed;
+            found.add(failed);
         }
     }
 
-    /// Puts back what is missing; answers what cannot be put back.
-    fn repair(&self, found: &Found) -> Vec<String> {
-        let mut problems = Vec::new();
+    /// Puts back what is missing; answers what cannot be put back, in words and where to look again.
+    fn repair(&self, found: &Found) -> (Vec<String>, Found) {
+        let (mut problems, mut failed) = (Vec::new(), Found::default());
         if found.node || found.everything {
             problems.extend(self.repair_node());
+            failed.node = !problems.is_empty();
         }
         match self.links(found) {
             Ok(links) => {
-                problems.extend(links.iter().filter_map(|link| self.repair_link(link).err()))
+                for link in &links {
+                    if let Err(problem) = self.repair_link(link) {
+                        problems.push(problem);
+                        failed.links.insert(link.link().index);
+                    }
+                }
             }
             Err(error) => {
                 problems.push(format!("cannot list the pods' links: {}", error_chain(&error)));
+                failed.links.clone_from(&found.links);
+                failed.everything = found.everything;
             }
         }
-        problems
+        (problems, failed)
     }
 
     fn repair_node(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        match ensure_forwarding(&[Family::V4, Family::V6]) {
-            Ok(changes) => {
-                for change in &changes {
-                    info!(
-                        key = change.key,
-                        before = change.before,
-                        after = change.after,
-                        "sysctl changed back"
-                    );
+        for family in [Family::V4, Family::V6] {
+            match ensure_forwarding(&[family]) {
+                Ok(changes) => {
+                    for change in &changes {
+                        info!(
+                            key = change.key,
+                            before = change.before,
+                            after = change.after,
+                            "sysctl changed back"
+                        );
+                    }
+                    if !changes.is_empty() {
+                        self.metrics.host_repaired("forwarding");
+                    }
                 }
-                if !changes.is_empty() {
-                    self.metrics.host_repaired("forwarding");
-                }
+                Err(error) => problems.push(format!(
+                    "forwarding is off, and twilld cannot set it ({}); set it by hand, or run twilld \
+                     with a writable /proc/sys",
+                    error_chain(&error)
+                )),
             }
-            Err(error) => problems.push(format!(
-                "forwarding is off, and twilld cannot set it ({}); set it by hand, or run twilld with \
-                 a writable /proc/sys",
-                error_chain(&error)
-            )),
         }
         match ensure_gateway() {
             Ok(false) => {}

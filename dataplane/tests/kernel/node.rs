@@ -1,3 +1,6 @@
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
 use twill_dataplane::{Error, node};
 use twill_types::Family;
 
@@ -41,6 +44,21 @@ fn forwarding_keeps_router_advertisements() {
         );
         assert_eq!(sysctl("ipv6/conf/uplink/forwarding"), "1");
         assert_eq!(node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap(), []);
+    });
+}
+
+#[test]
+fn a_kernel_without_ipv6_has_nothing_of_it_to_forward() {
+    on_a_node(|| {
+        set_sysctl("ipv4/ip_forward", "0");
+        // A mount namespace for this thread alone, in which the kernel shows settings of IPv4 only.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let hide = "mount --make-rprivate / && mount -t tmpfs none /mnt && mkdir /mnt/ipv4 && \
+                    mount --bind /proc/sys/net/ipv4 /mnt/ipv4 && mount --rbind /mnt /proc/sys/net";
+        assert!(Command::new("sh").args(["-c", hide]).status().unwrap().success());
+        let changes = node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        assert_eq!(sysctl("ipv4/ip_forward"), "1");
     });
 }
 
