@@ -37,8 +37,9 @@ pub struct Removed {
 /// Removes links, nexthop objects, routes and the table of nftables in the calling thread's namespace. Nobody
 /// else of Twill may be at work there.
 pub fn remove_all() -> Result<Removed, Error> {
-    for link in host_links()? {
-        remove_leftover(&link)?;
+    // A link with somebody else's alias may be somebody else's.
+    for link in host_links()?.iter().filter(|link| !link.is_overwritten()) {
+        remove_leftover(link)?;
     }
     let links = delete_group_links(BATCH, || true)?;
     let objects = remove_objects()?;

@@ -86,6 +86,11 @@ impl Link {
         is_doomed_group(self.group)
     }
 
+    /// Whether somebody else's text stands where Twill writes whose it is.
+    pub fn is_overwritten(&self) -> bool {
+        self.alias.is_some() && self.twill_alias().is_none()
+    }
+
     /// Its `rp_filter`. The kernel goes by the higher of this and that of all links.
     pub fn source_check(&self) -> u32 {
         self.ipv4.map_or(0, |conf| u32::try_from(conf.rp_filter).unwrap_or_default())

@@ -68,6 +68,9 @@ pub struct LinkFact {
     pub name: String,
     /// Whose it is; `None` if the ADD that made it did not come that far.
     pub alias: Option<LinkAlias>,
+    /// Whether somebody else's text stands in the place of an alias, so that only its name says whose it is.
+    /// The pod has not gone with its alias.
+    pub overwritten: bool,
     /// Whether it is up: the last step of an ADD, after it was told that its record still stands.
     pub up: bool,
 }
@@ -213,6 +216,10 @@ impl Liveness {
         for link in &facts.links {
             let record = owners.find(link);
             let in_use = link.up || self.start.links.contains(&link.index);
+            if link.overwritten {
+                linked.extend(record.map(|record| &record.attachment));
+                continue;
+            }
             let leftover = match (&link.alias, record) {
                 (Some(LinkAlias { sequence: LinkAlias::WITHOUT_STORE, .. }), _) if in_use => {
                     continue;

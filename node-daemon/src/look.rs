@@ -203,7 +203,13 @@ impl Looker {
 }
 
 fn link_fact(link: &Link) -> LinkFact {
-    LinkFact { index: link.index, name: link.name.clone(), alias: link.twill_alias(), up: link.up }
+    LinkFact {
+        index: link.index,
+        name: link.name.clone(),
+        alias: link.twill_alias(),
+        overwritten: link.is_overwritten(),
+        up: link.up,
+    }
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -309,18 +309,27 @@ pub(crate) fn a_daemon_that_sees_no_namespaces_frees_no_living_pod() -> Result<(
     })?;
     let shown = lab.node("node1")?.ctl(&["node", "status"])?;
     ensure!(shown.contains("Problems") && shown.contains("reads as a plain file"), "{shown}");
+    // Whoever writes over a link's alias has not taken the pod away.
+    let renamed = lab.add_pod("node1", "renamed")?;
+    let node = lab.node("node1")?.namespace();
+    let links = node.ip("-oneline link show type veth")?;
+    let container = &renamed.attachment().container_id;
+    let link = links.lines().find(|line| line.contains(container)).context("no link of the pod")?;
+    let name = link.split([':', '@']).nth(1).context("no name")?.trim().to_owned();
+    node.ip(&format!("link set dev {name} alias somebody"))?;
     drop((lost, gone, away));
     // The link's absence is evidence; that the other paths read as nothing now is none.
-    in_use(&lab, 5)?;
+    in_use(&lab, 6)?;
     let mut other = lab.add_pod("node1", "other")?;
     lab.attach(&mut other)?;
     drop(other);
-    in_use(&lab, 5)?;
+    in_use(&lab, 6)?;
     ping::reaches(lab.node("node1")?.namespace(), web.address()?)?;
+    ping::reaches(lab.node("node1")?.namespace(), renamed.address()?)?;
     Foreign::Ptp.answers(&lab, &lan)?;
     Foreign::Macvlan.answers(&lab, &flat)?;
     lab.delete_pod(web)?;
-    in_use(&lab, 4)
+    in_use(&lab, 5)
 }
 
 /// A link that belongs to no record, and whose owner cannot be told: it is told of, and stays.

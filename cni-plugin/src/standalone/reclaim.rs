@@ -4,7 +4,7 @@ use std::path::Path;
 
 use twill_dataplane::{
     Link,
-    pod::{delete_group_links, links_by_name},
+    pod::{delete_group_links, host_links},
 };
 use twill_ipam::{Death, Facts, LinkFact, PodFact, Record, dead_at_one_look};
 use twill_ipam_store::{has_host_view, now_ms, record_fact};
@@ -13,16 +13,16 @@ use twill_types::{ReleaseRequest, error_chain};
 use super::{Owned, StandaloneError};
 use crate::{deadline::Deadline, verbs::BATCH};
 
-/// The links of pods on this node, and those that have the name of one: whoever has overwritten an alias has not taken the
-/// pod away.
+/// The links of pods on this node.
 pub(crate) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error> {
     let fact = |link: Link| LinkFact {
         index: link.index,
         alias: link.twill_alias(),
+        overwritten: link.is_overwritten(),
         name: link.name,
         up: link.up,
     };
-    Ok(links_by_name()?.into_iter().map(fact).collect())
+    Ok(host_links()?.into_iter().map(fact).collect())
 }
 
 /// Whether a release is of what has one of these links.

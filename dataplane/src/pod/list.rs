@@ -11,7 +11,7 @@ use crate::{Error, Link, message::RouteFilter, netlink::Socket, route::Route};
 pub struct FoundPodLink {
     /// The link.
     pub link: Link,
-    /// Whose it is; `None` if the ADD that made it died before it could say so.
+    /// Whose it is; `None` if the ADD that made it died before it could say so, or somebody overwrote it.
     pub alias: Option<LinkAlias>,
     /// The addresses that the node routes to it.
     pub addresses: Vec<IpAddr>,
@@ -41,22 +41,14 @@ fn pod_of(name: &str) -> Option<String> {
     Some(format!("{namespace}/{pod}"))
 }
 
-/// The host ends of pods, without those that only wait to be deleted. One dump of the kernel.
+/// The host ends of pods, without those that only wait to be deleted: by their alias, or by their name where
+/// they have none, or where somebody has overwritten it ([`Link::is_overwritten`]). One dump of the kernel.
 pub fn host_links() -> Result<Vec<Link>, Error> {
     ours(&mut Socket::open()?)
 }
 
 fn ours(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     socket.links(|link| {
-        !link.is_doomed()
-            && (link.twill_alias().is_some()
-                || link.alias.is_none() && is_host_link_name(&link.name))
-    })
-}
-
-/// The same, and those whose alias somebody else has overwritten, by their names.
-pub fn links_by_name() -> Result<Vec<Link>, Error> {
-    Socket::open()?.links(|link| {
         !link.is_doomed() && (link.twill_alias().is_some() || is_host_link_name(&link.name))
     })
 }

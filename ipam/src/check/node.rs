@@ -133,11 +133,15 @@ fn links(facts: &NodeFacts, findings: &mut Vec<Finding>) -> BTreeSet<u64> {
     let mut linked = BTreeSet::new();
     let none = Vec::new();
     for link in facts.facts.links.iter().filter(|link| link.up) {
+        let routed = facts.routes.get(&link.index).unwrap_or(&none);
+        if let (true, Some(record)) = (link.overwritten, owners.find(link)) {
+            linked.insert(record.sequence);
+            with_record(facts, link, record, routed, findings);
+        }
         let Some(alias) = &link.alias else { continue };
         if alias.sequence == LinkAlias::WITHOUT_STORE {
             continue;
         }
-        let routed = facts.routes.get(&link.index).unwrap_or(&none);
         match owners.find(link) {
             // A later ADD has the record, and this link is left over.
             Some(record) if alias.sequence < record.sequence => {}

@@ -31,6 +31,7 @@ fn link(n: u8) -> LinkFact {
         index: n.into(),
         name: host_link_name(&id(n)),
         alias: Some(LinkAlias::new(&id(n), n.into())),
+        overwritten: false,
         up: true,
     }
 }
@@ -94,7 +95,7 @@ fn short(findings: &[Finding]) -> Vec<String> {
 #[test]
 fn each_kind_of_difference_on_a_node_has_its_finding() {
     type Change = fn(&mut NodeFacts);
-    let table: [(&str, Change, &[&str]); 20] = [
+    let table: [(&str, Change, &[&str]); 21] = [
         ("all is well", |_| {}, &[]),
         (
             "a pod that is gone for long",
@@ -172,6 +173,14 @@ fn each_kind_of_difference_on_a_node_has_its_finding() {
                     alias: Some(LinkAlias::new(&id(3), LinkAlias::WITHOUT_STORE)),
                     ..link(3)
                 });
+            },
+            &[],
+        ),
+        (
+            "a link with somebody else's alias",
+            |f| {
+                f.facts.links[1].alias = None;
+                f.facts.links[1].overwritten = true;
             },
             &[],
         ),

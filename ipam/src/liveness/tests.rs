@@ -42,6 +42,7 @@ fn link(n: u8, sequence: u64) -> LinkFact {
         index: 100 + u32::from(n),
         name: host_link_name(&id(n)),
         alias: Some(LinkAlias::new(&id(n), sequence)),
+        overwritten: false,
         up: true,
     }
 }
@@ -52,6 +53,11 @@ fn down(n: u8, sequence: u64) -> LinkFact {
 
 fn unnamed(n: u8) -> LinkFact {
     LinkFact { alias: None, up: false, ..link(n, 0) }
+}
+
+/// Somebody has written another alias over its own.
+fn overwritten(n: u8) -> LinkFact {
+    LinkFact { alias: None, overwritten: true, ..link(n, 0) }
 }
 
 fn start() -> Start {
@@ -400,6 +406,16 @@ fn links_without_a_record() {
             ],
         ),
         (
+            "its alias is overwritten: the pod has not gone with it",
+            start(),
+            vec![
+                (0, vec![own(1, 3, Unknown)], vec![overwritten(1)], ""),
+                (200, vec![own(1, 3, Unknown)], vec![overwritten(1)], ""),
+                (400, vec![], vec![overwritten(1)], ""),
+                (600, vec![], vec![overwritten(1)], ""),
+            ],
+        ),
+        (
             "another one of the same name",
             start(),
             vec![
@@ -422,6 +438,7 @@ fn an_alias_that_is_only_a_hash_finds_its_record() {
         index: 9,
         name: host_link_name(&attachment),
         alias: Some(LinkAlias::new(&attachment, 1)),
+        overwritten: false,
         up: true,
     };
     assert!(matches!(host.alias, Some(LinkAlias { owner: Alias::Hashed(_), .. })));
