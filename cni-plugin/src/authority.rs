@@ -149,25 +149,28 @@ impl<'a> Authority<'a> {
     }
 
     /// Gives addresses back; false if there were none of this number. `parked` is the link that had
-    /// them, if it waits to be deleted. Where the daemon does not
-    /// take them, a tombstone does; where that cannot be written either, the daemon finds out by
-    /// itself that the pod is gone.
-    pub(crate) fn release(
-        &mut self,
-        request: &ReleaseRequest,
-        parked: Option<u32>,
-    ) -> Result<bool, Error> {
+    /// them, if it waits to be deleted. Where nobody takes them, a tombstone does; where that cannot be
+    /// written either (`runDir` is full), the daemon finds out by itself that the pod is gone, and
+    /// without one the ADD that finds no address: a DEL that fails for it would be repeated for ever.
+    pub(crate) fn release(&mut self, request: &ReleaseRequest, parked: Option<u32>) -> bool {
         let requests = slice::from_ref(request);
         let error = match self.alone(|standalone, wait| standalone.release(requests, wait)) {
             Ok(Some(mut released)) => match released.pop() {
                 Some(Err(error)) => error.into(),
-                Some(Ok(released)) => return Ok(released),
-                None => return Ok(false),
+                Some(Ok(released)) => return released,
+                None => return false,
             },
-            Ok(None) => return Ok(self.entrust(request, parked)),
+            Ok(None) => return self.entrust(request, parked),
             Err(error) => error,
         };
-        if self.leave(request, &error) { Ok(true) } else { Err(error) }
+        if let Err(unwritten) = self.leave(request, &error) {
+            tracing::warn!(
+                error = error_chain(&error),
+                tombstone = error_chain(&unwritten),
+                "the addresses stay allocated until an ADD finds no others"
+            );
+        }
+        true
     }
 
     /// The same for many that no DEL came for, for as long as there is time; says of each that could
@@ -204,11 +207,10 @@ impl<'a> Authority<'a> {
         failures
     }
 
-    /// Leaves a release to whoever can use the store next; false if there is no room for that.
-    fn leave(&self, request: &ReleaseRequest, why: &Error) -> bool {
+    /// Leaves a release to whoever can use the store next.
+    fn leave(&self, request: &ReleaseRequest, why: &Error) -> Result<(), SpoolError> {
         tracing::debug!(error = %why, "leaving a tombstone");
-        let spool = Spool::open(&self.netconf.run_dir, self.deadline);
-        spool.and_then(|spool| spool.bury(request)).is_ok()
+        Spool::open(&self.netconf.run_dir, self.deadline)?.bury(request)
     }
 
     /// Has the daemon release, now or when it can; false if there was nothing to.
@@ -247,9 +249,7 @@ impl<'a> Authority<'a> {
         }
         let (attachment, sequence) = (attachment.clone(), Some(sequence));
         let request = ReleaseRequest { attachment, sequence, netns_cookie: None };
-        if let Err(error) = self.release(&request, None) {
-            tracing::warn!(%error, "the addresses stay allocated until DEL");
-        }
+        self.release(&request, None);
     }
 
     /// Does `work` in standalone mode; `None` if the daemon is the one to ask, also where it has

@@ -1,9 +1,10 @@
 //! Nodes without a daemon whose pods have gone without a DEL: an ADD that finds no address takes one of
 //! theirs, and never that of a pod that may live.
 
-use std::{net::IpAddr, process::Command};
+use std::{fs, net::IpAddr, process::Command};
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use twill_ipam_store::{Options, Record, ReleaseRequest, Service, boot_id};
 use twill_tests::{
@@ -12,10 +13,12 @@ use twill_tests::{
     ping, programs,
     wait::wait_for,
 };
+use twill_types::AttachmentId;
 
 use crate::{
     SECONDS,
     plugin::{lone_node, refusal, standalone},
+    reconcile::fill,
 };
 
 /// A node without a daemon.
@@ -185,4 +188,35 @@ pub(crate) fn another_plugins_pod_lives_in_its_namespace() -> Result<()> {
     let _pod = Namespace::create("pod")?;
     ensure!(add(&next)?["ips"] == given["ips"], "another address than {given}");
     Ok(())
+}
+
+/// There is no room for a release, nor for a tombstone, and the one that waits cannot be worked off: the pod
+/// goes all the same, and an ADD finds its address later.
+pub(crate) fn a_del_succeeds_in_a_run_dir_that_is_full() -> Result<()> {
+    let alone = Alone::new("10.20.0.0/31", 31)?;
+    let run_dir = alone.run_dir.path();
+    mount(Some("tmpfs"), run_dir, Some("tmpfs"), MsFlags::empty(), Some("size=8m"))?;
+    let (gone, kept) = (Namespace::create("gone")?, Namespace::create("kept")?);
+    let (next, last) = (Namespace::create("next")?, Namespace::create("last")?);
+    let (free, own) = (alone.add(&gone)?, alone.add(&kept)?);
+    fs::create_dir_all(run_dir.join("spool"))?;
+    let other =
+        AttachmentId { network: "n".into(), container_id: "other".into(), ifname: "eth0".into() };
+    let waits = ReleaseRequest { attachment: other, sequence: Some(1), netns_cookie: None };
+    fs::write(run_dir.join("spool/twl0123456789ab-1.json"), serde_json::to_vec(&waits)?)?;
+    let filler = run_dir.join("filler");
+    fill(&filler)?;
+    // As runtimes do, which repeat it until it succeeds.
+    for _ in 0..2 {
+        alone.runtime.del(&alone.node, &attachment(&gone))?;
+        alone.wait_for_links(1)?;
+    }
+    ping::reaches(&alone.node, own)?;
+    drop(gone);
+    fs::remove_file(&filler)?;
+    alone.full(&next)?;
+    alone.age()?;
+    ensure!(alone.add(&next)? == free);
+    alone.lives(&kept, own)?;
+    alone.full(&last)
 }

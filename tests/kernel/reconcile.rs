@@ -22,6 +22,7 @@ use twill_tests::{
 
 pub(crate) use self::trouble::{
     a_daemon_that_hangs_costs_neither_pod_nor_address, a_full_store_costs_neither_pod_nor_address,
+    fill,
 };
 use crate::{LONG, SECONDS};
 

@@ -25,17 +25,12 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
             tracing::warn!(%error, "cannot take away the rules in the pod");
         }
         let outcome = del_pod(&attachment, None, None, DelMode::Immediate)?;
-        // If our own store gave its addresses, the configuration has changed since. That it does
-        // not take them back is no reason for the plugin not to hear of the DEL.
-        let released = match outcome {
-            DelOutcome::Removed { sequence: Some(sequence @ 1..), parked } => {
-                let mut authority = Authority::holding(&call.netconf, deadline.before(OWN_STORE));
-                authority.release(&of_add(attachment, sequence), parked).map(drop)
-            }
-            _ => Ok(()),
-        };
-        delegate.del(deadline)?;
-        return released;
+        // If our own store gave its addresses, the configuration has changed since.
+        if let DelOutcome::Removed { sequence: Some(sequence @ 1..), parked } = outcome {
+            let mut authority = Authority::holding(&call.netconf, deadline.before(OWN_STORE));
+            authority.release(&of_add(attachment, sequence), parked);
+        }
+        return Ok(delegate.del(deadline)?);
     }
     let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
     let mode = authority.del_mode();
@@ -54,21 +49,23 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     };
     tracing::trace!("step: pod cut off");
     let Some(sequence) = sequence else {
-        return release_of(&mut authority, attachment, netns.as_ref(), parked);
+        release_of(&mut authority, attachment, netns.as_ref(), parked);
+        return Ok(());
     };
     // The link that is gone says whose addresses these are, wherever the path leads by now.
-    if authority.release(&of_add(attachment.clone(), sequence), parked)? {
+    if authority.release(&of_add(attachment.clone(), sequence), parked) {
         return Ok(());
     }
     // A container that was started again under its old id has addresses with a higher number than
     // its old link. If there is no new link, the ADD has died on the way to it.
     match del_pod(&attachment, Some(sequence), netns.as_ref(), mode)? {
-        DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => Ok(()),
+        DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => {}
         DelOutcome::Absent => release_of(&mut authority, attachment, netns.as_ref(), parked),
         DelOutcome::Removed { parked, .. } => {
-            release_of(&mut authority, attachment, netns.as_ref(), parked)
+            release_of(&mut authority, attachment, netns.as_ref(), parked);
         }
     }
+    Ok(())
 }
 
 /// The release of what an ADD was given.
@@ -83,14 +80,14 @@ pub(super) fn release_of(
     attachment: AttachmentId,
     named: Option<&Netns>,
     parked: Option<u32>,
-) -> Result<(), Error> {
+) {
     let netns_cookie = named.and_then(|netns| netns.cookie().ok().flatten());
     let request = ReleaseRequest { attachment, sequence: None, netns_cookie };
-    if authority.release(&request, parked)? {
-        return Ok(());
+    if authority.release(&request, parked) {
+        return;
     }
     let (attachment, Some(named)) = (request.attachment, named) else {
-        return Ok(());
+        return;
     };
     match authority.held(&attachment) {
         // Looked at after the store, and given back by its number: an ADD that comes meanwhile keeps its own.
@@ -98,12 +95,11 @@ pub(super) fn release_of(
             if Path::new(&held.netns) == named.path() && namespace_of(&held).is_none() =>
         {
             tracing::info!(%attachment, "its path has another namespace by now");
-            authority.release(&of_add(attachment, held.sequence), None).map(drop)
+            authority.release(&of_add(attachment, held.sequence), None);
         }
-        Ok(_) => Ok(()),
+        Ok(_) => {}
         Err(error) => {
             tracing::warn!(%attachment, %error, "cannot see whether it has addresses still");
-            Ok(())
         }
     }
 }

@@ -40,7 +40,8 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let netns = call.netns_if_any()?;
     let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
-    release_of(&mut authority, call.attachment(), netns.as_ref(), None)
+    release_of(&mut authority, call.attachment(), netns.as_ref(), None);
+    Ok(())
 }
 
 fn result(call: &Call, assigned: &Assigned) -> AddResult {

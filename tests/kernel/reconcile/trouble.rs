@@ -41,7 +41,7 @@ fn spool(lab: &Lab) -> Result<Vec<String>> {
 const MORE: usize = 60;
 
 /// Takes all the space that a file system has left, to the last byte.
-fn fill(path: &Path) -> Result<()> {
+pub(crate) fn fill(path: &Path) -> Result<()> {
     let mut file = File::create(path).context("cannot begin to fill the file system")?;
     let mut chunk = vec![7; 65536];
     loop {
