@@ -149,11 +149,16 @@ impl Tombstones {
             if !names_any(&self.directory, prefix)? {
                 return Ok(0);
             }
-            // A tombstone does not say which link it was.
-            self.parked.expect_any();
-            let done = work_off(&self.directory, &self.service, prefix, |_| false);
-            self.parked.reap();
-            done
+            let stays = |_: &_| {
+                // A tombstone does not say which link it was.
+                self.parked.expect_any();
+                false
+            };
+            let done = work_off(&self.directory, &self.service, prefix, stays)?;
+            if done > 0 {
+                self.parked.reap();
+            }
+            Ok(done)
         })
     }
 }

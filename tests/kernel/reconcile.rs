@@ -4,6 +4,7 @@
 mod trouble;
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
 };
@@ -101,7 +102,17 @@ pub(crate) fn a_link_that_a_del_names_is_not_looked_for() -> Result<()> {
     wait_for("a look for all", SECONDS, || {
         ensure!(looks_for_all(&lab)? == 2, "{}", lab.node("node1")?.log());
         Ok(())
-    })
+    })?;
+    // What lies in the spool and tells of no DEL makes no work, and is out of the way.
+    let node = lab.node("node1")?;
+    let spool = node.dir().join("run/spool");
+    fs::write(spool.join("twl0123456789ab.json"), "{")?;
+    wait_for("it to be set aside", LONG, || {
+        ensure!(spool.join("twl0123456789ab.json.bad").exists(), "{}", node.log());
+        Ok(())
+    })?;
+    ensure!(looks_for_all(&lab)? == 2, "{}", node.log());
+    Ok(())
 }
 
 /// Who makes the interface of a pod with an address from us.
