@@ -151,6 +151,8 @@ fn create(
                 }
                 socket.delete_link(found.index)?;
             }
+            // The kernel has taken an earlier ADD's away in between, with its namespace.
+            (error, None) if error.errno == Errno::EEXIST && !last_time => {}
             (error, None) if error.errno == Errno::EEXIST => {
                 return Err(Error::PodInterfaceTaken {
                     ifname: plan.pod_name.clone(),
