@@ -257,6 +257,7 @@ fn main() -> ExitCode {
         reclaim::what_may_live_keeps_its_address,
         reclaim::another_plugins_pod_lives_in_its_namespace,
         reclaim::a_del_succeeds_in_a_run_dir_that_is_full,
+        reclaim::a_late_del_without_a_namespace_leaves_a_running_add_its_address,
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_06_g_07_the_list_in_all_its_spellings,
         gc::g_02_an_id_too_long_for_an_alias,

@@ -3,7 +3,7 @@
 
 use std::{fs, net::IpAddr, process::Command};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use twill_ipam_store::{Options, Record, ReleaseRequest, Service, boot_id};
@@ -66,10 +66,15 @@ impl Alone {
         })
     }
 
+    /// The store, between two calls.
+    fn service(&self) -> Result<Service> {
+        let options = Options { boot_id: boot_id()?, hold_freed: false };
+        Ok(Service::open(&self.run_dir.path().join("ipam/store"), options)?.0)
+    }
+
     /// Lets two minutes pass for all that the store has, longer than an ADD takes.
     fn age(&self) -> Result<()> {
-        let options = Options { boot_id: boot_id()?, hold_freed: false };
-        let (service, _) = Service::open(&self.run_dir.path().join("ipam/store"), options)?;
+        let service = self.service()?;
         for record in service.records()? {
             let attachment = record.attachment.clone();
             service.release(ReleaseRequest { attachment, sequence: None, netns_cookie: None })?;
@@ -219,4 +224,33 @@ pub(crate) fn a_del_succeeds_in_a_run_dir_that_is_full() -> Result<()> {
     ensure!(alone.add(&next)? == free);
     alone.lives(&kept, own)?;
     alone.full(&last)
+}
+
+/// A container that is started again under its old id, and the DEL of the old one comes between the address of its
+/// ADD and its link: without a namespace it cannot know that the address is not its own.
+pub(crate) fn a_late_del_without_a_namespace_leaves_a_running_add_its_address() -> Result<()> {
+    let alone = Alone::new("10.20.0.0/31", 31)?;
+    let pod = Namespace::create("pod")?;
+    let given = alone.add(&pod)?;
+    let service = alone.service()?;
+    let records = service.records()?;
+    let [record] = records.as_slice() else { bail!("{records:?}") };
+    let attachment_id = record.attachment.clone();
+    service.release(ReleaseRequest {
+        attachment: attachment_id.clone(),
+        sequence: None,
+        netns_cookie: None,
+    })?;
+    let sequence = record.sequence + 1;
+    service.adopt(Record { sequence, netns_cookie: Some(1), ..record.clone() })?;
+    drop(service);
+    let late = Attachment { netns: String::new(), ..attachment(&pod) };
+    alone.runtime.del(&alone.node, &late)?;
+    alone.wait_for_links(0)?;
+    let held = alone.service()?.lookup(&attachment_id)?.context("it is released")?;
+    ensure!((held.sequence, held.addresses.as_slice()) == (sequence, &[given][..]), "{held:?}");
+    // Without a link of an earlier ADD there is nothing else that the DEL can mean.
+    alone.runtime.del(&alone.node, &late)?;
+    ensure!(alone.service()?.records()?.is_empty());
+    Ok(())
 }

@@ -57,7 +57,11 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         return Ok(());
     }
     // A container that was started again under its old id has addresses with a higher number than
-    // its old link. If there is no new link, the ADD has died on the way to it.
+    // its old link. If there is no new link, the ADD has died on the way to it, or is there soon: a DEL that
+    // names no namespace cannot mean that one's.
+    if netns.as_ref().and_then(|netns| netns.cookie().ok().flatten()).is_none() {
+        return Ok(());
+    }
     match del_pod(&attachment, Some(sequence), netns.as_ref(), mode)? {
         DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => {}
         DelOutcome::Absent => release_of(&mut authority, attachment, netns.as_ref(), parked),
