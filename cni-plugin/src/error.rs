@@ -137,6 +137,12 @@ pub(crate) enum Error {
     /// STATUS: there is no daemon, and the store cannot be used without one.
     #[error("no pod can get an address; start twilld, or repair runDir")]
     StoreNotReady(#[source] StandaloneError),
+    /// STATUS: the configuration says that there is no daemon, and there is one.
+    #[error(
+        "ipam.mode is \"standalone\", and twilld has the address store: no pod can get an address; write \
+         \"daemon\", or stop twilld"
+    )]
+    StoreOfDaemon(#[source] StandaloneError),
     /// STATUS: no address is left, and no block to claim.
     #[error("every address that this node can have is in use; add a pool, or delete pods")]
     Exhausted,
@@ -201,7 +207,10 @@ impl Error {
             Self::Dataplane(error) => dataplane_code(error),
             Self::Client(error) => client_code(error),
             Self::Standalone(error) => standalone_code(error),
-            Self::NotReady { .. } | Self::StoreNotReady(_) | Self::Exhausted => code::NOT_AVAILABLE,
+            Self::NotReady { .. }
+            | Self::StoreNotReady(_)
+            | Self::StoreOfDaemon(_)
+            | Self::Exhausted => code::NOT_AVAILABLE,
             Self::RoutesMissing(_) => code::LIMITED,
             Self::Panic { .. } => code::INTERNAL,
         }

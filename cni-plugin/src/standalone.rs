@@ -85,6 +85,13 @@ pub(crate) enum StandaloneError {
     Node(#[from] twill_dataplane::Error),
 }
 
+impl StandaloneError {
+    /// Whether a daemon owns the store.
+    pub(crate) fn is_of_a_daemon(&self) -> bool {
+        matches!(self, Self::Busy(lock) if lock.is_of_a_daemon())
+    }
+}
+
 /// The store, opened for each request and closed again, so that calls at the same time take turns.
 #[derive(Debug)]
 pub(crate) struct Standalone<'a> {

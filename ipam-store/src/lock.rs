@@ -16,6 +16,9 @@ pub struct OwnerLock {
     _file: Flock<File>,
 }
 
+/// How a daemon calls itself in the lock, before the name of its node.
+const DAEMON: &str = "twilld of node";
+
 /// Why the lock cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -38,7 +41,27 @@ pub enum LockError {
     },
 }
 
+impl LockError {
+    /// Whether a daemon has it, which keeps it for as long as it lives: nobody's turn comes.
+    #[must_use]
+    pub fn is_of_a_daemon(&self) -> bool {
+        matches!(self, Self::Held { holder, .. } if holder.starts_with(DAEMON))
+    }
+}
+
 impl OwnerLock {
+    /// [`OwnerLock::acquire`] for the daemon of a node.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn acquire_as_daemon(
+        path: &Path,
+        node: &str,
+        deadline: Instant,
+    ) -> Result<Self, LockError> {
+        Self::acquire(path, &format!("{DAEMON} {node}"), deadline)
+    }
+
     /// Takes the lock, waiting at the most until `deadline`. `role` is for whom it keeps out.
     ///
     /// # Errors

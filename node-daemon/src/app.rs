@@ -173,9 +173,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let run_dir = &config.run_dir;
     make_run_dir(run_dir)?;
     let ipam_dir = run_dir.join("ipam");
-    let lock = OwnerLock::acquire(
+    let lock = OwnerLock::acquire_as_daemon(
         &ipam_dir.join("owner.lock"),
-        &format!("twilld of node {node}"),
+        &node,
         Instant::now() + TAKE_OVER,
     )?;
     // The daemon before this one is gone by now: a port that is taken is somebody else's.

@@ -168,6 +168,7 @@ fn main() -> ExitCode {
         checklist::s_05_verbs_work_whatever_status_said,
         checklist::d_10_a_store_that_somebody_holds_costs_no_pod_and_no_address,
         checklist::s_02_a_store_that_cannot_be_used_is_told,
+        checklist::s_02_standalone_mode_beside_a_daemon_is_told,
         checklist::s_02_a_node_that_lost_its_pools_waits_for_a_daemon,
         checklist::s_06_status_is_about_no_container,
         checklist::g_08_a_gc_is_made_whatever_the_list_says,

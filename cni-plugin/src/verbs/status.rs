@@ -11,7 +11,7 @@ use crate::{
     daemon::{Daemon, socket},
     delegate::Delegate,
     error::Error,
-    netconf::StatusRules,
+    netconf::{Mode, StatusRules},
     standalone::StandaloneError,
 };
 
@@ -25,7 +25,10 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
     }
     if let Some(standalone) = Authority::giving(&call.netconf, call.deadline).standalone() {
         let network = (call.persona == Persona::Ipam).then_some(call.netconf.name.as_str());
+        let alone = call.netconf.ipam.mode == Mode::Standalone;
         return match standalone.is_exhausted(network, call.deadline.at_most(PATIENCE)) {
+            // In automatic mode its socket is about to come.
+            Err(error) if alone && error.is_of_a_daemon() => Err(Error::StoreOfDaemon(error)),
             Ok(true) if call.netconf.status.on_exhaustion => Err(Error::Exhausted),
             // Calls take turns, and many of them may be in front of this one.
             Ok(_) | Err(StandaloneError::Busy(_)) => Ok(()),

@@ -1,8 +1,12 @@
 //! C and S: CHECK and STATUS.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    io::Write,
+};
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 use twill_tests::netns::Namespace;
 
@@ -177,6 +181,29 @@ pub(crate) fn s_02_a_store_that_cannot_be_used_is_told() -> Result<()> {
     fs::write(&file, "")?;
     let call = site.call("STATUS")?.config("/runDir", json!(file));
     call.run()?.refused(50, &["no pod can get an address; start twilld, or repair runDir"])?;
+    site.call("STATUS")?.run()?.silent()
+}
+
+/// It has the store for as long as it lives, so no ADD of this configuration could succeed. Calls without a
+/// daemon take turns.
+pub(crate) fn s_02_standalone_mode_beside_a_daemon_is_told() -> Result<()> {
+    let mut lab = one_node()?;
+    let pod = lab.bare_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let call = |verb: &str| -> Result<Call<'_>> {
+        let call = Call::of(node.runtime(), node.namespace(), verb, pod.attachment())?;
+        let call = call.config("/ipam/pools", json!([{"cidr": "10.20.0.0/24"}]));
+        Ok(call.config("/ipam/mode", json!("standalone")).config("/timeoutSeconds", json!(1)))
+    };
+    call("ADD")?.run()?.refused(11, &["twilld of node"])?;
+    call("STATUS")?.run()?.refused(50, &["ipam.mode", "\"daemon\"", "twilld of node"])?;
+
+    let site = Site::new()?;
+    site.add()?;
+    let mut file = File::options().write(true).open(site.run_dir.path().join("ipam/owner.lock"))?;
+    file.set_len(0)?;
+    write!(file, "twill, standalone, pid 1")?;
+    let _lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     site.call("STATUS")?.run()?.silent()
 }
 
