@@ -73,7 +73,13 @@ fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error
     if let Ok(Command::Version) = command {
         return Ok(Some(supported_versions(&read_stdin(SHORT_PATIENCE).unwrap_or_default())));
     }
-    let called = command.and_then(|command| Ok((command, Variables::from_env(command)?)));
+    let called = command.and_then(|command| {
+        let variables = Variables::from_env(command)?;
+        if command.has_attachment() {
+            variables.validate(command)?;
+        }
+        Ok((command, variables))
+    });
     let (command, variables) = match called {
         Ok(called) => called,
         Err(error) => {
@@ -88,9 +94,6 @@ fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error
     let map = netconf::decode(&stdin)?;
     learn_version(&map, version);
     let parsed = Parsed::new(map)?;
-    if command.has_attachment() {
-        variables.validate(command)?;
-    }
     command.allowed_in(version.get())?;
     let args = match (command, variables.args()) {
         (Command::Add, Err(error)) => return Err(error),

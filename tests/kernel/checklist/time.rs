@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 use twill_tests::{netns::Namespace, programs, wait::wait_for};
 
-use super::{Answer, Site};
+use super::{Answer, Call, Site};
 use crate::SECONDS;
 
 /// How long the configuration is waited for.
@@ -30,11 +30,15 @@ struct Unclosed {
 
 impl Unclosed {
     fn start(site: &Site, verb: &str) -> Result<Self> {
-        let call = site.call(verb)?.config("/timeoutSeconds", json!(1));
+        Self::of(&site.call(verb)?)
+    }
+
+    fn of(call: &Call<'_>) -> Result<Self> {
+        let call = call.clone().config("/timeoutSeconds", json!(1));
         let mut command = Command::new(programs::find("twill")?);
         command.envs(&call.environment);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = site.host.spawn(&mut command)?;
+        let mut child = call.host.spawn(&mut command)?;
         let mut stdin = child.stdin.take().context("standard input")?;
         stdin.write_all(call.netconf.to_string().as_bytes())?;
         Ok(Self { child, _stdin: stdin })
@@ -57,17 +61,27 @@ impl Unclosed {
 }
 
 /// The end of the configuration is the end of the stream, so nobody knows more than that it does
-/// not come. VERSION, which can do without, answers.
+/// not come. VERSION, which can do without, answers, and so does a call with wrong variables.
 pub(crate) fn e_10_a_configuration_without_an_end_is_given_up() -> Result<()> {
     let site = Site::new()?;
     let calls =
         ["ADD", "DEL", "STATUS", "VERSION"].map(|verb| (verb, Unclosed::start(&site, verb)));
+    let wrong = [
+        site.call("FROB")?,
+        site.call("ADD")?.unset("CNI_IFNAME"),
+        site.call("ADD")?.set("CNI_CONTAINERID", "-a"),
+        site.call("DEL")?.set("CNI_IFNAME", ".."),
+    ];
+    let wrong = wrong.iter().map(Unclosed::of).collect::<Result<Vec<_>>>()?;
     for (verb, call) in calls {
         let answer = call?.answer(PATIENCE + SECONDS)?;
         match verb {
             "VERSION" => answer.object().map(drop)?,
             _ => answer.refused(5, &["standard input", "timed out"])?,
         }
+    }
+    for call in wrong {
+        call.answer(PATIENCE + SECONDS)?.refused(4, &["CNI_"])?;
     }
     site.untouched()
 }
