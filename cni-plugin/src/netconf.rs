@@ -39,7 +39,7 @@ const DEFAULT_STATUS_GRACE: u64 = 120;
 #[rustfmt::skip]
 const KEYS: &[&str] = &[
     "cniVersion", "cniVersions", "name", "type", "ipam", "dns", "args", "runtimeConfig",
-    "capabilities", "prevResult", "disableCheck", "disableGC",
+    "capabilities", "prevResult", "disableCheck", "disableGC", "loadOnlyInlinedPlugins",
     "mtu", "runDir", "timeoutSeconds", "logLevel", "logFile", "feature_control", "featureControl",
     "statusGraceSeconds", "statusOnExhaustion", "statusOnMissingRoutes",
 ];

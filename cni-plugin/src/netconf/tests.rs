@@ -60,7 +60,7 @@ fn keys_of_the_runtime_are_no_surprise() {
     read_well(json!({
         "cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"], "capabilities": {"ips": true},
         "runtimeConfig": {}, "args": {"cni": {"labels": []}}, "prevResult": null,
-        "cni.dev/valid-attachments": null, "disableCheck": true, "disableGC": "true",
+        "cni.dev/valid-attachments": null, "disableCheck": true, "disableGC": "true", "loadOnlyInlinedPlugins": false,
     }));
 }
 
