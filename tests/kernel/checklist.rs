@@ -16,7 +16,7 @@ mod versions;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, iter,
     process::{Command, Output},
 };
 
@@ -51,11 +51,16 @@ const LINES: [(&str, usize); 11] = [
     ("R", 2),
 ];
 
-/// The table has all lines, each with a test, and names no test that there is not; no test of the
-/// checklist is missing there.
+/// The table has all lines, each with a test that is named after it, and names no test that there is
+/// not; a test that is named after a line stands there.
 pub(crate) fn the_page_names_every_line() -> Result<()> {
     let page = fs::read_to_string(programs::source("docs/cni-checklist.md"))?;
-    let suite = names(&fs::read_to_string(programs::source("tests/kernel/main.rs"))?);
+    let mut suite = BTreeSet::new();
+    for list in ["tests/kernel/main.rs", "tests/runtimes/main.rs"] {
+        suite.extend(names(&fs::read_to_string(programs::source(list))?));
+    }
+    // Of the plugin itself: what cannot be brought about from outside.
+    suite.insert("panic::tests".to_owned());
     let rows: Vec<Vec<&str>> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
@@ -68,27 +73,37 @@ pub(crate) fn the_page_names_every_line() -> Result<()> {
     };
     let all: Vec<String> = LINES.into_iter().flat_map(numbered).collect();
     ensure!(lines == all, "docs/cni-checklist.md has the lines {lines:?}");
-    let mut named = BTreeSet::new();
+    let mut wrong = Vec::new();
     for row in &rows {
         let tests = names(row.last().copied().unwrap_or_default());
-        ensure!(!tests.is_empty(), "{} names no test", row[0]);
-        named.extend(tests);
+        if !tests.iter().any(|test| named_after(test).any(|line| line == row[0])) {
+            wrong.push(format!("{} names no test that is named after it", row[0]));
+        }
+        let unknown = tests.difference(&suite);
+        wrong.extend(unknown.map(|test| format!("{} names {test}, which there is not", row[0])));
+        let after = |test: &&String| named_after(test).any(|line| line == row[0]);
+        let missing = suite.iter().filter(after).filter(|test| !tests.contains(*test));
+        wrong.extend(missing.map(|test| format!("{} does not name {test}", row[0])));
     }
-    // Of the plugin itself: what cannot be brought about from outside.
-    named.remove("panic::tests");
-    let unknown: Vec<_> = named.difference(&suite).collect();
-    ensure!(
-        unknown.is_empty(),
-        "docs/cni-checklist.md names tests that there are not: {unknown:?}"
-    );
-    let missing: Vec<_> = suite
-        .difference(&named)
-        .filter(|name| {
-            name.starts_with("checklist::") && !name.ends_with("the_page_names_every_line")
-        })
-        .collect();
-    ensure!(missing.is_empty(), "not in the table of docs/cni-checklist.md: {missing:?}");
+    let nameless = suite.iter().filter(|test| {
+        test.starts_with("checklist::")
+            && !test.ends_with("the_page_names_every_line")
+            && named_after(test).next().is_none()
+    });
+    wrong.extend(nameless.map(|test| format!("{test} is named after no line")));
+    ensure!(wrong.is_empty(), "docs/cni-checklist.md: {wrong:#?}");
     Ok(())
+}
+
+/// The lines that a test's name begins with: `G-06` and `G-07` of `gc::g_06_g_07_the_list`.
+fn named_after(test: &str) -> impl Iterator<Item = String> {
+    let mut rest = test.split_once("::").map_or(test, |(_, name)| name);
+    iter::from_fn(move || {
+        let (line, after) = (rest.get(..4)?, rest.get(5..)?);
+        let line = line.replacen('_', "-", 1).to_uppercase();
+        rest = after;
+        is_line(&line).then_some(line)
+    })
 }
 
 /// `V-01`, and the like.

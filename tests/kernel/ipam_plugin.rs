@@ -15,6 +15,7 @@ use twill_tests::{
 pub(crate) use self::verbs::{
     another_main_plugin_needs_no_daemon, bridge_gets_both_families_from_us,
     g_09_a_gc_amid_an_add_of_another_plugin_takes_no_address, gc_and_status_come_by_the_other_name,
+    i_02_a_result_has_the_version_of_its_caller_and_no_interfaces,
 };
 use crate::{
     SECONDS,

@@ -5,6 +5,7 @@ use serde_json::json;
 use twill_tests::{
     bird::{BirdConfig, Neighbor},
     lab::Topology,
+    ping,
     wait::wait_for,
 };
 
@@ -19,7 +20,12 @@ pub(crate) fn s_02_missing_routes_count_by_option() -> Result<()> {
         .router("tor")
         .on("seg-b", "192.168.3.1/24")
         .bird(BirdConfig::new("192.168.3.1", 64513).neighbor(neighbor).announce("198.51.100.0/24"));
-    topology.node("node1").on("seg-a", "192.168.2.11/24").on("seg-b", "192.168.3.11/24");
+    topology.samples(&["ippool-app.yaml"])?;
+    topology
+        .node("node1")
+        .label("env", "prod")
+        .on("seg-a", "192.168.2.11/24")
+        .on("seg-b", "192.168.3.11/24");
     topology.resource(
         "tor.yaml",
         "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor}\n\
@@ -41,6 +47,16 @@ pub(crate) fn s_02_missing_routes_count_by_option() -> Result<()> {
         refusal(node.runtime().status(node.namespace()))
     })?;
     ensure!(error.code == 51 && error.message.starts_with("1 routes"), "{error}");
+    // S-05: the other verbs do their work all the same.
+    let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), pod.attachment())?;
+    node.runtime().gc(node.namespace(), &[pod.attachment()])?;
+    ping::reaches(node.namespace(), pod.address()?)?;
+    lab.delete_pod(pod)?;
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().status(node.namespace()))?;
+    ensure!(error.code == 51, "{error}");
     node.wait_established(&["192.168.3.1"], SECONDS)?;
     lab.node_mut("node1")?.runtime_mut().set_conflist(plain);
     let node = lab.node("node1")?;

@@ -38,7 +38,7 @@ fn annotations(list: &[(&str, &str)]) -> Value {
     json!({"io.kubernetes.cri.pod-annotations": list.collect::<serde_json::Map<_, _>>()})
 }
 
-pub(crate) fn an_address_is_asked_for_in_each_of_the_places() -> Result<()> {
+pub(crate) fn r_02_an_address_is_asked_for_in_each_of_the_places() -> Result<()> {
     let mut lab = one_node()?;
     let asked = [
         ("runtime", json!({"runtimeConfig": {"ips": ["10.10.7.5/20"]}}), "10.10.7.5"),
@@ -102,7 +102,7 @@ pub(crate) fn a_pod_takes_its_address_along() -> Result<()> {
 }
 
 /// Both families, from pools that no pod of this node gets who does not ask for them.
-pub(crate) fn annotations_choose_the_pool_and_the_hardware_address() -> Result<()> {
+pub(crate) fn r_01_annotations_choose_the_pool_and_the_hardware_address() -> Result<()> {
     let mut lab = crash::node()?;
     for (name, range) in [("blue", "10.20.0.0/24, blockSize: 28"), ("six", "\"fd00:20::/112\"")] {
         let manifest = format!(

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use twill_tests::{cni, netns::Namespace, ping, snapshot::Snapshot};
 
@@ -54,6 +54,89 @@ pub(crate) fn each_version_is_what_libcni_asks_for() -> Result<()> {
         site.del(&pod)?;
     }
     ensure!(site.used()? == 0, "addresses are still in use");
+    Ok(())
+}
+
+/// Writes a plugin's part of the list `twill` into a file of its own, or removes it.
+fn apart(site: &Site, file: &str, plugin: Option<&Value>) -> Result<()> {
+    let directory = site.list_directory().join("twill");
+    fs::create_dir_all(&directory)?;
+    let file = directory.join(file);
+    match plugin {
+        Some(plugin) => fs::write(file, plugin.to_string())?,
+        None => fs::remove_file(file)?,
+    }
+    Ok(())
+}
+
+/// Parts of a list in the directory of its name come after those in the list itself, unless that says
+/// that there are no others; ours may be one of them.
+pub(crate) fn f_01_a_list_may_be_put_together_from_files() -> Result<()> {
+    let site = Site::new(|_| {})?;
+    let tuning = json!({"type": "tuning", "mtu": 1400});
+    apart(&site, "20-tuning.conf", Some(&tuning))?;
+    for (only, mtu) in [(Value::Null, 1400), (json!(false), 1400), (json!(true), 1500)] {
+        let mut ours = Value::Null;
+        site.configure(|list| {
+            list["loadOnlyInlinedPlugins"] = only.clone();
+            if only.is_null() {
+                list.as_object_mut().map(|list| list.remove("loadOnlyInlinedPlugins"));
+            }
+            ours = list["plugins"][0].clone();
+        })?;
+        lives(&site, mtu).with_context(|| format!("only the list's own: {only}"))?;
+        if only == true {
+            continue;
+        }
+        // All of it in files.
+        apart(&site, "10-twill.conf", Some(&ours))?;
+        site.configure(|list| {
+            list.as_object_mut().map(|list| list.remove("plugins"));
+        })?;
+        lives(&site, mtu).context("without plugins in the list itself")?;
+        apart(&site, "10-twill.conf", None)?;
+    }
+    Ok(())
+}
+
+/// A pod with this MTU, through all verbs.
+fn lives(site: &Site, mtu: u32) -> Result<()> {
+    site.call("status", "/unused".as_ref())?;
+    let (pod, result) = site.add("pod")?;
+    ping::reaches(site.node()?, cni::addresses(&result)?[0])?;
+    let link = pod.ip("link show dev eth0")?;
+    ensure!(link.contains(&format!("mtu {mtu} ")), "no mtu {mtu}: {link}");
+    site.call("check", pod.path())?;
+    site.del(&pod)?;
+    ensure!(pod.ip("link show dev eth0").is_err(), "its link is there still");
+    ensure!(site.used()? == 0, "{} addresses are in use", site.used()?);
+    Ok(())
+}
+
+/// The caller obeys them, as flags and as texts. A broken pod and a GC without a list tell whether the plugin was
+/// called.
+pub(crate) fn f_02_flags_of_the_list_may_be_texts() -> Result<()> {
+    let site = Site::new(|_| {})?;
+    let (pod, _) = site.add("pod")?;
+    pod.ip("route del default")?;
+    for (flag, disabled) in
+        [(json!(true), true), (json!("true"), true), (json!(false), false), (json!("false"), false)]
+    {
+        site.configure(|list| list["disableCheck"] = flag.clone())?;
+        let checked = site.call("check", pod.path());
+        ensure!(checked.is_ok() == disabled, "disableCheck {flag}: {checked:?}");
+        site.configure(|list| list["disableGC"] = flag.clone())?;
+        let collected = site.call("gc", pod.path());
+        ensure!(collected.is_ok() == disabled, "disableGC {flag}: {collected:?}");
+    }
+    site.del(&pod)?;
+    drop(pod);
+    // As a flag it has a test of its own.
+    apart(&site, "20-tuning.conf", Some(&json!({"type": "tuning", "mtu": 1400})))?;
+    for (text, mtu) in [("true", 1500), ("false", 1400)] {
+        site.configure(|list| list["loadOnlyInlinedPlugins"] = json!(text))?;
+        lives(&site, mtu).with_context(|| format!("loadOnlyInlinedPlugins {text}"))?;
+    }
     Ok(())
 }
 

@@ -18,6 +18,8 @@ fn main() -> ExitCode {
     let tests = twill_tests::tests![
         cnitool::every_verb_of_libcni,
         cnitool::each_version_is_what_libcni_asks_for,
+        cnitool::f_01_a_list_may_be_put_together_from_files,
+        cnitool::f_02_flags_of_the_list_may_be_texts,
         cnitool::gc_without_a_list_frees_nothing,
         chains::portmap_leads_to_the_pod_from_outside,
         chains::bandwidth_slows_the_pod_down,

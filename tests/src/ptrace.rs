@@ -1,12 +1,13 @@
-//! Programs that are killed, or wait, at a chosen system call, from outside: they need no switch for it.
+//! Programs that are killed, or wait, at a chosen system call, from outside: they need no switch for it. And
+//! what other programs they start.
 
 use std::{
     collections::BTreeMap,
     fs,
     io::{Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::Path,
-    process::{Command, ExitStatus, Output, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
@@ -65,6 +66,26 @@ pub fn run_around(
     namespace.enter(|| trace(program, environment, stdin, at, Some(meanwhile)))?
 }
 
+/// Runs a program as [`run`] does, but to its end; answers what it printed, and the programs that were
+/// executed by it and by all that it started.
+pub fn executed(
+    namespace: &Namespace,
+    program: &Path,
+    environment: &[(String, String)],
+    stdin: &[u8],
+) -> Result<(Output, Vec<PathBuf>)> {
+    namespace.enter(|| {
+        let mut child = begin(program, environment, stdin)?;
+        let leader = Pid::from_raw(i32::try_from(child.id())?);
+        let options = Options::PTRACE_O_TRACEFORK
+            | Options::PTRACE_O_TRACEVFORK
+            | Options::PTRACE_O_TRACECLONE;
+        let tracee = Tracee::seize(leader, options)?;
+        let (status, programs) = tracee.follow()?;
+        Ok((end(&mut child, status)?, programs))
+    })?
+}
+
 /// What happens while a program waits at a call.
 pub type Meanwhile<'a> = dyn FnMut() -> Result<()> + Send + 'a;
 
@@ -75,8 +96,21 @@ fn trace(
     at: usize,
     meanwhile: Option<&mut Meanwhile<'_>>,
 ) -> Result<Ended> {
+    let mut child = begin(program, environment, stdin)?;
+    let leader = Pid::from_raw(i32::try_from(child.id())?);
+    let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE;
+    let mut tracee = Tracee::seize(leader, options)?;
+    let ended = tracee.run(at, meanwhile)?;
+    let output = end(&mut child, ended.status)?;
+    Ok(match ended.killed_at {
+        Some(number) => Ended::Killed { number },
+        None => Ended::Completed { output, calls: ended.calls },
+    })
+}
+
+/// Starts a shell that stops itself to be traced, and that becomes the program then.
+fn begin(program: &Path, environment: &[(String, String)], stdin: &[u8]) -> Result<Child> {
     let mut command = Command::new("sh");
-    // It stops until it is traced, and becomes the program then.
     command.args(["-c", "kill -STOP $$; exec \"$0\""]).arg(program).process_group(0);
     // Where cargo has the loader look for libraries makes many a call that is not the program's.
     command.env_remove("LD_LIBRARY_PATH");
@@ -85,15 +119,15 @@ fn trace(
     let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
     // All of it goes into the pipe's buffer: nobody reads yet.
     child.stdin.take().context("no input")?.write_all(stdin)?;
-    let mut tracee = Tracee::seize(Pid::from_raw(i32::try_from(child.id())?))?;
-    let ended = tracee.run(at, meanwhile)?;
-    let mut output = Output { status: ended.status, stdout: Vec::new(), stderr: Vec::new() };
+    Ok(child)
+}
+
+/// What a program that has ended with this status had printed.
+fn end(child: &mut Child, status: ExitStatus) -> Result<Output> {
+    let mut output = Output { status, stdout: Vec::new(), stderr: Vec::new() };
     child.stdout.take().context("no output")?.read_to_end(&mut output.stdout)?;
     child.stderr.take().context("no output")?.read_to_end(&mut output.stderr)?;
-    Ok(match ended.killed_at {
-        Some(number) => Ended::Killed { number },
-        None => Ended::Completed { output, calls: ended.calls },
-    })
+    Ok(output)
 }
 
 /// A traced process with its threads. They are killed if their tracer ends.
@@ -111,15 +145,12 @@ struct End {
 
 impl Tracee {
     /// Takes a shell that has stopped itself, and follows it into the program that it becomes.
-    fn seize(leader: Pid) -> Result<Self> {
+    fn seize(leader: Pid, options: Options) -> Result<Self> {
         match waitpid(leader, Some(WaitPidFlag::WUNTRACED))? {
             WaitStatus::Stopped(..) => {}
             other => bail!("it did not stop to be traced: {other:?}"),
         }
-        let options = Options::PTRACE_O_TRACESYSGOOD
-            | Options::PTRACE_O_TRACEEXEC
-            | Options::PTRACE_O_TRACECLONE
-            | Options::PTRACE_O_EXITKILL;
+        let options = options | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL;
         ptrace::seize(leader, options).context("cannot trace")?;
         kill(leader, Signal::SIGCONT)?;
         loop {
@@ -133,6 +164,36 @@ impl Tracee {
         }
         // The stop at an exec is inside of it.
         Ok(Self { leader, inside: BTreeMap::from([(leader, true)]) })
+    }
+
+    /// To its end, with all that it starts; the programs that are executed.
+    fn follow(self) -> Result<(ExitStatus, Vec<PathBuf>)> {
+        let mut programs = Vec::new();
+        ptrace::cont(self.leader, None)?;
+        // Some start groups of their own. What this thread traces is the only thing it waits for.
+        let all = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+        loop {
+            let (thread, signal) = match waitpid(None, Some(all))? {
+                WaitStatus::Exited(pid, code) if pid == self.leader => {
+                    return Ok((ExitStatus::from_raw(code << 8), programs));
+                }
+                WaitStatus::Signaled(pid, signal, _) if pid == self.leader => {
+                    return Ok((ExitStatus::from_raw(signal as i32), programs));
+                }
+                WaitStatus::PtraceEvent(thread, _, event) => {
+                    if event == libc::PTRACE_EVENT_EXEC {
+                        programs.push(fs::read_link(format!("/proc/{thread}/exe"))?);
+                    }
+                    (thread, None)
+                }
+                WaitStatus::Stopped(thread, signal) => (thread, Some(signal)),
+                _ => continue,
+            };
+            match ptrace::cont(thread, signal) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(errno) => return Err(errno).context("cannot let a traced thread go on"),
+            }
+        }
     }
 
     /// To its end: by SIGKILL at a call, where nothing else is to happen at that.

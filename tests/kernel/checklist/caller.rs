@@ -1,13 +1,15 @@
 //! What the caller does, and that the plugin does not mind.
 
 use std::{
-    fs,
+    fs::{self, File, FileTimes},
     io::Write,
     path::Path,
     process::{Command, Stdio},
+    time::UNIX_EPOCH,
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use twill_tests::{programs, wait::wait_for};
 
@@ -102,29 +104,103 @@ pub(crate) fn g_08_a_gc_is_made_whatever_the_list_says() -> Result<()> {
     Ok(())
 }
 
-/// Where the plugin's part of the list comes from, is not to be seen in it.
-pub(crate) fn f_01_a_list_may_be_put_together_from_files() -> Result<()> {
+pub(crate) fn g_01_gc_needs_version_1_1() -> Result<()> {
     let site = Site::new()?;
-    for only in [json!(true), json!("false")] {
-        for verb in ["ADD", "DEL"] {
-            let answer = site.call(verb)?.config("/loadOnlyInlinedPlugins", only.clone()).run()?;
-            ensure!(answer.0.status.success(), "{answer:?}");
+    site.add()?;
+    let mut gc = site.call("GC")?;
+    gc.netconf["cni.dev/valid-attachments"] = json!([]);
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+        let answer = gc.clone().config("/cniVersion", json!(version)).run()?;
+        answer.refused(1, &["config version does not allow GC", version])?;
+        site.call("CHECK")?.run()?.silent().context("it freed a pod")?;
+    }
+    gc.run()?.silent()?;
+    site.as_new()
+}
+
+/// The keys of the list that say what its caller does, as flags and as the texts that libcni takes for
+/// them: should one come along, no verb minds.
+pub(crate) fn f_02_flags_of_the_list_may_be_texts() -> Result<()> {
+    let site = Site::new()?;
+    for flag in [json!(true), json!(false), json!("true"), json!("false"), json!("True")] {
+        let mut result = Value::Null;
+        for verb in ["ADD", "CHECK", "STATUS", "GC", "DEL"] {
+            let mut call = site
+                .call(verb)?
+                .config("/disableCheck", flag.clone())
+                .config("/disableGC", flag.clone())
+                .config("/loadOnlyInlinedPlugins", flag.clone())
+                .config("/prevResult", result.clone());
+            call.netconf["cni.dev/valid-attachments"] =
+                json!([{"containerID": "c1", "ifname": "eth0"}]);
+            let answer = call.run()?;
+            ensure!(answer.stderr().is_empty(), "{verb}: {answer:?}");
+            match verb {
+                "ADD" => result = answer.object()?,
+                _ => answer.silent().context(verb)?,
+            }
         }
+        site.untouched()?;
     }
     site.as_new()
 }
 
+/// A file's or directory's time of access, long ago.
+fn age(path: &Path) -> Result<()> {
+    Ok(File::open(path)?.set_times(FileTimes::new().set_accessed(UNIX_EPOCH))?)
+}
+
+/// Whether nothing has read it since.
+fn is_unread(path: &Path) -> Result<bool> {
+    Ok(fs::metadata(path)?.accessed()? == UNIX_EPOCH)
+}
+
+/// The cache tells another address, and is read by nobody: of a tmpfs like this one the kernel notes each
+/// access.
 pub(crate) fn f_03_the_cache_of_results_is_the_callers() -> Result<()> {
-    let names = || -> Vec<String> {
-        let entries = fs::read_dir(Path::new("/var/lib/cni/results")).into_iter().flatten();
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    // This test's alone: its mounts are. Not every machine has the directory.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_STRICTATIME;
+    mount(Some("tmpfs"), "/var/lib", Some("tmpfs"), flags, Some("mode=755"))?;
+    let cache = Path::new("/var/lib/cni/results");
+    fs::create_dir_all(cache)?;
+    let cached = cache.join("lab-c1-eth0");
+    let stale = json!({
+        "kind": "cniCacheV1",
+        "containerId": "c1",
+        "ifName": "eth0",
+        "networkName": "lab",
+        "result": {"cniVersion": "1.1.0", "ips": [{"address": "10.20.0.1/32"}]},
+    });
+    fs::write(&cached, stale.to_string())?;
+    let all = [&cached, cache, Path::new("/var/lib/cni")];
+    let fresh = || all.iter().try_for_each(|path| age(path));
+    let unread = || -> Result<bool> {
+        all.iter().try_fold(true, |unread, path| Ok(unread && is_unread(path)?))
     };
-    let before = names();
+    // Who reads it is seen.
+    fresh()?;
+    fs::read(&cached)?;
+    ensure!(!is_unread(&cached)?, "this file system notes no access");
+    fresh()?;
+    fs::read_dir(cache)?.count();
+    ensure!(!is_unread(cache)?, "this file system notes no access to directories");
+
+    fresh()?;
     let site = Site::new()?;
     let result = site.add()?;
-    // The cache is lost: the next ADD, by another run of the caller, gives the same answer.
+    ensure!(result["ips"][0]["address"] == "10.20.0.0/32", "{result}");
+    // The runtime's own part of it is lost: the next ADD gives the same answer.
     ensure!(site.call("ADD")?.run()?.object()? == result);
+    site.call("CHECK")?.config("/prevResult", Value::Null).run()?.refused(7, &["prevResult"])?;
+    site.call("CHECK")?.run()?.silent()?;
+    site.call("STATUS")?.run()?.silent()?;
+    let mut gc = site.call("GC")?;
+    gc.netconf["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "eth0"}]);
+    gc.run()?.silent()?;
     site.call("DEL")?.config("/prevResult", Value::Null).run()?.silent()?;
-    ensure!(names() == before, "{:?} was {before:?}", names());
+    ensure!(unread()?, "the cache was read");
+    ensure!(fs::read_to_string(&cached)? == stale.to_string(), "the cache was written to");
+    let names: Vec<_> = fs::read_dir(cache)?.collect::<Result<_, _>>()?;
+    ensure!(names.len() == 1, "{names:?}");
     site.as_new()
 }

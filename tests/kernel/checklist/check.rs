@@ -228,13 +228,40 @@ pub(crate) fn s_02_a_node_that_lost_its_pools_waits_for_a_daemon() -> Result<()>
     site.as_new()
 }
 
+/// By the very configuration with which STATUS is an error.
 pub(crate) fn s_05_verbs_work_whatever_status_said() -> Result<()> {
     let site = Site::new()?;
-    let daemon = json!({"type": "twill-ipam", "mode": "daemon"});
-    site.call("STATUS")?.config("/ipam", daemon).run()?.refused(50, &[])?;
-    site.add()?;
-    site.call("CHECK")?.run()?.silent()?;
-    site.call("DEL")?.run()?.silent()?;
+    let other = Namespace::create("second")?;
+    let call = |verb: &str, container: &str| -> Result<Call<'_>> {
+        let mut attachment = site.attachment(container);
+        if container != "c1" {
+            attachment.netns = other.path().display().to_string();
+        }
+        let mut call = site.call_for(verb, &attachment)?;
+        call.netconf["statusOnExhaustion"] = json!(true);
+        Ok(call)
+    };
+    let results = [call("ADD", "c1")?.run()?.object()?, call("ADD", "c2")?.run()?.object()?];
+    let full = || call("STATUS", "c1")?.run()?.refused(50, &["add a pool"]);
+    full()?;
+    ensure!(call("ADD", "c1")?.run()?.object()? == results[0], "another answer");
+    for (container, result) in ["c1", "c2"].into_iter().zip(&results) {
+        call("CHECK", container)?.config("/prevResult", result.clone()).run()?.silent()?;
+    }
+    let mut gc = call("GC", "c1")?;
+    gc.netconf["cni.dev/valid-attachments"] = json!([
+        {"containerID": "c1", "ifname": "eth0"},
+        {"containerID": "c2", "ifname": "eth0"},
+    ]);
+    gc.run()?.silent()?;
+    full()?;
+    call("DEL", "c2")?.run()?.silent()?;
+    // And an ADD needs no STATUS that has said so.
+    call("ADD", "c3")?.run()?.object()?;
+    full()?;
+    for container in ["c3", "c1"] {
+        call("DEL", container)?.run()?.silent()?;
+    }
     site.as_new()
 }
 

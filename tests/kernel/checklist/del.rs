@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 use twill_tests::{netns::Namespace, ping, programs, snapshot::Snapshot, wait::wait_for};
@@ -33,6 +33,30 @@ pub(crate) fn d_01_a_namespace_that_is_gone_is_success() -> Result<()> {
     let output =
         site.runtime.execute(&site.host, "twill", &call.environment, call.stdin().as_bytes())?;
     super::Answer(output).silent()?;
+    site.as_new()
+}
+
+/// containerd takes a failed DEL for a success if its text has words like "no such file or directory" or
+/// "not found". Whatever would make a plugin say that is a success here, to every runtime.
+pub(crate) fn o_07_no_error_of_a_del_is_left_to_be_forgiven() -> Result<()> {
+    let site = Site::new()?;
+    let file = site.run_dir.path().join("no-namespace");
+    fs::write(&file, "")?;
+    let below = file.join("below");
+    for gone in [Path::new("/run/netns/nobody"), Path::new("/proc/4194304/ns/net"), &file, &below] {
+        site.add()?;
+        let call = site.call("DEL")?.set("CNI_NETNS", &gone.display().to_string());
+        let call = call.set("CNI_PATH", "/nowhere");
+        for _ in 0..2 {
+            let answer = call.run()?;
+            answer.silent().with_context(|| gone.display().to_string())?;
+            ensure!(answer.stderr().is_empty(), "{answer:?}");
+        }
+        site.as_new()?;
+    }
+    // Nor is there a directory of a store, as of a node that has just been set up.
+    let call = site.call("DEL")?.config("/runDir", json!(site.run_dir.path().join("never")));
+    call.run()?.silent()?;
     site.as_new()
 }
 

@@ -12,9 +12,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use twill_tests::{ping, programs, wait::wait_for};
+use twill_tests::{ping, programs, ptrace, wait::wait_for};
 
-use super::{Call, Site};
+use super::{Answer, Call, Site};
 use crate::SECONDS;
 
 /// What the plugin does that notes its calls, and gives one address.
@@ -290,6 +290,36 @@ pub(crate) fn i_03_an_error_that_is_no_object_is_quoted() -> Result<()> {
     let directory = plugin(&site, "echo 'all is well'\n")?;
     call(&site, "ADD", &directory)?.run()?.refused(6, &["witness", "all is well"])?;
     site.untouched()
+}
+
+/// No verb executes any program for addresses of ours, whatever is in `CNI_PATH`.
+pub(crate) fn i_04_addresses_of_ours_need_no_second_process() -> Result<()> {
+    let site = Site::new()?;
+    let executed = |call: &Call<'_>| -> Result<(Answer, Vec<PathBuf>)> {
+        let environment: Vec<_> = call.environment.clone().into_iter().collect();
+        let (twill, stdin) = (programs::find("twill")?, call.netconf.to_string());
+        let (output, programs) =
+            ptrace::executed(&site.host, &twill, &environment, stdin.as_bytes())?;
+        Ok((Answer(output), programs))
+    };
+    for verb in ["ADD", "ADD", "CHECK", "STATUS", "GC", "DEL", "DEL"] {
+        let mut call = site.call(verb)?;
+        if verb == "CHECK" {
+            call.netconf["prevResult"] = site.add()?;
+        }
+        call.netconf["cni.dev/valid-attachments"] =
+            json!([{"containerID": "c1", "ifname": "eth0"}]);
+        let (answer, programs) = executed(&call)?;
+        ensure!(answer.0.status.success(), "{verb}: {answer:?}");
+        ensure!(programs.is_empty(), "{verb} executed {programs:?}");
+    }
+    // Where one is executed, it is seen.
+    let directory = plugin(&site, WITNESS)?;
+    let (answer, programs) = executed(&call(&site, "ADD", &directory)?)?;
+    answer.object()?;
+    ensure!(programs.len() == 1, "{programs:?}");
+    call(&site, "DEL", &directory)?.run()?.silent()?;
+    site.as_new()
 }
 
 /// A name that leads back here would be a chain of processes without an end.

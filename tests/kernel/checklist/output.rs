@@ -24,12 +24,21 @@ pub(crate) fn o_01_add_prints_one_object_and_logs_elsewhere() -> Result<()> {
 pub(crate) fn o_02_the_other_verbs_print_nothing() -> Result<()> {
     let site = Site::new()?;
     site.add()?;
-    for verb in ["CHECK", "STATUS", "DEL"] {
-        let answer = site.call(verb)?.run()?;
+    for verb in ["CHECK", "STATUS", "GC", "DEL"] {
+        let mut call = site.call(verb)?;
+        if verb == "GC" {
+            // With a pod to be removed.
+            call.netconf["cni.dev/valid-attachments"] = json!([]);
+        }
+        let answer = call.run()?;
         answer.silent().with_context(|| verb.to_owned())?;
         ensure!(answer.stderr().is_empty(), "{answer:?}");
+        if verb == "GC" {
+            site.untouched()?;
+            site.add()?;
+        }
     }
-    Ok(())
+    site.as_new()
 }
 
 pub(crate) fn o_03_any_failure_is_one_error_object() -> Result<()> {

@@ -76,6 +76,96 @@ pub(crate) fn gc_and_status_come_by_the_other_name() -> Result<()> {
     Ok(())
 }
 
+/// Fields that only 1.1.0 has, and only a route of ours.
+const NEWER: [&str; 3] = ["mtu", "advmss", "priority"];
+
+/// A result of `twill-ipam` as a version has it: two addresses with their gateways, and the configuration's
+/// route of each family; no interface anywhere.
+fn is_of_version(result: &Value, version: &str) -> Result<()> {
+    ensure!(result["cniVersion"] == version, "{result}");
+    let object = result.as_object().context("no object")?;
+    ensure!(!object.contains_key("interfaces"), "{result}");
+    let families = [
+        ("ip4", "4", "10.20.0.5/31", "10.20.0.4", "0.0.0.0/0"),
+        ("ip6", "6", "fd00:20::5/127", "fd00:20::4", "::/0"),
+    ];
+    let is_old = version < "0.3.0";
+    ensure!(object.contains_key("ip4") == is_old, "{result}");
+    ensure!(object.contains_key("ips") != is_old, "{result}");
+    ensure!(object.contains_key("routes") != is_old, "{result}");
+    for (index, (key, family, address, gateway, to)) in families.into_iter().enumerate() {
+        let (ip, routes) = if is_old {
+            (&result[key], &result[key]["routes"])
+        } else {
+            (&result["ips"][index], &result["routes"])
+        };
+        ensure!(ip[if is_old { "ip" } else { "address" }] == address, "{result}");
+        ensure!(ip["gateway"] == gateway, "{result}");
+        ensure!(ip.get("interface").is_none(), "{result}");
+        let told = ("0.3.0".."1.0.0").contains(&version).then(|| json!(family));
+        ensure!(ip.get("version") == told.as_ref(), "{result}");
+        let routes = routes.as_array().with_context(|| format!("no routes: {result}"))?;
+        ensure!(routes.len() == if is_old { 1 } else { 2 }, "{result}");
+        let route = routes.iter().find(|route| route["dst"] == to);
+        let route = route.with_context(|| format!("no route to {to}: {result}"))?;
+        for newer in NEWER {
+            ensure!(route.get(newer).is_some() == (version == "1.1.0"), "{newer}: {result}");
+        }
+    }
+    Ok(())
+}
+
+/// Under main plugins of every age: `bridge` and `ptp` hand on what comes in the version of their own configuration.
+pub(crate) fn i_02_a_result_has_the_version_of_its_caller_and_no_interfaces() -> Result<()> {
+    let host = lone_node()?;
+    let run_dir = tempfile::tempdir_in("/run")?;
+    let pod = Namespace::create("pod")?;
+    let route = |to: &str| json!({"dst": to, "mtu": 1400, "advmss": 1360, "priority": 10});
+    let netconf = json!({"name": "lan", "type": "bridge", "ipam": {
+        "type": "twill-ipam",
+        "mode": "standalone",
+        "runDir": run_dir.path(),
+        "assignIPv6": true,
+        // One address of each family beside the gateway's.
+        "pools": [{"cidr": "10.20.0.4/31", "blockSize": 31}, {"cidr": "fd00:20::4/127", "blockSize": 127}],
+        "routes": [route("0.0.0.0/0"), route("::/0")],
+    }});
+    let runtime = Runtime::new(json!({}), vec![programs::directory()?]);
+    let attachment = Attachment::pod("prod", "web", "c1", &pod.path().display().to_string());
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let call = |verb: &str, previous: Option<&Value>| -> Result<Value> {
+            let mut netconf = netconf.clone();
+            netconf["cniVersion"] = json!(version);
+            if let Some(previous) = previous {
+                netconf["prevResult"] = previous.clone();
+            }
+            let environment = attachment.environment(verb, &[]);
+            let stdin = netconf.to_string();
+            let output = runtime.execute(&host, "twill-ipam", &environment, stdin.as_bytes())?;
+            cni::parse(verb, "twill-ipam", &output)
+        };
+        let result = call("ADD", None)?;
+        is_of_version(&result, version)?;
+        ensure!(call("ADD", None)? == result, "another answer in {version}");
+        // What the main plugin makes of it.
+        let mut whole = result;
+        whole["interfaces"] = json!([{"name": "eth0", "sandbox": attachment.netns}]);
+        for ip in whole["ips"].as_array_mut().into_iter().flatten() {
+            ip["interface"] = json!(0);
+        }
+        if version >= "0.4.0" {
+            call("CHECK", Some(&whole))?;
+        }
+        call("DEL", Some(&whole))?;
+        if version >= "0.4.0" {
+            let error = refusal(call("CHECK", Some(&whole)))?;
+            ensure!(error.code == 102, "{error}");
+        }
+        call("DEL", None)?;
+    }
+    Ok(())
+}
+
 /// The main plugin has its addresses and is at work with them: nothing here shows whether it goes on.
 pub(crate) fn g_09_a_gc_amid_an_add_of_another_plugin_takes_no_address() -> Result<()> {
     let mut lab = one_node()?;
