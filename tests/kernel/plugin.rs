@@ -102,8 +102,16 @@ pub(crate) fn a_pod_gets_the_mtu_of_the_uplink() -> Result<()> {
     // Not what a link has by itself.
     lab.node("node1")?.namespace().ip("link set eth0 mtu 9000")?;
     lab.node_mut("node1")?.start()?;
-    let pod = lab.add_pod("node1", "plain")?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["cniVersion"] = json!("1.1.0");
+    runtime.set_conflist(conflist);
+    let mut pod = lab.bare_pod("node1", "plain")?;
+    let result = lab.attach(&mut pod)?;
     ensure!(pod.namespace().ip("link show eth0")?.contains("mtu 9000"));
+    for end in [0, 1] {
+        ensure!(result["interfaces"][end]["mtu"] == 9000, "{result}");
+    }
     let runtime = lab.node_mut("node1")?.runtime_mut();
     let mut conflist = runtime.conflist().clone();
     conflist["plugins"][0]["mtu"] = json!(1400);

@@ -250,7 +250,7 @@ pub(crate) fn a_restart_between_two_looks_forgets_nobody() -> Result<()> {
 /// rest with them.
 pub(crate) fn what_a_killed_add_leaves_is_removed() -> Result<()> {
     const STEP: usize = 4;
-    let mut lab = running(SETTINGS)?;
+    let mut lab = running(&format!("{SETTINGS}metrics: {{listen: \"127.0.0.1:9190\"}}\n"))?;
     let first = lab.add_pod("node1", "first")?;
     lab.detach(&first)?;
     in_use(&lab, 0)?;
@@ -292,7 +292,25 @@ pub(crate) fn what_a_killed_add_leaves_is_removed() -> Result<()> {
         Ok(())
     })?;
     ensure!(!named.is_empty(), "no ADD got so far as to name its link; {random}");
-    ensure!(node.log().contains("removed a link that an ADD left"), "nothing is in the log");
+    // Each is told by a line and counted by the metric.
+    wait_for("what was removed to be told", LONG, || {
+        let log = node.log();
+        let told: Vec<_> =
+            log.lines().filter(|line| line.contains("removed a link that an ADD left")).collect();
+        let mut counted = 0;
+        for reason in ["unnamed", "superseded", "unrecorded"] {
+            let lines = told.iter().filter(|line| line.contains(&format!("why=\"{reason}\"")));
+            let lines = u32::try_from(lines.count())?;
+            counted += lines;
+            if lines > 0 || reason == "unnamed" {
+                let name = format!("twill_links_reclaimed_total{{reason=\"{reason}\"}}");
+                let value = metric(&lab, &name)?;
+                ensure!((value - f64::from(lines)).abs() < f64::EPSILON, "{value} of {told:#?}");
+            }
+        }
+        ensure!(counted > 0 && counted as usize == told.len(), "{counted} of {told:#?}");
+        Ok(())
+    })?;
     drop(pods);
     in_use(&lab, 0)?;
     wait_for("the node to be as before", LONG, || {

@@ -316,6 +316,43 @@ pub(crate) fn a_12_a_failed_add_gives_its_address_back() -> Result<()> {
     site.as_new()
 }
 
+/// The same where the daemon gives addresses, which are its own to take back.
+pub(crate) fn a_12_a_daemon_gets_the_address_of_a_failed_add_back() -> Result<()> {
+    let mut lab = one_node()?;
+    let living = lab.add_pod("node1", "living")?;
+    let mut pod = lab.bare_pod("node1", "web")?;
+    pod.namespace().ip_batch("link add eth0 up type veth peer name foreign\n")?;
+    let foreign = pod.namespace().ip("link show dev eth0")?;
+    let node = lab.node("node1")?;
+    let before = Snapshot::namespace(node.namespace())?;
+    for _ in 0..3 {
+        let error = refusal(node.runtime().add(node.namespace(), pod.attachment()))?;
+        ensure!(error.code == 103 && error.message.contains("eth0"), "{error}");
+        ensure!(node.addresses_in_use()? == 1, "{} addresses are in use", node.addresses_in_use()?);
+    }
+    // Answers to what was never given: A-13.
+    for _ in 0..2 {
+        node.runtime().del(node.namespace(), pod.attachment())?;
+    }
+    ensure!(node.addresses_in_use()? == 1, "{} addresses are in use", node.addresses_in_use()?);
+    ensure!(
+        pod.namespace().ip("link show dev eth0")? == foreign,
+        "somebody else's eth0 was changed"
+    );
+    wait_for("the node to be as before", SECONDS, || {
+        let left = before.differences(&Snapshot::namespace(node.namespace())?);
+        ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    })?;
+    pod.namespace().ip_batch("link del eth0\n")?;
+    lab.attach(&mut pod)?;
+    ping::reaches(living.namespace(), pod.address()?)?;
+    lab.delete_pod(pod)?;
+    let used = lab.node("node1")?.addresses_in_use()?;
+    ensure!(used == 1, "{used} addresses are in use");
+    Ok(())
+}
+
 pub(crate) fn a_13_del_follows_a_failed_add() -> Result<()> {
     let site = Site::new()?;
     let broken = |verb: &str| -> Result<_> { Ok(site.call(verb)?.config("/mtu", json!("big"))) };

@@ -2,9 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use twill_tests::{cni, ping};
+use twill_tests::{cni, ping, programs};
 
-use super::Site;
+use super::{
+    Call, Site,
+    delegate::{WITNESS, plugin},
+};
 
 /// The fields of a result, as far as they are lists.
 fn list<'a>(result: &'a Value, key: &str) -> Result<&'a Vec<Value>> {
@@ -131,6 +134,55 @@ pub(crate) fn a_14_the_result_is_what_the_kernel_has() -> Result<()> {
         site.call("DEL")?.run()?.silent()?;
     }
     Ok(())
+}
+
+/// Without `mtu` it is the uplink's, whoever gives the address; with it, the uplink's does not matter.
+pub(crate) fn a_14_the_mtu_is_the_uplinks_in_every_mode() -> Result<()> {
+    let site = Site::new()?;
+    // The uplink of a node without a daemon is where it sends what is for the world.
+    site.host.ip("route add default via 192.168.2.1 dev uplink")?;
+    let witness = plugin(&site, WITNESS)?.display().to_string();
+    let host_local = json!({"type": "host-local", "dataDir": site.run_dir.path().join("theirs"),
+        "subnet": "10.77.0.0/24"});
+    // Debian's knows no 1.1.0, and a result of 1.0.0 has no place for an MTU.
+    let modes = [
+        ("1.1.0", Value::Null, ""),
+        ("1.1.0", json!({"type": "witness"}), witness.as_str()),
+        ("1.0.0", host_local, programs::REFERENCE_PLUGINS),
+    ];
+    for uplink in [9000, 1400] {
+        site.host.ip(&format!("link set uplink mtu {uplink}"))?;
+        for (version, ipam, path) in &modes {
+            for (asked, given) in [(Value::Null, uplink), (json!(0), uplink), (json!(1300), 1300)] {
+                let call = |verb: &str| -> Result<Call<'_>> {
+                    let call = site.call(verb)?.config("/cniVersion", json!(version));
+                    let call = call.config("/mtu", asked.clone()).set("CNI_PATH", path);
+                    Ok(if ipam.is_null() { call } else { call.config("/ipam", ipam.clone()) })
+                };
+                let result = call("ADD")?.run()?.object()?;
+                let mtus = if *version == "1.1.0" {
+                    says_what_is(&site, &result)?
+                } else {
+                    mtus_of_links(&site, &result)?
+                };
+                ensure!(mtus == [given; 2], "{ipam} and mtu {asked}: {mtus:?}");
+                call("DEL")?.run()?.silent()?;
+            }
+        }
+    }
+    site.host.ip("link set uplink mtu 1500")?;
+    site.host.ip("route del default")?;
+    site.as_new()
+}
+
+/// The MTU of a pod's link at both ends, the node's first.
+fn mtus_of_links(site: &Site, result: &Value) -> Result<[u64; 2]> {
+    let name = result["interfaces"][0]["name"].as_str().context("no name")?;
+    let mtu = |links: Vec<Value>| links[0]["mtu"].as_u64().context("no mtu");
+    Ok([
+        mtu(site.host.ip_json(&format!("link show dev {name}"))?)?,
+        mtu(site.pod.ip_json("link show dev eth0")?)?,
+    ])
 }
 
 /// The configuration, the uplink, or a later plugin: what has changed since the first ADD is not made again.

@@ -18,14 +18,14 @@ use super::{Answer, Call, Site};
 use crate::SECONDS;
 
 /// What the plugin does that notes its calls, and gives one address.
-const WITNESS: &str = "echo $CNI_COMMAND >>calls
+pub(super) const WITNESS: &str = "echo $CNI_COMMAND >>calls
 [ $CNI_COMMAND = ADD ] && echo '{\"ips\": [{\"address\": \"10.79.0.5/24\"}]}'
 exit 0
 ";
 
 /// Writes an IPAM plugin `witness`, which does `script` in a directory of its own; the directory is
 /// given back, for `CNI_PATH`.
-fn plugin(site: &Site, script: &str) -> Result<PathBuf> {
+pub(super) fn plugin(site: &Site, script: &str) -> Result<PathBuf> {
     let directory = site.run_dir.path().join("plugins");
     fs::create_dir_all(&directory)?;
     let program = directory.join("witness");
