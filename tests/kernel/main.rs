@@ -34,6 +34,7 @@ mod repair;
 mod restart;
 mod routing;
 mod sessions;
+mod sources;
 mod status;
 mod storm;
 mod wishes;
@@ -238,6 +239,7 @@ fn main() -> ExitCode {
         ipam_check::a_living_pod_keeps_its_address_whatever_is_mended_meanwhile,
         host::the_documented_changes_are_the_real_ones,
         host::the_documented_commands_remove_all_routes,
+        sources::a_pod_sends_from_its_own_address_alone,
         repair::what_others_take_from_pods_comes_back,
         node_check::what_stops_pods_is_found_with_a_remedy,
         node_check::forwarding_that_cannot_be_set_is_told,
