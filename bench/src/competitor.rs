@@ -129,7 +129,7 @@ impl Competitor {
         fs::create_dir_all(FILES)?;
         let file = Path::new(FILES).join(format!("{label}.json"));
         fs::write(&file, netconf.to_string())?;
-        let pods = (0..pods).map(|n| Namespace::create(format!("{label}-{n}")));
+        let pods = (0..pods).map(|n| Namespace::untouched(format!("{label}-{n}")));
         let directory = program.parent().context("a program has no directory")?;
         Ok(Self {
             name: name.to_owned(),

@@ -10,7 +10,7 @@ use twill_rpc::{
     ClientError,
     message::{
         AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, PodAnnotationsRequest,
-        PodRef, Release, ReleaseRequest, RpcError,
+        PodRef, Release, ReleaseRequest, Request, RpcError,
     },
 };
 use twill_types::{AttachmentId, Family, error_chain};
@@ -106,6 +106,11 @@ impl<'a> Authority<'a> {
             let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
             client.assign(AssignRequest { timeout_ms, ..request.clone() })
         })?)
+    }
+
+    /// Tells the daemon of the link while its pod's side is made; `endpoint_up` hears the answer.
+    pub(crate) fn endpoint_up_ahead(&mut self, endpoint: &EndpointUp) {
+        self.daemon.ask_ahead(Request::EndpointUp(endpoint.clone()));
     }
 
     /// The link exists, with addresses of these families; traffic may flow when this returns. Addresses

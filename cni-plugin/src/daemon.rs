@@ -8,7 +8,7 @@ use std::{
 
 use twill_rpc::{
     Client, ClientError,
-    message::{ErrorKind, RpcError},
+    message::{ErrorKind, Request, RpcError},
 };
 
 use crate::deadline::Deadline;
@@ -54,6 +54,15 @@ impl Daemon {
             self.client = Some(client);
         }
         answer
+    }
+
+    /// Asks on the connection that is there, and does not wait: a later question for the same finds the
+    /// answer, or asks again where something is amiss.
+    pub(crate) fn ask_ahead(&mut self, request: Request) {
+        self.client = self.client.take().and_then(|mut client| {
+            let asked = client.ask_ahead(request);
+            asked.is_ok().then_some(client)
+        });
     }
 
     /// Asks until there is an answer or the deadline has come: a runtime does not repeat a call by

@@ -2,16 +2,14 @@
 
 use std::fmt::Display;
 
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkFlags, LinkMessage, Prop},
-};
+use netlink_packet_core::{NetlinkBuffer, NlaBuffer, NlasIterator};
 use nix::errno::Errno;
 use twill_types::{AttachmentId, DELETE_GROUP, LinkAlias};
 
 use crate::{
-    Error, message,
-    netlink::{Reply, Socket},
+    Error,
+    message::{self, Ipv4Conf},
+    netlink::{Reply, Socket, link_attributes, number},
 };
 
 /// The group into which links are put directly before the group is deleted.
@@ -41,44 +39,71 @@ pub struct Link {
     /// Its hardware address.
     pub mac: Vec<u8>,
     /// Its IPv4 settings.
-    pub(crate) ipv4: Option<InetDevConf>,
+    pub(crate) ipv4: Option<Ipv4Settings>,
+}
+
+/// Settings of `net/ipv4/conf/<link>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ipv4Settings {
+    pub(crate) forwarding: u32,
+    pub(crate) proxy_arp: u32,
+    pub(crate) rp_filter: u32,
+}
+
+/// `IFLA_*` of `linux/if_link.h`.
+pub(crate) mod ifla {
+    pub(crate) const ADDRESS: u16 = 1;
+    pub(crate) const IFNAME: u16 = 3;
+    pub(crate) const MTU: u16 = 4;
+    pub(crate) const LINK: u16 = 5;
+    pub(crate) const IFALIAS: u16 = 20;
+    pub(crate) const AF_SPEC: u16 = 26;
+    pub(crate) const GROUP: u16 = 27;
+    pub(crate) const PROP_LIST: u16 = 52;
+    pub(crate) const ALT_IFNAME: u16 = 53;
 }
 
 impl Link {
-    pub(crate) fn from_message(message: &LinkMessage) -> Self {
-        let flags = message.header.flags;
+    /// Reads a message about a link. There are some forty attributes, and to decode all of them into their types
+    /// costs more than anything else that is done with a link; a node has thousands.
+    pub(crate) fn read(message: &NetlinkBuffer<&[u8]>) -> Option<Self> {
+        const IFF_UP: u32 = 1;
+        const IFF_LOWER_UP: u32 = 1 << 16;
+        // `struct ifinfomsg` of `linux/rtnetlink.h`: the index, and the flags.
+        let field = |offset: usize| message.payload().get(offset..).and_then(number);
+        let (index, flags) = (field(4)?, field(8)?);
         let mut link = Self {
-            index: message.header.index,
+            index,
             name: String::new(),
             alias: None,
             altnames: Vec::new(),
             mtu: 0,
             group: 0,
-            up: flags.contains(LinkFlags::Up),
-            carrier: flags.contains(LinkFlags::LowerUp),
+            up: flags & IFF_UP != 0,
+            carrier: flags & IFF_LOWER_UP != 0,
             peer: None,
             mac: Vec::new(),
             ipv4: None,
         };
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
-                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-                LinkAttribute::Group(group) => link.group = *group,
-                LinkAttribute::Link(peer) => link.peer = Some(*peer),
-                LinkAttribute::Address(mac) => link.mac.clone_from(mac),
-                LinkAttribute::PropList(props) => {
-                    link.altnames.extend(props.iter().filter_map(|prop| match prop {
-                        Prop::AltIfName(name) => Some(name.clone()),
-                        _ => None,
-                    }));
-                }
-                LinkAttribute::AfSpecUnspec(families) => link.ipv4 = ipv4_settings(families),
+        for attribute in link_attributes(message) {
+            let value = attribute.value();
+            match attribute.kind() {
+                ifla::ADDRESS => link.mac = value.to_vec(),
+                ifla::IFNAME => link.name = text(value),
+                ifla::MTU => link.mtu = number(value).unwrap_or_default(),
+                ifla::LINK => link.peer = number(value),
+                ifla::IFALIAS => link.alias = Some(text(value)),
+                ifla::GROUP => link.group = number(value).unwrap_or_default(),
+                ifla::AF_SPEC => link.ipv4 = Ipv4Settings::read(value),
+                ifla::PROP_LIST => link.altnames.extend(
+                    nested(value)
+                        .filter(|name| name.kind() == ifla::ALT_IFNAME)
+                        .map(|n| text(n.value())),
+                ),
                 _ => {}
             }
         }
-        link
+        Some(link)
     }
 
     /// Whether it only waits to be deleted. Such a link does not count as existing.
@@ -127,23 +152,38 @@ pub(crate) enum Owner {
     Other(String),
 }
 
-fn ipv4_settings(families: &[AfSpecUnspec]) -> Option<InetDevConf> {
-    families.iter().find_map(|family| match family {
-        AfSpecUnspec::Inet(settings) => settings.iter().find_map(|setting| match setting {
-            AfSpecInet::DevConf(conf) => Some(*conf),
-            _ => None,
-        }),
-        _ => None,
-    })
+impl Ipv4Settings {
+    /// `IFLA_AF_SPEC`, in it `AF_INET`, in it `IFLA_INET_CONF`: one number for each `IPV4_DEVCONF_*`, which count
+    /// from 1.
+    fn read(families: &[u8]) -> Option<Self> {
+        const AF_INET: u16 = 2;
+        const IFLA_INET_CONF: u16 = 1;
+        let family = nested(families).find(|family| family.kind() == AF_INET)?;
+        let settings = nested(family.value()).find(|conf| conf.kind() == IFLA_INET_CONF)?;
+        let setting =
+            |which: Ipv4Conf| settings.value().get((which as usize - 1) * 4..).and_then(number);
+        Some(Self {
+            forwarding: setting(Ipv4Conf::Forwarding)?,
+            proxy_arp: setting(Ipv4Conf::ProxyArp)?,
+            rp_filter: setting(Ipv4Conf::RpFilter)?,
+        })
+    }
+}
+
+fn nested(attributes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    NlasIterator::new(attributes).map_while(Result::ok)
+}
+
+/// A text, which ends with a zero.
+fn text(value: &[u8]) -> String {
+    let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
 }
 
 impl Reply {
     /// The link in the answer to a question for the link `which`; `None` if there is none.
     pub(crate) fn link(self, which: impl Display) -> Result<Option<Link>, Error> {
-        match self.answer(&[Errno::ENODEV], format_args!("link show {which}"))? {
-            Some(RouteNetlinkMessage::NewLink(message)) => Ok(Some(Link::from_message(&message))),
-            _ => Ok(None),
-        }
+        self.read(&[Errno::ENODEV], format_args!("link show {which}"), Link::read)
     }
 }
 
@@ -163,19 +203,13 @@ impl Socket {
 
     /// All links.
     pub(crate) fn all_links(&mut self) -> Result<Vec<Link>, Error> {
-        self.dump(&message::list_links(), "links", |message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(&message)),
-            _ => None,
-        })
+        self.dump_read(&message::list_links(), "links", Link::read)
     }
 
     /// The veth links that fulfil a condition.
     pub(crate) fn links(&mut self, is_wanted: impl Fn(&Link) -> bool) -> Result<Vec<Link>, Error> {
-        self.dump(&message::list_veths(), "links", |message| match message {
-            RouteNetlinkMessage::NewLink(message) => {
-                Some(Link::from_message(&message)).filter(&is_wanted)
-            }
-            _ => None,
+        self.dump_read(&message::list_veths(), "links", |message| {
+            Link::read(message).filter(&is_wanted)
         })
     }
 }

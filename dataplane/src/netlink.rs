@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use twill_types::Family;
 
-use crate::{Error, KernelError, message::address_family};
+use crate::{Error, KernelError, link::ifla, message::address_family};
 
 /// The most requests in one send: each error answer waits in the socket's receive buffer, which
 /// overflows at about 300.
@@ -74,14 +74,30 @@ impl Reply {
     /// has some forty attributes, and every ADD would decode all of them for this one.
     pub(crate) fn link_and_peer(&self) -> Result<Option<(u32, Option<u32>)>, Error> {
         const INDEX: std::ops::Range<usize> = 4..8;
-        const IFLA_LINK: u16 = 5;
         let mut found = None;
         for_each_raw(self.answer.as_deref().unwrap_or_default(), &mut |message| {
             let index = message.payload().get(INDEX).and_then(number);
             let peer = link_attributes(&message)
-                .find(|attribute| attribute.kind() == IFLA_LINK)
+                .find(|attribute| attribute.kind() == ifla::LINK)
                 .and_then(|attribute| number(attribute.value()));
             found = index.map(|index| (index, peer));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// What `read` makes of the answer to a question; none if there was none, or an error of `accepted`.
+    pub(crate) fn read<T>(
+        mut self,
+        accepted: &[Errno],
+        step: impl ToString,
+        read: impl Fn(&NetlinkBuffer<&[u8]>) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let answer = self.answer.take();
+        self.check_except(accepted, step)?;
+        let mut found = None;
+        for_each_raw(&answer.unwrap_or_default(), &mut |message| {
+            found = read(&message);
             Ok(())
         })?;
         Ok(found)
@@ -295,31 +311,41 @@ impl Socket {
         what: &'static str,
         pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
+        self.dump_with(message, what, |message| match decode(message)? {
+            (_, NetlinkPayload::InnerMessage(message)) => Ok(pick(message)),
+            _ => Ok(None),
+        })
+    }
+
+    /// Like [`Socket::dump`]; the messages are not decoded.
+    pub(crate) fn dump_read<T>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        what: &'static str,
+        read: impl Fn(&NetlinkBuffer<&[u8]>) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        self.dump_with(message, what, |message| Ok(read(&message)))
+    }
+
+    fn dump_with<T>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        what: &'static str,
+        pick: impl Fn(NetlinkBuffer<&[u8]>) -> Result<Option<T>, Error>,
+    ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            let (found, consistent) = self.dump_once(message, what, &pick)?;
+            let mut bytes = Vec::with_capacity(128);
+            self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+            let mut found = Vec::new();
+            let consistent = self.read_dump(&bytes, what, |message| {
+                found.extend(pick(message)?);
+                Ok(())
+            })?;
             if consistent {
                 return Ok(found);
             }
         }
         Err(Error::Interrupted(what))
-    }
-
-    fn dump_once<T>(
-        &mut self,
-        message: &RouteNetlinkMessage,
-        what: &'static str,
-        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
-    ) -> Result<(Vec<T>, bool), Error> {
-        let mut bytes = Vec::with_capacity(128);
-        self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
-        let mut found = Vec::new();
-        let consistent = self.read_dump(&bytes, what, |message| {
-            if let (_, NetlinkPayload::InnerMessage(message)) = decode(message)? {
-                found.extend(pick(message));
-            }
-            Ok(())
-        })?;
-        Ok((found, consistent))
     }
 
     /// Like [`Socket::dump`].

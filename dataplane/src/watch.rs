@@ -26,7 +26,7 @@ use twill_types::{Prefix, is_host_link_name};
 use crate::{
     Error, Link,
     address::Address,
-    link::is_doomed_group,
+    link::{ifla, is_doomed_group},
     netlink::{decode, for_each_raw, link_attributes, number},
     nexthop::{self, RTM_DELNEXTHOP, RTM_NEWNEXTHOP, RTM_NEWNEXTHOPBUCKET},
     route::Route,
@@ -39,7 +39,10 @@ const GROUPS: [u32; 8] = [1, 5, 7, 9, 11, 24, 25, 32];
 /// What no reader needs: a resilient group tells of each of its buckets.
 const IGNORED: [u16; 1] = [RTM_NEWNEXTHOPBUCKET];
 
-/// Of `linux/rtnetlink.h`: a link has another setting.
+// Of `linux/rtnetlink.h`.
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+/// A link has another setting.
 const RTM_NEWNETCONF: u16 = 80;
 
 /// Room for a burst of events (a table of 10,000 routes that goes at once), in bytes.
@@ -248,6 +251,15 @@ fn read_events(datagram: &[u8], events: &mut VecDeque<Event>) -> Many {
             many.objects |= nexthop::is_ours(raw.payload());
             return Ok(());
         }
+        if matches!(raw.message_type(), RTM_NEWLINK | RTM_DELLINK) {
+            let event = if raw.message_type() == RTM_NEWLINK {
+                Event::LinkChanged
+            } else {
+                Event::LinkDeleted
+            };
+            events.extend(Link::read(&raw).map(event));
+            return Ok(());
+        }
         let (header, payload) = decode(raw)?;
         let NetlinkPayload::InnerMessage(message) = payload else {
             return Ok(());
@@ -280,14 +292,11 @@ fn read_events(datagram: &[u8], events: &mut VecDeque<Event>) -> Many {
 
 /// Whether it tells of a link of a pod, or of one that waits to be deleted. Seen without decoding it.
 fn is_change_of_a_pods_link(message: &NetlinkBuffer<&[u8]>) -> bool {
-    const RTM_NEWLINK: u16 = 16;
-    const IFLA_IFNAME: u16 = 3;
-    const IFLA_GROUP: u16 = 27;
     message.message_type() == RTM_NEWLINK
         && link_attributes(message).any(|attribute| match attribute.kind() {
-            IFLA_IFNAME => std::str::from_utf8(attribute.value())
+            ifla::IFNAME => std::str::from_utf8(attribute.value())
                 .is_ok_and(|name| is_host_link_name(name.trim_end_matches('\0'))),
-            IFLA_GROUP => number(attribute.value()).is_some_and(is_doomed_group),
+            ifla::GROUP => number(attribute.value()).is_some_and(is_doomed_group),
             _ => false,
         })
 }
@@ -345,8 +354,6 @@ fn is_foreign(route: &Route) -> bool {
 
 fn event(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
-        RouteNetlinkMessage::NewLink(link) => Some(Event::LinkChanged(Link::from_message(link))),
-        RouteNetlinkMessage::DelLink(link) => Some(Event::LinkDeleted(Link::from_message(link))),
         RouteNetlinkMessage::NewAddress(message) => {
             let Address { ifindex, ip: address, .. } = Address::from_message(message)?;
             Some(Event::AddressAdded { ifindex, address })

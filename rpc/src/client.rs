@@ -107,6 +107,8 @@ pub struct Client {
     stream: BufReader<Timed>,
     /// What goes out together with the next request.
     unsent: Vec<u8>,
+    /// What was sent, and nobody has waited for the answer yet.
+    ahead: Option<Request>,
     welcome: Option<Welcome>,
 }
 
@@ -129,6 +131,7 @@ impl Client {
             path: path.to_owned(),
             stream: BufReader::new(timed),
             unsent: Vec::new(),
+            ahead: None,
             welcome: None,
         };
         let hello = Hello { protocol: PROTOCOL_VERSION, client: name.to_owned() };
@@ -161,9 +164,30 @@ impl Client {
         Ok(self.welcome.insert(welcome))
     }
 
+    /// Asks, and does not wait: the daemon works while the caller does something else. The answer is
+    /// that of the next call, if that asks the same.
+    pub fn ask_ahead(&mut self, request: Request) -> Result<(), ClientError> {
+        self.settle_ahead()?;
+        self.send(&request)?;
+        self.ahead = Some(request);
+        Ok(())
+    }
+
+    /// Reads the answer that nobody has waited for.
+    fn settle_ahead(&mut self) -> Result<(), ClientError> {
+        if self.ahead.take().is_some() {
+            self.welcome()?;
+            self.receive::<Response>()?;
+        }
+        Ok(())
+    }
+
     /// Asks, and waits for the answer. [`Response::Error`] becomes [`ClientError::Remote`].
     pub fn call(&mut self, request: &Request) -> Result<Response, ClientError> {
-        let sent = self.send(request);
+        let sent = match self.ahead.take_if(|ahead| ahead == request) {
+            Some(_) => Ok(()),
+            None => self.settle_ahead().and_then(|()| self.send(request)),
+        };
         if let Ok(()) | Err(ClientError::Lost { .. }) = &sent {
             self.welcome()?;
         }

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io, mem,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd},
         unix::fs::OpenOptionsExt,
     },
     path::{Path, PathBuf},
@@ -20,6 +20,9 @@ use nix::{
 /// `NS_GET_ID` of `linux/nsfs.h`: the namespace's 64-bit identity, for a network namespace the same
 /// number as `SO_NETNS_COOKIE`. Kernels before 6.18 answer `ENOTTY`.
 const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
+
+/// `SIOCGSKNS` of `linux/sockios.h`: a file of the namespace that a socket is of.
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 
 /// What can go wrong with a network namespace.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +83,12 @@ impl Netns {
 
     /// The namespace that the calling thread is in.
     pub fn current() -> Result<Self, NetnsError> {
-        Self::open("/proc/thread-self/ns/net")
+        let path = PathBuf::from("/proc/thread-self/ns/net");
+        // To open the path costs ten times as much: a new process has no entries in /proc yet.
+        match of_new_socket() {
+            Ok(file) => Ok(Self { file, path }),
+            Err(_) => Self::open(path),
+        }
     }
 
     /// The path by which it was opened.
@@ -121,6 +129,16 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// The calling thread's namespace, by a socket that is made in it. Needs `CAP_NET_ADMIN`.
+fn of_new_socket() -> nix::Result<File> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: the descriptor is open while it is borrowed, and SIOCGSKNS has no argument.
+    let file = Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) })?;
+    // SAFETY: the kernel has made this descriptor for us, and nobody else knows of it.
+    Ok(unsafe { File::from_raw_fd(file) })
 }
 
 /// Runs `f` on a thread of its own inside the namespace, and waits for it.
@@ -281,6 +299,15 @@ mod tests {
         let error = powerless(|| cookie_from_within(a.as_fd())).unwrap_err();
         assert!(matches!(error, NetnsError::Enter(_)), "{error:?}");
         assert!(error.to_string().contains("CAP_SYS_ADMIN"), "{error}");
+    }
+
+    #[test]
+    fn the_own_namespace_is_the_same_by_either_way() {
+        let by_path = Netns::open("/proc/thread-self/ns/net").unwrap().cookie().unwrap();
+        let by_socket = netns_cookie(of_new_socket().unwrap()).unwrap();
+        assert_eq!(by_socket, by_path);
+        assert_eq!(powerless(|| Netns::current().unwrap().cookie().unwrap()), by_path);
+        assert_eq!(powerless(|| of_new_socket().err()), Some(Errno::EPERM));
     }
 
     #[test]

@@ -29,21 +29,33 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one, bind-mounts it at `/run/netns/<name>` as runtimes do, and sets its loopback up.
+    /// Makes one, bind-mounts it at `/run/netns/<name>` as runtimes do, and sets its loopback up. Links
+    /// to come have no duplicate address detection there: nothing changes by itself later.
     pub fn create(name: impl Into<String>) -> Result<Self> {
-        let name = name.into();
+        Self::made(name.into(), || {
+            for scope in ["all", "default"] {
+                let accept_dad = format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad");
+                fs::write(&accept_dad, "0")
+                    .with_context(|| format!("cannot write {accept_dad}"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Like [`Namespace::create`], but no setting is touched, as no runtime does: each namespace in which
+    /// somebody has opened `/proc/sys/net/ipv6` makes opening it slower in all others.
+    pub fn untouched(name: impl Into<String>) -> Result<Self> {
+        Self::made(name.into(), || Ok(()))
+    }
+
+    fn made(name: String, begin: fn() -> Result<()>) -> Result<Self> {
         let path = Path::new(DIRECTORY).join(&name);
         File::create_new(&path)
             .with_context(|| format!("cannot name a namespace {}", path.display()))?;
         let target = path.clone();
         let made = thread::spawn(move || -> Result<()> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            // No duplicate address detection on links to come: nothing changes by itself later.
-            for scope in ["all", "default"] {
-                let accept_dad = format!("/proc/sys/net/ipv6/conf/{scope}/accept_dad");
-                fs::write(&accept_dad, "0")
-                    .with_context(|| format!("cannot write {accept_dad}"))?;
-            }
+            begin()?;
             let own = "/proc/thread-self/ns/net";
             mount(Some(own), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .with_context(|| format!("cannot mount a namespace at {}", target.display()))

@@ -138,20 +138,24 @@ fn link(call: &Call, wishes: &Wishes, granted: &Granted) -> Result<PodLink, Erro
 
 /// Makes the link. A failure on the way leaves no link that was not there before.
 fn plumb(link: &PodLink, netns: &Netns, source: &mut Source<'_>) -> Result<PodLinkUp, Error> {
-    let prepared = pod::prepare(link, netns)?;
+    let endpoint = |host_ifindex| EndpointUp {
+        attachment: link.attachment.clone(),
+        sequence: link.sequence,
+        host_ifname: link.host_ifname(),
+        host_ifindex,
+    };
+    let prepared = pod::prepare_telling(link, netns, |host_ifindex| {
+        if let Source::Store(authority) = source {
+            authority.endpoint_up_ahead(&endpoint(host_ifindex));
+        }
+    })?;
     let made = prepared.link();
     tracing::trace!("step: pod's side set up");
     // Not the configured ones: a pod may have asked for another.
     let families: Vec<Family> = link.families().collect();
     match source {
         Source::Store(authority) => {
-            let endpoint = EndpointUp {
-                attachment: link.attachment.clone(),
-                sequence: link.sequence,
-                host_ifname: made.host_ifname,
-                host_ifindex: made.host_ifindex,
-            };
-            authority.endpoint_up(&endpoint, &families)?;
+            authority.endpoint_up(&endpoint(made.host_ifindex), &families)?
         }
         Source::Plugin(_) | Source::Nobody => prepare_node(&families)?,
     }

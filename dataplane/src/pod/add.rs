@@ -88,6 +88,16 @@ pub struct Prepared {
 ///
 /// Enters the pod's namespace for a moment with the calling thread, see [`Netns::enter`].
 pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
+    prepare_telling(link, netns, |_| {})
+}
+
+/// Like [`prepare`]. `tell` is told the index of the host's end of a new link as soon as that says whose it is, so
+/// that others can prepare for it while the pod's side is made.
+pub fn prepare_telling(
+    link: &PodLink,
+    netns: &Netns,
+    tell: impl FnOnce(u32),
+) -> Result<Prepared, Error> {
     let plan = Plan::new(link, sysctl::has_ipv6())?;
     let mut socket = Socket::open()?;
     let planned = [HOST_MAC, plan.pod_mac].map(|mac| Hardware { mac, mtu: plan.mtu });
@@ -110,6 +120,7 @@ pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
         tracing::trace!("step: pair of links made");
         prepared.identify()?;
         tracing::trace!("step: host's side identified and set");
+        tell(prepared.indexes.host);
         prepared.set_up_pod(link, netns)?;
     }
     Ok(prepared)

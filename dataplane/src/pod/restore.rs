@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::{RouteNetlinkMessage, link::InetDevConf};
+use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use twill_types::{LinkAlias, Prefix, is_host_link_name};
 
@@ -11,7 +11,9 @@ use super::{
     plan::{HOST_END_SETTINGS, host_route},
 };
 use crate::{
-    Error, Link, message,
+    Error, Link,
+    link::Ipv4Settings,
+    message,
     netlink::{Request, Socket},
 };
 
@@ -56,7 +58,7 @@ impl HostEnd {
         let (name, index) = (&self.link.name, self.link.index);
         let mut steps: Vec<(String, Request)> = Vec::new();
         // systemd writes an rp_filter of 2 to each new link, a moment after the ADD's 1.
-        let lacks_one = |conf: &InetDevConf| {
+        let lacks_one = |conf: &Ipv4Settings| {
             [conf.forwarding, conf.proxy_arp].contains(&0) || conf.rp_filter != 1
         };
         if self.link.ipv4.as_ref().is_none_or(lacks_one) {
