@@ -118,7 +118,7 @@ impl Link {
 
     /// Its `rp_filter`. The kernel goes by the higher of this and that of all links.
     pub fn source_check(&self) -> u32 {
-        self.ipv4.map_or(0, |conf| u32::try_from(conf.rp_filter).unwrap_or_default())
+        self.ipv4.map_or(0, |conf| conf.rp_filter)
     }
 
     /// What its alias says, if Twill wrote it.

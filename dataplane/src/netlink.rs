@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use twill_types::Family;
 
-use crate::{Error, KernelError, link::ifla, message::address_family};
+use crate::{Error, KernelError, message::address_family};
 
 /// The most requests in one send: each error answer waits in the socket's receive buffer, which
 /// overflows at about 300.
@@ -68,22 +68,6 @@ impl Reply {
             Some(error) if !accepted.contains(&error.errno) => Err(Error::kernel(step, error)),
             _ => Ok(()),
         }
-    }
-
-    /// The index of the link in the answer, and of its peer if it is a veth. An answer about a link
-    /// has some forty attributes, and every ADD would decode all of them for this one.
-    pub(crate) fn link_and_peer(&self) -> Result<Option<(u32, Option<u32>)>, Error> {
-        const INDEX: std::ops::Range<usize> = 4..8;
-        let mut found = None;
-        for_each_raw(self.answer.as_deref().unwrap_or_default(), &mut |message| {
-            let index = message.payload().get(INDEX).and_then(number);
-            let peer = link_attributes(&message)
-                .find(|attribute| attribute.kind() == ifla::LINK)
-                .and_then(|attribute| number(attribute.value()));
-            found = index.map(|index| (index, peer));
-            Ok(())
-        })?;
-        Ok(found)
     }
 
     /// What `read` makes of the answer to a question; none if there was none, or an error of `accepted`.

@@ -144,14 +144,17 @@ fn create(
         let create = plan.create(fd);
         let show = message::get_link_by_name(&plan.host_name);
         let (made, found) = socket.two(create, show)?;
+        let found = found.link(&plan.host_name)?;
         let Some(refused) = made.error else {
-            match found.link_and_peer()? {
-                Some((host, Some(pod))) => return Ok(Created::New(Indexes { host, pod })),
+            match found {
+                Some(Link { index: host, peer: Some(pod), .. }) => {
+                    return Ok(Created::New(Indexes { host, pod }));
+                }
                 // Created and deleted by somebody else before it could be looked at.
                 _ => break,
             }
         };
-        match (refused, found.link(&plan.host_name)?) {
+        match (refused, found) {
             (error, Some(found)) if error.errno == Errno::EEXIST && !last_time => {
                 if is_complete(&found, link, netns)? {
                     return Ok(Created::Existing(Box::new(found)));
