@@ -152,7 +152,8 @@ static void neighbour(int index, in_addr_t ip) {
 	attribute(m, NDA_LLADDR, HOST_MAC, sizeof HOST_MAC);
 }
 
-/* proxy_arp = 3 and forwarding = 1 of IPV4_DEVCONF_*, as one change with the host's other ones. */
+/* proxy_arp = 3 and forwarding = 1 of IPV4_DEVCONF_*, as one change with the host's other ones. And no
+ * IPv6 link-local address, which the more of them there are takes the kernel the longer. */
 static void answer_for_gateway(int index) {
 	struct nlmsghdr *m = set_link(index, 0, 0);
 	int on = 1;
@@ -163,6 +164,10 @@ static void answer_for_gateway(int index) {
 	attribute(m, 3, &on, sizeof on);
 	close_nest(m, conf);
 	close_nest(m, inet);
+	unsigned char none = 1; /* IN6_ADDR_GEN_MODE_NONE */
+	struct rtattr *inet6 = attribute(m, AF_INET6, NULL, 0);
+	attribute(m, IFLA_INET6_ADDR_GEN_MODE, &none, sizeof none);
+	close_nest(m, inet6);
 	close_nest(m, spec);
 }
 
