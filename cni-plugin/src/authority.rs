@@ -98,13 +98,24 @@ impl<'a> Authority<'a> {
     }
 
     /// Addresses for an attachment; durable when this returns.
-    pub(crate) fn assign(&mut self, request: &AssignRequest) -> Result<Assigned, Error> {
+    /// `meanwhile` is done while a daemon looks for them.
+    pub(crate) fn assign(
+        &mut self,
+        request: &AssignRequest,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Assigned, Error> {
         if let Some(assigned) = self.alone(|standalone, wait| standalone.assign(request, wait))? {
             return Ok(assigned);
         }
+        let mut meanwhile = Some(meanwhile);
         Ok(self.daemon.insist(|client, patience| {
             let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-            client.assign(AssignRequest { timeout_ms, ..request.clone() })
+            let request = AssignRequest { timeout_ms, ..request.clone() };
+            if let Some(meanwhile) = meanwhile.take() {
+                client.ask_ahead(Request::Assign(Box::new(request.clone())))?;
+                meanwhile();
+            }
+            client.assign(request)
         })?)
     }
 

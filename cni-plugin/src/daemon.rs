@@ -69,7 +69,7 @@ impl Daemon {
     /// itself, it fails the whole pod.
     pub(crate) fn insist<T>(
         &mut self,
-        request: impl Fn(&mut Client, Duration) -> Result<T, ClientError>,
+        request: impl FnMut(&mut Client, Duration) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         self.repeat(request, passes)
     }
@@ -77,20 +77,20 @@ impl Daemon {
     /// Asks until a daemon answers, whatever that says, or the deadline has come.
     pub(crate) fn reach<T>(
         &mut self,
-        request: impl Fn(&mut Client, Duration) -> Result<T, ClientError>,
+        request: impl FnMut(&mut Client, Duration) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         self.repeat(request, |error| passes(error) && !matches!(error, ClientError::Remote(_)))
     }
 
     fn repeat<T>(
         &mut self,
-        request: impl Fn(&mut Client, Duration) -> Result<T, ClientError>,
+        mut request: impl FnMut(&mut Client, Duration) -> Result<T, ClientError>,
         passes: impl Fn(&ClientError) -> bool,
     ) -> Result<T, ClientError> {
         let mut pause = FIRST_PAUSE;
         let mut told = None;
         loop {
-            match self.ask(&request) {
+            match self.ask(&mut request) {
                 Err(error) if passes(&error) && self.deadline.left() > pause => {
                     tracing::debug!(%error, "asking again");
                     told = matches!(error, ClientError::Remote(_)).then_some(error);

@@ -5,7 +5,7 @@ use std::{borrow::Cow, net::IpAddr};
 use serde_json::Value;
 use twill_dataplane::{
     Netns, node,
-    pod::{self, Hardware, PodLink, PodLinkUp, PodRoute},
+    pod::{self, Hardware, PodLink, PodLinkUp, PodRoute, Sides},
 };
 use twill_rpc::message::{AssignRequest, EndpointUp};
 use twill_types::Family;
@@ -33,12 +33,16 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
         return Err(Error::Chained);
     }
     let netns = call.netns()?;
-    let (mut source, wishes, granted) = grant(call, &netns)?;
+    let mut sides = None;
+    let (mut source, wishes, granted) = grant(call, &netns, || sides = Some(Sides::open(&netns)))?;
     tracing::trace!("step: addresses given, durably");
-    let made = link(call, &wishes, &granted).and_then(|link| {
-        let up = plumb(&link, &netns, &mut source)?;
+    let make = || {
+        let sides = sides.unwrap_or_else(|| Sides::open(&netns))?;
+        let link = link(call, &wishes, &granted)?;
+        let up = plumb(&link, &netns, sides, &mut source)?;
         Ok(result(call, &link, &granted, &up).render(call.netconf.version))
-    });
+    };
+    let made = make();
     if made.is_err() {
         source.take_back(call, granted.sequence);
     }
@@ -48,7 +52,8 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
 /// Addresses, from whom they are, and what was asked for.
 type Grant<'a> = (Source<'a>, Cow<'a, Wishes>, Granted);
 
-fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<Grant<'a>, Error> {
+/// `meanwhile` is done while the addresses are looked for, where somebody else does that.
+fn grant<'a>(call: &'a Call, netns: &Netns, meanwhile: impl FnOnce()) -> Result<Grant<'a>, Error> {
     let netconf = &call.netconf;
     // Addresses that the user gives need no plugin either.
     if let Some(delegate) = Delegate::of(call).filter(|_| !netconf.wishes.without_ipam) {
@@ -62,7 +67,7 @@ fn grant<'a>(call: &'a Call, netns: &Netns) -> Result<Grant<'a>, Error> {
         let routes = netconf.ipam.pod_routes();
         return Ok((Source::Nobody, wishes, Granted { addresses, routes, ..Granted::default() }));
     }
-    let assigned = authority.assign(&assign_request(call, &wishes, netns)?)?;
+    let assigned = authority.assign(&assign_request(call, &wishes, netns)?, meanwhile)?;
     let granted = Granted {
         addresses: assigned.addresses,
         routes: netconf.ipam.pod_routes(),
@@ -137,14 +142,19 @@ fn link(call: &Call, wishes: &Wishes, granted: &Granted) -> Result<PodLink, Erro
 }
 
 /// Makes the link. A failure on the way leaves no link that was not there before.
-fn plumb(link: &PodLink, netns: &Netns, source: &mut Source<'_>) -> Result<PodLinkUp, Error> {
+fn plumb(
+    link: &PodLink,
+    netns: &Netns,
+    sides: Sides,
+    source: &mut Source<'_>,
+) -> Result<PodLinkUp, Error> {
     let endpoint = |host_ifindex| EndpointUp {
         attachment: link.attachment.clone(),
         sequence: link.sequence,
         host_ifname: link.host_ifname(),
         host_ifindex,
     };
-    let prepared = pod::prepare_telling(link, netns, |host_ifindex| {
+    let prepared = pod::prepare_telling(link, netns, sides, |host_ifindex| {
         if let Source::Store(authority) = source {
             authority.endpoint_up_ahead(&endpoint(host_ifindex));
         }

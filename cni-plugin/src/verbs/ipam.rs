@@ -32,7 +32,7 @@ pub(crate) fn add(call: &Call) -> Result<Value, Error> {
     let mut authority = Authority::giving(&call.netconf, call.deadline);
     let wishes = wishes(call, &mut authority)?;
     let request = AssignRequest { foreign, ..assign_request(call, &wishes, &netns)? };
-    let assigned = authority.assign(&request)?;
+    let assigned = authority.assign(&request, || {})?;
     Ok(result(call, &assigned).render(call.netconf.version))
 }
 

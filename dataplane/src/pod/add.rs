@@ -69,8 +69,8 @@ impl PodLinkUp {
 #[derive(Debug)]
 pub struct Prepared {
     socket: Socket,
-    /// A socket in the pod; none if there is nothing left to do.
-    pod: Option<Socket>,
+    /// A socket in the pod.
+    pod: Socket,
     plan: Plan,
     indexes: Indexes,
     /// The host's end and the pod's.
@@ -83,12 +83,33 @@ pub struct Prepared {
     unfinished: bool,
 }
 
+/// The ways to both sides, and what a pod is before it has the link.
+#[derive(Debug)]
+pub struct Sides {
+    node: Socket,
+    pod: Socket,
+    forwards_ipv4: bool,
+    /// The indexes of its links.
+    links: Vec<u32>,
+}
+
+impl Sides {
+    /// Opens them. Nothing is changed, so there need be no addresses yet.
+    ///
+    /// Enters the pod's namespace for a moment with the calling thread, see [`Netns::enter`].
+    pub fn open(netns: &Netns) -> Result<Self, Error> {
+        let mut pod = netns.enter(Socket::open)??;
+        let (forwards_ipv4, links) = pod.forwards_between()?;
+        Ok(Self { node: Socket::open()?, pod, forwards_ipv4, links })
+    }
+}
+
 /// Makes the link of a pod up to the point where others (the daemon, policy) have to know of it
 /// before traffic flows. The same ADD again finds the link that is there.
 ///
 /// Enters the pod's namespace for a moment with the calling thread, see [`Netns::enter`].
 pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
-    prepare_telling(link, netns, |_| {})
+    prepare_telling(link, netns, Sides::open(netns)?, |_| {})
 }
 
 /// Like [`prepare`]. `tell` is told the index of the host's end of a new link as soon as that says whose it is, so
@@ -96,16 +117,16 @@ pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
 pub fn prepare_telling(
     link: &PodLink,
     netns: &Netns,
+    sides: Sides,
     tell: impl FnOnce(u32),
 ) -> Result<Prepared, Error> {
     let plan = Plan::new(link, sysctl::has_ipv6())?;
-    let mut socket = Socket::open()?;
+    let Sides { node: mut socket, mut pod, forwards_ipv4, links } = sides;
     let planned = [HOST_MAC, plan.pod_mac].map(|mac| Hardware { mac, mtu: plan.mtu });
     let (indexes, ends, behind, unfinished) = match create(&mut socket, &plan, link, netns)? {
         Created::New(indexes) => (indexes, planned, Vec::new(), true),
         Created::Existing(host) => {
             let indexes = Indexes { host: host.index, pod: host.peer.unwrap_or_default() };
-            let mut pod = netns.enter(Socket::open)??;
             let behind = behind::look(&mut pod, link, indexes.pod)?;
             // The configuration may be another by now, and a later plugin may have changed them.
             let found = [Some(*host), pod.link(indexes.pod)?].map(|link| Hardware::of(&link?));
@@ -114,14 +135,14 @@ pub fn prepare_telling(
         }
     };
     let ruled = Vec::new();
-    let mut prepared =
-        Prepared { socket, pod: None, plan, indexes, ends, behind, ruled, unfinished };
+    let mut prepared = Prepared { socket, pod, plan, indexes, ends, behind, ruled, unfinished };
     if unfinished {
         tracing::trace!("step: pair of links made");
         prepared.identify()?;
         tracing::trace!("step: host's side identified and set");
         tell(prepared.indexes.host);
-        prepared.set_up_pod(link, netns)?;
+        let is_router = prepared.apply_settings(netns, forwards_ipv4, &links)?;
+        prepared.set_up_pod(link, is_router)?;
     }
     Ok(prepared)
 }
@@ -241,10 +262,7 @@ impl Prepared {
         if self.plan.has_ipv6_pod {
             self.socket.one(message::get_link(self.indexes.host))?;
         }
-        match &mut self.pod {
-            Some(pod) => pod.one(message::get_link(self.indexes.pod)).map(drop),
-            None => Ok(()),
-        }
+        self.pod.one(message::get_link(self.indexes.pod)).map(drop)
     }
 
     fn identify(&mut self) -> Result<(), Error> {
@@ -261,13 +279,45 @@ impl Prepared {
         self.plan.host_settings.iter().try_for_each(Setting::apply)
     }
 
-    fn set_up_pod(&mut self, link: &PodLink, netns: &Netns) -> Result<(), Error> {
-        let (settings, index) = (&self.plan.pod_settings, self.indexes.pod);
-        let (mut socket, is_router) = netns.enter(|| apply(settings, index))??;
+    /// Applies the settings of the pod's namespace; answers whether it is a router of IPv4 that has to stay one.
+    ///
+    /// A namespace in which another link is up has been set up by somebody, and what it forwards is their business.
+    /// One without has begun with the IPv4 settings of the node's first namespace, mostly a router's. To write a
+    /// setting takes the longer the more namespaces there are, so it is asked for first.
+    fn apply_settings(
+        &mut self,
+        netns: &Netns,
+        forwards_ipv4: bool,
+        links: &[u32],
+    ) -> Result<bool, Error> {
+        let mut is_router = false;
+        let mut to_apply = Vec::new();
+        for setting in &self.plan.pod_settings {
+            let wanted = match setting.kind {
+                SettingKind::Forwarding(family) => {
+                    let forwards = match family {
+                        Family::V4 => forwards_ipv4,
+                        Family::V6 => self.pod.forwards(family)?,
+                    };
+                    let stays = forwards && is_in_use(&mut self.pod, links, self.indexes.pod)?;
+                    is_router |= stays && family == Family::V4;
+                    forwards && !stays
+                }
+                SettingKind::Changed | SettingKind::Usual => true,
+            };
+            to_apply.extend(wanted.then_some(setting));
+        }
+        if !to_apply.is_empty() {
+            netns.enter(|| to_apply.into_iter().try_for_each(Setting::apply))??;
+        }
+        Ok(is_router)
+    }
+
+    fn set_up_pod(&mut self, link: &PodLink, is_router: bool) -> Result<(), Error> {
         if is_router {
             self.plan.leave_router();
         }
-        let replies = run(&mut socket, &self.plan.pod, self.indexes)?;
+        let replies = run(&mut self.pod, &self.plan.pod, self.indexes)?;
         self.behind = behind::families(&self.plan.pod, &replies, self.indexes.pod);
         let mut failed = Vec::new();
         for (op, reply) in self.plan.pod.iter().zip(replies) {
@@ -281,13 +331,12 @@ impl Prepared {
         if !steps.is_empty() {
             self.ruled.clone_from(&link.addresses);
             let requests: Vec<_> = steps.iter().map(|step| step.request.clone()).collect();
-            let replies = self.pod.insert(socket).run(requests)?;
+            let replies = self.pod.run(requests)?;
             return replies
                 .into_iter()
                 .zip(steps)
                 .try_for_each(|(reply, step)| reply.check_except(step.accepted, step.text));
         }
-        self.pod = Some(socket);
         Ok(())
     }
 
@@ -306,8 +355,8 @@ impl Drop for Prepared {
         if !self.unfinished {
             return;
         }
-        if let Some(pod) = self.pod.as_mut().filter(|_| !self.ruled.is_empty())
-            && let Err(error) = pod.run(behind::rules_away(&self.plan.host_name, &self.ruled))
+        if !self.ruled.is_empty()
+            && let Err(error) = self.pod.run(behind::rules_away(&self.plan.host_name, &self.ruled))
         {
             tracing::warn!(link = self.plan.host_name, %error, "cannot take back a pod's rules");
         }
@@ -315,35 +364,6 @@ impl Drop for Prepared {
             tracing::warn!(link = self.plan.host_name, %error, "cannot take back a pod's link");
         }
     }
-}
-
-/// Applies settings of a pod in its namespace, where the calling thread is; answers whether it is a router of IPv4
-/// that has to stay one.
-///
-/// A namespace in which another link is up has been set up by somebody, and what it forwards is their business. One
-/// without has begun with the IPv4 settings of the node's first namespace, mostly a router's. To write a
-/// setting takes the longer the more namespaces there are, so it is asked for first.
-fn apply(settings: &[Setting], pod_index: u32) -> Result<(Socket, bool), Error> {
-    let mut socket = Socket::open()?;
-    let (forwards_ipv4, links) = socket.forwards_between()?;
-    let mut is_router = false;
-    for setting in settings {
-        match setting.kind {
-            SettingKind::Forwarding(family) => {
-                let forwards = match family {
-                    Family::V4 => forwards_ipv4,
-                    Family::V6 => socket.forwards(family)?,
-                };
-                if forwards && is_in_use(&mut socket, &links, pod_index)? {
-                    is_router |= family == Family::V4;
-                } else if forwards {
-                    setting.apply()?;
-                }
-            }
-            SettingKind::Changed | SettingKind::Usual => setting.apply()?,
-        }
-    }
-    Ok((socket, is_router))
 }
 
 /// Whether one of the `links` of a namespace is up that is neither the loopback nor ours. Tunnel drivers have links that
