@@ -258,10 +258,20 @@ impl Previous {
             let (ifname, netns) = (ifname.to_owned(), netns.to_owned());
             return Err(PreviousError::NoInterface { ifname, netns });
         };
+        let in_pod =
+            |interface: &&Value| !text(interface, "sandbox").unwrap_or_default().is_empty();
+        let is_alone = list("interfaces")?.iter().filter(in_pod).count() == 1;
+        let by_gateway = |entry: &Value, key: &str| {
+            let gateway = text(entry, key).and_then(|gateway| gateway.parse::<IpAddr>().ok());
+            gateway.is_some_and(|address| address == pod::gateway(Family::of(address)))
+        };
         let mut addresses = Vec::new();
         for (position, ip) in list("ips")?.iter().enumerate() {
-            match ip.get("interface").and_then(Value::as_u64) {
-                Some(number) if usize::try_from(number) == Ok(index) => {}
+            match ip.get("interface").unwrap_or(&Value::Null) {
+                // The field may be left out; then the address is of the only interface that there is,
+                // or its gateway says whose it is.
+                Value::Null if is_alone || by_gateway(ip, "gateway") => {}
+                number if number.as_u64().and_then(|n| usize::try_from(n).ok()) == Some(index) => {}
                 _ => continue,
             }
             let cidr = text(ip, "address").and_then(|cidr| {
@@ -275,10 +285,7 @@ impl Previous {
             let gateway = text(ip, "gateway").and_then(|gateway| gateway.parse().ok());
             addresses.push(PodAddress { address, length, gateway });
         }
-        let ours = |route: &&Value| {
-            let gateway = text(route, "gw").and_then(|gateway| gateway.parse::<IpAddr>().ok());
-            gateway.is_some_and(|address| address == pod::gateway(Family::of(address)))
-        };
+        let ours = |route: &&Value| by_gateway(route, "gw");
         let destination = |route: &Value| text(route, "dst")?.parse().ok();
         let routes = list("routes")?.iter().filter(ours).filter_map(destination).collect();
         Ok(Self { addresses, routes })

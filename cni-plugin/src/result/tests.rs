@@ -272,6 +272,27 @@ fn interfaces_of_other_plugins_are_passed_over() {
     assert_eq!(ours[0].address, "10.10.0.1".parse::<IpAddr>().unwrap());
 }
 
+/// The field is optional.
+#[test]
+fn an_address_that_names_no_interface_is_of_the_only_one() {
+    let mut value = json!({
+        "interfaces": [{"name": "twl1"}, {"name": "eth0", "sandbox": "/run/netns/a"}],
+        "ips": [
+            {"address": "10.10.0.1/32", "gateway": "169.254.1.1"},
+            {"address": "198.51.100.7/24", "interface": null},
+            {"address": "198.51.100.8/24", "interface": 0},
+        ],
+    });
+    let read = |value: &Value| -> Vec<String> {
+        let previous = Previous::read(value, "eth0", "/run/netns/a").unwrap();
+        previous.addresses.iter().map(|ip| ip.cidr()).collect()
+    };
+    assert_eq!(read(&value), ["10.10.0.1/32", "198.51.100.7/24"]);
+    // With another one only the gateway tells.
+    value["interfaces"][0]["sandbox"] = json!("/run/netns/a");
+    assert_eq!(read(&value), ["10.10.0.1/32"]);
+}
+
 #[test]
 fn a_previous_result_that_does_not_fit() {
     let interface = json!([{"name": "eth0", "sandbox": "/run/netns/a"}]);

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use twill_sys::Netns;
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};
 
-use super::{behind, gateway};
+use super::{GATEWAY_V4, GATEWAY_V6, behind, gateway};
 use crate::{
     Error,
     link::{Link, Owner},
@@ -41,8 +41,13 @@ pub enum Difference {
     HostLinkForeign(String),
     /// The host end is down.
     HostLinkDown(String),
-    /// The host end does not answer for the gateway.
+    /// The host end does not answer for the gateway of IPv4.
     ProxyArpOff(String),
+    /// The node does not route the gateway of IPv4 elsewhere than to this link, so the host end does not
+    /// answer for it.
+    GatewayUnrouted(String),
+    /// The host end lacks the gateway's address of IPv6.
+    GatewayMissing(String),
     /// The pod has no interface of this name.
     PodLinkMissing(String),
     /// The pod's interface is not the other end of the host link.
@@ -69,6 +74,13 @@ impl fmt::Display for Difference {
             }
             Self::HostLinkDown(name) => write!(f, "link {name} on the node is down"),
             Self::ProxyArpOff(name) => write!(f, "proxy_arp is off on link {name} of the node"),
+            Self::GatewayUnrouted(name) => write!(
+                f,
+                "the node has no route to {GATEWAY_V4}, so it does not answer for that on link {name}"
+            ),
+            Self::GatewayMissing(name) => {
+                write!(f, "link {name} on the node lacks the gateway's address {GATEWAY_V6}")
+            }
             Self::PodLinkMissing(name) => write!(f, "the pod has no interface {name}"),
             Self::NotThePeer(name) => {
                 write!(f, "the pod's interface {name} is not connected to its link on the node")
@@ -115,9 +127,7 @@ fn check_host(
         differences.push(Difference::HostLinkDown(host.name.clone()));
     }
     for family in [Family::V4, Family::V6].into_iter().filter(|f| expected.has_addresses(*f)) {
-        if family == Family::V4 && host.ipv4.is_none_or(|conf| conf.proxy_arp == 0) {
-            differences.push(Difference::ProxyArpOff(host.name.clone()));
-        }
+        differences.extend(check_gateway(socket, host, family)?);
         let filter = RouteFilter { ours: false, link: Some(host.index) };
         let routes = socket.routes(family, filter)?;
         for address in expected.addresses.iter().filter(|ip| Family::of(**ip) == family) {
@@ -127,6 +137,31 @@ fn check_host(
         }
     }
     Ok(differences)
+}
+
+/// Whether the host end answers for the pod's gateway.
+fn check_gateway(
+    socket: &mut Socket,
+    host: &Link,
+    family: Family,
+) -> Result<Option<Difference>, Error> {
+    let name = || host.name.clone();
+    let gateway = gateway(family);
+    match family {
+        Family::V4 if host.ipv4.is_none_or(|conf| conf.proxy_arp == 0) => {
+            Ok(Some(Difference::ProxyArpOff(name())))
+        }
+        Family::V4 => {
+            let route = socket.route_entry(gateway)?;
+            let hops = route.iter().flat_map(|route| &route.next_hops);
+            let leads_elsewhere = hops.into_iter().any(|hop| hop.ifindex != host.index);
+            Ok((!leads_elsewhere).then(|| Difference::GatewayUnrouted(name())))
+        }
+        Family::V6 => {
+            let has = socket.addresses(host.index)?.iter().any(|found| found.ip == gateway);
+            Ok((!has).then(|| Difference::GatewayMissing(name())))
+        }
+    }
 }
 
 fn check_in_pod(

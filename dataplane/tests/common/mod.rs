@@ -11,7 +11,7 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use twill_dataplane::{
-    Netns,
+    Netns, node,
     pod::{PodLink, PodLinkUp, prepare},
 };
 use twill_types::AttachmentId;
@@ -88,6 +88,8 @@ pub fn pod_link(container: &str, addresses: &[&str]) -> PodLink {
 }
 
 pub fn add(link: &PodLink, netns: &Netns) -> PodLinkUp {
+    // What there is once for each node.
+    node::ensure_gateway().unwrap();
     prepare(link, netns).unwrap().activate().unwrap()
 }
 

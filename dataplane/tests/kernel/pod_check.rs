@@ -33,7 +33,18 @@ fn each_broken_piece_is_found() {
         false,
         "link set HOST down",
         "link HOST on the node is down; the node has no route for 10.10.0.5 to the pod; \
+         link HOST on the node lacks the gateway's address fe80::1; \
          the node has no route for fd00:10::5 to the pod",
+    );
+    broken(
+        false,
+        "route delete 169.254.1.1",
+        "the node has no route to 169.254.1.1, so it does not answer for that on link HOST",
+    );
+    broken(
+        false,
+        "address delete fe80::1/64 dev HOST",
+        "link HOST on the node lacks the gateway's address fe80::1",
     );
     broken(false, "route delete 10.10.0.5", "the node has no route for 10.10.0.5 to the pod");
     broken(false, "route delete fd00:10::5", "the node has no route for fd00:10::5 to the pod");
@@ -80,6 +91,24 @@ fn what_other_plugins_do_is_no_difference() {
         ip_in(&pod, "address add 10.99.0.1/32 dev eth0");
         ip_in(&pod, "route add 10.98.0.0/16 via 169.254.1.1");
         assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
+    });
+}
+
+/// The node answers for the gateway by any route that leads elsewhere.
+#[test]
+fn a_default_route_is_as_good_as_the_gateways() {
+    on_a_node(|| {
+        uplink();
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5"]);
+        let up = add(&link, &pod);
+        ip("route delete 169.254.1.1");
+        ip("route add default via 192.168.2.1");
+        assert_eq!(check_pod(&link.expected(), &pod).unwrap(), []);
+        // Where it leads to the pod itself, nobody answers.
+        ip(&format!("route add 169.254.1.1 dev {}", up.host_ifname));
+        let found = check_pod(&link.expected(), &pod).unwrap();
+        assert!(found[0].to_string().contains("no route to 169.254.1.1"), "{found:?}");
     });
 }
 

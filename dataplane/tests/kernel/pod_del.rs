@@ -7,6 +7,9 @@ use twill_dataplane::pod::{
 
 use crate::common::*;
 
+/// What stays of the node's own.
+const GATEWAY: &str = "169.254.1.1 dev lo scope link";
+
 const GROUP: u32 = twill_types::DELETE_GROUP;
 
 #[track_caller]
@@ -32,7 +35,7 @@ fn a_deferred_del_cuts_off_at_once_and_makes_way_for_the_next_add() {
         let shown = ip(&format!("-o link show group {GROUP}"));
         assert!(shown.contains(&format!("twd{}@", up.host_ifindex)), "{shown}");
         assert!(shown.contains("state DOWN") && !shown.contains("web-1"), "{shown}");
-        assert_eq!(ip("route show proto 116"), "");
+        assert_eq!(ip("route show proto 116"), GATEWAY);
         assert_eq!(ip("-6 route show proto 116"), "");
         assert_eq!(ip_in(&pod, "-o address show scope global"), "");
         assert!(!ip_in(&pod, "-o link show").contains("eth0"));
@@ -60,7 +63,7 @@ fn a_pod_with_thousands_of_addresses_is_cut_off_too() {
         pod.enter(|| batch(&commands)).unwrap();
         let outcome = del_pod(&link.attachment, Some(5), Some(&pod), DelMode::Deferred).unwrap();
         assert_removed(outcome, 5);
-        assert_eq!(ip("route show proto 116"), "");
+        assert_eq!(ip("route show proto 116"), GATEWAY);
         let next = PodLink { sequence: 6, ..link };
         add(&next, &pod);
         assert_eq!(check_pod(&next.expected(), &pod).unwrap(), []);
@@ -106,7 +109,7 @@ fn a_del_needs_no_namespace() {
         add(&link, &pod);
         let outcome = del_pod(&link.attachment, None, None, DelMode::Deferred).unwrap();
         assert_removed(outcome, 5);
-        assert_eq!(ip("route show proto 116"), "");
+        assert_eq!(ip("route show proto 116"), GATEWAY);
         // The runtime names the namespace of another pod, where another link has the same index.
         let (one, two) = (pod_netns(), pod_netns());
         let (first, second) = (pod_link("b", &["10.10.0.6"]), pod_link("c", &["10.10.0.7"]));
@@ -240,7 +243,7 @@ fn a_leftover_goes_as_by_a_del_and_nothing_else_does() {
             assert!(remove_leftover(link).unwrap(), "{link:?}");
         }
         assert_eq!(host_links().unwrap(), []);
-        assert_eq!(ip("route show proto 116"), "");
+        assert_eq!(ip("route show proto 116"), GATEWAY);
         assert_eq!(ip("-6 route show proto 116"), "");
         assert_eq!(delete_group_links(10, || true).unwrap(), 2);
         assert!(!ip_in(&pod, "-o link show").contains("eth0"));

@@ -80,6 +80,10 @@ pub(crate) fn c_03_check_demands_what_the_previous_result_lists() -> Result<()> 
     let address = twill_tests::cni::addresses(&result)?[0];
     site.pod.ip(&format!("addr del {address}/32 dev eth0"))?;
     check(&result)?.refused(102, &[&address.to_string()])?;
+    // An entry need not say of which interface it is.
+    let mut bare = result.clone();
+    bare["ips"][0].as_object_mut().context("an entry")?.remove("interface");
+    check(&bare)?.refused(102, &[&address.to_string()])?;
     result["ips"].as_array_mut().context("ips")?.remove(0);
     check(&result)?.silent()?;
     result["ips"] = json!([]);
@@ -92,8 +96,16 @@ pub(crate) fn c_04_check_looks_at_the_node_and_the_store() -> Result<()> {
     let site = Site::new()?;
     let result = site.add()?;
     let address = twill_tests::cni::addresses(&result)?[0].to_string();
-    site.host.ip(&format!("route del {address}"))?;
-    site.call("CHECK")?.run()?.refused(102, &[&address])?;
+    let link = result["interfaces"][0]["name"].as_str().context("no link")?;
+    for (taken, word) in [
+        // Each by itself, and the next one with it.
+        (format!("address del fe80::1/64 dev {link}"), "lacks the gateway's address fe80::1"),
+        ("route del 169.254.1.1".to_owned(), "no route to 169.254.1.1"),
+        (format!("route del {address}"), address.as_str()),
+    ] {
+        site.host.ip(&taken)?;
+        site.call("CHECK")?.run()?.refused(102, &[word])?;
+    }
 
     // The address is given back by the IPAM plugin alone, and the link stays.
     let mut lab = one_node()?;
