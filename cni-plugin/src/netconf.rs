@@ -130,10 +130,11 @@ pub(crate) fn decode(stdin: &[u8]) -> Result<Map<String, Value>, Error> {
     serde_json::from_slice(stdin).map_err(Error::Decode)
 }
 
-/// The version of a configuration. None at all means 0.1.0, the one before the key existed.
+/// The version of a configuration. None at all means 0.1.0, the one before the key existed; `null` is
+/// none, as libcni reads it.
 pub(crate) fn version(map: &Map<String, Value>) -> Result<Version, Error> {
     match map.get("cniVersion") {
-        None => Ok(Version::V0_1_0),
+        None | Some(Value::Null) => Ok(Version::V0_1_0),
         Some(Value::String(text)) if text.is_empty() => Ok(Version::V0_1_0),
         Some(Value::String(text)) => {
             Version::parse(text).ok_or_else(|| Error::Version(text.clone()))
@@ -146,7 +147,7 @@ impl Parsed {
     /// Checks name and version.
     pub(crate) fn new(map: Map<String, Value>) -> Result<Self, Error> {
         let name = match map.get("name") {
-            None => return Err(Error::NetworkName(None)),
+            None | Some(Value::Null) => return Err(Error::NetworkName(None)),
             Some(Value::String(name)) if name.is_empty() => return Err(Error::NetworkName(None)),
             Some(Value::String(name)) if is_identifier(name) => name.clone(),
             Some(Value::String(name)) => return Err(Error::NetworkName(Some(name.clone()))),

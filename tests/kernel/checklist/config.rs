@@ -14,6 +14,10 @@ pub(crate) fn e_09_a_network_has_a_name() -> Result<()> {
         let call = |name: Value| -> Result<_> { Ok(site.call(verb)?.config("/name", name)) };
         call(Value::Null)?.run()?.refused(7, &["missing network name"])?;
         call(json!(""))?.run()?.refused(7, &["missing network name"])?;
+        // As libcni reads it.
+        let mut null = site.call(verb)?;
+        null.netconf["name"] = Value::Null;
+        null.run()?.refused(7, &["missing network name"])?;
         for name in ["a b", "-a", "a/b", "../a"] {
             let answer = call(json!(name))?.run()?;
             answer.refused(7, &["invalid characters in network name", name])?;

@@ -66,6 +66,13 @@ pub(crate) fn v_05_no_version_is_the_first_one() -> Result<()> {
     let result = site.call("ADD")?.config("/cniVersion", Value::Null).run()?.object()?;
     ensure!(result["cniVersion"] == "0.1.0" && result["ip4"]["ip"].is_string(), "{result}");
     site.call("DEL")?.config("/cniVersion", Value::Null).run()?.silent()?;
+    // So is one that is `null` or empty.
+    for none in [Value::Null, json!("")] {
+        let mut call = site.call("ADD")?;
+        call.netconf["cniVersion"] = none;
+        ensure!(call.run()?.object()?["cniVersion"] == "0.1.0", "{}", call.netconf);
+        call.set("CNI_COMMAND", "DEL").run()?.silent()?;
+    }
     site.untouched()
 }
 
