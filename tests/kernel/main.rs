@@ -156,6 +156,7 @@ fn main() -> ExitCode {
         checklist::d_07_a_late_del_leaves_the_containers_next_sandbox_alone,
         checklist::d_08_del_does_without_a_previous_result,
         checklist::d_09_del_fails_only_where_it_has_to,
+        checklist::d_09_del_fails_as_long_as_another_plugin_does,
         checklist::d_10_a_daemon_that_is_down_costs_no_pod_and_no_address,
         checklist::c_01_check_needs_version_0_4,
         checklist::c_02_check_needs_a_previous_result,

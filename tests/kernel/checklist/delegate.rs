@@ -386,6 +386,25 @@ pub(crate) fn a_12_an_address_of_another_plugin_is_given_back() -> Result<()> {
     site.untouched()
 }
 
+/// It alone can give its address back. The pod is cut off before, and a repeated DEL does the rest.
+pub(crate) fn d_09_del_fails_as_long_as_another_plugin_does() -> Result<()> {
+    let site = Site::new()?;
+    let directory = plugin(&site, WITNESS)?;
+    call(&site, "ADD", &directory)?.run()?.object()?;
+    fs::remove_file(directory.join("witness"))?;
+    for _ in 0..2 {
+        call(&site, "DEL", &directory)?.run()?.refused(7, &["witness", "CNI_PATH"])?;
+        site.untouched()?;
+    }
+    plugin(&site, "exit 1\n")?;
+    call(&site, "DEL", &directory)?.run()?.refused(999, &["witness"])?;
+    fs::remove_file(directory.join("calls"))?;
+    plugin(&site, WITNESS)?;
+    call(&site, "DEL", &directory)?.run()?.silent()?;
+    ensure!(calls(&directory)? == ["DEL"], "{:?}", calls(&directory)?);
+    site.untouched()
+}
+
 /// The addresses of a network that has another IPAM plugin by now, and a store that cannot be used:
 /// the plugin hears of the DEL all the same.
 pub(crate) fn i_03_a_del_is_forwarded_whatever_our_own_store_says() -> Result<()> {
