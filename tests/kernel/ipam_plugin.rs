@@ -5,6 +5,7 @@ mod verbs;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
+    bird::{BirdConfig, Neighbor},
     cni::{self, Attachment},
     lab::{Lab, Node, Pod, Topology},
     ping,
@@ -18,7 +19,7 @@ pub(crate) use self::verbs::{
     i_02_a_result_has_the_version_of_its_caller_and_no_interfaces,
 };
 use crate::{
-    SECONDS,
+    LONG, SECONDS,
     plugin::{one_node, refusal},
 };
 
@@ -147,11 +148,42 @@ pub(crate) fn macvlan_pods_are_neighbours_of_the_tor() -> Result<()> {
     Ok(())
 }
 
+/// A node with one pool, and a ToR that it has a session with.
+fn node_of_a_tor() -> Result<Lab> {
+    let mut topology = Topology::new();
+    let neighbor = Neighbor::new("node1", "192.168.2.11", 64512).local("192.168.2.1");
+    let bird = BirdConfig::new("192.168.2.1", 64513).neighbor(neighbor);
+    topology.router("tor").on("seg-a", "192.168.2.1/24").bird(bird);
+    topology.node("node1").label("env", "prod").on("seg-a", "192.168.2.11/24");
+    topology.samples(&["ippool-app.yaml"])?;
+    topology.resource(
+        "tor.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: BGPPeer\nmetadata: {name: tor}\nspec: {peerIP: \
+         192.168.2.1, asNumber: 64513}\n",
+    );
+    let mut lab = topology.build()?;
+    lab.start_all()?;
+    Ok(lab)
+}
+
 /// Blocks of such a network are announced only if it says so; those of our own pods always are.
 pub(crate) fn a_foreign_networks_blocks_are_its_own() -> Result<()> {
-    let mut lab = one_node()?;
+    let mut lab = node_of_a_tor()?;
     let ours = lab.node("node1")?.runtime().conflist().clone();
     let first = lab.add_pod("node1", "ours")?;
+    // What the ToR has of the node is to be these blocks.
+    let mut known = lab.node("node1")?.blocks()?;
+    let mut announced = known.clone();
+    let tor_has = |lab: &Lab, blocks: &[String]| {
+        wait_for("the ToR to have what is announced", LONG, || {
+            let routes = lab.bird("tor")?.routes_from("node1")?;
+            let mut has: Vec<_> = routes.iter().map(|route| route.prefix.clone()).collect();
+            has.sort();
+            ensure!(has == blocks, "it has {has:?}, not {blocks:?}");
+            Ok(())
+        })
+    };
+    tor_has(&lab, &announced)?;
     for (advertise, blocks) in [(false, 2), (true, 3)] {
         let mut ipam = ipam(&lab)?;
         ipam["advertise"] = json!(advertise);
@@ -160,13 +192,22 @@ pub(crate) fn a_foreign_networks_blocks_are_its_own() -> Result<()> {
         let node = lab.node("node1")?;
         let owned = node.blocks()?;
         ensure!(owned.len() == blocks, "{owned:?}");
+        if advertise {
+            // By the time that this one is there, the other one would be, too.
+            announced.extend(owned.iter().filter(|block| !known.contains(block)).cloned());
+            announced.sort();
+        }
+        known = owned;
         let routes = node.ctl_json(&["bgp", "routes"])?;
-        let announced = routes.as_array().into_iter().flatten();
-        let announced = announced.filter(|route| route["from"].is_null()).count();
-        ensure!(announced == if advertise { 2 } else { 1 }, "{routes}");
+        let own = routes.as_array().into_iter().flatten();
+        let own = own.filter(|route| route["from"].is_null()).count();
+        ensure!(own == announced.len(), "{routes}");
+        tor_has(&lab, &announced)?;
         // A restart reads it from the claim.
         lab.node_mut("node1")?.kill9()?;
         lab.node_mut("node1")?.start()?;
+        lab.node("node1")?.wait_established(&["192.168.2.1"], LONG)?;
+        tor_has(&lab, &announced)?;
         lab.delete_pod(pod)?;
     }
     lab.node_mut("node1")?.runtime_mut().set_conflist(ours);
