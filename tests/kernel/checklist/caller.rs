@@ -170,8 +170,9 @@ pub(crate) fn f_03_the_cache_of_results_is_the_callers() -> Result<()> {
         "ifName": "eth0",
         "networkName": "lab",
         "result": {"cniVersion": "1.1.0", "ips": [{"address": "10.20.0.1/32"}]},
-    });
-    fs::write(&cached, stale.to_string())?;
+    })
+    .to_string();
+    fs::write(&cached, &stale)?;
     let all = [&cached, cache, Path::new("/var/lib/cni")];
     let fresh = || all.iter().try_for_each(|path| age(path));
     let unread = || -> Result<bool> {
@@ -199,7 +200,7 @@ pub(crate) fn f_03_the_cache_of_results_is_the_callers() -> Result<()> {
     gc.run()?.silent()?;
     site.call("DEL")?.config("/prevResult", Value::Null).run()?.silent()?;
     ensure!(unread()?, "the cache was read");
-    ensure!(fs::read_to_string(&cached)? == stale.to_string(), "the cache was written to");
+    ensure!(fs::read_to_string(&cached)? == stale, "the cache was written to");
     let names: Vec<_> = fs::read_dir(cache)?.collect::<Result<_, _>>()?;
     ensure!(names.len() == 1, "{names:?}");
     site.as_new()
