@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Display, slice, time::Duration};
 
 use twill_dataplane::{
-    Link, node,
-    pod::{DelMode, host_links},
+    node,
+    pod::{DelMode, host_link},
 };
 use twill_rpc::{
     ClientError,
@@ -293,11 +293,11 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// Whether the node has the link of an attachment, or cannot say.
+/// Whether the node has the link of an attachment, or cannot say. One without an alias is of another ADD that is
+/// at it right now, with the same addresses.
 pub(crate) fn may_have_link(attachment: &AttachmentId) -> bool {
-    let is_its = |link: &Link| link.twill_alias().is_some_and(|alias| alias.is_of(attachment));
-    match host_links() {
-        Ok(links) => links.iter().any(is_its),
+    match host_link(attachment) {
+        Ok(link) => link.is_some(),
         Err(error) => {
             tracing::warn!(%error, "cannot see whether the link is gone");
             true

@@ -19,7 +19,7 @@ pub use del::{
     DelMode, DelOutcome, clear_rules, del_pod, delete_group_links, delete_parked_links,
     remove_leftover,
 };
-pub use list::{FoundPodLink, host_links, living_pods, pod_links};
+pub use list::{FoundPodLink, host_link, host_links, living_pods, pod_links};
 pub use plan::HOST_ROUTE_METRIC_V6;
 pub use restore::HostEnd;
 use twill_types::{AttachmentId, Family, Prefix, host_link_name};

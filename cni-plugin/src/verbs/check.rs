@@ -1,9 +1,6 @@
 //! CHECK: the kernel and the address store against the previous result.
 
-use twill_dataplane::{
-    Link,
-    pod::{Expected, check_pod, host_links},
-};
+use twill_dataplane::pod::{Expected, check_pod, host_link};
 use twill_rpc::message::CheckRequest;
 use twill_types::{AttachmentId, LinkAlias};
 
@@ -54,9 +51,6 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
 
 /// Whether the link says that its addresses are in no store.
 fn is_without_store(attachment: &AttachmentId) -> bool {
-    let has_none = |link: &Link| {
-        let alias = link.twill_alias().filter(|alias| alias.is_of(attachment));
-        alias.is_some_and(|alias| alias.sequence == LinkAlias::WITHOUT_STORE)
-    };
-    host_links().is_ok_and(|links| links.iter().any(has_none))
+    let alias = host_link(attachment).ok().flatten().and_then(|link| link.twill_alias());
+    alias.is_some_and(|alias| alias.is_of(attachment) && alias.sequence == LinkAlias::WITHOUT_STORE)
 }

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use twill_types::{Alias, Family, LinkAlias, LivingPod, is_host_link_name};
+use twill_types::{
+    Alias, AttachmentId, Family, LinkAlias, LivingPod, host_link_name, is_host_link_name,
+};
 
 use crate::{Error, Link, message::RouteFilter, netlink::Socket, route::Route};
 
@@ -45,6 +47,12 @@ fn pod_of(name: &str) -> Option<String> {
 /// they have none, or where somebody has overwritten it ([`Link::is_overwritten`]). One dump of the kernel.
 pub fn host_links() -> Result<Vec<Link>, Error> {
     ours(&mut Socket::open()?)
+}
+
+/// The host end of this attachment's link, as [`host_links`] has it: whatever its alias says. No dump.
+pub fn host_link(attachment: &AttachmentId) -> Result<Option<Link>, Error> {
+    let found = Socket::open()?.link_by_name(&host_link_name(attachment))?;
+    Ok(found.filter(|link| !link.is_doomed()))
 }
 
 fn ours(socket: &mut Socket) -> Result<Vec<Link>, Error> {

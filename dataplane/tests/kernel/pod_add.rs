@@ -5,7 +5,7 @@ use std::{
 
 use twill_dataplane::{
     Error, Netns, node,
-    pod::{PodLink, PodRoute, check_pod, pod_links, prepare},
+    pod::{PodLink, PodRoute, check_pod, host_link, pod_links, prepare},
 };
 use twill_types::{Family, LinkAlias};
 
@@ -344,6 +344,11 @@ fn pods_are_found_again() {
         let dead = pod_link("b", &[]).host_ifname();
         ip(&format!("link add {dead} type veth peer name other"));
         drop(two);
+        let named = |container| host_link(&attachment(container)).unwrap().map(|link| link.name);
+        assert_eq!(named("a"), Some(link.host_ifname()));
+        // Its ADD may be there soon.
+        assert_eq!(named("b"), Some(dead.clone()));
+        assert_eq!(named("c"), None);
         let mut found = pod_links().unwrap();
         found.sort_by_key(|found| found.alias.is_none());
         assert_eq!(found.len(), 2, "{found:?}");
