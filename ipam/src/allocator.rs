@@ -109,9 +109,16 @@ impl Allocator {
         self.reservations = ranges;
     }
 
-    /// These parts of blocks are other nodes', all of them.
+    /// These parts of blocks are other nodes', all of them. Of those that overlap, as they never should, the
+    /// largest counts.
     pub fn set_delegated(&mut self, parts: BTreeSet<Block>) {
-        self.delegated = parts;
+        self.delegated.clear();
+        // The larger of two that begin at one address comes first.
+        for part in parts {
+            if !self.delegated.last().is_some_and(|last| last.prefix().covers(part.prefix())) {
+                self.delegated.insert(part);
+            }
+        }
     }
 
     /// Takes an aligned part out of a block for another node: of this prefix length if there is one,

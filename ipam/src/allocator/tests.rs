@@ -184,6 +184,18 @@ fn a_part_that_another_node_has_is_not_given_out() {
     assert_eq!(allocator.delegate(block, 31, None).unwrap().to_string(), "10.0.0.6/31");
 }
 
+/// As somebody may write them into a claim by hand.
+#[test]
+fn of_parts_that_overlap_the_largest_counts() {
+    let mut allocator = allocator(&["10.0.0.0/26"]);
+    let parts = ["10.0.0.32/27", "10.0.0.32/28", "10.0.0.40/32"].map(|part| part.parse().unwrap());
+    allocator.set_delegated(parts.into());
+    let refusal = assign(&mut allocator, &wanting(1, V4, &["10.0.0.56"])).unwrap_err();
+    assert!(matches!(refusal, Refusal::Delegated { part, .. } if part == parts[0]), "{refusal}");
+    let fill = allocator.blocks().next().unwrap();
+    assert_eq!((fill.used, fill.free, fill.delegated), (0, 32, 32));
+}
+
 #[test]
 fn the_same_attachment_gets_the_same_answer() {
     let mut allocator = allocator(&["10.0.0.0/30"]);
