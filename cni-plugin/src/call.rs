@@ -1,7 +1,9 @@
 //! What the runtime says in the environment and on standard input.
 
 use std::{
-    env, fmt, io,
+    env,
+    ffi::OsString,
+    fmt, io,
     os::fd::AsFd,
     path::Path,
     time::{Duration, Instant},
@@ -52,7 +54,7 @@ pub(crate) enum Command {
 impl Command {
     /// Reads `CNI_COMMAND`.
     pub(crate) fn from_env() -> Result<Self, Error> {
-        match variable("CNI_COMMAND")?.as_str() {
+        match utf8("CNI_COMMAND", env::var_os("CNI_COMMAND").unwrap_or_default())?.as_str() {
             "" => Err(Error::MissingVariables(vec!["CNI_COMMAND"])),
             "ADD" => Ok(Self::Add),
             "DEL" => Ok(Self::Del),
@@ -124,8 +126,17 @@ pub(crate) struct Variables {
 }
 
 impl Variables {
-    /// Reads them, and says all that are missing at once.
+    /// Reads them, and says all that are missing at once. What the verb does not act on may be of any bytes.
     pub(crate) fn from_env(command: Command) -> Result<Self, Error> {
+        Self::read(command, env::var_os)
+    }
+
+    fn read(
+        command: Command,
+        variable: impl Fn(&'static str) -> Option<OsString>,
+    ) -> Result<Self, Error> {
+        let lossy = |name| variable(name).unwrap_or_default().to_string_lossy().into_owned();
+        let variable = |name| utf8(name, variable(name).unwrap_or_default());
         let mut missing = Vec::new();
         for name in command.required() {
             if variable(name)?.is_empty() {
@@ -139,9 +150,12 @@ impl Variables {
             container_id: variable("CNI_CONTAINERID")?,
             netns: variable("CNI_NETNS")?,
             ifname: variable("CNI_IFNAME")?,
-            args: variable("CNI_ARGS")?,
-            path: variable("CNI_PATH")?,
-            own_netns_allowed: is_true(&variable("CNI_NETNS_OVERRIDE")?),
+            args: match command {
+                Command::Add => variable("CNI_ARGS")?,
+                _ => lossy("CNI_ARGS"),
+            },
+            path: lossy("CNI_PATH"),
+            own_netns_allowed: is_true(&lossy("CNI_NETNS_OVERRIDE")),
         })
     }
 
@@ -243,17 +257,13 @@ fn is_true(text: &str) -> bool {
     text == "1" || text.eq_ignore_ascii_case("true")
 }
 
-fn variable(name: &'static str) -> Result<String, Error> {
-    match env::var(name) {
-        Ok(value) => Ok(value),
-        Err(env::VarError::NotPresent) => Ok(String::new()),
-        Err(env::VarError::NotUnicode(value)) => Err(Error::InvalidVariable {
-            wrong: "a variable is not UTF-8",
-            name,
-            value: value.to_string_lossy().into_owned(),
-            right: "UTF-8",
-        }),
-    }
+fn utf8(name: &'static str, value: OsString) -> Result<String, Error> {
+    value.into_string().map_err(|value| Error::InvalidVariable {
+        wrong: "a variable is not UTF-8",
+        name,
+        value: value.to_string_lossy().into_owned(),
+        right: "UTF-8",
+    })
 }
 
 /// Reads standard input to its end, for at most `patience`: a caller that forgets to close it must
@@ -287,7 +297,30 @@ pub(crate) fn read_stdin(patience: Duration) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
+
+    #[test]
+    fn only_what_a_verb_acts_on_has_to_be_utf8() {
+        let read = |command, wrong: &'static str| {
+            Variables::read(command, |name| match name {
+                name if name == wrong => Some(OsString::from_vec(b"K8S=\xff".to_vec())),
+                "CNI_CONTAINERID" => Some("c1".into()),
+                "CNI_IFNAME" => Some("eth0".into()),
+                "CNI_NETNS" => Some("/run/netns/c1".into()),
+                _ => None,
+            })
+        };
+        let all = [Command::Add, Command::Del, Command::Check, Command::Gc, Command::Status];
+        for command in all {
+            for ignored in ["CNI_PATH", "CNI_NETNS_OVERRIDE"] {
+                assert!(read(command, ignored).is_ok(), "{command:?} and {ignored}");
+            }
+            assert_eq!(read(command, "CNI_ARGS").is_ok(), command != Command::Add, "{command:?}");
+            assert!(read(command, "CNI_CONTAINERID").is_err(), "{command:?}");
+        }
+    }
 
     #[test]
     fn args_are_read_in_any_order() {
