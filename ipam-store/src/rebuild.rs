@@ -21,7 +21,9 @@ impl Service {
         self.with(move |allocator| {
             let highest = links.iter().map(|alias| alias.sequence).max();
             allocator.number_after(highest.unwrap_or_default());
-            links.iter().any(|alias| match &alias.owner {
+            // The addresses of others are of no store.
+            let ours = |alias: &&LinkAlias| alias.sequence != LinkAlias::WITHOUT_STORE;
+            links.iter().filter(ours).any(|alias| match &alias.owner {
                 Alias::Full(attachment) => allocator.lookup(attachment).is_none(),
                 Alias::Hashed(_) => false,
             })

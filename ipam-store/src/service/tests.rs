@@ -454,3 +454,12 @@ fn after_a_panic_everybody_is_told_that_the_service_has_stopped() {
     assert!(matches!(service.assign(request(1)), Err(AssignError::Store(StoreError::Stopped))));
     assert!(matches!(service.blocks(), Err(StoreError::Stopped)));
 }
+
+/// What another IPAM plugin has given is in no store.
+#[test]
+fn a_link_without_a_store_is_not_missed() {
+    let service = Service::with_store(Box::<MemoryStore>::default(), options("boot")).unwrap();
+    let alias = |sequence| vec![LinkAlias::new(&id(1), sequence)];
+    assert!(!service.misses(alias(LinkAlias::WITHOUT_STORE)).unwrap());
+    assert!(service.misses(alias(1)).unwrap());
+}
