@@ -225,6 +225,11 @@ impl<'a, 'p> Section<'a, 'p> {
 /// The known key that somebody meant who wrote `key`: another spelling of it, or at most two
 /// letters away.
 fn similar(key: &str, known: &'static [&'static str]) -> Option<&'static str> {
+    /// Longer than any key, with room for other spellings: the comparison takes as long as the key is.
+    const LONGEST: usize = 64;
+    if key.len() > LONGEST {
+        return None;
+    }
     let key = plain(key);
     known
         .iter()
@@ -272,5 +277,6 @@ mod tests {
         ] {
             assert_eq!(similar(key, known), meant, "{key}");
         }
+        assert_eq!(similar(&format!("mtu{}", "_".repeat(100)), known), None, "no key is so long");
     }
 }
