@@ -10,9 +10,7 @@ use twill_sys::Netns;
 use twill_types::{Family, Prefix};
 
 use super::{
-    HOST_MAC, PodLink, PodRoute,
-    behind::{self, Behind},
-    check_pod, clear_rules,
+    HOST_MAC, PodLink, PodRoute, behind, check_pod, clear_rules,
     plan::{Indexes, LOOPBACK, Op, Plan, Setting, SettingKind},
 };
 use crate::{
@@ -34,8 +32,8 @@ pub struct PodLinkUp {
     pub host: Hardware,
     /// The pod end.
     pub pod: Hardware,
-    /// The metric of the pod's default route in the families where another link has the first one.
-    pub behind: Vec<(Family, u32)>,
+    /// The metrics of routes that another link had before: default routes, and those to the same destination.
+    pub metrics: Vec<(Prefix, u32)>,
 }
 
 /// What one end of a link is beneath its addresses.
@@ -58,9 +56,8 @@ impl Hardware {
 impl PodLinkUp {
     /// The metric that a route without one of its own was given, if it was not left to the kernel.
     pub fn metric(&self, route: &PodRoute) -> Option<u32> {
-        let family = route.destination.family();
-        let is_default = route.destination == Prefix::default_route(family);
-        self.behind.iter().find(|(of, _)| *of == family && is_default).map(|(_, metric)| *metric)
+        let found = self.metrics.iter().find(|(to, _)| *to == route.destination);
+        found.map(|(_, metric)| *metric)
     }
 }
 
@@ -75,8 +72,8 @@ pub struct Prepared {
     indexes: Indexes,
     /// The host's end and the pod's.
     ends: [Hardware; 2],
-    /// Where the namespace has a default route by another link.
-    behind: Vec<Behind>,
+    /// The metrics of routes that another link had before.
+    metrics: Vec<(Prefix, u32)>,
     /// The addresses that rules were made for.
     ruled: Vec<IpAddr>,
     /// Whether the link has to go if this is dropped.
@@ -123,19 +120,20 @@ pub fn prepare_telling(
     let plan = Plan::new(link, sysctl::has_ipv6())?;
     let Sides { node: mut socket, mut pod, forwards_ipv4, links } = sides;
     let planned = [HOST_MAC, plan.pod_mac].map(|mac| Hardware { mac, mtu: plan.mtu });
-    let (indexes, ends, behind, unfinished) = match create(&mut socket, &plan, link, netns)? {
+    let (indexes, ends, metrics, unfinished) = match create(&mut socket, &plan, link, netns)? {
         Created::New(indexes) => (indexes, planned, Vec::new(), true),
         Created::Existing(host) => {
             let indexes = Indexes { host: host.index, pod: host.peer.unwrap_or_default() };
-            let behind = behind::look(&mut pod, link, indexes.pod)?;
+            let metrics = behind::look(&mut pod, link, indexes.pod)?;
             // The configuration may be another by now, and a later plugin may have changed them.
             let found = [Some(*host), pod.link(indexes.pod)?].map(|link| Hardware::of(&link?));
             let ends = [0, 1].map(|end| found[end].unwrap_or(planned[end]));
-            (indexes, ends, behind, false)
+            (indexes, ends, metrics, false)
         }
     };
     let ruled = Vec::new();
-    let mut prepared = Prepared { socket, pod, plan, indexes, ends, behind, ruled, unfinished };
+    let mut prepared =
+        Prepared { socket, pod, plan, indexes, ends, metrics, ruled, unfinished };
     if unfinished {
         tracing::trace!("step: pair of links made");
         prepared.identify()?;
@@ -226,7 +224,7 @@ impl Prepared {
             host_ifindex: self.indexes.host,
             host,
             pod,
-            behind: self.behind.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -318,16 +316,17 @@ impl Prepared {
             self.plan.leave_router();
         }
         let replies = run(&mut self.pod, &self.plan.pod, self.indexes)?;
-        self.behind = behind::families(&self.plan.pod, &replies, self.indexes.pod);
+        let behind = behind::families(&self.plan.pod, &replies, self.indexes.pod);
         let mut failed = Vec::new();
         for (op, reply) in self.plan.pod.iter().zip(replies) {
-            if reply.error.is_some() && behind::is_done_behind(op, &self.behind) {
+            if reply.error.is_some() && behind::is_done_behind(op, &behind) {
                 failed.push(op);
             } else {
                 reply.check(op)?;
             }
         }
-        let steps = behind::steps(link, &failed, &self.behind, self.indexes);
+        let steps = behind::steps(link, &failed, &behind, self.indexes);
+        self.metrics = behind::metrics(&failed, &behind);
         if !steps.is_empty() {
             self.ruled.clone_from(&link.addresses);
             let requests: Vec<_> = steps.iter().map(|step| step.request.clone()).collect();

@@ -90,6 +90,21 @@ pub(super) fn is_done_behind(op: &Op, behind: &[Behind]) -> bool {
     behind.iter().any(|(known, _)| *known == family)
 }
 
+/// The metrics of the routes that [`steps`] makes: the default routes, and those that `failed`.
+pub(super) fn metrics(failed: &[&Op], behind: &[Behind]) -> Vec<(Prefix, u32)> {
+    let metric = |family| behind.iter().find(|(of, _)| *of == family).map(|(_, metric)| *metric);
+    let defaults = behind.iter().map(|(family, metric)| (Prefix::default_route(*family), *metric));
+    let routes = failed.iter().filter_map(|op| match op {
+        Op::PodRoute(PodRoute { destination, priority: None, .. })
+            if *destination != Prefix::default_route(destination.family()) =>
+        {
+            Some((*destination, metric(destination.family())?))
+        }
+        _ => None,
+    });
+    defaults.chain(routes).collect()
+}
+
 /// What there is to do instead of the steps that `failed`.
 pub(super) fn steps(
     link: &PodLink,
@@ -149,15 +164,20 @@ pub(super) fn rules_away(host_name: &str, addresses: &[IpAddr]) -> impl Iterator
     addresses.iter().map(move |address| message::del_rule(*address, table))
 }
 
-/// Of a link that is there: which of its default routes stand behind another's.
-pub(super) fn look(pod: &mut Socket, link: &PodLink, index: u32) -> Result<Vec<Behind>, Error> {
-    let mut behind = Vec::new();
+/// Of a link that is there: its routes behind another's, in the families where its default route is one.
+pub(super) fn look(
+    pod: &mut Socket,
+    link: &PodLink,
+    index: u32,
+) -> Result<Vec<(Prefix, u32)>, Error> {
+    let mut found = Vec::new();
     for family in link.families() {
-        if has_default_of(pod, family, index, metric(index))? {
-            behind.push((family, metric(index)));
+        let behind = routes_behind(pod, family, index)?;
+        if behind.contains(&Prefix::default_route(family)) {
+            found.extend(behind.into_iter().map(|to| (to, metric(index))));
         }
     }
-    Ok(behind)
+    Ok(found)
 }
 
 /// The addresses of a link behind another whose rule is not there.
@@ -170,7 +190,7 @@ pub(super) fn without_rule(
     let mut missing = Vec::new();
     for family in [Family::V4, Family::V6] {
         if of_family(addresses, family).next().is_none()
-            || !has_default_of(pod, family, pod_index, metric(pod_index))?
+            || !routes_behind(pod, family, pod_index)?.contains(&Prefix::default_route(family))
         {
             continue;
         }
@@ -180,15 +200,11 @@ pub(super) fn without_rule(
     Ok(missing)
 }
 
-fn has_default_of(
-    pod: &mut Socket,
-    family: Family,
-    pod_index: u32,
-    metric: u32,
-) -> Result<bool, Error> {
-    let routes = pod.routes(family, RouteFilter { ours: false, link: Some(pod_index) })?;
-    let default = Prefix::default_route(family);
-    Ok(routes.iter().any(|route| route.prefix == default && route.metric == metric))
+/// Where the routes of this link lead that have the metric of those behind another's.
+fn routes_behind(pod: &mut Socket, family: Family, index: u32) -> Result<Vec<Prefix>, Error> {
+    let mut routes = pod.routes(family, RouteFilter { ours: false, link: Some(index) })?;
+    routes.retain(|route| route.metric == metric(index));
+    Ok(routes.into_iter().map(|route| route.prefix).collect())
 }
 
 fn is_default(route: &PodRoute) -> bool {

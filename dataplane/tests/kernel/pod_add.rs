@@ -5,9 +5,9 @@ use std::{
 
 use twill_dataplane::{
     Error, Netns, node,
-    pod::{PodLink, PodRoute, check_pod, host_link, pod_links, prepare},
+    pod::{PodLink, PodLinkUp, PodRoute, check_pod, host_link, pod_links, prepare},
 };
-use twill_types::{Family, LinkAlias};
+use twill_types::{Family, LinkAlias, Prefix};
 
 use crate::common::*;
 
@@ -297,10 +297,18 @@ fn behind_another_link_routes_and_rules_are_its_own() {
         let pod = pod_netns();
         let routes = vec![PodRoute::to("192.0.2.0/24".parse().unwrap())];
         let first = PodLink { routes: routes.clone(), ..pod_link("a", &["10.10.0.5"]) };
-        prepare(&first, &pod).unwrap().activate().unwrap();
-        let mut second = PodLink { routes, ..pod_link("a", &["10.10.0.6"]) };
+        let metrics = |up: PodLinkUp| {
+            let default = PodRoute::to(Prefix::default_route(Family::V4));
+            (up.metric(&default), up.metric(&routes[0]))
+        };
+        assert_eq!(metrics(prepare(&first, &pod).unwrap().activate().unwrap()), (None, None));
+        let mut second = PodLink { routes: routes.clone(), ..pod_link("a", &["10.10.0.6"]) };
         second.attachment.ifname = "net1".to_owned();
-        prepare(&second, &pod).unwrap().activate().unwrap();
+        // Made, and found again.
+        for _ in 0..2 {
+            let (default, other) = metrics(prepare(&second, &pod).unwrap().activate().unwrap());
+            assert!(default.is_some() && other == default, "{default:?} {other:?}");
+        }
         assert_eq!(ip_in(&pod, "route show 192.0.2.0/24").lines().count(), 2);
         assert!(ip_in(&pod, "rule show").contains("from 10.10.0.6 "));
 
