@@ -138,7 +138,7 @@ impl<'a> Authority<'a> {
         }
     }
 
-    /// Whether the store holds just these addresses.
+    /// Whether the store holds these addresses.
     pub(crate) fn check(&mut self, request: &CheckRequest) -> Result<(), Error> {
         match self.alone(|standalone, wait| standalone.check(request, wait))? {
             Some(()) => Ok(()),

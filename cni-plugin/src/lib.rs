@@ -2,8 +2,9 @@
 //!
 //! Promise: standard output holds the result, or one error object, and nothing else, whatever
 //! happens, a panic of ours included. All waits of a call end within the configuration's
-//! `timeoutSeconds`, counted from its start; the wait for the configuration itself, where that stands,
-//! has a limit of its own (`STDIN_PATIENCE`). A call that is killed at any point leaves what the DEL
+//! `timeoutSeconds`, counted from its start, but for two with limits of their own: for the configuration
+//! itself, where that stands (`STDIN_PATIENCE`), and for another IPAM plugin to take back what it gave to an
+//! ADD that failed (`TAKE_BACK_AT_LEAST`). A call that is killed at any point leaves what the DEL
 //! that follows, or the daemon, can find.
 //!
 //! Absent: state (it is the daemon's), knowledge of Kubernetes, and tokio.

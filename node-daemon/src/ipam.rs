@@ -277,7 +277,7 @@ impl Ipam {
             let parked = Arc::clone(&self.parked);
             let again = move || {
                 if is_own {
-                    parked.expect_any()
+                    parked.note_any()
                 }
             };
             service.submit_assign(plan, again, move |result| {
@@ -361,7 +361,7 @@ impl Ipam {
         Ok(records.into_iter().map(held).collect())
     }
 
-    /// Whether the store holds just these addresses for the attachment.
+    /// Whether the store holds these addresses for the attachment.
     pub(crate) fn check(&self, request: &CheckRequest) -> Result<(), RpcError> {
         let mismatch = |message| Err(RpcError { kind: ErrorKind::Mismatch, message });
         let held = self.unblocked(|service| service.lookup(&request.attachment));

@@ -134,6 +134,7 @@ async fn converse(stream: UnixStream, api: &Api) -> Result<(), ConnectionError> 
         answer.clear();
     }
     if !understood {
+        debug!(client = hello.client, protocol = hello.protocol, "refused for its version");
         return Err(ConnectionError::Version(hello.protocol));
     }
     while let Some(body) = receive_body(&mut stream).await? {
@@ -145,10 +146,14 @@ async fn converse(stream: UnixStream, api: &Api) -> Result<(), ConnectionError> 
         }
         let response = match twill_rpc::decode::<Request>(&body) {
             Ok(request) => api.answer(request).await.unwrap_or_else(Response::Error),
-            Err(error) => Response::Error(RpcError {
-                kind: ErrorKind::Invalid,
-                message: format!("request not understood: {}", error_chain(&error)),
-            }),
+            Err(error) => {
+                let error = error_chain(&error);
+                debug!(client = hello.client, error, "a request is not understood");
+                Response::Error(RpcError {
+                    kind: ErrorKind::Invalid,
+                    message: format!("request not understood: {error}"),
+                })
+            }
         };
         answer.append(&mut twill_rpc::encode(&response)?);
         stream.write_all(&answer).await?;
