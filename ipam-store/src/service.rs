@@ -58,12 +58,12 @@ pub enum AssignError {
 /// all who call meanwhile, so a lone request needs no change of threads. A callback must not call
 /// the methods that call back.
 pub struct Service {
-    counter: Arc<Counter>,
+    queue: Arc<WorkQueue>,
     waits_for_disk: bool,
 }
 
 /// Where jobs are left, and who works on them.
-struct Counter {
+struct WorkQueue {
     waiting: Mutex<Waiting>,
     committer: Mutex<Committer>,
 }
@@ -136,8 +136,8 @@ impl Service {
     ) -> Result<Self, StoreError> {
         let waits_for_disk = store.waits_for_disk();
         let committer = Mutex::new(Committer::new(store, contents, options)?);
-        let counter = Arc::new(Counter { waiting: Mutex::default(), committer });
-        Ok(Self { counter, waits_for_disk })
+        let queue = Arc::new(WorkQueue { waiting: Mutex::default(), committer });
+        Ok(Self { queue, waits_for_disk })
     }
 
     /// Whether an answer may take as long as a disk does. An event loop should wait elsewhere then.
@@ -148,19 +148,19 @@ impl Service {
     /// Leaves jobs to whoever is at work on the store, or does them, with all that waits. What is
     /// dropped unanswered tells its caller that the service has stopped.
     fn send(&self, jobs: impl IntoIterator<Item = Job>) {
-        if !self.counter.leave(jobs) {
+        if !self.queue.leave(jobs) {
             return;
         }
-        if !self.counter.work(TURNS) {
+        if !self.queue.work(TURNS) {
             return;
         }
         // Others come faster than one can write, and the caller has an answer of its own to give.
-        let counter = Arc::clone(&self.counter);
+        let queue = Arc::clone(&self.queue);
         let relieved = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            counter.work(usize::MAX);
+            queue.work(usize::MAX);
         });
         if relieved.is_err() {
-            self.counter.work(usize::MAX);
+            self.queue.work(usize::MAX);
         }
     }
 
@@ -387,7 +387,7 @@ impl Service {
     }
 }
 
-impl Counter {
+impl WorkQueue {
     /// Leaves jobs; false if nobody will ever do them.
     fn leave(&self, jobs: impl IntoIterator<Item = Job>) -> bool {
         let mut waiting = self.waiting();
@@ -440,7 +440,7 @@ impl Counter {
 }
 
 /// Answers nobody any more where the committer panics: what it knows may be half a change.
-struct Burial<'a>(&'a Counter);
+struct Burial<'a>(&'a WorkQueue);
 
 impl Drop for Burial<'_> {
     fn drop(&mut self) {
