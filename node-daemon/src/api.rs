@@ -108,7 +108,7 @@ impl Api {
     async fn release(&self, release: Release) -> Result<Released, RpcError> {
         let Release { request, parked } = release;
         match parked {
-            Some(index) => self.parked.expect(index),
+            Some(index) => self.parked.note(index),
             // This one may follow one that has died between the link and the release.
             None => self.expect_link_of(&request.attachment)?,
         }
@@ -125,7 +125,7 @@ impl Api {
     fn expect_link_of(&self, attachment: &AttachmentId) -> Result<(), RpcError> {
         let record = self.ipam.unblocked(|service| service.lookup(attachment));
         if record.map_err(|error| again(&error))?.is_some_and(|record| !record.foreign) {
-            self.parked.expect_any();
+            self.parked.note_any();
         }
         Ok(())
     }

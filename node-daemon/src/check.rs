@@ -70,7 +70,7 @@ impl Api {
         for held in &request.wanted {
             released.outcomes.push(self.release_one(held, request.force, &look)?);
         }
-        self.parked.expect_any();
+        self.parked.note_any();
         self.parked.reap();
         Ok(released)
     }
@@ -239,7 +239,7 @@ impl Api {
                     );
                 }
             }
-            self.parked.expect_any();
+            self.parked.note_any();
             self.parked.reap();
         }
         let lost: Vec<&Finding> = findings

@@ -150,7 +150,7 @@ impl Looker {
         };
         if !dead.is_empty() {
             // The link of one may wait since a DEL that was killed.
-            self.parked.expect_any();
+            self.parked.note_any();
         }
         let results = self.service.release_all(dead.iter().map(request));
         let mut done = Vec::new();
@@ -185,7 +185,7 @@ impl Looker {
         let (name, alias) = (&link.name, link.alias.as_deref().unwrap_or_default());
         match remove_leftover(link) {
             Ok(true) => {
-                self.parked.expect(link.index);
+                self.parked.note(link.index);
                 info!(link = name, alias, why = why.as_str(), "removed a link that an ADD left");
                 self.metrics.link_reclaimed(why);
                 true

@@ -48,7 +48,7 @@ struct Waiting {
 
 impl Parked {
     /// A link waits that has this index.
-    pub(crate) fn expect(&self, index: u32) {
+    pub(crate) fn note(&self, index: u32) {
         let mut waiting = self.waiting();
         if waiting.known.len() < MOST {
             waiting.known.push(index);
@@ -58,7 +58,7 @@ impl Parked {
     }
 
     /// Links may wait of which nothing else is known.
-    pub(crate) fn expect_any(&self) {
+    pub(crate) fn note_any(&self) {
         self.waiting().others = true;
     }
 
@@ -92,13 +92,13 @@ pub(crate) async fn run(service: Arc<Service>, parked: Arc<Parked>) {
     let mut swept: Option<Instant> = None;
     loop {
         if swept.is_none_or(|last| last.elapsed() >= SWEEP) {
-            parked.expect_any();
+            parked.note_any();
         }
         match block_in_place(|| round(&service, &parked)) {
             Ok(true) => swept = Some(Instant::now()),
             Ok(false) => {}
             Err(error) => {
-                parked.expect_any();
+                parked.note_any();
                 warn!(%error, "cannot delete the links of pods that are gone");
             }
         }

@@ -151,7 +151,7 @@ impl Tombstones {
             }
             let stays = |_: &_| {
                 // A tombstone does not say which link it was.
-                self.parked.expect_any();
+                self.parked.note_any();
                 false
             };
             let done = work_off(&self.directory, &self.service, prefix, stays)?;
