@@ -15,7 +15,7 @@ use twill_dataplane::{
     Link, node,
     pod::{host_links, living_pods},
 };
-use twill_ipam::{LinkFact, Record, ReleaseOutcome};
+use twill_ipam::{LinkFact, Record, ReleaseOutcome, links_of};
 use twill_ipam_store::{
     AssignError, LockError, OwnerLock, Refusal, STANDALONE_MARK, Shortage, Standalone as Store,
     StandalonePool, StoreError, names_any, now_ms, private_file, work_off,
@@ -259,9 +259,11 @@ impl<'a> Standalone<'a> {
         // In this order: whoever has not seen the mark change has made its link before.
         owned.mark_collected(&self.netconf.run_dir)?;
         let links = host_link_facts()?;
-        let unlinked = requests.iter().filter(|request| !is_linked(&links, request)).cloned();
+        let linked: Vec<bool> = requests.iter().map(|request| is_linked(&links, request)).collect();
+        let unlinked = requests.iter().zip(&linked).filter(|(_, linked)| !**linked);
+        let unlinked = unlinked.map(|(request, _)| request.clone());
         let mut outcomes = owned.store.service().release_all(unlinked).into_iter();
-        let released = |request| match is_linked(&links, request) {
+        let released = |linked| match linked {
             true => Ok(false),
             false => match outcomes.next() {
                 Some(Ok(outcome)) => Ok(!outcome.addresses.is_empty()),
@@ -269,7 +271,7 @@ impl<'a> Standalone<'a> {
                 None => Err(owned.failed(StoreError::Stopped)),
             },
         };
-        Ok(requests.iter().map(released).collect())
+        Ok(linked.into_iter().map(released).collect())
     }
 
     /// Whether an ADD has its addresses still, now that its link is made. From here on nobody takes
@@ -400,7 +402,7 @@ impl Owned {
                 let numbers = link.alias.as_ref().zip(request.sequence);
                 numbers.is_none_or(|(alias, sequence)| alias.sequence <= sequence)
             };
-            links.iter().any(|link| link.may_be_of(&request.attachment) && as_old(link))
+            links_of(&links, &request.attachment).any(as_old)
         };
         match work_off(&spool, self.store.service(), "", is_left) {
             Ok(0) => {}

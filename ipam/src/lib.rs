@@ -22,7 +22,7 @@ pub use check::{
 pub use claim::{Taken, next_candidate};
 pub use liveness::{
     Death, Facts, Leftover, LinkFact, Liveness, PathFact, PodFact, RecordFact, Start, Trouble,
-    Verdict, dead_at_one_look,
+    Verdict, dead_at_one_look, links_of,
 };
 pub use pool::{Eligibility, PoolView, Unusable, eligibility};
 pub use request::{

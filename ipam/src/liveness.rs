@@ -12,7 +12,7 @@ use std::{
     fmt,
 };
 
-pub use once::dead_at_one_look;
+pub use once::{dead_at_one_look, links_of};
 use twill_types::{Alias, AttachmentId, LinkAlias, host_link_name};
 
 use crate::Record;

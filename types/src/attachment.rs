@@ -111,7 +111,10 @@ impl LinkAlias {
 
     /// Whether this link belongs to the attachment.
     pub fn is_of(&self, id: &AttachmentId) -> bool {
-        self.owner == Self::new(id, self.sequence).owner
+        match &self.owner {
+            Alias::Full(owner) => owner == id,
+            Alias::Hashed(hash) => *hash == hex(&id.digest()[..16]),
+        }
     }
 }
 

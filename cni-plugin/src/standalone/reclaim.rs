@@ -6,7 +6,7 @@ use twill_dataplane::{
     Link,
     pod::{delete_group_links, host_links},
 };
-use twill_ipam::{Death, Facts, LinkFact, PodFact, Record, dead_at_one_look};
+use twill_ipam::{Death, Facts, LinkFact, PodFact, Record, dead_at_one_look, links_of};
 use twill_ipam_store::{has_host_view, now_ms, record_fact};
 use twill_types::{ReleaseRequest, error_chain};
 
@@ -27,7 +27,7 @@ pub(crate) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error>
 
 /// Whether a release is of what has one of these links.
 pub(crate) fn is_linked(links: &[LinkFact], request: &ReleaseRequest) -> bool {
-    links.iter().any(|link| link.may_be_of(&request.attachment))
+    links_of(links, &request.attachment).next().is_some()
 }
 
 impl Owned {

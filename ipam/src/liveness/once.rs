@@ -11,10 +11,19 @@ const LONGEST_ADD_MS: u64 = 120_000;
 
 impl LinkFact {
     /// Whether an ADD of this attachment has made it, as far as can be told: any ADD, whatever its number.
-    pub fn may_be_of(&self, attachment: &AttachmentId) -> bool {
-        self.name == host_link_name(attachment)
-            || self.alias.as_ref().is_some_and(|alias| alias.is_of(attachment))
+    /// `name` is [`host_link_name`] of it, which takes longer than the comparison with many links.
+    fn may_be_of(&self, attachment: &AttachmentId, name: &str) -> bool {
+        self.name == name || self.alias.as_ref().is_some_and(|alias| alias.is_of(attachment))
     }
+}
+
+/// Those of the links that an ADD of this attachment may have made, whatever its number.
+pub fn links_of<'a>(
+    links: &'a [LinkFact],
+    attachment: &'a AttachmentId,
+) -> impl Iterator<Item = &'a LinkFact> {
+    let name = host_link_name(attachment);
+    links.iter().filter(move |link| link.may_be_of(attachment, &name))
 }
 
 /// Whose pods are gone, by what one look found; `now_ms` is the time since the Unix epoch, as in records.
@@ -29,7 +38,7 @@ pub fn dead_at_one_look(facts: &Facts, host_view: bool, now_ms: u64) -> Vec<(Rec
     let mut dead = Liveness::new(0, start).look(facts, 0).dead;
     dead.retain(|(record, _)| {
         now_ms.saturating_sub(record.created_ms) > LONGEST_ADD_MS
-            && !facts.links.iter().any(|link| link.may_be_of(&record.attachment))
+            && links_of(&facts.links, &record.attachment).next().is_none()
     });
     dead
 }
