@@ -2,7 +2,10 @@
 
 use std::{
     io, mem,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::{FromRawFd, OwnedFd, RawFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     process::{self, Child, Command, ExitStatus},
 };
 
@@ -35,6 +38,18 @@ pub fn wait_with_usage(child: Child) -> io::Result<Ended> {
     }
     let peak_kib = u64::try_from(usage.ru_maxrss).unwrap_or_default();
     Ok(Ended { status: ExitStatus::from_raw(status), peak_kib })
+}
+
+/// A descriptor of a child that can be read from once the child has ended (`pidfd_open`, Linux 5.3), for
+/// `poll`. The child has still to be waited for.
+pub fn end_of(child: &Child) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and touches no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(child.id()), 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: the kernel has just made the descriptor, and nobody else has it.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has the kernel kill the child (SIGKILL) when its parent ends, however that comes about.

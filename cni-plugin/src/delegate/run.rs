@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, Read, Write},
-    os::{fd::AsFd, unix::process::CommandExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -17,11 +20,12 @@ use nix::{
     },
     unistd::Pid,
 };
-use twill_sys::child::ends_with_parent;
+use twill_sys::child::{end_of, ends_with_parent};
 
 use crate::deadline::Deadline;
 
-/// Interval at which the program's end is looked for while it neither reads nor prints.
+/// Interval at which the program's end is looked for while it neither reads nor prints, on a kernel that does
+/// not tell it, and after it was killed.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// How long a program that was killed may take to end: only one that hangs in the kernel needs
@@ -84,6 +88,8 @@ struct Talk<'a> {
     input: &'a [u8],
     stdout: Option<ChildStdout>,
     printed: Vec<u8>,
+    /// The program's end, where the kernel can tell it (Linux 5.3).
+    end: Option<OwnedFd>,
 }
 
 impl<'a> Talk<'a> {
@@ -93,7 +99,7 @@ impl<'a> Talk<'a> {
         for end in ends.into_iter().flatten() {
             fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
-        Ok(Self { stdin, input, stdout, printed: Vec::new() })
+        Ok(Self { stdin, input, stdout, printed: Vec::new(), end: end_of(child).ok() })
     }
 
     /// What it has printed until its end, or `None` at the deadline.
@@ -109,15 +115,17 @@ impl<'a> Talk<'a> {
             if deadline.left().is_zero() {
                 return Ok(None);
             }
-            self.wait(LOOK.min(deadline.left()))?;
+            let left = deadline.left();
+            self.wait(if self.end.is_some() { left } else { left.min(LOOK) })?;
         }
     }
 
-    /// Until something can be written or read, and no longer than `time`.
+    /// Until something can be written or read, or the program has ended, and no longer than `time`.
     fn wait(&self, time: Duration) -> io::Result<()> {
         let stdin = self.stdin.as_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLOUT));
         let stdout = self.stdout.as_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
-        let mut ends: Vec<PollFd<'_>> = stdin.into_iter().chain(stdout).collect();
+        let end = self.end.as_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN));
+        let mut ends: Vec<PollFd<'_>> = stdin.into_iter().chain(stdout).chain(end).collect();
         let time = PollTimeout::try_from(time.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut ends, time) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
