@@ -132,8 +132,7 @@ pub fn prepare_telling(
         }
     };
     let ruled = Vec::new();
-    let mut prepared =
-        Prepared { socket, pod, plan, indexes, ends, metrics, ruled, unfinished };
+    let mut prepared = Prepared { socket, pod, plan, indexes, ends, metrics, ruled, unfinished };
     if unfinished {
         tracing::trace!("step: pair of links made");
         prepared.identify()?;
