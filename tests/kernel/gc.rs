@@ -267,15 +267,21 @@ pub(crate) fn what_peers_announce_is_not_read() -> Result<()> {
     };
     // The first one makes the store.
     calls()?;
-    let before = calls()?;
+    // What the store's threads do differs from time to time.
+    let least = || {
+        (0..5)
+            .map(|_| calls())
+            .try_fold(usize::MAX, |least, n| Ok::<_, anyhow::Error>(least.min(n?)))
+    };
+    let before = least()?;
     let route = |n: u32| {
         let network = Ipv4Addr::from(0x1400_0000 + (n << 8));
         format!("route add {network}/24 dev lo proto {}\n", twill_types::ROUTE_PROTOCOL)
     };
     node.ip_batch(&(0..100_000).map(route).collect::<String>())?;
-    let after = calls()?;
-    // What the store's threads do differs from time to time.
-    ensure!(after < before + 20, "{before} system calls without routes, {after} with them");
+    let after = least()?;
+    // To read the table takes more than 300.
+    ensure!(after < before + 100, "{before} system calls without routes, {after} with them");
     Ok(())
 }
 
