@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, slice, time::Duration};
 
 use twill_dataplane::{
     node,
-    pod::{DelMode, host_link},
+    pod::{DelMode, del_pod, host_link},
 };
 use twill_rpc::{
     ClientError,
@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     netconf::{Mode, Netconf},
     spool::{Spool, SpoolError},
-    standalone::{Standalone, StandaloneError, has_mark, host_link_facts, is_linked},
+    standalone::{Standalone, StandaloneError, has_mark},
 };
 
 /// How long automatic mode waits for the owner's lock before it looks for the daemon's socket
@@ -198,16 +198,16 @@ impl<'a> Authority<'a> {
         let mut failures = Vec::new();
         match self.alone(|standalone, wait| standalone.collect(requests, wait)) {
             Ok(None) => {
-                let links = match host_link_facts() {
-                    Ok(links) => links,
-                    Err(error) => return vec![error_chain(&error)],
-                };
-                let unlinked = |request: &&_| !is_linked(&links, request);
-                for request in requests.iter().filter(unlinked) {
+                for request in requests {
                     if self.deadline.left().is_zero() {
                         failures.push(named(request, &"there was no time for it"));
-                    } else {
+                    } else if !may_have_link(&request.attachment) {
                         self.entrust(request, None);
+                        // One that the daemon was told of in between has lost its addresses.
+                        let (attachment, sequence) = (&request.attachment, request.sequence);
+                        if let Err(error) = del_pod(attachment, sequence, None, DelMode::Deferred) {
+                            failures.push(named(request, &error_chain(&error)));
+                        }
                     }
                 }
             }

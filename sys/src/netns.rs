@@ -306,7 +306,7 @@ mod tests {
         let by_path = Netns::open("/proc/thread-self/ns/net").unwrap().cookie().unwrap();
         let by_socket = netns_cookie(of_new_socket().unwrap()).unwrap();
         assert_eq!(by_socket, by_path);
-        assert_eq!(powerless(|| Netns::current().unwrap().cookie().unwrap()), by_path);
+        assert_eq!(powerless(|| Netns::current().unwrap()).cookie().unwrap(), by_path);
         assert_eq!(powerless(|| of_new_socket().err()), Some(Errno::EPERM));
     }
 

@@ -14,7 +14,7 @@ use super::{Owned, StandaloneError};
 use crate::{deadline::Deadline, verbs::BATCH};
 
 /// The links of pods on this node.
-pub(crate) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error> {
+pub(super) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error> {
     let fact = |link: Link| LinkFact {
         index: link.index,
         alias: link.twill_alias(),
@@ -26,7 +26,7 @@ pub(crate) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error>
 }
 
 /// Whether a release is of what has one of these links.
-pub(crate) fn is_linked(links: &[LinkFact], request: &ReleaseRequest) -> bool {
+pub(super) fn is_linked(links: &[LinkFact], request: &ReleaseRequest) -> bool {
     links_of(links, &request.attachment).next().is_some()
 }
 

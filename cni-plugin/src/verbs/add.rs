@@ -154,23 +154,27 @@ fn plumb(
         host_ifname: link.host_ifname(),
         host_ifindex,
     };
+    let mut told = None;
     let prepared = pod::prepare_telling(link, netns, sides, |host_ifindex| {
         if let Source::Store(authority) = source {
             authority.endpoint_up_ahead(&endpoint(host_ifindex));
+            told = Some(host_ifindex);
         }
-    })?;
-    let made = prepared.link();
+    });
     tracing::trace!("step: pod's side set up");
     // Not the configured ones: a pod may have asked for another.
     let families: Vec<Family> = link.families().collect();
-    match source {
-        Source::Store(authority) => {
-            authority.endpoint_up(&endpoint(made.host_ifindex), &families)?
+    let host_ifindex = prepared.as_ref().ok().map(|made| made.link().host_ifindex).or(told);
+    match (source, host_ifindex) {
+        // Where somebody has taken addresses and link away meanwhile, the daemon's answer says so.
+        (Source::Store(authority), Some(index)) => {
+            authority.endpoint_up(&endpoint(index), &families)?;
         }
-        Source::Plugin(_) | Source::Nobody => prepare_node(&families)?,
+        (Source::Plugin(_) | Source::Nobody, Some(_)) => prepare_node(&families)?,
+        (_, None) => {}
     }
     tracing::trace!("step: daemon told of the link");
-    let up = prepared.activate()?;
+    let up = prepared?.activate()?;
     tracing::trace!("step: host's side up and routed");
     Ok(up)
 }

@@ -10,7 +10,7 @@ use twill_sys::Netns;
 use twill_types::{Family, Prefix};
 
 use super::{
-    HOST_MAC, PodLink, PodRoute, behind, check_pod, clear_rules,
+    Difference, HOST_MAC, PodLink, PodRoute, behind, check_pod, clear_rules,
     plan::{Indexes, LOOPBACK, Op, Plan, Setting, SettingKind},
 };
 use crate::{
@@ -80,14 +80,11 @@ pub struct Prepared {
     unfinished: bool,
 }
 
-/// The ways to both sides, and what a pod is before it has the link.
+/// The ways to both sides of a link.
 #[derive(Debug)]
 pub struct Sides {
     node: Socket,
     pod: Socket,
-    forwards_ipv4: bool,
-    /// The indexes of its links.
-    links: Vec<u32>,
 }
 
 impl Sides {
@@ -95,9 +92,7 @@ impl Sides {
     ///
     /// Enters the pod's namespace for a moment with the calling thread, see [`Netns::enter`].
     pub fn open(netns: &Netns) -> Result<Self, Error> {
-        let mut pod = netns.enter(Socket::open)??;
-        let (forwards_ipv4, links) = pod.forwards_between()?;
-        Ok(Self { node: Socket::open()?, pod, forwards_ipv4, links })
+        Ok(Self { node: Socket::open()?, pod: netns.enter(Socket::open)?? })
     }
 }
 
@@ -118,7 +113,7 @@ pub fn prepare_telling(
     tell: impl FnOnce(u32),
 ) -> Result<Prepared, Error> {
     let plan = Plan::new(link, sysctl::has_ipv6())?;
-    let Sides { node: mut socket, mut pod, forwards_ipv4, links } = sides;
+    let Sides { node: mut socket, mut pod } = sides;
     let planned = [HOST_MAC, plan.pod_mac].map(|mac| Hardware { mac, mtu: plan.mtu });
     let (indexes, ends, metrics, unfinished) = match create(&mut socket, &plan, link, netns)? {
         Created::New(indexes) => (indexes, planned, Vec::new(), true),
@@ -138,7 +133,7 @@ pub fn prepare_telling(
         prepared.identify()?;
         tracing::trace!("step: host's side identified and set");
         tell(prepared.indexes.host);
-        let is_router = prepared.apply_settings(netns, forwards_ipv4, &links)?;
+        let is_router = prepared.apply_settings(netns)?;
         prepared.set_up_pod(link, is_router)?;
     }
     Ok(prepared)
@@ -210,7 +205,10 @@ fn is_complete(found: &Link, link: &PodLink, netns: &Netns) -> Result<bool, Erro
             Err(Error::Superseded { name: name(), found: sequence, wanted: link.sequence })
         }
         Owner::Add(sequence) if sequence < link.sequence => Ok(false),
-        Owner::Add(_) => Ok(check_pod(&link.expected(), netns)?.is_empty()),
+        // The way to the gateway is the node's, and made good without touching a pod.
+        Owner::Add(_) => Ok(check_pod(&link.expected(), netns)?
+            .iter()
+            .all(|difference| matches!(difference, Difference::GatewayUnrouted(_)))),
     }
 }
 
@@ -281,12 +279,8 @@ impl Prepared {
     /// A namespace in which another link is up has been set up by somebody, and what it forwards is their business.
     /// One without has begun with the IPv4 settings of the node's first namespace, mostly a router's. To write a
     /// setting takes the longer the more namespaces there are, so it is asked for first.
-    fn apply_settings(
-        &mut self,
-        netns: &Netns,
-        forwards_ipv4: bool,
-        links: &[u32],
-    ) -> Result<bool, Error> {
+    fn apply_settings(&mut self, netns: &Netns) -> Result<bool, Error> {
+        let (forwards_ipv4, links) = self.pod.forwards_between()?;
         let mut is_router = false;
         let mut to_apply = Vec::new();
         for setting in &self.plan.pod_settings {
@@ -296,7 +290,7 @@ impl Prepared {
                         Family::V4 => forwards_ipv4,
                         Family::V6 => self.pod.forwards(family)?,
                     };
-                    let stays = forwards && is_in_use(&mut self.pod, links, self.indexes.pod)?;
+                    let stays = forwards && is_in_use(&mut self.pod, &links, self.indexes.pod)?;
                     is_router |= stays && family == Family::V4;
                     forwards && !stays
                 }
