@@ -23,7 +23,7 @@ use twill_ipam_store::{
 use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
 use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
 
-pub(crate) use self::reclaim::{host_link_facts, is_linked};
+use self::reclaim::{host_link_facts, is_linked};
 use crate::{deadline::Deadline, netconf::Netconf};
 
 /// What can go wrong without a daemon.

@@ -92,6 +92,8 @@ pub(crate) fn a_storm_without_a_daemon_leaks_nothing() -> Result<()> {
     ipam["mode"] = json!("standalone");
     ipam["pools"] = json!([{"cidr": "10.20.0.0/22"}, {"cidr": "fd00:20::/118"}]);
     runtime.set_conflist(conflist);
+    // All callers wait for one lock.
+    runtime.set_timeout(100);
     storm(&lab, false)
 }
 
