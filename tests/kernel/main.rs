@@ -266,6 +266,7 @@ fn main() -> ExitCode {
         reclaim::what_may_live_keeps_its_address,
         reclaim::another_plugins_pod_lives_in_its_namespace,
         reclaim::a_del_succeeds_in_a_run_dir_that_is_full,
+        reclaim::a_del_without_a_namespace_frees_what_a_killed_add_had,
         reclaim::a_late_del_without_a_namespace_leaves_a_running_add_its_address,
         gc::g_02_what_is_not_listed_is_freed,
         gc::g_03_what_is_listed_stays_by_container_and_interface,

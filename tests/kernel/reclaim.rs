@@ -72,6 +72,22 @@ impl Alone {
         Ok(Service::open(&self.run_dir.path().join("ipam/store"), options)?.0)
     }
 
+    /// As if the only container were started again under its old id, by an ADD that has its address and no link
+    /// yet; what the store has then.
+    fn start_again(&self, change: impl Fn(&mut Record)) -> Result<Record> {
+        let service = self.service()?;
+        let mut records = service.records()?;
+        let (Some(mut record), true) = (records.pop(), records.is_empty()) else {
+            bail!("more than {records:?}, or none");
+        };
+        let attachment = record.attachment.clone();
+        service.release(ReleaseRequest { attachment, sequence: None, netns_cookie: None })?;
+        record.sequence += 1;
+        change(&mut record);
+        ensure!(service.adopt(record.clone())?, "it cannot be written again");
+        Ok(record)
+    }
+
     /// Lets two minutes pass for all that the store has, longer than an ADD takes.
     fn age(&self) -> Result<()> {
         let service = self.service()?;
@@ -232,25 +248,34 @@ pub(crate) fn a_late_del_without_a_namespace_leaves_a_running_add_its_address() 
     let alone = Alone::new("10.20.0.0/31", 31)?;
     let pod = Namespace::create("pod")?;
     let given = alone.add(&pod)?;
-    let service = alone.service()?;
-    let records = service.records()?;
-    let [record] = records.as_slice() else { bail!("{records:?}") };
-    let attachment_id = record.attachment.clone();
-    service.release(ReleaseRequest {
-        attachment: attachment_id.clone(),
-        sequence: None,
-        netns_cookie: None,
-    })?;
-    let sequence = record.sequence + 1;
-    service.adopt(Record { sequence, netns_cookie: Some(1), ..record.clone() })?;
-    drop(service);
+    let record = alone.start_again(|_| {})?;
     let late = Attachment { netns: String::new(), ..attachment(&pod) };
     alone.runtime.del(&alone.node, &late)?;
     alone.wait_for_links(0)?;
-    let held = alone.service()?.lookup(&attachment_id)?.context("it is released")?;
-    ensure!((held.sequence, held.addresses.as_slice()) == (sequence, &[given][..]), "{held:?}");
+    let held = alone.service()?.lookup(&record.attachment)?.context("it is released")?;
+    let expected = (record.sequence, &[given][..]);
+    ensure!((held.sequence, held.addresses.as_slice()) == expected, "{held:?}");
     // Without a link of an earlier ADD there is nothing else that the DEL can mean.
     alone.runtime.del(&alone.node, &late)?;
     ensure!(alone.service()?.records()?.is_empty());
+    Ok(())
+}
+
+/// The same where that ADD was killed before it made a link, and its namespace is gone, or another one is at its
+/// path: no DEL comes that means it more.
+pub(crate) fn a_del_without_a_namespace_frees_what_a_killed_add_had() -> Result<()> {
+    let alone = Alone::new("10.20.0.0/31", 31)?;
+    let pod = Namespace::create("pod")?;
+    let gone = |record: &mut Record| record.netns.push_str("-gone");
+    let replaced = |record: &mut Record| record.netns_cookie = Some(1);
+    for change in [&gone as &dyn Fn(&mut Record), &replaced] {
+        alone.add(&pod)?;
+        alone.start_again(change)?;
+        let late = Attachment { netns: String::new(), ..attachment(&pod) };
+        alone.runtime.del(&alone.node, &late)?;
+        alone.wait_for_links(0)?;
+        let records = alone.service()?.records()?;
+        ensure!(records.is_empty(), "{records:?}");
+    }
     Ok(())
 }

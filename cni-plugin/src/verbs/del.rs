@@ -1,15 +1,20 @@
 //! DEL: the pod is cut off first, so that its address is free of it when it is given back.
 
-use std::{path::Path, time::Duration};
+use std::{io::ErrorKind, path::Path, time::Duration};
 
 use twill_dataplane::{
-    Netns,
+    Netns, NetnsError,
     pod::{DelMode, DelOutcome, clear_rules, del_pod},
 };
+use twill_rpc::message::Held;
 use twill_types::{AttachmentId, ReleaseRequest};
 
 use super::{Call, namespace_of};
-use crate::{authority::Authority, delegate::Delegate, error::Error};
+use crate::{
+    authority::{Authority, may_have_link},
+    delegate::Delegate,
+    error::Error,
+};
 
 /// How much of a DEL's time our own store leaves to another IPAM plugin.
 const OWN_STORE: Duration = Duration::from_secs(4);
@@ -58,8 +63,9 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     }
     // A container that was started again under its old id has addresses with a higher number than
     // its old link. If there is no new link, the ADD has died on the way to it, or is there soon: a DEL that
-    // names no namespace cannot mean that one's.
+    // names no namespace means that one's only if that has none either.
     if netns.as_ref().and_then(|netns| netns.cookie().ok().flatten()).is_none() {
+        release_of_the_dead(&mut authority, &attachment, netns.as_ref());
         return Ok(());
     }
     match del_pod(&attachment, Some(sequence), netns.as_ref(), mode)? {
@@ -105,6 +111,45 @@ pub(super) fn release_of(
         Err(error) => {
             tracing::warn!(%attachment, %error, "cannot see whether it has addresses still");
         }
+    }
+}
+
+/// Gives back what an attachment has without a link, for an ADD that was killed: its namespace is gone, or is the
+/// one that the runtime names as far as a kernel without cookies can tell.
+fn release_of_the_dead(
+    authority: &mut Authority<'_>,
+    attachment: &AttachmentId,
+    named: Option<&Netns>,
+) {
+    let is_dead = |held: &Held| {
+        let is_named = named.is_some_and(|named| named.path() == Path::new(&held.netns));
+        (is_named || is_gone(held)) && !may_have_link(attachment)
+    };
+    match authority.held(attachment) {
+        Ok(Some(held)) if is_dead(&held) => {
+            tracing::info!(%attachment, "a later ADD has left addresses behind: released");
+            authority.release(&of_add(attachment.clone(), held.sequence), None);
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tracing::warn!(%attachment, %error, "cannot see whether a later ADD has addresses");
+        }
+    }
+}
+
+/// Whether the namespace that somebody was given addresses for is certainly not at its path any more.
+fn is_gone(held: &Held) -> bool {
+    match Netns::open(&held.netns) {
+        Ok(there) => match (there.cookie(), held.netns_cookie) {
+            (Ok(Some(there)), Some(cookie)) => there != cookie,
+            _ => false,
+        },
+        Err(NetnsError::NotANamespace { .. }) => true,
+        // A daemon of before does not say the path.
+        Err(NetnsError::Open { source, .. }) => {
+            source.kind() == ErrorKind::NotFound && !held.netns.is_empty()
+        }
+        Err(_) => false,
     }
 }
 
