@@ -95,6 +95,17 @@ pub(crate) enum Error {
     /// GC could not remove all that it should; the rest is gone.
     #[error("not all could be removed: {}", .0.join("; "))]
     Gc(Vec<String>),
+    /// The link of an attachment has the alias of somebody else, so GC leaves it alone.
+    #[error(
+        "its link {link} has the alias {alias:?}, which is not Twill's, so it stays with its \
+         addresses; take the alias away (ip link set dev {link} alias \"\"), or delete the link"
+    )]
+    AliasOfAnother {
+        /// Its name.
+        link: String,
+        /// What stands there.
+        alias: String,
+    },
     /// Another IPAM plugin failed.
     #[error(transparent)]
     Delegate(#[from] DelegateError),
@@ -200,7 +211,7 @@ impl Error {
             | Self::NoPrevious
             | Self::NoAttachments
             | Self::Previous(_) => code::CONFIG,
-            Self::Gc(_) => code::TRY_AGAIN,
+            Self::Gc(_) | Self::AliasOfAnother { .. } => code::TRY_AGAIN,
             Self::Delegate(error) => delegate_code(error),
             Self::OwnNetns(_) => code::INVALID_NETNS,
             Self::Differs(_) => code::MISMATCH,

@@ -21,7 +21,10 @@ pub(crate) use self::{
     meanwhile::{
         g_09_an_add_meanwhile_is_left_alone, g_09_an_add_that_lost_its_address_fails_at_once,
     },
-    trouble::{g_04_links_go_without_a_daemon, g_04_one_that_stays_keeps_no_other},
+    trouble::{
+        g_04_a_link_with_the_alias_of_another_is_told, g_04_links_go_without_a_daemon,
+        g_04_one_that_stays_keeps_no_other,
+    },
 };
 use crate::{
     SECONDS,

@@ -281,6 +281,7 @@ fn main() -> ExitCode {
         gc::g_04_it_goes_on_after_an_error,
         gc::g_04_links_go_without_a_daemon,
         gc::g_04_one_that_stays_keeps_no_other,
+        gc::g_04_a_link_with_the_alias_of_another_is_told,
         gc::g_05_it_is_forwarded,
         gc::s_02_status_says_whether_an_add_would_succeed,
         status::s_02_missing_routes_count_by_option,

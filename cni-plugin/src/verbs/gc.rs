@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use twill_dataplane::{
     Link,
-    pod::{DelMode, DelOutcome, del_pod, delete_group_links, host_links},
+    pod::{DelMode, DelOutcome, del_pod, delete_group_links, host_link, host_links},
 };
 use twill_ipam_store::now_ms;
 use twill_rpc::message::Held;
@@ -188,7 +188,24 @@ fn cut_off(call: &Call, attachment: &AttachmentId, seen: &Seen) -> Result<bool, 
     if let DelOutcome::Elsewhere { .. } = outcome {
         outcome = del_pod(attachment, sequence, None, DelMode::Deferred)?;
     }
+    if outcome == DelOutcome::Absent
+        && let Some(link) = host_link(attachment)?.filter(|link| is_of_another(link, attachment))
+    {
+        // Nothing was removed, and its address stays with it.
+        return Err(Error::AliasOfAnother {
+            link: link.name,
+            alias: link.alias.unwrap_or_default(),
+        });
+    }
     Ok(!matches!(outcome, DelOutcome::Newer { .. }))
+}
+
+/// Whether a link with the name of an attachment's has an alias that does not say so.
+fn is_of_another(link: &Link, attachment: &AttachmentId) -> bool {
+    match link.twill_alias() {
+        Some(alias) => !alias.is_of(attachment),
+        None => link.is_overwritten(),
+    }
 }
 
 /// Deletes the links that are cut off: at once, and not when the daemon comes to it. Where a pod's

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use twill_tests::{
     cni::{self, Attachment, Runtime},
+    lab::Pod,
     netns::Namespace,
     ping, programs,
     wait::wait_for,
@@ -87,4 +88,27 @@ pub(crate) fn g_04_one_that_stays_keeps_no_other() -> Result<()> {
     let again = runtime.add(&node, &attachment("next", &pods[1]))?;
     ensure!(cni::addresses(&again)? == [address], "{again}");
     runtime.del(&node, &attachment("next", &pods[1]))
+}
+
+/// Somebody has written over the alias of a pod that is not listed: nobody can say that the link is the pod's, so
+/// it stays with its address, and GC does not say that all is done.
+pub(crate) fn g_04_a_link_with_the_alias_of_another_is_told() -> Result<()> {
+    let mut lab = one_node()?;
+    let (lost, gone) = (lab.add_pod("node1", "lost")?, lab.add_pod("node1", "gone")?);
+    let id = |pod: &Pod| AttachmentId {
+        network: "pods".to_owned(),
+        container_id: pod.attachment().container_id.clone(),
+        ifname: "eth0".to_owned(),
+    };
+    let name = host_link_name(&id(&lost));
+    let node = lab.node("node1")?;
+    node.namespace().ip(&format!("link set dev {name} alias somebody"))?;
+    let error = refusal(node.runtime().gc(node.namespace(), &[]))?;
+    ensure!(error.code == 11, "{error}");
+    for told in [&lost.attachment().container_id, &name, "somebody"] {
+        ensure!(error.message.contains(told), "no {told}: {error}");
+    }
+    ensure!(!error.message.contains(&gone.attachment().container_id), "{error}");
+    ensure!(node.addresses_in_use()? == 1, "{} addresses are in use", node.addresses_in_use()?);
+    ping::reaches(node.namespace(), lost.address()?)
 }
