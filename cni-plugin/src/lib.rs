@@ -145,7 +145,8 @@ fn report(command: Command, problems: Vec<Problem>) -> Result<(), Error> {
     let needed = |problem: &Problem| match command {
         Command::Del => Netconf::needed_by_del(&problem.path),
         Command::Gc => Netconf::needed_by_gc(&problem.path),
-        Command::Add | Command::Check | Command::Status | Command::Version => true,
+        Command::Check => Netconf::needed_by_check(&problem.path),
+        Command::Add | Command::Status | Command::Version => true,
     };
     let (errors, warnings): (Vec<_>, Vec<_>) =
         problems.into_iter().partition(|problem| !problem.is_warning() && needed(problem));

@@ -86,6 +86,12 @@ impl Netconf {
         matches!(path, "runDir" | "ipam" | "ipam.mode" | "ipam.runDir" | "ipam.type")
     }
 
+    /// The same for a CHECK, which goes by what the ADD has answered: the ADD of an older plugin may have
+    /// passed over what another IPAM plugin does not know.
+    pub(crate) fn needed_by_check(path: &str) -> bool {
+        !wishes::is_of_pools(path)
+    }
+
     /// The same for a GC.
     pub(crate) fn needed_by_gc(path: &str) -> bool {
         Self::needed_by_del(path) || path.starts_with("cni.dev/")

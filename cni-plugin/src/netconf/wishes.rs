@@ -43,6 +43,9 @@ pub(super) struct Rules<'a> {
     pub(super) plugin: Option<&'a str>,
 }
 
+/// The annotations that ask for something of our own pools.
+const OF_POOLS: [&str; 3] = ["ipAddrs", "ipv4pools", "ipv6pools"];
+
 /// One place to ask in, with what is there.
 type Place = (String, Value);
 
@@ -71,7 +74,7 @@ pub(super) fn read(
     refuse_ranges(runtime("ipRanges"), problems);
     refuse_floating(annotation("floatingIPs"), problems);
     if let Some(plugin) = rules.plugin {
-        let of_ours = ["ipAddrs", "ipv4pools", "ipv6pools"].map(annotation);
+        let of_ours = OF_POOLS.map(annotation);
         refuse_delegated(plugin, of_ours.into_iter().flatten(), problems);
     }
 
@@ -105,6 +108,11 @@ pub(super) fn read(
         ipv6_pools,
         dns: runtime("dns").and_then(|place| read_dns(place, problems)),
     }
+}
+
+/// Whether a problem is with an annotation that asks for something of our own pools.
+pub(super) fn is_of_pools(path: &str) -> bool {
+    path.strip_prefix("cni.projectcalico.org/").is_some_and(|name| OF_POOLS.contains(&name))
 }
 
 /// `key` of an object, if something is asked there.

@@ -157,9 +157,12 @@ pub(crate) fn e_17_what_another_plugin_cannot_know_is_refused() -> Result<()> {
         let answer = asking("ADD", name, &format!("[\"{value}\"]"))?.run()?;
         let key = format!("cni.projectcalico.org/{name}");
         answer.refused(2, &[&key, value, "witness", "twill-ipam"])?;
-        asking("ADD", name, "[]")?.run()?.object()?;
+        let result = asking("ADD", name, "[]")?.run()?.object()?;
+        // As if its ADD had been that of an older plugin, which did not look at them.
+        let check = asking("CHECK", name, &format!("[\"{value}\"]"))?;
+        check.config("/prevResult", result).run()?.silent()?;
         asking("DEL", name, &format!("[\"{value}\"]"))?.run()?.silent()?;
-        ensure!(calls(&directory)? == ["ADD", "DEL"], "{:?}", calls(&directory)?);
+        ensure!(calls(&directory)? == ["ADD", "CHECK", "DEL"], "{:?}", calls(&directory)?);
         fs::remove_file(directory.join("calls"))?;
     }
     // An address of no pool needs nobody to give it, where it is allowed.
