@@ -9,8 +9,8 @@ use twill_dataplane::{
 use twill_rpc::{
     ClientError,
     message::{
-        AssignRequest, Assigned, CheckRequest, EndpointUp, ErrorKind, Held, PodAnnotationsRequest,
-        PodRef, Release, ReleaseRequest, Request, RpcError,
+        AssignRequest, Assigned, AttachmentsRequest, CheckRequest, EndpointUp, ErrorKind, Held,
+        PodAnnotationsRequest, PodRef, Release, ReleaseRequest, Request, RpcError,
     },
 };
 use twill_types::{AttachmentId, Family, error_chain};
@@ -150,7 +150,10 @@ impl<'a> Authority<'a> {
     pub(crate) fn attachments(&mut self, network: &str) -> Result<Vec<Held>, Error> {
         match self.alone(|standalone, wait| standalone.attachments(network, wait))? {
             Some(held) => Ok(held),
-            None => Ok(self.daemon.insist(|client, _| client.attachments(network.to_owned()))?),
+            None => {
+                let request = AttachmentsRequest { network: network.to_owned(), attachment: None };
+                Ok(self.daemon.insist(|client, _| client.attachments(request.clone()))?)
+            }
         }
     }
 
@@ -159,7 +162,11 @@ impl<'a> Authority<'a> {
         let network = attachment.network.as_str();
         let held = match self.alone(|standalone, wait| standalone.attachments(network, wait))? {
             Some(held) => held,
-            None => self.daemon.ask(|client, _| client.attachments(network.to_owned()))?,
+            None => {
+                let (network, attachment) = (network.to_owned(), Some(attachment.clone()));
+                let request = AttachmentsRequest { network, attachment };
+                self.daemon.ask(|client, _| client.attachments(request.clone()))?
+            }
         };
         Ok(held.into_iter().find(|held| held.attachment == *attachment))
     }

@@ -99,7 +99,7 @@ impl Api {
             Request::Release(request) => self.release(request).await.map(Response::Released),
             Request::Check(request) => self.ipam.check(&request).map(|()| Response::Done),
             Request::Attachments(request) => {
-                self.ipam.attachments(&request.network).map(Response::Attachments)
+                self.ipam.attachments(&request).map(Response::Attachments)
             }
             other => self.picture(other).await,
         }

@@ -14,8 +14,8 @@ use tracing::{debug, warn};
 use twill_ipam::Record;
 use twill_ipam_store::{AssignError, Assignment, Refusal, Service, now_ms};
 use twill_rpc::message::{
-    AssignRequest, CheckRequest, ErrorKind, Held, ReadinessRequest, ReleaseRequest, Released,
-    RpcError,
+    AssignRequest, AttachmentsRequest, CheckRequest, ErrorKind, Held, ReadinessRequest,
+    ReleaseRequest, Released, RpcError,
 };
 use twill_selector::Selector;
 use twill_types::{Family, error_chain};
@@ -347,10 +347,14 @@ impl Ipam {
         }
     }
 
-    /// Who holds addresses on a network.
-    pub(crate) fn attachments(&self, network: &str) -> Result<Vec<Held>, RpcError> {
-        let records = self.unblocked(|service| service.on_network(network));
-        let records = records.map_err(|error| again(&error))?;
+    /// Who holds addresses on a network, or what one has there.
+    pub(crate) fn attachments(&self, request: &AttachmentsRequest) -> Result<Vec<Held>, RpcError> {
+        let records = self.unblocked(|service| match &request.attachment {
+            Some(attachment) => Ok(service.lookup(attachment)?.into_iter().collect()),
+            None => service.on_network(&request.network),
+        });
+        let mut records: Vec<Record> = records.map_err(|error| again(&error))?;
+        records.retain(|record| record.attachment.network == request.network);
         let held = |record: Record| Held {
             attachment: record.attachment,
             sequence: record.sequence,

@@ -241,9 +241,9 @@ impl Client {
         }
     }
 
-    /// CNI GC: who holds addresses on a network.
-    pub fn attachments(&mut self, network: String) -> Result<Vec<Held>, ClientError> {
-        match self.call(&Request::Attachments(AttachmentsRequest { network }))? {
+    /// CNI GC: who holds addresses on a network; CNI DEL: what one has there.
+    pub fn attachments(&mut self, request: AttachmentsRequest) -> Result<Vec<Held>, ClientError> {
+        match self.call(&Request::Attachments(request))? {
             Response::Attachments(held) => Ok(held),
             other => Err(self.unexpected("Attachments", &other)),
         }

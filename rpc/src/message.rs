@@ -231,6 +231,9 @@ pub struct CheckRequest {
 pub struct AttachmentsRequest {
     /// The network's name.
     pub network: String,
+    /// Only this one. A daemon of before answers all, so whoever asks picks out what it wants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<AttachmentId>,
 }
 
 /// Who holds addresses. Part of [`Response::Attachments`].
@@ -539,6 +542,29 @@ mod tests {
             let text = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request, "{text}");
         }
+    }
+
+    /// Who asks for one alone is understood by a daemon of before, and the other way round.
+    #[test]
+    fn attachments_of_all_and_of_one_are_understood_by_both_sides() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct Before {
+            network: String,
+        }
+        let id = AttachmentId {
+            network: "pods".to_owned(),
+            container_id: "c".to_owned(),
+            ifname: "eth0".to_owned(),
+        };
+        let before = r#"{"network":"pods"}"#;
+        let all = AttachmentsRequest { network: "pods".to_owned(), attachment: None };
+        assert_eq!(serde_json::from_str::<AttachmentsRequest>(before).unwrap(), all);
+        assert_eq!(serde_json::to_string(&all).unwrap(), before);
+        let one = AttachmentsRequest { attachment: Some(id), ..all };
+        let text = serde_json::to_string(&one).unwrap();
+        assert_eq!(serde_json::from_str::<AttachmentsRequest>(&text).unwrap(), one);
+        let read = serde_json::from_str::<Before>(&text).unwrap();
+        assert_eq!(read, Before { network: "pods".to_owned() });
     }
 
     /// Who adds a frame or takes one away changes the version with it: the other side would call it broken, and

@@ -1,5 +1,6 @@
 use futures_util::FutureExt;
 use twill_ipam_store::{MemoryStore, Options};
+use twill_types::AttachmentId;
 
 use super::*;
 
@@ -38,4 +39,41 @@ async fn only_who_asks_what_is_left_waits_for_the_claim_task() {
     };
     reply.send(true).unwrap();
     assert!(asked.await.unwrap());
+}
+
+/// A DEL asks for one, and a node has thousands.
+#[test]
+fn who_asks_for_one_attachment_is_told_of_no_other() {
+    let (_run_dir, ipam, _commands) = ipam();
+    let id = |network: &str, container: &str| AttachmentId {
+        network: network.to_owned(),
+        container_id: container.to_owned(),
+        ifname: "eth0".to_owned(),
+    };
+    let all = [id("lan", "a"), id("pods", "a"), id("pods", "b")];
+    for (attachment, sequence) in all.iter().zip(1..) {
+        let record = Record {
+            attachment: attachment.clone(),
+            addresses: vec![format!("10.0.0.{sequence}").parse().unwrap()],
+            sequence,
+            netns: "/run/netns/a".to_owned(),
+            netns_cookie: Some(1),
+            pod: None,
+            pod_uid: None,
+            foreign: false,
+            created_ms: 1,
+        };
+        assert!(ipam.service.adopt(record).unwrap());
+    }
+    let told = |attachment: Option<&AttachmentId>| -> Vec<AttachmentId> {
+        let request =
+            AttachmentsRequest { network: "pods".to_owned(), attachment: attachment.cloned() };
+        let mut told = ipam.attachments(&request).unwrap();
+        told.sort_by_key(|held| held.sequence);
+        told.into_iter().map(|held| held.attachment).collect()
+    };
+    assert_eq!(told(None), &all[1..]);
+    assert_eq!(told(Some(&all[2])), &all[2..]);
+    assert_eq!(told(Some(&all[0])), &[], "it is of another network");
+    assert_eq!(told(Some(&id("pods", "c"))), &[]);
 }
