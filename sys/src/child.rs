@@ -78,9 +78,32 @@ pub fn ends_with_parent(command: &mut Command) -> &mut Command {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, process::Stdio, thread};
+    use std::{
+        io::Read,
+        os::fd::{AsFd, BorrowedFd},
+        process::Stdio,
+        thread,
+    };
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
+
+    fn is_over(end: BorrowedFd<'_>, timeout: PollTimeout) -> bool {
+        let mut polled = [PollFd::new(end, PollFlags::POLLIN)];
+        poll(&mut polled, timeout).unwrap() == 1
+    }
+
+    #[test]
+    fn the_end_of_a_child_can_be_waited_for_with_a_timeout() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let end = end_of(&child).unwrap();
+        assert!(!is_over(end.as_fd(), PollTimeout::ZERO));
+        // It reads to the end of this.
+        drop(child.stdin.take());
+        assert!(is_over(end.as_fd(), PollTimeout::from(20_000_u16)));
+        assert!(child.wait().unwrap().success());
+    }
 
     #[test]
     fn a_child_ends_with_the_thread_that_started_it() {

@@ -230,3 +230,105 @@ fn a_daemon_that_dies_is_told_from_one_that_talks_nonsense() {
         daemon.join();
     }
 }
+
+/// What a daemon answers to [`assign`] in these tests.
+fn no_pool() -> Response {
+    Response::Error(RpcError { kind: ErrorKind::NoPool, message: "no pool selects node3".into() })
+}
+
+fn ahead() -> Request {
+    Request::Assign(Box::new(assign()))
+}
+
+#[test]
+fn what_was_asked_ahead_is_asked_once() {
+    let daemon = Daemon::start(|mut stream| {
+        greet(&mut stream);
+        assert_eq!(receive::<Request>(&mut stream), ahead());
+        write_frame(&mut stream, &Response::Done).unwrap();
+        // The same question after its answer is a new one.
+        assert_eq!(receive::<Request>(&mut stream), ahead());
+        write_frame(&mut stream, &no_pool()).unwrap();
+        assert!(read_frame(&mut stream).unwrap().is_none());
+    });
+    let mut client = daemon.connect(LONG).unwrap();
+    client.ask_ahead(ahead()).unwrap();
+    assert_eq!(client.call(&ahead()).unwrap(), Response::Done);
+    let error = client.call(&ahead()).unwrap_err();
+    assert!(matches!(error, ClientError::Remote(_)), "{error:?}");
+    drop(client);
+    daemon.join();
+}
+
+#[test]
+fn an_answer_nobody_waited_for_is_not_that_of_the_next_question() {
+    // An error is an answer as well, and no business of who asks next.
+    for unread in [Response::Done, no_pool()] {
+        let daemon = Daemon::start(move |mut stream| {
+            greet(&mut stream);
+            assert_eq!(receive::<Request>(&mut stream), ahead());
+            write_frame(&mut stream, &unread).unwrap();
+            assert_eq!(receive::<Request>(&mut stream), Request::Readiness(None));
+            write_frame(&mut stream, &Response::Done).unwrap();
+            assert_eq!(receive::<Request>(&mut stream), Request::BgpPeers);
+            write_frame(&mut stream, &Response::BgpPeers(vec![])).unwrap();
+        });
+        let mut client = daemon.connect(LONG).unwrap();
+        client.ask_ahead(ahead()).unwrap();
+        client.ask_ahead(Request::Readiness(None)).unwrap();
+        assert_eq!(client.bgp_peers().unwrap(), []);
+        daemon.join();
+    }
+}
+
+#[test]
+fn the_error_that_answers_what_was_asked_ahead_is_told_to_who_asks_the_same() {
+    let daemon = Daemon::start(|mut stream| {
+        greet(&mut stream);
+        receive::<Request>(&mut stream);
+        write_frame(&mut stream, &no_pool()).unwrap();
+    });
+    let mut client = daemon.connect(LONG).unwrap();
+    client.ask_ahead(ahead()).unwrap();
+    let error = client.assign(assign()).unwrap_err();
+    assert!(matches!(&error, ClientError::Remote(e) if e.kind == ErrorKind::NoPool), "{error:?}");
+    daemon.join();
+}
+
+#[test]
+fn a_daemon_that_dies_after_it_was_asked_ahead_is_lost_to_any_question() {
+    for next in [ahead(), Request::BgpPeers] {
+        for greets in [true, false] {
+            let daemon = Daemon::start(move |mut stream| {
+                if greets {
+                    greet(&mut stream);
+                } else {
+                    receive::<Hello>(&mut stream);
+                }
+                assert_eq!(receive::<Request>(&mut stream), ahead());
+            });
+            let mut client = daemon.connect(LONG).unwrap();
+            client.ask_ahead(ahead()).unwrap();
+            daemon.thread.join().unwrap();
+            let error = client.call(&next).unwrap_err();
+            assert!(matches!(error, ClientError::Lost { .. }), "{next:?}, {greets}: {error:?}");
+        }
+    }
+}
+
+#[test]
+fn a_version_that_is_refused_is_told_after_a_question_ahead() {
+    for next in [ahead(), Request::BgpPeers] {
+        let daemon = Daemon::start(|mut stream| {
+            receive::<Hello>(&mut stream);
+            write_frame(&mut stream, &welcome(PROTOCOL_VERSION + 1)).unwrap();
+        });
+        let mut client = daemon.connect(LONG).unwrap();
+        // The daemon may have closed already or not.
+        let asked = client.ask_ahead(ahead());
+        assert!(matches!(asked, Ok(()) | Err(ClientError::Lost { .. })), "{asked:?}");
+        let error = client.call(&next).unwrap_err();
+        assert!(matches!(error, ClientError::Version { .. }), "{next:?}: {error:?}");
+        daemon.join();
+    }
+}
