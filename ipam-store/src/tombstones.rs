@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use tracing::warn;
@@ -11,13 +11,16 @@ use twill_types::{ReleaseRequest, error_chain};
 
 use crate::Service;
 
-/// Whether there is a tombstone in a directory whose name begins with `prefix`.
+/// Whether there is a tombstone in a directory whose name begins with `prefix`. What a newer release has
+/// written in a form of its own waits for that release, and is none here.
 ///
 /// # Errors
 /// The directory cannot be read.
 pub fn names_any(directory: &Path, prefix: &str) -> io::Result<bool> {
     let mut paths = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
-    Ok(paths.any(|path| is_tombstone(&path, prefix)))
+    Ok(paths.any(|path| {
+        is_tombstone(&path, prefix) && !matches!(read(&path), Err(Unread::OtherForm(_)))
+    }))
 }
 
 /// What begins with a dot is the lock, or is still being written.
@@ -48,11 +51,21 @@ pub fn work_off(
         }
         let request = match read(&path) {
             Ok(request) => request,
-            Err(error) if is_unreadable(&error) => {
+            Err(Unread::None(error)) => {
                 set_aside(&path, &error);
                 continue;
             }
-            Err(error) => {
+            Err(Unread::OtherForm(error)) => {
+                warn!(
+                    tombstone = %path.display(),
+                    %error,
+                    "no tombstone as this release writes them, and left in the spool for one that can read \
+                     it; without one remove it: what its pod had comes back when it is seen that the pod is \
+                     gone"
+                );
+                continue;
+            }
+            Err(Unread::Yet(error)) => {
                 warn!(tombstone = %path.display(), %error, "left in the spool");
                 continue;
             }
@@ -73,23 +86,32 @@ pub fn work_off(
     Ok(count)
 }
 
-fn read(path: &Path) -> io::Result<ReleaseRequest> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+/// Why there is nothing to release.
+enum Unread {
+    /// It is no tombstone of any release.
+    None(io::Error),
+    /// It may be one of a newer release.
+    OtherForm(serde_json::Error),
+    /// Perhaps it can be read next time.
+    Yet(io::Error),
 }
 
-/// Whether it is so for good.
-fn is_unreadable(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::IsADirectory
-    )
+fn read(path: &Path) -> Result<ReleaseRequest, Unread> {
+    let text = fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::IsADirectory => Unread::None(error),
+        _ => Unread::Yet(error),
+    })?;
+    serde_json::from_slice(&text).map_err(|error| {
+        match serde_json::from_slice::<serde::de::IgnoredAny>(&text) {
+            Ok(_) => Unread::OtherForm(error),
+            Err(error) => Unread::None(error.into()),
+        }
+    })
 }
 
 fn set_aside(path: &Path, why: &io::Error) {
-    let mut name = OsString::from(path);
-    name.push(".bad");
-    let aside = Path::new(&name);
-    match fs::rename(path, aside) {
+    let aside = free_name(path);
+    match fs::rename(path, &aside) {
         Ok(()) => warn!(
             file = %aside.display(),
             error = %why,
@@ -102,6 +124,21 @@ fn set_aside(path: &Path, why: &io::Error) {
     }
 }
 
+/// A name that ends in `.bad`, or in a number after that: what has one already stays what it is. Nobody else
+/// names files so meanwhile, as the spool is worked off by one alone.
+fn free_name(path: &Path) -> PathBuf {
+    let numbered = |number: u32| {
+        let mut name = OsString::from(path);
+        name.push(".bad");
+        if number > 1 {
+            name.push(number.to_string());
+        }
+        PathBuf::from(name)
+    };
+    let is_free = |name: &PathBuf| fs::symlink_metadata(name).is_err();
+    (1..).map(numbered).find(is_free).unwrap_or_else(|| numbered(1))
+}
+
 #[cfg(test)]
 mod tests {
     use twill_types::AttachmentId;
@@ -109,18 +146,38 @@ mod tests {
     use super::*;
     use crate::Options;
 
-    #[test]
-    fn what_is_no_tombstone_is_set_aside_once() {
+    /// A spool with these files, and a service.
+    fn with_spool(files: &[(&str, &str)]) -> (tempfile::TempDir, std::path::PathBuf, Service) {
         let directory = tempfile::tempdir().unwrap();
         let (spool, store) = (directory.path().join("spool"), directory.path().join("store"));
         let options = Options { boot_id: "boot".into(), hold_freed: false };
         let (service, _) = Service::open(&store, options).unwrap();
         fs::create_dir(&spool).unwrap();
+        for (name, content) in files {
+            fs::write(spool.join(name), content).unwrap();
+        }
+        (directory, spool, service)
+    }
+
+    fn names(spool: &Path) -> Vec<String> {
+        let entries = fs::read_dir(spool).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn tombstone() -> String {
         let attachment =
             AttachmentId { network: "n".into(), container_id: "c".into(), ifname: "eth0".into() };
         let request = ReleaseRequest { attachment, sequence: None, netns_cookie: None };
-        fs::write(spool.join("twl1.json"), serde_json::to_vec(&request).unwrap()).unwrap();
-        fs::write(spool.join("twl2.json"), "{").unwrap();
+        serde_json::to_string(&request).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_tombstone_is_set_aside_once() {
+        let files = [("twl1.json", &*tombstone()), ("twl2.json", "{"), ("twl4.json", "")];
+        let (_directory, spool, service) = with_spool(&files);
         fs::create_dir(spool.join("twl3.json")).unwrap();
         let mut seen = 0;
         let stays = |_: &ReleaseRequest| {
@@ -130,9 +187,32 @@ mod tests {
         assert_eq!(work_off(&spool, &service, "", stays).unwrap(), 1);
         assert_eq!(seen, 1);
         assert!(!names_any(&spool, "").unwrap());
-        let mut left: Vec<_> =
-            fs::read_dir(&spool).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["twl2.json.bad", "twl3.json.bad"]);
+        assert_eq!(names(&spool), ["twl2.json.bad", "twl3.json.bad", "twl4.json.bad"]);
+    }
+
+    #[test]
+    fn what_was_set_aside_stays_when_more_of_its_name_comes() {
+        let (_directory, spool, service) = with_spool(&[]);
+        for content in ["{first", "{second", "{third"] {
+            fs::write(spool.join("twl1.json"), content).unwrap();
+            assert_eq!(work_off(&spool, &service, "", |_| false).unwrap(), 0);
+        }
+        assert_eq!(names(&spool), ["twl1.json.bad", "twl1.json.bad2", "twl1.json.bad3"]);
+        assert_eq!(fs::read_to_string(spool.join("twl1.json.bad")).unwrap(), "{first");
+    }
+
+    #[test]
+    fn the_form_of_a_newer_release_waits_for_it() {
+        let newer = r#"{"attachments": ["n/c/eth0"], "form": 2}"#;
+        let (_directory, spool, service) = with_spool(&[("twl1.json", newer), ("twl2.json", "[]")]);
+        let asked = |_: &ReleaseRequest| panic!("it cannot be read");
+        assert_eq!(work_off(&spool, &service, "", asked).unwrap(), 0);
+        assert_eq!(names(&spool), ["twl1.json", "twl2.json"]);
+        // Nothing is done about it each time.
+        assert!(!names_any(&spool, "").unwrap());
+        fs::write(spool.join("twl3.json"), tombstone()).unwrap();
+        assert!(names_any(&spool, "").unwrap());
+        assert_eq!(work_off(&spool, &service, "", |_| false).unwrap(), 1);
+        assert_eq!(names(&spool), ["twl1.json", "twl2.json"]);
     }
 }
