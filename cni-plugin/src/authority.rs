@@ -91,9 +91,11 @@ impl<'a> Authority<'a> {
             return Ok(BTreeMap::new());
         };
         Ok(self.daemon.reach(|client, patience| {
-            let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-            let pod = pod.clone();
-            client.pod_annotations(PodAnnotationsRequest { pod, own_known, timeout_ms })
+            client.pod_annotations(PodAnnotationsRequest {
+                pod: pod.clone(),
+                own_known,
+                timeout_ms: timeout_ms(patience),
+            })
         })?)
     }
 
@@ -109,8 +111,7 @@ impl<'a> Authority<'a> {
         }
         let mut meanwhile = Some(meanwhile);
         Ok(self.daemon.insist(|client, patience| {
-            let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-            let request = AssignRequest { timeout_ms, ..request.clone() };
+            let request = AssignRequest { timeout_ms: timeout_ms(patience), ..request.clone() };
             if let Some(meanwhile) = meanwhile.take() {
                 client.ask_ahead(Request::Assign(Box::new(request.clone())))?;
                 meanwhile();
@@ -322,6 +323,11 @@ pub(crate) fn prepare_node(families: &[Family]) -> Result<(), Error> {
         tracing::info!("made the route to the gateway of pods");
     }
     Ok(())
+}
+
+/// How long a daemon may take, as it is told.
+fn timeout_ms(patience: Duration) -> u64 {
+    u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether the daemon can do later what it did not do now.

@@ -110,7 +110,7 @@ impl Api {
         match parked {
             Some(index) => self.parked.note(index),
             // This one may follow one that has died between the link and the release.
-            None => self.expect_link_of(&request.attachment)?,
+            None => self.note_link_of(&request.attachment)?,
         }
         let released = self.ipam.release(request).await;
         // A runtime may repeat a DEL; those that change nothing are no reason to do anything.
@@ -122,7 +122,7 @@ impl Api {
 
     /// Has the link looked for that may wait to be deleted with addresses of an attachment on it. What
     /// another main plugin has made does not come to wait.
-    fn expect_link_of(&self, attachment: &AttachmentId) -> Result<(), RpcError> {
+    fn note_link_of(&self, attachment: &AttachmentId) -> Result<(), RpcError> {
         let record = self.ipam.unblocked(|service| service.lookup(attachment));
         if record.map_err(|error| again(&error))?.is_some_and(|record| !record.foreign) {
             self.parked.note_any();
