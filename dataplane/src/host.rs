@@ -43,9 +43,15 @@ pub struct HostFacts {
     pub nexthop_objects: bool,
 }
 
+/// Whether a link takes IPv4 packets only if the way back to their source leads out of it, by the `rp_filter` of
+/// all links and its own: the kernel goes by the higher one, and 2 is loose.
+pub fn is_strict(all: u32, link: u32) -> bool {
+    const STRICT: u32 = 1;
+    all.max(link) == STRICT
+}
+
 /// Reads the settings of the namespace that the calling thread is in.
 pub fn look(uplinks: &BTreeSet<u32>, addresses: &[IpAddr]) -> Result<HostFacts, Error> {
-    const STRICT: u32 = 1;
     const ALL: &str = "ipv4/conf/all/rp_filter";
     let mut socket = Socket::open()?;
     let mut facts = HostFacts::default();
@@ -59,8 +65,7 @@ pub fn look(uplinks: &BTreeSet<u32>, addresses: &[IpAddr]) -> Result<HostFacts, 
     for index in uplinks {
         if let Some(link) = socket.link(*index)? {
             facts.uplinks.push(Uplink {
-                // The kernel takes the higher of the two, and 2 is loose.
-                strict_source_check: facts.source_check.max(link.source_check()) == STRICT,
+                strict_source_check: is_strict(facts.source_check, link.source_check()),
                 name: link.name,
                 mtu: link.mtu,
             });

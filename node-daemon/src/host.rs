@@ -72,6 +72,9 @@ impl Host {
     ) {
         loop {
             let checks = block_in_place(|| self.look(Depth::Settings));
+            for check in &checks {
+                self.metrics.host_check(&check.name, check.outcome == HostOutcome::Failed);
+            }
             let found = Some(condition(&checks));
             said.send_if_modified(|known| {
                 let changed = *known != found;
@@ -88,11 +91,7 @@ impl Host {
 
     /// What there is to say now.
     pub(crate) fn look(&self, depth: Depth) -> Vec<HostCheck> {
-        let checks = verdict(&self.facts(depth));
-        for check in &checks {
-            self.metrics.host_check(&check.name, check.outcome == HostOutcome::Failed);
-        }
-        checks
+        verdict(&self.facts(depth))
     }
 
     fn facts(&self, depth: Depth) -> Facts {

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Error, Link,
+    host::is_strict,
     link::Ipv4Settings,
     message,
     netlink::{Request, Socket},
@@ -59,7 +60,7 @@ impl HostEnd {
         let mut steps: Vec<(String, Request)> = Vec::new();
         // systemd writes an rp_filter of 2 to each new link, a moment after the ADD's 1.
         let lacks_one = |conf: &Ipv4Settings| {
-            [conf.forwarding, conf.proxy_arp].contains(&0) || conf.rp_filter != 1
+            [conf.forwarding, conf.proxy_arp].contains(&0) || !is_strict(0, conf.rp_filter)
         };
         if self.link.ipv4.as_ref().is_none_or(lacks_one) {
             let attributes = vec![message::af_spec(&HOST_END_SETTINGS, false)];

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use twill_dataplane::host::{DroppingChain, HostFacts};
+use twill_dataplane::host::{DroppingChain, HostFacts, is_strict};
 use twill_rpc::message::{HostCheck, HostOutcome};
 use twill_types::Family;
 
@@ -38,7 +38,8 @@ pub(super) fn verdict(facts: &Facts) -> Vec<HostCheck> {
         Ok(host) => {
             checks.push(addresses(&facts.addresses, host));
             checks.push(forwarding(&facts.families, host));
-            checks.push(source_check(host, facts.pods.as_deref().unwrap_or_default()));
+            checks.push(source_check(host));
+            checks.extend(facts.pods.as_deref().map(|links| pods_source_check(host, links)));
             checks.push(uplinks(host));
             checks.push(nexthop_objects(host));
         }
@@ -120,22 +121,35 @@ fn forwarding(families: &BTreeSet<Family>, host: &HostFacts) -> HostCheck {
     }
 }
 
-fn source_check(host: &HostFacts, pods: &[PodLink]) -> HostCheck {
+fn source_check(host: &HostFacts) -> HostCheck {
     const NAME: &str = "pod-source-check";
-    const STRICT: u32 = 1;
-    const LOOSE: u32 = 2;
-    if host.source_check == LOOSE {
+    let all = host.source_check;
+    if is_spoiled(host) {
         return failed(
             NAME,
-            "net.ipv4.conf.all.rp_filter is 2, which weakens the 1 of each pod's link: a pod can \
-             send with the addresses of others",
+            format!(
+                "net.ipv4.conf.all.rp_filter is {all}, which weakens the 1 of each pod's link: a pod can \
+                 send with the addresses of others"
+            ),
             "set it to 0, and to 2 only the links that need it (net.ipv4.conf.<link>.rp_filter)",
         );
     }
-    let is_unchecked = |pod: &&PodLink| host.source_check.max(pod.source_check) != STRICT;
-    let mut unchecked = pods.iter().filter(is_unchecked);
+    ok(NAME, format!("net.ipv4.conf.all.rp_filter is {all}, which weakens no link's check"))
+}
+
+/// Whether not even a link that is strict checks any sources.
+fn is_spoiled(host: &HostFacts) -> bool {
+    const STRICT: u32 = 1;
+    !is_strict(host.source_check, STRICT)
+}
+
+fn pods_source_check(host: &HostFacts, pods: &[PodLink]) -> HostCheck {
+    const NAME: &str = "pod-link-source-check";
+    // What the setting of all spoils is told by itself.
+    let all = if is_spoiled(host) { 0 } else { host.source_check };
+    let mut unchecked = pods.iter().filter(|pod| !is_strict(all, pod.source_check));
     match (unchecked.next(), unchecked.count()) {
-        (None, _) => ok(NAME, "a pod sends with its own IPv4 address only"),
+        (None, _) => ok(NAME, "no pod's link lets other IPv4 addresses through by its own setting"),
         (Some(pod), more) => failed(
             NAME,
             format!(
@@ -311,11 +325,11 @@ mod tests {
         one(|f| host(f).source_check = 2, ["Failed pod-source-check", "all.rp_filter is 2"]);
         one(
             |f| f.pods.as_mut().unwrap()[0].source_check = 2,
-            ["Failed pod-source-check", "rp_filter is 2 on the pod's link twl0:"],
+            ["Failed pod-link-source-check", "rp_filter is 2 on the pod's link twl0:"],
         );
         one(
             |f| f.pods.as_mut().unwrap()[0].source_check = 0,
-            ["Failed pod-source-check", "rp_filter is 0 on the pod's link twl0:"],
+            ["Failed pod-link-source-check", "rp_filter is 0 on the pod's link twl0:"],
         );
         one(
             |f| host(f).uplinks[1].strict_source_check = true,
@@ -328,6 +342,29 @@ mod tests {
         one(|f| f.nat_problems.push("no way out".into()), ["Failed nat-outgoing", "no way out"]);
         one(|f| f.host = Err("no netlink".into()), ["Failed settings", "no netlink"]);
         one(|f| f.chains = Err("no nftables".into()), ["Warning forward-policy", "no nftables"]);
+    }
+
+    #[test]
+    fn of_links_that_were_not_looked_at_nothing_is_said() {
+        let of_links = ["pod-link-source-check", "mtu"];
+        let mut facts = healthy();
+        let names = |facts: &Facts| verdict(facts).into_iter().map(|c| c.name).collect::<Vec<_>>();
+        assert!(of_links.iter().all(|name| names(&facts).iter().any(|n| n == name)));
+        facts.pods = None;
+        assert!(!of_links.iter().any(|name| names(&facts).iter().any(|n| n == name)));
+        for check in verdict(&facts) {
+            assert!(!check.detail.contains("a pod sends with"), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_setting_of_all_that_stands_for_the_links_own() {
+        // The kernel goes by the higher one.
+        let by_all = |facts: &mut Facts| {
+            host(facts).source_check = 1;
+            facts.pods.as_mut().unwrap()[0].source_check = 0;
+        };
+        assert_eq!(found(by_all), [""; 0]);
     }
 
     #[test]
