@@ -33,6 +33,8 @@ pub struct Uplink {
 pub struct HostFacts {
     /// The families of which it forwards packets.
     pub forwards: Vec<Family>,
+    /// Whether the kernel runs IPv6 at all (it does not with `ipv6.disable=1`).
+    pub has_ipv6: bool,
     /// `net.ipv4.conf.all.rp_filter`.
     pub source_check: u32,
     /// Of those asked for, the ones that exist.
@@ -54,9 +56,9 @@ pub fn is_strict(all: u32, link: u32) -> bool {
 pub fn look(uplinks: &BTreeSet<u32>, addresses: &[IpAddr]) -> Result<HostFacts, Error> {
     const ALL: &str = "ipv4/conf/all/rp_filter";
     let mut socket = Socket::open()?;
-    let mut facts = HostFacts::default();
+    let mut facts = HostFacts { has_ipv6: sysctl::has_ipv6(), ..HostFacts::default() };
     for family in [Family::V4, Family::V6] {
-        if (family == Family::V4 || sysctl::has_ipv6()) && socket.forwards(family)? {
+        if (family == Family::V4 || facts.has_ipv6) && socket.forwards(family)? {
             facts.forwards.push(family);
         }
     }

@@ -138,7 +138,7 @@ fn the_settings_of_a_host_are_read() {
         };
         assert_eq!(facts.uplinks, strict(true));
         assert_eq!(facts.addresses, [here]);
-        assert!(facts.nexthop_objects);
+        assert!(facts.nexthop_objects && facts.has_ipv6);
         node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
         set_sysctl("ipv4/conf/all/rp_filter", "2");
         ip("link set uplink down");

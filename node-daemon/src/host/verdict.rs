@@ -104,7 +104,10 @@ fn addresses(wanted: &[IpAddr], host: &HostFacts) -> HostCheck {
 
 fn forwarding(families: &BTreeSet<Family>, host: &HostFacts) -> HostCheck {
     const NAME: &str = "forwarding";
-    let missing = families.iter().filter(|family| !host.forwards.contains(family));
+    // Where there is no IPv6, there is no such setting either, and no pod that would need it.
+    let (run, other): (Vec<Family>, Vec<Family>) =
+        families.iter().partition(|family| **family == Family::V4 || host.has_ipv6);
+    let missing = run.iter().filter(|family| !host.forwards.contains(family));
     let missing: Vec<&str> = missing
         .map(|family| match family {
             Family::V4 => "net.ipv4.ip_forward",
@@ -112,7 +115,14 @@ fn forwarding(families: &BTreeSet<Family>, host: &HostFacts) -> HostCheck {
         })
         .collect();
     match &*missing {
-        [] => ok(NAME, format!("packets of {} are forwarded", join(families))),
+        [] => {
+            let mut detail = Vec::new();
+            if !run.is_empty() || other.is_empty() {
+                detail.push(format!("packets of {} are forwarded", join(run)));
+            }
+            detail.extend(other.iter().map(|family| format!("the kernel runs without {family}")));
+            ok(NAME, detail.join("; "))
+        }
         missing => failed(
             NAME,
             format!("{} is 0, so no packet gets from or to a pod", missing.join(" and ")),
@@ -260,6 +270,7 @@ mod tests {
             families: [Family::V4, Family::V6].into(),
             host: Ok(HostFacts {
                 forwards: vec![Family::V4, Family::V6],
+                has_ipv6: true,
                 source_check: 0,
                 uplinks: vec![uplink("eth0"), uplink("eth1")],
                 addresses: vec![address],
@@ -365,6 +376,23 @@ mod tests {
             facts.pods.as_mut().unwrap()[0].source_check = 0;
         };
         assert_eq!(found(by_all), [""; 0]);
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_need_not_forward_it() {
+        let mut facts = healthy();
+        host(&mut facts).forwards.pop();
+        let forwarding = |facts: &Facts| {
+            verdict(facts).into_iter().find(|check| check.name == "forwarding").unwrap()
+        };
+        assert_eq!(forwarding(&facts).outcome, HostOutcome::Failed);
+        host(&mut facts).has_ipv6 = false;
+        let check = forwarding(&facts);
+        assert_eq!(check.outcome, HostOutcome::Ok, "{check:?}");
+        assert_eq!(check.detail, "packets of IPv4 are forwarded; the kernel runs without IPv6");
+        // IPv4 is looked at all the same.
+        host(&mut facts).forwards.clear();
+        assert_eq!(forwarding(&facts).outcome, HostOutcome::Failed);
     }
 
     #[test]
