@@ -120,8 +120,8 @@ impl Metrics {
         self.nat_repaired.inc();
     }
 
-    /// Counts what others took away on the node's side: of a pod's link (`pod`), the route to the gateway
-    /// (`gateway`), `forwarding`.
+    /// Counts what others took away on the node's side: of a pod's link (`pod`; `source-check`, where it is
+    /// loose and nothing else is missing), the route to the gateway (`gateway`), `forwarding`.
     pub(crate) fn host_repaired(&self, object: &'static str) {
         self.host_repaired.get_or_create(&ObjectLabels { object }).inc();
     }

@@ -53,12 +53,19 @@ impl HostEnd {
         &self.alias
     }
 
+    /// Whether its source check is loose and its other settings are as the ADD made them: systemd does that to
+    /// each new link, a moment after the ADD.
+    pub fn is_loosened(&self) -> bool {
+        const LOOSE: u32 = 2;
+        let loosened = Ipv4Settings { forwarding: 1, proxy_arp: 1, rp_filter: LOOSE };
+        self.link.ipv4 == Some(loosened)
+    }
+
     /// Puts back what it lacks, for a pod with these addresses; answers what that was, in the words of
     /// `ip`. A link that is down belongs to an ADD or a DEL under way: it gets its settings alone.
     pub fn restore(&self, addresses: &[IpAddr]) -> Result<Vec<String>, Error> {
         let (name, index) = (&self.link.name, self.link.index);
         let mut steps: Vec<(String, Request)> = Vec::new();
-        // systemd writes an rp_filter of 2 to each new link, a moment after the ADD's 1.
         let lacks_one = |conf: &Ipv4Settings| {
             [conf.forwarding, conf.proxy_arp].contains(&0) || !is_strict(0, conf.rp_filter)
         };

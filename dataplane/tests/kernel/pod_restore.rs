@@ -6,6 +6,10 @@ use twill_dataplane::pod::{DelMode, HostEnd, check_pod, del_pod};
 
 use crate::common::*;
 
+fn is_loosened(ifindex: u32) -> bool {
+    HostEnd::find(ifindex).unwrap().unwrap().is_loosened()
+}
+
 fn restore(ifindex: u32, addresses: &[IpAddr]) -> Vec<String> {
     HostEnd::find(ifindex).unwrap().unwrap().restore(addresses).unwrap()
 }
@@ -23,6 +27,7 @@ fn what_is_missing_comes_back() {
 
         ip(&format!("route delete 10.10.0.5 dev {name}"));
         set_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0");
+        assert!(!is_loosened(up.host_ifindex));
         let done = restore(up.host_ifindex, &link.addresses);
         let expected = [
             format!("link set {name} forwarding 1 proxy_arp 1 rp_filter 1"),
@@ -32,6 +37,9 @@ fn what_is_missing_comes_back() {
         assert_eq!(sysctl(&format!("ipv4/conf/{name}/rp_filter")), "1");
         // Not only what was switched off: 2 lets a pod send with its neighbour's address.
         set_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "2");
+        assert!(is_loosened(up.host_ifindex));
+        set_sysctl(&format!("ipv4/conf/{name}/proxy_arp"), "0");
+        assert!(!is_loosened(up.host_ifindex));
         assert_eq!(restore(up.host_ifindex, &link.addresses), expected[..1]);
         assert_eq!(sysctl(&format!("ipv4/conf/{name}/rp_filter")), "1");
 
