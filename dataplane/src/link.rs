@@ -2,14 +2,14 @@
 
 use std::fmt::Display;
 
-use netlink_packet_core::{NetlinkBuffer, NlaBuffer, NlasIterator};
+use netlink_packet_core::NetlinkBuffer;
 use nix::errno::Errno;
 use twill_types::{AttachmentId, DELETE_GROUP, LinkAlias};
 
 use crate::{
     Error,
     message::{self, Ipv4Conf},
-    netlink::{Reply, Socket, link_attributes, number},
+    netlink::{Reply, Socket, attributes, link_attributes, number},
 };
 
 /// The group into which links are put directly before the group is deleted.
@@ -96,7 +96,7 @@ impl Link {
                 ifla::GROUP => link.group = number(value).unwrap_or_default(),
                 ifla::AF_SPEC => link.ipv4 = Ipv4Settings::read(value),
                 ifla::PROP_LIST => link.altnames.extend(
-                    nested(value)
+                    attributes(value)
                         .filter(|name| name.kind() == ifla::ALT_IFNAME)
                         .map(|n| text(n.value())),
                 ),
@@ -158,8 +158,8 @@ impl Ipv4Settings {
     fn read(families: &[u8]) -> Option<Self> {
         const AF_INET: u16 = 2;
         const IFLA_INET_CONF: u16 = 1;
-        let family = nested(families).find(|family| family.kind() == AF_INET)?;
-        let settings = nested(family.value()).find(|conf| conf.kind() == IFLA_INET_CONF)?;
+        let family = attributes(families).find(|family| family.kind() == AF_INET)?;
+        let settings = attributes(family.value()).find(|conf| conf.kind() == IFLA_INET_CONF)?;
         let setting =
             |which: Ipv4Conf| settings.value().get((which as usize - 1) * 4..).and_then(number);
         Some(Self {
@@ -168,10 +168,6 @@ impl Ipv4Settings {
             rp_filter: setting(Ipv4Conf::RpFilter)?,
         })
     }
-}
-
-fn nested(attributes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
-    NlasIterator::new(attributes).map_while(Result::ok)
 }
 
 /// A text, which ends with a zero.

@@ -295,7 +295,10 @@ impl Socket {
         what: &'static str,
         pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
-        self.dump_with(message, what, |message| match decode(message)? {
+        let append = |socket: &mut Self, bytes: &mut _| {
+            socket.append(bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+        };
+        self.dump_with(append, what, |message| match decode(message)? {
             (_, NetlinkPayload::InnerMessage(message)) => Ok(pick(message)),
             _ => Ok(None),
         })
@@ -308,18 +311,21 @@ impl Socket {
         what: &'static str,
         read: impl Fn(&NetlinkBuffer<&[u8]>) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
-        self.dump_with(message, what, |message| Ok(read(&message)))
+        let append = |socket: &mut Self, bytes: &mut _| {
+            socket.append(bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+        };
+        self.dump_with(append, what, |message| Ok(read(&message)))
     }
 
     fn dump_with<T>(
         &mut self,
-        message: &RouteNetlinkMessage,
+        append: impl Fn(&mut Self, &mut Vec<u8>),
         what: &'static str,
         pick: impl Fn(NetlinkBuffer<&[u8]>) -> Result<Option<T>, Error>,
     ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut bytes = Vec::with_capacity(128);
-            self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+            append(self, &mut bytes);
             let mut found = Vec::new();
             let consistent = self.read_dump(&bytes, what, |message| {
                 found.extend(pick(message)?);
@@ -339,19 +345,10 @@ impl Socket {
         what: &'static str,
         pick: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut bytes = Vec::with_capacity(128);
-            self.append_raw(&mut bytes, request, NLM_F_REQUEST | NLM_F_DUMP);
-            let mut found = Vec::new();
-            let consistent = self.read_dump(&bytes, what, |message| {
-                found.extend(pick(message.payload()));
-                Ok(())
-            })?;
-            if consistent {
-                return Ok(found);
-            }
-        }
-        Err(Error::Interrupted(what))
+        let append = |socket: &mut Self, bytes: &mut _| {
+            socket.append_raw(bytes, request, NLM_F_REQUEST | NLM_F_DUMP);
+        };
+        self.dump_with(append, what, |message| Ok(pick(message.payload())))
     }
 
     /// Sends the request for a table, the last that was numbered, and hands over each of its
@@ -450,8 +447,7 @@ impl Netconf {
         const HEADER: usize = 4;
         const NETCONFA_FORWARDING: u16 = 2;
         let value = |kind| {
-            NlasIterator::new(payload.get(HEADER..)?)
-                .map_while(Result::ok)
+            attributes(payload.get(HEADER..)?)
                 .find(|attribute| attribute.kind() == kind)
                 .and_then(|attribute| attribute.value().first_chunk().copied())
                 .map(i32::from_ne_bytes)
@@ -507,8 +503,12 @@ pub(crate) fn link_attributes<'a>(
     message: &NetlinkBuffer<&'a [u8]>,
 ) -> impl Iterator<Item = NlaBuffer<&'a [u8]>> {
     const LINK_HEADER: usize = 16;
-    let attributes = message.payload().get(LINK_HEADER..).unwrap_or_default();
-    NlasIterator::new(attributes).map_while(Result::ok)
+    attributes(message.payload().get(LINK_HEADER..).unwrap_or_default())
+}
+
+/// The attributes that stand one after the other in a message, or nested in one.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    NlasIterator::new(bytes).map_while(Result::ok)
 }
 
 /// The number in an attribute.
@@ -535,9 +535,7 @@ fn kernel_error(code: i32, rest: &[u8]) -> Option<KernelError> {
     if code == 0 {
         return None;
     }
-    let attributes = rest.get(REQUEST_HEADER..).unwrap_or_default();
-    let message = NlasIterator::new(attributes)
-        .map_while(Result::ok)
+    let message = attributes(rest.get(REQUEST_HEADER..).unwrap_or_default())
         .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
         .map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
     Some(KernelError { errno: Errno::from_raw(code.saturating_abs()), message })

@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkPayload, NlasIterator};
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkPayload};
 use netlink_packet_route::{RouteNetlinkMessage, route::RouteType};
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 use nix::{
@@ -27,7 +27,7 @@ use crate::{
     Error, Link,
     address::Address,
     link::{ifla, is_doomed_group},
-    netlink::{decode, for_each_raw, link_attributes, number},
+    netlink::{attributes, decode, for_each_raw, link_attributes, number},
     nexthop::{self, RTM_DELNEXTHOP, RTM_NEWNEXTHOP, RTM_NEWNEXTHOPBUCKET},
     route::Route,
 };
@@ -317,9 +317,8 @@ fn setting(message: &NetlinkBuffer<&[u8]>) -> Option<Event> {
     const IFINDEX: u16 = 1;
     const ALL: u32 = -1_i32 as u32;
     const DEFAULT: u32 = -2_i32 as u32;
-    let attributes = NlasIterator::new(message.payload().get(HEADER..)?).map_while(Result::ok);
     let (mut ifindex, mut others) = (None, 0);
-    for attribute in attributes {
+    for attribute in attributes(message.payload().get(HEADER..)?) {
         match attribute.kind() {
             IFINDEX => ifindex = number(attribute.value()),
             _ => others += 1,

@@ -1,12 +1,13 @@
 //! DEL: the pod is cut off first, so that its address is free of it when it is given back.
 
-use std::{io::ErrorKind, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use twill_dataplane::{
-    Netns, NetnsError,
+    Netns,
     pod::{DelMode, DelOutcome, clear_rules, del_pod},
 };
 use twill_rpc::message::Held;
+use twill_sys::netns::{AtPath, look};
 use twill_types::{AttachmentId, ReleaseRequest};
 
 use super::{Call, namespace_of};
@@ -139,16 +140,13 @@ fn release_of_the_dead(
 
 /// Whether the namespace that somebody was given addresses for is certainly not at its path any more.
 fn is_gone(held: &Held) -> bool {
-    match Netns::open(&held.netns) {
-        Ok(there) => match (there.cookie(), held.netns_cookie) {
-            (Ok(Some(there)), Some(cookie)) => there != cookie,
-            _ => false,
-        },
-        Err(NetnsError::NotANamespace { .. }) => true,
-        // A daemon of before does not say the path.
-        Err(NetnsError::Open { source, .. }) => {
-            source.kind() == ErrorKind::NotFound && !held.netns.is_empty()
+    match look(Path::new(&held.netns)) {
+        Ok(AtPath::Namespace(there)) => {
+            there.zip(held.netns_cookie).is_some_and(|(there, cookie)| there != cookie)
         }
+        Ok(AtPath::Plain) => true,
+        // A daemon of before does not say the path.
+        Ok(AtPath::Nothing) => !held.netns.is_empty(),
         Err(_) => false,
     }
 }
