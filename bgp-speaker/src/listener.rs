@@ -38,7 +38,7 @@ pub(crate) struct Accepted {
     pub(crate) remote: SocketAddr,
 }
 
-/// The accepting tasks. Dropping it closes the sockets.
+/// The accepting tasks. Dropping it closes the sockets, though not at once: see [`Listener::close`].
 #[derive(Debug)]
 pub(crate) struct Listener {
     sockets: Vec<(SocketAddr, Arc<TcpListener>)>,
@@ -58,6 +58,8 @@ impl Listener {
         let mut bound = vec![bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?];
         match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
             Ok(socket) => bound.push(socket),
+            // Peers would be refused by a program that is not theirs, and nobody would know why.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Err(error) => warn!(%error, port, "no IPv6 listener"),
         }
         let mut listener =
@@ -72,6 +74,16 @@ impl Listener {
             listener.sockets.push((address, socket));
         }
         Ok(listener)
+    }
+
+    /// Closes the sockets. After it others can listen on the port; after a drop only once the tasks,
+    /// which have the sockets as well, have been ended by the runtime.
+    pub(crate) async fn close(mut self) {
+        for task in std::mem::take(&mut self.tasks) {
+            task.abort();
+            // An error says that it was ended.
+            let _ = task.await;
+        }
     }
 
     /// Sets the keys for connections to come; `before` is what is set.
@@ -205,6 +217,16 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_another_has_in_one_family_is_in_use() {
+        let other = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
+        let other = other.listen(1).unwrap();
+        let port = other.local_addr().unwrap().port();
+        let (accepted, _queue) = mpsc::channel(1);
+        let refused = Listener::bind(port, &BTreeMap::new(), &accepted).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+    }
 
     #[test]
     fn refusals_are_told_once_a_minute_and_waited_out() {

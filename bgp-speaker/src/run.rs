@@ -234,13 +234,13 @@ impl Shell {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Stop(done)) => {
-                        self.leave();
+                        self.leave().await;
                         let _ = done.send(());
                         return Ok(());
                     }
-                    Some(command) => self.command(command)?,
+                    Some(command) => self.command(command).await?,
                     None => {
-                        self.leave();
+                        self.leave().await;
                         return Ok(());
                     }
                 },
@@ -269,13 +269,13 @@ impl Shell {
         self.speaker.handle(now, input);
     }
 
-    fn command(&mut self, command: Command) -> Result<(), ShellError> {
+    async fn command(&mut self, command: Command) -> Result<(), ShellError> {
         match command {
             Command::SetPeers { peers, passwords } => self.set_peers(peers, passwords),
             Command::SetOwn(own) => self.input(Input::SetOwn(own)),
             Command::SetReflection(reflection) => self.input(Input::SetReflection(reflection)),
             Command::NextHops(states) => self.input(Input::NextHops(states)),
-            Command::Listen(port) => self.listen(port)?,
+            Command::Listen(port) => self.listen(port).await?,
             Command::Snapshot(of, reply) => {
                 let snapshot = Snapshot {
                     taken_at: self.now(),
@@ -320,14 +320,16 @@ impl Shell {
         self.input(Input::SetPeers(peers));
     }
 
-    fn listen(&mut self, port: u16) -> Result<(), ShellError> {
+    async fn listen(&mut self, port: u16) -> Result<(), ShellError> {
         if self.listener.as_ref().is_some_and(|(current, _)| *current == port) {
             return Ok(());
         }
         match (Listener::bind(port, &self.keys.passwords, &self.accepted), &self.listener) {
             (Ok(listener), _) => {
                 info!(port, "listening for BGP");
-                self.listener = Some((port, listener));
+                if let Some((_, before)) = self.listener.replace((port, listener)) {
+                    before.close().await;
+                }
                 Ok(())
             }
             // No session goes down for a mistake in a setting.
@@ -456,13 +458,16 @@ impl Shell {
     }
 
     /// Closes everything as a crash would: no NOTIFICATION, so that peers keep our routes.
-    fn leave(&mut self) {
-        self.listener = None;
+    async fn leave(&mut self) {
         for (_, task) in std::mem::take(&mut self.dialling) {
             task.abort();
         }
         for (_, connection) in std::mem::take(&mut self.connections) {
             connection.abort();
+        }
+        // The next speaker of this process listens on the same port.
+        if let Some((_, listener)) = self.listener.take() {
+            listener.close().await;
         }
     }
 }

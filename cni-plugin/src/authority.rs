@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Display, slice, time::Duration};
 
 use twill_dataplane::{
-    node,
+    node::{self, SysctlChange},
     pod::{DelMode, del_pod, host_link},
 };
 use twill_rpc::{
@@ -315,9 +315,11 @@ pub(crate) fn may_have_link(attachment: &AttachmentId) -> bool {
 
 /// What the daemon does once for the node, where there is none.
 pub(crate) fn prepare_node(families: &[Family]) -> Result<(), Error> {
-    let changes = node::ensure_forwarding(families)?;
-    if !changes.is_empty() {
-        tracing::info!(?changes, "the node forwards packets now");
+    for family in families {
+        node::ensure_forwarding(*family, |change| {
+            let SysctlChange { key, before, after } = change;
+            tracing::info!(key, before, after, "sysctl changed, so that the node forwards");
+        })?;
     }
     if families.contains(&Family::V4) && node::ensure_gateway()? {
         tracing::info!("made the route to the gateway of pods");

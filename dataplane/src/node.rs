@@ -49,40 +49,34 @@ pub struct SysctlChange {
     pub after: u32,
 }
 
-/// Makes the node a router for the families given, and answers what it had to change. A kernel without
-/// IPv6 has nothing to change for it.
+/// Makes the node a router for a family. `tell` hears of each setting that was changed for it, also of those before one
+/// that cannot be changed. A kernel without IPv6 has nothing to change for it.
 ///
 /// With IPv6 forwarding the kernel stops listening to router advertisements, and the node would
 /// lose a default route that it has from one. So each link that listens now is told to go on
 /// (`accept_ra` = 2) first.
-pub fn ensure_forwarding(families: &[Family]) -> Result<Vec<SysctlChange>, Error> {
-    let mut changes = Vec::new();
+pub fn ensure_forwarding(family: Family, mut tell: impl FnMut(SysctlChange)) -> Result<(), Error> {
     let mut ensure = |key: &str, after: u32| -> Result<(), Error> {
         if let Some(before) = sysctl::ensure(key, after)? {
-            changes.push(SysctlChange { key: format!("net/{key}"), before, after });
+            tell(SysctlChange { key: format!("net/{key}"), before, after });
         }
         Ok(())
     };
-    for family in families {
-        match family {
-            Family::V4 => ensure("ipv4/ip_forward", 1)?,
-            Family::V6 => {
-                const FORWARDING: &str = "ipv6/conf/all/forwarding";
-                match sysctl::read(FORWARDING) {
-                    // There is no IPv6 (`ipv6.disable=1`).
-                    Ok(None) => continue,
-                    Ok(Some(1)) => {}
-                    _ => {
-                        for link in links_that_listen_to_routers()? {
-                            ensure(&format!("ipv6/conf/{link}/accept_ra"), 2)?;
-                        }
-                    }
-                }
-                ensure(FORWARDING, 1)?;
+    if family == Family::V4 {
+        return ensure("ipv4/ip_forward", 1);
+    }
+    const FORWARDING: &str = "ipv6/conf/all/forwarding";
+    match sysctl::read(FORWARDING) {
+        // There is no IPv6 (`ipv6.disable=1`).
+        Ok(None) => return Ok(()),
+        Ok(Some(1)) => {}
+        _ => {
+            for link in links_that_listen_to_routers()? {
+                ensure(&format!("ipv6/conf/{link}/accept_ra"), 2)?;
             }
         }
     }
-    Ok(changes)
+    ensure(FORWARDING, 1)
 }
 
 fn links_that_listen_to_routers() -> Result<Vec<String>, Error> {

@@ -13,7 +13,7 @@ mod restore;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub use add::{Hardware, PodLinkUp, Prepared, Sides, prepare, prepare_telling};
+pub use add::{Hardware, PodLinkUp, Prepared, Sides, prepare};
 pub use check::{Difference, Expected, check_pod};
 pub use del::{
     DelMode, DelOutcome, clear_rules, del_pod, delete_group_links, delete_parked_links,

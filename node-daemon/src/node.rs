@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use twill_bgp_speaker::{Handle, Report};
 use twill_dataplane::{
     fib::{Fib, FibConfig, set_compat},
-    node::{ensure_forwarding, ensure_gateway, uplink_mtu},
+    node::{SysctlChange, ensure_forwarding, ensure_gateway, uplink_mtu},
     watch::Events,
 };
 use twill_ipam_store::{Service, now_ms};
@@ -177,15 +177,15 @@ impl Kernel {
         let blocks = fib.blocks()?;
         let forwarding = adopted.keys().chain(&blocks).map(|prefix| prefix.family()).collect();
         ensure_gateway()?;
-        // Where it cannot be set, that is a problem and a condition, of which nobody would hear if this ended.
-        let ensure = |family| {
-            ensure_forwarding(&[family]).unwrap_or_else(|error| {
+        for family in [Family::V4, Family::V6] {
+            let forwards = ensure_forwarding(family, |change| {
+                let SysctlChange { key, before, after } = change;
+                info!(key, before, after, "sysctl changed");
+            });
+            // That is a problem and a condition, of which nobody would hear if this ended.
+            if let Err(error) = forwards {
                 warn!(error = error_chain(&error), "forwarding cannot be set");
-                Vec::new()
-            })
-        };
-        for change in [Family::V4, Family::V6].into_iter().flat_map(ensure) {
-            info!(key = change.key, before = change.before, after = change.after, "sysctl changed");
+            }
         }
         Ok(Self { fib, routes, forwarding, events })
     }

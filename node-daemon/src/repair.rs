@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 use twill_dataplane::{
     Error,
-    node::{ensure_forwarding, ensure_gateway},
+    node::{SysctlChange, ensure_forwarding, ensure_gateway},
     pod::{GATEWAY_V4, GATEWAY_V6, HostEnd},
     watch::Event,
 };
@@ -177,25 +177,21 @@ impl Repair {
     fn repair_node(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for family in [Family::V4, Family::V6] {
-            match ensure_forwarding(&[family]) {
-                Ok(changes) => {
-                    for change in &changes {
-                        info!(
-                            key = change.key,
-                            before = change.before,
-                            after = change.after,
-                            "sysctl changed back"
-                        );
-                    }
-                    if !changes.is_empty() {
-                        self.metrics.host_repaired("forwarding");
-                    }
-                }
-                Err(error) => problems.push(format!(
+            let mut repaired = false;
+            let forwards = ensure_forwarding(family, |change| {
+                let SysctlChange { key, before, after } = change;
+                info!(key, before, after, "sysctl changed back");
+                repaired = true;
+            });
+            if repaired {
+                self.metrics.host_repaired("forwarding");
+            }
+            if let Err(error) = forwards {
+                problems.push(format!(
                     "forwarding is off, and twilld cannot set it ({}); set it by hand, or run twilld \
                      with a writable /proc/sys",
                     error_chain(&error)
-                )),
+                ));
             }
         }
         match ensure_gateway() {

@@ -162,13 +162,32 @@ async fn a_port_in_use_ends_nothing_but_a_start() {
     let taken = other.local_addr().unwrap().port();
     let (reports, _reported) = mpsc::unbounded_channel();
     let mut shell = Shell::new(config(), reports);
-    let refused = shell.listen(taken).unwrap_err();
+    let refused = shell.listen(taken).await.unwrap_err();
     assert!(refused.to_string().contains(&format!("port {taken}; stop what uses it")));
 
-    shell.listen(0).unwrap();
-    shell.listen(taken).unwrap();
+    shell.listen(0).await.unwrap();
+    shell.listen(taken).await.unwrap();
     assert_eq!(shell.listener.as_ref().map(|(port, _)| *port), Some(0));
     drop(other);
-    shell.listen(taken).unwrap();
+    shell.listen(taken).await.unwrap();
     assert_eq!(shell.listener.as_ref().map(|(port, _)| *port), Some(taken));
+}
+
+/// Who has stopped a speaker starts the next one at once, when the AS number changes for example.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_speaker_that_has_stopped_has_left_its_port() {
+    // Bound and without a backlog, it keeps the port from everybody who takes any.
+    let keeper = tokio::net::TcpSocket::new_v4().unwrap();
+    keeper.set_reuseaddr(true).unwrap();
+    keeper.bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+    let port = keeper.local_addr().unwrap().port();
+    for _ in 0..200 {
+        let (reports, _reported) = mpsc::unbounded_channel();
+        let (handle, task) = start(config(), reports);
+        handle.send(Command::Listen(port)).await;
+        handle.stop().await;
+        let next = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port));
+        drop(next.expect("the port is free"));
+        task.await.unwrap().unwrap();
+    }
 }

@@ -155,7 +155,7 @@ fn plumb(
         host_ifindex,
     };
     let mut told = None;
-    let prepared = pod::prepare_telling(link, netns, sides, |host_ifindex| {
+    let prepared = pod::prepare(link, netns, sides, |host_ifindex| {
         if let Source::Store(authority) = source {
             authority.endpoint_up_ahead(&endpoint(host_ifindex));
             told = Some(host_ifindex);

@@ -99,14 +99,11 @@ impl Sides {
 /// Makes the link of a pod up to the point where others (the daemon, policy) have to know of it
 /// before traffic flows. The same ADD again finds the link that is there.
 ///
+/// `tell` is told the index of the host's end of a new link as soon as that says whose it is, so that
+/// others can prepare for it while the pod's side is made.
+///
 /// Enters the pod's namespace for a moment with the calling thread, see [`Netns::enter`].
-pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
-    prepare_telling(link, netns, Sides::open(netns)?, |_| {})
-}
-
-/// Like [`prepare`]. `tell` is told the index of the host's end of a new link as soon as that says whose it is, so
-/// that others can prepare for it while the pod's side is made.
-pub fn prepare_telling(
+pub fn prepare(
     link: &PodLink,
     netns: &Netns,
     sides: Sides,

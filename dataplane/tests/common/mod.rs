@@ -11,10 +11,11 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use twill_dataplane::{
-    Netns, node,
-    pod::{PodLink, PodLinkUp, prepare},
+    Error, Netns,
+    node::{self, SysctlChange},
+    pod::{self, PodLink, PodLinkUp, Prepared, Sides},
 };
-use twill_types::AttachmentId;
+use twill_types::{AttachmentId, Family};
 
 /// Runs a test in a new network namespace, which is the node, on a thread of its own.
 pub fn on_a_node(test: impl FnOnce() + Send + 'static) {
@@ -85,6 +86,20 @@ pub fn pod_link(container: &str, addresses: &[&str]) -> PodLink {
         routes: Vec::new(),
         pod_name: None,
     }
+}
+
+/// With sockets of its own, and nobody to tell of the link.
+pub fn prepare(link: &PodLink, netns: &Netns) -> Result<Prepared, Error> {
+    pod::prepare(link, netns, Sides::open(netns)?, |_| {})
+}
+
+/// Makes the node forward both families; what was changed for it.
+pub fn ensure_forwarding() -> Vec<SysctlChange> {
+    let mut changes = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        node::ensure_forwarding(family, |change| changes.push(change)).unwrap();
+    }
+    changes
 }
 
 pub fn add(link: &PodLink, netns: &Netns) -> PodLinkUp {

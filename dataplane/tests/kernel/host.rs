@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use twill_dataplane::{
-    host::{DroppingChain, Uplink, dropping_chains, has_old_tables, look},
-    node,
-};
+use twill_dataplane::host::{DroppingChain, Uplink, dropping_chains, has_old_tables, look};
 use twill_types::Family;
 
 use crate::common::*;
@@ -139,7 +136,7 @@ fn the_settings_of_a_host_are_read() {
         assert_eq!(facts.uplinks, strict(true));
         assert_eq!(facts.addresses, [here]);
         assert!(facts.nexthop_objects && facts.has_ipv6);
-        node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
+        ensure_forwarding();
         set_sysctl("ipv4/conf/all/rp_filter", "2");
         ip("link set uplink down");
         let facts = look(&uplinks, &[here]).unwrap();

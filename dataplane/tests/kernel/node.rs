@@ -2,7 +2,6 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use twill_dataplane::{Error, node};
-use twill_types::Family;
 
 use crate::common::*;
 
@@ -31,7 +30,7 @@ fn forwarding_keeps_router_advertisements() {
         uplink();
         set_sysctl("ipv4/ip_forward", "0");
         set_sysctl("ipv6/conf/router/accept_ra", "0");
-        let changes = node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
+        let changes = ensure_forwarding();
         let text: Vec<_> =
             changes.iter().map(|c| format!("{} {} {}", c.key, c.before, c.after)).collect();
         assert_eq!(
@@ -43,7 +42,7 @@ fn forwarding_keeps_router_advertisements() {
             ]
         );
         assert_eq!(sysctl("ipv6/conf/uplink/forwarding"), "1");
-        assert_eq!(node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap(), []);
+        assert_eq!(ensure_forwarding(), []);
     });
 }
 
@@ -56,7 +55,7 @@ fn a_kernel_without_ipv6_has_nothing_of_it_to_forward() {
         let hide = "mount --make-rprivate / && mount -t tmpfs none /mnt && mkdir /mnt/ipv4 && \
                     mount --bind /proc/sys/net/ipv4 /mnt/ipv4 && mount --rbind /mnt /proc/sys/net";
         assert!(Command::new("sh").args(["-c", hide]).status().unwrap().success());
-        let changes = node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
+        let changes = ensure_forwarding();
         assert_eq!(changes.len(), 1, "{changes:?}");
         assert_eq!(sysctl("ipv4/ip_forward"), "1");
     });

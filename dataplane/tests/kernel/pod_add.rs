@@ -5,7 +5,7 @@ use std::{
 
 use twill_dataplane::{
     Error, Netns, node,
-    pod::{PodLink, PodLinkUp, PodRoute, check_pod, host_link, pod_links, prepare},
+    pod::{PodLink, PodLinkUp, PodRoute, check_pod, host_link, pod_links},
 };
 use twill_types::{Family, LinkAlias, Prefix};
 
@@ -98,7 +98,7 @@ fn triple(a: &str, b: &str, c: &str) -> (String, String, String) {
 fn dual_stack_even_where_ipv6_is_off_by_default() {
     on_a_node(|| {
         node_addresses();
-        node::ensure_forwarding(&[Family::V4, Family::V6]).unwrap();
+        ensure_forwarding();
         set_sysctl("ipv6/conf/default/disable_ipv6", "1");
         let (one, two) = (pod_netns(), pod_netns());
         let settings = [

@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use twill_dataplane::pod::{
     DelMode, DelOutcome, PodLink, check_pod, del_pod, delete_group_links, delete_parked_links,
-    host_links, pod_links, prepare, remove_leftover,
+    host_links, pod_links, remove_leftover,
 };
 
 use crate::common::*;
