@@ -20,7 +20,7 @@ mod upgrade;
 mod ways;
 
 /// How long what takes moments may take on a machine that is busy.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(90);
 
 fn main() -> ExitCode {
     if let Some(ended) = kubernetes::enter() {

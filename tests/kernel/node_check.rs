@@ -80,7 +80,7 @@ pub(crate) fn what_stops_pods_is_found_with_a_remedy() -> Result<()> {
     let failure = the_failure(&lab)?;
     ensure!(failure["name"] == "forward-policy", "{failure}");
     ensure!(failure["detail"].to_string().contains("table ip guard"), "{failure}");
-    wait_for("the standing problem", SECONDS, || {
+    wait_for("the standing problem", LONG, || {
         let status = lab.node("node1")?.status()?;
         ensure!(status["problems"].to_string().contains("table ip guard"), "{status}");
         Ok(())
@@ -89,7 +89,7 @@ pub(crate) fn what_stops_pods_is_found_with_a_remedy() -> Result<()> {
     shell(&lab, remedy.context("no remedy")?.1)?;
     all_is_well(&lab)?;
     ping::reaches(lab.router("tor")?, address)?;
-    wait_for("no problem any more", SECONDS, || {
+    wait_for("no problem any more", LONG, || {
         let status = lab.node("node1")?.status()?;
         ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{status}");
         Ok(())
@@ -148,14 +148,14 @@ pub(crate) fn forwarding_that_cannot_be_set_is_told() -> Result<()> {
         let failure = wait_for("the failure", SECONDS, || the_failure(&lab))?;
         ensure!(failure["name"] == "forwarding", "{time}: {failure}");
         ensure!(failure["detail"].to_string().contains("ip_forward is 0"), "{time}: {failure}");
-        wait_for("the standing problem", SECONDS, || {
+        wait_for("the standing problem", LONG, || {
             let problems = node.status()?["problems"].to_string();
             ensure!(problems.contains("twilld cannot set it"), "{time}: {problems}");
             Ok(())
         })?;
         node.namespace().sysctl("ipv4/ip_forward", "1")?;
         all_is_well(&lab)?;
-        wait_for("no problem any more", SECONDS, || {
+        wait_for("no problem any more", LONG, || {
             let status = node.status()?;
             ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{time}: {status}");
             Ok(())

@@ -379,7 +379,8 @@ pub(crate) fn a_router_whose_fins_are_dropped_is_back_at_once() -> Result<()> {
     let back = Instant::now();
     let peer = wait_another_session(scene.node()?, &before)?;
     let took = back.elapsed();
-    ensure!(took < Duration::from_secs(1), "Established after {took:?}: {peer}");
+    // Else it waits for the hold time, 90 s.
+    ensure!(took < SECONDS, "Established after {took:?}: {peer}");
     wait_fresh(scene.node()?)?;
     observers.saw_nothing(&scene.lab)
 }
@@ -441,17 +442,17 @@ pub(crate) fn a_router_that_stays_away_loses_its_routes_in_time() -> Result<()> 
     scene.lab.stop_bird("tor")?;
     scene.node()?.wait_no_route(OUTSIDE, LONG)?;
     let took = gone.elapsed();
-    ensure!((3000..4500).contains(&took.as_millis()), "gone after {took:?}");
+    ensure!(took >= Duration::from_secs(3) && took < SECONDS, "gone after {took:?}");
     Ok(())
 }
 
-/// RFC 9494: after the restart time of 2 s the routes stay for 3 s more, marked.
+/// RFC 9494: after the restart time of 2 s the routes stay for 10 s more, marked.
 pub(crate) fn long_lived_stale_routes_are_the_last_to_go() -> Result<()> {
     let config = tor_with(&[
         "graceful restart on",
         "graceful restart time 2",
         "long lived graceful restart on",
-        "long lived stale time 3",
+        "long lived stale time 10",
     ])
     .announce(OUTSIDE);
     let mut scene = Scene::with_outside(config, ", longLivedRestartTime: {ipv4: 60}")?;
@@ -468,7 +469,7 @@ pub(crate) fn long_lived_stale_routes_are_the_last_to_go() -> Result<()> {
     scene.node()?.wait_route(OUTSIDE, SECONDS)?;
     scene.node()?.wait_no_route(OUTSIDE, LONG)?;
     let took = gone.elapsed();
-    ensure!((5000..6500).contains(&took.as_millis()), "gone after {took:?}");
+    ensure!((12..12 + 10).contains(&took.as_secs()), "gone after {took:?}");
     Ok(())
 }
 
@@ -538,7 +539,7 @@ pub(crate) fn nodes_that_restart_together_lose_no_packet() -> Result<()> {
         let said = node.log()[log..].to_owned();
         ensure!(!said.contains("converged without"), "somebody was waited for: {said}");
     }
-    ensure!(up.elapsed() < Duration::from_secs(2), "it took {:?}", up.elapsed());
+    ensure!(up.elapsed() < Duration::from_secs(4), "it took {:?}", up.elapsed());
     pinger.wait_rounds(20)?;
     for tally in pinger.stop()? {
         ensure!(tally.lost() == 0, "{tally}");

@@ -350,17 +350,19 @@ const CALM: Duration = Duration::from_millis(500);
 pub(crate) fn stay_calm(mut raw: Raw, ended: &AtomicBool) -> Result<Duration> {
     raw.stream.set_read_timeout(Some(CALM))?;
     let (mut longest, mut heard, mut said) = (Duration::ZERO, Instant::now(), Instant::now());
+    // How long this thread was not woken though it was time, because the machine was busy.
+    let mut overslept = Duration::ZERO;
     while !ended.load(Ordering::Relaxed) {
         if said.elapsed() >= CALM {
             raw.stream.write_all(&wire::encode_keepalive())?;
             said = Instant::now();
         }
-        match raw.poll()? {
-            Some(_) => {
-                longest = longest.max(heard.elapsed());
-                heard = Instant::now();
-            }
-            None => longest = longest.max(heard.elapsed()),
+        let asleep = Instant::now();
+        let message = raw.poll()?;
+        overslept += asleep.elapsed().saturating_sub(CALM);
+        longest = longest.max(heard.elapsed().saturating_sub(overslept));
+        if message.is_some() {
+            (heard, overslept) = (Instant::now(), Duration::ZERO);
         }
     }
     Ok(longest)

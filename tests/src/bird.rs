@@ -225,7 +225,7 @@ impl Bird {
         let daemon = Daemon::start(&name, namespace, &mut command, &dir.join("bird.out.log"))
             .context("BIRD 2 is needed (package bird2)")?;
         let mut bird = Self { daemon, dir: dir.to_owned(), config };
-        wait_for("BIRD's control socket", Duration::from_secs(5), || {
+        wait_for("BIRD's control socket", Duration::from_secs(20), || {
             bird.daemon.alive()?;
             bird.command("show status")
         })?;

@@ -176,10 +176,10 @@ async fn a_port_in_use_ends_nothing_but_a_start() {
 /// Who has stopped a speaker starts the next one at once, when the AS number changes for example.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_speaker_that_has_stopped_has_left_its_port() {
-    // Bound and without a backlog, it keeps the port from everybody who takes any.
-    let keeper = tokio::net::TcpSocket::new_v4().unwrap();
+    // Bound in both families and without a backlog, it keeps the port from everybody who takes any.
+    let keeper = tokio::net::TcpSocket::new_v6().unwrap();
     keeper.set_reuseaddr(true).unwrap();
-    keeper.bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+    keeper.bind((std::net::Ipv6Addr::UNSPECIFIED, 0).into()).unwrap();
     let port = keeper.local_addr().unwrap().port();
     for _ in 0..200 {
         let (reports, _reported) = mpsc::unbounded_channel();

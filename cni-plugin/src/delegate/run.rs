@@ -243,7 +243,8 @@ mod tests {
         // The reader's end, without a wait for the writer.
         let reader = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&fifo).unwrap();
         let script = format!("sleep 1000 >{} ; :", fifo.display());
-        let ended = sh(&script, b"", Duration::from_millis(500));
+        // By then it has opened its end, also on a machine that is busy.
+        let ended = sh(&script, b"", Duration::from_secs(5));
         let mut reader = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
         poll(&mut reader, PollTimeout::from(10_000_u16)).unwrap();
         // The last writer is gone.
