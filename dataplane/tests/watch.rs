@@ -36,7 +36,7 @@ async fn settle(events: &mut Events) {
 }
 
 async fn next(events: &mut Events) -> Event {
-    tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("no event").unwrap()
+    tokio::time::timeout(Duration::from_secs(30), events.next()).await.expect("no event").unwrap()
 }
 
 /// The next event that `wanted` takes.
@@ -182,7 +182,7 @@ fn nft(arguments: &str) {
 }
 
 async fn rules(events: &mut RulesEvents) -> RulesEvent {
-    tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("no event").unwrap()
+    tokio::time::timeout(Duration::from_secs(30), events.next()).await.expect("no event").unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Blocks come, go, and are lent, while daemons are killed and stopped and files are damaged and
 //! removed at random: no two pods that live ever have one address, and in the end all is as it should be.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, io, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -155,12 +155,14 @@ impl Storm {
         }
         let path = files.swap_remove(self.random.below(files.len()));
         if self.random.one_in(2) {
+            // Its daemon may have taken it away meanwhile.
+            let Ok(text) = fs::read(&path) else { return Ok(()) };
             self.told.push(format!("{} is damaged", path.display()));
-            self.spoiled.push((path.clone(), fs::read(&path)?));
+            self.spoiled.push((path.clone(), text));
             fs::write(&path, "")?;
         } else {
             self.told.push(format!("{} is removed", path.display()));
-            fs::remove_file(&path)?;
+            gone(fs::remove_file(&path))?;
         }
         Ok(())
     }
@@ -184,8 +186,9 @@ impl Storm {
         for directory in ["claims", "requests"] {
             for entry in fs::read_dir(self.lab.resource(directory))?.flatten() {
                 let path = entry.path();
-                if path.extension().is_some_and(|e| e == "yaml") && fs::read(&path)?.is_empty() {
-                    fs::remove_file(&path)?;
+                let is_empty = fs::metadata(&path).is_ok_and(|file| file.len() == 0);
+                if path.extension().is_some_and(|e| e == "yaml") && is_empty {
+                    gone(fs::remove_file(&path))?;
                 }
             }
         }
@@ -213,5 +216,13 @@ impl Storm {
             }
             Ok(())
         })
+    }
+}
+
+/// A daemon may have been faster.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }

@@ -181,7 +181,7 @@ pub(crate) fn g_02_many_go_at_once() -> Result<()> {
     let pools = json!([{"cidr": "10.20.0.0/27", "blockSize": 27}]);
     let conflist = standalone("1.1.0", run_dir.path(), &pools);
     let runtime = Runtime::new(conflist, vec![programs::directory()?]);
-    let log = tempfile::tempdir()?;
+    let log = tempfile::tempdir_in("/run")?;
     let pods: Vec<Namespace> =
         (0..25).map(|n| Namespace::create(format!("pod{n}"))).collect::<Result<_>>()?;
     // Of the same interfaces in the same namespaces once more: nothing is in their way.

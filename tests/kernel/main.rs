@@ -40,10 +40,10 @@ mod storm;
 mod wishes;
 
 /// How long anything here may take that should take no time.
-const SECONDS: Duration = Duration::from_secs(10);
+const SECONDS: Duration = Duration::from_secs(20);
 
 /// How long sessions and routes may take.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(40);
 
 fn main() -> ExitCode {
     let tests = twill_tests::tests![

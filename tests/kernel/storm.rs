@@ -189,9 +189,10 @@ impl Storm<'_> {
         })
     }
 
-    /// GCs of what the runtime does not know, some of them killed, until the storm is over.
+    /// GCs of what the runtime does not know, some of them killed, until the storm is over; one at least that
+    /// comes to its end.
     fn collect(&self, mut random: Random) -> Result<()> {
-        while !self.over.load(Ordering::Acquire) {
+        while !self.over.load(Ordering::Acquire) || self.collected.load(Ordering::Relaxed) == 0 {
             self.pause(random.below(400));
             let at = random.one_in(3).then(|| 1 + random.below(FAR));
             self.gc(at)?;

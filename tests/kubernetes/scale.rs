@@ -38,7 +38,7 @@ pub(crate) fn what_a_node_asks_for_does_not_grow_with_the_cluster(_: &ApiServer)
             ensure!(sum(verb) >= NODES * WATCHES, "{name}: {verb}: {requests:?}");
         }
         // On top, before its first claim, one of the claims of other sizes; all claims only after many losses.
-        let lists = NODES * (WATCHES + u64::from(name == "rollout")) + NODES / 5;
+        let lists = NODES * (WATCHES + u64::from(name == "rollout")) + NODES / 2;
         ensure!(sum("list") <= lists, "{name}: {requests:?}");
         // One that could not begin at once is tried again.
         ensure!(sum("watch") < 2 * NODES * WATCHES, "{name}: {requests:?}");

@@ -28,7 +28,7 @@ const PROGRAMS: &str = "/usr/lib/frr";
 const USER: &str = "frr";
 
 /// How long a daemon may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running FRR.
 #[derive(Debug)]

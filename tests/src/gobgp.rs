@@ -23,7 +23,7 @@ const ESTABLISHED: u64 = 6;
 const SOCKET: &str = "gobgpd.sock";
 
 /// How long it may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running GoBGP. It has no routes in the kernel.
 #[derive(Debug)]

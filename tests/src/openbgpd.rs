@@ -30,7 +30,7 @@ pub const PROGRAM: &str = "/usr/sbin/bgpd";
 const CHROOT: &str = "/run/openbgpd";
 
 /// How long it may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running OpenBGPD.
 #[derive(Debug)]

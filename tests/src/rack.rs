@@ -36,7 +36,7 @@ pub const MANIFESTS: [&str; 3] =
     ["ippool-app.yaml", "bgppeer-rack1.yaml", "ipamconfig-default.yaml"];
 
 /// How long sessions and routes may take.
-pub const CONVERGENCE: Duration = Duration::from_secs(15);
+pub const CONVERGENCE: Duration = Duration::from_secs(40);
 
 /// The ToR's configuration.
 pub fn tor() -> BirdConfig {

@@ -23,7 +23,7 @@ use crate::{process::read_lossy, sandbox, wait::wait_for};
 const TEST: &str = "TWILL_KERNEL_TEST";
 
 /// How long one test may take.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Another limit in seconds, for the long forms of tests.
 const LIMIT_VARIABLE: &str = "TWILL_TEST_LIMIT";

@@ -29,7 +29,7 @@ impl RouteWatch {
         let watch = Self { machine: machine.to_owned(), monitor };
         // A route of our own, until it is seen.
         let probe = "192.0.2.255/32 dev lo metric 4242";
-        wait_for("ip monitor", Duration::from_secs(5), || {
+        wait_for("ip monitor", Duration::from_secs(30), || {
             namespace.ip(&format!("route add {probe}"))?;
             namespace.ip(&format!("route del {probe}"))?;
             ensure!(watch.monitor.log().contains("192.0.2.255"), "it sees nothing");

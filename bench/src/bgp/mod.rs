@@ -35,7 +35,7 @@ use self::{
 };
 
 /// After that a device that still uses a dead next hop is taken not to notice.
-const FAILOVER_PATIENCE: Duration = Duration::from_secs(5);
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// After that a device that is not done does not work.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// How long a device may take to pass on one route until it is taken for one that passes on none.
-const PROBE: Duration = Duration::from_secs(5);
+const PROBE: Duration = Duration::from_secs(20);
 
 /// Sessions that are being opened at a time: BIRD's queue of callers holds eight, OpenBGPD's five, and a
 /// SYN that it drops comes again after seconds.

@@ -27,7 +27,7 @@ const MANY: u32 = 10_000;
 pub(super) fn large_table_in<R: Router>() -> Result<()> {
     let mut rig = Rig::<R>::up(Peering { more: MANY, ..Peering::default() })?;
     let learned = |rig: &Rig<R>, wanted: usize| {
-        wait_for(&format!("{wanted} routes in the node's kernel"), LONG, || {
+        wait_for(&format!("{wanted} routes in the node's kernel"), LONG * 2, || {
             let routes = rig.node()?.own_routes("-4")?;
             let found = routes.iter().filter(|route| route["gateway"] == ROUTER).count();
             ensure!(found == wanted, "{found}");
@@ -56,7 +56,7 @@ pub(super) fn large_table_out<R: Router>() -> Result<()> {
     router.wait_up()?;
     let many = usize::try_from(MANY)?;
     let counted = |wanted: usize| {
-        wait_for(&format!("{wanted} routes of the speaker at the router"), LONG, || {
+        wait_for(&format!("{wanted} routes of the speaker at the router"), LONG * 2, || {
             let prefixes = router.prefixes()?;
             ensure!(prefixes == wanted, "{prefixes}");
             Ok(())

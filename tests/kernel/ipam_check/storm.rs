@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use twill_tests::{
-    cni::{self, Attachment},
+    cni::{self, Attachment, CniError},
     lab::{Lab, Node},
     netns::Namespace,
     ping,
@@ -118,8 +118,16 @@ fn work(
         let namespace = Namespace::create(&name)?;
         let netns = namespace.path().display().to_string();
         let attachment = Attachment::pod("prod", &name, &name, &netns);
-        let result = runtime.add(host, &attachment)?;
-        let addresses = cni::addresses(&result)?;
+        // An ADD that takes longer than the short grace counts as dead, and is told to try again.
+        let is_told = |error: &anyhow::Error| {
+            error.downcast_ref::<CniError>().is_some_and(|error| error.code == 11)
+        };
+        let mut result = runtime.add(host, &attachment);
+        while result.as_ref().is_err_and(is_told) {
+            runtime.del(host, &attachment)?;
+            result = runtime.add(host, &attachment);
+        }
+        let addresses = cni::addresses(&result?)?;
         living.push(Living { attachment, addresses, _namespace: namespace });
         if living.len() > 2 {
             let pod = living.swap_remove(random.below(living.len()));

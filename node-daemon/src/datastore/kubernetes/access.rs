@@ -551,7 +551,7 @@ mod tests {
         let start = Instant::now();
         let outcome = asked.await.unwrap();
         assert!(matches!(outcome, Err(ApiError::Ending)), "{outcome:?}");
-        assert!(start.elapsed() < DEADLINE / 2, "it waited {:?}", start.elapsed());
+        assert!(start.elapsed() < DEADLINE, "it waited {:?}", start.elapsed());
         let later = tokio::task::spawn_blocking(move || {
             access.ask("get", "x", access.client().apiserver_version()).map(drop)
         });
