@@ -106,7 +106,9 @@ impl<'a> Authority<'a> {
         request: &AssignRequest,
         meanwhile: impl FnOnce(),
     ) -> Result<Assigned, Error> {
-        if let Some(assigned) = self.alone(|standalone, wait| standalone.assign(request, wait))? {
+        let deadline = self.deadline;
+        let alone = |standalone: &Standalone<'a>, wait| standalone.assign(request, wait, deadline);
+        if let Some(assigned) = self.alone(alone)? {
             return Ok(assigned);
         }
         let mut meanwhile = Some(meanwhile);
@@ -276,8 +278,8 @@ impl<'a> Authority<'a> {
         self.release(&request, None);
     }
 
-    /// Does `work` in standalone mode; `None` if the daemon is the one to ask, also where it has
-    /// turned up in the meantime.
+    /// Does `work` in standalone mode, which is told until when to wait for the store; `None` if the daemon
+    /// is the one to ask, also where it has turned up in the meantime.
     fn alone<T>(
         &mut self,
         work: impl Fn(&Standalone<'a>, Deadline) -> Result<T, StandaloneError>,

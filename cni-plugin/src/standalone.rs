@@ -156,10 +156,12 @@ impl<'a> Standalone<'a> {
         }
     }
 
-    /// Addresses for an attachment.
+    /// Addresses for an attachment. The store is waited for until `wait`, which may be sooner than the
+    /// deadline of all.
     pub(crate) fn assign(
         &self,
         request: &AssignRequest,
+        wait: Deadline,
         deadline: Deadline,
     ) -> Result<Assigned, StandaloneError> {
         let pools = request
@@ -195,7 +197,7 @@ impl<'a> Standalone<'a> {
             0 => node::uplink_mtu(None)?,
             mtu => mtu,
         };
-        let owned = self.open(deadline)?;
+        let owned = self.open(wait)?;
         let mut assignment = owned.store.assign(&request);
         // Somebody may have it who is gone without a DEL.
         if let Err(AssignError::Refused(Refusal::Full(_) | Refusal::Taken { .. })) = assignment

@@ -2,16 +2,20 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     io::Write,
     path::Path,
     process::{Command, Stdio},
+    thread,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
+use twill_ipam_store::names_any;
 use twill_tests::{
     cni::{self, Attachment, CniError, Runtime},
-    lab::{Lab, Topology},
+    lab::{Lab, Pod, Topology},
     netns::Namespace,
     ping, programs,
     snapshot::Snapshot,
@@ -284,4 +288,73 @@ pub(crate) fn an_add_waits_for_a_daemon_that_starts() -> Result<()> {
     let result = cni::parse("ADD", "twill", &call.wait_with_output()?)?;
     let address = cni::addresses(&result)?[0];
     ping::reaches(lab.node("node1")?.namespace(), address)
+}
+
+/// The default mode with pools of its own: who has the store is asked, also by a DEL, while it is away or starts.
+pub(crate) fn automatic_mode_leaves_the_store_to_its_daemon() -> Result<()> {
+    let mut lab = one_node()?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let mut conflist = runtime.conflist().clone();
+    conflist["plugins"][0]["timeoutSeconds"] = json!(1);
+    let ipam = json!({"type": "twill-ipam", "pools": [{"cidr": "10.20.0.0/24"}]});
+    conflist["plugins"][0]["ipam"] = ipam;
+    runtime.set_conflist(conflist.clone());
+    let is_of_the_daemon = |pod: &Pod| -> Result<()> {
+        let address = pod.address()?.to_string();
+        ensure!(!address.starts_with("10.20."), "{address} is of the configuration's pools");
+        Ok(())
+    };
+    let first = lab.add_pod("node1", "first")?;
+    is_of_the_daemon(&first)?;
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), first.attachment())?;
+
+    // It was killed, so its socket is there still.
+    lab.node_mut("node1")?.kill9()?;
+    let mut second = lab.bare_pod("node1", "second")?;
+    let node = lab.node("node1")?;
+    let error = refusal(node.runtime().add(node.namespace(), second.attachment()))?;
+    ensure!(error.code == 11 && error.message.contains("twilld.sock"), "{error}");
+    lab.delete_pod(first)?;
+    let run_dir = lab.node("node1")?.dir().join("run");
+    ensure!(!run_dir.join("ipam/standalone").exists(), "the store was used without its daemon");
+    ensure!(names_any(&run_dir.join("spool"), "")?, "no note for the daemon");
+
+    // One that starts has the lock, and has no socket before it has read the spool.
+    lab.node_mut("node1")?.start()?;
+    lab.node_mut("node1")?.stop()?;
+    ensure!(!run_dir.join("twilld.sock").exists(), "its socket is there after its end");
+    let open = |path: &str| File::options().write(true).open(run_dir.join(path));
+    let lock = |path: &str| -> Result<Flock<File>> {
+        let locked = Flock::lock(open(path)?, FlockArg::LockExclusiveNonblock);
+        Ok(locked.map_err(|(_, errno)| errno)?)
+    };
+    let reading = lock("spool/.lock")?;
+    lab.node_mut("node1")?.launch()?;
+    wait_for("the daemon to own the store", SECONDS, || match lock("ipam/owner.lock") {
+        Ok(_) => bail!("nobody has the lock"),
+        Err(_) => Ok(()),
+    })?;
+    let log = run_dir.join("twill.log");
+    let plugin = &mut conflist["plugins"][0];
+    plugin["timeoutSeconds"] = json!(20);
+    plugin["logLevel"] = json!("trace");
+    plugin["logFile"] = json!(log);
+    lab.node_mut("node1")?.runtime_mut().set_conflist(conflist);
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| lab.attach(&mut second));
+        let tried = wait_for("the call to try the lock again", SECONDS, || {
+            let tries = std::fs::read_to_string(&log)?.matches("opening the address store").count();
+            ensure!(tries > 1, "{tries} tries");
+            Ok(())
+        });
+        drop(reading);
+        let added = adding.join().map_err(|_| anyhow!("the ADD panicked"))?;
+        tried.and(added.map(drop))
+    })?;
+    is_of_the_daemon(&second)?;
+    lab.node_mut("node1")?.wait_ready()?;
+    let used = lab.node("node1")?.addresses_in_use()?;
+    ensure!(used == 1, "{used} addresses are in use");
+    Ok(())
 }

@@ -138,6 +138,31 @@ pub(crate) fn an_add_takes_the_address_of_a_pod_that_is_gone() -> Result<()> {
     Ok(())
 }
 
+/// Whatever the mode, however many have gone: the wait for a daemon that may be starting is no limit to that.
+pub(crate) fn an_add_in_automatic_mode_looks_at_all_that_are_gone() -> Result<()> {
+    let mut alone = Alone::new("10.20.0.0/22", 22)?;
+    let mut conflist = alone.runtime.conflist().clone();
+    conflist["plugins"][0]["ipam"]["mode"] = json!("auto");
+    alone.runtime.set_conflist(conflist);
+    let (gone, next) = (Namespace::create("gone")?, Namespace::create("next")?);
+    alone.add(&gone)?;
+    drop(gone);
+    alone.wait_for_links(0)?;
+    alone.age()?;
+    let service = alone.service()?;
+    let first = service.records()?.pop().context("no record")?;
+    for number in 1..1024 {
+        let mut record = first.clone();
+        record.attachment.container_id = format!("gone{number}");
+        record.netns = format!("/run/netns/gone{number}");
+        record.addresses = vec![IpAddr::from((0x0a14_0000_u32 + number).to_be_bytes())];
+        ensure!(service.adopt(record)?, "{number} cannot be written");
+    }
+    drop(service);
+    let address = alone.add(&next)?;
+    alone.lives(&next, address)
+}
+
 /// The address is that of somebody who is gone, and the next one asks for just that.
 pub(crate) fn an_address_that_is_asked_for_is_taken_from_a_pod_that_is_gone() -> Result<()> {
     let alone = Alone::new("10.20.0.0/29", 29)?;
