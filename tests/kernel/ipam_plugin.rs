@@ -241,6 +241,41 @@ pub(crate) fn a_late_del_of_another_namespace_frees_nothing() -> Result<()> {
     Ok(())
 }
 
+/// What a runtime hands over by a capability is for the plugin that gives the addresses, and judged by that.
+pub(crate) fn another_ipam_plugin_reads_what_the_runtime_sends() -> Result<()> {
+    let mut lab = one_node()?;
+    let run_dir = lab.node("node1")?.dir().join("run");
+    for (number, (ipam, runtime, expected)) in [
+        (
+            json!({"type": "host-local"}),
+            json!({"ipRanges": [[{"subnet": "10.77.0.0/24"}]]}),
+            vec!["10.77.0.2"],
+        ),
+        (
+            json!({"type": "static"}),
+            json!({"ips": ["10.78.0.5/24", "10.78.0.6/24"]}),
+            vec!["10.78.0.5", "10.78.0.6"],
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let twill = json!({"type": "twill", "runDir": run_dir, "ipam": ipam,
+            "capabilities": {"ipRanges": true, "ips": true}, "runtimeConfig": runtime});
+        use_plugin(&mut lab, twill, "1.0.0")?;
+        let pod = lab.add_pod("node1", &format!("p{number}"))?;
+        let addresses: Vec<String> = pod.addresses().iter().map(ToString::to_string).collect();
+        ensure!(addresses == expected, "{addresses:?}");
+        let node = lab.node("node1")?;
+        node.runtime().check(node.namespace(), pod.attachment())?;
+        for address in pod.addresses() {
+            ping::reaches(node.namespace(), *address)?;
+        }
+        lab.delete_pod(pod)?;
+    }
+    Ok(())
+}
+
 /// `twill` makes the link, another plugin gives the address: executed by the rules for delegation.
 pub(crate) fn addresses_come_from_another_ipam_plugin() -> Result<()> {
     let mut lab = one_node()?;

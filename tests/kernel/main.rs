@@ -302,6 +302,7 @@ fn main() -> ExitCode {
         ipam_plugin::addresses_come_from_another_ipam_plugin,
         wishes::a_family_that_is_asked_for_reaches_other_pods,
         wishes::r_02_an_address_is_asked_for_in_each_of_the_places,
+        ipam_plugin::another_ipam_plugin_reads_what_the_runtime_sends,
         wishes::a_pod_takes_its_address_along,
         wishes::r_01_annotations_choose_the_pool_and_the_hardware_address,
         wishes::an_address_without_ipam_is_behind_a_switch,

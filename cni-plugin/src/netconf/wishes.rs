@@ -71,11 +71,13 @@ pub(super) fn read(
             Some((key, value)).filter(wanted)
         })
     };
-    refuse_ranges(runtime("ipRanges"), problems);
     refuse_floating(annotation("floatingIPs"), problems);
-    if let Some(plugin) = rules.plugin {
-        let of_ours = OF_POOLS.map(annotation);
-        refuse_delegated(plugin, of_ours.into_iter().flatten(), problems);
+    match rules.plugin {
+        Some(plugin) => {
+            let of_ours = OF_POOLS.map(annotation);
+            refuse_delegated(plugin, of_ours.into_iter().flatten(), problems);
+        }
+        None => refuse_ranges(runtime("ipRanges"), problems),
     }
 
     let no_ipam = annotation("ipAddrsNoIpam");
@@ -88,11 +90,13 @@ pub(super) fn read(
         problems.push(Problem::unsupported(key, value.clone(), right));
     }
     let without_ipam = no_ipam.is_some();
-    let addresses = no_ipam
-        .or_else(|| runtime("ips"))
-        .or_else(|| argument("ips"))
-        .or_else(|| annotation("ipAddrs"))
-        .or_else(|| Some(("CNI_ARGS IP".to_owned(), args.ip.as_deref()?.into())));
+    let of_pools = || {
+        runtime("ips")
+            .or_else(|| argument("ips"))
+            .or_else(|| annotation("ipAddrs"))
+            .or_else(|| Some(("CNI_ARGS IP".to_owned(), args.ip.as_deref()?.into())))
+    };
+    let addresses = no_ipam.or_else(|| of_pools().filter(|_| rules.plugin.is_none()));
     let mac = runtime("mac")
         .or_else(|| argument("mac"))
         .or_else(|| annotation("hwAddr"))
@@ -400,6 +404,9 @@ mod tests {
         for config in [
             json!({"runtimeConfig": {"ips": ["10.0.0.5"]}}),
             json!({"args": {"cni": {"ips": ["10.0.0.5"]}}}),
+            json!({"runtimeConfig": {"ips": ["10.0.0.5/24", "10.0.0.6/24"]}}),
+            json!({"args": {"cni": {"ips": {"of": "its own"}}}}),
+            json!({"runtimeConfig": {"ipRanges": [[{"subnet": "10.0.0.0/24"}]]}}),
             json!({"runtimeConfig": {ANNOTATIONS: {
                 "cni.projectcalico.org/ipAddrsNoIpam": "[\"192.0.2.5\"]",
                 "cni.projectcalico.org/hwAddr": "02:00:00:00:00:05",
