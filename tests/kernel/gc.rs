@@ -19,7 +19,8 @@ use twill_tests::{
 
 pub(crate) use self::{
     meanwhile::{
-        g_09_an_add_meanwhile_is_left_alone, g_09_an_add_that_lost_its_address_fails_at_once,
+        an_add_that_fails_by_itself_waits_for_no_daemon, g_09_an_add_meanwhile_is_left_alone,
+        g_09_an_add_that_lost_its_address_fails_at_once,
     },
     trouble::{
         g_04_a_link_with_the_alias_of_another_is_told, g_04_links_go_without_a_daemon,

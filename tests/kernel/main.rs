@@ -281,6 +281,7 @@ fn main() -> ExitCode {
         gc::g_09_an_add_meanwhile_is_left_alone,
         gc::g_09_an_add_that_lost_its_address_fails_at_once,
         gc::g_04_it_goes_on_after_an_error,
+        gc::an_add_that_fails_by_itself_waits_for_no_daemon,
         gc::g_04_links_go_without_a_daemon,
         gc::g_04_one_that_stays_keeps_no_other,
         gc::g_04_a_link_with_the_alias_of_another_is_told,

@@ -1,7 +1,8 @@
 //! ADD: addresses first, then the link, then the word to the daemon, then traffic.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{borrow::Cow, io, net::IpAddr};
 
+use nix::errno::Errno;
 use serde_json::Value;
 use twill_dataplane::{
     Netns, node,
@@ -164,7 +165,10 @@ fn plumb(
     tracing::trace!("step: pod's side set up");
     // Not the configured ones: a pod may have asked for another.
     let families: Vec<Family> = link.families().collect();
-    let host_ifindex = prepared.as_ref().ok().map(|made| made.link().host_ifindex).or(told);
+    let host_ifindex = match &prepared {
+        Ok(made) => Some(made.link().host_ifindex),
+        Err(error) => told.filter(|_| is_without_link(error)),
+    };
     match (source, host_ifindex) {
         // Where somebody has taken addresses and link away meanwhile, the daemon's answer says so.
         (Source::Store(authority), Some(index)) => {
@@ -177,6 +181,17 @@ fn plumb(
     let up = prepared?.activate()?;
     tracing::trace!("step: host's side up and routed");
     Ok(up)
+}
+
+/// Whether a step in the pod failed since its link is not there any more.
+fn is_without_link(error: &twill_dataplane::Error) -> bool {
+    use twill_dataplane::Error as E;
+    match error {
+        E::Sysctl { source, .. } | E::SysctlRead { source, .. } => {
+            source.kind() == io::ErrorKind::NotFound
+        }
+        _ => error.errno() == Some(Errno::ENODEV),
+    }
 }
 
 impl Source<'_> {

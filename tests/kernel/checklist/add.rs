@@ -313,6 +313,12 @@ pub(crate) fn a_12_a_failed_add_gives_its_address_back() -> Result<()> {
         ensure!(!answer.stderr().contains("WARN"), "{answer:?}");
     }
     site.pod.ip_batch("link del eth0\n")?;
+    // The kernel refuses the second route in the pod. Nothing was done for the node then.
+    let twice = json!([{"dst": "192.0.2.0/24"}, {"dst": "192.0.2.0/24"}]);
+    let call = site.call("ADD")?.config("/ipam/routes", twice);
+    call.run()?.refused(104, &["192.0.2.0/24"])?;
+    let left = site.before.differences(&Snapshot::namespace(&site.host)?);
+    ensure!(left.is_empty(), "{left:#?}");
     site.as_new()
 }
 

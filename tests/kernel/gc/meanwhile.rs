@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 use twill_tests::{
@@ -70,6 +70,33 @@ pub(crate) fn g_09_an_add_that_lost_its_address_fails_at_once() -> Result<()> {
     ensure!(node.addresses_in_use()? == 0, "{} addresses are in use", node.addresses_in_use()?);
     node.runtime().add(node.namespace(), web.attachment())?;
     node.runtime().check(node.namespace(), web.attachment())
+}
+
+/// The pod's side of a link fails, and the daemon goes away meanwhile: the ADD says why it fails, and does not wait.
+pub(crate) fn an_add_that_fails_by_itself_waits_for_no_daemon() -> Result<()> {
+    let mut lab = one_node()?;
+    let web = lab.bare_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let mut relay = Relay::to(node)?;
+    relay.runtime.set_timeout(4);
+    let mut conflist = relay.runtime.conflist().clone();
+    // The kernel refuses the second.
+    conflist["plugins"][0]["ipam"]["routes"] =
+        json!([{"dst": "192.0.2.0/24"}, {"dst": "192.0.2.0/24"}]);
+    relay.runtime.set_conflist(conflist);
+    let gone = || {
+        std::fs::remove_file(relay.dir.path().join("twilld.sock"))?;
+        bail!("it has gone")
+    };
+    let mut added = None;
+    let relayed = relay.around("endpointUp", &gone, &|| Ok(()), |runtime| {
+        added = Some(runtime.add(node.namespace(), web.attachment()));
+        Ok(())
+    });
+    ensure!(relayed.is_err(), "the daemon was not told of the link");
+    let error = refusal(added.context("no ADD")?)?;
+    ensure!(error.code == 104 && error.message.contains("192.0.2.0/24"), "{error}");
+    Ok(())
 }
 
 /// Stands between the plugin and the daemon of a node.
