@@ -93,8 +93,11 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
     }
     stale.retain(|id, _| !is_listed(id, valid));
     failures.extend(remove(call, stale, deadline));
-    if let Some(error) = delegate.and_then(|delegate| delegate.gc().err()) {
-        failures.push(error_chain(&error));
+    match delegate.map(|delegate| delegate.gc()) {
+        None | Some(Ok(())) => {}
+        // As it is, if there is no more to tell.
+        Some(Err(error)) if failures.is_empty() => return Err(error.into()),
+        Some(Err(error)) => failures.push(error_chain(&error)),
     }
     if failures.is_empty() { Ok(()) } else { Err(Error::Gc(failures)) }
 }
