@@ -2,9 +2,9 @@
 //!
 //! Promise: standard output holds the result, or one error object, and nothing else, whatever
 //! happens, a panic of ours included. All waits of a call end within the configuration's
-//! `timeoutSeconds`, counted from its start, but for two with limits of their own: for the configuration
-//! itself, where that stands (`STDIN_PATIENCE`), and for another IPAM plugin to take back what it gave to an
-//! ADD that failed (`TAKE_BACK_AT_LEAST`). A call that is killed at any point leaves what the DEL
+//! `timeoutSeconds`, counted from its start, but for three with limits of their own: for the configuration
+//! itself, where that stands (`STDIN_PATIENCE`), for one that the call can do without (`SHORT_PATIENCE`), and for
+//! another IPAM plugin to take back what it gave to an ADD that failed (`TAKE_BACK_AT_LEAST`). A call that is killed at any point leaves what the DEL
 //! that follows, or the daemon, can find.
 //!
 //! Absent: state (it is the daemon's), knowledge of Kubernetes, and tokio.
@@ -63,8 +63,13 @@ pub fn main() -> ExitCode {
     };
     match std::io::stdout().write_all(format!("{text}\n").as_bytes()) {
         Ok(()) => code,
-        // Nobody reads the answer any more; a runtime that lost it calls DEL.
-        Err(_) => ExitCode::FAILURE,
+        // A runtime that lost the answer calls DEL. People find it where log lines are.
+        Err(error) => {
+            let told =
+                format!("cannot write to standard output: {error}; this was the answer: {text}\n");
+            let _ = std::io::stderr().write_all(told.as_bytes());
+            ExitCode::FAILURE
+        }
     }
 }
 

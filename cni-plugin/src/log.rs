@@ -5,12 +5,14 @@
 
 use std::{
     fmt::{self, Write as _},
-    fs::OpenOptions,
-    io::Write as _,
-    path::PathBuf,
+    fs::File,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
+use nix::fcntl::OFlag;
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
@@ -59,7 +61,7 @@ impl Subscriber for Logger {
         let _ =
             std::io::stderr().write_all(format!("{level} {call}: {message}{fields}\n").as_bytes());
         if let Some(path) = &self.file
-            && let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path)
+            && let Ok(mut file) = open(path)
         {
             let now = jiff::Timestamp::now();
             let _ =
@@ -79,6 +81,12 @@ impl Subscriber for Logger {
     fn enter(&self, _: &span::Id) {}
 
     fn exit(&self, _: &span::Id) {}
+}
+
+/// Opens the log for one line. A FIFO that nobody reads, or reads fast enough, keeps no call waiting.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    File::options().append(true).create(true).custom_flags(flags.bits()).open(path)
 }
 
 #[derive(Default)]

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
 use twill_tests::{netns::Namespace, programs};
 
@@ -18,6 +19,15 @@ pub(crate) fn o_01_add_prints_one_object_and_logs_elsewhere() -> Result<()> {
     ensure!(answer.stdout().lines().count() == 1, "{answer:?}");
     ensure!(answer.stderr().contains("ADD lab/c1/eth0"), "{answer:?}");
     ensure!(std::fs::read_to_string(log)?.contains("ADD lab/c1/eth0"));
+    // One that nobody reads is none.
+    let fifo = site.run_dir.path().join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU)?;
+    let call = site.call("STATUS")?.config("/logLevel", json!("trace"));
+    let mut limited = Command::new("timeout");
+    limited.arg("10").arg(programs::find("twill")?);
+    let answer = call.config("/logFile", json!(fifo)).run_as(limited)?;
+    answer.silent()?;
+    ensure!(answer.stderr().contains("STATUS lab/"), "{answer:?}");
     site.call("DEL")?.run()?.silent()
 }
 
@@ -66,6 +76,9 @@ pub(crate) fn o_04_an_answer_that_nobody_reads_is_a_failure() -> Result<()> {
     full.args(["-c", "exec \"$0\" >/dev/full"]).arg(programs::find("twill")?);
     let answer = site.call("ADD")?.run_as(full)?;
     ensure!(!answer.0.status.success(), "{answer:?}");
+    for word in ["standard output", "No space left", "10.20.0."] {
+        ensure!(answer.stderr().contains(word), "no {word:?} in {answer:?}");
+    }
     // The runtime calls DEL then.
     site.call("DEL")?.run()?.silent()?;
     site.as_new()
