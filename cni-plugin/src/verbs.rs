@@ -77,7 +77,10 @@ impl Call {
                 Ok(None)
             }
             Err(Error::Netns {
-                source: NetnsError::Open { .. } | NetnsError::NotANamespace { .. },
+                source:
+                    NetnsError::Open { .. }
+                    | NetnsError::NotANamespace { .. }
+                    | NetnsError::OtherKind { .. },
                 ..
             }) => Ok(None),
             Err(error) => Err(error),

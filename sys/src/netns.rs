@@ -21,6 +21,9 @@ use nix::{
 /// number as `SO_NETNS_COOKIE`. Kernels before 6.18 answer `ENOTTY`.
 const NS_GET_ID: libc::Ioctl = libc::_IOR::<u64>(0xb7, 13);
 
+/// `NS_GET_NSTYPE` of `linux/nsfs.h`: the namespace's kind, as the flag of `clone`.
+const NS_GET_NSTYPE: libc::Ioctl = libc::_IO(0xb7, 3);
+
 /// `SIOCGSKNS` of `linux/sockios.h`: a file of the namespace that a socket is of.
 const SIOCGSKNS: libc::Ioctl = 0x894c;
 
@@ -43,6 +46,12 @@ pub enum NetnsError {
          propagation HostToContainer is needed)", path.display()
     )]
     NotANamespace {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// There is a namespace at the path, and not one of the network.
+    #[error("{} is a namespace of another kind than of the network", path.display())]
+    OtherKind {
         /// The path as given.
         path: PathBuf,
     },
@@ -75,8 +84,14 @@ impl Netns {
             Err(source) => return Err(NetnsError::Open { path, source }),
         };
         match fstatfs(&file) {
-            Ok(stat) if is_nsfs(stat.filesystem_type()) => Ok(Self { file, path }),
-            Ok(_) => Err(NetnsError::NotANamespace { path }),
+            Ok(stat) if is_nsfs(stat.filesystem_type()) => {}
+            Ok(_) => return Err(NetnsError::NotANamespace { path }),
+            Err(errno) => return Err(NetnsError::Open { path, source: errno.into() }),
+        }
+        // SAFETY: the descriptor is open while it is borrowed, and NS_GET_NSTYPE has no argument.
+        match Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) }) {
+            Ok(libc::CLONE_NEWNET) => Ok(Self { file, path }),
+            Ok(_) => Err(NetnsError::OtherKind { path }),
             Err(errno) => Err(NetnsError::Open { path, source: errno.into() }),
         }
     }
@@ -330,6 +345,10 @@ mod tests {
         let plain = Path::new("/proc/self/status");
         assert!(matches!(Netns::open(plain), Err(NetnsError::NotANamespace { .. })));
         assert!(matches!(Netns::open("/nonexistent"), Err(NetnsError::Open { .. })));
+
+        let other = Path::new("/proc/self/ns/mnt");
+        assert!(matches!(Netns::open(other), Err(NetnsError::OtherKind { .. })));
+        assert!(matches!(look(other), Err(NetnsError::OtherKind { .. })));
 
         let own = Path::new("/proc/self/ns/net");
         let cookie = Netns::current().unwrap().cookie().unwrap();

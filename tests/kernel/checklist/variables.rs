@@ -129,19 +129,23 @@ pub(crate) fn e_11_what_is_no_namespace_keeps_no_call_waiting() -> Result<()> {
     let site = Site::new()?;
     let path = site.run_dir.path().join("fifo");
     mkfifo(&path, Mode::S_IRWXU)?;
-    let path = path.display().to_string();
-    site.add()?;
-    for verb in ["ADD", "CHECK", "DEL"] {
-        let call = site.call(verb)?.set("CNI_NETNS", &path);
-        let mut limited = Command::new("timeout");
-        limited.arg("10").arg(programs::find("twill")?);
-        let answer = call.run_as(limited)?;
-        match verb {
-            "DEL" => answer.silent()?,
-            _ => answer.refused(4, &[&path, "is not a namespace"])?,
+    let fifo = path.display().to_string();
+    let other_kind = "/proc/1/ns/mnt";
+    for (path, word) in [(fifo.as_str(), "is not a namespace"), (other_kind, "of another kind")] {
+        site.add()?;
+        for verb in ["ADD", "CHECK", "DEL"] {
+            let call = site.call(verb)?.set("CNI_NETNS", path);
+            let mut limited = Command::new("timeout");
+            limited.arg("10").arg(programs::find("twill")?);
+            let answer = call.run_as(limited)?;
+            match verb {
+                "DEL" => answer.silent()?,
+                _ => answer.refused(4, &[path, word])?,
+            }
         }
+        site.as_new()?;
     }
-    site.as_new()
+    Ok(())
 }
 
 pub(crate) fn e_12_arguments_are_pairs_of_known_keys() -> Result<()> {
