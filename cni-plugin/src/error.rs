@@ -4,6 +4,7 @@ use std::{error::Error as _, io, path::PathBuf};
 
 use serde_json::{Value, json};
 use twill_dataplane::{NetnsError, pod::Difference};
+use twill_ipam_store::Refusal;
 use twill_rpc::{
     ClientError,
     message::{ErrorKind, RpcError},
@@ -307,7 +308,16 @@ fn standalone_code(error: &StandaloneError) -> u32 {
         StandaloneError::Lock(_) => code::IO,
         StandaloneError::NoPool { .. } => code::NO_POOL,
         StandaloneError::Exhausted { .. } => code::EXHAUSTED,
-        StandaloneError::Refused(_) => code::TAKEN,
+        // As the daemon has them.
+        StandaloneError::Refused(refusal) => match refusal {
+            Refusal::NoBlock { .. } => code::CONFIG,
+            Refusal::Full(_) => code::EXHAUSTED,
+            Refusal::Cooling { .. } | Refusal::Resting { .. } => code::TRY_AGAIN,
+            Refusal::Taken { .. }
+            | Refusal::Reserved { .. }
+            | Refusal::Delegated { .. }
+            | Refusal::Withheld { .. } => code::TAKEN,
+        },
         StandaloneError::Mismatch { .. } => code::MISMATCH,
         StandaloneError::Node(error) => dataplane_code(error),
     }

@@ -98,6 +98,7 @@ pub(crate) fn o_05_each_failure_has_its_code() -> Result<()> {
         (add()?.config("/runDir", json!("/proc/twill")), 5),
         (add()?.stdin("text"), 6),
         (add()?.config("/mtu", json!(1)), 7),
+        (add()?.set("CNI_ARGS", "IP=10.99.0.1"), 7),
         (add()?.set("CNI_NETNS", &own), 8),
         (add()?.config("/ipam", absent.clone()).config("/timeoutSeconds", json!(1)), 11),
         (site.call("STATUS")?.config("/ipam", absent), 50),

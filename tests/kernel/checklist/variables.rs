@@ -227,7 +227,7 @@ pub(crate) fn e_14_what_is_asked_for_is_given_by_precedence() -> Result<()> {
     }
     // What cannot be had is an error that says where it was asked for.
     for (arguments, code, words) in [
-        ("IP=10.99.0.1", 103, ["10.99.0.1", "no block"]),
+        ("IP=10.99.0.1", 7, ["10.99.0.1", "no block"]),
         ("IP=10.20.0", 7, ["CNI_ARGS IP", "10.20.0"]),
         ("MAC=01:00:5e:00:00:01", 7, ["CNI_ARGS MAC", "multicast"]),
     ] {
