@@ -223,6 +223,9 @@ pub(super) fn allows_no_ipam(control: &Map<String, Value>) -> bool {
         .any(|key| control.get(*key).is_some_and(|value| value == true || value == "true"))
 }
 
+/// What `gateway` takes.
+const GATEWAYS: &str = "true, false, an address, or a list of one address of each family";
+
 fn read_foreign(ipam: &mut Section<'_, '_>) -> ForeignNeeds {
     let mut length = |key, longest: u64| {
         let right = format!("1 to {longest}");
@@ -233,14 +236,17 @@ fn read_foreign(ipam: &mut Section<'_, '_>) -> ForeignNeeds {
         prefix_length: length("prefixLength", 32),
         prefix_length_v6: length("prefixLengthIPv6", 128),
         gateway: ipam
-            .read(&["gateway"], "true, false, an address, or a list of addresses", |value| {
+            .read(&["gateway"], GATEWAYS, |value| {
                 let address = |value: &Value| value.as_str()?.parse::<IpAddr>().ok();
                 match value {
                     Value::Bool(true) => Some(Gateway::First),
                     Value::Bool(false) => Some(Gateway::Absent),
                     Value::String(_) => Some(Gateway::At(vec![address(value)?])),
                     Value::Array(list) => {
-                        list.iter().map(address).collect::<Option<_>>().map(Gateway::At)
+                        let list = list.iter().map(address).collect::<Option<Vec<_>>>()?;
+                        let count = |f| list.iter().filter(|ip| Family::of(**ip) == f).count();
+                        let fits = [Family::V4, Family::V6].into_iter().all(|f| count(f) <= 1);
+                        fits.then_some(Gateway::At(list))
                     }
                     _ => None,
                 }

@@ -125,8 +125,9 @@ impl<'a, 'p> Section<'a, 'p> {
         right: &str,
         read: impl Fn(&'a Value) -> Option<T>,
     ) -> Option<T> {
-        let mut found = keys.iter().filter_map(|key| Some((*key, self.map.get(*key)?)));
-        let (key, value) = found.next().filter(|(_, value)| !value.is_null())?;
+        let found = keys.iter().filter_map(|key| Some((*key, self.map.get(*key)?)));
+        let mut found = found.filter(|(_, value)| !value.is_null());
+        let (key, value) = found.next()?;
         if let Some((other, second)) = found.next() {
             let right = format!("it once; {} is there too, with {second}", self.path_of(other));
             self.problems.push(Problem::wrong(self.path_of(key), value.clone(), right));

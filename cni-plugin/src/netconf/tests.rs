@@ -40,6 +40,14 @@ fn calicos_spellings_mean_the_same() {
         "type": "calico-ipam", "assign_ipv4": "false", "assign_ipv6": "true", "ipv4_pools": ["a"], "ipv6_pools": ["b"],
     }}));
     assert_eq!(ours, calicos);
+    // What is null is not there.
+    for flags in [
+        json!({"assignIPv6": null, "assign_ipv6": true}),
+        json!({"assignIPv6": true, "assign_ipv6": null}),
+    ] {
+        let netconf = read_well(json!({"ipam": flags}));
+        assert_eq!(netconf.ipam.families, [Family::V4, Family::V6], "{flags}");
+    }
     assert_eq!(ours.ipam.families, [Family::V6]);
 }
 
@@ -214,6 +222,21 @@ fn all_problems_are_told_at_once() {
     assert_eq!(problems.len(), 3, "{problems:?}");
     // A DEL goes on with these.
     assert_eq!((netconf.mtu, netconf.ipam.mode), (0, Mode::Auto));
+}
+
+#[test]
+fn a_network_of_another_main_plugin_has_one_gateway_of_a_family() {
+    let of = |gateway: Value| {
+        let (netconf, problems) = read_as(Persona::Ipam, json!({"ipam": {"gateway": gateway}}));
+        (netconf.ipam.foreign.gateway, problems)
+    };
+    let both = ["10.0.0.1", "fd00::1"].map(|address| address.parse().unwrap());
+    assert_eq!(of(json!(["10.0.0.1", "fd00::1"])), (Gateway::At(both.to_vec()), vec![]));
+    for two in [json!(["10.0.0.1", "10.0.0.2"]), json!(["10.0.0.1", "fd00::1", "10.0.0.1"])] {
+        let (_, problems) = of(two.clone());
+        let right = "true, false, an address, or a list of one address of each family";
+        assert_eq!(problems, [format!("ipam.gateway is {two}; write {right}")]);
+    }
 }
 
 #[test]
