@@ -7,6 +7,9 @@ use std::{
 
 use crate::StoreError;
 
+/// Name of the file in `runDir` that a daemon writes while it is ready: the id of the boot.
+pub const HEARTBEAT: &str = "heartbeat";
+
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What tells this boot of the kernel from every other.

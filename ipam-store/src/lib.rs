@@ -20,7 +20,7 @@ mod store;
 mod tombstones;
 
 pub use error::StoreError;
-pub use host::{boot_id, now_ms};
+pub use host::{HEARTBEAT, boot_id, now_ms};
 pub use lock::{LockError, OwnerLock};
 pub use private::{lock_alone, private_directory, private_file};
 pub use service::{AssignError, OpenReport, Options, Service};

@@ -1,11 +1,12 @@
 //! The signs of readiness for those who do not ask: a file for the plugin's STATUS, which goes by
-//! its age, and a message for systemd.
+//! its age and the boot in it, and a message for systemd.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tracing::warn;
+use twill_ipam_store::{HEARTBEAT, boot_id};
 
 use crate::ipam::View;
 
@@ -20,11 +21,13 @@ pub(crate) async fn run(run_dir: PathBuf, mut view: watch::Receiver<Arc<View>>) 
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         warn!(%error, "cannot tell systemd that the daemon is ready");
     }
-    let file = run_dir.join("heartbeat");
+    let file = run_dir.join(HEARTBEAT);
+    // Where it cannot be told, STATUS goes by the age alone.
+    let boot = boot_id().unwrap_or_default();
     let mut beats = tokio::time::interval(PERIOD);
     loop {
         beats.tick().await;
-        if let Err(error) = fs::write(&file, []) {
+        if let Err(error) = fs::write(&file, &boot) {
             warn!(file = %file.display(), %error, "cannot touch the heartbeat file");
         }
     }

@@ -1,8 +1,17 @@
 //! STATUS: could an ADD succeed now?
 
-use std::{fs, io, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    time::Duration,
+};
 
-use twill_rpc::message::{Readiness, ReadinessRequest};
+use twill_ipam_store::{HEARTBEAT, boot_id};
+use twill_rpc::{
+    ClientError,
+    message::{Readiness, ReadinessRequest},
+};
 
 use super::Call;
 use crate::{
@@ -44,19 +53,36 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
     let why = match asked {
         Ok(readiness) if readiness.in_sync => return judge(&call.netconf.status, &readiness),
         Ok(_) => "it has not read its configuration yet".to_owned(),
+        // It is ready, and for no call of this program: time alone changes nothing.
+        Err(error @ ClientError::Version { .. }) => {
+            return Err(Error::NotReady { socket: socket(run_dir), why: error.to_string() });
+        }
         Err(error) => error.to_string(),
     };
-    let heartbeat = run_dir.join("heartbeat");
-    let why = match fs::metadata(&heartbeat).and_then(|metadata| metadata.modified()) {
-        // A time in the future is as fresh as can be.
-        Ok(beat) => match beat.elapsed().unwrap_or_default() {
-            age if age <= call.netconf.status.grace => return Ok(()),
-            age => format!("{why}; it was ready last {} s ago", age.as_secs()),
-        },
+    let why = match stale(&run_dir.join(HEARTBEAT), call.netconf.status.grace) {
+        Ok(None) => return Ok(()),
+        Ok(Some(last)) => format!("{why}; it was ready last {last}"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => why,
-        Err(error) => format!("{why}; cannot read {}: {error}", heartbeat.display()),
+        Err(error) => format!("{why}; cannot read {HEARTBEAT} in runDir: {error}"),
     };
     Err(Error::NotReady { socket: socket(run_dir), why })
+}
+
+/// When the daemon was ready last, if that is too long ago to count. The file has the boot of the node, as
+/// `runDir` may outlive it; one without is of an older daemon. Its time may lie in the future since the clock
+/// was set back; how long ago it was cannot be told then.
+fn stale(heartbeat: &Path, grace: Duration) -> io::Result<Option<String>> {
+    let mut file = File::open(heartbeat)?;
+    let mut boot = String::new();
+    file.read_to_string(&mut boot)?;
+    if !boot.is_empty() && boot_id().is_ok_and(|own| own != boot) {
+        return Ok(Some("before the node started".to_owned()));
+    }
+    let (age, when) = match file.metadata()?.modified()?.elapsed() {
+        Ok(age) => (age, "ago"),
+        Err(error) => (error.duration(), "from now, by the clock"),
+    };
+    Ok((age > grace).then(|| format!("{} s {when}", age.as_secs())))
 }
 
 /// What a daemon that is in sync lacks, where the configuration makes that the node's own state: a

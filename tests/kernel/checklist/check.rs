@@ -3,15 +3,19 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::net::{UnixListener, UnixStream},
+    thread,
+    time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
-use twill_tests::netns::Namespace;
+use twill_ipam_store::boot_id;
+use twill_tests::{netns::Namespace, wait::wait_for};
 
 use super::{Call, Site};
-use crate::plugin::one_node;
+use crate::{SECONDS, plugin::one_node};
 
 pub(crate) fn c_01_check_needs_version_0_4() -> Result<()> {
     let site = Site::of_version("1.0.0")?;
@@ -162,14 +166,57 @@ pub(crate) fn s_02_status_says_whether_an_add_would_succeed() -> Result<()> {
     };
     status(node)?.silent()?;
     // A restart of the daemon is no reason to call the node not ready ...
-    let run = node.dir().join("run");
+    let heartbeat = node.dir().join("run/heartbeat");
+    wait_for("the daemon's heartbeat", SECONDS, || {
+        ensure!(fs::read_to_string(&heartbeat)?.trim() == boot_id()?, "another boot's");
+        Ok(())
+    })?;
     lab.node_mut("node1")?.kill9()?;
     let node = lab.node("node1")?;
-    fs::write(run.join("heartbeat"), "")?;
     status(node)?.silent()?;
-    // ... but that it is down for minutes is.
-    fs::remove_file(run.join("heartbeat"))?;
+    let beaten_at = |time: SystemTime| -> Result<()> {
+        Ok(File::options().write(true).open(&heartbeat)?.set_modified(time)?)
+    };
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    // The clock was set back since, by less than would tell.
+    beaten_at(now + Duration::from_secs(60))?;
+    status(node)?.silent()?;
+    // An older daemon writes nothing into it.
+    fs::write(&heartbeat, "")?;
+    status(node)?.silent()?;
+    // ... but that it is down for minutes is, whatever became of the clock, or that none ran since the node did.
+    for time in [now - hour, now + hour] {
+        beaten_at(time)?;
+        status(node)?.refused(50, &["twilld.sock", "it was ready last"])?;
+    }
+    fs::write(&heartbeat, "5f6a9c1e-0000-4000-8000-2b1d4f3e7a90")?;
+    status(node)?.refused(50, &["twilld.sock", "before the node started"])?;
+    fs::remove_file(&heartbeat)?;
     status(node)?.refused(50, &["twilld.sock"])
+}
+
+/// It is there, and asks its peers to keep the node ready; but no ADD can speak with it.
+pub(crate) fn s_02_a_daemon_of_another_release_is_told() -> Result<()> {
+    let site = Site::new()?;
+    let run_dir = site.run_dir.path();
+    let listener = UnixListener::bind(run_dir.join("twilld.sock"))?;
+    fs::write(run_dir.join("heartbeat"), "")?;
+    let call =
+        site.call("STATUS")?.config("/ipam", json!({"type": "twill-ipam", "mode": "daemon"}));
+    let answer = thread::scope(|scope| {
+        let daemon = scope.spawn(|| -> Result<()> {
+            let (mut caller, _) = listener.accept()?;
+            let welcome = json!({"protocol": 65535, "daemon": "9.0.0", "node": "n"}).to_string();
+            caller.write_all(&u32::try_from(welcome.len())?.to_be_bytes())?;
+            Ok(caller.write_all(welcome.as_bytes())?)
+        });
+        let answer = call.run();
+        // It waits for a caller still, if there was none.
+        drop(UnixStream::connect(run_dir.join("twilld.sock")));
+        daemon.join().map_err(|_| anyhow!("the daemon panicked"))??;
+        answer
+    })?;
+    answer.refused(50, &["9.0.0", "65535", "one release"])
 }
 
 pub(crate) fn s_03_a_full_node_is_ready() -> Result<()> {
