@@ -1,8 +1,10 @@
 //! CHECK: the kernel and the address store against the previous result.
 
+use std::net::IpAddr;
+
 use twill_dataplane::pod::{Expected, check_pod, host_link};
 use twill_rpc::message::CheckRequest;
-use twill_types::{AttachmentId, LinkAlias};
+use twill_types::{AttachmentId, Family, LinkAlias};
 
 use super::Call;
 use crate::{
@@ -41,12 +43,33 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
     if let Some(delegate) = Delegate::of(call) {
         return Ok(delegate.check()?);
     }
-    let request = CheckRequest { attachment, addresses };
-    match Authority::holding(&call.netconf, call.deadline).check(&request) {
+    let mut authority = Authority::holding(&call.netconf, call.deadline);
+    let mut holds = |addresses: &[IpAddr]| {
+        let (attachment, addresses) = (attachment.clone(), addresses.to_vec());
+        authority.check(&CheckRequest { attachment, addresses })
+    };
+    match (holds(&addresses), call.persona) {
         // An annotation of the pod that came by the daemon.
-        Err(_) if is_without_store(&request.attachment) => Ok(()),
-        checked => checked,
+        (Err(_), Persona::Main) if is_without_store(&attachment) => Ok(()),
+        (Err(_), Persona::Ipam) if is_beside_others(call, &addresses, holds) => Ok(()),
+        (checked, _) => checked,
     }
+}
+
+/// Whether the store holds some of the addresses, and one of each family that it gives. Later plugins may have
+/// added others, and under another main plugin nothing but the store tells whose they are.
+fn is_beside_others(
+    call: &Call,
+    addresses: &[IpAddr],
+    mut holds: impl FnMut(&[IpAddr]) -> Result<(), Error>,
+) -> bool {
+    let held = addresses.iter().filter(|address| holds(&[**address]).is_ok());
+    let held: Vec<Family> = held.map(|address| Family::of(*address)).collect();
+    let lacks = |address: &IpAddr| {
+        let family = Family::of(*address);
+        call.netconf.ipam.families.contains(&family) && !held.contains(&family)
+    };
+    !held.is_empty() && !addresses.iter().any(lacks)
 }
 
 /// Whether the link says that its addresses are in no store.

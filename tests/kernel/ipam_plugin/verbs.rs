@@ -46,6 +46,15 @@ pub(crate) fn gc_and_status_come_by_the_other_name() -> Result<()> {
     as_ipam(node, "ADD", lost.attachment(), &ptp)?;
     ensure!(in_use(&lab)? == 2);
 
+    let mut whole = given.clone();
+    whole["interfaces"] = json!([{"name": "eth0", "sandbox": kept.attachment().netns}]);
+    whole["ips"][0]["interface"] = json!(0);
+    check_of_a_longer_list(&whole, |previous| {
+        let mut netconf = ptp.clone();
+        netconf["prevResult"] = previous.clone();
+        as_ipam(node, "CHECK", kept.attachment(), &netconf)
+    })?;
+
     let error = refusal(forwarded(node, "GC", &ptp))?;
     ensure!(error.code == 7 && error.message.contains("cni.dev/valid-attachments"), "{error}");
     let mut other = keeping(&ptp, &[]);
@@ -115,6 +124,24 @@ fn is_of_version(result: &Value, version: &str) -> Result<()> {
     Ok(())
 }
 
+/// C-03: what later plugins have added is none of ours. Each family that we gave has to be there all the same.
+fn check_of_a_longer_list(previous: &Value, check: impl Fn(&Value) -> Result<Value>) -> Result<()> {
+    let more = ["198.51.100.7/24", "2001:db8:51::7/64"];
+    let ips = previous["ips"].as_array().context("no addresses")?;
+    let given = ips.len();
+    let mut previous = previous.clone();
+    let added = more.map(|address| json!({"address": address, "interface": 0}));
+    previous["ips"] = ips.iter().cloned().chain(added).collect();
+    check(&previous)?;
+    for index in 0..given {
+        let mut lacking = previous.clone();
+        lacking["ips"].as_array_mut().context("no addresses")?.remove(index);
+        let error = refusal(check(&lacking))?;
+        ensure!(error.code == 102, "{lacking}: {error}");
+    }
+    Ok(())
+}
+
 /// Under main plugins of every age: `bridge` and `ptp` hand on what comes in the version of their own configuration.
 pub(crate) fn i_02_a_result_has_the_version_of_its_caller_and_no_interfaces() -> Result<()> {
     let host = lone_node()?;
@@ -155,6 +182,7 @@ pub(crate) fn i_02_a_result_has_the_version_of_its_caller_and_no_interfaces() ->
         }
         if version >= "0.4.0" {
             call("CHECK", Some(&whole))?;
+            check_of_a_longer_list(&whole, |previous| call("CHECK", Some(previous)))?;
         }
         call("DEL", Some(&whole))?;
         if version >= "0.4.0" {
