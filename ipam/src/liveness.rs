@@ -68,11 +68,18 @@ pub struct LinkFact {
     pub name: String,
     /// Whose it is; `None` if the ADD that made it did not come that far.
     pub alias: Option<LinkAlias>,
-    /// Whether somebody else's text stands in the place of an alias, so that only its name says whose it is.
-    /// The pod has not gone with its alias.
+    /// Whether somebody else's text stands in the place of an alias.
     pub overwritten: bool,
     /// Whether it is up: the last step of an ADD, after it was told that its record still stands.
     pub up: bool,
+}
+
+impl LinkFact {
+    /// Whether it has lost the alias that an ADD gave it, so that only its name says whose it is: somebody
+    /// has overwritten it, or emptied it, as none comes up without one. The pod has not gone with its alias.
+    pub(crate) const fn has_lost_alias(&self) -> bool {
+        self.overwritten || (self.up && self.alias.is_none())
+    }
 }
 
 /// What one look at the node found.
@@ -216,7 +223,7 @@ impl Liveness {
         for link in &facts.links {
             let record = owners.find(link);
             let in_use = link.up || self.start.links.contains(&link.index);
-            if link.overwritten {
+            if link.has_lost_alias() {
                 linked.extend(record.map(|record| &record.attachment));
                 continue;
             }

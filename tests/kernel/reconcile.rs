@@ -189,6 +189,14 @@ pub(crate) fn metric(lab: &Lab, name: &str) -> Result<f64> {
     Ok(value.with_context(|| format!("no {name} in {text}"))?.parse()?)
 }
 
+/// The name of a pod's host end, by the alias that it still has.
+fn host_end(lab: &Lab, pod: &Pod) -> Result<String> {
+    let links = lab.node("node1")?.namespace().ip("-oneline link show type veth")?;
+    let container = &pod.attachment().container_id;
+    let link = links.lines().find(|line| line.contains(container)).context("no link of the pod")?;
+    Ok(link.split([':', '@']).nth(1).context("no name")?.trim().to_owned())
+}
+
 /// Links whose name is that of a pod's host end.
 fn host_ends(host: &Namespace) -> Result<Vec<String>> {
     let links = host.ip_json("link show type veth")?;
@@ -341,11 +349,8 @@ pub(crate) fn a_daemon_that_sees_no_namespaces_frees_no_living_pod() -> Result<(
     ensure!(shown.contains("Problems") && shown.contains("reads as a plain file"), "{shown}");
     // Whoever writes over a link's alias has not taken the pod away.
     let renamed = lab.add_pod("node1", "renamed")?;
+    let name = host_end(&lab, &renamed)?;
     let node = lab.node("node1")?.namespace();
-    let links = node.ip("-oneline link show type veth")?;
-    let container = &renamed.attachment().container_id;
-    let link = links.lines().find(|line| line.contains(container)).context("no link of the pod")?;
-    let name = link.split([':', '@']).nth(1).context("no name")?.trim().to_owned();
     node.ip(&format!("link set dev {name} alias somebody"))?;
     drop((lost, gone, away));
     // The link's absence is evidence; that the other paths read as nothing now is none.
@@ -360,6 +365,25 @@ pub(crate) fn a_daemon_that_sees_no_namespaces_frees_no_living_pod() -> Result<(
     Foreign::Macvlan.answers(&lab, &flat)?;
     lab.delete_pod(web)?;
     in_use(&lab, 5)
+}
+
+/// Whoever empties a link's alias has not taken the pod away, either.
+pub(crate) fn a_pod_whose_link_has_lost_its_alias_stays() -> Result<()> {
+    let mut lab = running(SETTINGS)?;
+    let (web, lost) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "lost")?);
+    let host = lab.node("node1")?.namespace();
+    host.ip_batch(&format!("link set dev {} alias \"\"\n", host_end(&lab, &web)?))?;
+    // Left over for as long as the link without an alias is, and taken for it by the same looks.
+    host.ip("link add twl0123456789ab type veth peer name nobody")?;
+    drop(lost);
+    in_use(&lab, 1)?;
+    wait_for("the link of an ADD that died to go", LONG, || {
+        ensure!(host.ip("link show nobody").is_err(), "it is there still");
+        Ok(())
+    })?;
+    ping::reaches(host, web.address()?)?;
+    lab.delete_pod(web)?;
+    in_use(&lab, 0)
 }
 
 /// A link that belongs to no record, and whose owner cannot be told: it is told of, and stays.

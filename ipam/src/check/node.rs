@@ -134,7 +134,7 @@ fn links(facts: &NodeFacts, findings: &mut Vec<Finding>) -> BTreeSet<u64> {
     let none = Vec::new();
     for link in facts.facts.links.iter().filter(|link| link.up) {
         let routed = facts.routes.get(&link.index).unwrap_or(&none);
-        if let (true, Some(record)) = (link.overwritten, owners.find(link)) {
+        if let (true, Some(record)) = (link.has_lost_alias(), owners.find(link)) {
             linked.insert(record.sequence);
             with_record(facts, link, record, routed, findings);
         }

@@ -95,7 +95,7 @@ fn short(findings: &[Finding]) -> Vec<String> {
 #[test]
 fn each_kind_of_difference_on_a_node_has_its_finding() {
     type Change = fn(&mut NodeFacts);
-    let table: [(&str, Change, &[&str]); 21] = [
+    let table: [(&str, Change, &[&str]); 22] = [
         ("all is well", |_| {}, &[]),
         (
             "a pod that is gone for long",
@@ -183,6 +183,14 @@ fn each_kind_of_difference_on_a_node_has_its_finding() {
                 f.facts.links[1].overwritten = true;
             },
             &[],
+        ),
+        (
+            "a link whose alias is emptied, and whose route is gone",
+            |f| {
+                f.facts.links[1].alias = None;
+                f.routes.remove(&2);
+            },
+            &["missingRoute 10.0.0.2/32"],
         ),
         (
             "a link that is left of an ADD",

@@ -60,6 +60,11 @@ fn overwritten(n: u8) -> LinkFact {
     LinkFact { alias: None, overwritten: true, ..link(n, 0) }
 }
 
+/// Somebody has emptied its alias.
+fn emptied(n: u8) -> LinkFact {
+    LinkFact { alias: None, ..link(n, 0) }
+}
+
 fn start() -> Start {
     Start { sequence: BEFORE, ..Start::default() }
 }
@@ -413,6 +418,16 @@ fn links_without_a_record() {
                 (200, vec![own(1, 3, Unknown)], vec![overwritten(1)], ""),
                 (400, vec![], vec![overwritten(1)], ""),
                 (600, vec![], vec![overwritten(1)], ""),
+            ],
+        ),
+        (
+            "its alias is emptied: it came up, so it had one, and the pod has not gone with it",
+            start(),
+            vec![
+                (0, vec![own(1, 3, Unknown)], vec![emptied(1)], ""),
+                (200, vec![own(1, 3, Unknown)], vec![emptied(1)], ""),
+                (400, vec![], vec![emptied(1)], ""),
+                (600, vec![], vec![emptied(1)], ""),
             ],
         ),
         (
