@@ -17,10 +17,13 @@ use crate::Service;
 /// # Errors
 /// The directory cannot be read.
 pub fn names_any(directory: &Path, prefix: &str) -> io::Result<bool> {
-    let mut paths = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
-    Ok(paths.any(|path| {
-        is_tombstone(&path, prefix) && !matches!(read(&path), Err(Unread::OtherForm(_)))
-    }))
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if is_tombstone(&path, prefix) && !matches!(read(&path), Err(Unread::OtherForm(_))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What begins with a dot is the lock, or is still being written.

@@ -10,7 +10,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tracing::{debug, warn};
+use tracing::debug;
 use twill_ipam::Record;
 use twill_ipam_store::{AssignError, Assignment, Refusal, Service, now_ms};
 use twill_rpc::message::{
@@ -216,9 +216,10 @@ impl Ipam {
         let view = Arc::clone(&self.view.borrow());
         let of_pod = request.pod.as_ref().map(|pod| pod.namespace.as_str());
         let labels = namespace.as_ref().map(|namespace| &namespace.labels);
-        if let Err(error) = self.tombstones.settle(&request.attachment) {
-            warn!(%error, "cannot read the spool");
-        }
+        self.tombstones.settle(&request.attachment).map_err(|error| RpcError {
+            kind: ErrorKind::TryAgain,
+            message: format!("cannot work off what DELs have left in the spool: {error}"),
+        })?;
         let wanted: BTreeMap<Family, IpAddr> =
             request.wanted.iter().map(|address| (Family::of(*address), *address)).collect();
         let mut pools = BTreeMap::new();
@@ -303,15 +304,17 @@ impl Ipam {
             || RpcError { kind: ErrorKind::TryAgain, message: "the daemon is stopping".to_owned() };
         let (reply, answer) = oneshot::channel();
         let command = claims::Command::Claim { refusal, reply };
-        self.claims.send(command).await.map_err(|_| gone())?;
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(RpcError {
+        // The line may be as slow as the answer.
+        let claimed = async {
+            self.claims.send(command).await.map_err(|_| gone())?;
+            answer.await.unwrap_or_else(|_| Err(gone()))
+        };
+        tokio::time::timeout_at(deadline, claimed).await.unwrap_or_else(|_| {
+            Err(RpcError {
                 kind: ErrorKind::TryAgain,
                 message: "no block could be claimed in time".to_owned(),
-            }),
-        }
+            })
+        })
     }
 
     /// Whether those who name no pool get no address any more, if that is asked. A claim task that is busy

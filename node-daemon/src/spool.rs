@@ -121,19 +121,31 @@ impl Tombstones {
     /// what it had, and lose it to the tombstone a moment later.
     ///
     /// # Errors
-    /// The spool cannot be read.
-    pub(crate) fn settle(&self, attachment: &AttachmentId) -> io::Result<usize> {
+    /// The spool cannot be read, or one of them is still there.
+    pub(crate) fn settle(&self, attachment: &AttachmentId) -> io::Result<()> {
         if self.is_quiet()? {
-            return Ok(0);
+            return Ok(());
         }
         let prefix = host_link_name(attachment);
         // A tombstone is removed when it is done, so there is nothing to wait for without one.
-        if names_any(&self.directory, &prefix)? { self.work_off(&prefix) } else { Ok(0) }
+        if !names_any(&self.directory, &prefix)? {
+            return Ok(());
+        }
+        self.work_off(&prefix)?;
+        match names_any(&self.directory, &prefix)? {
+            true => Err(io::Error::other("a DEL before is not done yet, and would take it away")),
+            false => Ok(()),
+        }
     }
 
     /// Whether there is certainly no tombstone.
     fn is_quiet(&self) -> io::Result<bool> {
-        let changed = fs::metadata(&self.directory)?.modified()?;
+        let changed = match fs::metadata(&self.directory) {
+            Ok(metadata) => metadata.modified()?,
+            // Who has removed it has removed what was in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(error),
+        };
         let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
         if *quiet == Some(changed) {
             return Ok(true);

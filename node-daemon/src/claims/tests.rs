@@ -54,6 +54,21 @@ struct Site {
 const ONE_BLOCK: &str = "{cidr: 10.60.0.0/29, blockSize: 29}";
 const FOUR_BLOCKS: &str = "{cidr: 10.60.0.0/28, blockSize: 30}";
 
+fn request(pod: u16) -> AssignRequest {
+    AssignRequest {
+        attachment: attachment(pod),
+        pools: [(Family::V4, vec!["a".to_owned()])].into(),
+        wanted: BTreeMap::new(),
+        netns: format!("/run/netns/{pod}"),
+        netns_cookie: Some(pod.into()),
+        pod: None,
+        pod_uid: None,
+        foreign: None,
+        allow_reserved: false,
+        now_ms: 1,
+    }
+}
+
 fn attachment(pod: u16) -> AttachmentId {
     let container_id = format!("c{pod}");
     AttachmentId { network: "pods".into(), container_id, ifname: "eth0".into() }
@@ -225,19 +240,7 @@ impl Site {
         self.until(&format!("an address of pod {pod} of {name}"), |site| {
             let node = site.node(name)?;
             let process = node.process.as_mut().context("no process")?;
-            let request = AssignRequest {
-                attachment: attachment(pod),
-                pools: [(Family::V4, vec!["a".to_owned()])].into(),
-                wanted: BTreeMap::new(),
-                netns: format!("/run/netns/{pod}"),
-                netns_cookie: Some(pod.into()),
-                pod: None,
-                pod_uid: None,
-                foreign: None,
-                allow_reserved: false,
-                now_ms: 1,
-            };
-            match process.claims.service.assign(request) {
+            match process.claims.service.assign(request(pod)) {
                 Ok(given) => {
                     node.pods.insert(pod, given.addresses[0]);
                     Ok(given.addresses[0])
@@ -350,6 +353,25 @@ fn sweep(pool: &str, victim: &'static str, story: Story, all: &[&str]) {
             .map(|run| -> Result<()> { run.join().map_err(|_| anyhow!("it panicked"))? });
         done.collect::<Result<Vec<()>>>().unwrap();
     });
+}
+
+/// Many ADDs may have given up behind one that took long.
+#[test]
+fn nothing_is_claimed_for_who_has_left() {
+    let mut site = Site::new(FOUR_BLOCKS, "node1", Fuse::default()).unwrap();
+    let claims = &mut site.node("node1").unwrap().process.as_mut().unwrap().claims;
+    let Err(AssignError::Refused(refusal)) = claims.service.assign(request(1)) else {
+        panic!("there is no block yet");
+    };
+    let mut ask = |waits: bool| {
+        let (reply, answer) = oneshot::channel();
+        let answer = waits.then_some(answer);
+        claims.obey(Command::Claim { refusal: refusal.clone(), reply });
+        drop(answer);
+        claims.state.mine.len()
+    };
+    assert_eq!(ask(false), 0);
+    assert_eq!(ask(true), 1);
 }
 
 #[test]

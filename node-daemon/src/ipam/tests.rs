@@ -1,6 +1,6 @@
 use futures_util::FutureExt;
 use twill_ipam_store::{MemoryStore, Options};
-use twill_types::AttachmentId;
+use twill_types::{AttachmentId, host_link_name};
 
 use super::*;
 
@@ -39,6 +39,74 @@ async fn only_who_asks_what_is_left_waits_for_the_claim_task() {
     };
     reply.send(true).unwrap();
     assert!(asked.await.unwrap());
+}
+
+fn attachment() -> AttachmentId {
+    AttachmentId {
+        network: "pods".to_owned(),
+        container_id: "a".to_owned(),
+        ifname: "eth0".to_owned(),
+    }
+}
+
+/// An ADD that asks for no family, so that it takes no pool to answer it.
+fn request(attachment: &AttachmentId) -> AssignRequest {
+    AssignRequest {
+        attachment: attachment.clone(),
+        families: Vec::new(),
+        wanted: Vec::new(),
+        ipv4_pools: Vec::new(),
+        ipv6_pools: Vec::new(),
+        allow_reserved: false,
+        netns: "/run/netns/a".to_owned(),
+        netns_cookie: Some(1),
+        pod: None,
+        foreign: None,
+        timeout_ms: 1000,
+    }
+}
+
+/// What a DEL has left there would take from the pod what it is given, a moment later.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_given_while_the_spool_may_name_it() {
+    let attachment = attachment();
+    let (run_dir, mut ipam, _commands) = ipam();
+    let view = Arc::new(View { ready: true, ..View::default() });
+    ipam.view = watch::Sender::new(view).subscribe();
+    let add =
+        async || ipam.assign(request(&attachment)).await.map(|_| ()).map_err(|error| error.kind);
+    let spool = run_dir.path().join("spool");
+    assert_eq!(add().await, Ok(()), "no spool, and nothing in it");
+    // Neither can be read, whoever reads.
+    std::fs::write(&spool, "").unwrap();
+    assert_eq!(add().await, Err(ErrorKind::TryAgain), "no directory");
+    std::fs::remove_file(&spool).unwrap();
+    std::fs::create_dir(&spool).unwrap();
+    let tombstone = spool.join(format!("{}-1.json", host_link_name(&attachment)));
+    std::os::unix::fs::symlink(&tombstone, &tombstone).unwrap();
+    assert_eq!(add().await, Err(ErrorKind::TryAgain), "a tombstone that stays");
+    std::fs::rename(&tombstone, spool.join("twlother.json")).unwrap();
+    assert_eq!(add().await, Ok(()), "another's");
+}
+
+/// The claim task may be at something that takes long, with others in line.
+#[tokio::test(start_paused = true)]
+async fn who_needs_a_block_waits_no_longer_than_it_may() {
+    let (_run_dir, mut ipam, _commands) = ipam();
+    let pool = PoolView {
+        cidr: "10.0.0.0/24".parse().unwrap(),
+        namespaces: None,
+        refusal: None,
+        unusable: None,
+    };
+    let pools = [("a".to_owned(), pool)].into();
+    let view = Arc::new(View { ready: true, pools, ..View::default() });
+    ipam.view = watch::Sender::new(view).subscribe();
+    ipam.claims.try_send(claims::Command::Ahead { pool: "a".to_owned() }).unwrap();
+    let request = AssignRequest { families: vec![Family::V4], ..request(&attachment()) };
+    let answer = tokio::time::timeout(Duration::from_secs(60), ipam.assign(request)).await;
+    let error = answer.expect("it waits for the line").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TryAgain, "{error}");
 }
 
 /// A DEL asks for one, and a node has thousands.
