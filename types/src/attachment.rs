@@ -97,6 +97,10 @@ impl LinkAlias {
     /// plugin, or none. A store's own begin at 1.
     pub const WITHOUT_STORE: u64 = 0;
 
+    /// The highest number that is read from an alias: one that somebody else has written must not leave a
+    /// store without numbers of its own.
+    const MAX_SEQUENCE: u64 = u64::MAX / 2;
+
     /// The longest alias that the kernel takes (`IFALIASZ` - 1).
     const MAX: usize = 255;
 
@@ -142,7 +146,8 @@ impl std::str::FromStr for LinkAlias {
         let field = |index: usize, key: &str| -> Option<&str> {
             fields.get(index)?.strip_prefix(key)?.strip_prefix('=')
         };
-        let sequence = field(0, "seq").and_then(|s| s.parse().ok()).ok_or_else(bad)?;
+        let sequence = field(0, "seq").and_then(|s| s.parse().ok());
+        let sequence = sequence.filter(|number| *number <= Self::MAX_SEQUENCE).ok_or_else(bad)?;
         let owner = match (field(1, "net"), field(2, "id"), field(3, "if"), field(1, "hash")) {
             (Some(network), Some(container_id), Some(ifname), None) if fields.len() == 4 => {
                 Alias::Full(AttachmentId {
@@ -216,6 +221,13 @@ mod tests {
         assert!(!other.is_of(&id("net", "c1", "eth0")));
         for text in ["", "twill", "twill;seq=x;hash=0", "twill;seq=1;net=a;id=b", "eth0"] {
             assert!(text.parse::<LinkAlias>().is_err(), "{text}");
+        }
+        // Numbers go on after it, so there have to be some.
+        let numbered =
+            |number: u64| format!("twill;seq={number};net=a;id=b;if=c").parse::<LinkAlias>();
+        assert!(numbered(u64::MAX / 2).is_ok());
+        for number in [u64::MAX / 2 + 1, u64::MAX] {
+            assert!(numbered(number).is_err(), "{number}");
         }
     }
 }
