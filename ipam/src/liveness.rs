@@ -121,7 +121,7 @@ pub enum Trouble {
         /// The path.
         path: String,
     },
-    /// A link that is in use, or was there before this process, belongs to no record.
+    /// A link that is in use, or was there before this process, belongs to no record at two looks.
     Unrecorded {
         /// The link's name.
         link: String,
@@ -169,6 +169,9 @@ pub struct Liveness {
     dead: BTreeMap<(AttachmentId, u64), u64>,
     /// When each link was found left over first, by index and sequence number.
     leftovers: BTreeMap<(u32, Option<u64>), u64>,
+    /// Indexes of links in use for which the last look has found no record. A DEL may have come between its
+    /// links and its records.
+    unrecorded: BTreeSet<u32>,
 }
 
 impl Liveness {
@@ -181,6 +184,7 @@ impl Liveness {
             blind: None,
             dead: BTreeMap::new(),
             leftovers: BTreeMap::new(),
+            unrecorded: BTreeSet::new(),
         }
     }
 
@@ -219,7 +223,7 @@ impl Liveness {
     ) -> BTreeSet<&'a AttachmentId> {
         let owners = Owners::of(&facts.records);
         let mut linked = BTreeSet::new();
-        let mut seen = BTreeMap::new();
+        let (mut seen, mut unrecorded) = (BTreeMap::new(), BTreeSet::new());
         for link in &facts.links {
             let record = owners.find(link);
             let in_use = link.up || self.start.links.contains(&link.index);
@@ -237,8 +241,11 @@ impl Liveness {
                 }
                 (Some(_), Some(_)) => Leftover::Superseded,
                 (Some(alias), None) if in_use => {
-                    let (link, alias) = (link.name.clone(), alias.clone());
-                    verdict.troubles.push(Trouble::Unrecorded { link, alias });
+                    unrecorded.insert(link.index);
+                    if self.unrecorded.contains(&link.index) {
+                        let (link, alias) = (link.name.clone(), alias.clone());
+                        verdict.troubles.push(Trouble::Unrecorded { link, alias });
+                    }
                     continue;
                 }
                 (Some(_), None) => Leftover::Unrecorded,
@@ -256,6 +263,7 @@ impl Liveness {
             }
         }
         self.leftovers = seen;
+        self.unrecorded = unrecorded;
         linked
     }
 

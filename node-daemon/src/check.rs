@@ -101,7 +101,7 @@ impl Api {
             )),
             Lives::Yes if !force => Some("its pod lives; delete that, or say --force".to_owned()),
             Lives::Unclear if !force => Some(
-                "whether its pod lives cannot be told from here; if it is gone, say --force"
+                "whether its pod lives cannot be told from here, or not yet; if it is gone, say --force"
                     .to_owned(),
             ),
             Lives::Yes | Lives::Unclear | Lives::No => None,

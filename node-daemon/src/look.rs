@@ -62,12 +62,12 @@ impl Look {
     pub(crate) fn lives(&self, attachment: &AttachmentId) -> Lives {
         let is_it = |record: &Record| record.attachment == *attachment;
         let Verdict { dead, suspects, unclear, .. } = &self.verdict;
-        if dead.iter().any(|(record, _)| is_it(record))
-            || suspects.iter().any(|(record, ..)| is_it(record))
-        {
+        if dead.iter().any(|(record, _)| is_it(record)) {
             return Lives::No;
         }
-        if unclear.contains(attachment) { Lives::Unclear } else { Lives::Yes }
+        // Of one that looks dead at one look, an ADD may be under way.
+        let is_suspect = suspects.iter().any(|(record, ..)| is_it(record));
+        if is_suspect || unclear.contains(attachment) { Lives::Unclear } else { Lives::Yes }
     }
 }
 

@@ -139,8 +139,13 @@ pub(crate) fn what_may_be_an_add_under_way_is_shown_and_left_alone() -> Result<(
         Ok(())
     })?;
     ensure!(node.addresses_in_use()? == 1);
+    let output = node.ctl_output(&["ipam", "release", "--ip", &address])?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("--force"), "{said}");
+    ensure!(node.addresses_in_use()? == 1);
     // Who knows better can say so; an ADD that is under way after all is told before its link goes up.
-    let said = node.ctl(&["ipam", "release", "--ip", &address])?;
+    let said = node.ctl(&["ipam", "release", "--ip", &address, "--force"])?;
     ensure!(said.contains(&format!("Released {address}")), "{said}");
     ensure!(node.addresses_in_use()? == 0);
     Ok(())

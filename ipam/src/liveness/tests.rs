@@ -365,16 +365,27 @@ fn links_without_a_record() {
             "in use: told, never touched",
             start(),
             vec![
-                (0, vec![], vec![link(1, 3)], "unrecorded .3"),
+                (0, vec![], vec![link(1, 3)], ""),
+                (1, vec![], vec![link(1, 3)], "unrecorded .3"),
                 (500, vec![], vec![link(1, 3)], "unrecorded .3"),
                 (600, vec![], vec![], ""),
+            ],
+        ),
+        (
+            "a DEL took link and record between the links and the records of a look",
+            start(),
+            vec![
+                (0, vec![own(1, 3, Same)], vec![link(1, 3)], ""),
+                (1, vec![], vec![link(1, 3)], ""),
+                (2, vec![], vec![], ""),
+                (3, vec![], vec![link(1, 4)], ""),
             ],
         ),
         (
             "there before this process: told, never touched",
             inherited(),
             vec![
-                (0, vec![], vec![down(1, 3)], "unrecorded .3"),
+                (0, vec![], vec![down(1, 3)], ""),
                 (500, vec![], vec![down(1, 3)], "unrecorded .3"),
             ],
         ),
