@@ -22,6 +22,7 @@ use crate::{
     ipam::{Ipam, again},
     look::Looker,
     metrics::Metrics,
+    problems,
     publish::Publisher,
     reaper::Parked,
     routes::KernelRoutes,
@@ -168,6 +169,10 @@ impl Api {
         match request {
             Request::Readiness(request) => {
                 let request = request.unwrap_or_default();
+                let failure = block_in_place(|| problems::of_store(&self.ipam.service));
+                if let Some(message) = failure.map_err(|error| again(&error))? {
+                    return Err(RpcError { kind: ErrorKind::TryAgain, message });
+                }
                 Ok(Response::Readiness(Readiness {
                     exhausted: self.ipam.exhausted(&request).await,
                     in_sync: self.ipam.view.borrow().ready,

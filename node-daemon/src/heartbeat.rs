@@ -4,17 +4,22 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use sd_notify::NotifyState;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::block_in_place};
 use tracing::warn;
-use twill_ipam_store::{HEARTBEAT, boot_id};
+use twill_ipam_store::{HEARTBEAT, Service, boot_id};
 
-use crate::ipam::View;
+use crate::{ipam::View, problems};
 
 /// How often the file is touched. STATUS bears 120 s without.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Gives the signs once claims and resources are read, and the file's for ever after.
-pub(crate) async fn run(run_dir: PathBuf, mut view: watch::Receiver<Arc<View>>) {
+/// Gives the signs once claims and resources are read, and the file's from then on, as long as an ADD could
+/// be written down.
+pub(crate) async fn run(
+    run_dir: PathBuf,
+    mut view: watch::Receiver<Arc<View>>,
+    service: Arc<Service>,
+) {
     if view.wait_for(|view| view.ready).await.is_err() {
         return;
     }
@@ -27,6 +32,9 @@ pub(crate) async fn run(run_dir: PathBuf, mut view: watch::Receiver<Arc<View>>) 
     let mut beats = tokio::time::interval(PERIOD);
     loop {
         beats.tick().await;
+        if !matches!(block_in_place(|| problems::of_store(&service)), Ok(None)) {
+            continue;
+        }
         if let Err(error) = fs::write(&file, &boot) {
             warn!(file = %file.display(), %error, "cannot touch the heartbeat file");
         }

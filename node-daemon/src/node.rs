@@ -255,7 +255,8 @@ impl Node<'_> {
         );
         let problems = wires.report_problems.clone();
         tasks.endless("status", report_status(reports, resources, conditions, of_host, problems));
-        tasks.endless("heartbeat", heartbeat::run(run_dir.clone(), wires.view.subscribe()));
+        let (view, service) = (wires.view.subscribe(), Arc::clone(&self.service));
+        tasks.endless("heartbeat", heartbeat::run(run_dir.clone(), view, service));
         tasks.endless("reaper", reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         tasks.endless("tombstones", Arc::clone(&wires.tombstones).watch());
         if let Some(own_node) = &self.datastore.own_node {

@@ -2,6 +2,20 @@
 
 use tokio::sync::watch;
 use tracing::warn;
+use twill_ipam_store::{Service, StoreError};
+use twill_types::error_chain;
+
+/// Why no ADD can succeed, while nothing can be written to the address store. To ask makes it try again.
+pub(crate) fn of_store(service: &Service) -> Result<Option<String>, StoreError> {
+    let failure = service.failure()?.map(|error| {
+        format!(
+            "nothing can be written to the address store, so every ADD fails with code 11 ({}); free \
+             some space in runDir",
+            error_chain(&error)
+        )
+    });
+    Ok(failure)
+}
 
 /// Says what the problems of one source are now.
 pub(crate) fn tell(problems: &watch::Sender<Vec<String>>, found: Vec<String>) {

@@ -17,7 +17,6 @@ use tokio::{
 use tracing::warn;
 use twill_ipam::Trouble;
 use twill_ipam_store::Service;
-use twill_types::error_chain;
 
 use crate::{look::Looker, problems, reaper::Parked};
 
@@ -90,13 +89,7 @@ impl Reconcile {
                 aside.display()
             )
         }));
-        troubles.extend(self.service.failure()?.map(|error| {
-            format!(
-                "nothing can be written to the address store, so every ADD fails with code 11 \
-                 ({}); free some space in runDir",
-                error_chain(&error)
-            )
-        }));
+        troubles.extend(problems::of_store(&self.service)?);
         problems::tell(&self.problems, troubles);
         Ok(())
     }

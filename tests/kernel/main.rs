@@ -319,6 +319,7 @@ fn main() -> ExitCode {
         reconcile::links_without_a_record_are_kept_and_told,
         reconcile::a_lost_store_is_rebuilt_from_the_links,
         reconcile::a_full_store_costs_neither_pod_nor_address,
+        reconcile::status_tells_of_a_full_store,
         reconcile::a_daemon_that_hangs_costs_neither_pod_nor_address,
         policy::filters_change_without_a_reset,
         policy::a_missing_filter_lets_nothing_pass,

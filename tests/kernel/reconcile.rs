@@ -23,7 +23,7 @@ use twill_tests::{
 
 pub(crate) use self::trouble::{
     a_daemon_that_hangs_costs_neither_pod_nor_address, a_full_store_costs_neither_pod_nor_address,
-    fill,
+    fill, status_tells_of_a_full_store,
 };
 use crate::{LONG, SECONDS};
 

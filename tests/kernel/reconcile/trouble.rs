@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -13,7 +13,12 @@ use nix::{
     sys::signal::Signal,
 };
 use serde_json::json;
-use twill_tests::{lab::Lab, ping, wait::wait_for};
+use twill_tests::{
+    cni::CniError,
+    lab::{Lab, Pod},
+    ping,
+    wait::wait_for,
+};
 
 use super::{SETTINGS, host_ends, in_use, lab, running};
 use crate::{LONG, SECONDS, plugin::refusal};
@@ -24,6 +29,7 @@ fn hurry(lab: &mut Lab) -> Result<serde_json::Value> {
     let patient = runtime.conflist().clone();
     let mut hurried = patient.clone();
     hurried["plugins"][0]["timeoutSeconds"] = json!(1);
+    hurried["plugins"][0]["statusGraceSeconds"] = json!(1);
     runtime.set_conflist(hurried);
     Ok(patient)
 }
@@ -58,27 +64,57 @@ pub(crate) fn fill(path: &Path) -> Result<()> {
     }
 }
 
-pub(crate) fn a_full_store_costs_neither_pod_nor_address() -> Result<()> {
+/// A node whose `runDir` has a file system of its own, which a test can fill.
+fn with_little_room() -> Result<(Lab, PathBuf)> {
     let mut lab = lab(SETTINGS)?;
     let run_dir = lab.node("node1")?.dir().join("run");
     let size = Some("size=8m");
     mount(Some("tmpfs"), &run_dir, Some("tmpfs"), MsFlags::empty(), size).context("no tmpfs")?;
     lab.start_all()?;
-    let (web, kept) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "kept")?);
-    let filler = run_dir.join("filler");
-    fill(&filler)?;
-    hurry(&mut lab)?;
-    // There is some room in what the store has taken before.
+    Ok((lab, run_dir))
+}
+
+/// Adds pods until the store takes no more: those, the one that was refused, and why.
+fn add_until_refused(lab: &mut Lab) -> Result<(Vec<Pod>, Pod, CniError)> {
     let mut more = Vec::new();
-    let (late, error) = loop {
+    loop {
         ensure!(more.len() < MORE, "the store takes no space");
         let pod = lab.bare_pod("node1", &format!("p{}", more.len()))?;
         let node = lab.node("node1")?;
         match node.runtime().add(node.namespace(), pod.attachment()) {
             Ok(_) => more.push(pod),
-            error => break (pod, refusal(error)?),
+            error => break Ok((more, pod, refusal(error)?)),
         }
-    };
+    }
+}
+
+/// A node on which no ADD can succeed is not ready, until it can again.
+pub(crate) fn status_tells_of_a_full_store() -> Result<()> {
+    let (mut lab, run_dir) = with_little_room()?;
+    hurry(&mut lab)?;
+    let filler = run_dir.join("filler");
+    fill(&filler)?;
+    let (_more, late, _) = add_until_refused(&mut lab)?;
+    let node = lab.node("node1")?;
+    let status = || node.runtime().status(node.namespace());
+    wait_for("STATUS to say that no ADD can succeed", LONG, || {
+        let error = refusal(status())?;
+        ensure!(error.code == 50 && error.to_string().contains("No space left"), "{error}");
+        Ok(())
+    })?;
+    fs::remove_file(&filler)?;
+    wait_for("STATUS to be well", SECONDS, status)?;
+    node.runtime().add(node.namespace(), late.attachment()).map(|_| ())
+}
+
+pub(crate) fn a_full_store_costs_neither_pod_nor_address() -> Result<()> {
+    let (mut lab, run_dir) = with_little_room()?;
+    let (web, kept) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "kept")?);
+    let filler = run_dir.join("filler");
+    fill(&filler)?;
+    hurry(&mut lab)?;
+    // There is some room in what the store has taken before.
+    let (more, late, error) = add_until_refused(&mut lab)?;
     ensure!(error.code == 11 && error.to_string().contains("No space left"), "{error}");
     let node = lab.node("node1")?;
     let again = refusal(node.runtime().add(node.namespace(), late.attachment()))?;
