@@ -418,6 +418,37 @@ pub(crate) fn links_without_a_record_are_kept_and_told() -> Result<()> {
     told(&[])
 }
 
+/// A node on which the plugin was alone gets a daemon: it keeps the pods that it finds, tells of them, and
+/// gives only what it has claimed.
+pub(crate) fn a_daemon_that_takes_over_keeps_the_pods_of_before() -> Result<()> {
+    let mut lab = lab(SETTINGS)?;
+    let runtime = lab.node_mut("node1")?.runtime_mut();
+    let ours = runtime.conflist().clone();
+    let mut alone = ours.clone();
+    alone["plugins"][0]["ipam"]["mode"] = json!("standalone");
+    alone["plugins"][0]["ipam"]["pools"] = json!([{"cidr": "10.77.0.0/24", "blockSize": 26}]);
+    runtime.set_conflist(alone);
+    let old = lab.add_pod("node1", "old")?;
+    ensure!(old.address()?.to_string().starts_with("10.77.0."), "{:?}", old.addresses());
+    lab.node_mut("node1")?.runtime_mut().set_conflist(ours);
+    lab.start_all()?;
+    wait_for("word of the block that is not claimed", LONG, || {
+        let shown = lab.node("node1")?.ctl(&["node", "status"])?;
+        ensure!(shown.contains("the claim of 10.77.0.0/26 cannot be read, or is gone"), "{shown}");
+        Ok(())
+    })?;
+    let host = lab.node("node1")?.namespace();
+    ping::reaches(host, old.address()?)?;
+    let new = lab.add_pod("node1", "new")?;
+    ensure!(new.address()?.to_string().starts_with("10.10."), "{:?}", new.addresses());
+    in_use(&lab, 2)?;
+    let host = lab.node("node1")?.namespace();
+    ping::reaches(host, old.address()?)?;
+    ping::reaches(host, new.address()?)?;
+    lab.delete_pod(old)?;
+    in_use(&lab, 1)
+}
+
 /// The store is lost under running pods, in two ways: what their links tell is enough to go on.
 pub(crate) fn a_lost_store_is_rebuilt_from_the_links() -> Result<()> {
     const PODS: u64 = 30;

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +12,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::signal::Signal,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use twill_tests::{
     cni::CniError,
     lab::{Lab, Pod},
@@ -42,6 +42,9 @@ fn spool(lab: &Lab) -> Result<Vec<String>> {
     names.retain(|name| name.ends_with(".json"));
     Ok(names)
 }
+
+/// How long a DEL waits for a daemon that hangs.
+const MOST_OF_A_DEL: Duration = Duration::from_secs(8);
 
 /// More pods than the store has room for that it has taken already.
 const MORE: usize = 60;
@@ -152,6 +155,7 @@ pub(crate) fn a_full_store_costs_neither_pod_nor_address() -> Result<()> {
 pub(crate) fn a_daemon_that_hangs_costs_neither_pod_nor_address() -> Result<()> {
     let mut lab = running(SETTINGS)?;
     let (mut web, kept) = (lab.add_pod("node1", "web")?, lab.add_pod("node1", "kept")?);
+    let stale = [lab.add_pod("node1", "stale")?, lab.add_pod("node1", "old")?];
     let late = lab.bare_pod("node1", "late")?;
     let patient = hurry(&mut lab)?;
     let node = lab.node("node1")?;
@@ -162,13 +166,23 @@ pub(crate) fn a_daemon_that_hangs_costs_neither_pod_nor_address() -> Result<()> 
     let took = started.elapsed();
     ensure!(error.code == 11 && error.message.contains("did not answer"), "{error}");
     ensure!(took < SECONDS, "an ADD that may take a second gave up after {took:?}");
-    lab.node_mut("node1")?.runtime_mut().set_conflist(patient);
+    let started = Instant::now();
+    let error = refusal(node.runtime().check(node.namespace(), kept.attachment()))?;
+    let took = started.elapsed();
+    ensure!(error.code == 11 && error.message.contains("did not answer"), "{error}");
+    ensure!(took < SECONDS, "a CHECK that may take a second gave up after {took:?}");
+    let hurried = lab.node_mut("node1")?.runtime_mut().conflist().clone();
+    lab.node_mut("node1")?.runtime_mut().set_conflist(patient.clone());
     let started = Instant::now();
     lab.detach(&web)?;
-    ensure!(started.elapsed() < SECONDS, "a DEL took {:?}", started.elapsed());
+    let took = started.elapsed();
+    ensure!(took < MOST_OF_A_DEL + SECONDS, "a DEL took {took:?}");
     let left = spool(&lab)?;
     ensure!(left.len() == 1, "{left:?}");
     ping::reaches(lab.node("node1")?.namespace(), kept.address()?)?;
+    status_under_a_hung_daemon(&mut lab, hurried)?;
+    gc_under_a_hung_daemon(&mut lab, &kept)?;
+    lab.node_mut("node1")?.runtime_mut().set_conflist(patient);
 
     lab.node("node1")?.daemon()?.signal(Signal::SIGCONT)?;
     // An ADD in the same namespace before the daemon has looked into the spool: what it gets is
@@ -179,7 +193,9 @@ pub(crate) fn a_daemon_that_hangs_costs_neither_pod_nor_address() -> Result<()> 
         ensure!(left.is_empty(), "{left:?}");
         Ok(())
     })?;
-    // Nobody waits for the answer to the late ADD any more, so nothing was given for it.
+    // Nobody waits for the answer to the late ADD any more, so nothing was given for it; and the pods that GC
+    // has left no note for are found, once their namespaces are gone.
+    drop(stale);
     in_use(&lab, 2)?;
     let node = lab.node("node1")?;
     for pod in [&web, &kept] {
@@ -188,4 +204,41 @@ pub(crate) fn a_daemon_that_hangs_costs_neither_pod_nor_address() -> Result<()> 
     }
     node.runtime().add(node.namespace(), late.attachment())?;
     in_use(&lab, 3)
+}
+
+/// It believes for a while in a daemon that was ready, and never waits long for it.
+fn status_under_a_hung_daemon(lab: &mut Lab, hurried: Value) -> Result<()> {
+    const MOST: Duration = Duration::from_secs(2);
+    let timed = |lab: &Lab| {
+        let node = lab.node("node1")?;
+        let started = Instant::now();
+        let status = node.runtime().status(node.namespace());
+        let took = started.elapsed();
+        ensure!(took < MOST + SECONDS, "STATUS took {took:?}");
+        Ok(status)
+    };
+    timed(lab)??;
+    // Its last sign of life is older than a second by now.
+    lab.node_mut("node1")?.runtime_mut().set_conflist(hurried);
+    let error = refusal(timed(lab)?)?;
+    ensure!(error.code == 50 && error.to_string().contains("it was ready last"), "{error}");
+    Ok(())
+}
+
+/// Links go, and one note stands for all: each would take as long as the daemon is waited for.
+fn gc_under_a_hung_daemon(lab: &mut Lab, kept: &Pod) -> Result<()> {
+    const MOST: Duration = Duration::from_secs(4);
+    lab.node_mut("node1")?.runtime_mut().set_timeout(MOST.as_secs());
+    let before = spool(lab)?.len();
+    let node = lab.node("node1")?;
+    let started = Instant::now();
+    let error = refusal(node.runtime().gc(node.namespace(), &[kept.attachment()]))?;
+    let took = started.elapsed();
+    ensure!(error.code == 11 && error.to_string().contains("did not answer"), "{error}");
+    ensure!(took < MOST + SECONDS, "a GC that may take {MOST:?} took {took:?}");
+    let ends = host_ends(node.namespace())?;
+    ensure!(ends.len() == 1, "{ends:?}");
+    let left = spool(lab)?;
+    ensure!(left.len() == before + 1, "{before} before, and {left:?}");
+    ping::reaches(node.namespace(), kept.address()?)
 }
