@@ -3,7 +3,8 @@
 //!
 //! Promise: nothing is given up for the absence of evidence. A record goes only if two looks that
 //! are a grace period apart found positive evidence of its pod's end, and none in between found it
-//! alive. A link goes only if it never carried a packet, or if a later ADD took its place.
+//! alive. A link goes only while it is down, and was not there before this process unless it has no alias,
+//! or if a later ADD took its place.
 
 mod once;
 

@@ -27,8 +27,8 @@ pub struct ForeignUse {
 pub struct ReleaseRequest {
     /// Whose addresses.
     pub attachment: AttachmentId,
-    /// Only if the assignment still has this number (read from the link's alias); `None` gives back
-    /// whatever the attachment holds.
+    /// Only if the assignment has this number (read from the link's alias) or an earlier one: what a later ADD
+    /// was given stays. `None` gives back whatever the attachment holds.
     pub sequence: Option<u64>,
     /// The cookie of the namespace that is left, where it can be told: an assignment that is known
     /// to be for another namespace belongs to a later ADD.
