@@ -33,7 +33,7 @@ use crate::{
     datastore::{self, Snapshot},
     http, install,
     node::Node,
-    reaper, server,
+    reaper, result_cache, server,
     spool::Spool,
     tasks::Tasks,
     uninstall,
@@ -196,8 +196,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
     let rebuilt = rebuild(&service).context("cannot rebuild the address store")?;
-    if rebuilt > 0 {
-        warn!(rebuilt, "the store did not know of pods that run; it does now");
+    let read = result_cache::adopt(&service, &config.ipam.result_cache, run_dir)
+        .context("cannot rebuild the address store")?;
+    if rebuilt + read > 0 {
+        warn!(rebuilt, read, "the store did not know of pods that run; it does now");
     }
     reaper::begin().context("cannot delete the links of pods that are gone")?;
     let drained = spool.drain(&service).context("cannot read the spool")?;

@@ -133,6 +133,9 @@ pub struct Ipam {
     /// How long a node has to be gone, its Node removed and its daemon silent, until its blocks are
     /// free, in seconds, 1 to 604800.
     pub gone_node_grace_seconds: u64,
+    /// Directories in which runtimes keep the results of ADDs (libcni's cache): a store that was lost is rebuilt
+    /// from them, as far as pods of other main plugins go.
+    pub result_cache: Vec<PathBuf>,
 }
 
 /// `metrics:`.
@@ -231,7 +234,11 @@ impl Default for Reconcile {
 
 impl Default for Ipam {
     fn default() -> Self {
-        Self { empty_block_grace_seconds: 300, gone_node_grace_seconds: 900 }
+        Self {
+            empty_block_grace_seconds: 300,
+            gone_node_grace_seconds: 900,
+            result_cache: vec!["/var/lib/cni/results".into()],
+        }
     }
 }
 
@@ -352,7 +359,7 @@ mod tests {
              datastore: {type: file, directory: /d, shared: true}\n\
              bgp: {listenPort: 1179}\nfib: {metric: 600, nexthopObjects: on, nexthopCompat: off}\n\
              reconcile: {intervalSeconds: 5, graceSeconds: 130}\n\
-             ipam: {emptyBlockGraceSeconds: 60, goneNodeGraceSeconds: 120}\n\
+             ipam: {emptyBlockGraceSeconds: 60, goneNodeGraceSeconds: 120, resultCache: [/c]}\n\
              metrics: {listen: \"127.0.0.1:9190\"}\n\
              controller: {listen: \"127.0.0.1:9191\"}\nlog: {level: debug, format: text}\n",
         )
@@ -362,6 +369,7 @@ mod tests {
         let (nexthop_objects, nexthop_compat) = (Switch::On, Toggle::Off);
         assert_eq!(config.fib, FibSettings { metric: 600, nexthop_objects, nexthop_compat });
         assert_eq!(config.reconcile, Reconcile { interval_seconds: 5, grace_seconds: 130 });
+        assert_eq!(config.ipam.result_cache, [PathBuf::from("/c")]);
         assert_eq!(config.log.format, LogFormat::Text);
     }
 

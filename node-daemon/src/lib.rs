@@ -49,6 +49,7 @@ mod publish;
 mod reaper;
 mod reconcile;
 mod repair;
+mod result_cache;
 mod routes;
 mod server;
 mod services;

@@ -84,8 +84,9 @@ impl Reconcile {
         troubles.extend(self.set_aside.as_deref().map(|aside| {
             format!(
                 "the address store was damaged and moved to {}; the records of pods were read from \
-                 their links again, but the addresses of pods that another plugin attached are \
-                 not known and may be given to others: restart such pods, then twilld",
+                 their links again, and those of pods that another plugin attached from the runtime's \
+                 cache (ipam.resultCache). Addresses of such pods that are not there may be given to \
+                 others: restart those that twillctl ipam show --ip does not know, then twilld",
                 aside.display()
             )
         }));

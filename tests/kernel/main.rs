@@ -315,6 +315,7 @@ fn main() -> ExitCode {
         reconcile::a_restart_between_two_looks_forgets_nobody,
         reconcile::what_a_killed_add_leaves_is_removed,
         reconcile::a_daemon_that_sees_no_namespaces_frees_no_living_pod,
+        reconcile::a_lost_store_is_rebuilt_from_the_runtimes_cache,
         reconcile::a_daemon_that_takes_over_keeps_the_pods_of_before,
         reconcile::a_pod_whose_link_has_lost_its_alias_stays,
         reconcile::links_without_a_record_are_kept_and_told,

@@ -7,10 +7,11 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use twill_tests::{
     lab::{Lab, Pod, Topology},
     netns::Namespace,
@@ -127,9 +128,18 @@ enum Foreign {
 impl Foreign {
     /// A pod that the reference plugin makes.
     fn pod(self, lab: &mut Lab, name: &str) -> Result<Pod> {
-        let run_dir = lab.node("node1")?.dir().join("run");
+        let list = self.list(lab)?;
         let runtime = lab.node_mut("node1")?.runtime_mut();
         let ours = runtime.conflist().clone();
+        runtime.set_conflist(list);
+        let pod = lab.add_pod("node1", name);
+        lab.node_mut("node1")?.runtime_mut().set_conflist(ours);
+        pod
+    }
+
+    /// Its network.
+    fn list(self, lab: &Lab) -> Result<Value> {
+        let run_dir = lab.node("node1")?.dir().join("run");
         let mut ipam = json!({"type": "twill-ipam", "mode": "daemon", "runDir": run_dir});
         let plugin = match self {
             Self::Ptp => json!({"type": "ptp", "ipam": ipam}),
@@ -141,11 +151,28 @@ impl Foreign {
             }
         };
         let name_of_network = format!("{self:?}").to_lowercase();
-        let list = json!({"cniVersion": "1.0.0", "name": name_of_network, "plugins": [plugin]});
-        runtime.set_conflist(list);
-        let pod = lab.add_pod("node1", name);
-        lab.node_mut("node1")?.runtime_mut().set_conflist(ours);
-        pod
+        Ok(json!({"cniVersion": "1.0.0", "name": name_of_network, "plugins": [plugin]}))
+    }
+
+    /// What libcni keeps of a pod's ADD (`libcni/api.go`, `cachedInfo`).
+    fn cached(self, lab: &Lab, pod: &Pod) -> Result<Value> {
+        let list = self.list(lab)?;
+        let mut encoder = Command::new("base64")
+            .arg("--wrap=0")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        encoder.stdin.take().context("no input")?.write_all(list.to_string().as_bytes())?;
+        let attachment = pod.attachment();
+        Ok(json!({
+            "kind": "cniCacheV1",
+            "containerId": attachment.container_id,
+            "config": String::from_utf8(encoder.wait_with_output()?.stdout)?,
+            "ifName": attachment.ifname,
+            "networkName": list["name"],
+            "netns": attachment.netns,
+            "result": {"cniVersion": "1.0.0", "ips": [{"address": format!("{}/24", pod.address()?)}]},
+        }))
     }
 
     /// The pod answers who can see it: a node sees no macvlan of its own.
@@ -416,6 +443,37 @@ pub(crate) fn links_without_a_record_are_kept_and_told() -> Result<()> {
     ping::reaches(lab.node("node1")?.namespace(), web.address()?)?;
     lab.delete_pod(web)?;
     told(&[])
+}
+
+/// Of another main plugin's pod no link tells, but the runtime's library does.
+pub(crate) fn a_lost_store_is_rebuilt_from_the_runtimes_cache() -> Result<()> {
+    let mut lab = lab(SETTINGS)?;
+    let node = lab.node("node1")?;
+    let (results, store) = (node.dir().join("results"), node.dir().join("run/ipam/store"));
+    fs::create_dir(&results)?;
+    let config = fs::read_to_string(node.config())?;
+    let cache = format!("ipam: {{resultCache: [{}]}}\n", results.display());
+    fs::write(node.config(), config + &cache)?;
+    lab.start_all()?;
+    let flat = Foreign::Macvlan.pod(&mut lab, "flat")?;
+    let gone = Foreign::Macvlan.pod(&mut lab, "gone")?;
+    for pod in [&flat, &gone] {
+        let cached = Foreign::Macvlan.cached(&lab, pod)?;
+        fs::write(results.join(&pod.attachment().container_id), cached.to_string())?;
+    }
+    drop(gone);
+    let node = lab.node_mut("node1")?;
+    node.kill9()?;
+    fs::remove_dir_all(&store)?;
+    node.start()?;
+    in_use(&lab, 1)?;
+    let other = Foreign::Macvlan.pod(&mut lab, "other")?;
+    ensure!(other.address()? != flat.address()?, "{:?} was given twice", other.addresses());
+    Foreign::Macvlan.answers(&lab, &flat)?;
+    Foreign::Macvlan.answers(&lab, &other)?;
+    in_use(&lab, 2)?;
+    drop(flat);
+    in_use(&lab, 1)
 }
 
 /// A node on which the plugin was alone gets a daemon: it keeps the pods that it finds, tells of them, and
