@@ -40,7 +40,32 @@ impl Persona {
     }
 }
 
-/// The verbs of this plugin.
+/// What the runtime wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// VERSION, which needs neither variables nor a valid configuration.
+    Versions,
+    /// Any other verb.
+    Verb(Command),
+}
+
+impl Asked {
+    /// Reads `CNI_COMMAND`.
+    pub(crate) fn from_env() -> Result<Self, Error> {
+        match utf8("CNI_COMMAND", env::var_os("CNI_COMMAND").unwrap_or_default())?.as_str() {
+            "" => Err(Error::MissingVariables(vec!["CNI_COMMAND"])),
+            "ADD" => Ok(Self::Verb(Command::Add)),
+            "DEL" => Ok(Self::Verb(Command::Del)),
+            "CHECK" => Ok(Self::Verb(Command::Check)),
+            "GC" => Ok(Self::Verb(Command::Gc)),
+            "STATUS" => Ok(Self::Verb(Command::Status)),
+            "VERSION" => Ok(Self::Versions),
+            other => Err(Error::UnknownCommand(other.to_owned())),
+        }
+    }
+}
+
+/// The verbs that a configuration is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     Add,
@@ -48,24 +73,9 @@ pub(crate) enum Command {
     Check,
     Gc,
     Status,
-    Version,
 }
 
 impl Command {
-    /// Reads `CNI_COMMAND`.
-    pub(crate) fn from_env() -> Result<Self, Error> {
-        match utf8("CNI_COMMAND", env::var_os("CNI_COMMAND").unwrap_or_default())?.as_str() {
-            "" => Err(Error::MissingVariables(vec!["CNI_COMMAND"])),
-            "ADD" => Ok(Self::Add),
-            "DEL" => Ok(Self::Del),
-            "CHECK" => Ok(Self::Check),
-            "GC" => Ok(Self::Gc),
-            "STATUS" => Ok(Self::Status),
-            "VERSION" => Ok(Self::Version),
-            other => Err(Error::UnknownCommand(other.to_owned())),
-        }
-    }
-
     /// As in `CNI_COMMAND`.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -74,7 +84,6 @@ impl Command {
             Self::Check => "CHECK",
             Self::Gc => "GC",
             Self::Status => "STATUS",
-            Self::Version => "VERSION",
         }
     }
 
@@ -82,14 +91,14 @@ impl Command {
     pub(crate) const fn has_attachment(self) -> bool {
         match self {
             Self::Add | Self::Del | Self::Check => true,
-            Self::Gc | Self::Status | Self::Version => false,
+            Self::Gc | Self::Status => false,
         }
     }
 
     /// Whether a configuration of this version may be called with the verb.
     pub(crate) fn allowed_in(self, version: Version) -> Result<(), Error> {
         let since = match self {
-            Self::Add | Self::Del | Self::Version => Version::V0_1_0,
+            Self::Add | Self::Del => Version::V0_1_0,
             Self::Check => Version::V0_4_0,
             Self::Gc | Self::Status => Version::V1_1_0,
         };
@@ -106,7 +115,7 @@ impl Command {
         match self {
             Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
             Self::Del => &["CNI_CONTAINERID", "CNI_IFNAME"],
-            Self::Gc | Self::Status | Self::Version => &[],
+            Self::Gc | Self::Status => &[],
         }
     }
 }

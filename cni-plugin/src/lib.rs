@@ -34,7 +34,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    call::{Command, Persona, Variables, read_stdin},
+    call::{Asked, Command, Persona, Variables, read_stdin},
     deadline::Deadline,
     error::Error,
     netconf::{Netconf, Parsed, Problem},
@@ -75,17 +75,13 @@ pub fn main() -> ExitCode {
 
 /// What is to be printed. `version` is set to the configuration's as soon as that is known.
 fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error> {
-    let command = Command::from_env();
-    if let Ok(Command::Version) = command {
-        return Ok(Some(supported_versions(&read_stdin(SHORT_PATIENCE).unwrap_or_default())));
-    }
-    let called = command.and_then(|command| {
-        let variables = Variables::from_env(command)?;
-        if command.has_attachment() {
-            variables.validate(command)?;
+    let called = match Asked::from_env() {
+        Ok(Asked::Versions) => {
+            return Ok(Some(supported_versions(&read_stdin(SHORT_PATIENCE).unwrap_or_default())));
         }
-        Ok((command, variables))
-    });
+        Ok(Asked::Verb(command)) => variables_of(command).map(|variables| (command, variables)),
+        Err(error) => Err(error),
+    };
     let (command, variables) = match called {
         Ok(called) => called,
         Err(error) => {
@@ -122,8 +118,16 @@ fn run(version: &Cell<Version>, started: Instant) -> Result<Option<Value>, Error
         (Command::Check, _) => verbs::check(&call).map(|()| None),
         (Command::Gc, _) => verbs::gc(&call).map(|()| None),
         (Command::Status, _) => verbs::status(&call).map(|()| None),
-        (Command::Version, _) => Ok(None),
     }
+}
+
+/// The variables of a call, checked as far as the verb acts on them.
+fn variables_of(command: Command) -> Result<Variables, Error> {
+    let variables = Variables::from_env(command)?;
+    if command.has_attachment() {
+        variables.validate(command)?;
+    }
+    Ok(variables)
 }
 
 /// Has the answer in the configuration's version, if that is one of ours.
@@ -151,7 +155,7 @@ fn report(command: Command, problems: Vec<Problem>) -> Result<(), Error> {
         Command::Del => Netconf::needed_by_del(&problem.path),
         Command::Gc => Netconf::needed_by_gc(&problem.path),
         Command::Check => Netconf::needed_by_check(&problem.path),
-        Command::Add | Command::Status | Command::Version => true,
+        Command::Add | Command::Status => true,
     };
     let (errors, warnings): (Vec<_>, Vec<_>) =
         problems.into_iter().partition(|problem| !problem.is_warning() && needed(problem));

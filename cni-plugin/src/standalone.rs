@@ -261,7 +261,8 @@ impl<'a> Standalone<'a> {
         // In this order: whoever has not seen the mark change has made its link before.
         owned.mark_collected(&self.netconf.run_dir)?;
         let links = host_link_facts()?;
-        let linked: Vec<bool> = requests.iter().map(|request| is_linked(&links, request)).collect();
+        let linked: Vec<bool> =
+            requests.iter().map(|request| is_linked(&links, &request.attachment)).collect();
         let unlinked = requests.iter().zip(&linked).filter(|(_, linked)| !**linked);
         let unlinked = unlinked.map(|(request, _)| request.clone());
         let mut outcomes = owned.store.service().release_all(unlinked).into_iter();

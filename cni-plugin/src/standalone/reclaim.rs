@@ -8,7 +8,7 @@ use twill_dataplane::{
 };
 use twill_ipam::{Death, Facts, LinkFact, PodFact, Record, dead_at_one_look, links_of};
 use twill_ipam_store::{has_host_view, now_ms, record_fact};
-use twill_types::{ReleaseRequest, error_chain};
+use twill_types::{AttachmentId, ReleaseRequest, error_chain};
 
 use super::{Owned, StandaloneError};
 use crate::{deadline::Deadline, verbs::BATCH};
@@ -25,9 +25,9 @@ pub(super) fn host_link_facts() -> Result<Vec<LinkFact>, twill_dataplane::Error>
     Ok(host_links()?.into_iter().map(fact).collect())
 }
 
-/// Whether a release is of what has one of these links.
-pub(super) fn is_linked(links: &[LinkFact], request: &ReleaseRequest) -> bool {
-    links_of(links, &request.attachment).next().is_some()
+/// Whether an attachment has one of these links.
+pub(super) fn is_linked(links: &[LinkFact], attachment: &AttachmentId) -> bool {
+    links_of(links, attachment).next().is_some()
 }
 
 impl Owned {

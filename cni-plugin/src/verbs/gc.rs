@@ -54,7 +54,7 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
     let mut hashed = Vec::new();
     if call.persona == Persona::Main {
         // Also those without a record: of an ADD that died, or with addresses from elsewhere.
-        match links_of(&call.netconf.name) {
+        match links_on(&call.netconf.name) {
             Ok(links) => {
                 for (attachment, sequence) in links.named {
                     stale.entry(attachment).or_default().link = Some(sequence);
@@ -127,7 +127,7 @@ struct Links {
     hashed: Vec<LinkAlias>,
 }
 
-fn links_of(network: &str) -> Result<Links, Error> {
+fn links_on(network: &str) -> Result<Links, Error> {
     let mut links = Links::default();
     for alias in host_links()?.iter().filter_map(Link::twill_alias) {
         match alias.owner {
