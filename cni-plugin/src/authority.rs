@@ -38,6 +38,21 @@ pub(crate) struct Authority<'a> {
     standalone: Option<Standalone<'a>>,
 }
 
+/// What became of addresses that were to be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GivenBack {
+    /// Nobody holds any for what was named.
+    Nothing,
+    /// They are free.
+    Released,
+    /// A tombstone names them, for whoever can use the store next.
+    Buried,
+    /// The daemon does not take them back, however often it is asked.
+    Refused,
+    /// Nobody was told. They are found when it is seen that the pod is gone.
+    Lost,
+}
+
 impl<'a> Authority<'a> {
     /// Who gives addresses, by the configuration's mode. Nothing is opened yet.
     ///
@@ -174,29 +189,20 @@ impl<'a> Authority<'a> {
         Ok(held.into_iter().find(|held| held.attachment == *attachment))
     }
 
-    /// Gives addresses back; false if there were none of this number. `parked` is the link that had
-    /// them, if it waits to be deleted. Where nobody takes them, a tombstone does; where that cannot be
-    /// written either (`runDir` is full), the daemon finds out by itself that the pod is gone, and
-    /// without one the ADD that finds no address: a DEL that fails for it would be repeated for ever.
-    pub(crate) fn release(&mut self, request: &ReleaseRequest, parked: Option<u32>) -> bool {
+    /// Gives addresses back. `parked` is the link that had them, if it waits to be deleted. No failure comes
+    /// of it: a DEL that fails for its addresses would be repeated for ever.
+    pub(crate) fn release(&mut self, request: &ReleaseRequest, parked: Option<u32>) -> GivenBack {
+        let release = Release { request: request.clone(), parked };
         let requests = slice::from_ref(request);
-        let error = match self.alone(|standalone, wait| standalone.release(requests, wait)) {
+        match self.alone(|standalone, wait| standalone.release(requests, wait)) {
+            Ok(None) => self.entrust(&release),
             Ok(Some(mut released)) => match released.pop() {
-                Some(Err(error)) => error.into(),
-                Some(Ok(released)) => return released,
-                None => return false,
+                Some(Ok(true)) => GivenBack::Released,
+                Some(Ok(false)) | None => GivenBack::Nothing,
+                Some(Err(error)) => self.bury(&release, &Error::from(error)),
             },
-            Ok(None) => return self.entrust(request, parked),
-            Err(error) => error,
-        };
-        if let Err(unwritten) = self.leave(request, &error) {
-            tracing::warn!(
-                error = error_chain(&error),
-                tombstone = error_chain(&unwritten),
-                "the addresses stay allocated until an ADD finds no others"
-            );
+            Err(error) => self.bury(&release, &error),
         }
-        true
     }
 
     /// The same for many that no DEL came for, for as long as there is time; says of each that could
@@ -212,7 +218,7 @@ impl<'a> Authority<'a> {
                     if self.deadline.left().is_zero() {
                         failures.push(named(request, &"there was no time for it"));
                     } else if !may_have_link(&request.attachment) {
-                        self.entrust(request, None);
+                        self.entrust(&Release { request: request.clone(), parked: None });
                         // One that the daemon was told of in between has lost its addresses.
                         let (attachment, sequence) = (&request.attachment, request.sequence);
                         if let Err(error) = del_pod(attachment, sequence, None, DelMode::Deferred) {
@@ -233,38 +239,45 @@ impl<'a> Authority<'a> {
         failures
     }
 
-    /// Leaves a release to whoever can use the store next.
-    fn leave(&self, request: &ReleaseRequest, why: &Error) -> Result<(), SpoolError> {
-        tracing::debug!(error = %why, "leaving a tombstone");
-        Spool::open(&self.netconf.run_dir, self.deadline)?.bury(request)
-    }
-
-    /// Has the daemon release, now or when it can; false if there was nothing to.
-    fn entrust(&mut self, request: &ReleaseRequest, parked: Option<u32>) -> bool {
-        let release = Release { request: request.clone(), parked };
-        let first = match self.daemon.ask(|client, _| client.release(release.clone())) {
-            Ok(released) => return !released.addresses.is_empty(),
-            Err(error) => error,
-        };
-        if !may_be_buried(&first) {
-            tracing::warn!(error = %first, "twilld will not take the addresses back");
-            return true;
-        }
-        tracing::debug!(error = %first, "leaving a tombstone");
-        if let Err(error) = self.bury(&release) {
-            let source = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(%error, ?source, "twilld has to find out by itself that the pod is gone");
-        }
-        true
-    }
-
-    fn bury(&mut self, release: &Release) -> Result<(), SpoolError> {
-        let spool = Spool::open(&self.netconf.run_dir, self.deadline)?;
-        // It may have begun to listen while its lock was waited for.
+    /// Has the daemon release, now or when it can.
+    fn entrust(&mut self, release: &Release) -> GivenBack {
         match self.daemon.ask(|client, _| client.release(release.clone())) {
-            Ok(_) => Ok(()),
-            Err(_) => spool.bury(&release.request),
+            Ok(released) if released.addresses.is_empty() => GivenBack::Nothing,
+            Ok(_) => GivenBack::Released,
+            Err(error) if may_be_buried(&error) => self.bury(release, &error),
+            Err(error) => {
+                tracing::warn!(%error, "twilld will not take the addresses back");
+                GivenBack::Refused
+            }
         }
+    }
+
+    /// Leaves a release to whoever can use the store next. Where no tombstone can be written either (`runDir`
+    /// is full), the daemon finds out by itself that the pod is gone, and without one the ADD that finds no
+    /// address.
+    fn bury(&mut self, release: &Release, why: &dyn std::error::Error) -> GivenBack {
+        tracing::debug!(error = %why, "leaving a tombstone");
+        self.release_or_bury(release).unwrap_or_else(|unwritten| {
+            let (error, tombstone) = (error_chain(why), error_chain(&unwritten));
+            let then = match self.standalone {
+                Some(_) => "the addresses stay allocated until an ADD finds no others",
+                None => "twilld has to find out by itself that the pod is gone",
+            };
+            tracing::warn!(error, tombstone, "{then}");
+            GivenBack::Lost
+        })
+    }
+
+    fn release_or_bury(&mut self, release: &Release) -> Result<GivenBack, SpoolError> {
+        let spool = Spool::open(&self.netconf.run_dir, self.deadline)?;
+        // It may have begun to listen while its lock was waited for. That it has nothing then does not say that
+        // there was nothing: the request before may have released it, and only the answer was lost.
+        if self.standalone.is_none()
+            && self.daemon.ask(|client, _| client.release(release.clone())).is_ok()
+        {
+            return Ok(GivenBack::Released);
+        }
+        spool.bury(&release.request).map(|()| GivenBack::Buried)
     }
 
     /// After a failed ADD. The dataplane has taken its link back by now; one that is still there

@@ -12,7 +12,7 @@ use twill_types::{AttachmentId, ReleaseRequest};
 
 use super::{Call, namespace_of};
 use crate::{
-    authority::{Authority, may_have_link},
+    authority::{Authority, GivenBack, may_have_link},
     delegate::Delegate,
     error::Error,
 };
@@ -59,7 +59,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         return Ok(());
     };
     // The link that is gone says whose addresses these are, wherever the path leads by now.
-    if authority.release(&of_add(attachment.clone(), sequence), parked) {
+    if authority.release(&of_add(attachment.clone(), sequence), parked) != GivenBack::Nothing {
         return Ok(());
     }
     // A container that was started again under its old id has addresses with a higher number than
@@ -94,7 +94,7 @@ pub(super) fn release_of(
 ) {
     let netns_cookie = named.and_then(|netns| netns.cookie().ok().flatten());
     let request = ReleaseRequest { attachment, sequence: None, netns_cookie };
-    if authority.release(&request, parked) {
+    if authority.release(&request, parked) != GivenBack::Nothing {
         return;
     }
     let (attachment, Some(named)) = (request.attachment, named) else {
