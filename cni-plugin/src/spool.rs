@@ -16,9 +16,8 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
-use twill_ipam_store::{private_directory, private_file};
+use twill_ipam_store::{SPOOL_LOCK, private_directory, private_file, spool, tombstone_name};
 use twill_rpc::message::ReleaseRequest;
-use twill_types::host_link_name;
 
 use crate::deadline::Deadline;
 
@@ -43,10 +42,10 @@ impl Spool {
     /// Waits for the lock until the deadline. A daemon that holds it longer hangs; a tombstone
     /// without the lock is read by its watch, or by the next daemon.
     pub(crate) fn open(run_dir: &Path, deadline: Deadline) -> Result<Self, SpoolError> {
-        let directory = run_dir.join("spool");
+        let directory = spool(run_dir);
         let failed = |source| SpoolError { path: directory.clone(), source };
         private_directory(&directory).map_err(failed)?;
-        let mut file = private_file(&directory.join(".lock")).map_err(failed)?;
+        let mut file = private_file(&directory.join(SPOOL_LOCK)).map_err(failed)?;
         let lock = loop {
             match Flock::lock(file, FlockArg::LockSharedNonblock) {
                 Ok(lock) => break Some(lock),
@@ -60,17 +59,9 @@ impl Spool {
         Ok(Self { directory, _lock: lock })
     }
 
-    /// Writes a tombstone. It is there whole or not at all, and a repeated DEL writes the same: what it
-    /// names makes up its own name, so that no other DEL of the attachment takes its place.
+    /// Writes a tombstone. It is there whole or not at all, and a repeated DEL writes the same.
     pub(crate) fn bury(&self, release: &ReleaseRequest) -> Result<(), SpoolError> {
-        let mut name = host_link_name(&release.attachment);
-        if let Some(sequence) = release.sequence {
-            name += &format!("-{sequence}");
-        }
-        if let Some(cookie) = release.netns_cookie {
-            name += &format!("-ns{cookie}");
-        }
-        name += ".json";
+        let name = tombstone_name(release);
         let path = self.directory.join(&name);
         let temporary = self.directory.join(format!(".{name}.{}", std::process::id()));
         let written = (|| {

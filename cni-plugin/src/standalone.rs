@@ -18,7 +18,7 @@ use twill_dataplane::{
 use twill_ipam::{LinkFact, Record, ReleaseOutcome, links_of};
 use twill_ipam_store::{
     AssignError, LockError, OwnerLock, Refusal, STANDALONE_MARK, Shortage, Standalone as Store,
-    StandalonePool, StoreError, names_any, now_ms, private_file, work_off,
+    StandalonePool, StoreError, names_any, now_ms, private_file, release_tombstones, spool,
 };
 use twill_rpc::message::{AssignRequest, Assigned, CheckRequest, Held};
 use twill_types::{AttachmentId, Family, ForeignUse, ReleaseRequest};
@@ -385,7 +385,7 @@ impl Owned {
                 self.failed(StoreError::Directory { path: mark.clone(), source })
             })?;
         }
-        let spool = run_dir.join("spool");
+        let spool = spool(run_dir);
         match names_any(&spool, "") {
             Ok(true) => {}
             Ok(false) => return Ok(()),
@@ -407,7 +407,7 @@ impl Owned {
             };
             links_of(&links, &request.attachment).any(as_old)
         };
-        match work_off(&spool, self.store.service(), "", is_left) {
+        match release_tombstones(&spool, self.store.service(), "", is_left) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "released what the spool named"),
             Err(error) => tracing::warn!(%error, "cannot read the spool"),

@@ -28,7 +28,9 @@ pub use sight::{has_host_view, record_fact};
 pub use sled_store::SledStore;
 pub use standalone::{STANDALONE_MARK, Standalone, StandalonePool};
 pub use store::{Entry, MemoryStore, Store, Write};
-pub use tombstones::{names_any, work_off};
+pub use tombstones::{
+    SPOOL_LOCK, names_any, release_tombstones, spool, tombstone_name, tombstone_prefix,
+};
 pub use twill_ipam::{
     Assignment, BlockSummary, OwnedBlock, Record, Refusal, ReleaseOutcome, ReleaseRequest, Shortage,
 };

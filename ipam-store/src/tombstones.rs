@@ -1,4 +1,10 @@
 //! What DELs leave that could not give their addresses back: a file each, with the release as JSON.
+//!
+//! They are in the run directory's [`spool`]. Who writes one holds the spool's lock ([`SPOOL_LOCK`]) shared, if it
+//! can be had; a daemon that starts holds it alone until it listens. A file is begun under another name, with a dot
+//! before it, and then has the name that the release makes up ([`tombstone_name`]), so that it is there whole or
+//! not at all, and the same DEL leaves one however often it is repeated. All names of an attachment's begin with
+//! its [`tombstone_prefix`].
 
 use std::{
     ffi::{OsStr, OsString},
@@ -7,9 +13,35 @@ use std::{
 };
 
 use tracing::warn;
-use twill_types::{ReleaseRequest, error_chain};
+use twill_types::{AttachmentId, ReleaseRequest, error_chain, host_link_name};
 
 use crate::Service;
+
+/// The file of the spool that is locked.
+pub const SPOOL_LOCK: &str = ".lock";
+
+/// Where the tombstones are, of this run directory.
+pub fn spool(run_dir: &Path) -> PathBuf {
+    run_dir.join("spool")
+}
+
+/// What the names of all tombstones of an attachment begin with.
+pub fn tombstone_prefix(attachment: &AttachmentId) -> String {
+    host_link_name(attachment)
+}
+
+/// The name of a release's tombstone. All that the release names is in it, so that no other DEL of the attachment
+/// takes its place.
+pub fn tombstone_name(release: &ReleaseRequest) -> String {
+    let mut name = tombstone_prefix(&release.attachment);
+    if let Some(sequence) = release.sequence {
+        name += &format!("-{sequence}");
+    }
+    if let Some(cookie) = release.netns_cookie {
+        name += &format!("-ns{cookie}");
+    }
+    name + ".json"
+}
 
 /// Whether there is a tombstone in a directory whose name begins with `prefix`. What a newer release has
 /// written in a form of its own waits for that release, and is none here.
@@ -40,7 +72,7 @@ fn is_tombstone(path: &Path, prefix: &str) -> bool {
 ///
 /// # Errors
 /// The directory cannot be read, or a tombstone not be removed.
-pub fn work_off(
+pub fn release_tombstones(
     directory: &Path,
     service: &Service,
     prefix: &str,
@@ -144,8 +176,6 @@ fn free_name(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use twill_types::AttachmentId;
-
     use super::*;
     use crate::Options;
 
@@ -187,7 +217,7 @@ mod tests {
             seen += 1;
             false
         };
-        assert_eq!(work_off(&spool, &service, "", stays).unwrap(), 1);
+        assert_eq!(release_tombstones(&spool, &service, "", stays).unwrap(), 1);
         assert_eq!(seen, 1);
         assert!(!names_any(&spool, "").unwrap());
         assert_eq!(names(&spool), ["twl2.json.bad", "twl3.json.bad", "twl4.json.bad"]);
@@ -198,7 +228,7 @@ mod tests {
         let (_directory, spool, service) = with_spool(&[]);
         for content in ["{first", "{second", "{third"] {
             fs::write(spool.join("twl1.json"), content).unwrap();
-            assert_eq!(work_off(&spool, &service, "", |_| false).unwrap(), 0);
+            assert_eq!(release_tombstones(&spool, &service, "", |_| false).unwrap(), 0);
         }
         assert_eq!(names(&spool), ["twl1.json.bad", "twl1.json.bad2", "twl1.json.bad3"]);
         assert_eq!(fs::read_to_string(spool.join("twl1.json.bad")).unwrap(), "{first");
@@ -209,13 +239,13 @@ mod tests {
         let newer = r#"{"attachments": ["n/c/eth0"], "form": 2}"#;
         let (_directory, spool, service) = with_spool(&[("twl1.json", newer), ("twl2.json", "[]")]);
         let asked = |_: &ReleaseRequest| panic!("it cannot be read");
-        assert_eq!(work_off(&spool, &service, "", asked).unwrap(), 0);
+        assert_eq!(release_tombstones(&spool, &service, "", asked).unwrap(), 0);
         assert_eq!(names(&spool), ["twl1.json", "twl2.json"]);
         // Nothing is done about it each time.
         assert!(!names_any(&spool, "").unwrap());
         fs::write(spool.join("twl3.json"), tombstone()).unwrap();
         assert!(names_any(&spool, "").unwrap());
-        assert_eq!(work_off(&spool, &service, "", |_| false).unwrap(), 1);
+        assert_eq!(release_tombstones(&spool, &service, "", |_| false).unwrap(), 1);
         assert_eq!(names(&spool), ["twl1.json", "twl2.json"]);
     }
 }

@@ -16,13 +16,13 @@ use std::{
 use nix::fcntl::Flock;
 use tokio::task::block_in_place;
 use tracing::{info, warn};
-use twill_ipam_store::{Service, lock_alone, names_any, private_directory, private_file, work_off};
-use twill_types::{AttachmentId, host_link_name};
+use twill_ipam_store::{
+    SPOOL_LOCK, Service, lock_alone, names_any, private_directory, private_file,
+    release_tombstones, spool, tombstone_prefix,
+};
+use twill_types::AttachmentId;
 
 use crate::reaper::Parked;
-
-/// The file that is locked.
-const LOCK: &str = ".lock";
 
 /// Interval at which a running daemon looks for tombstones.
 const LOOK: Duration = Duration::from_secs(5);
@@ -39,9 +39,9 @@ impl Spool {
     /// the lock must not keep the node without a daemon: what is written later is found by the
     /// watch.
     pub(crate) fn lock(run_dir: &Path, deadline: Instant) -> io::Result<Self> {
-        let directory = run_dir.join("spool");
+        let directory = spool(run_dir);
         private_directory(&directory)?;
-        let path = directory.join(LOCK);
+        let path = directory.join(SPOOL_LOCK);
         let lock = lock_alone(private_file(&path)?, deadline)?.ok();
         if lock.is_none() {
             warn!(
@@ -59,7 +59,7 @@ impl Spool {
         if self.lock.is_some() {
             self.sweep()?;
         }
-        work_off(&self.directory, service, "", |_| false)
+        release_tombstones(&self.directory, service, "", |_| false)
     }
 
     fn sweep(&self) -> io::Result<()> {
@@ -67,7 +67,7 @@ impl Spool {
             let entry = entry?;
             let name = entry.file_name();
             if name.as_encoded_bytes().starts_with(b".")
-                && name != LOCK
+                && name != SPOOL_LOCK
                 && let Err(error) = fs::remove_file(entry.path())
             {
                 warn!(file = %entry.path().display(), %error, "left in the spool");
@@ -97,7 +97,7 @@ impl Tombstones {
     /// Those of this run directory.
     pub(crate) fn new(run_dir: &Path, service: Arc<Service>, parked: Arc<Parked>) -> Self {
         Self {
-            directory: run_dir.join("spool"),
+            directory: spool(run_dir),
             service,
             parked,
             working: Mutex::default(),
@@ -109,7 +109,7 @@ impl Tombstones {
     pub(crate) async fn watch(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK).await;
-            match self.work_off("") {
+            match self.release_and_reap("") {
                 Ok(0) => {}
                 Ok(count) => info!(count, "released what the spool named"),
                 Err(error) => warn!(%error, "cannot read the spool"),
@@ -126,12 +126,12 @@ impl Tombstones {
         if self.is_quiet()? {
             return Ok(());
         }
-        let prefix = host_link_name(attachment);
+        let prefix = tombstone_prefix(attachment);
         // A tombstone is removed when it is done, so there is nothing to wait for without one.
         if !names_any(&self.directory, &prefix)? {
             return Ok(());
         }
-        self.work_off(&prefix)?;
+        self.release_and_reap(&prefix)?;
         match names_any(&self.directory, &prefix)? {
             true => Err(io::Error::other("a DEL before is not done yet, and would take it away")),
             false => Ok(()),
@@ -155,7 +155,7 @@ impl Tombstones {
         Ok(quiet.is_some())
     }
 
-    fn work_off(&self, prefix: &str) -> io::Result<usize> {
+    fn release_and_reap(&self, prefix: &str) -> io::Result<usize> {
         block_in_place(|| {
             let _working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
             if !names_any(&self.directory, prefix)? {
@@ -166,7 +166,7 @@ impl Tombstones {
                 self.parked.note_any();
                 false
             };
-            let done = work_off(&self.directory, &self.service, prefix, stays)?;
+            let done = release_tombstones(&self.directory, &self.service, prefix, stays)?;
             if done > 0 {
                 self.parked.reap();
             }
