@@ -1,16 +1,17 @@
-//! What the daemon answers: the plugin's requests, and pictures of its state for people.
+//! What the daemon answers: the plugin's requests, and what people ask about its state or have it do.
 
 use std::{sync::Arc, time::Instant};
 
 use tokio::{sync::watch, task::block_in_place};
 use tracing::debug;
-use twill_bgp_speaker::Pictured;
+use twill_bgp_speaker::{Handle, Pictured};
 use twill_k8s_api::files::Claim;
 use twill_rpc::message::{
-    Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, IpamStatus, NodeChecked, NodeStatus,
-    PoolStatus, Readiness, Release, Released, Request, Response, RpcError,
+    AssignRequest, Assigned, BlockStatus, ClaimStatus, EndpointUp, ErrorKind, Explained,
+    IpamStatus, NodeChecked, NodeStatus, PoolStatus, Readiness, Release, Released, Request,
+    Response, RouteStatus, RpcError,
 };
-use twill_types::{AttachmentId, Family, error_chain};
+use twill_types::{AttachmentId, Family, Prefix, error_chain};
 
 use crate::{
     bgp::{self, Current},
@@ -54,56 +55,23 @@ pub(crate) struct Api {
 impl Api {
     /// Answers one request.
     pub(crate) async fn answer(&self, request: Request) -> Result<Response, RpcError> {
-        let started = Instant::now();
-        let name = match &request {
-            Request::PodAnnotations(_) => "pod_annotations",
-            Request::Assign(_) => "assign",
-            Request::EndpointUp(_) => "endpoint_up",
-            Request::Release(_) => "release",
-            Request::Check(_) => "check",
-            Request::Attachments(_) => "attachments",
-            // Questions about the state are not timed.
-            Request::Readiness(_)
-            | Request::NodeStatus
-            | Request::NodeCheck
-            | Request::BgpPeers
-            | Request::BgpRoutes(_)
-            | Request::BgpExplain(_)
-            | Request::BgpRefresh(_)
-            | Request::IpamShow
-            | Request::IpamFind(_)
-            | Request::IpamRelease(_)
-            | Request::IpamReleaseNode(_)
-            | Request::IpamCheck(_) => return self.picture(request).await,
-        };
+        let (name, started) = (timed_as(&request), Instant::now());
         let result = self.serve(request).await;
-        self.metrics.observe(name, result.is_ok(), started.elapsed().as_secs_f64());
+        if let Some(name) = name {
+            self.metrics.observe(name, result.is_ok(), started.elapsed().as_secs_f64());
+        }
         result
     }
 
-    async fn serve(&self, request: Request) -> Result<Response, RpcError> {
-        match request {
-            Request::PodAnnotations(request) => {
-                self.ipam.pod_annotations(&request).await.map(Response::PodAnnotations)
-            }
-            Request::Assign(request) => {
-                let assignment = self.ipam.assign(*request).await?;
-                self.claim_ahead(&assignment.nearly_full);
-                Ok(Response::Assigned(Assigned {
-                    addresses: assignment.addresses,
-                    blocks: assignment.blocks,
-                    sequence: assignment.sequence,
-                    mtu: *self.ipam.mtu.borrow(),
-                }))
-            }
-            Request::EndpointUp(endpoint) => self.endpoint_up(&endpoint),
-            Request::Release(request) => self.release(request).await.map(Response::Released),
-            Request::Check(request) => self.ipam.check(&request).map(|()| Response::Done),
-            Request::Attachments(request) => {
-                self.ipam.attachments(&request).map(Response::Attachments)
-            }
-            other => self.picture(other).await,
-        }
+    async fn assign(&self, request: AssignRequest) -> Result<Assigned, RpcError> {
+        let assignment = self.ipam.assign(request).await?;
+        self.claim_ahead(&assignment.nearly_full);
+        Ok(Assigned {
+            addresses: assignment.addresses,
+            blocks: assignment.blocks,
+            sequence: assignment.sequence,
+            mtu: *self.ipam.mtu.borrow(),
+        })
     }
 
     async fn release(&self, release: Release) -> Result<Released, RpcError> {
@@ -133,7 +101,7 @@ impl Api {
 
     /// The last word before a pod's link goes up: it must not, if the addresses were released or
     /// given to a newer ADD in the meantime.
-    fn endpoint_up(&self, endpoint: &EndpointUp) -> Result<Response, RpcError> {
+    fn endpoint_up(&self, endpoint: &EndpointUp) -> Result<(), RpcError> {
         let record = self.ipam.unblocked(|service| service.lookup(&endpoint.attachment));
         let record = record.map_err(|error| again(&error))?;
         match record {
@@ -145,7 +113,7 @@ impl Api {
                     pod = record.pod,
                     "endpoint up"
                 );
-                Ok(Response::Done)
+                Ok(())
             }
             _ => Err(RpcError {
                 kind: ErrorKind::TryAgain,
@@ -165,8 +133,18 @@ impl Api {
         }
     }
 
-    async fn picture(&self, request: Request) -> Result<Response, RpcError> {
+    async fn serve(&self, request: Request) -> Result<Response, RpcError> {
         match request {
+            Request::PodAnnotations(request) => {
+                self.ipam.pod_annotations(&request).await.map(Response::PodAnnotations)
+            }
+            Request::Assign(request) => self.assign(*request).await.map(Response::Assigned),
+            Request::EndpointUp(endpoint) => self.endpoint_up(&endpoint).map(|()| Response::Done),
+            Request::Release(request) => self.release(request).await.map(Response::Released),
+            Request::Check(request) => self.ipam.check(&request).map(|()| Response::Done),
+            Request::Attachments(request) => {
+                self.ipam.attachments(&request).map(Response::Attachments)
+            }
             Request::Readiness(request) => {
                 let request = request.unwrap_or_default();
                 let failure = block_in_place(|| problems::of_store(&self.ipam.service));
@@ -189,25 +167,14 @@ impl Api {
                 Ok(Response::BgpPeers(bgp::peer_statuses(&picture)))
             }
             Request::BgpRoutes(request) => {
-                let picture = self.speaker_picture(Pictured::All).await;
-                let kernel = Arc::clone(&self.installed.borrow());
-                let routes = bgp::route_statuses(&picture, request.within, &kernel);
-                Ok(Response::BgpRoutes(routes))
+                Ok(Response::BgpRoutes(self.bgp_routes(request.within).await))
             }
             Request::BgpExplain(request) => {
-                let current = self.speaker.borrow().clone();
-                let explanation = match current {
-                    Some((_, speaker)) => speaker.explain(request.prefix).await,
-                    None => None,
-                };
-                let kernel = Arc::clone(&self.installed.borrow());
-                let explained = explain::explained(request.prefix, explanation, &kernel);
+                let explained = self.bgp_explained(request.prefix).await;
                 Ok(Response::BgpExplained(Box::new(explained)))
             }
             Request::BgpRefresh(request) => {
-                let current = self.speaker.borrow().clone();
-                let speaker = current.map(|(_, speaker)| speaker);
-                bgp::refresh(speaker, request).await.map(Response::BgpRefreshed)
+                bgp::refresh(self.speaker(), request).await.map(Response::BgpRefreshed)
             }
             Request::IpamShow => Ok(Response::IpamShow(self.ipam_status()?)),
             Request::IpamFind(what) => Ok(Response::IpamFound(Box::new(self.find(&what)?))),
@@ -221,22 +188,31 @@ impl Api {
             Request::IpamCheck(request) => {
                 self.check_addresses(request.fix).await.map(Response::IpamChecked)
             }
-            Request::PodAnnotations(_)
-            | Request::Assign(_)
-            | Request::EndpointUp(_)
-            | Request::Release(_)
-            | Request::Check(_)
-            | Request::Attachments(_) => Err(RpcError {
-                kind: ErrorKind::Internal,
-                message: "a request of the plugin was taken for a question".to_owned(),
-            }),
         }
     }
 
+    fn speaker(&self) -> Option<Handle> {
+        self.speaker.borrow().as_ref().map(|(_, speaker)| speaker.clone())
+    }
+
+    async fn bgp_routes(&self, within: Option<Prefix>) -> Vec<RouteStatus> {
+        let picture = self.speaker_picture(Pictured::All).await;
+        let kernel = Arc::clone(&self.installed.borrow());
+        bgp::route_statuses(&picture, within, &kernel)
+    }
+
+    async fn bgp_explained(&self, prefix: Prefix) -> Explained {
+        let explanation = match self.speaker() {
+            Some(speaker) => speaker.explain(prefix).await,
+            None => None,
+        };
+        let kernel = Arc::clone(&self.installed.borrow());
+        explain::explained(prefix, explanation, &kernel)
+    }
+
     async fn speaker_picture(&self, of: Pictured) -> twill_bgp_speaker::Snapshot {
-        let current = self.speaker.borrow().clone();
-        match current {
-            Some((_, speaker)) => speaker.snapshot(of).await,
+        match self.speaker() {
+            Some(speaker) => speaker.snapshot(of).await,
             None => twill_bgp_speaker::Snapshot::default(),
         }
     }
@@ -315,6 +291,30 @@ impl Api {
                 .map(claim)
                 .collect(),
         })
+    }
+}
+
+/// The name under which a request of the plugin is timed; what people ask and order is not, and STATUS is not.
+fn timed_as(request: &Request) -> Option<&'static str> {
+    match request {
+        Request::PodAnnotations(_) => Some("pod_annotations"),
+        Request::Assign(_) => Some("assign"),
+        Request::EndpointUp(_) => Some("endpoint_up"),
+        Request::Release(_) => Some("release"),
+        Request::Check(_) => Some("check"),
+        Request::Attachments(_) => Some("attachments"),
+        Request::Readiness(_)
+        | Request::NodeStatus
+        | Request::NodeCheck
+        | Request::BgpPeers
+        | Request::BgpRoutes(_)
+        | Request::BgpExplain(_)
+        | Request::BgpRefresh(_)
+        | Request::IpamShow
+        | Request::IpamFind(_)
+        | Request::IpamRelease(_)
+        | Request::IpamReleaseNode(_)
+        | Request::IpamCheck(_) => None,
     }
 }
 
