@@ -101,7 +101,7 @@ impl Nat {
     }
 
     fn found(&mut self) -> Result<Option<Found>, Error> {
-        let found = self.socket.ask(&table::get(), "list table inet twill", |_, attributes| {
+        let found = self.socket.ask(&table::get(), "table inet twill", |_, attributes| {
             Some(match find(attributes, table::USERDATA).and_then(table::comment) {
                 Some(table::COMMENT) => Found::Ours,
                 _ => Found::Others,

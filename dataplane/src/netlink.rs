@@ -1,6 +1,9 @@
 //! Synchronous rtnetlink: several requests in one send, errors by sequence number.
 
-use std::io;
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
@@ -21,8 +24,9 @@ pub(crate) const MAX_BATCH: usize = 128;
 /// The kernel builds dump answers in pieces of at most 32 KiB.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
-/// How often a dump that the kernel calls inconsistent is tried again.
-const DUMP_ATTEMPTS: usize = 10;
+/// How long a dump that the kernel calls inconsistent is tried again. Each link that comes or goes makes
+/// a dump of links so, and one of thousands takes long enough to meet some of them.
+const DUMP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One request: a message and its `NLM_F_*` flags (CREATE, EXCL, REPLACE).
 #[derive(Debug, Clone)]
@@ -323,7 +327,7 @@ impl Socket {
         what: &'static str,
         pick: impl Fn(NetlinkBuffer<&[u8]>) -> Result<Option<T>, Error>,
     ) -> Result<Vec<T>, Error> {
-        for _ in 0..DUMP_ATTEMPTS {
+        until_consistent(what, || {
             let mut bytes = Vec::with_capacity(128);
             append(self, &mut bytes);
             let mut found = Vec::new();
@@ -331,11 +335,8 @@ impl Socket {
                 found.extend(pick(message)?);
                 Ok(())
             })?;
-            if consistent {
-                return Ok(found);
-            }
-        }
-        Err(Error::Interrupted(what))
+            Ok(consistent.then_some(found))
+        })
     }
 
     /// Like [`Socket::dump`].
@@ -360,30 +361,15 @@ impl Socket {
         mut handle: impl FnMut(NetlinkBuffer<&[u8]>) -> Result<(), Error>,
     ) -> Result<bool, Error> {
         self.send(request)?;
-        let sequence = self.sequence;
-        let (mut consistent, mut done) = (true, false);
-        let mut failed = None;
-        while !done {
-            for_each_raw(self.receive()?, &mut |message| {
-                if message.sequence_number() != sequence {
-                    return Ok(());
-                }
-                consistent &= message.flags() & NLM_F_DUMP_INTR == 0;
-                match message.message_type() {
-                    NLMSG_ERROR => failed = acknowledgement(message.payload())?,
-                    // The dump's own error number, if it has one.
-                    NLMSG_DONE => {
-                        let code = message.payload().first_chunk();
-                        failed = code.and_then(|code| kernel_error(i32::from_ne_bytes(*code), &[]));
-                    }
-                    _ => return handle(message),
-                }
-                done = true;
-                Ok(())
+        let mut dump = Dump::new(self.sequence);
+        while !dump.done {
+            for_each_raw(self.receive()?, &mut |message| match dump.is_entry(&message)? {
+                true => handle(message),
+                false => Ok(()),
             })?;
         }
-        match failed {
-            None => Ok(consistent),
+        match dump.failed {
+            None => Ok(dump.consistent),
             Some(source) => Err(Error::kernel(format_args!("list {what}"), source)),
         }
     }
@@ -467,6 +453,64 @@ fn untold() -> Error {
     Error::Decode("an answer about the forwarding of packets does not tell it".to_owned())
 }
 
+/// How far a dump has come, by what its messages say.
+#[derive(Debug)]
+pub(crate) struct Dump {
+    sequence: u32,
+    /// Whether the table has stayed the same so far. If not, entries may be missing that were there all along.
+    pub(crate) consistent: bool,
+    /// Whether there is nothing more to come.
+    pub(crate) done: bool,
+    pub(crate) failed: Option<KernelError>,
+}
+
+impl Dump {
+    /// Of the answers to the request of this number.
+    pub(crate) fn new(sequence: u32) -> Self {
+        Self { sequence, consistent: true, done: false, failed: None }
+    }
+
+    /// Takes note of a message; whether it is an entry of the table.
+    pub(crate) fn is_entry(&mut self, message: &NetlinkBuffer<&[u8]>) -> Result<bool, Error> {
+        if message.sequence_number() != self.sequence {
+            return Ok(false);
+        }
+        self.consistent &= message.flags() & NLM_F_DUMP_INTR == 0;
+        match message.message_type() {
+            NLMSG_ERROR => self.failed = acknowledgement(message.payload())?,
+            // The dump's own error number, if it has one.
+            NLMSG_DONE => {
+                let code = message.payload().first_chunk();
+                self.failed = code.and_then(|code| kernel_error(i32::from_ne_bytes(*code), &[]));
+            }
+            _ => return Ok(true),
+        }
+        self.done = true;
+        Ok(false)
+    }
+}
+
+/// Reads a table until it stays the same meanwhile. Of one that did not, nothing is believed: what has
+/// been there all along may be missing, and would be taken for gone.
+pub(crate) fn until_consistent<T>(
+    what: &'static str,
+    mut read: impl FnMut() -> Result<Option<T>, Error>,
+) -> Result<T, Error> {
+    const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+    let began = Instant::now();
+    let mut pause = Duration::from_micros(100);
+    loop {
+        if let Some(found) = read()? {
+            return Ok(found);
+        }
+        if began.elapsed() >= DUMP_PATIENCE {
+            return Err(Error::Interrupted(what));
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
 /// Hands over each netlink message in a datagram, decoded.
 fn for_each_message(
     datagram: &[u8],
@@ -539,4 +583,61 @@ fn kernel_error(code: i32, rest: &[u8]) -> Option<KernelError> {
         .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
         .map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
     Some(KernelError { errno: Errno::from_raw(code.saturating_abs()), message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of `nlmsghdr` and payload.
+    fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let length = 16 + payload.len() as u32;
+        let parts = [
+            &length.to_ne_bytes()[..],
+            &kind.to_ne_bytes(),
+            &flags.to_ne_bytes(),
+            &sequence.to_ne_bytes(),
+            &[0; 4],
+            payload,
+        ];
+        parts.concat()
+    }
+
+    #[test]
+    fn what_the_messages_of_a_dump_say() {
+        const ENTRY: u16 = 16;
+        let busy = (-(Errno::EBUSY as i32)).to_ne_bytes();
+        let (entry, done) = (message(ENTRY, 2, 7, &[0; 4]), message(NLMSG_DONE, 2, 7, &[0; 4]));
+        let changed = message(ENTRY, NLM_F_DUMP_INTR, 7, &[0; 4]);
+        let cut = message(NLMSG_DONE, NLM_F_DUMP_INTR, 7, &[0; 4]);
+        let [refused, broken] = [NLMSG_ERROR, NLMSG_DONE].map(|kind| message(kind, 2, 7, &busy));
+        let of_another = message(NLMSG_DONE, NLM_F_DUMP_INTR, 6, &busy);
+        let cases = [
+            (vec![&of_another, &entry, &entry, &done], (2, true, true, None)),
+            (vec![&entry], (1, true, false, None)),
+            (vec![&entry, &changed, &done], (2, false, true, None)),
+            (vec![&entry, &cut], (1, false, true, None)),
+            (vec![&entry, &broken], (1, true, true, Some(Errno::EBUSY))),
+            (vec![&refused], (0, true, true, Some(Errno::EBUSY))),
+        ];
+        for (messages, expected) in cases {
+            let mut dump = Dump::new(7);
+            let entries = messages
+                .iter()
+                .filter(|bytes| dump.is_entry(&NetlinkBuffer::new(&bytes[..])).unwrap())
+                .count();
+            let failed = dump.failed.map(|error| error.errno);
+            assert_eq!((entries, dump.consistent, dump.done, failed), expected);
+        }
+    }
+
+    #[test]
+    fn a_table_is_read_until_it_stays_the_same() {
+        let mut tries = 0;
+        let found = until_consistent("links", || {
+            tries += 1;
+            Ok((tries > 20).then_some(tries))
+        });
+        assert_eq!(found.unwrap(), 21);
+    }
 }

@@ -3,9 +3,7 @@
 
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
 use netlink_sys::{SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::{
     errno::Errno,
@@ -14,7 +12,7 @@ use nix::{
 
 use crate::{
     Error, KernelError,
-    netlink::{acknowledgement, for_each_raw, push_attribute},
+    netlink::{Dump, acknowledgement, for_each_raw, push_attribute, until_consistent},
 };
 
 /// `NFNL_SUBSYS_NFTABLES`, the high octet of each message type.
@@ -194,36 +192,32 @@ impl Socket {
     pub(crate) fn ask<T>(
         &mut self,
         question: &Message,
-        step: &str,
+        what: &'static str,
         mut pick: impl FnMut(u8, &[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
         let is_dump = question.flags & NLM_F_DUMP == NLM_F_DUMP;
-        let mut bytes = Vec::new();
-        self.append(&mut bytes, question, NLM_F_ACK);
-        self.send(&bytes)?;
-        let sequence = self.sequence;
-        let (mut found, mut failed, mut done) = (Vec::new(), None, false);
-        while !done {
-            for_each_raw(self.receive()?, &mut |message| {
-                if message.sequence_number() != sequence {
-                    return Ok(());
-                }
-                match message.message_type() {
-                    NLMSG_ERROR => {
-                        failed = acknowledgement(message.payload())?;
-                        done |= failed.is_some() || !is_dump;
+        // The end of a list tells that it is done; the one answer to another question does not.
+        let ack = if is_dump { 0 } else { NLM_F_ACK };
+        until_consistent(what, || {
+            let mut bytes = Vec::new();
+            self.append(&mut bytes, question, ack);
+            self.send(&bytes)?;
+            let mut dump = Dump::new(self.sequence);
+            let mut found = Vec::new();
+            while !dump.done {
+                for_each_raw(self.receive()?, &mut |message| {
+                    if dump.is_entry(&message)? {
+                        found.extend(payload(&message).and_then(|(f, rest)| pick(f, rest)));
                     }
-                    NLMSG_DONE => done = true,
-                    _ => found.extend(payload(&message).and_then(|(f, rest)| pick(f, rest))),
-                }
-                Ok(())
-            })?;
-        }
-        match failed {
-            None => Ok(found),
-            Some(error) if error.errno == Errno::ENOENT => Ok(Vec::new()),
-            Some(error) => Err(Error::kernel(step, error)),
-        }
+                    Ok(())
+                })?;
+            }
+            match dump.failed {
+                None => Ok(dump.consistent.then_some(found)),
+                Some(error) if error.errno == Errno::ENOENT => Ok(Some(Vec::new())),
+                Some(error) => Err(Error::kernel(format_args!("list {what}"), error)),
+            }
+        })
     }
 
     fn append(&mut self, bytes: &mut Vec<u8>, message: &Message, flags: u16) {

@@ -14,4 +14,5 @@ mod kernel {
     mod pod_check;
     mod pod_del;
     mod pod_restore;
+    mod tables;
 }

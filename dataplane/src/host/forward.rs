@@ -72,7 +72,7 @@ pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
         flags: NLM_F_DUMP,
         attributes: Attributes::new(),
     };
-    let found = socket.ask(&question, "list chains", base_chain)?;
+    let found = socket.ask(&question, "chains", base_chain)?;
     let mut chains = Vec::new();
     for (protocol, mut chain) in found {
         for (from, to) in rules(&mut socket, protocol, &chain)? {
@@ -128,7 +128,7 @@ fn rules(
         flags: NLM_F_DUMP,
         attributes: Attributes::new().text(TABLE, &chain.table).text(CHAIN, &chain.chain),
     };
-    socket.ask(&question, "list rules", |_, bytes| Some(accepts(find(bytes, EXPRESSIONS)?)))
+    socket.ask(&question, "rules", |_, bytes| Some(accepts(find(bytes, EXPRESSIONS)?)))
 }
 
 /// What a rule matches on, as far as it is looked at here.
