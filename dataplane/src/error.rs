@@ -1,4 +1,4 @@
-use std::{io, net::IpAddr, path::PathBuf};
+use std::{io, net::IpAddr, path::PathBuf, time::Instant};
 
 use nix::errno::Errno;
 use twill_sys::NetnsError;
@@ -140,5 +140,37 @@ impl Error {
             Self::Kernel { source, .. } => Some(source.errno),
             _ => None,
         }
+    }
+}
+
+/// Repeats a look at the kernel's tables that change faster than they can be read, until a deadline: each such look takes
+/// seconds, and whoever cannot do without has more time than that.
+pub fn while_interrupted<T>(
+    deadline: Instant,
+    mut look: impl FnMut() -> Result<T, Error>,
+) -> Result<T, Error> {
+    loop {
+        match look() {
+            Err(Error::Interrupted(_)) if Instant::now() < deadline => {}
+            found => return found,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn only_what_changes_too_fast_is_looked_at_again() {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut answers = vec![Ok(7), Err(Error::Interrupted("links"))];
+        assert_eq!(while_interrupted(deadline, || answers.pop().unwrap()).unwrap(), 7);
+        let mut answers = vec![Ok(7), Err(Error::Decode(String::new()))];
+        assert!(while_interrupted(deadline, || answers.pop().unwrap()).is_err());
+        let mut answers = vec![Ok(7), Err(Error::Interrupted("links"))];
+        assert!(while_interrupted(Instant::now(), || answers.pop().unwrap()).is_err());
     }
 }

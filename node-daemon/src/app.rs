@@ -32,6 +32,7 @@ use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore::{self, Snapshot},
     http, install,
+    look::at_start,
     node::Node,
     reaper, result_cache, server,
     spool::Spool,
@@ -287,11 +288,12 @@ fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>
 
 /// Writes the records of pods that run and that the store does not know of; says how many.
 fn rebuild(service: &Service) -> anyhow::Result<usize> {
-    let links = host_links().context("cannot list the pods' links")?;
+    let links = at_start(host_links).context("cannot list the pods' links")?;
     if !service.misses(links.iter().filter_map(Link::twill_alias).collect())? {
         return Ok(0);
     }
-    Ok(service.rebuild(living_pods().context("cannot list the pods' links")?)?)
+    let pods = at_start(living_pods).context("cannot list the pods' links")?;
+    Ok(service.rebuild(pods)?)
 }
 
 /// The signals to stop. One that comes while nobody waits is not lost.

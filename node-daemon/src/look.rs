@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use twill_dataplane::{
     Link,
     pod::{FoundPodLink, host_links, pod_links, remove_leftover},
+    while_interrupted,
 };
 use twill_ipam::{
     BlockSummary, Death, Facts, Leftover, LinkFact, Liveness, PodFact, Record, RecordFact,
@@ -49,6 +50,15 @@ pub(crate) struct Look {
     pub(crate) routes: BTreeMap<u32, Vec<IpAddr>>,
 }
 
+/// A look at the kernel at the start, which is not to fail because links come and go: whoever starts the daemon
+/// again has it look again.
+pub(crate) fn at_start<T>(
+    look: impl FnMut() -> Result<T, twill_dataplane::Error>,
+) -> Result<T, twill_dataplane::Error> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    while_interrupted(Instant::now() + PATIENCE, look)
+}
+
 /// Whether a pod lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lives {
@@ -80,7 +90,7 @@ impl Looker {
         metrics: Metrics,
         pods: Option<watch::Receiver<Arc<KnownPods>>>,
     ) -> anyhow::Result<Self> {
-        let links = host_links().context("cannot list the pods' links")?;
+        let links = at_start(host_links).context("cannot list the pods' links")?;
         let start = Start {
             sequence: service.sequence()?,
             links: links.iter().map(|link| link.index).collect(),

@@ -18,6 +18,8 @@ use twill_dataplane::pod::{delete_group_links, delete_parked_links};
 use twill_ipam_store::Service;
 use twill_types::error_chain;
 
+use crate::look::at_start;
+
 /// Links destroyed in one go: others wait for the kernel's lock as long (10 take about 2 ms).
 const BATCH: usize = 10;
 /// DELs that come in a burst are answered before their links are destroyed.
@@ -80,7 +82,7 @@ impl Parked {
 /// Deletes what the process before has left. Before anybody is given an address: which of them wait
 /// for a link is not known any more.
 pub(crate) fn begin() -> Result<(), twill_dataplane::Error> {
-    let deleted = delete_group_links(BATCH, || true)?;
+    let deleted = at_start(|| delete_group_links(BATCH, || true))?;
     if deleted > 0 {
         info!(links = deleted, "deleted the links of pods that went while no daemon ran");
     }
@@ -91,34 +93,93 @@ pub(crate) fn begin() -> Result<(), twill_dataplane::Error> {
 pub(crate) async fn run(service: Arc<Service>, parked: Arc<Parked>) {
     let mut swept: Option<Instant> = None;
     loop {
-        if swept.is_none_or(|last| last.elapsed() >= SWEEP) {
-            parked.note_any();
+        let mut result = block_in_place(|| round(&service, &parked));
+        // By itself, as nobody waits for an address of these.
+        if result == Ok(false) && swept.is_none_or(|last| last.elapsed() >= SWEEP) {
+            result = block_in_place(sweep);
         }
-        match block_in_place(|| round(&service, &parked)) {
+        match result {
             Ok(true) => swept = Some(Instant::now()),
             Ok(false) => {}
-            Err(error) => {
-                parked.note_any();
-                warn!(%error, "cannot delete the links of pods that are gone");
-            }
+            Err(error) => warn!(%error, "cannot delete the links of pods that are gone"),
         }
         let _ = tokio::time::timeout(AGAIN, parked.changed.notified()).await;
         tokio::time::sleep(GATHER).await;
     }
 }
 
+/// Deletes what nobody announced.
+fn sweep() -> Result<bool, String> {
+    let deleted = delete_group_links(BATCH, || true).map_err(|error| error_chain(&error))?;
+    debug!(links = deleted, "looked for the links of pods that are gone");
+    Ok(true)
+}
+
 /// Whether it has looked for all.
 fn round(service: &Service, parked: &Parked) -> Result<bool, String> {
     let round = service.begin_round().map_err(|error| error_chain(&error))?;
-    let Waiting { known, others } = parked.take();
-    let deleted = match others {
-        true => delete_group_links(BATCH, || true),
-        false => delete_parked_links(&known, BATCH),
-    };
-    let deleted = deleted.map_err(|error| error_chain(&error))?;
+    let (deleted, others) = delete(
+        parked,
+        |known| delete_parked_links(known, BATCH),
+        || delete_group_links(BATCH, || true),
+    )
+    .map_err(|error| error_chain(&error))?;
     if others || deleted > 0 {
         debug!(links = deleted, looked_for_all = others, "deleted the links of pods that are gone");
     }
     service.end_round(round).map_err(|error| error_chain(&error))?;
     Ok(others)
+}
+
+/// Deletes what waits; says how many, and whether it has looked for all. What fails stays in mind.
+///
+/// First those that are known. To look for others can fail while links come and go, and the more links
+/// wait the longer it takes.
+fn delete<E>(
+    parked: &Parked,
+    by_index: impl FnOnce(&[u32]) -> Result<usize, E>,
+    all: impl FnOnce() -> Result<usize, E>,
+) -> Result<(usize, bool), E> {
+    let Waiting { known, others } = parked.take();
+    let named = by_index(&known).inspect_err(|_| {
+        let mut waiting = parked.waiting();
+        // More than `MOST` only if DELs came meanwhile; the next round takes them all the same.
+        waiting.known.extend(&known);
+        waiting.others |= others;
+    })?;
+    let found = match others {
+        true => all().inspect_err(|_| parked.note_any())?,
+        false => 0,
+    };
+    Ok((named + found, others))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_deleted_stays_in_mind() {
+        let parked = Parked::default();
+        parked.note(7);
+        parked.note(8);
+        let failed: Result<_, &str> = delete(&parked, |_| Err("busy"), || Ok(0));
+        assert_eq!(failed, Err("busy"));
+        // Others that cannot be looked for keep nobody from deleting these.
+        parked.note_any();
+        parked.note(9);
+        let mut gone = Vec::new();
+        let by_index = |known: &[u32]| {
+            gone.extend_from_slice(known);
+            Ok(known.len())
+        };
+        let failed = delete(&parked, by_index, || Err("the kernel's links changed"));
+        assert!(failed.is_err());
+        gone.sort_unstable();
+        assert_eq!(gone, [7, 8, 9]);
+        // They are looked for again.
+        let by_index = |known: &[u32]| Ok::<_, &str>(known.len());
+        assert_eq!(delete(&parked, by_index, || Ok(2)), Ok((2, true)));
+        assert_eq!(delete(&parked, by_index, || Ok(2)), Ok((0, false)));
+    }
 }
