@@ -300,16 +300,17 @@ impl<'a> Authority<'a> {
         let Some(standalone) = &self.standalone else {
             return Ok(None);
         };
-        if self.netconf.ipam.mode == Mode::Standalone {
-            return Ok(Some(work(standalone, self.deadline)?));
-        }
+        let only = self.netconf.ipam.mode == Mode::Standalone;
         loop {
-            match work(standalone, self.deadline.at_most(LOOK_AGAIN)) {
-                Err(StandaloneError::Busy(_)) if socket(&self.netconf.run_dir).exists() => {
-                    self.standalone = None;
-                    return Ok(None);
-                }
-                Err(StandaloneError::Busy(_)) if !self.deadline.left().is_zero() => {}
+            let deadline = if only { self.deadline } else { self.deadline.at_most(LOOK_AGAIN) };
+            let result = work(standalone, deadline);
+            let busy = matches!(result, Err(StandaloneError::Busy(_)));
+            if busy && !only && socket(&self.netconf.run_dir).exists() {
+                self.standalone = None;
+                return Ok(None);
+            }
+            match result {
+                Err(error) if error.is_passing() && !self.deadline.left().is_zero() => {}
                 done => return Ok(Some(done?)),
             }
         }

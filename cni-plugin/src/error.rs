@@ -273,7 +273,7 @@ fn dataplane_code(error: &twill_dataplane::Error) -> u32 {
         | E::AddressInUse { .. }
         | E::GatewayTaken { .. } => code::TAKEN,
         // A later call for the same attachment is under way, or a table is busy.
-        E::Superseded { .. } | E::Interrupted(_) => code::TRY_AGAIN,
+        E::Superseded { .. } | E::LinkTakenAway { .. } | E::Interrupted(_) => code::TRY_AGAIN,
         E::MtuTooSmall { .. } => code::CONFIG,
         _ => code::KERNEL,
     }

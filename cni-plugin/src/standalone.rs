@@ -14,7 +14,6 @@ use std::{
 use twill_dataplane::{
     Link, node,
     pod::{host_links, living_pods},
-    while_interrupted,
 };
 use twill_ipam::{LinkFact, Record, ReleaseOutcome, links_of};
 use twill_ipam_store::{
@@ -91,6 +90,13 @@ impl StandaloneError {
     pub(crate) fn is_of_a_daemon(&self) -> bool {
         matches!(self, Self::Busy(lock) if lock.is_of_a_daemon())
     }
+
+    /// Whether nothing is done and the same call may succeed the next moment: others had the store, or the links of
+    /// pods came and went while they were looked at.
+    pub(crate) fn is_passing(&self) -> bool {
+        use twill_dataplane::Error::Interrupted;
+        matches!(self, Self::Busy(_) | Self::Node(Interrupted(_)))
+    }
 }
 
 /// The store, opened for each request and closed again, so that calls at the same time take turns.
@@ -149,8 +155,8 @@ impl<'a> Standalone<'a> {
         match Store::open(&path, pools) {
             Ok(store) => {
                 let owned = Owned { store, path, _lock: lock };
-                owned.rebuild(until)?;
-                owned.settle(&self.netconf.run_dir, until)?;
+                owned.rebuild()?;
+                owned.settle(&self.netconf.run_dir)?;
                 Ok(owned)
             }
             Err(source) => Err(StandaloneError::Store { path, source }),
@@ -364,15 +370,13 @@ impl<'a> Standalone<'a> {
 
 impl Owned {
     /// Reads the records of pods that run from their links, where the store does not know of them.
-    fn rebuild(&self, until: Instant) -> Result<(), StandaloneError> {
+    fn rebuild(&self) -> Result<(), StandaloneError> {
         let service = self.store.service();
-        let links = while_interrupted(until, host_links)?;
-        let links = links.iter().filter_map(Link::twill_alias).collect();
+        let links = host_links()?.iter().filter_map(Link::twill_alias).collect();
         if !service.misses(links).map_err(|source| self.failed(source))? {
             return Ok(());
         }
-        let pods = while_interrupted(until, living_pods)?;
-        let rebuilt = service.rebuild(pods).map_err(|source| self.failed(source))?;
+        let rebuilt = service.rebuild(living_pods()?).map_err(|source| self.failed(source))?;
         if rebuilt > 0 {
             tracing::warn!(rebuilt, "the store did not know of pods that run; it does now");
         }
@@ -381,7 +385,7 @@ impl Owned {
 
     /// Takes back what DELs could not give back, and leaves the mark by which a DEL knows its store
     /// when the configuration has lost its pools.
-    fn settle(&self, run_dir: &Path, until: Instant) -> Result<(), StandaloneError> {
+    fn settle(&self, run_dir: &Path) -> Result<(), StandaloneError> {
         let mark = mark(run_dir);
         if !mark.exists() {
             private_file(&mark).map_err(|source| {
@@ -402,7 +406,7 @@ impl Owned {
         // As in `collect`. A DEL takes the link away before it leaves a tombstone, so one that is there is of
         // an ADD that nobody waited for.
         self.mark_collected(run_dir)?;
-        let links = while_interrupted(until, host_link_facts)?;
+        let links = host_link_facts()?;
         let is_left = |request: &ReleaseRequest| {
             let as_old = |link: &LinkFact| {
                 let numbers = link.alias.as_ref().zip(request.sequence);

@@ -1,4 +1,4 @@
-use std::{io, net::IpAddr, path::PathBuf, time::Instant};
+use std::{io, net::IpAddr, path::PathBuf};
 
 use nix::errno::Errno;
 use twill_sys::NetnsError;
@@ -89,6 +89,12 @@ pub enum Error {
         /// The sequence number of this call.
         wanted: u64,
     },
+    /// Another ADD or a DEL of the same attachment has deleted the link while it was made.
+    #[error("link `{name}` was taken away while it was made; try again")]
+    LinkTakenAway {
+        /// The link's name.
+        name: String,
+    },
     /// Another link has a host route for the pod's address.
     #[error(
         "the node has a route for {address} through `{link}` already; remove that route or link, or release the address"
@@ -140,37 +146,5 @@ impl Error {
             Self::Kernel { source, .. } => Some(source.errno),
             _ => None,
         }
-    }
-}
-
-/// Repeats a look at the kernel's tables that change faster than they can be read, until a deadline: each such look takes
-/// seconds, and whoever cannot do without has more time than that.
-pub fn while_interrupted<T>(
-    deadline: Instant,
-    mut look: impl FnMut() -> Result<T, Error>,
-) -> Result<T, Error> {
-    loop {
-        match look() {
-            Err(Error::Interrupted(_)) if Instant::now() < deadline => {}
-            found => return found,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn only_what_changes_too_fast_is_looked_at_again() {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let mut answers = vec![Ok(7), Err(Error::Interrupted("links"))];
-        assert_eq!(while_interrupted(deadline, || answers.pop().unwrap()).unwrap(), 7);
-        let mut answers = vec![Ok(7), Err(Error::Decode(String::new()))];
-        assert!(while_interrupted(deadline, || answers.pop().unwrap()).is_err());
-        let mut answers = vec![Ok(7), Err(Error::Interrupted("links"))];
-        assert!(while_interrupted(Instant::now(), || answers.pop().unwrap()).is_err());
     }
 }

@@ -26,7 +26,7 @@ pub mod pod;
 #[cfg(feature = "watch")]
 pub mod watch;
 
-pub use error::{Error, KernelError, while_interrupted};
+pub use error::{Error, KernelError};
 pub use link::Link;
 pub use message::{MacAddress, MacError};
 pub use route::NextHop;

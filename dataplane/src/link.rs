@@ -34,6 +34,8 @@ pub struct Link {
     pub up: bool,
     /// Whether it has a carrier.
     pub carrier: bool,
+    /// Whether it is one end of a veth pair.
+    pub(crate) is_veth: bool,
     /// For a veth: the index of its peer, in the peer's namespace.
     pub peer: Option<u32>,
     /// Its hardware address.
@@ -56,6 +58,7 @@ pub(crate) mod ifla {
     pub(crate) const IFNAME: u16 = 3;
     pub(crate) const MTU: u16 = 4;
     pub(crate) const LINK: u16 = 5;
+    pub(crate) const LINKINFO: u16 = 18;
     pub(crate) const IFALIAS: u16 = 20;
     pub(crate) const AF_SPEC: u16 = 26;
     pub(crate) const GROUP: u16 = 27;
@@ -81,6 +84,7 @@ impl Link {
             group: 0,
             up: flags & IFF_UP != 0,
             carrier: flags & IFF_LOWER_UP != 0,
+            is_veth: false,
             peer: None,
             mac: Vec::new(),
             ipv4: None,
@@ -92,6 +96,7 @@ impl Link {
                 ifla::IFNAME => link.name = text(value),
                 ifla::MTU => link.mtu = number(value).unwrap_or_default(),
                 ifla::LINK => link.peer = number(value),
+                ifla::LINKINFO => link.is_veth = is_veth(value),
                 ifla::IFALIAS => link.alias = Some(text(value)),
                 ifla::GROUP => link.group = number(value).unwrap_or_default(),
                 ifla::AF_SPEC => link.ipv4 = Ipv4Settings::read(value),
@@ -131,7 +136,8 @@ impl Link {
         match (self.alias.as_deref().unwrap_or_default(), self.twill_alias()) {
             ("", _) => Owner::DeadAdd,
             (_, Some(alias)) if alias.is_of(attachment) => Owner::Add(alias.sequence),
-            (alias, _) => Owner::Other(alias.to_owned()),
+            (alias, Some(_)) => Owner::Other(alias.to_owned()),
+            (alias, None) => Owner::Overwritten(alias.to_owned()),
         }
     }
 }
@@ -148,8 +154,10 @@ pub(crate) enum Owner {
     DeadAdd,
     /// The attachment's, by the ADD with this sequence number.
     Add(u64),
-    /// Somebody else's, with this alias.
+    /// Another attachment's of the same hash, with this alias.
     Other(String),
+    /// Somebody has written this in the place of whose it is.
+    Overwritten(String),
 }
 
 impl Ipv4Settings {
@@ -168,6 +176,13 @@ impl Ipv4Settings {
             rp_filter: setting(Ipv4Conf::RpFilter)?,
         })
     }
+}
+
+/// By `IFLA_LINKINFO`.
+fn is_veth(info: &[u8]) -> bool {
+    const IFLA_INFO_KIND: u16 = 1;
+    let is_it = |value: &[u8]| value.strip_suffix(&[0]).unwrap_or(value) == b"veth";
+    attributes(info).any(|attribute| attribute.kind() == IFLA_INFO_KIND && is_it(attribute.value()))
 }
 
 /// A text, which ends with a zero.

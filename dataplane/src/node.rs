@@ -1,7 +1,8 @@
 //! The node's own part: the route to the pods' gateway, forwarding, and facts about its links.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, ErrorKind::NotFound},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -72,7 +73,11 @@ pub fn ensure_forwarding(family: Family, mut tell: impl FnMut(SysctlChange)) -> 
         Ok(Some(1)) => {}
         _ => {
             for link in links_that_listen_to_routers()? {
-                ensure(&format!("ipv6/conf/{link}/accept_ra"), 2)?;
+                match ensure(&format!("ipv6/conf/{link}/accept_ra"), 2) {
+                    // The link has gone meanwhile, as links of pods do all the time.
+                    Err(Error::Sysctl { source, .. }) if source.kind() == NotFound => {}
+                    done => done?,
+                }
             }
         }
     }

@@ -12,9 +12,8 @@ use anyhow::Context;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use twill_dataplane::{
-    Link,
+    Error, Link,
     pod::{FoundPodLink, host_links, pod_links, remove_leftover},
-    while_interrupted,
 };
 use twill_ipam::{
     BlockSummary, Death, Facts, Leftover, LinkFact, Liveness, PodFact, Record, RecordFact,
@@ -52,11 +51,16 @@ pub(crate) struct Look {
 
 /// A look at the kernel at the start, which is not to fail because links come and go: whoever starts the daemon
 /// again has it look again.
-pub(crate) fn at_start<T>(
-    look: impl FnMut() -> Result<T, twill_dataplane::Error>,
-) -> Result<T, twill_dataplane::Error> {
+pub(crate) fn at_start<T>(mut look: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     const PATIENCE: Duration = Duration::from_secs(30);
-    while_interrupted(Instant::now() + PATIENCE, look)
+    let began = Instant::now();
+    loop {
+        match look() {
+            // It has taken seconds.
+            Err(Error::Interrupted(_)) if began.elapsed() < PATIENCE => {}
+            found => return found,
+        }
+    }
 }
 
 /// Whether a pod lives.
@@ -224,4 +228,18 @@ fn link_fact(link: &Link) -> LinkFact {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_the_start_only_what_changes_too_fast_is_looked_at_again() {
+        let interrupted = || Err(Error::Interrupted("links"));
+        let mut answers = vec![Ok(7), interrupted(), interrupted()];
+        assert!(matches!(at_start(|| answers.pop().unwrap_or_else(interrupted)), Ok(7)));
+        let mut answers = vec![Ok(7), Err(Error::Decode(String::new()))];
+        assert!(at_start(|| answers.pop().unwrap_or_else(interrupted)).is_err());
+    }
 }

@@ -152,6 +152,7 @@ fn main() -> ExitCode {
         checklist::d_05_an_address_of_a_pool_that_is_gone_is_given_back,
         checklist::d_05_a_store_without_daemon_is_known_without_its_pools,
         checklist::d_06_an_address_comes_back_without_the_namespace,
+        checklist::d_06_an_overwritten_alias_keeps_no_link_with_an_address_that_is_free,
         checklist::d_07_a_late_del_leaves_the_next_sandbox_alone,
         checklist::d_07_a_late_del_leaves_the_containers_next_sandbox_alone,
         checklist::d_08_del_does_without_a_previous_result,

@@ -46,7 +46,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
             tracing::info!(%attachment, "it has another namespace by now: left alone");
             return Ok(());
         }
-        outcome = del_pod(&attachment, Some(sequence), None, mode)?;
+        outcome = del_pod(&attachment, sequence, None, mode)?;
     }
     let (sequence, parked) = match outcome {
         DelOutcome::Absent => (None, None),
@@ -157,11 +157,11 @@ fn is_gone(held: &Held) -> bool {
 fn is_of_another(
     authority: &mut Authority<'_>,
     attachment: &AttachmentId,
-    sequence: u64,
+    sequence: Option<u64>,
     named: &Netns,
 ) -> bool {
     match authority.held(attachment) {
-        Ok(Some(held)) if held.sequence == sequence => {
+        Ok(Some(held)) if sequence.is_none_or(|sequence| held.sequence == sequence) => {
             held.netns_cookie != named.cookie().ok().flatten() && namespace_of(&held).is_some()
         }
         Ok(_) => false,

@@ -76,8 +76,8 @@ pub struct Prepared {
     metrics: Vec<(Prefix, u32)>,
     /// The addresses that rules were made for.
     ruled: Vec<IpAddr>,
-    /// Whether the link has to go if this is dropped.
-    unfinished: bool,
+    /// Whether the link goes if this is dropped: this call has made it, and it is not complete.
+    undo: bool,
 }
 
 /// The ways to both sides of a link.
@@ -112,7 +112,7 @@ pub fn prepare(
     let plan = Plan::new(link, sysctl::has_ipv6())?;
     let Sides { node: mut socket, mut pod } = sides;
     let planned = [HOST_MAC, plan.pod_mac].map(|mac| Hardware { mac, mtu: plan.mtu });
-    let (indexes, ends, metrics, unfinished) = match create(&mut socket, &plan, link, netns)? {
+    let (indexes, ends, metrics, undo) = match create(&mut socket, &plan, link, netns)? {
         Created::New(indexes) => (indexes, planned, Vec::new(), true),
         Created::Existing(host) => {
             let indexes = Indexes { host: host.index, pod: host.peer.unwrap_or_default() };
@@ -124,14 +124,9 @@ pub fn prepare(
         }
     };
     let ruled = Vec::new();
-    let mut prepared = Prepared { socket, pod, plan, indexes, ends, metrics, ruled, unfinished };
-    if unfinished {
-        tracing::trace!("step: pair of links made");
-        prepared.identify()?;
-        tracing::trace!("step: host's side identified and set");
-        tell(prepared.indexes.host);
-        let is_router = prepared.apply_settings(netns)?;
-        prepared.set_up_pod(link, is_router)?;
+    let mut prepared = Prepared { socket, pod, plan, indexes, ends, metrics, ruled, undo };
+    if undo && let Err(error) = prepared.set_up(link, netns, tell) {
+        return Err(prepared.reason(error));
     }
     Ok(prepared)
 }
@@ -186,8 +181,7 @@ fn create(
             (error, _) => return Err(Error::kernel(plan.create_text(), error)),
         }
     }
-    let gone = crate::KernelError { errno: Errno::ENODEV, message: None };
-    Err(Error::kernel(plan.create_text(), gone))
+    Err(Error::LinkTakenAway { name: plan.host_name.clone() })
 }
 
 /// Judges a link that has the name of our host end: `true` if it is this very ADD's and complete,
@@ -197,7 +191,9 @@ fn is_complete(found: &Link, link: &PodLink, netns: &Netns) -> Result<bool, Erro
     match found.owner(&link.attachment) {
         _ if found.is_doomed() => Ok(false),
         Owner::DeadAdd => Ok(false),
-        Owner::Other(alias) => Err(Error::HostLinkTaken { name: name(), alias }),
+        Owner::Other(alias) | Owner::Overwritten(alias) => {
+            Err(Error::HostLinkTaken { name: name(), alias })
+        }
         Owner::Add(sequence) if sequence > link.sequence => {
             Err(Error::Superseded { name: name(), found: sequence, wanted: link.sequence })
         }
@@ -224,24 +220,55 @@ impl Prepared {
 
     /// Brings the host end up and routes the pod's addresses to it.
     pub fn activate(mut self) -> Result<PodLinkUp, Error> {
-        if self.unfinished {
-            let replies = run(&mut self.socket, &self.plan.host, self.indexes)?;
-            for (op, reply) in self.plan.host.iter().zip(replies) {
-                match op {
-                    Op::HostRoute(address) => {
-                        let taken = reply.error.as_ref().is_some_and(|e| e.errno == Errno::EEXIST);
-                        if taken {
-                            return Err(self.address_in_use(*address)?);
-                        }
-                        reply.check(op)?;
-                    }
-                    _ => reply.check(op)?,
-                }
+        if self.undo {
+            if let Err(error) = self.bring_up() {
+                return Err(self.reason(error));
             }
-            self.settle_carrier()?;
-            self.unfinished = false;
+            self.undo = false;
         }
         Ok(self.link())
+    }
+
+    fn set_up(
+        &mut self,
+        link: &PodLink,
+        netns: &Netns,
+        tell: impl FnOnce(u32),
+    ) -> Result<(), Error> {
+        tracing::trace!("step: pair of links made");
+        self.identify()?;
+        tracing::trace!("step: host's side identified and set");
+        tell(self.indexes.host);
+        let is_router = self.apply_settings(netns)?;
+        self.set_up_pod(link, is_router)
+    }
+
+    fn bring_up(&mut self) -> Result<(), Error> {
+        let replies = run(&mut self.socket, &self.plan.host, self.indexes)?;
+        for (op, reply) in self.plan.host.iter().zip(replies) {
+            match op {
+                Op::HostRoute(address) => {
+                    let taken = reply.error.as_ref().is_some_and(|e| e.errno == Errno::EEXIST);
+                    if taken {
+                        return Err(self.address_in_use(*address)?);
+                    }
+                    reply.check(op)?;
+                }
+                _ => reply.check(op)?,
+            }
+        }
+        self.settle_carrier()
+    }
+
+    /// Why a step has failed. For a moment a new link does not say whose it is, and looks like one that a dead ADD
+    /// has left; another ADD or a DEL may have taken it away.
+    fn reason(&mut self, error: Error) -> Error {
+        match self.socket.link(self.indexes.host) {
+            Ok(found) if found.as_ref().is_none_or(Link::is_doomed) => {
+                Error::LinkTakenAway { name: self.plan.host_name.clone() }
+            }
+            _ => error,
+        }
     }
 
     /// The pod's end, which came up first, got its carrier only now, and until the kernel's link
@@ -341,7 +368,7 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if !self.unfinished {
+        if !self.undo {
             return;
         }
         if !self.ruled.is_empty()

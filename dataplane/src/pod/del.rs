@@ -32,15 +32,15 @@ pub enum DelOutcome {
     Absent,
     /// The link is gone, or as good as.
     Removed {
-        /// The sequence number in its alias; `None` if its ADD died before it wrote one.
+        /// The sequence number in its alias; `None` if its ADD died before it wrote one, or somebody overwrote it.
         sequence: Option<u64>,
         /// The link's index, if it waits to be deleted, for [`delete_parked_links`].
         parked: Option<u32>,
     },
     /// The link is there and does not lead to the namespace that was given. It was not touched.
     Elsewhere {
-        /// The sequence number in its alias.
-        sequence: u64,
+        /// The sequence number in its alias, if it has one.
+        sequence: Option<u64>,
     },
     /// The link belongs to a later ADD and was not touched.
     Newer {
@@ -56,7 +56,7 @@ const GONE: &[Errno] = &[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADD
 ///
 /// With `sequence` only if the link is of that ADD or an earlier one, and with the pod's namespace
 /// only if that is the one at the other end of the link: a caller that means whatever there is
-/// gives none. What is missing is success.
+/// gives none, and means a link whose alias somebody has overwritten, too. What is missing is success.
 pub fn del_pod(
     attachment: &AttachmentId,
     sequence: Option<u64>,
@@ -73,7 +73,10 @@ pub fn del_pod(
             return Ok(DelOutcome::Newer { sequence: found });
         }
         Owner::Add(found) => Some(found),
-        Owner::Other(alias) => {
+        // The name is a hash of the attachment, so who means whatever there is means this one. Its address stays in
+        // use as long as it is there.
+        Owner::Overwritten(_) if host.is_veth && sequence.is_none() => None,
+        Owner::Overwritten(alias) | Owner::Other(alias) => {
             tracing::warn!(
                 link = host.name,
                 alias,
@@ -86,10 +89,8 @@ pub fn del_pod(
     let cannot = |error| tracing::warn!(link = host.name, %error, "cannot clear the pod's end");
     let end = match netns.map(|netns| PodEnd::find(netns, &host)) {
         None => None,
-        Some(Ok(None)) => match found {
-            Some(sequence) => return Ok(DelOutcome::Elsewhere { sequence }),
-            None => None,
-        },
+        // Also one without an alias: an ADD for another namespace may have made it this moment.
+        Some(Ok(None)) => return Ok(DelOutcome::Elsewhere { sequence: found }),
         Some(Ok(end)) => end,
         Some(Err(error)) => {
             cannot(error);
@@ -140,7 +141,8 @@ pub fn remove_leftover(found: &Link) -> Result<bool, Error> {
 /// does not look at the namespace otherwise. Without the link there is nothing to tell them by.
 pub fn clear_rules(attachment: &AttachmentId, netns: &Netns) -> Result<(), Error> {
     let found = Socket::open()?.link_by_name(&host_link_name(attachment))?;
-    let Some(host) = found.filter(|host| matches!(host.owner(attachment), Owner::Add(_))) else {
+    let may_be_its = |owner| matches!(owner, Owner::Add(_) | Owner::Overwritten(_));
+    let Some(host) = found.filter(|host| may_be_its(host.owner(attachment))) else {
         return Ok(());
     };
     PodEnd::find(netns, &host)?.map_or(Ok(()), |end| end.clear_rules(&host))

@@ -2,6 +2,7 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use twill_dataplane::{Error, node};
+use twill_types::Family;
 
 use crate::common::*;
 
@@ -43,6 +44,21 @@ fn forwarding_keeps_router_advertisements() {
         );
         assert_eq!(sysctl("ipv6/conf/uplink/forwarding"), "1");
         assert_eq!(ensure_forwarding(), []);
+    });
+}
+
+/// As pods' links do all the time.
+#[test]
+fn a_link_that_goes_meanwhile_keeps_no_node_from_forwarding() {
+    on_a_node(|| {
+        ip("link add one type veth peer name two");
+        node::ensure_forwarding(Family::V6, |change| {
+            if change.key == "net/ipv6/conf/one/accept_ra" {
+                ip("link del one");
+            }
+        })
+        .unwrap();
+        assert_eq!(sysctl("ipv6/conf/all/forwarding"), "1");
     });
 }
 

@@ -1,11 +1,12 @@
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
+    thread,
     time::Duration,
 };
 
 use twill_dataplane::{
     Error, Netns, node,
-    pod::{PodLink, PodLinkUp, PodRoute, check_pod, host_link, pod_links},
+    pod::{self, PodLink, PodLinkUp, PodRoute, Prepared, Sides, check_pod, host_link, pod_links},
 };
 use twill_types::{Family, LinkAlias, Prefix};
 
@@ -363,5 +364,35 @@ fn pods_are_found_again() {
         assert_eq!(found[0].alias, Some(LinkAlias::new(&link.attachment, 5)));
         assert_eq!(found[0].addresses, link.addresses);
         assert_eq!((found[1].link.name.as_str(), &found[1].alias), (dead.as_str(), &None));
+    });
+}
+
+/// Another ADD, or a DEL, takes the link for a dead ADD's, or means it. The runtime may try again.
+#[test]
+fn an_add_whose_link_is_taken_away_meanwhile_is_told_to_try_again() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = pod_link("a", &["10.10.0.5", "fd00:10::5"]);
+        let name = link.host_ifname();
+        let sides = Sides::open(&pod).unwrap();
+        let gone = pod::prepare(&link, &pod, sides, |_| drop(ip(&format!("link del {name}"))));
+        assert!(matches!(gone, Err(Error::LinkTakenAway { .. })), "{gone:?}");
+        let prepared = prepare(&link, &pod).unwrap();
+        ip(&format!("link del {name}"));
+        let gone = prepared.activate();
+        assert!(matches!(gone, Err(Error::LinkTakenAway { .. })), "{gone:?}");
+        assert_nothing_left(&pod);
+        // Two at a time: before the link says whose it is, each may take the other's away.
+        for _ in 0..50 {
+            let add = || prepare(&link, &pod).and_then(Prepared::activate);
+            let results = thread::scope(|scope| {
+                [scope.spawn(add), scope.spawn(add)].map(|add| add.join().unwrap())
+            });
+            for result in results {
+                let is_fine = matches!(result, Ok(_) | Err(Error::LinkTakenAway { .. }));
+                assert!(is_fine, "{result:?}");
+            }
+            let _ = try_ip(&format!("link del {name}"));
+        }
     });
 }

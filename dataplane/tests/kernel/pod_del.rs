@@ -117,7 +117,7 @@ fn a_del_needs_no_namespace() {
         add(&second, &two);
         for mode in [DelMode::Deferred, DelMode::Immediate] {
             let outcome = del_pod(&first.attachment, None, Some(&two), mode).unwrap();
-            assert_eq!(outcome, DelOutcome::Elsewhere { sequence: 5 });
+            assert_eq!(outcome, DelOutcome::Elsewhere { sequence: Some(5) });
             assert_eq!(check_pod(&first.expected(), &one).unwrap(), []);
         }
         let outcome = del_pod(&first.attachment, None, None, DelMode::Deferred).unwrap();
@@ -148,12 +148,61 @@ fn a_del_after_a_dead_add() {
         let outcome = del_pod(&link.attachment, Some(1), None, DelMode::Deferred).unwrap();
         assert_removed(outcome, None);
         assert_eq!(delete_group_links(10, || true).unwrap(), 1);
-        // A link that only has the name is not touched.
-        ip(&format!("link add {} type veth peer name other", link.host_ifname()));
-        ip(&format!("link set {} alias mine", link.host_ifname()));
-        let outcome = del_pod(&link.attachment, None, None, DelMode::Immediate).unwrap();
-        assert_eq!(outcome, DelOutcome::Absent);
-        ip("link show other");
+    });
+}
+
+/// The ADD for another namespace has made it this moment, and says whose it is in the next.
+#[test]
+fn a_del_spares_a_link_without_alias_that_leads_to_another_namespace() {
+    on_a_node(|| {
+        let (pod, left) = (pod_netns(), pod_netns());
+        let link = pod_link("a", &["10.10.0.5"]);
+        let name = link.host_ifname();
+        add(&link, &pod);
+        batch(&format!("link set dev {name} alias \"\"\n"));
+        for mode in [DelMode::Deferred, DelMode::Immediate] {
+            let outcome = del_pod(&link.attachment, None, Some(&left), mode).unwrap();
+            assert_eq!(outcome, DelOutcome::Elsewhere { sequence: None });
+            ip(&format!("link show dev {name} up"));
+        }
+        let outcome = del_pod(&link.attachment, None, Some(&pod), DelMode::Deferred).unwrap();
+        assert_removed(outcome, None);
+    });
+}
+
+/// The name is a hash of the attachment, so the pod has not gone with the alias, nor has its address.
+#[test]
+fn a_del_cuts_off_a_link_whose_alias_is_overwritten() {
+    on_a_node(|| {
+        let (pod, other) = (pod_netns(), pod_netns());
+        let link = pod_link("a", &["10.10.0.5"]);
+        let name = link.host_ifname();
+        let del = |sequence, netns, mode| del_pod(&link.attachment, sequence, netns, mode).unwrap();
+        for netns in [Some(&pod), None] {
+            for mode in [DelMode::Deferred, DelMode::Immediate] {
+                add(&link, &pod);
+                ip(&format!("link set dev {name} alias somebody"));
+                // Who means the link of one ADD does not mean this one.
+                assert_eq!(del(Some(5), netns, mode), DelOutcome::Absent);
+                let outcome = del(None, Some(&other), mode);
+                assert_eq!(outcome, DelOutcome::Elsewhere { sequence: None });
+                ip(&format!("link show dev {name} up"));
+                assert_removed(del(None, netns, mode), None);
+                assert_eq!(ip("route show proto 116"), GATEWAY);
+                delete_group_links(10, || true).unwrap();
+                assert_eq!(ip("-o link show").lines().count(), 1);
+            }
+        }
+        // Of another attachment with the same hash, and no link of ours at all.
+        add(&link, &pod);
+        ip(&format!("link set dev {name} alias twill;seq=1;net=n;id=c;if=e"));
+        assert_eq!(del(None, Some(&pod), DelMode::Immediate), DelOutcome::Absent);
+        ip(&format!("link show dev {name} up"));
+        ip(&format!("link del {name}"));
+        ip(&format!("link add {name} type bridge"));
+        ip(&format!("link set dev {name} alias somebody"));
+        assert_eq!(del(None, None, DelMode::Immediate), DelOutcome::Absent);
+        ip(&format!("link show {name}"));
     });
 }
 

@@ -145,6 +145,35 @@ pub(crate) fn d_06_an_address_comes_back_without_the_namespace() -> Result<()> {
     site.as_new()
 }
 
+/// Somebody has written over the alias of the link, which does not say any more whose it is: its name does.
+pub(crate) fn d_06_an_overwritten_alias_keeps_no_link_with_an_address_that_is_free() -> Result<()> {
+    let site = Site::new()?;
+    let named = |host: &Namespace| -> Result<String> {
+        let links = host.ip("-oneline link show type veth")?;
+        let link = links.split([' ', '@']).find(|word| word.starts_with("twl"));
+        link.map(str::to_owned).context("no link of a pod")
+    };
+    for netns in [None, Some("")] {
+        site.add()?;
+        site.host.ip(&format!("link set dev {} alias somebody", named(&site.host)?))?;
+        let call = site.call("DEL")?;
+        let call = netns.iter().fold(call, |call, netns| call.set("CNI_NETNS", netns));
+        call.run()?.silent()?;
+        site.as_new()?;
+    }
+    let mut lab = one_node()?;
+    let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    node.namespace().ip(&format!("link set dev {} alias somebody", named(node.namespace())?))?;
+    node.runtime().del(node.namespace(), pod.attachment())?;
+    wait_for("the link to go", SECONDS, || {
+        let links = node.namespace().ip("-oneline link show type veth")?;
+        Ok((!links.contains("twl") && !links.contains("twd")).then_some(()))
+    })?;
+    ensure!(node.addresses_in_use()? == 0, "{} addresses are in use", node.addresses_in_use()?);
+    Ok(())
+}
+
 pub(crate) fn d_07_a_late_del_leaves_the_next_sandbox_alone() -> Result<()> {
     let site = Site::new()?;
     let gone = Namespace::create("gone")?;
