@@ -155,6 +155,7 @@ fn main() -> ExitCode {
         checklist::d_06_an_overwritten_alias_keeps_no_link_with_an_address_that_is_free,
         checklist::d_07_a_late_del_leaves_the_next_sandbox_alone,
         checklist::d_07_a_late_del_leaves_the_containers_next_sandbox_alone,
+        checklist::d_07_a_late_del_leaves_it_alone_also_where_no_store_can_be_asked,
         checklist::d_08_del_does_without_a_previous_result,
         checklist::d_09_del_fails_only_where_it_has_to,
         checklist::d_09_del_fails_as_long_as_another_plugin_does,

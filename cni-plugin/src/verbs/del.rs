@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use twill_dataplane::{
     Netns,
-    pod::{DelMode, DelOutcome, clear_rules, del_pod},
+    pod::{DelMode, DelOutcome, del_pod},
 };
 use twill_rpc::message::Held;
 use twill_sys::netns::{AtPath, look};
@@ -27,10 +27,12 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     if let Some(delegate) = Delegate::of(call) {
         let deadline = call.deadline_of_del();
         // No daemon need run to delete the link.
-        if let Some(Err(error)) = netns.as_ref().map(|netns| clear_rules(&attachment, netns)) {
-            tracing::warn!(%error, "cannot take away the rules in the pod");
+        let outcome = del_pod(&attachment, None, netns.as_ref(), DelMode::Immediate)?;
+        // Nor does any store say for which namespace it was made. A link goes with its own, so that one exists.
+        if let DelOutcome::Elsewhere { .. } = outcome {
+            tracing::info!(%attachment, "it has another namespace by now: left alone");
+            return Ok(());
         }
-        let outcome = del_pod(&attachment, None, None, DelMode::Immediate)?;
         // If our own store gave its addresses, the configuration has changed since.
         if let DelOutcome::Removed { sequence: Some(sequence @ 1..), parked } = outcome {
             let mut authority = Authority::holding(&call.netconf, deadline.before(OWN_STORE));
@@ -153,7 +155,8 @@ fn is_gone(held: &Held) -> bool {
 
 /// Whether a link that does not lead to the namespace which the runtime names was made for another
 /// one, that is at its path: then this is a late DEL of a container that was started again under its
-/// old id. Where the store cannot tell, it is not.
+/// old id. Where the store knows nothing of it, it is not; where it cannot be asked, it is: if that is wrong, the
+/// link goes with its namespace, and what it had is found by the daemon.
 fn is_of_another(
     authority: &mut Authority<'_>,
     attachment: &AttachmentId,
@@ -167,7 +170,7 @@ fn is_of_another(
         Ok(_) => false,
         Err(error) => {
             tracing::warn!(%attachment, %error, "cannot see whose link it is");
-            false
+            true
         }
     }
 }

@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 use twill_tests::{netns::Namespace, ping, programs, snapshot::Snapshot, wait::wait_for};
 
-use super::{Call, Site};
+use super::{Call, Site, delegate};
 use crate::{
     SECONDS,
     plugin::{one_node, refusal},
@@ -310,6 +310,46 @@ pub(crate) fn d_07_a_late_del_leaves_the_containers_next_sandbox_alone() -> Resu
     late.set("CNI_NETNS", &stranger.path().display().to_string()).run()?.silent()?;
     let ipam = node.ctl_json(&["ipam", "show", "--show-blocks"])?;
     ensure!(ipam["blocks"][0]["used"] == 0, "{ipam}");
+    Ok(())
+}
+
+/// Where no store says for which namespace the link was made: another plugin gave its addresses, or no daemon runs.
+pub(crate) fn d_07_a_late_del_leaves_it_alone_also_where_no_store_can_be_asked() -> Result<()> {
+    let site = Site::new()?;
+    let directory = delegate::plugin(&site, delegate::WITNESS)?;
+    let left = Namespace::create("left")?;
+    let mut old = site.attachment("c1");
+    old.netns = left.path().display().to_string();
+    let by_another = |call: Call<'_>| {
+        let call = call.config("/ipam", json!({"type": "witness"}));
+        call.set("CNI_PATH", &directory.display().to_string()).run()
+    };
+    by_another(site.call_for("ADD", &old)?)?.object()?;
+    by_another(site.call("ADD")?)?.object()?;
+    by_another(site.call_for("DEL", &old)?)?.silent()?;
+    ping::reaches(&site.host, [10, 79, 0, 5].into())?;
+    let calls = fs::read_to_string(directory.join("calls"))?;
+    ensure!(!calls.contains("DEL"), "its address was given back: {calls}");
+    by_another(site.call("DEL")?)?.silent()?;
+    site.as_new()?;
+
+    let mut lab = one_node()?;
+    let pod = lab.add_pod("node1", "web")?;
+    let node = lab.node("node1")?;
+    let next = Namespace::create("next")?;
+    let mut attachment = pod.attachment().clone();
+    attachment.netns = next.path().display().to_string();
+    let result = node.runtime().add(node.namespace(), &attachment)?;
+    lab.node_mut("node1")?.kill9()?;
+    let node = lab.node("node1")?;
+    let late = Call::of(node.runtime(), node.namespace(), "DEL", pod.attachment())?;
+    late.config("/timeoutSeconds", json!(1)).run()?.silent()?;
+    ping::reaches(node.namespace(), twill_tests::cni::addresses(&result)?[0])?;
+    lab.node_mut("node1")?.start()?;
+    let node = lab.node("node1")?;
+    node.runtime().check(node.namespace(), &attachment)?;
+    node.runtime().del(node.namespace(), &attachment)?;
+    ensure!(node.addresses_in_use()? == 0, "{} addresses are in use", node.addresses_in_use()?);
     Ok(())
 }
 
