@@ -15,6 +15,12 @@ use crate::{
 /// The group into which links are put directly before the group is deleted.
 pub(crate) const BATCH_GROUP: u32 = DELETE_GROUP + 1;
 
+/// The loopback link's index: the first in every namespace.
+pub(crate) const LOOPBACK: u32 = 1;
+
+/// The flag of `linux/if.h` for a link that is administratively up.
+pub(crate) const IFF_UP: u32 = 1;
+
 /// A link of the node or of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
@@ -70,7 +76,6 @@ impl Link {
     /// Reads a message about a link. There are some forty attributes, and to decode all of them into their types
     /// costs more than anything else that is done with a link; a node has thousands.
     pub(crate) fn read(message: &NetlinkBuffer<&[u8]>) -> Option<Self> {
-        const IFF_UP: u32 = 1;
         const IFF_LOWER_UP: u32 = 1 << 16;
         // `struct ifinfomsg` of `linux/rtnetlink.h`: the index, and the flags.
         let field = |offset: usize| message.payload().get(offset..).and_then(number);

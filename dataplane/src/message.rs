@@ -152,8 +152,8 @@ fn skip_stats() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-pub(crate) fn set_link(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
-    link(index, attributes)
+pub(crate) fn set_link(index: u32, attributes: Vec<LinkAttribute>) -> Request {
+    RouteNetlinkMessage::SetLink(link(index, attributes)).into()
 }
 
 /// Brings a link up or down, with other changes in the same message.

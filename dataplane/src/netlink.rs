@@ -591,7 +591,7 @@ mod tests {
 
     /// A message of `nlmsghdr` and payload.
     fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
-        let length = 16 + payload.len() as u32;
+        let length = u32::try_from(16 + payload.len()).unwrap();
         let parts = [
             &length.to_ne_bytes()[..],
             &kind.to_ne_bytes(),

@@ -10,14 +10,13 @@ use nix::errno::Errno;
 use twill_types::{Family, Prefix};
 
 use crate::{
-    Error, Link, message,
+    Error, Link,
+    link::LOOPBACK,
+    message,
     netlink::Socket,
     pod::{GATEWAY_V4, gateway},
     sysctl,
 };
-
-/// The loopback link's index: the first in every namespace.
-const LOOPBACK: u32 = 1;
 
 /// Makes `169.254.1.1/32 dev lo`, without which proxy ARP is silent on a node that has no default
 /// route; answers whether it had to. The uplink does not answer for it: it has no proxy ARP.

@@ -16,13 +16,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub use add::{Hardware, PodLinkUp, Prepared, Sides, prepare};
 pub use check::{Difference, Expected, check_pod};
 pub use del::{
-    DelMode, DelOutcome, clear_rules, del_pod, delete_group_links, delete_parked_links,
-    remove_leftover,
+    DelMode, DelOutcome, del_pod, delete_group_links, delete_parked_links, remove_leftover,
 };
 pub use list::{FoundPodLink, host_link, host_links, living_pods, pod_links};
 pub use plan::HOST_ROUTE_METRIC_V6;
 pub use restore::HostEnd;
-use twill_types::{AttachmentId, Family, Prefix, host_link_name};
+use twill_types::{AttachmentId, Family, HOST_LINK_PREFIX, Prefix, host_link_name};
 
 use crate::MacAddress;
 
@@ -42,6 +41,12 @@ pub const fn gateway(family: Family) -> IpAddr {
         Family::V4 => IpAddr::V4(GATEWAY_V4),
         Family::V6 => IpAddr::V6(GATEWAY_V6),
     }
+}
+
+/// The hash of the attachment that the name of a host end is.
+fn hash_in(host_ifname: &str) -> u64 {
+    let digits = host_ifname.strip_prefix(HOST_LINK_PREFIX).unwrap_or_default();
+    u64::from_str_radix(digits, 16).unwrap_or_default()
 }
 
 /// A route of a pod, through the gateway of its family.
@@ -96,10 +101,7 @@ impl PodLink {
         if let Some(mac) = self.mac {
             return mac;
         }
-        let name = self.host_ifname();
-        let digits = name.trim_start_matches(|c: char| !c.is_ascii_hexdigit());
-        let hash = u64::from_str_radix(digits, 16).unwrap_or_default();
-        let [_, _, first, rest @ ..] = hash.to_be_bytes();
+        let [_, _, first, rest @ ..] = hash_in(&self.host_ifname()).to_be_bytes();
         let mut mac = [0; 6];
         // IEEE 802: bit 1 of the first octet says locally administered, bit 0 would say group.
         mac[0] = first & !1 | 2;

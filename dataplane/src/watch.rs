@@ -26,7 +26,7 @@ use twill_types::{Prefix, is_host_link_name};
 use crate::{
     Error, Link,
     address::Address,
-    link::{ifla, is_doomed_group},
+    link::{IFF_UP, ifla, is_doomed_group},
     netlink::{attributes, decode, for_each_raw, link_attributes, number},
     nexthop::{self, RTM_DELNEXTHOP, RTM_NEWNEXTHOP, RTM_NEWNEXTHOPBUCKET},
     route::Route,
@@ -303,7 +303,6 @@ fn is_change_of_a_pods_link(message: &NetlinkBuffer<&[u8]>) -> bool {
 
 /// When it tells that this link has come up.
 fn pod_link_up(message: &NetlinkBuffer<&[u8]>) -> Option<Event> {
-    const IFF_UP: u32 = 1;
     // `struct ifinfomsg` of `linux/rtnetlink.h`: the index, the flags, which of them have changed.
     let field = |offset: usize| message.payload().get(offset..).and_then(number);
     let (ifindex, flags, changed) = (field(4)?, field(8)?, field(12)?);

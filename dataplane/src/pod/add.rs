@@ -10,12 +10,13 @@ use twill_sys::Netns;
 use twill_types::{Family, Prefix};
 
 use super::{
-    Difference, HOST_MAC, PodLink, PodRoute, behind, check_pod, clear_rules,
-    plan::{Indexes, LOOPBACK, Op, Plan, Setting, SettingKind},
+    Difference, HOST_MAC, PodLink, PodRoute, behind, check_pod,
+    del::clear_rules,
+    plan::{Indexes, Op, Plan, Setting, SettingKind},
 };
 use crate::{
     Error, MacAddress,
-    link::{Link, Owner},
+    link::{LOOPBACK, Link, Owner},
     message,
     netlink::{Reply, Socket},
     sysctl,

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use twill_types::{Family, Prefix};
 
 use super::{
-    PodLink, PodRoute, gateway,
+    PodLink, PodRoute, gateway, hash_in,
     plan::{Indexes, Op, pod_route},
 };
 use crate::{
@@ -57,9 +57,7 @@ fn metric(pod_index: u32) -> u32 {
 
 /// The table of the link whose host end has this name.
 fn table(host_name: &str) -> u32 {
-    let digits = host_name.trim_start_matches(|c: char| !c.is_ascii_hexdigit());
-    let hash = u64::from_str_radix(digits, 16).unwrap_or_default();
-    let [.., a, b, c] = hash.to_be_bytes();
+    let [.., a, b, c] = hash_in(host_name).to_be_bytes();
     TABLES | u32::from_be_bytes([0, a, b, c])
 }
 

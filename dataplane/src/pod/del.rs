@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
+use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use twill_sys::Netns;
 use twill_types::{AttachmentId, DELETE_GROUP, Family, Prefix, host_link_name};
@@ -137,9 +137,9 @@ pub fn remove_leftover(found: &Link) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Takes away the rules that an ADD may have made in the pod for this attachment's addresses, for a DEL that
-/// does not look at the namespace otherwise. Without the link there is nothing to tell them by.
-pub fn clear_rules(attachment: &AttachmentId, netns: &Netns) -> Result<(), Error> {
+/// Takes away the rules that an ADD may have made in the pod for this attachment's addresses, for who deletes the
+/// link without a look at the namespace. Without the link there is nothing to tell them by.
+pub(super) fn clear_rules(attachment: &AttachmentId, netns: &Netns) -> Result<(), Error> {
     let found = Socket::open()?.link_by_name(&host_link_name(attachment))?;
     let may_be_its = |owner| matches!(owner, Owner::Add(_) | Owner::Overwritten(_));
     let Some(host) = found.filter(|host| may_be_its(host.owner(attachment))) else {
@@ -179,7 +179,7 @@ impl PodEnd {
             .extend(found.iter().map(|found| message::del_address(index, found.ip, found.length)));
         requests.push(message::set_link_up(index, false, Vec::new()));
         let name = LinkAttribute::IfName(parked_name(index));
-        requests.push(RouteNetlinkMessage::SetLink(message::set_link(index, vec![name])).into());
+        requests.push(message::set_link(index, vec![name]));
         for reply in pod.run(requests)? {
             // The pod's processes may hold on to what they like; the link is cut on the other side.
             if let Some(error) = reply.error.filter(|error| !GONE.contains(&error.errno)) {
@@ -210,7 +210,7 @@ fn clear_host(socket: &mut Socket, host: &Link, addresses: &[IpAddr]) -> Result<
     requests.push(message::set_link_up(host.index, false, Vec::new()));
     let park =
         vec![LinkAttribute::IfName(parked_name(host.index)), LinkAttribute::Group(DELETE_GROUP)];
-    requests.push(RouteNetlinkMessage::SetLink(message::set_link(host.index, park)).into());
+    requests.push(message::set_link(host.index, park));
     let mut replies = socket.run(requests)?;
     let parked = replies.pop().and_then(|reply| reply.error);
     let downed = replies.pop().and_then(|reply| reply.error);
@@ -271,7 +271,7 @@ impl Socket {
         // A group delete takes every link of a group, so those of this batch get one of their own.
         let group = |link: &Link| {
             let group = vec![LinkAttribute::Group(BATCH_GROUP)];
-            RouteNetlinkMessage::SetLink(message::set_link(link.index, group)).into()
+            message::set_link(link.index, group)
         };
         for reply in self.run(links.iter().map(group))? {
             reply.check_except(GONE, "link set group")?;

@@ -3,7 +3,6 @@
 use std::{fmt, net::IpAddr, os::fd::RawFd};
 
 use netlink_packet_route::{
-    RouteNetlinkMessage,
     link::LinkAttribute,
     route::{RouteAttribute, RouteMessage},
 };
@@ -12,6 +11,7 @@ use twill_types::{Family, LinkAlias, Prefix};
 use super::{GATEWAY_V6, HOST_MAC, PodLink, PodRoute, gateway};
 use crate::{
     Error, MacAddress,
+    link::LOOPBACK,
     message::{self, Ipv4Conf, VethEnd},
     netlink::Request,
     sysctl,
@@ -36,9 +36,6 @@ const MAX_ALTNAME: usize = 127;
 /// the pod what the pod may send.
 pub(super) const HOST_END_SETTINGS: [(Ipv4Conf, u32); 3] =
     [(Ipv4Conf::Forwarding, 1), (Ipv4Conf::ProxyArp, 1), (Ipv4Conf::RpFilter, 1)];
-
-/// The loopback link's index: the first in every namespace.
-pub(super) const LOOPBACK: u32 = 1;
 
 /// An end of the veth pair, and with it a namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,7 +246,18 @@ fn host_ops(link: &PodLink) -> Vec<Op> {
 
 fn is_altname(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':');
-    (1..=MAX_ALTNAME).contains(&name.len()) && name.bytes().all(legal)
+    let is_legal = (1..=MAX_ALTNAME).contains(&name.len()) && name.bytes().all(legal);
+    is_legal && !is_vlan_name(name)
+}
+
+/// Whether a VLAN's interface may be meant to have this name, such as `bond0.100`: pod `bond0` in the namespace
+/// `100` would take it, as names of interfaces and alternative names must differ from each other.
+fn is_vlan_name(name: &str) -> bool {
+    /// `IFNAMSIZ` - 1.
+    const LONGEST: usize = 15;
+    let is_number =
+        |text: &str| (1..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    name.len() <= LONGEST && name.rsplit_once('.').is_some_and(|(_, number)| is_number(number))
 }
 
 impl Op {
@@ -266,7 +274,7 @@ impl Op {
                     LinkAttribute::IfAlias(alias.clone()),
                     message::af_spec(&HOST_END_SETTINGS, *no_link_local),
                 ];
-                RouteNetlinkMessage::SetLink(message::set_link(indexes.host, attributes)).into()
+                message::set_link(indexes.host, attributes)
             }
             Self::NoProxyDelay => message::set_proxy_delay(indexes.host, 0),
             Self::AskOften => message::set_solicitations(

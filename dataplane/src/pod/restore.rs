@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use twill_types::{LinkAlias, Prefix, is_host_link_name};
 
@@ -71,10 +70,9 @@ impl HostEnd {
         };
         if self.link.ipv4.as_ref().is_none_or(lacks_one) {
             let attributes = vec![message::af_spec(&HOST_END_SETTINGS, false)];
-            let set = RouteNetlinkMessage::SetLink(message::set_link(index, attributes));
             steps.push((
                 format!("link set {name} forwarding 1 proxy_arp 1 rp_filter 1"),
-                set.into(),
+                message::set_link(index, attributes),
             ));
         }
         // What is there already is refused, which costs less than to look for it in a large table.

@@ -396,3 +396,14 @@ fn an_add_whose_link_is_taken_away_meanwhile_is_told_to_try_again() {
         }
     });
 }
+
+/// VLANs of a bond are named like that, and the kernel has one space for names of both kinds.
+#[test]
+fn the_name_of_a_pod_takes_none_of_a_vlan() {
+    on_a_node(|| {
+        let pod = pod_netns();
+        let link = PodLink { pod_name: Some("bond0.100".into()), ..pod_link("a", &["10.10.0.5"]) };
+        add(&link, &pod);
+        ip("link add bond0.100 type veth peer name other");
+    });
+}

@@ -219,7 +219,22 @@ fn a_node_or_an_mtu_without_ipv6() {
 
 #[test]
 fn pod_names_that_the_kernel_takes() {
-    for (name, legal) in [("web-1", true), ("a/b", false), ("", false), ("a b", false)] {
+    for (name, legal) in [
+        ("web-1", true),
+        ("a/b", false),
+        ("", false),
+        ("a b", false),
+        // Names of VLANs, and what is none: no VLAN has this number, or it is too long for an interface's.
+        ("bond0.100", false),
+        ("eth0.0005", false),
+        ("a.b.4094", false),
+        ("web.prod", true),
+        ("web.v2", true),
+        ("web.10000", true),
+        ("coredns-abcde.100", true),
+        ("100", true),
+        ("web.", true),
+    ] {
         assert_eq!(is_altname(name), legal, "{name}");
     }
     assert!(is_altname(&"a".repeat(127)) && !is_altname(&"a".repeat(128)));
