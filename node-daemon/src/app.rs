@@ -32,7 +32,7 @@ use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore::{self, Snapshot},
     http, install,
-    look::at_start,
+    look::patiently,
     node::Node,
     reaper, result_cache, server,
     spool::Spool,
@@ -288,11 +288,11 @@ fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>
 
 /// Writes the records of pods that run and that the store does not know of; says how many.
 fn rebuild(service: &Service) -> anyhow::Result<usize> {
-    let links = at_start(host_links).context("cannot list the pods' links")?;
+    let links = patiently(host_links).context("cannot list the pods' links")?;
     if !service.misses(links.iter().filter_map(Link::twill_alias).collect())? {
         return Ok(0);
     }
-    let pods = at_start(living_pods).context("cannot list the pods' links")?;
+    let pods = patiently(living_pods).context("cannot list the pods' links")?;
     Ok(service.rebuild(pods)?)
 }
 

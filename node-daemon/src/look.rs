@@ -49,9 +49,9 @@ pub(crate) struct Look {
     pub(crate) routes: BTreeMap<u32, Vec<IpAddr>>,
 }
 
-/// A look at the kernel at the start, which is not to fail because links come and go: whoever starts the daemon
-/// again has it look again.
-pub(crate) fn at_start<T>(mut look: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+/// A look at the kernel without which the daemon ends, and which is not to fail because links come and go: whoever starts
+/// the daemon again has it look again.
+pub(crate) fn patiently<T>(mut look: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     const PATIENCE: Duration = Duration::from_secs(30);
     let began = Instant::now();
     loop {
@@ -94,7 +94,7 @@ impl Looker {
         metrics: Metrics,
         pods: Option<watch::Receiver<Arc<KnownPods>>>,
     ) -> anyhow::Result<Self> {
-        let links = at_start(host_links).context("cannot list the pods' links")?;
+        let links = patiently(host_links).context("cannot list the pods' links")?;
         let start = Start {
             sequence: service.sequence()?,
             links: links.iter().map(|link| link.index).collect(),
@@ -235,11 +235,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn at_the_start_only_what_changes_too_fast_is_looked_at_again() {
+    fn only_what_changes_too_fast_is_looked_at_again() {
         let interrupted = || Err(Error::Interrupted("links"));
         let mut answers = vec![Ok(7), interrupted(), interrupted()];
-        assert!(matches!(at_start(|| answers.pop().unwrap_or_else(interrupted)), Ok(7)));
+        assert!(matches!(patiently(|| answers.pop().unwrap_or_else(interrupted)), Ok(7)));
         let mut answers = vec![Ok(7), Err(Error::Decode(String::new()))];
-        assert!(at_start(|| answers.pop().unwrap_or_else(interrupted)).is_err());
+        assert!(patiently(|| answers.pop().unwrap_or_else(interrupted)).is_err());
     }
 }

@@ -18,7 +18,7 @@ use twill_dataplane::pod::{delete_group_links, delete_parked_links};
 use twill_ipam_store::Service;
 use twill_types::error_chain;
 
-use crate::look::at_start;
+use crate::look::patiently;
 
 /// Links destroyed in one go: others wait for the kernel's lock as long (10 take about 2 ms).
 const BATCH: usize = 10;
@@ -82,7 +82,7 @@ impl Parked {
 /// Deletes what the process before has left. Before anybody is given an address: which of them wait
 /// for a link is not known any more.
 pub(crate) fn begin() -> Result<(), twill_dataplane::Error> {
-    let deleted = at_start(|| delete_group_links(BATCH, || true))?;
+    let deleted = patiently(|| delete_group_links(BATCH, || true))?;
     if deleted > 0 {
         info!(links = deleted, "deleted the links of pods that went while no daemon ran");
     }
@@ -111,7 +111,7 @@ pub(crate) async fn run(service: Arc<Service>, parked: Arc<Parked>) {
 /// Deletes what nobody announced.
 fn sweep() -> Result<bool, String> {
     let deleted = delete_group_links(BATCH, || true).map_err(|error| error_chain(&error))?;
-    debug!(links = deleted, "looked for the links of pods that are gone");
+    debug!(links = deleted, looked_for_all = true, "deleted the links of pods that are gone");
     Ok(true)
 }
 

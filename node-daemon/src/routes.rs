@@ -36,7 +36,10 @@ use self::{
     plan::{Plan, Refusal},
     table::Table,
 };
-use crate::{bgp::Current, claims::OwnedBlocks, config::Switch, metrics::Metrics, repair::Damage};
+use crate::{
+    bgp::Current, claims::OwnedBlocks, config::Switch, look::patiently, metrics::Metrics,
+    repair::Damage,
+};
 
 /// Events or reports handled in one turn.
 const BUDGET: usize = 256;
@@ -147,7 +150,7 @@ impl Routes {
     /// Runs until the kernel fails us.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         self.sync_blocks()?;
-        let dead = block_in_place(|| self.fib.dead_links())?;
+        let dead = block_in_place(|| patiently(|| self.fib.dead_links()))?;
         self.state.table.set_dead_links(dead);
         let sources = self.sources.borrow_and_update().clone();
         if !sources.is_empty() {
@@ -355,8 +358,7 @@ impl Routes {
     fn reload(&mut self) -> Result<(), Error> {
         warn!("events of the kernel were lost: its routes are read again");
         let (dead, objects, routes) = block_in_place(|| {
-            let (dead, objects) = (self.fib.dead_links()?, self.fib.objects()?);
-            Ok::<_, Error>((dead, objects, self.fib.learned()?))
+            patiently(|| Ok((self.fib.dead_links()?, self.fib.objects()?, self.fib.learned()?)))
         })?;
         self.state.table.set_dead_links(dead);
         self.state.table.reload(&routes, &objects);
