@@ -42,6 +42,7 @@ pub(crate) enum Kind {
     GetRule = 7,
     NewSet = 9,
     NewElements = 12,
+    GetGeneration = 16,
 }
 
 /// Attributes, one behind the other.
@@ -218,6 +219,15 @@ impl Socket {
                 Some(error) => Err(Error::kernel(format_args!("list {what}"), error)),
             }
         })
+    }
+
+    /// A number that is another after each change by anybody.
+    pub(crate) fn generation(&mut self) -> Result<u32, Error> {
+        const NFTA_GEN_ID: u16 = 1;
+        let (kind, attributes) = (Kind::GetGeneration, Attributes::new());
+        let question = Message { kind, family: 0, flags: 0, attributes };
+        let found = self.ask(&question, "generation", |_, bytes| number(find(bytes, NFTA_GEN_ID)?));
+        found?.pop().ok_or_else(|| Error::Decode("no generation of nftables' tables".to_owned()))
     }
 
     fn append(&mut self, bytes: &mut Vec<u8>, message: &Message, flags: u16) {

@@ -9,6 +9,7 @@ use twill_types::{Family, HOST_LINK_PREFIX};
 use super::legacy;
 use crate::{
     Error,
+    netlink::until_consistent,
     nftables::{Attributes, Kind, Message, Socket, attributes, find, number, text},
 };
 
@@ -66,6 +67,18 @@ impl DroppingChain {
 /// `iifname "twl*"` or `-i twl+` and the same for the way out, or that accepts everything.
 pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
     let mut socket = Socket::open()?;
+    let mut chains = until_consistent("chains", || chains_of_nftables(&mut socket))?;
+    for family in [Family::V4, Family::V6] {
+        chains.extend(legacy::dropping_chain(family)?);
+    }
+    chains.sort();
+    Ok(chains)
+}
+
+/// Those of nftables; `None` if others have loaded a table meanwhile. While the kernel takes down a table it finds the
+/// rules of one with the same name in vain, and does not say so: there seem to be none, and the chain has some.
+fn chains_of_nftables(socket: &mut Socket) -> Result<Option<Vec<DroppingChain>>, Error> {
+    let generation = socket.generation()?;
     let question = Message {
         kind: Kind::GetChain,
         family: 0,
@@ -74,8 +87,12 @@ pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
     };
     let found = socket.ask(&question, "chains", base_chain)?;
     let mut chains = Vec::new();
-    for (protocol, mut chain) in found {
-        for (from, to) in rules(&mut socket, protocol, &chain)? {
+    for (protocol, count, mut chain) in found {
+        let rules = rules(socket, protocol, &chain)?;
+        if rules.len() < count {
+            return Ok(None);
+        }
+        for (from, to) in rules {
             chain.from_pods &= !from;
             chain.to_pods &= !to;
         }
@@ -83,19 +100,17 @@ pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
             chains.push(chain);
         }
     }
-    for family in [Family::V4, Family::V6] {
-        chains.extend(legacy::dropping_chain(family)?);
-    }
-    chains.sort();
-    Ok(chains)
+    Ok((socket.generation()? == generation).then_some(chains))
 }
 
-/// The chain in an answer, if it is one that drops.
-fn base_chain(protocol: u8, bytes: &[u8]) -> Option<(u8, DroppingChain)> {
+/// The chain in an answer, if it is one that drops, and how many rules it has.
+fn base_chain(protocol: u8, bytes: &[u8]) -> Option<(u8, usize, DroppingChain)> {
     const TABLE: u16 = 1;
     const NAME: u16 = 3;
     const HOOK: u16 = 4;
     const POLICY: u16 = 5;
+    /// Of a base chain, which no rule can jump to, only its own rules are counted.
+    const USES: u16 = 6;
     const HOOK_NUMBER: u16 = 1;
     const FORWARD: u32 = 2;
     const DROP: u32 = 0;
@@ -110,7 +125,9 @@ fn base_chain(protocol: u8, bytes: &[u8]) -> Option<(u8, DroppingChain)> {
     (is_forward && drops).then_some(())?;
     let [table, chain] = [TABLE, NAME].map(|kind| find(bytes, kind).and_then(text));
     let (table, chain) = (table?.to_owned(), chain?.to_owned());
-    Some((protocol, DroppingChain { family, table, chain, from_pods: true, to_pods: true }))
+    let count = find(bytes, USES).and_then(number).unwrap_or_default();
+    let chain = DroppingChain { family, table, chain, from_pods: true, to_pods: true };
+    Some((protocol, usize::try_from(count).unwrap_or_default(), chain))
 }
 
 /// Of each rule of a chain: whether it accepts all that comes from pods' links, and all that goes to them.
