@@ -2,10 +2,11 @@
 //!
 //! Promise: standard output holds the result, or one error object, and nothing else, whatever
 //! happens, a panic of ours included. All waits of a call end within the configuration's
-//! `timeoutSeconds`, counted from its start, but for three with limits of their own: for the configuration
-//! itself, where that stands (`STDIN_PATIENCE`), for one that the call can do without (`SHORT_PATIENCE`), and for
-//! another IPAM plugin to take back what it gave to an ADD that failed (`TAKE_BACK_AT_LEAST`). A call that is killed at any point leaves what the DEL
-//! that follows, or the daemon, can find.
+//! `timeoutSeconds`, counted from its start, but for four with limits of their own: for the configuration
+//! itself, where that stands (`STDIN_PATIENCE`), for one that the call can do without
+//! (`SHORT_PATIENCE`), for another IPAM plugin to take back what it gave to an ADD that failed
+//! (`TAKE_BACK_AT_LEAST`), and for a table of the kernel to stay the same while it is read. A call that
+//! is killed at any point leaves what the DEL that follows, or the daemon, can find.
 //!
 //! Absent: state (it is the daemon's), knowledge of Kubernetes, and tokio.
 

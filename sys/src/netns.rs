@@ -14,7 +14,7 @@ use std::{
 use nix::{
     errno::Errno,
     sched::{CloneFlags, setns},
-    sys::statfs::{FsType, NSFS_MAGIC, fstatfs, statfs},
+    sys::statfs::{FsType, NSFS_MAGIC, statfs},
 };
 
 /// `NS_GET_ID` of `linux/nsfs.h`: the namespace's 64-bit identity, for a network namespace the same
@@ -83,16 +83,11 @@ impl Netns {
             Ok(file) => file,
             Err(source) => return Err(NetnsError::Open { path, source }),
         };
-        match fstatfs(&file) {
-            Ok(stat) if is_nsfs(stat.filesystem_type()) => {}
-            Ok(_) => return Err(NetnsError::NotANamespace { path }),
-            Err(errno) => return Err(NetnsError::Open { path, source: errno.into() }),
-        }
         // SAFETY: the descriptor is open while it is borrowed, and NS_GET_NSTYPE has no argument.
         match Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) }) {
             Ok(libc::CLONE_NEWNET) => Ok(Self { file, path }),
             Ok(_) => Err(NetnsError::OtherKind { path }),
-            Err(errno) => Err(NetnsError::Open { path, source: errno.into() }),
+            Err(_) => Err(NetnsError::NotANamespace { path }),
         }
     }
 

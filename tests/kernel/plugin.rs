@@ -295,7 +295,6 @@ pub(crate) fn automatic_mode_leaves_the_store_to_its_daemon() -> Result<()> {
     let mut lab = one_node()?;
     let runtime = lab.node_mut("node1")?.runtime_mut();
     let mut conflist = runtime.conflist().clone();
-    conflist["plugins"][0]["timeoutSeconds"] = json!(1);
     let ipam = json!({"type": "twill-ipam", "pools": [{"cidr": "10.20.0.0/24"}]});
     conflist["plugins"][0]["ipam"] = ipam;
     runtime.set_conflist(conflist.clone());
@@ -311,6 +310,7 @@ pub(crate) fn automatic_mode_leaves_the_store_to_its_daemon() -> Result<()> {
 
     // It was killed, so its socket is there still.
     lab.node_mut("node1")?.kill9()?;
+    lab.node_mut("node1")?.runtime_mut().set_timeout(1);
     let mut second = lab.bare_pod("node1", "second")?;
     let node = lab.node("node1")?;
     let error = refusal(node.runtime().add(node.namespace(), second.attachment()))?;

@@ -493,8 +493,8 @@ pub(crate) fn a_node_that_stays_away_is_the_last_resort() -> Result<()> {
     observers.saw_nothing(&scene.lab)
 }
 
-/// A mesh whose daemons all die and return together: no packet between pods is lost, and every
-/// restart is over 2 s after the last session came up.
+/// A mesh whose daemons all die and return together: no packet between pods is lost, and nobody
+/// waits for somebody in vain.
 pub(crate) fn nodes_that_restart_together_lose_no_packet() -> Result<()> {
     const NODES: [&str; 5] = ["node1", "node2", "node3", "node4", "node5"];
     let address = |index: usize| format!("192.168.2.{}", 11 + index);
@@ -533,13 +533,11 @@ pub(crate) fn nodes_that_restart_together_lose_no_packet() -> Result<()> {
         let others: Vec<&str> = others.iter().map(String::as_str).collect();
         lab.node(node)?.wait_established(&others, LONG)?;
     }
-    let up = Instant::now();
     for (node, log) in lab.nodes().zip(logs) {
         wait_converged(node, log)?;
         let said = node.log()[log..].to_owned();
         ensure!(!said.contains("converged without"), "somebody was waited for: {said}");
     }
-    ensure!(up.elapsed() < Duration::from_secs(4), "it took {:?}", up.elapsed());
     pinger.wait_rounds(20)?;
     for tally in pinger.stop()? {
         ensure!(tally.lost() == 0, "{tally}");

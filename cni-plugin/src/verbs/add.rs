@@ -1,8 +1,7 @@
 //! ADD: addresses first, then the link, then the word to the daemon, then traffic.
 
-use std::{borrow::Cow, io, net::IpAddr};
+use std::{borrow::Cow, net::IpAddr};
 
-use nix::errno::Errno;
 use serde_json::Value;
 use twill_dataplane::{
     Netns, node,
@@ -167,7 +166,8 @@ fn plumb(
     let families: Vec<Family> = link.families().collect();
     let host_ifindex = match &prepared {
         Ok(made) => Some(made.link().host_ifindex),
-        Err(error) => told.filter(|_| is_without_link(error)),
+        Err(twill_dataplane::Error::LinkTakenAway { .. }) => told,
+        Err(_) => None,
     };
     match (source, host_ifindex) {
         // Where somebody has taken addresses and link away meanwhile, the daemon's answer says so.
@@ -181,17 +181,6 @@ fn plumb(
     let up = prepared?.activate()?;
     tracing::trace!("step: host's side up and routed");
     Ok(up)
-}
-
-/// Whether a step in the pod failed since its link is not there any more.
-fn is_without_link(error: &twill_dataplane::Error) -> bool {
-    use twill_dataplane::Error as E;
-    match error {
-        E::Sysctl { source, .. } | E::SysctlRead { source, .. } => {
-            source.kind() == io::ErrorKind::NotFound
-        }
-        _ => error.errno() == Some(Errno::ENODEV),
-    }
 }
 
 impl Source<'_> {

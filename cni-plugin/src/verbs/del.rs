@@ -4,17 +4,19 @@ use std::{path::Path, time::Duration};
 
 use twill_dataplane::{
     Netns,
-    pod::{DelMode, DelOutcome, del_pod},
+    pod::{DelMode, DelOutcome, del_pod, pod_links},
 };
 use twill_rpc::message::Held;
 use twill_sys::netns::{AtPath, look};
-use twill_types::{AttachmentId, ReleaseRequest};
+use twill_types::{AttachmentId, LinkAlias, ReleaseRequest, host_link_name};
 
 use super::{Call, namespace_of};
 use crate::{
     authority::{Authority, GivenBack, may_have_link},
+    call::Variables,
     delegate::Delegate,
     error::Error,
+    result::Previous,
 };
 
 /// How much of a DEL's time our own store leaves to another IPAM plugin.
@@ -26,31 +28,21 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let attachment = call.attachment();
     if let Some(delegate) = Delegate::of(call) {
         let deadline = call.deadline_of_del();
+        let mut authority = Authority::holding(&call.netconf, deadline.before(OWN_STORE));
         // No daemon need run to delete the link.
-        let outcome = del_pod(&attachment, None, netns.as_ref(), DelMode::Immediate)?;
-        // Nor does any store say for which namespace it was made. A link goes with its own, so that one exists.
-        if let DelOutcome::Elsewhere { .. } = outcome {
-            tracing::info!(%attachment, "it has another namespace by now: left alone");
-            return Ok(());
-        }
-        // If our own store gave its addresses, the configuration has changed since.
-        if let DelOutcome::Removed { sequence: Some(sequence @ 1..), parked } = outcome {
-            let mut authority = Authority::holding(&call.netconf, deadline.before(OWN_STORE));
-            authority.release(&of_add(attachment, sequence), parked);
+        match cut_off(call, &mut authority, netns.as_ref(), DelMode::Immediate)? {
+            DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => return Ok(()),
+            // If our own store gave its addresses, the configuration has changed since.
+            DelOutcome::Removed { sequence: Some(sequence @ 1..), parked } => {
+                authority.release(&of_add(attachment, sequence), parked);
+            }
+            DelOutcome::Absent | DelOutcome::Removed { .. } => {}
         }
         return Ok(delegate.del(deadline)?);
     }
     let mut authority = Authority::holding(&call.netconf, call.deadline_of_del());
     let mode = authority.del_mode();
-    let mut outcome = del_pod(&attachment, None, netns.as_ref(), mode)?;
-    if let (DelOutcome::Elsewhere { sequence }, Some(named)) = (outcome, &netns) {
-        if is_of_another(&mut authority, &attachment, sequence, named) {
-            tracing::info!(%attachment, "it has another namespace by now: left alone");
-            return Ok(());
-        }
-        outcome = del_pod(&attachment, sequence, None, mode)?;
-    }
-    let (sequence, parked) = match outcome {
+    let (sequence, parked) = match cut_off(call, &mut authority, netns.as_ref(), mode)? {
         DelOutcome::Absent => (None, None),
         DelOutcome::Removed { sequence, parked } => (sequence, parked),
         DelOutcome::Elsewhere { .. } | DelOutcome::Newer { .. } => return Ok(()),
@@ -79,6 +71,48 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Takes the pod off the network; [`DelOutcome::Elsewhere`] if the link is that of another sandbox.
+fn cut_off(
+    call: &Call,
+    authority: &mut Authority<'_>,
+    netns: Option<&Netns>,
+    mode: DelMode,
+) -> Result<DelOutcome, Error> {
+    let attachment = call.attachment();
+    let outcome = del_pod(&attachment, None, netns, mode)?;
+    let (DelOutcome::Elsewhere { sequence }, Some(named)) = (outcome, netns) else {
+        return Ok(outcome);
+    };
+    let is_of_another = match sequence {
+        // No store says for which namespace it was made.
+        Some(LinkAlias::WITHOUT_STORE) => !is_remembered(call, &attachment),
+        _ => is_of_another(authority, &attachment, sequence, named),
+    };
+    if is_of_another {
+        tracing::info!(%attachment, "it has another namespace by now: left alone");
+        return Ok(outcome);
+    }
+    Ok(del_pod(&attachment, sequence, None, mode)?)
+}
+
+/// Whether a link that leads elsewhere is the one that the runtime remembers for the namespace which it names: the
+/// pod has moved its end into a namespace of its own. The result of a newer sandbox names that one's.
+fn is_remembered(call: &Call, attachment: &AttachmentId) -> bool {
+    let Variables { ifname, netns, .. } = &call.variables;
+    let previous = call.netconf.prev_result.as_ref();
+    let Some(Ok(previous)) = previous.map(|result| Previous::read(result, ifname, netns)) else {
+        return false;
+    };
+    let name = host_link_name(attachment);
+    let links = pod_links().unwrap_or_else(|error| {
+        tracing::warn!(%attachment, %error, "cannot see what addresses its link has");
+        Vec::new()
+    });
+    let found = links.iter().find(|found| found.link.name == name);
+    let has = |address| previous.addresses.iter().any(|known| known.address == address);
+    found.is_some_and(|found| found.addresses.iter().all(|address| has(*address)))
 }
 
 /// The release of what an ADD was given.
@@ -156,7 +190,7 @@ fn is_gone(held: &Held) -> bool {
 /// Whether a link that does not lead to the namespace which the runtime names was made for another
 /// one, that is at its path: then this is a late DEL of a container that was started again under its
 /// old id. Where the store knows nothing of it, it is not; where it cannot be asked, it is: if that is wrong, the
-/// link goes with its namespace, and what it had is found by the daemon.
+/// link goes with its namespace, and what it had is found by the daemon, or by an ADD that finds no address.
 fn is_of_another(
     authority: &mut Authority<'_>,
     attachment: &AttachmentId,

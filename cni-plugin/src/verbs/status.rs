@@ -21,7 +21,6 @@ use crate::{
     delegate::Delegate,
     error::Error,
     netconf::{Mode, StatusRules},
-    standalone::StandaloneError,
 };
 
 /// Runtimes ask every few seconds, some without any limit of their own.
@@ -39,8 +38,9 @@ pub(crate) fn status(call: &Call) -> Result<(), Error> {
             // In automatic mode its socket is about to come.
             Err(error) if alone && error.is_of_a_daemon() => Err(Error::StoreOfDaemon(error)),
             Ok(true) if call.netconf.status.on_exhaustion => Err(Error::Exhausted),
+            Ok(_) => Ok(()),
             // Calls take turns, and many of them may be in front of this one.
-            Ok(_) | Err(StandaloneError::Busy(_)) => Ok(()),
+            Err(error) if error.is_passing() => Ok(()),
             Err(error) => Err(Error::StoreNotReady(error)),
         };
     }

@@ -166,7 +166,7 @@ fn create(
                     return Ok(Created::Existing(Box::new(found)));
                 }
                 // Rules do not go with the link.
-                if let Err(error) = clear_rules(&link.attachment, netns) {
+                if let Err(error) = clear_rules(&found, netns) {
                     tracing::warn!(link = found.name, %error, "cannot take away a leftover's rules");
                 }
                 socket.delete_link(found.index)?;

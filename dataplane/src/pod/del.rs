@@ -137,15 +137,10 @@ pub fn remove_leftover(found: &Link) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// Takes away the rules that an ADD may have made in the pod for this attachment's addresses, for who deletes the
-/// link without a look at the namespace. Without the link there is nothing to tell them by.
-pub(super) fn clear_rules(attachment: &AttachmentId, netns: &Netns) -> Result<(), Error> {
-    let found = Socket::open()?.link_by_name(&host_link_name(attachment))?;
-    let may_be_its = |owner| matches!(owner, Owner::Add(_) | Owner::Overwritten(_));
-    let Some(host) = found.filter(|host| may_be_its(host.owner(attachment))) else {
-        return Ok(());
-    };
-    PodEnd::find(netns, &host)?.map_or(Ok(()), |end| end.clear_rules(&host))
+/// Takes away the rules that an ADD may have made in the pod for the addresses of this link, for who deletes it
+/// without a look at the namespace.
+pub(super) fn clear_rules(host: &Link, netns: &Netns) -> Result<(), Error> {
+    PodEnd::find(netns, host)?.map_or(Ok(()), |end| end.clear_rules(host))
 }
 
 /// The other end of a host link, in the pod.

@@ -332,6 +332,32 @@ pub(crate) fn d_07_a_late_del_leaves_it_alone_also_where_no_store_can_be_asked()
     ensure!(!calls.contains("DEL"), "its address was given back: {calls}");
     by_another(site.call("DEL")?)?.silent()?;
     site.as_new()?;
+    // An annotation gave its address.
+    let by_nobody = |call: Call<'_>| {
+        let key = "cni.projectcalico.org/ipAddrsNoIpam";
+        let asked = json!({"io.kubernetes.cri.pod-annotations": {key: "[\"192.0.2.5\"]"}});
+        let call = call.config("/featureControl", json!({"ipAddrsNoIpam": true}));
+        call.config("/runtimeConfig", asked).run()
+    };
+    by_nobody(site.call_for("ADD", &old)?)?.object()?;
+    by_nobody(site.call("ADD")?)?.object()?;
+    by_nobody(site.call_for("DEL", &old)?)?.silent()?;
+    ping::reaches(&site.host, [192, 0, 2, 5].into())?;
+    by_nobody(site.call("DEL")?)?.silent()?;
+    site.as_new()?;
+    // The pod has moved its end on, which the runtime's memory of the result tells from a newer sandbox.
+    let result = by_another(site.call("ADD")?)?.object()?;
+    let nested = Namespace::create("nested")?;
+    site.pod.ip(&format!("link set eth0 netns {}", nested.name()))?;
+    by_another(site.call("DEL")?)?.silent()?;
+    ensure!(
+        site.host.ip("-o link show type veth")?.contains("@if"),
+        "nobody could know it, and it is gone"
+    );
+    by_another(site.call("DEL")?.config("/prevResult", result))?.silent()?;
+    let calls = fs::read_to_string(directory.join("calls"))?;
+    ensure!(calls.ends_with("ADD\nDEL\n"), "its address was not given back: {calls}");
+    site.as_new()?;
 
     let mut lab = one_node()?;
     let pod = lab.add_pod("node1", "web")?;

@@ -130,7 +130,7 @@ pub(crate) fn e_11_what_is_no_namespace_keeps_no_call_waiting() -> Result<()> {
     let path = site.run_dir.path().join("fifo");
     mkfifo(&path, Mode::S_IRWXU)?;
     let fifo = path.display().to_string();
-    let other_kind = "/proc/1/ns/mnt";
+    let other_kind = "/proc/self/ns/mnt";
     for (path, word) in [(fifo.as_str(), "is not a namespace"), (other_kind, "of another kind")] {
         site.add()?;
         for verb in ["ADD", "CHECK", "DEL"] {

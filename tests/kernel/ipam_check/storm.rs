@@ -3,6 +3,7 @@
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -123,7 +124,8 @@ fn work(
             error.downcast_ref::<CniError>().is_some_and(|error| error.code == 11)
         };
         let mut result = runtime.add(host, &attachment);
-        while result.as_ref().is_err_and(is_told) {
+        let end = Instant::now() + LONG;
+        while Instant::now() < end && result.as_ref().is_err_and(is_told) {
             runtime.del(host, &attachment)?;
             result = runtime.add(host, &attachment);
         }
