@@ -126,8 +126,8 @@ pub enum Trouble {
     Unrecorded {
         /// The link's name.
         link: String,
-        /// Whose it is.
-        alias: LinkAlias,
+        /// Whose it is; `None` if it has lost its alias.
+        alias: Option<LinkAlias>,
     },
 }
 
@@ -225,11 +225,21 @@ impl Liveness {
         let owners = Owners::of(&facts.records);
         let mut linked = BTreeSet::new();
         let (mut seen, mut unrecorded) = (BTreeMap::new(), BTreeSet::new());
+        let mut in_use_without_record = |link: &LinkFact| {
+            unrecorded.insert(link.index);
+            if self.unrecorded.contains(&link.index) {
+                let (link, alias) = (link.name.clone(), link.alias.clone());
+                verdict.troubles.push(Trouble::Unrecorded { link, alias });
+            }
+        };
         for link in &facts.links {
             let record = owners.find(link);
             let in_use = link.up || self.start.links.contains(&link.index);
             if link.has_lost_alias() {
                 linked.extend(record.map(|record| &record.attachment));
+                if record.is_none() && link.up {
+                    in_use_without_record(link);
+                }
                 continue;
             }
             let leftover = match (&link.alias, record) {
@@ -241,12 +251,8 @@ impl Liveness {
                     continue;
                 }
                 (Some(_), Some(_)) => Leftover::Superseded,
-                (Some(alias), None) if in_use => {
-                    unrecorded.insert(link.index);
-                    if self.unrecorded.contains(&link.index) {
-                        let (link, alias) = (link.name.clone(), alias.clone());
-                        verdict.troubles.push(Trouble::Unrecorded { link, alias });
-                    }
+                (Some(_), None) if in_use => {
+                    in_use_without_record(link);
                     continue;
                 }
                 (Some(_), None) => Leftover::Unrecorded,
@@ -401,9 +407,10 @@ impl fmt::Display for Trouble {
                  and restart twilld"
             ),
             Self::Unrecorded { link, alias } => {
-                let owner = match &alias.owner {
-                    Alias::Full(attachment) => format!("of {attachment}"),
-                    Alias::Hashed(hash) => format!("with the hash {hash}"),
+                let owner = match alias.as_ref().map(|alias| &alias.owner) {
+                    Some(Alias::Full(attachment)) => format!("of {attachment}"),
+                    Some(Alias::Hashed(hash)) => format!("with the hash {hash}"),
+                    None => "without an alias of Twill's".to_owned(),
                 };
                 write!(
                     f,

@@ -134,22 +134,19 @@ fn links(facts: &NodeFacts, findings: &mut Vec<Finding>) -> BTreeSet<u64> {
     let none = Vec::new();
     for link in facts.facts.links.iter().filter(|link| link.up) {
         let routed = facts.routes.get(&link.index).unwrap_or(&none);
-        if let (true, Some(record)) = (link.has_lost_alias(), owners.find(link)) {
-            linked.insert(record.sequence);
-            with_record(facts, link, record, routed, findings);
-        }
-        let Some(alias) = &link.alias else { continue };
-        if alias.sequence == LinkAlias::WITHOUT_STORE {
+        // One that is up and has no alias has lost it.
+        let sequence = link.alias.as_ref().map(|alias| alias.sequence);
+        if sequence == Some(LinkAlias::WITHOUT_STORE) {
             continue;
         }
         match owners.find(link) {
             // A later ADD has the record, and this link is left over.
-            Some(record) if alias.sequence < record.sequence => {}
+            Some(record) if sequence.is_some_and(|sequence| sequence < record.sequence) => {}
             Some(record) => {
                 linked.insert(record.sequence);
                 with_record(facts, link, record, routed, findings);
             }
-            None => without_record(facts, link, alias, routed, findings),
+            None => without_record(facts, link, routed, findings),
         }
     }
     linked
@@ -197,15 +194,15 @@ fn with_record(
 fn without_record(
     facts: &NodeFacts,
     link: &LinkFact,
-    alias: &LinkAlias,
     routed: &[IpAddr],
     findings: &mut Vec<Finding>,
 ) {
     let has = |record: &&Record| routed.iter().any(|ip| record.addresses.contains(ip));
     let other = facts.facts.records.iter().map(|fact| &fact.record).find(has);
-    let (owner, attachment) = match &alias.owner {
-        Alias::Full(attachment) => (attachment.to_string(), Some(attachment.clone())),
-        Alias::Hashed(hash) => (format!("somebody with the hash {hash}"), None),
+    let (owner, attachment) = match link.alias.as_ref().map(|alias| &alias.owner) {
+        Some(Alias::Full(attachment)) => (attachment.to_string(), Some(attachment.clone())),
+        Some(Alias::Hashed(hash)) => (format!("somebody with the hash {hash}"), None),
+        None => ("somebody whose alias is lost".to_owned(), None),
     };
     let remedy = match (&attachment, other) {
         (_, Some(other)) => format!("{} has the address now; delete this pod", other.attachment),
@@ -223,7 +220,7 @@ fn without_record(
         addresses: routed.to_vec(),
         link: Some(link.name.clone()),
         attachment,
-        sequence: Some(alias.sequence),
+        sequence: link.alias.as_ref().map(|alias| alias.sequence),
         ..found
     });
 }

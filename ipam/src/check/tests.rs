@@ -95,7 +95,7 @@ fn short(findings: &[Finding]) -> Vec<String> {
 #[test]
 fn each_kind_of_difference_on_a_node_has_its_finding() {
     type Change = fn(&mut NodeFacts);
-    let table: [(&str, Change, &[&str]); 22] = [
+    let table: [(&str, Change, &[&str]); 23] = [
         ("all is well", |_| {}, &[]),
         (
             "a pod that is gone for long",
@@ -191,6 +191,11 @@ fn each_kind_of_difference_on_a_node_has_its_finding() {
                 f.routes.remove(&2);
             },
             &["missingRoute 10.0.0.2/32"],
+        ),
+        (
+            "a link whose alias and record are gone",
+            |f| f.facts.links.push(LinkFact { alias: None, ..link(3) }),
+            &["inUseNotAllocated -"],
         ),
         (
             "a link that is left of an ADD",

@@ -77,7 +77,10 @@ fn text(verdict: &Verdict) -> String {
         verdict.leftovers.iter().map(|(index, why)| format!("if{index} {}", why.as_str()));
     let troubles = verdict.troubles.iter().map(|trouble| match trouble {
         Trouble::Blind { path } => format!("blind {path}"),
-        Trouble::Unrecorded { alias, .. } => format!("unrecorded .{}", alias.sequence),
+        Trouble::Unrecorded { alias: Some(alias), .. } => {
+            format!("unrecorded .{}", alias.sequence)
+        }
+        Trouble::Unrecorded { alias: None, .. } => "unrecorded".to_owned(),
     });
     dead.chain(leftovers).chain(troubles).collect::<Vec<_>>().join(", ")
 }
@@ -428,7 +431,8 @@ fn links_without_a_record() {
                 (0, vec![own(1, 3, Unknown)], vec![overwritten(1)], ""),
                 (200, vec![own(1, 3, Unknown)], vec![overwritten(1)], ""),
                 (400, vec![], vec![overwritten(1)], ""),
-                (600, vec![], vec![overwritten(1)], ""),
+                (600, vec![], vec![overwritten(1)], "unrecorded"),
+                (700, vec![own(1, 3, Unknown)], vec![overwritten(1)], ""),
             ],
         ),
         (
@@ -438,7 +442,8 @@ fn links_without_a_record() {
                 (0, vec![own(1, 3, Unknown)], vec![emptied(1)], ""),
                 (200, vec![own(1, 3, Unknown)], vec![emptied(1)], ""),
                 (400, vec![], vec![emptied(1)], ""),
-                (600, vec![], vec![emptied(1)], ""),
+                (600, vec![], vec![emptied(1)], "unrecorded"),
+                (700, vec![own(1, 3, Unknown)], vec![emptied(1)], ""),
             ],
         ),
         (
@@ -475,11 +480,11 @@ fn an_alias_that_is_only_a_hash_finds_its_record() {
 #[test]
 fn troubles_name_place_and_remedy() {
     let blind = Trouble::Blind { path: "/run/netns/x".into() }.to_string();
-    let unrecorded =
-        Trouble::Unrecorded { link: "twl1".into(), alias: LinkAlias::new(&id(1), 3) }.to_string();
+    let of = |alias| Trouble::Unrecorded { link: "twl1".into(), alias }.to_string();
     for (text, parts) in [
         (blind, ["/run/netns/x", "HostToContainer", "make-rshared"]),
-        (unrecorded, ["twl1", "n/c1/eth0", "ip link delete"]),
+        (of(Some(LinkAlias::new(&id(1), 3))), ["twl1", "n/c1/eth0", "ip link delete"]),
+        (of(None), ["twl1", "without an alias", "ip link delete"]),
     ] {
         for part in parts {
             assert!(text.contains(part), "{text} lacks {part}");
