@@ -196,12 +196,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         _ => {}
     }
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
-    let rebuilt = rebuild(&service).context("cannot rebuild the address store")?;
-    let read = result_cache::adopt(&service, &config.ipam.result_cache, run_dir)
-        .context("cannot rebuild the address store")?;
-    if rebuilt + read > 0 {
-        warn!(rebuilt, read, "the store did not know of pods that run; it does now");
-    }
+    recover(&service, &config).context("cannot rebuild the address store")?;
     reaper::begin().context("cannot delete the links of pods that are gone")?;
     let drained = spool.drain(&service).context("cannot read the spool")?;
     if drained > 0 {
@@ -284,6 +279,22 @@ fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>
     let options = Options { boot_id: boot_id()?, hold_freed: true };
     let (service, report) = Service::open(directory, options)?;
     Ok((Arc::new(service), report.set_aside))
+}
+
+/// Writes down what a store that is lost, or that lacks some, knew.
+fn recover(service: &Service, config: &Config) -> anyhow::Result<()> {
+    // Before the links say what the store knew, while it can be told that it is lost. What they say goes first.
+    let cached = result_cache::read(service, &config.ipam.result_cache, &config.run_dir)?;
+    let rebuilt = rebuild(service)?;
+    let adopted = result_cache::adopt(service, cached)?;
+    if rebuilt + adopted > 0 {
+        warn!(
+            from_links = rebuilt,
+            from_cache = adopted,
+            "the store lacked records of pods that are or may be there; it has them now"
+        );
+    }
+    Ok(())
 }
 
 /// Writes the records of pods that run and that the store does not know of; says how many.
