@@ -147,7 +147,8 @@ impl Api {
             }
             Request::Readiness(request) => {
                 let request = request.unwrap_or_default();
-                let failure = block_in_place(|| problems::of_store(&self.ipam.service));
+                let Ipam { service, tombstones, .. } = &self.ipam;
+                let failure = block_in_place(|| problems::of_store(service, tombstones));
                 if let Some(message) = failure.map_err(|error| again(&error))? {
                     return Err(RpcError { kind: ErrorKind::TryAgain, message });
                 }

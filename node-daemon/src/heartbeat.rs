@@ -8,17 +8,18 @@ use tokio::{sync::watch, task::block_in_place};
 use tracing::warn;
 use twill_ipam_store::{HEARTBEAT, Service, boot_id};
 
-use crate::{ipam::View, problems};
+use crate::{ipam::View, problems, spool::Tombstones};
 
 /// How often the file is touched. STATUS bears 120 s without.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Gives the signs once claims and resources are read, and the file's from then on, as long as an ADD could
-/// be written down.
+/// be written down, and DELs be read.
 pub(crate) async fn run(
     run_dir: PathBuf,
     mut view: watch::Receiver<Arc<View>>,
     service: Arc<Service>,
+    tombstones: Arc<Tombstones>,
 ) {
     if view.wait_for(|view| view.ready).await.is_err() {
         return;
@@ -32,7 +33,7 @@ pub(crate) async fn run(
     let mut beats = tokio::time::interval(PERIOD);
     loop {
         beats.tick().await;
-        if !matches!(block_in_place(|| problems::of_store(&service)), Ok(None)) {
+        if !matches!(block_in_place(|| problems::of_store(&service, &tombstones)), Ok(None)) {
             continue;
         }
         if let Err(error) = fs::write(&file, &boot) {

@@ -256,7 +256,8 @@ impl Node<'_> {
         let problems = wires.report_problems.clone();
         tasks.endless("status", report_status(reports, resources, conditions, of_host, problems));
         let (view, service) = (wires.view.subscribe(), Arc::clone(&self.service));
-        tasks.endless("heartbeat", heartbeat::run(run_dir.clone(), view, service));
+        let tombstones = Arc::clone(&wires.tombstones);
+        tasks.endless("heartbeat", heartbeat::run(run_dir.clone(), view, service, tombstones));
         tasks.endless("reaper", reaper::run(Arc::clone(&self.service), Arc::clone(&wires.parked)));
         tasks.endless("tombstones", Arc::clone(&wires.tombstones).watch());
         if let Some(own_node) = &self.datastore.own_node {
@@ -422,6 +423,7 @@ impl Node<'_> {
         Reconcile {
             service: Arc::clone(&self.service),
             looker,
+            tombstones: Arc::clone(&wires.tombstones),
             interval: Duration::from_secs(self.config.reconcile.interval_seconds),
             pod_links_lost: Arc::clone(&wires.pod_links_lost),
             parked: Arc::clone(&wires.parked),

@@ -5,8 +5,14 @@ use tracing::warn;
 use twill_ipam_store::{Service, StoreError};
 use twill_types::error_chain;
 
-/// Why no ADD can succeed, while nothing can be written to the address store. To ask makes it try again.
-pub(crate) fn of_store(service: &Service) -> Result<Option<String>, StoreError> {
+use crate::spool::Tombstones;
+
+/// Why no ADD can succeed, while nothing can be written to the address store or what DELs have left cannot be
+/// read. To ask makes it try again.
+pub(crate) fn of_store(
+    service: &Service,
+    tombstones: &Tombstones,
+) -> Result<Option<String>, StoreError> {
     let failure = service.failure()?.map(|error| {
         format!(
             "nothing can be written to the address store, so every ADD fails with code 11 ({}); free \
@@ -14,7 +20,7 @@ pub(crate) fn of_store(service: &Service) -> Result<Option<String>, StoreError> 
             error_chain(&error)
         )
     });
-    Ok(failure)
+    Ok(failure.or_else(|| tombstones.failure()))
 }
 
 /// Says what the problems of one source are now.

@@ -18,7 +18,7 @@ use tracing::warn;
 use twill_ipam::Trouble;
 use twill_ipam_store::Service;
 
-use crate::{look::Looker, problems, reaper::Parked};
+use crate::{look::Looker, problems, reaper::Parked, spool::Tombstones};
 
 /// The least time between two looks, however many links go at once.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -31,6 +31,7 @@ const REST_FACTOR: u32 = 50;
 pub(crate) struct Reconcile {
     pub(crate) service: Arc<Service>,
     pub(crate) looker: Arc<Looker>,
+    pub(crate) tombstones: Arc<Tombstones>,
     pub(crate) interval: Duration,
     /// Notified when the kernel took a pod's link away: the first look need not wait.
     pub(crate) pod_links_lost: Arc<Notify>,
@@ -90,7 +91,7 @@ impl Reconcile {
                 aside.display()
             )
         }));
-        troubles.extend(problems::of_store(&self.service)?);
+        troubles.extend(problems::of_store(&self.service, &self.tombstones)?);
         problems::tell(&self.problems, troubles);
         Ok(())
     }

@@ -138,6 +138,17 @@ impl Tombstones {
         }
     }
 
+    /// Why every ADD is refused, as long as the spool cannot be read.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let read = || Ok(self.is_quiet()? || names_any(&self.directory, "")?);
+        let error: io::Error = read().err()?;
+        Some(format!(
+            "the spool {} cannot be read ({error}), so every ADD fails with code 11; move away what is at \
+             that path",
+            self.directory.display()
+        ))
+    }
+
     /// Whether there is certainly no tombstone.
     fn is_quiet(&self) -> io::Result<bool> {
         let changed = match fs::metadata(&self.directory) {

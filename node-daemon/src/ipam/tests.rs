@@ -145,3 +145,18 @@ fn who_asks_for_one_attachment_is_told_of_no_other() {
     assert_eq!(told(Some(&all[0])), &[], "it is of another network");
     assert_eq!(told(Some(&id("pods", "c"))), &[]);
 }
+
+/// Without a word of it, nobody would see why no ADD succeeds.
+#[test]
+fn a_spool_that_cannot_be_read_is_a_problem_as_long_as_it_lasts() {
+    let (run_dir, ipam, _commands) = ipam();
+    let problem = || crate::problems::of_store(&ipam.service, &ipam.tombstones).unwrap();
+    let directory = twill_ipam_store::spool(run_dir.path());
+    assert_eq!(problem(), None, "there is none yet");
+    std::fs::write(&directory, "").unwrap();
+    let told = problem().unwrap();
+    assert!(told.contains(directory.to_str().unwrap()) && told.contains("code 11"), "{told}");
+    std::fs::remove_file(&directory).unwrap();
+    std::fs::create_dir(&directory).unwrap();
+    assert_eq!(problem(), None);
+}
