@@ -97,6 +97,8 @@ pub(crate) async fn run(service: Arc<Service>, parked: Arc<Parked>) {
         // By itself, as nobody waits for an address of these.
         if result == Ok(false) && swept.is_none_or(|last| last.elapsed() >= SWEEP) {
             result = block_in_place(sweep);
+            // One that failed took as long, and the next would fail as soon.
+            swept = Some(Instant::now());
         }
         match result {
             Ok(true) => swept = Some(Instant::now()),
