@@ -35,7 +35,7 @@ use crate::{
     heartbeat,
     host::{Host, gather},
     ipam::{Ipam, View},
-    look::Looker,
+    look::{Looker, patiently},
     metrics::Metrics,
     namespaces,
     nat::OutgoingNat,
@@ -168,8 +168,7 @@ impl Kernel {
         }
         // Before anything is read, so that no change after that is missed.
         let events = Events::open([fib.port()?])?;
-        let objects = fib.objects()?;
-        let adopted = fib.learned()?;
+        let (objects, adopted) = patiently(|| Ok((fib.objects()?, fib.learned()?)))?;
         let routes = State::adopt(config.fib.nexthop_objects, &adopted, &objects);
         if !adopted.is_empty() {
             info!(routes = adopted.len(), "adopted the routes of the process before");

@@ -348,7 +348,7 @@ impl Routes {
     /// Looks what is left of the nexthop objects, and moves traffic to what works.
     fn look(&mut self, others: bool) -> Result<(), Error> {
         if !self.state.table.groups.is_empty() {
-            let found = block_in_place(|| self.fib.objects())?;
+            let found = block_in_place(|| patiently(|| self.fib.objects()))?;
             self.state.table.look(&found, others);
             self.move_groups()?;
         }
