@@ -32,7 +32,7 @@ use crate::{
     config::{Config, LogFormat, LogLevel},
     datastore::{self, Snapshot},
     http, install,
-    look::patiently,
+    look::{PATIENCE, patiently},
     node::Node,
     reaper, result_cache, server,
     spool::Spool,
@@ -196,15 +196,17 @@ async fn run(config: Config) -> anyhow::Result<()> {
         _ => {}
     }
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
-    recover(&service, &config).context("cannot rebuild the address store")?;
-    reaper::begin().context("cannot delete the links of pods that are gone")?;
+    // For all looks of the start: who waits for it does not know how many there are.
+    let until = Instant::now() + PATIENCE;
+    recover(&service, &config, until).context("cannot rebuild the address store")?;
+    reaper::begin(until).context("cannot delete the links of pods that are gone")?;
     let drained = spool.drain(&service).context("cannot read the spool")?;
     if drained > 0 {
         info!(drained, "released what was deleted while no daemon ran");
     }
 
-    let api =
-        Node { config: &config, name: node, service, set_aside, datastore }.start(&mut tasks)?;
+    let api = Node { config: &config, name: node, service, set_aside, datastore, until }
+        .start(&mut tasks)?;
 
     let socket = config.run_dir.join("twilld.sock");
     let listener =
@@ -282,10 +284,10 @@ fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>
 }
 
 /// Writes down what a store that is lost, or that lacks some, knew.
-fn recover(service: &Service, config: &Config) -> anyhow::Result<()> {
+fn recover(service: &Service, config: &Config, until: Instant) -> anyhow::Result<()> {
     // Before the links say what the store knew, while it can be told that it is lost. What they say goes first.
     let cached = result_cache::read(service, &config.ipam.result_cache, &config.run_dir)?;
-    let rebuilt = rebuild(service)?;
+    let rebuilt = rebuild(service, until)?;
     let adopted = result_cache::adopt(service, cached)?;
     if rebuilt + adopted > 0 {
         warn!(
@@ -298,12 +300,12 @@ fn recover(service: &Service, config: &Config) -> anyhow::Result<()> {
 }
 
 /// Writes the records of pods that run and that the store does not know of; says how many.
-fn rebuild(service: &Service) -> anyhow::Result<usize> {
-    let links = patiently(host_links).context("cannot list the pods' links")?;
+fn rebuild(service: &Service, until: Instant) -> anyhow::Result<usize> {
+    let links = patiently(until, host_links).context("cannot list the pods' links")?;
     if !service.misses(links.iter().filter_map(Link::twill_alias).collect())? {
         return Ok(0);
     }
-    let pods = patiently(living_pods).context("cannot list the pods' links")?;
+    let pods = patiently(until, living_pods).context("cannot list the pods' links")?;
     Ok(service.rebuild(pods)?)
 }
 

@@ -49,15 +49,19 @@ pub(crate) struct Look {
     pub(crate) routes: BTreeMap<u32, Vec<IpAddr>>,
 }
 
+/// How long links may come and go under [`patiently`]: in one look, or in all those of a start.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A look at the kernel without which the daemon ends, and which is not to fail because links come and go: whoever starts
 /// the daemon again has it look again.
-pub(crate) fn patiently<T>(mut look: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let began = Instant::now();
+pub(crate) fn patiently<T>(
+    until: Instant,
+    mut look: impl FnMut() -> Result<T, Error>,
+) -> Result<T, Error> {
     loop {
         match look() {
             // It has taken seconds.
-            Err(Error::Interrupted(_)) if began.elapsed() < PATIENCE => {}
+            Err(Error::Interrupted(_)) if Instant::now() < until => {}
             found => return found,
         }
     }
@@ -93,8 +97,9 @@ impl Looker {
         grace: Duration,
         metrics: Metrics,
         pods: Option<watch::Receiver<Arc<KnownPods>>>,
+        until: Instant,
     ) -> anyhow::Result<Self> {
-        let links = patiently(host_links).context("cannot list the pods' links")?;
+        let links = patiently(until, host_links).context("cannot list the pods' links")?;
         let start = Start {
             sequence: service.sequence()?,
             links: links.iter().map(|link| link.index).collect(),
@@ -237,9 +242,14 @@ mod tests {
     #[test]
     fn only_what_changes_too_fast_is_looked_at_again() {
         let interrupted = || Err(Error::Interrupted("links"));
+        let until = Instant::now() + PATIENCE;
         let mut answers = vec![Ok(7), interrupted(), interrupted()];
-        assert!(matches!(patiently(|| answers.pop().unwrap_or_else(interrupted)), Ok(7)));
+        assert!(matches!(patiently(until, || answers.pop().unwrap_or_else(interrupted)), Ok(7)));
         let mut answers = vec![Ok(7), Err(Error::Decode(String::new()))];
-        assert!(patiently(|| answers.pop().unwrap_or_else(interrupted)).is_err());
+        assert!(patiently(until, || answers.pop().unwrap_or_else(interrupted)).is_err());
+        // Those before have taken all the time.
+        let mut answers = vec![Ok(7), interrupted()];
+        let late = patiently(Instant::now(), || answers.pop().unwrap_or_else(interrupted));
+        assert!(late.is_err() && answers.len() == 1);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -57,6 +57,8 @@ pub(crate) struct Node<'a> {
     /// Where the store of the process before was moved to, if it was damaged.
     pub(crate) set_aside: Option<PathBuf>,
     pub(crate) datastore: Datastore,
+    /// How long the looks of the start may be repeated.
+    pub(crate) until: Instant,
 }
 
 /// The latest values that tasks pass on: each is written by one task alone.
@@ -161,14 +163,14 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn prepare(config: &Config) -> anyhow::Result<Self> {
+    fn prepare(config: &Config, until: Instant) -> anyhow::Result<Self> {
         let mut fib = Fib::open(FibConfig { metric: config.fib.metric })?;
         if config.fib.nexthop_compat == Toggle::Off && set_compat(false)?.is_some() {
             info!("sysctl changed: net/ipv4/nexthop_compat_mode = 0");
         }
         // Before anything is read, so that no change after that is missed.
         let events = Events::open([fib.port()?])?;
-        let (objects, adopted) = patiently(|| Ok((fib.objects()?, fib.learned()?)))?;
+        let (objects, adopted) = patiently(until, || Ok((fib.objects()?, fib.learned()?)))?;
         let routes = State::adopt(config.fib.nexthop_objects, &adopted, &objects);
         if !adopted.is_empty() {
             info!(routes = adopted.len(), "adopted the routes of the process before");
@@ -193,7 +195,7 @@ impl Kernel {
 impl Node<'_> {
     /// Starts the tasks that own the node's state.
     pub(crate) fn start(&self, tasks: &mut Tasks) -> anyhow::Result<Arc<Api>> {
-        let kernel = Kernel::prepare(self.config)?;
+        let kernel = Kernel::prepare(self.config, self.until)?;
         // Before anybody is served: the first pods have it for life. Its changes are told from here
         // on, since the kernel's events are already listened to.
         let mtu =
@@ -412,7 +414,7 @@ impl Node<'_> {
         let grace = Duration::from_secs(self.config.reconcile.grace_seconds);
         let (service, parked) = (Arc::clone(&self.service), Arc::clone(&wires.parked));
         let pods = self.datastore.pods.as_ref().map(|pods| pods.known());
-        Looker::begin(service, parked, grace, wires.metrics.clone(), pods)
+        Looker::begin(service, parked, grace, wires.metrics.clone(), pods, self.until)
     }
 
     fn reconcile(&self, wires: &Wires, looker: Arc<Looker>) -> Reconcile {

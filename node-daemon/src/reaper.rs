@@ -81,8 +81,8 @@ impl Parked {
 
 /// Deletes what the process before has left. Before anybody is given an address: which of them wait
 /// for a link is not known any more.
-pub(crate) fn begin() -> Result<(), twill_dataplane::Error> {
-    let deleted = patiently(|| delete_group_links(BATCH, || true))?;
+pub(crate) fn begin(until: Instant) -> Result<(), twill_dataplane::Error> {
+    let deleted = patiently(until, || delete_group_links(BATCH, || true))?;
     if deleted > 0 {
         info!(links = deleted, "deleted the links of pods that went while no daemon ran");
     }

@@ -37,7 +37,11 @@ use self::{
     table::Table,
 };
 use crate::{
-    bgp::Current, claims::OwnedBlocks, config::Switch, look::patiently, metrics::Metrics,
+    bgp::Current,
+    claims::OwnedBlocks,
+    config::Switch,
+    look::{PATIENCE, patiently},
+    metrics::Metrics,
     repair::Damage,
 };
 
@@ -146,11 +150,16 @@ impl State {
     }
 }
 
+/// Until when one look may be repeated.
+fn patience() -> std::time::Instant {
+    std::time::Instant::now() + PATIENCE
+}
+
 impl Routes {
     /// Runs until the kernel fails us.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         self.sync_blocks()?;
-        let dead = block_in_place(|| patiently(|| self.fib.dead_links()))?;
+        let dead = block_in_place(|| patiently(patience(), || self.fib.dead_links()))?;
         self.state.table.set_dead_links(dead);
         let sources = self.sources.borrow_and_update().clone();
         if !sources.is_empty() {
@@ -348,7 +357,7 @@ impl Routes {
     /// Looks what is left of the nexthop objects, and moves traffic to what works.
     fn look(&mut self, others: bool) -> Result<(), Error> {
         if !self.state.table.groups.is_empty() {
-            let found = block_in_place(|| patiently(|| self.fib.objects()))?;
+            let found = block_in_place(|| patiently(patience(), || self.fib.objects()))?;
             self.state.table.look(&found, others);
             self.move_groups()?;
         }
@@ -358,7 +367,9 @@ impl Routes {
     fn reload(&mut self) -> Result<(), Error> {
         warn!("events of the kernel were lost: its routes are read again");
         let (dead, objects, routes) = block_in_place(|| {
-            patiently(|| Ok((self.fib.dead_links()?, self.fib.objects()?, self.fib.learned()?)))
+            patiently(patience(), || {
+                Ok((self.fib.dead_links()?, self.fib.objects()?, self.fib.learned()?))
+            })
         })?;
         self.state.table.set_dead_links(dead);
         self.state.table.reload(&routes, &objects);
