@@ -415,8 +415,8 @@ impl fmt::Display for Trouble {
                 write!(
                     f,
                     "link {link} {owner} has no record in this node's address store, and a pod may \
-                     be using it, so it is left alone; delete the pod, or the link (ip link delete \
-                     {link}) if it has none"
+                     be using it, so it is left alone; unless another IPAM plugin gave its address, \
+                     delete the pod, or the link (ip link delete {link}) if it has none"
                 )
             }
         }

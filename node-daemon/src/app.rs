@@ -196,7 +196,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         _ => {}
     }
     let (service, set_aside) = open_store(&ipam_dir.join("store"))?;
-    // For all looks of the start: who waits for it does not know how many there are.
+    // For all looks until then: who waits for the start does not know how many there are.
     let until = Instant::now() + PATIENCE;
     recover(&service, &config, until).context("cannot rebuild the address store")?;
     reaper::begin(until).context("cannot delete the links of pods that are gone")?;
@@ -205,6 +205,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         info!(drained, "released what was deleted while no daemon ran");
     }
 
+    // To delete thousands of links takes a while of its own.
+    let until = Instant::now() + PATIENCE;
     let api = Node { config: &config, name: node, service, set_aside, datastore, until }
         .start(&mut tasks)?;
 
@@ -285,7 +287,8 @@ fn open_store(directory: &Path) -> anyhow::Result<(Arc<Service>, Option<PathBuf>
 
 /// Writes down what a store that is lost, or that lacks some, knew.
 fn recover(service: &Service, config: &Config, until: Instant) -> anyhow::Result<()> {
-    // Before the links say what the store knew, while it can be told that it is lost. What they say goes first.
+    // Read before the links give records back, while it can be told that the store is lost; but links are believed
+    // before the cache.
     let cached = result_cache::read(service, &config.ipam.result_cache, &config.run_dir)?;
     let rebuilt = rebuild(service, until)?;
     let adopted = result_cache::adopt(service, cached)?;

@@ -121,7 +121,7 @@ pub(crate) fn adopt(service: &Service, found: Vec<Record>) -> Result<usize, Stor
 fn read_directory(directory: &Path, run_dir: &Path) -> io::Result<Vec<(SystemTime, Record)>> {
     let running = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
     let boot = SystemTime::now().checked_sub(running).unwrap_or(SystemTime::UNIX_EPOCH);
-    let mut records = Vec::new();
+    let (mut records, mut older) = (Vec::new(), 0);
     let left_out = |what: &Path, error: io::Error| {
         warn!(file = %what.display(), %error, "a result of the runtime's cache is left out");
     };
@@ -135,7 +135,7 @@ fn read_directory(directory: &Path, run_dir: &Path) -> io::Result<Vec<(SystemTim
         };
         match read_file(&path) {
             // What is of an earlier boot tells of no namespace of this one.
-            Ok((written, _)) if written < boot => {}
+            Ok((written, _)) if written < boot => older += 1,
             Ok((written, text)) => match serde_json::from_slice(&text) {
                 Ok(cached) => records.extend(record(cached, run_dir).map(|found| (written, found))),
                 Err(error) => {
@@ -144,6 +144,9 @@ fn read_directory(directory: &Path, run_dir: &Path) -> io::Result<Vec<(SystemTim
             },
             Err(error) => left_out(&path, error),
         }
+    }
+    if older > 0 {
+        info!(files = older, "results of before the boot are left out of the runtime's cache");
     }
     Ok(records)
 }

@@ -142,9 +142,12 @@ impl Tombstones {
     pub(crate) fn failure(&self) -> Option<String> {
         let read = || Ok(self.is_quiet()? || names_any(&self.directory, "")?);
         let error: io::Error = read().err()?;
+        let remedy = match error.kind() {
+            io::ErrorKind::NotADirectory => "; move away what is at that path",
+            _ => "",
+        };
         Some(format!(
-            "the spool {} cannot be read ({error}), so every ADD fails with code 11; move away what is at \
-             that path",
+            "the spool {} cannot be read ({error}), so every ADD fails with code 11{remedy}",
             self.directory.display()
         ))
     }

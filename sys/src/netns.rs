@@ -87,7 +87,8 @@ impl Netns {
         match Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) }) {
             Ok(libc::CLONE_NEWNET) => Ok(Self { file, path }),
             Ok(_) => Err(NetnsError::OtherKind { path }),
-            Err(_) => Err(NetnsError::NotANamespace { path }),
+            Err(Errno::ENOTTY | Errno::EINVAL) => Err(NetnsError::NotANamespace { path }),
+            Err(errno) => Err(NetnsError::Open { path, source: errno.into() }),
         }
     }
 

@@ -93,13 +93,13 @@ pub(crate) fn the_tor_reaches_pods(site: &Mutex<Site>) -> Result<()> {
 pub(crate) fn a_pod_on_an_unselected_node_waits_and_says_why(site: &Mutex<Site>) -> Result<()> {
     let site = lock(site)?;
     site.deploy("app", 1, &format!("nodeName: {UNSELECTED}"))?;
-    let pod = wait_for("the event", LONG, || {
+    wait_for("the event, and the state", LONG, || {
         let pod = site.pods("app")?.into_iter().next().context("there is no pod")?;
         site.told_of(&pod, "FailedCreatePodSandBox", "no pool selects node node3")?;
-        Ok(pod)
+        let state = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+        ensure!(state == "ContainerCreating", "{}", pod["status"]);
+        Ok(())
     })?;
-    let state = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
-    ensure!(state == "ContainerCreating", "{}", pod["status"]);
     site.remove("app")
 }
 

@@ -1,6 +1,6 @@
 //! DEL: the pod is cut off first, so that its address is free of it when it is given back.
 
-use std::{path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use twill_dataplane::{
     Netns,
@@ -85,10 +85,12 @@ fn cut_off(
     let (DelOutcome::Elsewhere { sequence }, Some(named)) = (outcome, netns) else {
         return Ok(outcome);
     };
-    let is_of_another = match sequence {
-        // No store says for which namespace it was made.
-        Some(LinkAlias::WITHOUT_STORE) => !is_remembered(call, &attachment),
-        _ => is_of_another(authority, &attachment, sequence, named),
+    // No store says for which namespace it was made.
+    let is_in_no_store = sequence == Some(LinkAlias::WITHOUT_STORE)
+        || sequence.is_none() && Delegate::of(call).is_some();
+    let is_of_another = match is_in_no_store {
+        true => !is_remembered(call, &attachment)?,
+        false => is_of_another(authority, &attachment, sequence, named),
     };
     if is_of_another {
         tracing::info!(%attachment, "it has another namespace by now: left alone");
@@ -98,21 +100,21 @@ fn cut_off(
 }
 
 /// Whether a link that leads elsewhere is the one that the runtime remembers for the namespace which it names: the
-/// pod has moved its end into a namespace of its own. The result of a newer sandbox names that one's.
-fn is_remembered(call: &Call, attachment: &AttachmentId) -> bool {
+/// pod has moved its end into a namespace of its own. The result of a newer sandbox names that one's, and until it
+/// is there the newer link has no addresses.
+fn is_remembered(call: &Call, attachment: &AttachmentId) -> Result<bool, Error> {
     let Variables { ifname, netns, .. } = &call.variables;
     let previous = call.netconf.prev_result.as_ref();
     let Some(Ok(previous)) = previous.map(|result| Previous::read(result, ifname, netns)) else {
-        return false;
+        return Ok(false);
     };
     let name = host_link_name(attachment);
-    let links = pod_links().unwrap_or_else(|error| {
-        tracing::warn!(%attachment, %error, "cannot see what addresses its link has");
-        Vec::new()
-    });
+    let links = pod_links()?;
     let found = links.iter().find(|found| found.link.name == name);
-    let has = |address| previous.addresses.iter().any(|known| known.address == address);
-    found.is_some_and(|found| found.addresses.iter().all(|address| has(*address)))
+    let addresses = found.map(|found| &found.addresses[..]).unwrap_or_default();
+    let is_known =
+        |address: &IpAddr| previous.addresses.iter().any(|known| known.address == *address);
+    Ok(!addresses.is_empty() && addresses.iter().all(is_known))
 }
 
 /// The release of what an ADD was given.

@@ -3,6 +3,8 @@
 //! Each base chain decides for itself: what another table accepts, ours included, is dropped by one of
 //! these all the same. So only its owner, or the administrator, can let pods pass.
 
+use std::time::{Duration, Instant};
+
 use netlink_packet_core::NLM_F_DUMP;
 use twill_types::{Family, HOST_LINK_PREFIX};
 
@@ -66,14 +68,12 @@ impl DroppingChain {
 /// All of them in the namespace of the calling thread. A rule counts that accepts by the link's name alone,
 /// `iifname "twl*"` or `-i twl+` and the same for the way out, or that accepts everything.
 pub fn dropping_chains() -> Result<Vec<DroppingChain>, Error> {
-    /// Far more often than a table can be taken down in: a kernel that still has other numbers counts otherwise.
-    const LOOKS: usize = 20;
+    /// Far longer than it takes to take a table down: a kernel that still has other numbers counts otherwise.
+    const COUNTING: Duration = Duration::from_secs(1);
     let mut socket = Socket::open()?;
-    let mut looks = 0;
-    let mut chains = until_consistent("chains", || {
-        looks += 1;
-        chains_of_nftables(&mut socket, looks < LOOKS)
-    })?;
+    let began = Instant::now();
+    let mut chains =
+        until_consistent("chains", || chains_of_nftables(&mut socket, began.elapsed() < COUNTING))?;
     for family in [Family::V4, Family::V6] {
         chains.extend(legacy::dropping_chain(family)?);
     }

@@ -207,6 +207,9 @@ fn without_record(
     let remedy = match (&attachment, other) {
         (_, Some(other)) => format!("{} has the address now; delete this pod", other.attachment),
         (Some(_), None) if !routed.is_empty() => "--fix writes it down again".to_owned(),
+        (None, _) if link.alias.is_none() => {
+            "delete the pod, unless another IPAM plugin gave its address".to_owned()
+        }
         _ => "what the link says is not enough to write it down: delete the pod".to_owned(),
     };
     let found = finding(

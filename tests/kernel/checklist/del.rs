@@ -332,6 +332,21 @@ pub(crate) fn d_07_a_late_del_leaves_it_alone_also_where_no_store_can_be_asked()
     ensure!(!calls.contains("DEL"), "its address was given back: {calls}");
     by_another(site.call("DEL")?)?.silent()?;
     site.as_new()?;
+    // Amid the ADD of the newer sandbox: the result of the one before is the runtime's still, and the link has no
+    // routes yet; or no alias.
+    let before = by_another(site.call_for("ADD", &old)?)?.object()?;
+    let newer = by_another(site.call("ADD")?)?.object()?;
+    let late = || {
+        Ok::<_, anyhow::Error>(site.call_for("DEL", &old)?.config("/prevResult", before.clone()))
+    };
+    let link = newer["interfaces"][0]["name"].as_str().context("no name")?;
+    for change in ["route del 10.79.0.5", &format!("link set dev {link} alias \"\"")] {
+        site.host.ip_batch(&format!("{change}\n"))?;
+        by_another(late()?)?.silent()?;
+        site.host.ip(&format!("link show {link}"))?;
+    }
+    by_another(site.call("DEL")?)?.silent()?;
+    site.as_new()?;
     // An annotation gave its address.
     let by_nobody = |call: Call<'_>| {
         let key = "cni.projectcalico.org/ipAddrsNoIpam";
