@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, BufReader, Read, Write},
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -430,7 +430,12 @@ impl Timed {
         let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         let microseconds = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX).max(1);
         setsockopt(&socket, sockopt::SendTimeout, &TimeVal::microseconds(microseconds))?;
-        connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address)?;
+        // A process that is stopped and goes on finds its wait at an end.
+        while let Err(errno) = connect(socket.as_raw_fd(), &address) {
+            if errno != Errno::EINTR {
+                return Err(errno);
+            }
+        }
         Ok(Self { stream: UnixStream::from(socket), deadline, timeout })
     }
 

@@ -215,6 +215,8 @@ impl Raw {
                     self.received.extend_from_slice(piece.get(..count).unwrap_or_default());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                // A machine that was stopped for a moment ends waits that have a limit.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Command,
     thread::{self, JoinHandle},
@@ -35,9 +35,11 @@ fn serve(pod: &Namespace, port: u16) -> Result<JoinHandle<Result<u64>>> {
         let mut bytes = vec![0; 64 * 1024];
         let mut count = 0;
         loop {
-            match stream.read(&mut bytes)? {
-                0 => break,
-                read => count += read as u64,
+            match stream.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(read) => count += read as u64,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
             }
         }
         stream.write_all(&count.to_be_bytes())?;
