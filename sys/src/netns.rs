@@ -14,7 +14,7 @@ use std::{
 use nix::{
     errno::Errno,
     sched::{CloneFlags, setns},
-    sys::statfs::{FsType, NSFS_MAGIC, statfs},
+    sys::statfs::{NSFS_MAGIC, statfs},
 };
 
 /// `NS_GET_ID` of `linux/nsfs.h`: the namespace's 64-bit identity, for a network namespace the same
@@ -189,7 +189,7 @@ pub enum AtPath {
 /// It cannot be told what is there.
 pub fn look(path: &Path) -> Result<AtPath, NetnsError> {
     match statfs(path) {
-        Ok(stat) if is_nsfs(stat.filesystem_type()) => {}
+        Ok(stat) if stat.filesystem_type() == NSFS_MAGIC => {}
         Ok(_) => return Ok(AtPath::Plain),
         Err(Errno::ENOENT) => return Ok(AtPath::Nothing),
         Err(errno) => {
@@ -205,10 +205,6 @@ pub fn look(path: &Path) -> Result<AtPath, NetnsError> {
         }
         Err(error) => Err(error),
     }
-}
-
-fn is_nsfs(fs: FsType) -> bool {
-    fs == NSFS_MAGIC
 }
 
 /// The kernel's number for a network namespace, which is never used twice in a boot (an inode is).
